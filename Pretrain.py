@@ -1,0 +1,169 @@
+"""Pre-train SemMIM on image-text pairs (the paper, Section 3).
+
+    python Pretrain.py --config configs/demo/Pretrain.yaml --output_dir output/demo/pretrain
+    torchrun --nproc_per_node=8 Pretrain.py --config configs/Pretrain.yaml --output_dir output/pretrain
+
+`--resume` continues an interrupted run at the very step it stopped; `--checkpoint FILE` starts a new run from the
+weights of an earlier one. Writes checkpoint_last.pth, config.yaml, log.jsonl, TensorBoard's events and, every epoch, a
+picture of what is masked.
+"""
+
+import argparse
+
+import torch
+import torch.nn.functional as F
+
+from dataset import create_dataset, create_loader
+from dataset.pretrain import PretrainCollate
+from dataset.text import Tokenizer
+from dataset.transforms import CLIP_MEAN, CLIP_STD
+from models.pretrain import PretrainModel, build_pretrain_model
+from models.semmim import load_weights
+from optim import create_optimizer, scaled_lr
+from scheduler import WarmupCosine
+from utils import (
+    Progress,
+    Run,
+    UserError,
+    add_arguments,
+    fit,
+    init_distributed,
+    is_main,
+    load_checkpoint,
+    load_config,
+    rank,
+    run_main,
+    seed_everything,
+    to_device,
+    unwrap,
+    world_size,
+    wrap_ddp,
+)
+
+SCHEMA = "configs/Pretrain.yaml"
+OPTIONAL = ("mim.inject_from",)  # keys that may be `none`
+PICTURES = 8  # pairs in the picture of an epoch
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    args = parser.parse_args()
+    device = init_distributed(args.device)
+    cfg = load_config(args.config, args.override, schema=SCHEMA, optional=OPTIONAL)
+    if args.evaluate:
+        raise UserError("--evaluate: Pretrain.py only trains; evaluate its checkpoint with Retrieval.py --evaluate")
+    if args.seed is not None:
+        cfg.seed = args.seed
+    seed_everything(cfg.seed, per_rank=False)  # every process builds the same model
+    run = Run(args.output_dir, cfg, append=args.resume)
+
+    tokenizer = Tokenizer(cfg.text.vocab, sep=cfg.text.sep)
+    model, lines = build_pretrain_model(cfg, tokenizer)
+    for line in lines:
+        run.info(line)
+    resume_from = load_checkpoint(run.dir / "checkpoint_last.pth") if args.resume else None
+    if args.checkpoint and not args.resume:
+        load_weights(model, load_checkpoint(args.checkpoint)["model"], args.checkpoint)
+    model.to(device)
+
+    grid = model.backbone.image_encoder.grid
+    dataset = create_dataset("pretrain", cfg, codebook_size=8 * grid if cfg.mim.target == "dvae" else None)
+    loader = create_loader(
+        dataset,
+        cfg.train.batch_size,
+        collate=PretrainCollate(tokenizer, cfg.text.max_tokens),
+        num_workers=cfg.data.num_workers,
+        rank=rank(),
+        world_size=world_size(),
+        seed=cfg.seed,
+        pin_memory=device.type == "cuda",
+        max_bad_share=cfg.data.max_bad_share,
+        bucket_batches=cfg.data.bucket_batches,
+    )
+    optimizer, schedule = create_optimization(model, cfg, loader, run)
+    seed_everything(cfg.seed)  # from here on every process draws its own noise
+
+    def loss_fn(wrapped, batch: dict, progress: Progress):
+        # The soft targets of ITC come in over the first epoch, while the twins are still worth little (ALBEF).
+        ramp = min(1.0, progress.step / max(1, progress.steps_per_epoch))
+        return wrapped(batch, cfg.itc.alpha * ramp)
+
+    def on_epoch_end(wrapped, progress: Progress) -> None:
+        if cfg.train.pictures and is_main() and cfg.mim.target != "none":
+            picture = masking_picture(unwrap(wrapped), dataset, tokenizer, cfg.text.max_tokens, device)
+            run.image(progress.step, "masking", picture)
+
+    fit(
+        wrap_ddp(model, device),
+        loader,
+        optimizer,
+        schedule,
+        train_cfg=cfg.train,
+        run=run,
+        device=device,
+        loss_fn=loss_fn,
+        after_step=lambda progress: model.after_step(),
+        on_epoch_end=on_epoch_end,
+        extra_state=lambda: {"description": model.backbone.description, "stage": "pretrain"},
+        resume_from=resume_from,
+    )
+    run.close()
+
+
+def create_optimization(model: PretrainModel, cfg, loader, run: Run):
+    """AdamW with the paper's two learning rates and the per-iteration schedule; prints the effective values."""
+    train = cfg.train
+    global_batch = train.batch_size * train.accumulation * world_size()
+    # The low rate protects pre-trained weights; an image encoder that starts at random learns at the other one.
+    lr_vit = train.lr if cfg.model.image_encoder.weights == "random" else train.lr_vit
+    lr, lr_vit = (scaled_lr(x, global_batch, train.base_batch, train.lr_scaling) for x in (train.lr, lr_vit))
+    optimizer = create_optimizer(model, lr=lr, lr_vit=lr_vit, weight_decay=train.weight_decay, betas=train.betas)
+    total_steps = train.epochs * (len(loader) // train.accumulation)
+    schedule = WarmupCosine(optimizer, total_steps=total_steps, warmup_steps=train.warmup_steps, min_lr=train.min_lr)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    run.info(f"{trainable / 1e6:.1f}M trainable parameters, {len(loader.dataset)} entries, {total_steps} steps")
+    run.info(
+        f"global batch {global_batch}: {train.batch_size} a process, {world_size()} processes, accumulation "
+        f"{train.accumulation}; learning rates {lr:.2e}, image encoder {lr_vit:.2e} (lr_scaling {train.lr_scaling})"
+    )
+    return optimizer, schedule
+
+
+@torch.no_grad()
+def masking_picture(model: PretrainModel, dataset, tokenizer, max_tokens: int, device) -> torch.Tensor:
+    """[3, H, W] in [0, 1]; a row a pair: view 1, view 2, masked view 2, patch-text similarity, patterns."""
+    samples = [dataset[(0, index)] for index in range(min(PICTURES, len(dataset)))]
+    batch = to_device(PretrainCollate(tokenizer, max_tokens)(samples), device)
+    training = model.training
+    model.eval()
+    shown = model.inspect(batch)
+    model.train(training)
+
+    views = [denormalise(batch[name]) for name in ("image1", "image2")]
+    size, grid = views[0].shape[-1], model.backbone.image_encoder.grid
+
+    def as_picture(values: torch.Tensor) -> torch.Tensor:  # [B, N, 3] -> [B, 3, S, S]
+        squares = values.float().transpose(1, 2).unflatten(2, (grid, grid))
+        return F.interpolate(squares, size=(size, size), mode="nearest")
+
+    columns = [*views, views[1] * as_picture(1 - shown["mask"].float()[..., None].expand(-1, -1, 3))]
+    if shown["similarity"] is not None:
+        low, high = shown["similarity"].amin(1, keepdim=True), shown["similarity"].amax(1, keepdim=True)
+        relative = (shown["similarity"] - low) / (high - low).clamp(min=1e-6)
+        columns.append(as_picture(relative[..., None].expand(-1, -1, 3)))
+    if shown["patterns"] is not None:
+        colours = torch.rand(int(shown["patterns"].max()) + 1, 3, generator=torch.Generator().manual_seed(0))
+        columns.append(as_picture(colours.to(device)[shown["patterns"]]))
+    rows = torch.cat(columns, 3)  # [B, 3, S, columns * S]
+    return rows.transpose(0, 1).flatten(1, 2).clamp(0, 1).cpu()
+
+
+def denormalise(images: torch.Tensor) -> torch.Tensor:
+    """Back from CLIP's normalisation to [0, 1]. [B, 3, S, S]"""
+    mean, std = (torch.tensor(x, device=images.device).view(3, 1, 1) for x in (CLIP_MEAN, CLIP_STD))
+    return images * std + mean
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,103 @@
+"""Captions and questions: cleaning as ALBEF does, and BERT word pieces without a final [SEP]."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from utils import UserError, find_file
+
+# The Rust tokenizer's own threads would warn about, and may hang in, forked data workers; batches here are
+# small.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+PUNCTUATION = re.compile(r"[,.'!?\"()*#:;~]")
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def clean_caption(text: str, max_words: int) -> str:
+    """ALBEF's `pre_caption`: lower case, punctuation out, `-` and `/` to spaces, at most `max_words` words.
+
+    Returns "" where nothing is left (ALBEF raises): the data sets decide what an empty caption means.
+    """
+    return _truncate(_strip_punctuation(text).replace("<person>", "person"), max_words)
+
+
+def clean_question(text: str, max_words: int) -> str:
+    """ALBEF's `pre_question`: the same rules as for captions, without the <person> placeholder."""
+    return _truncate(_strip_punctuation(text), max_words)
+
+
+def _strip_punctuation(text: str) -> str:
+    return PUNCTUATION.sub("", text.lower()).replace("-", " ").replace("/", " ")
+
+
+def _truncate(text: str, max_words: int) -> str:
+    # Every run of white space counts as one space (ALBEF's question rule lets double spaces count as words).
+    return " ".join(text.split()[:max_words])
+
+
+class Tokenizer:
+    """BERT's uncased word pieces from a local `vocab.txt`, as padded tensors.
+
+    The encoders see `[CLS] X` without a final [SEP], as in ALBEF and mPLUG: transformers' default adds one,
+    and checkpoints trained without it lose points silently when they get it. `sep=True` adds it.
+    """
+
+    def __init__(self, vocab_file: str | Path, sep: bool = False):
+        path = Path(find_file(vocab_file, "vocabulary (text.vocab)"))
+        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # splitlines() would also cut at U+2028
+        vocab = {line.rstrip("\r"): i for i, line in enumerate(lines)}
+        missing = [token for token in SPECIAL_TOKENS if token not in vocab]
+        if missing:
+            raise UserError(f"vocabulary {path} lacks {', '.join(missing)}; it must be a BERT vocab.txt")
+        self.sep = sep
+        self.vocab_size = len(vocab)
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (vocab[t] for t in SPECIAL_TOKENS)
+        self._backend = _word_pieces(path, vocab)
+
+    def word_pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids without special tokens, unpadded and untruncated."""
+        return [encoding.ids for encoding in self._backend.encode_batch(list(texts), add_special_tokens=False)]
+
+    def encode(self, texts: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:
+        """Texts to (input_ids [B,L] int64, attention_mask [B,L] int64), L the longest text of the batch.
+
+        `max_tokens` counts the special tokens; longer texts lose their last word pieces, never [CLS] or
+        [SEP].
+        """
+        tail = [self.sep_id] if self.sep else []
+        room = max_tokens - 1 - len(tail)
+        rows = [[self.cls_id, *ids[:room], *tail] for ids in self.word_pieces(texts)]
+        length = max((len(row) for row in rows), default=0)
+        input_ids = torch.tensor([row + [self.pad_id] * (length - len(row)) for row in rows], dtype=torch.int64)
+        lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
+        attention_mask = (torch.arange(length) < lengths[:, None]).long()  # [B,L]
+        return input_ids.view(len(rows), length), attention_mask
+
+    def decode(self, ids: Sequence[int] | Tensor) -> str:
+        """Token ids [L] to text: special tokens dropped, word pieces joined."""
+        return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+
+def _word_pieces(path: Path, vocab: dict[str, int]):
+    """The Rust tokenizer inside transformers' BertTokenizer.
+
+    transformers 5 takes `vocab`, transformers 4 took `vocab_file`. Its `__call__` costs several times what
+    the Rust call costs and pads with its own rules, so only the backend is used.
+    """
+    from transformers import BertTokenizerFast
+
+    try:
+        tokenizer = BertTokenizerFast(vocab=dict(vocab), do_lower_case=True)
+    except TypeError:
+        tokenizer = BertTokenizerFast(vocab_file=str(path), do_lower_case=True)
+    backend = tokenizer.backend_tokenizer
+    if backend.token_to_id("[MASK]") != vocab["[MASK]"] or backend.get_vocab_size() != len(vocab):
+        raise UserError(f"transformers read {path} differently than line by line; use transformers 5.17 or newer")
+    backend.no_padding()
+    backend.no_truncation()
+    return backend

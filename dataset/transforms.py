@@ -1,0 +1,300 @@
+"""Pictures: opening and conversion to RGB, the two pre-training views, fine-tuning and test transforms.
+
+All randomness comes from the `random.Random` that the caller passes, so a view is a pure function of its
+seed. PIL works on the picture and one pass of NumPy makes the tensor: on 64x64 pictures a view costs about
+0.2 ms.
+"""
+
+import math
+import random
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+_SCALE = np.float32(1 / 255) / np.array(CLIP_STD, dtype=np.float32)[:, None, None]  # [3,1,1]
+_SHIFT = (-np.array(CLIP_MEAN) / np.array(CLIP_STD)).astype(np.float32)[:, None, None]  # [3,1,1]
+
+BICUBIC = Image.Resampling.BICUBIC
+BILINEAR = Image.Resampling.BILINEAR
+FLIP = Image.Transpose.FLIP_LEFT_RIGHT
+
+
+class ImageError(Exception):
+    """A picture that cannot be used: `path` and the `reason` in one line."""
+
+    def __init__(self, path: str | Path, reason: str):
+        self.path, self.reason = str(path), reason
+        super().__init__(self.path, reason)  # both, so that it can be pickled between processes
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+# ------------------------------------------------------------------------------------------ reading
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Reads one picture completely, as RGB, or raises ImageError.
+
+    PIL's own limits stay on: truncated files are errors and so are decompression bombs.
+    """
+    try:
+        with Image.open(path) as image:
+            return to_rgb(image)
+    except FileNotFoundError:
+        raise ImageError(path, "no such file") from None
+    except UnidentifiedImageError:
+        raise ImageError(path, "not a picture that PIL can read") from None
+    except Exception as error:  # decoders raise nearly anything on broken files (struct.error, KeyError, ...)
+        reason = " ".join(str(error).split()) or "unreadable"
+        raise ImageError(path, f"{type(error).__name__}: {reason}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL picture as upright 8-bit RGB: transparency on white, 16-bit and float grey scaled, EXIF
+    applied.
+
+    `convert("RGB")` alone shows whatever colours lie under transparent pixels and clips 16-bit grey to white.
+    """
+    png = image.format == "PNG"  # exif_transpose returns a copy without the format
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _grey_to_8_bit(image, png).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = _straight_alpha(image)
+        white = Image.new("RGB", image.size, (255, 255, 255))
+        white.paste(image, mask=image.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def _straight_alpha(image: Image.Image) -> Image.Image:
+    if image.mode == "La":
+        image = image.convert("LA")
+    return image.convert("RGBA")
+
+
+def _grey_to_8_bit(image: Image.Image, png: bool) -> Image.Image:
+    """16-bit, 32-bit and float grey to L. Full scale is what the mode or, where that is open, the values say:
+    65535 for I;16 and PNG, else the smallest of 1 (floats), 255, 65535 and the maximum that holds all
+    values."""
+    values = np.asarray(image).astype(np.float64)  # [H,W]
+    top = float(values.max(initial=0.0))
+    if not math.isfinite(top):
+        raise ValueError("the picture has values that are not finite")
+    if image.mode.startswith("I;16") or (png and top <= 65535):
+        full = 65535.0
+    else:
+        steps = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+        full = next((step for step in steps if top <= step), top)
+    return Image.fromarray(np.clip(np.rint(values * (255.0 / full)), 0, 255).astype(np.uint8))
+
+
+# ------------------------------------------------------------------------------------------ RandAugment
+# ALBEF's ten operations with its ranges at magnitude 10. Values: enhancement factor, shear, share of the
+# side, degrees. Empty areas are filled with grey 128 as there. ALBEF shifts by up to 10 pixels of a 256-pixel
+# picture; here it is the same share of the side at every resolution.
+
+GREY = (128, 128, 128)
+
+
+def _enhance(magnitude: float, rng: random.Random) -> float:
+    return magnitude / 10 * 1.8 + 0.1
+
+
+def _signed(top: float) -> Callable[[float, random.Random], float]:
+    def value(magnitude: float, rng: random.Random) -> float:
+        return math.copysign(magnitude / 10 * top, rng.random() - 0.5)
+
+    return value
+
+
+def _unused(magnitude: float, rng: random.Random) -> float:
+    return 0.0
+
+
+def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, BILINEAR, fillcolor=GREY)
+
+
+PHOTOMETRIC = {
+    "Identity": (_unused, lambda image, value: image),
+    "AutoContrast": (_unused, lambda image, value: ImageOps.autocontrast(image)),
+    "Brightness": (_enhance, lambda image, value: ImageEnhance.Brightness(image).enhance(value)),
+    "Sharpness": (_enhance, lambda image, value: ImageEnhance.Sharpness(image).enhance(value)),
+    "Equalize": (_unused, lambda image, value: ImageOps.equalize(image)),
+}
+GEOMETRIC = {
+    "ShearX": (_signed(0.3), lambda image, value: _affine(image, (1, value, 0, 0, 1, 0))),
+    "ShearY": (_signed(0.3), lambda image, value: _affine(image, (1, 0, 0, value, 1, 0))),
+    "TranslateX": (
+        _signed(10 / 256),
+        lambda image, value: _affine(image, (1, 0, value * image.width, 0, 1, 0)),
+    ),
+    "TranslateY": (
+        _signed(10 / 256),
+        lambda image, value: _affine(image, (1, 0, 0, 0, 1, value * image.height)),
+    ),
+    "Rotate": (_signed(30), lambda image, value: image.rotate(value, BILINEAR, fillcolor=GREY)),
+}
+OPERATIONS = PHOTOMETRIC | GEOMETRIC
+_NAMES = tuple(OPERATIONS)
+
+
+def draw_operations(rng: random.Random, ops: int, magnitude: float) -> list[tuple[str, float]]:
+    """`ops` operations drawn with replacement, each kept with probability one half: [(name, value), ...]."""
+    drawn = []
+    for _ in range(ops):
+        name = rng.choice(_NAMES)
+        if rng.random() < 0.5:
+            drawn.append((name, OPERATIONS[name][0](magnitude, rng)))
+    return drawn
+
+
+def apply_operations(image: Image.Image, drawn: list[tuple[str, float]]) -> Image.Image:
+    for name, value in drawn:
+        image = OPERATIONS[name][1](image, value)
+    return image
+
+
+# ------------------------------------------------------------------------------------------ views
+
+
+def random_crop(width: int, height: int, scale: tuple[float, float], rng: random.Random) -> tuple[int, int, int, int]:
+    """RandomResizedCrop's box (left, upper, right, lower): area share in `scale`, aspect ratio in [3/4, 4/3].
+
+    As torchvision: ten tries, then the largest central box within the aspect limits.
+    """
+    low, high = math.log(3 / 4), math.log(4 / 3)
+    for _ in range(10):
+        area = width * height * rng.uniform(*scale)
+        ratio = math.exp(rng.uniform(low, high))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, upper = rng.randint(0, width - w), rng.randint(0, height - h)
+            return left, upper, left + w, upper + h
+    w = min(width, round(height * 4 / 3))
+    h = min(height, round(width * 4 / 3))
+    left, upper = (width - w) // 2, (height - h) // 2
+    return left, upper, left + w, upper + h
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """RGB picture to float32 [3,H,W], normalised with CLIP's mean and standard deviation."""
+    pixels = np.asarray(image).transpose(2, 0, 1)  # [3,H,W] uint8
+    out = np.empty(pixels.shape, dtype=np.float32)
+    np.multiply(pixels, _SCALE, out=out)
+    out += _SHIFT
+    return torch.from_numpy(out)
+
+
+def to_unit_tensor(image: Image.Image) -> Tensor:
+    """RGB picture to float32 [3,H,W] in [0,1], not normalised (the dVAE codebook brings its own mapping)."""
+    return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).astype(np.float32) / 255)
+
+
+class Augment:
+    """One random view: crop and resize, flip, RandAugment, normalise.
+
+    image_size: side S in pixels; crop_scale: area share of the crop; ops and magnitude (of 10): RandAugment's
+    N and M; codebook_size: side C of the extra picture for the dVAE target, None for none.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        crop_scale: tuple[float, float] = (0.2, 1.0),
+        flip: bool = True,
+        ops: int = 2,
+        magnitude: float = 7,
+        codebook_size: int | None = None,
+    ):
+        self.image_size = image_size
+        self.crop_scale = (float(crop_scale[0]), float(crop_scale[1]))
+        self.flip = flip
+        self.ops, self.magnitude = ops, magnitude
+        self.codebook_size = codebook_size
+
+    def __call__(self, image: Image.Image, rng: random.Random, allow_flip: bool = True) -> Tensor:
+        """RGB picture to float32 [3,S,S]."""
+        return self.with_codebook(image, rng, allow_flip)[0]
+
+    def with_codebook(
+        self, image: Image.Image, rng: random.Random, allow_flip: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """The view [3,S,S] and, with a codebook_size, the same crop, flip and geometric operations without
+        the photometric ones as [3,C,C] in [0,1]: its codes must belong to the places of the view's
+        patches."""
+        box = random_crop(image.width, image.height, self.crop_scale, rng)
+        flipped = rng.random() < 0.5 and self.flip and allow_flip  # draw always: later draws stay the same
+        drawn = draw_operations(rng, self.ops, self.magnitude)
+        view = to_tensor(apply_operations(_crop(image, box, self.image_size, flipped), drawn))
+        if self.codebook_size is None:
+            return view, None
+        geometric = [(name, value) for name, value in drawn if name in GEOMETRIC]
+        plain = _crop(image, box, self.codebook_size, flipped)
+        return view, to_unit_tensor(apply_operations(plain, geometric))
+
+
+def _crop(image: Image.Image, box: tuple[int, int, int, int], size: int, flipped: bool) -> Image.Image:
+    view = image.resize((size, size), BICUBIC, box=box)
+    return view.transpose(FLIP) if flipped else view
+
+
+class PretrainViews:
+    """Two independent random views of a picture (the paper, Section 3.2), or one where no MIM target needs
+    two."""
+
+    def __init__(
+        self,
+        image_size: int,
+        crop_scale: tuple[float, float] = (0.2, 1.0),
+        flip: bool = True,
+        ops: int = 2,
+        magnitude: float = 7,
+        codebook_size: int | None = None,
+        two_views: bool = True,
+    ):
+        self.augment = Augment(image_size, crop_scale, flip, ops, magnitude, codebook_size)
+        self.two_views = two_views
+
+    def __call__(self, image: Image.Image, rng: random.Random, allow_flip: bool = True) -> dict[str, Tensor]:
+        """RGB picture to image1 [3,S,S], image2 [3,S,S] (with two views), codebook_image [3,C,C] (where
+        asked)."""
+        first = random.Random(rng.getrandbits(64))  # view 1 is the same whether or not view 2 is made
+        views = {"image1": self.augment(image, first, allow_flip)}
+        if self.two_views:
+            views["image2"], codebook = self.augment.with_codebook(image, rng, allow_flip)
+            if codebook is not None:
+                views["codebook_image"] = codebook
+        return views
+
+
+def train_transform(
+    image_size: int,
+    crop_scale: tuple[float, float] = (0.5, 1.0),
+    flip: bool = True,
+    ops: int = 2,
+    magnitude: float = 7,
+) -> Augment:
+    """Fine-tuning's random view, called as `transform(image, rng, allow_flip)` -> [3,S,S]."""
+    return Augment(image_size, crop_scale, flip, ops, magnitude)
+
+
+def test_transform(image_size: int) -> Callable[[Image.Image], Tensor]:
+    """Square bicubic resize without cropping, as ALBEF: RGB picture -> float32 [3,S,S]."""
+    return partial(_resize_square, image_size=image_size)
+
+
+def _resize_square(image: Image.Image, image_size: int) -> Tensor:
+    return to_tensor(image.resize((image_size, image_size), BICUBIC))

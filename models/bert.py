@@ -1,0 +1,621 @@
+"""BERT's Transformer stack: text encoder, fusion encoder (cross-attention to the image) and text decoder.
+
+One layer class serves all three. Parameter names are BERT's (`encoder.layer.0.attention.self.query.weight`,
+`crossattention.*` for the cross-attention as in ALBEF and mPLUG, `cls.predictions.*` for the language-model
+head), so that any BERT-layout checkpoint loads without renaming.
+
+Shapes: B images, R rows of text (any number per image), L text tokens, S memory tokens, H heads of
+width d, D = H*d.
+
+Cross-attention takes keys and values that were projected once per image and layer (`project_memory`) and an
+index row -> image (`rows`). Every fusion row of a step attends to the same B images, so the k texts of one
+image in re-ranking, the matched and unmatched texts of a pre-training step and the beams of one image never
+pay for the image's projections again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from os import PathLike
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.weights import find_weights, read_weights
+from utils import UserError
+
+Memory = list[tuple[Tensor, Tensor]]  # one (keys, values) pair a layer, each [B, H, S, d]
+
+# ---------------------------------------------------------------------------------------------- configuration
+
+
+@dataclass
+class BertConfig:
+    """The part of BERT's `config.json` that decides what is computed."""
+
+    vocab_size: int
+    hidden_size: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int = 0
+
+    # Keys of published config.json files that change nothing here; depths are set by the run's configuration.
+    IGNORED = frozenset(
+        "_name_or_path add_cross_attention architectures attn_implementation bos_token_id classifier_dropout "
+        "directionality dtype encoder_width eos_token_id fusion_layer gradient_checkpointing is_decoder "
+        "model_type num_hidden_layers pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers "
+        "pooler_size_per_head pooler_type position_embedding_type tie_word_embeddings torch_dtype "
+        "transformers_version use_cache".split()
+    )
+
+    def __post_init__(self):
+        if self.hidden_act != "gelu":
+            raise UserError(f"bert config: hidden_act is {self.hidden_act!r}; only 'gelu' (BERT's) is supported")
+        if self.hidden_size % self.num_attention_heads:
+            raise UserError(
+                f"bert config: hidden_size {self.hidden_size} is not divisible by num_attention_heads "
+                f"{self.num_attention_heads}; change one of them in model.bert.args"
+            )
+
+    @classmethod
+    def from_dict(cls, values: dict, source: str = "bert config") -> BertConfig:
+        """-> BertConfig; an unknown or missing key or relative positions are a UserError naming `source`."""
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - set(fields) - cls.IGNORED)
+        if unknown:
+            raise UserError(f"{source}: unknown key {unknown[0]!r}; known keys: {', '.join(fields)}")
+        required = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
+        if required:
+            raise UserError(f"{source}: key {required[0]!r} is missing; add it to the file or to model.bert.args")
+        if values.get("position_embedding_type", "absolute") != "absolute":
+            raise UserError(f"{source}: position_embedding_type must be 'absolute'")
+        return cls(**{k: v for k, v in values.items() if k in fields})
+
+    @classmethod
+    def from_file(cls, path: str | PathLike, overrides: dict | None = None) -> BertConfig:
+        """Read a `config.json` and replace the keys in `overrides` (a dict)."""
+        try:
+            with open(path, encoding="utf-8") as file:
+                values = json.load(file)
+        except OSError as error:
+            raise UserError(f"{path}: cannot read the BERT configuration ({error.strerror})") from None
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}: not valid JSON (line {error.lineno}: {error.msg})") from None
+        return cls.from_dict({**values, **(overrides or {})}, source=str(path))
+
+
+# -------------------------------------------------------------------------------------------------- attention
+
+
+def fused_attention_pays(x: Tensor) -> bool:
+    """Whether scaled_dot_product_attention is the faster choice for the device and type of `x`.
+
+    On GPUs always. On CPUs only in fp32: in bf16 its backward pass takes 5 to 18 times as long as matrix
+    products (AMD Zen with avx512_bf16, one core, forward + backward of [128, 3, 65, 64]: 73 against 14 ms;
+    [64, 6, 42, 32] with a mask: 43 against 6 ms).
+    """
+    return x.is_cuda or compute_dtype(x) == torch.float32
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The type in which a linear layer computes on `x`: autocast's where it is on, else that of `x`."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, drop: float = 0.0) -> Tensor:
+    """softmax(q k^T / sqrt(d) + mask) v.
+
+    q: [B, H, L, d]; k, v: [B, H, S, d]; mask: additive, broadcastable to [B, H, L, S], in the type of q;
+    drop: the probability with which an attention weight is dropped (0 when evaluating). -> [B, H, L, d].
+    The softmax accumulates in fp32 inside its kernel whatever the type of its input is.
+    """
+    if q.is_cuda or (drop == 0.0 and fused_attention_pays(q)):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # [B, H, L, S]
+    if mask is not None:
+        scores = scores + mask
+    weights = scores.softmax(dim=-1)
+    return dropout(weights, drop).to(v.dtype) @ v
+
+
+def dropout(x: Tensor, p: float) -> Tensor:
+    """Set each element to 0 with probability p and scale the others by 1 / (1 - p).
+
+    On CPUs four elements share one 64-bit random number (p is rounded to 1/65536). torch's own function draws
+    one an element and takes twice as long, which made it a quarter of a text layer's time.
+    """
+    if p == 0.0:
+        return x
+    if x.device.type != "cpu":
+        return F.dropout(x, p)
+    dropped = round(p * 2**16)
+    bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    keep = bits[: x.numel()].view(x.shape) >= dropped - 2**15
+    return x * keep.to(x.dtype).mul_(2**16 / (2**16 - dropped))
+
+
+def padding_mask(attention_mask: Tensor | None, like: Tensor) -> Tensor | None:
+    """[B, S], 1 = attend, 0 = padding -> additive [B, 1, 1, S] in `like`'s compute type; None stays None."""
+    if attention_mask is None:
+        return None
+    dtype = compute_dtype(like)
+    # The lowest finite number, not -inf: a row without any legal key must not give NaN.
+    mask = torch.zeros(attention_mask.shape, dtype=dtype, device=attention_mask.device)
+    return mask.masked_fill_(attention_mask == 0, torch.finfo(dtype).min)[:, None, None, :]
+
+
+def causal_mask(length: int, past: int, like: Tensor) -> Tensor:
+    """Additive [length, past + length]: query i, at position past + i, sees the keys 0..past + i."""
+    dtype = compute_dtype(like)
+    mask = torch.full((length, past + length), torch.finfo(dtype).min, dtype=dtype, device=like.device)
+    return mask.triu_(past + 1)
+
+
+def cross_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, rows: Tensor | None = None, drop: float = 0.0
+) -> Tensor:
+    """Attention of R text rows to the keys and values of B images.
+
+    q: [R, H, L, d]; k, v: [B, H, S, d]; mask: additive [B, 1, 1, S] or None. -> [R, H, L, d].
+    rows: [R] int64, the image of each row, whose keys and values are then gathered. None: row r belongs to
+    image r // (R / B); the queries of one image stand side by side and nothing is copied.
+    """
+    batch, images = q.shape[0], k.shape[0]
+    if rows is not None:
+        k, v = k.index_select(0, rows), v.index_select(0, rows)
+        mask = None if mask is None else mask.index_select(0, rows)
+        return attention(q, k, v, mask, drop)
+    if batch == images:
+        return attention(q, k, v, mask, drop)
+    if batch % images:
+        raise ValueError(f"{batch} text rows for {images} images: give `rows`, the image of each row")
+    group = batch // images
+    heads, length, width = q.shape[1:]
+    q = q.view(images, group, heads, length, width).transpose(1, 2)
+    q = q.reshape(images, heads, group * length, width)
+    out = attention(q, k, v, mask, drop)
+    return out.view(images, heads, group, length, width).transpose(1, 2).reshape(batch, heads, length, width)
+
+
+class SelfAttention(nn.Module):
+    """Query, key and value projections (BERT's `attention.self`) and the split into heads."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.dropout = config.attention_probs_dropout_prob
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def split(self, x: Tensor) -> Tensor:
+        """[B, L, D] -> [B, H, L, d]"""
+        return x.view(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)
+
+    def drop(self) -> float:
+        return self.dropout if self.training else 0.0
+
+
+class AttentionOutput(nn.Module):
+    """Output projection, dropout, residual and post-LayerNorm (BERT's `attention.output` and `output`)."""
+
+    def __init__(self, config: BertConfig, inner: int | None = None):
+        super().__init__()
+        self.dense = nn.Linear(inner or config.hidden_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = config.hidden_dropout_prob
+
+    def forward(self, x, residual):
+        x = dropout(self.dense(x), self.dropout if self.training else 0.0)
+        return self.LayerNorm(x + residual)
+
+
+class Attention(nn.Module):
+    """BERT's attention block: self-attention (`forward`) or attention to projected memory (`cross`)."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.self = SelfAttention(config)
+        self.output = AttentionOutput(config)
+
+    def project(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, S, D] -> keys and values, each [B, H, S, d]"""
+        return self.self.split(self.self.key(memory)), self.self.split(self.self.value(memory))
+
+    def forward(self, x, mask=None, cache=None, index=0, keep=None):
+        """x: [R, L, D]; mask: additive, broadcastable to [R, H, L, past + L]; cache: KVCache whose layer
+        `index` this is; keep: the number of leading tokens whose result is needed (None: all).
+        """
+        k, v = self.project(x)
+        x = x[:, :keep]
+        q = self.self.split(self.self.query(x))
+        if cache is not None:
+            k, v = cache.append(index, k, v)
+        out = attention(q, k, v, mask, self.self.drop())
+        return self.output(out.transpose(1, 2).flatten(2), x)
+
+    def cross(self, x, memory, mask=None, rows=None):
+        """x: [R, L, D]; memory: this layer's (keys, values); mask: additive [B, 1, 1, S] or None."""
+        q = self.self.split(self.self.query(x))
+        out = cross_attention(q, *memory, mask, rows, self.self.drop())
+        return self.output(out.transpose(1, 2).flatten(2), x)
+
+
+class Intermediate(nn.Module):
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+
+    def forward(self, x):
+        return F.gelu(self.dense(x))
+
+
+class BertLayer(nn.Module):
+    """Self-attention, cross-attention where the stack has one, feed-forward; LayerNorm after each."""
+
+    def __init__(self, config: BertConfig, cross: bool):
+        super().__init__()
+        self.attention = Attention(config)
+        if cross:
+            self.crossattention = Attention(config)
+        self.intermediate = Intermediate(config)
+        self.output = AttentionOutput(config, inner=config.intermediate_size)
+
+    def forward(self, x, mask=None, memory=None, memory_mask=None, rows=None, cache=None, index=0, keep=None):
+        x = self.attention(x, mask, cache, index, keep)  # [R, L, D]
+        if memory is not None:
+            x = self.crossattention.cross(x, memory, memory_mask, rows)
+        return self.output(self.intermediate(x), x)
+
+
+# ----------------------------------------------------------------------------------------------------- stacks
+
+
+class Layers(nn.Module):
+    """The layers under BERT's name `encoder.layer.*`."""
+
+    def __init__(self, config: BertConfig, num_layers: int, cross: bool):
+        super().__init__()
+        self.layer = nn.ModuleList(BertLayer(config, cross) for _ in range(num_layers))
+
+    def project_memory(self, memory: Tensor) -> Memory:
+        """memory [B, S, D] -> one (keys, values) pair a layer, each [B, H, S, d]."""
+        return [layer.crossattention.project(memory) for layer in self.layer]
+
+    def forward(self, x, mask, memory=None, memory_mask=None, rows=None, cache=None, keep=None):
+        memory_mask = padding_mask(memory_mask, x)
+        for i, layer in enumerate(self.layer):
+            needed = keep if i == len(self.layer) - 1 else None
+            x = layer(x, mask, memory and memory[i], memory_mask, rows, cache, i, needed)
+        return x
+
+
+class Embeddings(nn.Module):
+    """Word + position + token type 0, LayerNorm, dropout."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = config.hidden_dropout_prob
+
+    def forward(self, input_ids: Tensor, start: int = 0) -> Tensor:
+        """input_ids: [R, L], the first at position `start` -> [R, L, D]"""
+        end = start + input_ids.shape[1]
+        if end > self.position_embeddings.num_embeddings:
+            raise UserError(
+                f"a text of {end} tokens does not fit the {self.position_embeddings.num_embeddings} "
+                f"positions of the text model; lower text.max_tokens or raise "
+                f"model.bert.args.max_position_embeddings"
+            )
+        words = self.word_embeddings(input_ids)  # [R, L, D]
+        x = words + self.token_type_embeddings.weight[0] + self.position_embeddings.weight[start:end]
+        return dropout(self.LayerNorm(x), self.dropout if self.training else 0.0)
+
+
+class TextEncoder(nn.Module):
+    """BERT's embeddings and first layers: text tokens -> [B, L, D]."""
+
+    def __init__(self, config: BertConfig, num_layers: int):
+        super().__init__()
+        self.config, self.width = config, config.hidden_size
+        self.embeddings = Embeddings(config)
+        self.encoder = Layers(config, num_layers, cross=False)
+        init_weights(self, config.initializer_range)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """input_ids: [B, L]; attention_mask: [B, L], 1 = token, 0 = padding (None: no padding)."""
+        x = self.embeddings(input_ids)
+        return self.encoder(x, padding_mask(attention_mask, x))
+
+
+class FusionEncoder(nn.Module):
+    """Layers over the text encoder's output that attend to the image; no embeddings of its own."""
+
+    def __init__(self, config: BertConfig, num_layers: int):
+        super().__init__()
+        self.config, self.width = config, config.hidden_size
+        self.encoder = Layers(config, num_layers, cross=True)
+        init_weights(self, config.initializer_range)
+
+    def project_memory(self, image_embeds: Tensor) -> Memory:
+        """image_embeds [B, S, D] -> keys and values of every layer (see `Layers.project_memory`)."""
+        return self.encoder.project_memory(image_embeds)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        attention_mask: Tensor | None,
+        memory: Memory,
+        memory_mask: Tensor | None = None,
+        rows: Tensor | None = None,
+        keep: int | None = None,
+    ) -> Tensor:
+        """hidden: [R, L, D], the text encoder's output; attention_mask: [R, L] or None; memory:
+        `project_memory` of B images; memory_mask: [B, S] or None; rows: [R] int64, the image of each row;
+        None means that R is a multiple g * B and row r belongs to image r // g; keep: how many leading tokens
+        are needed of the result, the last layer computes no others (1: [CLS] alone, for ITM; None: all).
+        -> [R, L or keep, D]
+        """
+        mask = padding_mask(attention_mask, hidden)
+        return self.encoder(hidden, mask, memory, memory_mask, rows, keep=keep)
+
+
+class TextDecoder(nn.Module):
+    """Causal layers with cross-attention and a language-model head tied to the decoder's own embeddings."""
+
+    def __init__(self, config: BertConfig, num_layers: int):
+        super().__init__()
+        self.config, self.width = config, config.hidden_size
+        self.embeddings = Embeddings(config)
+        self.encoder = Layers(config, num_layers, cross=True)
+        self.cls = nn.ModuleDict({"predictions": LMHead(config)})
+        init_weights(self, config.initializer_range)
+
+    def project_memory(self, memory: Tensor) -> Memory:
+        """memory [B, S, D] -> keys and values of every layer (see `Layers.project_memory`)."""
+        return self.encoder.project_memory(memory)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        memory: Memory,
+        memory_mask: Tensor | None = None,
+        rows: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """input_ids: [R, T]; attention_mask: [R, P + T] with 1 = token (None: no padding), P the tokens
+        already in `cache`; memory: `project_memory` of B memories; memory_mask: [B, S]; rows: as in
+        `FusionEncoder.forward`;
+        cache: a KVCache for step-wise generation: positions continue after its tokens and it grows by T.
+        -> hidden states [R, T, D]; `lm_logits` turns them into scores.
+        """
+        past = cache.length if cache is not None else 0
+        x = self.embeddings(input_ids, past)
+        length = input_ids.shape[1]
+        mask = None if length == 1 else causal_mask(length, past, x)  # a single new token sees everything before it
+        if attention_mask is not None:
+            padding = padding_mask(attention_mask, x)  # [R, 1, 1, P + T]
+            # The sum of two lowest numbers would be -inf: take the smaller instead.
+            mask = padding if mask is None else torch.minimum(mask, padding)
+        return self.encoder(x, mask, memory, memory_mask, rows, cache)
+
+    def lm_logits(self, hidden: Tensor) -> Tensor:
+        """hidden [..., D] -> scores of the next token [..., V]"""
+        return self.cls["predictions"](hidden, self.embeddings.word_embeddings.weight)
+
+
+class LMHead(nn.Module):
+    """BERT's `cls.predictions`: dense, GELU, LayerNorm, then the word embeddings (tied, passed in) and a
+    bias.
+    """
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.transform = nn.ModuleDict(
+            {
+                "dense": nn.Linear(config.hidden_size, config.hidden_size),
+                "LayerNorm": nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps),
+            }
+        )
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        init_weights(self, config.initializer_range)
+
+    def forward(self, hidden: Tensor, word_embeddings: Tensor) -> Tensor:
+        """hidden: [..., D]; word_embeddings: [V, D], the weight of the embedding that the head is tied to ->
+        [..., V]
+        """
+        x = self.transform["LayerNorm"](F.gelu(self.transform["dense"](hidden)))
+        return F.linear(x, word_embeddings, self.bias)
+
+
+class KVCache:
+    """Self-attention keys and values of the tokens generated so far, one pair [R, H, T, d] a layer."""
+
+    def __init__(self):
+        self.pairs = []
+
+    @property
+    def length(self) -> int:
+        """Tokens stored so far."""
+        return self.pairs[0][0].shape[2] if self.pairs else 0
+
+    def append(self, index: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add new keys and values [R, H, T, d] to layer `index`; -> all of that layer's so far."""
+        if index == len(self.pairs):
+            self.pairs.append((k, v))
+        else:
+            old_k, old_v = self.pairs[index]
+            self.pairs[index] = (torch.cat((old_k, k), dim=2), torch.cat((old_v, v), dim=2))
+        return self.pairs[index]
+
+    def reorder(self, index: Tensor) -> None:
+        """Keep the rows `index` [R'] int64, in that order (beam search)."""
+        self.pairs = [(k.index_select(0, index), v.index_select(0, index)) for k, v in self.pairs]
+
+
+def init_weights(module: nn.Module, std: float) -> None:
+    """BERT's initialisation: N(0, std) for matrices and embeddings, zero biases, LayerNorm at identity."""
+    for part in module.modules():
+        if isinstance(part, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(part.weight, std=std)
+        if isinstance(part, nn.Linear):
+            nn.init.zeros_(part.bias)
+
+
+# ------------------------------------------------------------------------------------------ published weights
+
+# Entries of published BERT files that none of our modules has: the pooler, next-sentence prediction, a
+# buffer, and the output matrix that is tied to the word embeddings. Anything else that is left over, or
+# missing, is an error.
+IGNORED = r"pooler\.|cls\.seq_relationship\.|embeddings\.position_ids$|cls\.predictions\.decoder\."
+# What a module has and no BERT file: it starts at random.
+RANDOM = "crossattention."
+
+
+def load_bert_weights(
+    source: str,
+    text_encoder: TextEncoder | None = None,
+    fusion_encoder: FusionEncoder | None = None,
+    decoder: TextDecoder | None = None,
+    mlm_head: LMHead | None = None,
+) -> list[str]:
+    """Fill the given modules from a BERT checkpoint; -> one line for the log on each.
+
+    source: a local file or folder (`model.safetensors` or `pytorch_model.bin`), `package:NAME` or a hub name;
+    in
+        BertModel's or BertForMaskedLM's layout, also with the old `gamma`/`beta` names.
+    The text encoder takes the first layers, the fusion encoder the last ones if the file has enough for both,
+    the decoder the first ones; cross-attention and what the file lacks stay at their initial values. Another
+    width, vocabulary or number of heads, or an unknown entry, is a UserError.
+    """
+    path, config_file = find_weights(source)
+    embeddings, layers, head = split_bert(read_weights(path), path)
+    modules = [m for m in (text_encoder, fusion_encoder, decoder) if m is not None]
+    check_fit(path, embeddings, config_file, modules[0].config)
+    lines = []
+    if text_encoder is not None:
+        load_embeddings(text_encoder, embeddings, path)
+        lines.append(f"text encoder: {load_layers(text_encoder, layers, path)}")
+    if fusion_encoder is not None:
+        count = len(fusion_encoder.encoder.layer)
+        below = len(text_encoder.encoder.layer) if text_encoder is not None else 0
+        if count + below <= len(layers):
+            taken = load_layers(fusion_encoder, layers, path, first=len(layers) - count)
+        else:
+            taken = f"starts at random ({path} has {len(layers)} layers, text and fusion need {count + below})"
+        lines.append(f"fusion encoder: {taken}")
+    if decoder is not None:
+        load_embeddings(decoder, embeddings, path)
+        lines.append(f"decoder: {load_layers(decoder, layers, path)}")
+        lines.append(f"LM head: {load_head(decoder.cls['predictions'], head, path)}")
+    if mlm_head is not None:
+        lines.append(f"MLM head: {load_head(mlm_head, head, path)}")
+    return lines
+
+
+def split_bert(weights: dict, path: str) -> tuple[dict, list[dict], dict]:
+    """-> (embeddings, list of layers, head): state dicts in fp32, without their prefixes, from a BERT state
+    dict.
+    """
+    embeddings, layers, head = {}, {}, {}
+    for key, value in weights.items():
+        key = key.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight")
+        key = key.replace("LayerNorm.beta", "LayerNorm.bias")
+        if re.match(IGNORED, key):
+            continue
+        layer = re.match(r"encoder\.layer\.(\d+)\.(.+)", key)
+        if layer:
+            layers.setdefault(int(layer[1]), {})[layer[2]] = value.float()
+        elif key.startswith("embeddings."):
+            embeddings[key.removeprefix("embeddings.")] = value.float()
+        elif key.startswith("cls.predictions."):
+            head[key.removeprefix("cls.predictions.")] = value.float()
+        else:
+            raise UserError(
+                f"{path}: unknown entry {key!r}; give a checkpoint in the layout of transformers' BertModel"
+            )
+    if not embeddings or sorted(layers) != list(range(len(layers))):
+        raise UserError(f"{path}: not a BERT checkpoint (no embeddings, or layers missing)")
+    return embeddings, [layers[i] for i in range(len(layers))], head
+
+
+def check_fit(path: str, embeddings: dict, config_file: str | None, config: BertConfig) -> None:
+    """A UserError where the file's width, vocabulary, positions or number of heads are not the model's."""
+    words = embeddings.get("word_embeddings.weight", torch.empty(0, 0))
+    found = {"vocab_size": words.shape[0], "hidden_size": words.shape[1]}
+    if config_file is not None:
+        with open(config_file, encoding="utf-8") as file:
+            found |= {k: v for k, v in json.load(file).items() if k in ("num_attention_heads", "layer_norm_eps")}
+    for key, value in found.items():
+        if value != getattr(config, key):
+            raise UserError(
+                f"{path}: has {key} {value}, the model {getattr(config, key)}; set model.bert.args.{key}: "
+                f"{value} (the image encoder's width must equal hidden_size) or model.bert.weights: random"
+            )
+
+
+def load_embeddings(module: nn.Module, embeddings: dict, path: str) -> None:
+    """Fill `module.embeddings`; a model with fewer positions or token types than the file takes the first
+    ones.
+    """
+    own = module.embeddings.state_dict()
+    for key in ("position_embeddings.weight", "token_type_embeddings.weight"):
+        if key in embeddings and len(embeddings[key]) > len(own[key]):
+            embeddings = {**embeddings, key: embeddings[key][: len(own[key])]}
+    load_exactly(module.embeddings, embeddings, path)
+
+
+def load_layers(module: nn.Module, layers: list[dict], path: str, first: int = 0) -> str:
+    """Fill the layers of `module` from layers[first:], as far as they go; -> what was done."""
+    own = module.encoder.layer
+    taken = layers[first : first + len(own)]
+    for layer, weights in zip(own, taken, strict=False):
+        load_exactly(layer, weights, path)
+    text = f"layers {first + 1} to {first + len(taken)} of {len(layers)} from {path}"
+    if len(taken) < len(own):
+        text += f"; the last {len(own) - len(taken)} of its {len(own)} layers start at random"
+    if hasattr(own[0], "crossattention"):
+        text += "; cross-attention starts at random"
+    return text
+
+
+def load_head(head: LMHead, weights: dict, path: str) -> str:
+    """Fill an LMHead, if the file has one; -> what was done."""
+    if not weights:
+        return f"starts at random ({path} has no cls.predictions)"
+    load_exactly(head, weights, path)
+    return f"from {path}"
+
+
+def load_exactly(module: nn.Module, weights: dict, path: str) -> None:
+    """load_state_dict where only RANDOM may be missing and nothing left over or of another shape."""
+    own = module.state_dict()
+    missing = [key for key in own if key not in weights and not key.startswith(RANDOM)]
+    unexpected = [key for key in weights if key not in own]
+    wrong = [key for key in weights if key in own and weights[key].shape != own[key].shape]
+    if missing or unexpected:
+        problem = f"{missing[0]!r} is missing" if missing else f"{unexpected[0]!r} has no place"
+        raise UserError(f"{path}: does not fit the model, {problem}; give a checkpoint in BertModel's layout")
+    if wrong:
+        raise UserError(
+            f"{path}: {wrong[0]} has the shape {list(weights[wrong[0]].shape)}, the model needs "
+            f"{list(own[wrong[0]].shape)}; change model.bert.args to the file's architecture"
+        )
+    module.load_state_dict(weights, strict=False)

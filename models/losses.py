@@ -1,0 +1,198 @@
+"""The losses of SemMIM as pure functions: tensors in, one scalar (or one value a row) out.
+
+Similarities and softmaxes are computed in fp32 whatever the surrounding autocast, because a half-precision
+similarity divided by a temperature of 0.07 overflows easily. Loss functions that average over a number of rows
+which differs between ranks (MLM, PLM, ITM) return the sum over the local rows; `global_mean` turns sum and
+count into the mean over all ranks.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils import all_reduce_sum, world_size
+
+IGNORE = -100  # target of a position that counts for no loss, torch's own convention
+
+
+def fp32(x):
+    """Half-precision tensors in fp32, everything else as it is."""
+    return x.float() if isinstance(x, Tensor) and x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def full_precision(function: Callable) -> Callable:
+    """Run `function` outside autocast, with every half-precision tensor argument in fp32."""
+
+    @wraps(function)
+    def wrapped(*args, **kwargs):
+        device = next(x.device.type for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        with torch.autocast(device, enabled=False):
+            return function(*(fp32(x) for x in args), **{name: fp32(x) for name, x in kwargs.items()})
+
+    return wrapped
+
+
+def global_mean(total: Tensor, count: Tensor) -> Tensor:
+    """Local sum and count -> a loss whose average over the ranks is the mean over the rows of all ranks.
+
+    DDP averages gradients over ranks, so the local sum is divided by the *average* count of a rank.
+    total: scalar with gradient; count: scalar, may be 0 on a rank (and then 0 / 1 everywhere: loss 0).
+    """
+    return total * world_size() / all_reduce_sum(count).clamp(min=1)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Self-distillation: L_cls and L_patch (the paper, Section 3.2; the loss is DINO's)
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@full_precision
+def teacher_distribution(logits: Tensor, centre: Tensor, temperature: float) -> Tensor:
+    """softmax((logits - centre) / temperature): the soft label over the K patterns. [..., K] -> [..., K]"""
+    return ((logits - centre) / temperature).softmax(-1)
+
+
+@full_precision
+def distillation_loss(student_logits: Tensor, teacher_probs: Tensor, student_temperature: float) -> Tensor:
+    """Cross-entropy of the student under the teacher's soft labels, one value a row.
+
+    L_cls is its mean over the B [CLS] rows, L_patch its mean over the B*M masked patches.
+    student_logits, teacher_probs: [..., K] -> [...]
+    """
+    return -(teacher_probs * (student_logits / student_temperature).log_softmax(-1)).sum(-1)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# ITC: image-text contrastive loss (ALBEF, Section 3.2: momentum features, queue, soft targets)
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@full_precision
+def itc_loss(
+    image_feat: Tensor,
+    text_feat: Tensor,
+    image_candidates: Tensor,
+    text_candidates: Tensor,
+    image_id: Tensor,
+    candidate_id: Tensor,
+    temperature: Tensor,
+    alpha: float = 0.0,
+    image_feat_m: Tensor | None = None,
+    text_feat_m: Tensor | None = None,
+) -> Tensor:
+    """Mean of the image-to-text and the text-to-image contrastive loss of the local batch.
+
+    image_feat, text_feat: [B, E] student features (L2-normalised); *_candidates: [C, E] what they are compared with
+    (momentum features of the current batch of all ranks, then the queue); image_id: [B]; candidate_id: [C], negative
+    for an empty slot of the queue, which counts for nothing. Every column of the same image is a positive, with equal
+    shares. alpha > 0 mixes in the momentum features' own distribution (image_feat_m, text_feat_m: [B, E]).
+    """
+    empty = candidate_id < 0  # [C]
+    positive = (image_id[:, None] == candidate_id[None, :]).to(image_feat.dtype)  # [B, C]
+    hard = positive / positive.sum(1, keepdim=True)
+
+    def one_direction(query: Tensor, query_m: Tensor | None, candidates: Tensor) -> Tensor:
+        logits = (query @ candidates.T / temperature).masked_fill(empty, -torch.inf)  # [B, C]
+        targets = hard
+        if alpha > 0:
+            with torch.no_grad():
+                soft = (query_m @ candidates.T / temperature).masked_fill(empty, -torch.inf).softmax(1)
+                targets = alpha * soft + (1 - alpha) * hard
+        log_probs = logits.log_softmax(1).masked_fill(empty, 0.0)  # 0 * -inf would be NaN
+        return -(targets * log_probs).sum(1).mean()
+
+    i2t = one_direction(image_feat, image_feat_m, text_candidates)
+    t2i = one_direction(text_feat, text_feat_m, image_candidates)
+    return (i2t + t2i) / 2
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# ITM: image-text matching with hard negatives (ALBEF, Section 3.2)
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@full_precision
+@torch.no_grad()
+def sample_hard_negatives(similarity: Tensor, legal: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """One hard negative a row, drawn with the weights softmax(similarity) + 1e-6 on the legal entries.
+
+    similarity: [B, C] already divided by the temperature; legal: [B, C] bool; uniform: [B] in [0, 1), one draw a row.
+    Returns (index [B], valid [B] bool): a row without a legal entry is not valid, its index is 0.
+    Similarities that overflowed count as 0, so that the draw never fails.
+    """
+    similarity = torch.nan_to_num(similarity, 0.0, 0.0, 0.0).masked_fill(~legal, -torch.inf)
+    weights = (torch.nan_to_num(similarity.softmax(1)) + 1e-6) * legal  # a row of -inf only has NaN as its softmax
+    # Inverse transform in fp64: the first entry whose cumulative weight exceeds the draw. An illegal entry adds
+    # nothing to the cumulative sum and so is never the first.
+    cumulative = weights.double().cumsum(1)  # [B, C]
+    threshold = uniform.double()[:, None] * cumulative[:, -1:]
+    index = (cumulative <= threshold).sum(1)
+    valid = legal.any(1)
+    return torch.where(valid, index, 0), valid
+
+
+@full_precision
+def itm_loss(logits: Tensor, match: Tensor, valid: Tensor) -> Tensor:
+    """Sum of the two-class cross-entropy over the valid rows. logits: [R, 2]; match: [R] in {0, 1}; valid: [R] bool."""
+    return (F.cross_entropy(logits, match, reduction="none") * valid).sum()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# MLM and PLM: the two text losses (BERT; prefix language modelling as mPLUG)
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def mask_tokens(
+    input_ids: Tensor,
+    maskable: Tensor,
+    probability: float,
+    select: Tensor,
+    replace: Tensor,
+    random_ids: Tensor,
+    mask_id: int,
+) -> tuple[Tensor, Tensor]:
+    """BERT's masking: `probability` of the maskable tokens, of these 80% [MASK], 10% a random token, 10% unchanged.
+
+    At least one token a row is chosen. input_ids, random_ids: [B, L]; maskable: [B, L] bool (no [CLS], [SEP], [PAD]);
+    select, replace: [B, L] uniform draws. Returns (masked ids [B, L], chosen [B, L] bool).
+    """
+    select = select.masked_fill(~maskable, torch.inf)
+    chosen = select < probability
+    lowest = F.one_hot(select.argmin(1), select.shape[1]).bool()
+    chosen = (chosen | (lowest & ~chosen.any(1, keepdim=True))) & maskable
+    masked = torch.where(chosen & (replace < 0.8), mask_id, input_ids)
+    masked = torch.where(chosen & (replace >= 0.9), random_ids, masked)
+    return masked, chosen
+
+
+def split_prefix(
+    input_ids: Tensor, attention_mask: Tensor, pieces: Tensor, uniform: Tensor, cls_id: int, sep_id: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut each caption at a random place: the prefix goes to the encoders, the suffix is what the decoder writes.
+
+    k, the length of the prefix in word pieces, is uniform in 0..n-1 for a caption of n pieces (k = 0 trains captioning
+    from the image alone). input_ids: [B, L] = [CLS] X ..., pieces: [B] = n, uniform: [B] draws.
+    Returns (prefix mask [B, L]: [CLS] and the first k pieces; decoder input [B, T]: [CLS] and the suffix;
+    decoder target [B, T]: the suffix and [SEP], IGNORE elsewhere). T is L where one caption may keep all its pieces.
+    """
+    length = input_ids.shape[1]
+    k = (uniform * pieces).long().clamp(max=(pieces - 1).clamp(min=0))  # [B]
+    position = torch.arange(length, device=input_ids.device)  # [L]
+    prefix_mask = (position <= k[:, None]).to(attention_mask.dtype)
+    # Row b of the suffix starts at its own k: position j of the decoder holds token k + j of the caption.
+    shifted = input_ids.gather(1, (position + k[:, None]).clamp(max=length - 1))
+    remaining = (pieces - k)[:, None]
+    decoder_input = torch.where(position == 0, cls_id, shifted)
+    following = torch.cat([shifted[:, 1:], shifted[:, -1:]], 1)
+    target = torch.where(position < remaining, following, IGNORE)
+    target = torch.where(position == remaining, sep_id, target)
+    return prefix_mask, decoder_input, target
+
+
+@full_precision
+def token_loss(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Sum of the cross-entropy over tokens (MLM at the masked positions, PLM over the suffix). [R, V], [R] -> scalar"""
+    return F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum", label_smoothing=label_smoothing)

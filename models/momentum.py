@@ -1,0 +1,64 @@
+"""Momentum twins of the encoders (the paper, Eq. 1) and the queue of their features (MoCo, ALBEF)."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+class MomentumTwin(nn.Module):
+    """Slowly moving copies of some modules: no gradient, always in eval mode (no dropout).
+
+    students: name -> module. The copies are attributes of the same name, so that the teacher reads as the student
+    does: `twin.image_encoder(images)`. The students themselves are not registered here.
+    """
+
+    def __init__(self, students: dict[str, nn.Module]):
+        super().__init__()
+        for name, module in students.items():
+            self.add_module(name, copy.deepcopy(module).requires_grad_(False))
+        self.eval()
+
+    def train(self, mode: bool = True):
+        """Stay in eval mode whatever the surrounding model does."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def update(self, students: dict[str, nn.Module], momentum: float) -> None:
+        """Eq. 1: theta^ = m theta^ + (1 - m) theta, for all tensors in one multi-tensor call."""
+        pairs = [
+            (mine, theirs)
+            for name, module in students.items()
+            for mine, theirs in zip(getattr(self, name).parameters(), module.parameters(), strict=True)
+        ]
+        if not pairs:  # some configurations need no twin
+            return
+        torch._foreach_lerp_([mine for mine, _ in pairs], [theirs for _, theirs in pairs], 1 - momentum)
+
+
+class FeatureQueue(nn.Module):
+    """The last `size` momentum features of images and texts, with the image id each pair belongs to.
+
+    A ring of any size (0: no queue); a batch may be of any size too, also larger than the ring. Id -1 marks a slot
+    that was never filled. All ranks enqueue the same gathered features, so the copies stay equal.
+    """
+
+    def __init__(self, size: int, width: int):
+        super().__init__()
+        self.size = size
+        self.register_buffer("image_feat", torch.zeros(size, width))
+        self.register_buffer("text_feat", torch.zeros(size, width))
+        self.register_buffer("image_id", torch.full((size,), -1, dtype=torch.long))
+        self.register_buffer("next", torch.zeros((), dtype=torch.long))  # on the device: no synchronisation
+
+    @torch.no_grad()
+    def enqueue(self, image_feat: Tensor, text_feat: Tensor, image_id: Tensor) -> None:
+        """Replace the oldest entries. image_feat, text_feat: [B, E]; image_id: [B] >= 0."""
+        if self.size == 0:
+            return
+        skipped = max(0, image_id.shape[0] - self.size)  # a batch larger than the ring leaves its last `size` rows
+        slots = (self.next + torch.arange(skipped, image_id.shape[0], device=image_id.device)) % self.size
+        self.image_feat[slots] = image_feat[skipped:].to(self.image_feat.dtype)
+        self.text_feat[slots] = text_feat[skipped:].to(self.text_feat.dtype)
+        self.image_id[slots] = image_id[skipped:]
+        self.next.copy_((self.next + image_id.shape[0]) % self.size)

@@ -1,0 +1,490 @@
+"""Image-text retrieval in two stages, as ALBEF does and the paper follows.
+
+The unimodal encoders rank everything by the cosine of their [CLS] projections (`itc`), then the fusion
+encoder scores the first k candidates of every query and re-ranks them (`itm`). Un-reranked candidates stay
+below all re-ranked ones, in their first order.
+
+The score of an (image, text) pair does not depend on which of the two asked, so the pairs of all queries,
+of both directions, are one set of work, visited image by image: an image's cross-attention keys and values
+are projected once, pairs that both directions want are scored once, and texts of like length share a batch.
+
+Many processes: the work is cut into batches whose content does not depend on the number of processes, and
+rank r takes batches r, r + world, ... So every item is computed exactly once, and always in the same
+company: the results are identical for any number of processes. An image's tokens, the only large tensors
+([1+N, D] each), stay with the rank that encoded it, which also scores all pairs of this image.
+
+Memory at 5,000 images x 25,000 texts, k = 256 (ViT-B/16 at 384 px): similarities exist in blocks of 512
+queries (51 MB and some copies of that size); candidates, scores and rankings of both directions 0.3 GB;
+packed text tokens 0.5 GB (bf16); image tokens 4.4 GB (bf16) divided by the number of processes, on the GPU
+if they fit into a quarter of its free memory.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+import utils
+
+MISS = torch.iinfo(torch.int64).max  # the rank of a query that no candidate answers
+
+
+@dataclass
+class ImageFeatures:
+    """All images' features and this rank's share of the tokens."""
+
+    feats: torch.Tensor  # [N, E] float32, L2-normalised, on every rank
+    batches: list  # of (indices [n] int64 on the CPU, image_embeds [n, S, D]): this rank's own images
+
+
+@dataclass
+class TextFeatures:
+    """All texts' features and tokens, on every rank. Tokens are packed: padding is not stored."""
+
+    feats: torch.Tensor  # [T, E] float32, L2-normalised
+    tokens: torch.Tensor  # [sum of lengths, D], text t is tokens[starts[t] : starts[t] + lengths[t]]
+    starts: torch.Tensor  # [T] int64, on the device
+    lengths: torch.Tensor  # [T] int64, on the CPU: batch widths are chosen without a device sync
+
+    def padded(self, text_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """text_ids [R] on the CPU -> (text_embeds [R, L, D], attention_mask [R, L] int64), L the longest."""
+        lengths = self.lengths[text_ids]
+        column = torch.arange(int(lengths.max()), device=self.tokens.device)  # [L]
+        mask = column < lengths.to(self.tokens.device)[:, None]  # [R, L]
+        starts = self.starts[text_ids.to(self.tokens.device)][:, None]  # [R, 1]
+        index = torch.where(mask, starts + column, starts)  # padding reads the row's first token: finite and masked
+        return self.tokens[index], mask.long()
+
+
+@dataclass
+class Candidates:
+    """The first stage's answer for one direction, on the CPU, on every rank."""
+
+    ids: torch.Tensor  # [Q, k] int64, best first
+    scores: torch.Tensor  # [Q, k] float32 cosine similarities
+    ranks: torch.Tensor  # [Q] int64 rank of the best positive among all candidates, see positive_ranks
+
+
+def eval_batches(num_items: int, batch_size: int, order: Sequence[int] | None = None) -> list[list[int]]:
+    """Index lists of this rank: the items (in `order`, if given) cut into batches, every world-size-th batch.
+
+    The cut does not depend on the number of ranks; over all ranks every item occurs exactly once.
+    """
+    order = list(range(num_items)) if order is None else list(order)
+    batches = [order[start : start + batch_size] for start in range(0, num_items, batch_size)]
+    return batches[utils.rank() :: utils.world_size()]
+
+
+def evaluate(
+    backbone: nn.Module,
+    image_batches: Iterable[tuple[Tensor, Tensor]],
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    image_of_text: Sequence[int] | Tensor,
+    num_images: int,
+    *,
+    device: torch.device,
+    precision: str = "fp32",
+    k: int = 256,
+    score: str = "itm",
+    text_batch_size: int = 256,
+    pair_batch_size: int = 1024,
+    log: Callable | None = None,
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, tuple[Tensor, Tensor]]]:
+    """Both stages over a data set; the model is put into eval mode and left there.
+
+    Args:
+        backbone: models.semmim.SemMIM on `device`.
+        image_batches: (images [n, 3, S, S], indices [n]): this rank's batches, cut by eval_batches.
+        input_ids, attention_mask: [T, L] int64, padded on the right: all texts, on every rank.
+        image_of_text: [T] index of each text's image.
+        num_images: N.
+        k: candidates re-ranked for a query (at most all).
+        score: re-ranking score, "itm" (ALBEF) or "itm+itc" (BLIP).
+        text_batch_size, pair_batch_size: texts, and (image, text) pairs, of one forward pass.
+        log: called with a line of progress now and then.
+
+    Returns:
+        (ranks, rankings), the same on every rank: ranks {"itc": {"tr": [N], "ir": [T]}, "itm": the same} of
+        each query's best positive, of text retrieval (tr: images ask) and image retrieval (ir: texts ask);
+        rankings {"tr": (ids [N, k], scores [N, k]), "ir": (ids [T, k], scores [T, k])}, best first.
+    """
+    image_of_text = torch.as_tensor(image_of_text)
+    backbone.eval()
+    images, texts = extract_features(
+        backbone,
+        image_batches,
+        num_images,
+        input_ids,
+        attention_mask,
+        text_batch_size,
+        device=device,
+        precision=precision,
+        log=log,
+    )
+    image_ids = torch.arange(num_images)
+    tr = topk_candidates(images.feats, texts.feats, image_ids, image_of_text, k)
+    ir = topk_candidates(texts.feats, images.feats, image_of_text, image_ids, k)
+    tr_scores, ir_scores = rerank(
+        backbone, images, texts, tr, ir, batch_size=pair_batch_size, score=score, precision=precision, log=log
+    )
+    rankings = {"tr": sort_candidates(tr.ids, tr_scores), "ir": sort_candidates(ir.ids, ir_scores)}
+    tr_hits = image_of_text[rankings["tr"][0]] == image_ids[:, None]  # [N, k]
+    ir_hits = rankings["ir"][0] == image_of_text[:, None]  # [T, k]
+    ranks = {
+        "itc": {"tr": tr.ranks, "ir": ir.ranks},
+        "itm": {
+            "tr": reranked_positive_ranks(tr_hits, tr.ranks),
+            "ir": reranked_positive_ranks(ir_hits, ir.ranks),
+        },
+    }
+    return ranks, rankings
+
+
+@torch.no_grad()
+def extract_features(
+    backbone: nn.Module,
+    image_batches: Iterable[tuple[Tensor, Tensor]],
+    num_images: int,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    text_batch_size: int = 256,
+    *,
+    device: torch.device,
+    precision: str = "fp32",
+    log: Callable | None = None,
+) -> tuple[ImageFeatures, TextFeatures]:
+    """Every image and text through its encoder once, shared among the ranks. Arguments as in `evaluate`.
+
+    Returns:
+        (ImageFeatures, TextFeatures)
+    Raises:
+        utils.UserError: features that are not finite (any ranking of them would be meaningless).
+    """
+    texts = _encode_texts(backbone, input_ids, attention_mask, text_batch_size, device, precision, log)
+    images = _encode_images(backbone, image_batches, num_images, device, precision, log)
+    for name, feats in (("image", images.feats), ("text", texts.feats)):
+        broken = int((~feats.isfinite()).any(dim=1).sum())
+        if broken:
+            raise utils.UserError(
+                f"{broken} of {len(feats)} {name} features are NaN or infinite: the checkpoint is broken, "
+                "or try --override precision=fp32"
+            )
+    return images, texts
+
+
+@torch.no_grad()
+def topk_candidates(
+    query_feats: Tensor,
+    candidate_feats: Tensor,
+    query_ids: Tensor,
+    candidate_ids: Tensor,
+    k: int,
+    block: int = 512,
+) -> Candidates:
+    """First stage of one direction: cosine similarities by matrix products, `block` queries at a time.
+
+    Args:
+        query_feats: [Q, E] float32 L2-normalised. candidate_feats: [C, E], the same.
+        query_ids, candidate_ids: [Q], [C] image ids: a candidate answers a query when they are equal.
+        k: candidates to keep (at most C).
+        block: queries of one matrix product; a block's similarities are all that exists at a time.
+
+    Returns:
+        Candidates, the same on every rank.
+    """
+    device, k = query_feats.device, min(k, len(candidate_feats))
+    query_ids, candidate_ids = query_ids.to(device), candidate_ids.to(device)
+    ids = torch.zeros(len(query_feats), k, dtype=torch.int64, device=device)
+    scores = torch.zeros(len(query_feats), k, device=device)
+    ranks = torch.zeros(len(query_feats), dtype=torch.int64, device=device)
+    for rows in eval_batches(len(query_feats), block):
+        rows = slice(rows[0], rows[-1] + 1)
+        similarity = query_feats[rows] @ candidate_feats.T  # [b, C]
+        positive = query_ids[rows, None] == candidate_ids[None, :]  # [b, C]
+        ranks[rows] = positive_ranks(similarity, positive)
+        scores[rows], ids[rows] = _topk_by_index(similarity, k)
+    ids, scores, ranks = (utils.all_reduce_sum(part).cpu() for part in (ids, scores, ranks))
+    return Candidates(ids, scores, ranks)
+
+
+@torch.no_grad()
+def rerank(
+    backbone: nn.Module,
+    images: ImageFeatures,
+    texts: TextFeatures,
+    tr: Candidates,
+    ir: Candidates,
+    *,
+    batch_size: int = 1024,
+    score: str = "itm",
+    precision: str = "fp32",
+    log: Callable | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Second stage of both directions: the fusion encoder's matching logit for every candidate.
+
+    Args:
+        backbone: models.semmim.SemMIM in eval mode.
+        images, texts: from extract_features.
+        tr, ir: Candidates of text retrieval ([N, k] text ids) and image retrieval ([T, k'] image ids).
+        batch_size: (image, text) pairs of one fusion forward, at most (but at least one for each of the few
+            images that are visited together).
+        score: "itm", the matching logit alone (ALBEF), or "itm+itc", plus the cosine similarity (BLIP).
+
+    Returns:
+        (tr_scores [N, k], ir_scores [T, k']) float32 on the CPU, in the order of the candidates, equal on all
+        ranks.
+    Raises:
+        utils.UserError: unknown `score`; scores that are not finite.
+    """
+    if score not in ("itm", "itm+itc"):
+        raise utils.UserError(f"rerank.score is {score!r}: it must be itm or itm+itc")
+    device = texts.tokens.device
+    tr_scores, ir_scores = torch.zeros(tr.ids.shape), torch.zeros(ir.ids.shape)
+    slots = ir.ids.flatten().argsort(stable=True)  # places in the [T, k'] table, grouped by the image they name
+    asked = ir.ids.flatten().bincount(minlength=len(tr.ids))  # [N] texts that want each image
+    slot_ends = asked.cumsum(0)
+    own = torch.cat([indices for indices, _ in images.batches] or [asked.new_zeros(0)])
+    progress = Progress("re-ranking", "pairs", int(asked[own].sum()) + len(own) * tr.ids.shape[1], log)
+    for indices, image_embeds in images.batches:
+        places = [slots[slot_ends[i] - asked[i] : slot_ends[i]] for i in indices]  # n x [asked]
+        plans = [_plan(tr.ids[i], place // ir.ids.shape[1], texts) for i, place in zip(indices, places, strict=True)]
+        with utils.autocast(device, precision):
+            pair_scores = _score_pairs(backbone, image_embeds.to(device), plans, texts, batch_size, progress)
+        for i, place, (_, back), values in zip(indices, places, plans, pair_scores, strict=True):
+            values = values[back]  # a pair that both directions want was scored once
+            tr_scores[i], ir_scores.view(-1)[place] = values[: tr.ids.shape[1]], values[tr.ids.shape[1] :]
+    progress.close()
+    tr_scores, ir_scores = (utils.all_reduce_sum(part.to(device)).cpu() for part in (tr_scores, ir_scores))
+    if not (tr_scores.isfinite().all() and ir_scores.isfinite().all()):
+        raise utils.UserError(
+            "re-ranking scores are NaN or infinite: the checkpoint is broken, or try --override precision=fp32"
+        )
+    if score == "itm+itc":
+        tr_scores, ir_scores = tr_scores + tr.scores, ir_scores + ir.scores
+    return tr_scores, ir_scores
+
+
+def sort_candidates(ids: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """ids, scores [Q, k] -> the same, best first; equal scores keep their order, that of the first stage."""
+    scores, order = scores.sort(dim=1, descending=True, stable=True)
+    return ids.gather(1, order), scores
+
+
+def positive_ranks(scores: Tensor, positive: Tensor) -> Tensor:
+    """Ranks of queries from their full score rows: 0-based places of the best positive candidate.
+
+    Equal scores are ranked by index: a constant score gives no query a gift, and a run always gives the same.
+
+    Args:
+        scores: [Q, C] scores, not NaN.
+        positive: [Q, C] bool, True where the candidate answers the query.
+
+    Returns:
+        [Q] int64: candidates with a greater score than the best positive, plus those with an equal score and
+        a smaller index; MISS where a query has no positive.
+    """
+    if scores.isnan().any():
+        raise ValueError("positive_ranks: scores contain NaN")  # NaN compares false: every query would rank first
+    num_candidates = scores.shape[1]
+    index = torch.arange(num_candidates, dtype=torch.int32, device=scores.device)  # [C]
+    best = scores.masked_fill(~positive, -torch.inf).amax(dim=1, keepdim=True)  # [Q, 1]
+    ties = scores == best  # [Q, C]
+    first = torch.where(ties & positive, index, num_candidates).amin(dim=1, keepdim=True)  # [Q, 1]
+    before = (scores > best) | (ties & (index < first))
+    ranks = before.sum(dim=1)
+    return torch.where(positive.any(dim=1), ranks, MISS)
+
+
+def reranked_positive_ranks(positive: Tensor, fast_ranks: Tensor) -> Tensor:
+    """Ranks of queries after re-ranking the first k candidates of a fast ranking; the others stay in place.
+
+    Args:
+        positive: [Q, k] bool, for the re-ranked candidates in their new order: does it answer the query?
+        fast_ranks: [Q] ranks by the fast ranking, which hold for queries with no positive among the k.
+
+    Returns:
+        [Q] int64.
+    """
+    index = torch.arange(positive.shape[1], device=positive.device)
+    first = torch.where(positive, index, positive.shape[1]).amin(dim=1)
+    return torch.where(positive.any(dim=1), first, fast_ranks)
+
+
+class Progress:
+    """A line with done/total, speed and time left, every `interval` seconds, counted on this rank."""
+
+    def __init__(self, label: str, unit: str, total: int, log: Callable | None, interval: float = 10.0):
+        self.label, self.unit, self.total, self.interval = label, unit, total, interval
+        self.log = log or (lambda line: None)
+        self.done, self.start = 0, time.perf_counter()
+        self.last = self.start
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        now = time.perf_counter()
+        if now - self.last >= self.interval:
+            self.last = now
+            speed = self.done / (now - self.start)
+            left = max(self.total - self.done, 0) / max(speed, 1e-9)
+            self.log(f"{self.label}: {self.done:,}/{self.total:,} {self.unit}, {speed:,.0f}/s, {_clock(left)} left")
+
+    def close(self) -> None:
+        seconds = time.perf_counter() - self.start
+        speed = self.done / max(seconds, 1e-9)
+        self.log(f"{self.label}: {self.done:,} {self.unit} in {_clock(seconds)}, {speed:,.0f}/s")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Features
+
+
+def _encode_texts(backbone, input_ids, attention_mask, batch_size, device, precision, log):
+    lengths = attention_mask.sum(dim=1)  # [T]
+    starts = (lengths.cumsum(0) - lengths).to(device)
+    total, feats, tokens = int(lengths.sum()), None, None
+    own = eval_batches(len(lengths), batch_size, lengths.argsort(stable=True).tolist())
+    progress = Progress("encoding texts", "texts", sum(map(len, own)), log)
+    for rows in own:
+        rows = torch.tensor(rows)
+        width = int(lengths[rows].max())
+        mask = attention_mask[rows, :width].to(device)
+        with utils.autocast(device, precision):
+            text_embeds, text_feat = backbone.encode_text(input_ids[rows, :width].to(device), mask)
+        if feats is None:
+            feats = torch.zeros(len(lengths), text_feat.shape[1], device=device)
+            tokens = torch.zeros(total, text_embeds.shape[2], dtype=_stored(precision), device=device)
+        feats[rows.to(device)] = text_feat.float()
+        index = starts[rows.to(device)][:, None] + torch.arange(width, device=device)  # [b, L]
+        tokens[index[mask.bool()]] = text_embeds[mask.bool()].to(tokens.dtype)
+        progress.advance(len(rows))
+    progress.close()
+    feats, tokens = (_sum_over_ranks(part, device) for part in (feats, tokens))
+    return TextFeatures(feats, tokens, starts, lengths)
+
+
+def _encode_images(backbone, batches, num_images, device, precision, log):
+    feats, kept, storage = None, [], None
+    progress = Progress("encoding images", "images", -(-num_images // utils.world_size()), log)
+    for images, indices in batches:
+        with utils.autocast(device, precision):
+            image_embeds, image_feat = backbone.encode_image(images.to(device, non_blocking=True))
+        if feats is None:
+            feats = torch.zeros(num_images, image_feat.shape[1], device=device)
+        feats[indices.to(device)] = image_feat.float()
+        image_embeds = image_embeds.to(_stored(precision))
+        if storage is None:
+            share = num_images / len(images) / utils.world_size()
+            storage = _storage(image_embeds, share, device)
+        kept.append((indices.cpu(), image_embeds.to(storage)))
+        progress.advance(len(images))
+    progress.close()
+    return ImageFeatures(_sum_over_ranks(feats, device), kept)
+
+
+def _sum_over_ranks(part, device):
+    """Add up tensors that are zero where another rank has the value; a rank without a batch passes None."""
+    description = None if part is None else (tuple(part.shape), str(part.dtype).removeprefix("torch."))
+    known = [d for d in utils.gather_objects(description) if d is not None]
+    if part is None:
+        part = torch.zeros(known[0][0], dtype=getattr(torch, known[0][1]), device=device)
+    return utils.all_reduce_sum(part)
+
+
+def _stored(precision):
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def _storage(image_embeds, batches, device):
+    """Where image tokens wait for re-ranking: on the GPU if they take under a quarter of its free memory."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        if image_embeds.nbytes * batches < 0.25 * free:
+            return device
+    return torch.device("cpu")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Ranking
+
+
+def _topk_by_index(scores, k):
+    """scores [b, C] -> (values [b, k], ids [b, k]), best first, equal ones by index (unlike topk)."""
+    values, ids = scores.topk(k, dim=1)
+    last = values[:, -1:]
+    crowded = (scores == last).sum(dim=1) > (values == last).sum(dim=1)  # a tie across the border: who is in?
+    if crowded.any():
+        full, order = scores[crowded].sort(dim=1, descending=True, stable=True)
+        values[crowded], ids[crowded] = full[:, :k], order[:, :k]
+    ids, order = ids.sort(dim=1)
+    values, by_value = values.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return values, ids.gather(1, by_value)
+
+
+# At least so many images are visited together: the more images, the fewer texts of each are in a batch, and
+# the closer these are in length.
+_IMAGES_TOGETHER = 8
+
+
+def _plan(wanted_by_image, wanting_image, texts):
+    """The texts to fuse with one image, each once, in order of length; where each request finds its score.
+
+    Args:
+        wanted_by_image: [k] the image's candidates. wanting_image: [a] the texts that have it among theirs.
+
+    Returns:
+        (text_ids [g], back [k + a]): text_ids[back] are the requests.
+    """
+    text_ids, back = torch.cat([wanted_by_image, wanting_image]).unique(return_inverse=True)
+    order = texts.lengths[text_ids].argsort(stable=True)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order))
+    return text_ids[order], place[back]
+
+
+def _score_pairs(backbone, image_embeds, plans, texts, batch_size, progress):
+    """ITM logits of n images [n, S, D] with the texts of their n plans -> n x [g] scores on the CPU.
+
+    Images with like numbers of texts are taken together, so that a batch is a full [images, texts] rectangle.
+    """
+    text_ids = [ids for ids, _ in plans]
+    order = sorted(range(len(text_ids)), key=lambda i: -len(text_ids[i]))
+    scores, start = [None] * len(order), 0
+    while start < len(order):
+        together = max(_IMAGES_TOGETHER, batch_size // len(text_ids[order[start]]))
+        group = order[start : start + together]
+        table = _score_rectangle(backbone, image_embeds[group], [text_ids[i] for i in group], texts, batch_size)
+        for row, i in zip(table.cpu(), group, strict=True):
+            scores[i] = row[: len(text_ids[i])]
+            progress.advance(len(plans[i][1]))
+        start += together
+    return scores
+
+
+def _score_rectangle(backbone, image_embeds, text_ids, texts, batch_size):
+    """image_embeds [B, S, D], B lists of texts, longest list first -> scores [B, G], G the longest's."""
+    memory = backbone.fusion_encoder.project_memory(image_embeds)  # keys and values once an image and layer
+    counts = [len(ids) for ids in text_ids]
+    widest = max(1, batch_size // len(counts))
+    width = -(-counts[0] // -(-counts[0] // widest))  # equal columns instead of a thin last one
+    rectangle = pad_sequence(text_ids, batch_first=True)  # [B, G]
+    scores = torch.zeros(rectangle.shape, device=image_embeds.device)
+    for start in range(0, counts[0], width):
+        rows = sum(count > start for count in counts)  # images that still have texts
+        part = rectangle[:rows, start : start + width]  # [rows, w]
+        for row, count in enumerate(counts[:rows]):  # a shorter list is filled up with its longest text
+            part[row, count - start :] = text_ids[row][-1]
+        text_embeds, mask = texts.padded(part.reshape(-1))  # row r of the batch belongs to image r // w
+        fused = backbone.fuse(text_embeds, mask, [(keys[:rows], values[:rows]) for keys, values in memory])
+        logits = backbone.itm_logits(fused)[:, 1].float()
+        scores[:rows, start : start + width] = logits.view(part.shape)
+    return scores
+
+
+def _clock(seconds):
+    minutes, seconds = divmod(int(round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

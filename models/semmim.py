@@ -1,0 +1,189 @@
+"""The backbone that every stage shares: image encoder, text encoder, fusion encoder, decoder and their projections.
+
+A backbone is built from a plain `description` (architecture only), which travels in every checkpoint, so that a
+checkpoint alone is enough to rebuild the model at another resolution or without the parts a stage does not use.
+"""
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.bert import BertConfig, FusionEncoder, LMHead, TextDecoder, TextEncoder, load_bert_weights
+from models.losses import fp32
+from models.vit import ImageEncoder, resize_positions
+from utils import UserError, find_file, load_checkpoint
+
+TEMPERATURE_RANGE = (0.001, 0.5)  # ALBEF clamps its temperature to this range
+PREFIX = "backbone."  # where every stage's model keeps its backbone, and so the prefix of its keys in a checkpoint
+
+
+def describe(cfg) -> dict:
+    """The architecture in a config (`model`, `text.sep`, `itc.temperature`) as a plain dict for checkpoints."""
+    bert = BertConfig.from_file(find_file(cfg.model.bert.config, "model.bert.config"), cfg.model.bert.args)
+    return {
+        "image_encoder": {
+            "name": cfg.model.image_encoder.name,
+            "image_size": cfg.model.image_encoder.image_size,
+            "args": dict(cfg.model.image_encoder.args),
+        },
+        "bert": asdict(bert),
+        "text_layers": cfg.model.bert.text_layers,
+        "fusion_layers": cfg.model.bert.fusion_layers,
+        "decoder_layers": cfg.model.bert.decoder_layers,
+        "embed_dim": cfg.model.embed_dim,
+        "temperature": cfg.itc.temperature,
+        "sep": cfg.text.sep,
+    }
+
+
+class SemMIM(nn.Module):
+    """Image encoder E_I, text encoder E_T, fusion encoder E_F, decoder, projections into the ITC space, ITM head.
+
+    decoder, mlm_head: whether to have these parts (retrieval needs neither).
+    image_weights: see ImageEncoder; everything else starts at random here, `initialise` loads BERT's weights.
+    """
+
+    def __init__(
+        self,
+        description: dict,
+        decoder: bool = True,
+        mlm_head: bool = True,
+        image_weights: str = "random",
+        checkpointing: bool = False,
+    ):
+        super().__init__()
+        self.description = description
+        bert = BertConfig(**description["bert"])
+        self.image_encoder = ImageEncoder(
+            **description["image_encoder"], weights=image_weights, checkpointing=checkpointing
+        )
+        width = self.image_encoder.width
+        if width != bert.hidden_size:
+            raise UserError(
+                f"the image encoder is {width} wide, the text encoder {bert.hidden_size}: text is injected among the "
+                "patches without a projection, so both widths must be equal; set model.image_encoder.args.embed_dim or "
+                "model.bert.args.hidden_size"
+            )
+        self.text_encoder = TextEncoder(bert, description["text_layers"])
+        self.fusion_encoder = FusionEncoder(bert, description["fusion_layers"])
+        self.decoder = TextDecoder(bert, description["decoder_layers"]) if decoder else None
+        self.mlm_head = LMHead(bert) if mlm_head else None
+        self.vision_proj = nn.Linear(width, description["embed_dim"])
+        self.text_proj = nn.Linear(width, description["embed_dim"])
+        self.itm_head = nn.Linear(width, 2)  # index 1: the pair matches
+        # The logarithm is learned: a raw temperature moves by about one learning rate a step, far too fast at 1e-3.
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(description["temperature"])))
+
+    def temperature(self) -> Tensor:
+        """The learnable temperature of the ITC space, a scalar."""
+        return self.log_temperature.exp()
+
+    @torch.no_grad()
+    def clamp_temperature(self) -> None:
+        """Keep the temperature in TEMPERATURE_RANGE; called after every optimizer step."""
+        low, high = (math.log(value) for value in TEMPERATURE_RANGE)
+        self.log_temperature.clamp_(low, high)
+
+    def encode_image(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, 3, S, S] -> (image_embeds [B, 1+N, D], image_feat [B, E])"""
+        image_embeds = self.image_encoder(images)
+        return image_embeds, project(self.vision_proj, image_embeds[:, 0])
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, L], [B, L] -> (text_embeds [B, L, D], text_feat [B, E])"""
+        text_embeds = self.text_encoder(input_ids, attention_mask)
+        return text_embeds, project(self.text_proj, text_embeds[:, 0])
+
+    def fuse(self, text_embeds: Tensor, text_mask: Tensor, image_memory: list, rows: Tensor | None = None) -> Tensor:
+        """Fusion encoder on text rows [R, L, D] attending to image_memory (`fusion_encoder.project_memory`).
+
+        rows [R]: which image each text row attends to (default: row r to image r, or consecutive groups).
+        """
+        return self.fusion_encoder(text_embeds, text_mask, image_memory, rows=rows)
+
+    def mlm_logits(self, fused: Tensor) -> Tensor:
+        """[..., D] -> [..., V] with the text encoder's word embeddings as output layer"""
+        return self.mlm_head(fused, self.text_encoder.embeddings.word_embeddings.weight)
+
+    def itm_logits(self, fused: Tensor) -> Tensor:
+        """[R, L, D] -> [R, 2] from the fused [CLS]"""
+        return self.itm_head(fused[:, 0])
+
+
+def project(layer: nn.Linear, tokens: Tensor) -> Tensor:
+    """Project into the ITC space and L2-normalise (in fp32). [..., D] -> [..., E]"""
+    return F.normalize(fp32(layer(tokens)), dim=-1)
+
+
+def build_backbone(cfg, decoder: bool = True, mlm_head: bool = True) -> tuple[SemMIM, list[str]]:
+    """A new backbone with the initial weights that the config names, and log lines that say what came from where."""
+    encoder = cfg.model.image_encoder
+    backbone = SemMIM(
+        describe(cfg), decoder, mlm_head, image_weights=encoder.weights, checkpointing=encoder.checkpointing
+    )
+    lines = [f"image encoder: {encoder.name}, weights: {encoder.weights}"]
+    if cfg.model.bert.weights == "random":
+        lines.append("text encoder, fusion encoder, decoder: random weights")
+    else:
+        lines += load_bert_weights(
+            cfg.model.bert.weights,
+            backbone.text_encoder,
+            backbone.fusion_encoder,
+            backbone.decoder,
+            backbone.mlm_head,
+        )
+    return backbone, lines
+
+
+def load_backbone(
+    path: str | Path,
+    image_size: int | None = None,
+    decoder: bool = False,
+    mlm_head: bool = False,
+    checkpointing: bool = False,
+) -> tuple[SemMIM, dict, list[str]]:
+    """Rebuild the backbone of a checkpoint of any stage, at its own or another resolution.
+
+    Returns (backbone, the rest of the checkpoint without model and optimizer, log lines: which parts were left out).
+    Raises UserError when the file is no checkpoint of this codebase or lacks weights that are asked for.
+    """
+    checkpoint = load_checkpoint(path)
+    if "description" not in checkpoint or "model" not in checkpoint:
+        raise UserError(f"{path}: no SemMIM checkpoint (it has no model description); see tools/convert_checkpoint.py")
+    description = checkpoint["description"]
+    if image_size is not None:
+        image_encoder = {**description["image_encoder"], "image_size": image_size}
+        description = {**description, "image_encoder": image_encoder}
+    backbone = SemMIM(description, decoder, mlm_head, checkpointing=checkpointing)
+    state = {key[len(PREFIX) :]: value for key, value in checkpoint["model"].items() if key.startswith(PREFIX)}
+    state = resize_positions(state, "image_encoder.", backbone.image_encoder)
+    unused = load_weights(backbone, state, path)
+    rest = {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
+    rest["description"] = description
+    lines = [f"{path}: weights of step {checkpoint.get('progress', {}).get('step', '?')}"]
+    if unused:
+        lines.append(f"{path}: not used here: {', '.join(unused)}")
+    return backbone, rest, lines
+
+
+def load_weights(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> list[str]:
+    """Copy `state` into `model`: every weight of the model must be there with its shape.
+
+    Returns the names of the top-level parts in `state` that the model does not have.
+    """
+    own = model.state_dict()
+    missing = [key for key in own if key not in state]
+    if missing:
+        raise UserError(f"{path}: {len(missing)} weights are missing, the first is {missing[0]}")
+    for key, value in own.items():
+        if value.shape != state[key].shape:
+            raise UserError(
+                f"{path}: {key} has shape {tuple(state[key].shape)}, the model {tuple(value.shape)}: "
+                "use the config that the checkpoint was trained with"
+            )
+    model.load_state_dict({key: state[key] for key in own})
+    return sorted({key.split(".")[0] for key in state if key not in own})

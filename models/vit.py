@@ -1,0 +1,299 @@
+"""The image encoder: a timm Vision Transformer with a [MASK] token and text injection in its last layers.
+
+The paper, Section 3.2: some patches of the student's image become a learnable [MASK], and from layer
+`inject_from` on (layers are counted from 1) the text tokens join the sequence, so that the masked patches are
+recovered with the text's help.
+
+Shapes: B images, N = grid * grid patches, L text tokens, D the width.
+"""
+
+import difflib
+import logging
+import re
+
+import timm
+import torch
+from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from models.bert import fused_attention_pays, padding_mask
+from models.weights import find_weights, first_line, read_weights
+from utils import UserError
+
+log = logging.getLogger(__name__)
+
+# Entries of published weight files that are not part of the image encoder, as regular expressions matched
+# from the start of the name, by file layout. Anything else that is left over, or missing, is an error.
+IGNORED = {
+    # a classifier or a pooling head
+    "timm": r"head\.|fc_norm\.|attn_pool\.|pre_logits\.",
+    # CLIP's text tower, its projections into the common space, three numbers of OpenAI's archive
+    "openai": r"transformer\.|token_embedding\.|ln_final\.|positional_embedding$|text_projection$"
+    r"|logit_scale$|visual\.proj$|input_resolution$|context_length$|vocab_size$",
+    "hugging face": r"text_model\.|text_projection\.|visual_projection\.|logit_scale$"
+    r"|vision_model\.embeddings\.position_ids$",
+}
+
+OPENAI_NAMES = [
+    (r"^visual\.conv1\.", "patch_embed.proj."),
+    (r"^visual\.class_embedding$", "cls_token"),
+    (r"^visual\.positional_embedding$", "pos_embed"),
+    (r"^visual\.ln_pre\.", "norm_pre."),
+    (r"^visual\.ln_post\.", "norm."),
+    (r"^visual\.transformer\.resblocks\.", "blocks."),
+    (r"\.ln_([12])\.", r".norm\1."),
+    (r"\.attn\.in_proj_", ".attn.qkv."),
+    (r"\.attn\.out_proj\.", ".attn.proj."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+]
+
+HUGGING_FACE_NAMES = [
+    (r"^vision_model\.embeddings\.patch_embedding\.", "patch_embed.proj."),
+    (r"^vision_model\.embeddings\.class_embedding$", "cls_token"),
+    (r"^vision_model\.embeddings\.position_embedding\.weight$", "pos_embed"),
+    (r"^vision_model\.pre_layrnorm\.", "norm_pre."),  # the published name has this misspelling
+    (r"^vision_model\.post_layernorm\.", "norm."),
+    (r"^vision_model\.encoder\.layers\.", "blocks."),
+    (r"\.layer_norm([12])\.", r".norm\1."),
+    (r"\.self_attn\.out_proj\.", ".attn.proj."),
+    (r"\.self_attn\.([qkv])_proj\.", r".attn.\1."),
+]
+
+
+class ImageEncoder(nn.Module):
+    """timm ViT + [MASK] + text injection.
+
+    name: a timm VisionTransformer with a [CLS] token, e.g. `vit_base_patch16_clip_quickgelu_224` for OpenAI's
+        CLIP, which was trained with QuickGELU.
+    args: timm.create_model's keyword arguments (`embed_dim`, `depth`, ...).
+    weights: "random"; "openai" (timm's hub weights of that tag) or "hub" (the name's default tag); or a file,
+        a folder or a model of the Hugging Face hub, see `load_weights`. Positions are resized to
+        `image_size`.
+    checkpointing: recompute each layer in the backward pass instead of keeping its activations.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        image_size: int,
+        args: dict | None = None,
+        weights: str = "random",
+        checkpointing: bool = False,
+    ):
+        super().__init__()
+        self.vit = create_vit(name, image_size, dict(args or {}), weights)
+        self.image_size, self.checkpointing = image_size, checkpointing
+        self.width, self.depth = self.vit.embed_dim, len(self.vit.blocks)
+        self.patch_size = self.vit.patch_embed.patch_size[0]
+        self.grid = image_size // self.patch_size
+        self.num_patches = self.grid**2
+        self.mask_token = nn.Parameter(torch.empty(self.width))
+        nn.init.normal_(self.mask_token, std=0.02)
+        if weights not in ("random", "openai", "hub"):
+            load_weights(self, weights)
+
+    def embed(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        """images: [B, 3, S, S] -> the first layer's input [B, 1 + N, D].
+
+        mask: [B, N] bool; patches where it is True become [MASK], before the positions are added.
+        """
+        x = self.vit.patch_embed(images)  # [B, N, D]
+        if mask is not None:
+            x = torch.where(mask.unsqueeze(-1), self.mask_token.to(x.dtype), x)
+        return self.vit.norm_pre(self.vit._pos_embed(x))  # [CLS] in front
+
+    def layers(
+        self, x: Tensor, first: int, last: int, text: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> Tensor:
+        """Apply the layers first..last (from 1, both included) to x [B, 1 + N, D].
+
+        With text [B, L, D] they see the sequence [x ; text], in which the tokens where text_mask [B, L] is 0
+        are never attended to. -> the whole sequence, [B, 1 + N (+ L), D]
+        """
+        mask = None
+        if text is not None:
+            if text.shape[-1] != self.width:
+                raise UserError(
+                    f"the text encoder has width {text.shape[-1]} and the image encoder {self.width}: text "
+                    f"injection needs equal widths; set model.bert.args.hidden_size or the image encoder's "
+                    f"embed_dim, or mim.inject_from: none"
+                )
+            if text_mask is not None:
+                images = torch.ones(x.shape[:2], dtype=text_mask.dtype, device=x.device)
+                mask = padding_mask(torch.cat((images, text_mask), dim=1), x)  # [B, 1, 1, 1 + N + L]
+            x = torch.cat((x, text.to(x.dtype)), dim=1)
+        fused = fused_attention_pays(x)
+        for block in self.vit.blocks[first - 1 : last]:
+            block.attn.fused_attn = fused
+            if self.checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, mask, use_reentrant=False)
+            else:
+                x = block(x, attn_mask=mask)
+        return x
+
+    def forward(
+        self,
+        images: Tensor,
+        mask: Tensor | None = None,
+        text: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        inject_from: int | None = None,
+    ) -> Tensor:
+        """images: [B, 3, S, S] -> image_embeds [B, 1 + N, D] after the final norm.
+
+        mask: [B, N] bool, the patches to hide; text: [B, L, D], seen by the layers from `inject_from`
+        (1..depth) on; without text, or with inject_from None, the image alone.
+        """
+        x = self.embed(images, mask)
+        if text is None or inject_from is None:
+            return self.vit.norm(self.layers(x, 1, self.depth))
+        x = self.layers(x, 1, inject_from - 1)
+        x = self.layers(x, inject_from, self.depth, text, text_mask)
+        return self.vit.norm(x[:, : 1 + self.num_patches])
+
+    def forward_twice(
+        self, images: Tensor, text: Tensor, text_mask: Tensor | None, inject_from: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """The teacher's two passes: (image alone, image with text), each [B, 1 + N, D] after the final norm.
+
+        The layers below `inject_from` run once; with inject_from None both results are the same tensor.
+        """
+        x = self.embed(images)
+        if inject_from is None:
+            plain = self.vit.norm(self.layers(x, 1, self.depth))
+            return plain, plain
+        x = self.layers(x, 1, inject_from - 1)
+        plain = self.layers(x, inject_from, self.depth)
+        injected = self.layers(x, inject_from, self.depth, text, text_mask)
+        return self.vit.norm(plain), self.vit.norm(injected[:, : 1 + self.num_patches])
+
+
+def create_vit(name: str, image_size: int, args: dict, weights: str = "random") -> VisionTransformer:
+    """-> timm VisionTransformer without a head; everything that does not fit this project is a UserError."""
+    if weights == "openai" and "." not in name:
+        name += ".openai"
+    if "patch_drop_rate" in args:
+        raise UserError("model.image_encoder.args: patch_drop_rate cannot be used: masking needs every patch")
+    options = {
+        "pretrained": weights in ("openai", "hub"),
+        "num_classes": 0,
+        "global_pool": "",
+        "img_size": image_size,
+    }
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models("vit_*"), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"model.image_encoder.name: timm {timm.__version__} has no model {name!r}{hint}")
+    try:
+        vit = timm.create_model(name, **options, **args)
+    except TypeError as error:
+        raise UserError(f"model.image_encoder.args do not fit {name}: {error}") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        if not options["pretrained"]:
+            raise
+        raise UserError(
+            f"model.image_encoder.weights: cannot get the hub weights of {name} ({first_line(error)}); give "
+            f"a local file instead, or 'random'"
+        ) from None
+    plain = type(vit) is VisionTransformer and vit.has_class_token and vit.num_prefix_tokens == 1
+    if not plain or vit.pos_embed is None:
+        raise UserError(
+            f"model.image_encoder.name: {name} is not a plain Vision Transformer with one [CLS] token and "
+            f"learned positions; take one such as vit_base_patch16_clip_quickgelu_224"
+        )
+    patch = vit.patch_embed.patch_size
+    if image_size % patch[0] or image_size % patch[1] or patch[0] != patch[1]:
+        raise UserError(
+            f"model.image_encoder.image_size: {image_size} is not divisible by the patch size {patch[0]}; "
+            f"take {max(image_size // patch[0], 1) * patch[0]} or {(image_size // patch[0] + 1) * patch[0]}"
+        )
+    return vit
+
+
+# ------------------------------------------------------------------------------------------ weights of others
+
+
+def load_weights(encoder: ImageEncoder, path: str) -> str:
+    """Load the ViT of `encoder` from a .safetensors, .pt or .pth file (`path`: see `weights.find_weights`).
+
+    Known layouts: timm's; Hugging Face's CLIPModel and CLIPVisionModel; OpenAI's state dict of CLIP. Entries
+    listed in IGNORED are skipped; anything else missing, left over or of another shape is a UserError.
+    Positions are resized. -> the layout: "timm", "hugging face" or "openai".
+    """
+    path, _ = find_weights(str(path))
+    layout, weights = to_timm(read_weights(path), path)
+    weights = resize_positions(weights, "", encoder)
+    own = encoder.vit.state_dict()
+    missing, unexpected = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
+    if missing or unexpected:
+        what = f"{missing[0]!r} is missing" if missing else f"{unexpected[0]!r} has no place"
+        raise UserError(
+            f"{path}: read as a {layout} file, it does not fit the image encoder: {what} ({len(missing)} "
+            f"missing, {len(unexpected)} left over); choose the model.image_encoder.name that the file was "
+            f"made for"
+        )
+    for key, value in weights.items():
+        if value.shape != own[key].shape:
+            raise UserError(
+                f"{path}: {key} has the shape {list(value.shape)}, the image encoder needs "
+                f"{list(own[key].shape)}; set model.image_encoder.name and args to the file's architecture"
+            )
+    encoder.vit.load_state_dict(weights)
+    if layout == "openai" and not is_quick_gelu(encoder.vit):
+        log.warning("%s: OpenAI's CLIP was trained with QuickGELU; use a *_clip_quickgelu_* image encoder", path)
+    return layout
+
+
+def to_timm(weights: dict[str, Tensor], source: str = "state dict") -> tuple[str, dict[str, Tensor]]:
+    """-> (layout, state dict in timm's names and fp32) from any known layout, without what IGNORED lists."""
+    if "visual.class_embedding" in weights or "class_embedding" in weights:
+        if "class_embedding" in weights:  # CLIP's image tower alone
+            weights = {"visual." + key: value for key, value in weights.items()}
+        layout, names = "openai", OPENAI_NAMES
+    elif any(key.endswith("embeddings.class_embedding") for key in weights):
+        if "embeddings.class_embedding" in weights:  # CLIPVisionModel as transformers 5 saves it
+            weights = {"vision_model." + key: value for key, value in weights.items()}
+        layout, names = "hugging face", HUGGING_FACE_NAMES
+    elif "patch_embed.proj.weight" in weights:
+        layout, names = "timm", []
+    else:
+        raise UserError(f"{source}: neither timm's, Hugging Face's nor OpenAI's names of a Vision Transformer")
+    result = {}
+    for key, value in weights.items():
+        if re.match(IGNORED[layout], key):
+            continue
+        for pattern, replacement in names:
+            key = re.sub(pattern, replacement, key)
+        result[key] = value.float()
+    if layout != "timm":
+        result["cls_token"] = result["cls_token"].view(1, 1, -1)
+        result["pos_embed"] = result["pos_embed"].unsqueeze(0)
+    if layout == "hugging face":
+        for key in [key for key in result if ".attn.q." in key]:
+            parts = [result.pop(key.replace(".q.", f".{part}.")) for part in "qkv"]
+            result[key.replace(".q.", ".qkv.")] = torch.cat(parts)
+    return layout, result
+
+
+def resize_positions(state_dict: dict[str, Tensor], prefix: str, encoder: ImageEncoder) -> dict[str, Tensor]:
+    """Fit the positional embeddings of a checkpoint from another resolution to `encoder`.
+
+    state_dict[prefix + "pos_embed"] (or prefix + "vit.pos_embed"): [1, 1 + n, D] with n a square number,
+    resized by timm's bicubic, antialiased interpolation. -> a new state dict; the same values where the sizes
+    agree.
+    """
+    key = next((k for k in (f"{prefix}vit.pos_embed", f"{prefix}pos_embed") if k in state_dict), None)
+    if key is None or state_dict[key].shape[1] == encoder.vit.pos_embed.shape[1]:
+        return dict(state_dict)
+    prefix_tokens = 0 if encoder.vit.no_embed_class else 1
+    resized = resample_abs_pos_embed(
+        state_dict[key], new_size=[encoder.grid, encoder.grid], num_prefix_tokens=prefix_tokens
+    )
+    return {**state_dict, key: resized}
+
+
+def is_quick_gelu(vit: VisionTransformer) -> bool:
+    return "quick" in type(vit.blocks[0].mlp.act).__name__.lower()

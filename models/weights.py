@@ -1,0 +1,100 @@
+"""Reading weight files that others published: safetensors and PyTorch files, found locally or on the hub."""
+
+import importlib.util
+import os
+import zipfile
+
+import torch
+from safetensors.torch import load_file
+
+from utils import UserError, find_file
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+EXTENSIONS = (".safetensors", ".bin", ".pt", ".pth")
+
+
+def read_weights(path: str) -> dict[str, torch.Tensor]:
+    """-> the state dict in a .safetensors, .pt, .pth or .bin file, on the CPU. No code from the file is run.
+
+    A dict under "state_dict" or "model" is unpacked and DDP's `module.` removed. A file that is absent,
+    broken, a TorchScript archive or something else than a dict of tensors is a UserError.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: no such weight file; give a file, a hub name or 'random'")
+    if is_torchscript(path):
+        raise UserError(
+            f"{path} is a TorchScript archive (the form in which OpenAI publishes CLIP), which could run "
+            f'code; if you trust it, convert it once with python -c "import torch; torch.save(torch.jit.load('
+            f"'{path}', map_location='cpu').state_dict(), 'clip.pt')\" and give clip.pt"
+        )
+    try:
+        if str(path).endswith(".safetensors"):
+            weights = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # safetensors, zipfile and pickle have errors of their own for a broken file
+        raise UserError(f"{path}: not a readable weight file ({first_line(error)})") from None
+    for key in ("state_dict", "model"):
+        if isinstance(weights, dict) and isinstance(weights.get(key), dict):
+            weights = weights[key]
+    if not isinstance(weights, dict):
+        raise UserError(f"{path}: holds no state dict (a dict of tensors)")
+    return {k.removeprefix("module."): v for k, v in weights.items() if isinstance(v, torch.Tensor)}
+
+
+def find_weights(source: str) -> tuple[str, str | None]:
+    """-> (weight file, config.json beside it or None) for a local file or folder, or a name on the hub.
+
+    `package:NAME` is the folder of the installed Python package NAME. A folder is searched for WEIGHT_FILES,
+    then its `model/`. Nothing is downloaded unless `source` names no local path.
+    """
+    if source.startswith("package:"):
+        name = source.removeprefix("package:").replace("-", "_")
+        spec = importlib.util.find_spec(name)
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(f"{source}: no Python package {name!r} is installed; install it with pip")
+        source = next(iter(spec.submodule_search_locations))
+    try:
+        path = str(find_file(source, "weights"))
+    except UserError:
+        if source.count("/") > 1 or source.startswith((".", "/", "~")) or source.endswith(EXTENSIONS):
+            raise
+        return download(source)
+    if os.path.isfile(path):
+        config = os.path.join(os.path.dirname(path), "config.json")
+        return path, config if os.path.isfile(config) else None
+    for folder in (path, os.path.join(path, "model")):
+        for name in WEIGHT_FILES:
+            if os.path.isfile(os.path.join(folder, name)):
+                return find_weights(os.path.join(folder, name))
+    raise UserError(f"{path}: the folder has none of {', '.join(WEIGHT_FILES)}")
+
+
+def download(name: str) -> tuple[str, str]:
+    """-> (weight file, config.json) of the model `name` on the Hugging Face hub, from its cache where it is
+    there.
+    """
+    from huggingface_hub import hf_hub_download
+
+    for file in WEIGHT_FILES:
+        try:
+            return hf_hub_download(name, file), hf_hub_download(name, "config.json")
+        except Exception as error:  # offline, unknown name, no such file: each has its own class, none is ours to tell
+            reason = first_line(error)
+    raise UserError(
+        f"weights {name!r}: neither a local path nor available on the hub ({reason}); give a local folder or "
+        f"file, or 'random'"
+    )
+
+
+def is_torchscript(path: str) -> bool:
+    """Whether the file is a zip archive with TorchScript code in it."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name or name.endswith("constants.pkl") for name in archive.namelist())
+
+
+def first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

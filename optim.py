@@ -1,0 +1,69 @@
+"""AdamW with the paper's two learning rates, and the rules that scale a rate to another batch size."""
+
+from __future__ import annotations
+
+import torch
+
+from utils import UserError
+
+# Learned tokens of the image encoder; like a bias, each is one vector for every picture.
+TOKENS = ("mask_token", "cls_token")
+LR_SCALING = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}  # exponents of global batch / base batch
+
+
+def create_optimizer(
+    model: torch.nn.Module,
+    *,
+    lr: float,
+    lr_vit: float,
+    weight_decay: float,
+    betas=(0.9, 0.999),
+    vit_prefix: str = "backbone.image_encoder.",
+) -> torch.optim.AdamW:
+    """AdamW over the parameters that require a gradient (the paper, Section 4.1: two rates, decay 0.02).
+
+    `lr_vit` is for the pre-trained image encoder, that is for names starting with `vit_prefix`; all else, and
+    the [MASK] token, which no image encoder is published with, learns at `lr`. No decay for tensors of at
+    most one dimension (biases, norms, temperature) and the [CLS] and [MASK] tokens. Every group has a `name`
+    (vit or rest) and its `peak_lr`, which the schedule scales.
+    """
+    groups: dict[tuple[str, float], list] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        last = name.rsplit(".", 1)[-1]
+        family = "vit" if name.startswith(vit_prefix) and last != "mask_token" else "rest"
+        decay = 0.0 if parameter.ndim <= 1 or last in TOKENS else float(weight_decay)
+        groups.setdefault((family, decay), []).append(parameter)
+    if not groups:
+        raise UserError("the model has no parameter to train")
+    rates = {"vit": lr_vit, "rest": lr}
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "weight_decay": decay,
+                "lr": rates[name],
+                "peak_lr": rates[name],
+                "name": name,
+            }
+            for (name, decay), parameters in sorted(groups.items(), key=lambda item: item[0])
+        ],
+        betas=tuple(betas),
+        fused=_can_fuse(parameter.device for group in groups.values() for parameter in group),
+    )
+
+
+def scaled_lr(lr: float, global_batch: int, base_batch: int, rule: str) -> float:
+    """The learning rate for `global_batch` pairs a step where `lr` is meant for `base_batch`.
+
+    `rule`: none (as it is), linear (Goyal et al. 2017) or sqrt (usual with Adam).
+    """
+    if rule not in LR_SCALING:
+        raise UserError(f"train.lr_scaling is {rule}; it is one of {', '.join(LR_SCALING)}")
+    return lr * (global_batch / base_batch) ** LR_SCALING[rule]
+
+
+def _can_fuse(devices) -> bool:
+    """Whether one fused kernel can do the whole step (all parameters on CUDA GPUs or all on the CPU)."""
+    return {device.type for device in devices} in ({"cuda"}, {"cpu"})

@@ -1,0 +1,50 @@
+"""Five optimizer steps of a tiny model on fixed data and draws; run by torchrun or as one process.
+
+    PYTHONPATH=.:tests python tests/distributed_steps.py OUT.pth GROUPS [override ...]
+
+Everything is in fp64: AdamW divides by the root of the squared gradient, which blows rounding noise up to whole steps
+where the exact gradient is zero (the biases of attention keys).
+"""
+
+import sys
+
+import torch
+from tiny import NO_DROPOUT, make_batch, make_draws, tiny_model
+
+from optim import create_optimizer
+from utils import all_reduce_sum, init_distributed, is_main, rank, unwrap, world_size, wrap_ddp
+
+GLOBAL_BATCH, STEPS = 8, 5
+
+
+def main(out: str, groups: str, *overrides: str) -> None:
+    device = init_distributed("cpu")
+    torch.set_num_threads(1)
+    model = tiny_model(*NO_DROPOUT, *overrides).double()
+    wrapped = wrap_ddp(model, device)
+    optimizer = create_optimizer(model, lr=1e-3, lr_vit=1e-4, weight_decay=0.02)
+    history = []
+    for step in range(STEPS):
+        batch = make_batch(GLOBAL_BATCH, seed=step)
+        draws = make_draws(batch, seed=step)
+        size = GLOBAL_BATCH // world_size()
+        rows = slice(rank() * size, (rank() + 1) * size)
+        length = int(batch["attention_mask"][rows].sum(1).max())  # each rank pads to its own longest caption
+        mine = {name: value[rows] for name, value in batch.items()}
+        for name in ("input_ids", "attention_mask"):
+            mine[name] = mine[name][:, :length]
+        mine = {name: x.double() if x.is_floating_point() else x for name, x in mine.items()}
+        loss, logs = wrapped(mine, 0.4, draws=draws.part(rows, length), itm_groups=int(groups))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        unwrap(wrapped).after_step()
+        losses = [value for name, value in sorted(logs.items()) if name.startswith("loss/")]
+        history.append(all_reduce_sum(torch.stack(losses)) / world_size())
+    if is_main():
+        torch.save({"losses": torch.stack(history), "state": model.state_dict()}, out)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

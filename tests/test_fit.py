@@ -1,0 +1,332 @@
+import json
+import math
+import os
+import signal
+import socket
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+import utils
+
+CPU = torch.device("cpu")
+BATCH, ENTRIES = 4, 24
+
+
+class Entries(torch.utils.data.Dataset):
+    def __init__(self):
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(ENTRIES, 5, generator=generator)
+        self.y = torch.randn(ENTRIES, 2, generator=generator)
+
+    def __len__(self):
+        return ENTRIES
+
+    def __getitem__(self, index):
+        return {"x": self.x[index], "y": self.y[index], "paths": f"{index}.png"}
+
+
+class Loader:
+    """What fit asks of a loader, over torch's DataLoader; every process gets its rows of a global batch."""
+
+    def __init__(self, batch_size=BATCH):
+        self.dataset, self.batch_size = Entries(), batch_size
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch, start_batch=0):
+        self.epoch, self.start = epoch, start_batch
+
+    def __len__(self):
+        return ENTRIES // (self.batch_size * utils.world_size())
+
+    def __iter__(self):
+        order = torch.randperm(ENTRIES, generator=torch.Generator().manual_seed(self.epoch))
+        rows = order.view(len(self), utils.world_size(), self.batch_size)[self.start :, utils.rank()]
+        return iter(DataLoader(self.dataset, batch_sampler=rows.tolist()))
+
+
+class Schedule:
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    def step(self, n):
+        for group in self.optimizer.param_groups:
+            group["lr"] = 0.01 / (1 + n)
+
+
+class Trained:
+    """One call of fit on a small network; `stop_at` sends this process a signal within that step."""
+
+    def __init__(self, folder, dropout=0.5, loader=None, resume=False, stop_at=None, loss_fn=None, **settings):
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(5, 8), nn.Dropout(dropout), nn.Linear(8, 2))
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1.0)
+        self.epochs_ended, self.steps_seen, self.progress = [], [], None
+        self.stop_at, self.loss_fn = stop_at, loss_fn or mean_squared_error
+        defaults = {
+            "epochs": 2,
+            "batch_size": BATCH,
+            "accumulation": 1,
+            "clip_grad": 1.0,
+            "precision": "fp32",
+        }
+        cfg = utils.Config(defaults | {"log_every": 2, "checkpoint_every": 0} | settings)
+        self.run = utils.Run(folder, utils.Config(train=cfg), append=resume)
+        self.checkpoint = self.run.dir / "checkpoint_last.pth"
+        torch.manual_seed(1)
+        self.go = lambda: utils.fit(
+            utils.wrap_ddp(self.model, CPU),
+            loader or Loader(),
+            self.optimizer,
+            Schedule(self.optimizer),
+            train_cfg=cfg,
+            run=self.run,
+            device=CPU,
+            loss_fn=self.loss,
+            after_step=lambda progress: self.steps_seen.append(progress.step),
+            on_epoch_end=lambda model, progress: self.epochs_ended.append(progress.epoch),
+            extra_state=lambda: {"note": "kept"},
+            resume_from=utils.load_checkpoint(self.checkpoint) if resume else None,
+        )
+
+    def loss(self, model, batch, progress):
+        if progress.step == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return self.loss_fn(model, batch, progress)
+
+    def weights(self):
+        return torch.cat([p.detach().flatten() for p in self.model.parameters()])
+
+    def log(self):
+        return [json.loads(line) for line in (self.run.dir / "log.jsonl").read_text().splitlines()]
+
+
+def mean_squared_error(model, batch, progress):
+    loss = (model(batch["x"]) - batch["y"]).square().mean()
+    return loss, {"mse": loss, "debug/constant": 2.0}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("stop_at", [1, 2, 4, 5])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(tmp_path, stop_at, accumulation):
+    straight = Trained(tmp_path / "straight", accumulation=accumulation, epochs=2 * accumulation)
+    straight.go()
+    stopped = Trained(tmp_path / "run", accumulation=accumulation, epochs=2 * accumulation, stop_at=stop_at)
+    with pytest.raises(utils.Stopped):
+        stopped.go()
+    resumed = Trained(tmp_path / "run", accumulation=accumulation, epochs=2 * accumulation, resume=True)
+    resumed.go()
+    assert torch.equal(straight.weights(), resumed.weights())
+    assert not torch.equal(straight.weights(), stopped.weights())
+    assert stopped.steps_seen + resumed.steps_seen == straight.steps_seen
+    assert stopped.epochs_ended + resumed.epochs_ended == straight.epochs_ended
+    ours, theirs = (torch.load(t.checkpoint, weights_only=True) for t in (resumed, straight))
+    assert ours["progress"] == theirs["progress"] and ours["note"] == "kept"
+    for a, b in zip(ours["optimizer"]["state"].values(), theirs["optimizer"]["state"].values(), strict=True):
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_resume_from_the_end_of_an_epoch_is_exact_too(tmp_path):
+    straight = Trained(tmp_path / "straight", epochs=2)
+    straight.go()
+    Trained(tmp_path / "run", epochs=1).go()
+    resumed = Trained(tmp_path / "run", epochs=2, resume=True)
+    assert resumed.go() == utils.Progress(step=12, epoch=2, steps_per_epoch=6, total_steps=12)
+    assert torch.equal(straight.weights(), resumed.weights())
+
+
+def test_accumulating_two_half_batches_gives_the_step_of_the_whole_batch(tmp_path):
+    whole = Trained(tmp_path / "whole", dropout=0.0, loader=Loader(4))
+    halves = Trained(tmp_path / "halves", dropout=0.0, loader=Loader(2), accumulation=2)
+    whole.go(), halves.go()
+    assert whole.steps_seen == halves.steps_seen
+    torch.testing.assert_close(whole.weights(), halves.weights(), atol=1e-6, rtol=0)
+
+
+def test_micro_batches_that_fill_no_step_are_left_out(tmp_path):
+    trained = Trained(tmp_path, accumulation=4, epochs=2)  # 6 micro-batches an epoch
+    assert trained.go().total_steps == 2
+
+
+def test_too_little_data_for_one_step_is_an_error_that_says_so(tmp_path):
+    with pytest.raises(utils.UserError, match="24 training entries are too few .* train.batch_size"):
+        Trained(tmp_path, accumulation=7).go()
+
+
+def nan_at_step_3(model, batch, progress):
+    loss, values = mean_squared_error(model, batch, progress)
+    bad = torch.where(torch.tensor(progress.step == 3), math.nan, 1.0) * loss
+    return loss + bad, {"good": loss, "bad": bad}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_files(tmp_path):
+    trained = Trained(tmp_path, loss_fn=nan_at_step_3, log_every=50, checkpoint_every=3)
+    with pytest.raises(utils.UserError) as error:
+        trained.go()
+    order = torch.randperm(ENTRIES, generator=torch.Generator().manual_seed(0))[12:16]
+    files = [f"{index}.png" for index in order.tolist()]
+    assert "step 3: not finite: bad, loss" in str(error.value) and ", ".join(files) in str(error.value)
+    assert "good" not in str(error.value) and "\n" not in str(error.value)
+    assert json.loads((tmp_path / "nonfinite.json").read_text())["files"] == files
+    assert trained.weights().isfinite().all()
+    saved = utils.load_checkpoint(trained.checkpoint)
+    assert saved["progress"]["step"] == 3 and trained.steps_seen == [1, 2, 3]
+
+
+def test_a_non_finite_loss_without_gradient_is_found_before_the_next_checkpoint(tmp_path):
+    def loss_fn(model, batch, progress):
+        loss, values = mean_squared_error(model, batch, progress)
+        return loss + (math.inf if progress.step == 1 else 0.0), values
+
+    with pytest.raises(utils.UserError, match="step 1: not finite: loss"):
+        Trained(tmp_path, loss_fn=loss_fn, log_every=50, checkpoint_every=4).go()
+    assert not (tmp_path / "checkpoint_last.pth").exists()
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_though_the_loss_is(tmp_path):
+    def loss_fn(model, batch, progress):
+        zero = (model(batch["x"]) * 0).sum()
+        return zero.sqrt(), {}  # 0 with an infinite slope
+
+    with pytest.raises(utils.UserError, match="the gradient"):
+        Trained(tmp_path, loss_fn=loss_fn).go()
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_the_fused_optimizer_skips_its_update_when_told_of_an_infinity(device):
+    weight = nn.Parameter(torch.ones(3, device=device))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    for infinite in (0.0, 1.0, 0.0):
+        weight.grad = torch.full_like(weight, math.nan if infinite else 1.0)
+        before = weight.detach().clone()
+        optimizer.found_inf = torch.tensor(infinite, device=device)
+        optimizer.step()
+        assert torch.equal(weight, before) == bool(infinite)
+    assert optimizer.state[weight]["step"] == 2
+
+
+def test_a_signal_ends_the_run_after_its_step_and_handlers_are_given_back(tmp_path, caplog):
+    before = signal.getsignal(signal.SIGTERM)
+    trained = Trained(tmp_path, stop_at=1)
+    with caplog.at_level("INFO", "semmim"), pytest.raises(utils.Stopped):
+        trained.go()
+    assert "stopped at step 2 of 12; continue with --resume" in caplog.text
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_the_log_holds_interval_means_rates_and_speed(tmp_path):
+    trained = Trained(tmp_path, dropout=0.0, epochs=1)
+    losses = []
+    trained.loss_fn = lambda *args: (
+        losses.append(mean_squared_error(*args)[0].item()),
+        mean_squared_error(*args),
+    )[1]
+    trained.go()
+    lines = trained.log()
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    assert lines[1]["mse"] == pytest.approx((losses[2] + losses[3]) / 2)
+    assert lines[1]["lr_0"] == 0.01 / 4 and lines[1]["debug/constant"] == 2.0 and lines[2]["eta_seconds"] == 0
+    assert lines[0]["pairs_per_second"] > 0 and 0 <= lines[0]["data_wait"] <= 1 and lines[0]["grad_norm"] > 0
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_rates_and_decay_of_the_configuration_hold_on_resume(tmp_path):
+    Trained(tmp_path, epochs=1).go()
+    resumed = Trained(tmp_path, epochs=2, resume=True)
+    resumed.optimizer.param_groups[0]["weight_decay"] = 0.5
+    resumed.go()
+    assert resumed.optimizer.param_groups[0]["weight_decay"] == 0.5
+
+
+def test_resume_with_another_batch_size_or_model_is_an_error(tmp_path):
+    Trained(tmp_path, epochs=1).go()
+    with pytest.raises(utils.UserError, match="6 steps, this run's has 12"):
+        Trained(tmp_path, loader=Loader(2), resume=True).go()
+    other = Trained(tmp_path, resume=True)
+    other.model[0] = nn.Linear(7, 8)
+    with pytest.raises(utils.UserError, match="another model"):
+        other.go()
+
+
+# ------------------------------------------------------------------------------------------- two processes
+
+
+def in_two_processes(function, folder):
+    """Run function(rank, folder) in two gloo processes and return what each gave."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_worker, (function, folder, port), nprocs=2)
+    return [torch.load(folder / f"result{rank}.pt") for rank in range(2)]
+
+
+def _worker(rank, function, folder, port):
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    utils.init_distributed("cpu")
+    torch.save(function(rank, folder), folder / f"result{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def _two_processes(rank, folder):
+    results = {}
+    for accumulation in (1, 2):
+        loader = Loader(4 // (2 * accumulation))
+        trained = Trained(folder / f"run{accumulation}", dropout=0.0, loader=loader, accumulation=accumulation)
+        trained.go()
+        results[f"weights{accumulation}"] = trained.weights()
+
+    # one process's infinity and one process's signal stop both, in the same step and with the same words
+    def loss_fn(model, batch, progress):
+        return nan_at_step_3(model, batch, progress if rank == 1 else utils.Progress())
+
+    try:
+        Trained(folder / "nan", loader=Loader(2), loss_fn=loss_fn).go()
+    except utils.UserError as error:
+        results["error"] = str(error)
+    stopped = Trained(folder / "stop", loader=Loader(2), stop_at=2 if rank == 1 else None)
+    try:
+        stopped.go()
+    except utils.Stopped:
+        results["stopped"] = stopped.steps_seen[-1]
+    results["random_states"] = len(utils.load_checkpoint(folder / "stop" / "checkpoint_last.pth")["rng"])
+
+    module = nn.BatchNorm1d(2)
+    module.running_mean += rank
+    module.register_buffer("flags", torch.tensor([rank == 0]))
+    wrapped = utils.wrap_ddp(module, CPU)
+    results["buffers"] = [wrapped.module.running_mean.tolist(), wrapped.module.flags.item()]
+
+    x = torch.full((2, 3), float(rank + 1), requires_grad=True)
+    rows = utils.all_gather_with_grad(x)
+    (rows * torch.arange(4.0)[:, None] * (rank + 1)).sum().backward()
+    results |= {"rows": rows.detach(), "grad": x.grad, "bools": utils.all_gather(torch.tensor([rank == 1]))}
+    results |= {
+        "sum": utils.all_reduce_sum(torch.tensor(rank + 1)),
+        "objects": utils.gather_objects({"r": rank}),
+    }
+    utils.barrier()
+    return results
+
+
+def test_two_processes(tmp_path):
+    """Starting processes is slow, so one pair checks all: training, stops, gathers."""
+    whole = Trained(tmp_path / "whole", dropout=0.0, loader=Loader(4))
+    whole.go()
+    both = in_two_processes(_two_processes, tmp_path)
+    for rank, results in enumerate(both):
+        torch.testing.assert_close(results["weights1"], whole.weights(), atol=1e-6, rtol=0)
+        torch.testing.assert_close(results["weights2"], whole.weights(), atol=1e-6, rtol=0)
+        order = torch.randperm(ENTRIES, generator=torch.Generator().manual_seed(0))[14:16].tolist()
+        assert "step 3: not finite: bad, loss;" in results["error"]
+        assert f": {order[0]}.png, {order[1]}.png. Look" in results["error"]
+        assert results["stopped"] == 3 and results["random_states"] == 2
+        assert results["rows"].tolist() == [[1.0] * 3] * 2 + [[2.0] * 3] * 2
+        # losses 1 * sum(k * row k) and 2 * sum(k * row k): row k gets 3 k
+        assert results["grad"].tolist() == [[3.0 * (2 * rank + row)] * 3 for row in range(2)]
+        assert results["buffers"] == [[0.0, 0.0], True]
+        assert results["bools"].tolist() == [False, True] and results["sum"] == 3
+        assert results["objects"] == [{"r": 0}, {"r": 1}]

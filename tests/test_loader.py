@@ -1,0 +1,145 @@
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from dataset import create_loader
+from utils import UserError
+
+
+class Pairs(Dataset):
+    """Returns what it is asked for."""
+
+    takes_epoch = True
+
+    def __init__(self, size):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, item):
+        return item
+
+    def caption_length(self, epoch, index):
+        return (index * 7 + epoch) % 10
+
+
+class Plain(Pairs):
+    takes_epoch = False
+
+
+def batches(size=20, batch_size=3, data=Pairs, epoch=0, start_batch=0, **options):
+    loader = create_loader(data(size), batch_size, collate=list, **options)
+    loader.set_epoch(epoch, start_batch)
+    return list(loader)
+
+
+def indices(epoch_batches):
+    return [index for batch in epoch_batches for _, index in batch]
+
+
+def test_an_epoch_visits_every_entry_once_in_an_order_of_seed_and_epoch():
+    one = indices(batches(21, epoch=1))
+    assert sorted(one) == list(range(21)) and one != list(range(21))
+    assert one == indices(batches(21, epoch=1))
+    assert one != indices(batches(21, epoch=2)) and one != indices(batches(21, epoch=1, seed=1))
+
+
+def test_neighbouring_seeds_do_not_share_orders():
+    orders = [tuple(indices(batches(21, epoch=epoch, seed=seed))) for seed in range(5) for epoch in range(5)]
+    assert len(set(orders)) == 25
+
+
+def test_data_sets_are_told_the_epoch_also_by_persistent_workers():
+    loader = create_loader(Pairs(6), 3, collate=list, num_workers=1)
+    for epoch in (0, 7):
+        loader.set_epoch(epoch)
+        assert {e for batch in loader for e, _ in batch} == {epoch}
+
+
+def test_workers_change_nothing():
+    assert batches(num_workers=2, epoch=3) == batches(num_workers=0, epoch=3)
+
+
+def test_data_sets_that_do_not_take_an_epoch_get_plain_indices():
+    assert batches(5, 2, Plain, shuffle=False, drop_last=False) == [[0, 1], [2, 3], [4]]
+
+
+def test_training_ranks_split_the_global_batches_of_one_process():
+    alone = batches(20, 6, epoch=2)
+    ranks = [batches(20, 3, epoch=2, rank=rank, world_size=2) for rank in (0, 1)]
+    assert alone == [first + second for first, second in zip(*ranks, strict=True)]
+
+
+def test_training_drops_the_last_incomplete_global_batch_on_every_rank():
+    for rank in range(3):
+        loader = create_loader(Pairs(20), 2, rank=rank, world_size=3, collate=list)
+        assert len(loader) == 3 == len(list(loader))
+        assert all(len(batch) == 2 for batch in loader)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 8, 9])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_evaluation_visits_every_item_exactly_once_over_all_ranks(size, world_size):
+    seen = []
+    for rank in range(world_size):
+        loader = create_loader(
+            Plain(size), 2, collate=list, shuffle=False, drop_last=False, rank=rank, world_size=world_size
+        )
+        mine = list(loader)
+        assert len(mine) == len(loader)
+        seen += [index for batch in mine for index in batch]
+    assert sorted(seen) == list(range(size))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_epoch_continues_at_any_batch_with_its_length_unchanged(workers):
+    whole = batches(epoch=4)
+    loader = create_loader(Pairs(20), 3, collate=list, num_workers=workers)
+    loader.set_epoch(4, start_batch=2)
+    assert list(loader) == whole[2:]
+    assert len(loader) == len(whole) == 6
+    loader.set_epoch(4)
+    assert list(loader) == whole
+
+
+def test_a_set_smaller_than_the_global_batch_is_an_error():
+    with pytest.raises(UserError, match="has 5 entries, fewer than one batch of 3 on each of 2 process"):
+        create_loader(Pairs(5), 3, world_size=2)
+
+
+def test_the_default_collate_makes_tensors():
+    (batch,) = create_loader(Plain(3), 3, shuffle=False)
+    assert torch.equal(batch, torch.arange(3))
+
+
+def test_the_dataset_is_reachable_from_the_loader():
+    data = Pairs(4)
+    assert create_loader(data, 2).dataset is data
+
+
+def spread(epoch_batches):
+    """Mean over the batches of the longest minus the shortest caption."""
+    lengths = [[(index * 7 + epoch) % 10 for epoch, index in batch] for batch in epoch_batches]
+    return sum(max(batch) - min(batch) for batch in lengths) / len(lengths)
+
+
+def test_bucketing_makes_batches_of_similar_lengths_from_the_same_entries():
+    plain, bucketed = (batches(100, 5, epoch=2, bucket_batches=count) for count in (0, 10))
+    assert sorted(indices(plain)) == sorted(indices(bucketed)) == list(range(100))
+    assert sorted(indices(plain[:10])) == sorted(indices(bucketed[:10]))  # sorted within ten batches only
+    assert spread(bucketed) < 0.4 * spread(plain)
+
+
+def test_bucketed_batches_do_not_come_in_the_order_of_their_lengths():
+    ordered = [(index * 7) % 10 for index in indices(batches(200, 5, bucket_batches=40))]
+    means = [sum(ordered[i : i + 5]) / 5 for i in range(0, 200, 5)]
+    assert means != sorted(means)
+
+
+def test_bucketing_keeps_ranks_and_resumes_consistent():
+    alone = batches(103, 6, epoch=2, bucket_batches=4)
+    ranks = [batches(103, 3, epoch=2, rank=rank, world_size=2, bucket_batches=4) for rank in (0, 1)]
+    assert alone == [first + second for first, second in zip(*ranks, strict=True)]
+    for start in (1, 4, 6, 16, 17):
+        assert batches(103, 6, epoch=2, start_batch=start, bucket_batches=4) == alone[start:]

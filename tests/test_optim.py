@@ -1,0 +1,73 @@
+import pytest
+import torch
+from torch import nn
+
+from optim import create_optimizer, scaled_lr
+from utils import UserError
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mask_token = nn.Parameter(torch.zeros(4))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 4))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 5, 4))
+        self.block = nn.Linear(4, 4)
+        self.norm = nn.LayerNorm(4)
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Module()
+        self.backbone.image_encoder = Encoder()
+        self.backbone.proj = nn.Linear(4, 4)
+        self.backbone.log_temperature = nn.Parameter(torch.zeros(()))
+        self.twin = nn.Linear(4, 4).requires_grad_(False)
+
+
+def grouped():
+    model = Model()
+    optimizer = create_optimizer(model, lr=1e-4, lr_vit=1e-5, weight_decay=0.02, betas=[0.9, 0.98])
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = {
+        (group["name"], group["weight_decay"]): {names[id(p)].split(".", 1)[1] for p in group["params"]}
+        for group in optimizer.param_groups
+    }
+    return optimizer, groups
+
+
+def test_every_parameter_is_in_the_group_that_the_rule_says():
+    _, groups = grouped()
+    assert groups == {
+        ("vit", 0.02): {"image_encoder.pos_embed", "image_encoder.block.weight"},
+        ("vit", 0.0): {
+            *("image_encoder.cls_token", "image_encoder.block.bias"),
+            *("image_encoder.norm.weight", "image_encoder.norm.bias"),
+        },
+        ("rest", 0.02): {"proj.weight"},
+        ("rest", 0.0): {"image_encoder.mask_token", "proj.bias", "log_temperature"},
+    }
+
+
+def test_groups_carry_their_rate():
+    optimizer, _ = grouped()
+    for group in optimizer.param_groups:
+        assert group["lr"] == group["peak_lr"] == (1e-5 if group["name"] == "vit" else 1e-4)
+        assert group["betas"] == (0.9, 0.98) and group["fused"]
+
+
+def test_a_model_with_nothing_to_train_is_an_error():
+    with pytest.raises(UserError, match="no parameter to train"):
+        create_optimizer(nn.Linear(2, 2).requires_grad_(False), lr=1.0, lr_vit=1.0, weight_decay=0.0)
+
+
+@pytest.mark.parametrize("rule, expected", [("none", 1e-4), ("linear", 0.25e-4), ("sqrt", 0.5e-4)])
+def test_scaling_rules(rule, expected):
+    assert scaled_lr(1e-4, 256, 1024, rule) == pytest.approx(expected)
+    assert scaled_lr(1e-4, 1024, 1024, rule) == pytest.approx(1e-4)
+
+
+def test_an_unknown_scaling_rule_is_an_error():
+    with pytest.raises(UserError, match="train.lr_scaling is square; it is one of none, linear, sqrt"):
+        scaled_lr(1e-4, 256, 1024, "square")

@@ -1,0 +1,250 @@
+"""The pre-training step as a whole: what sees what, who gets gradient, and every switch of the ablations."""
+
+import pytest
+import torch
+from tiny import CAPTIONS, NO_DROPOUT, TOKENIZER, make_batch, make_draws, tiny_config, tiny_model
+
+from models.mim import masked_count
+from models.pretrain import build_pretrain_model
+from utils import UserError
+
+LOSSES = {"cls", "patch", "itc", "itm", "mlm", "plm"}
+
+
+def step(model, batch, **options):
+    """Loss and logs on pinned draws."""
+    return model(batch, 0.4, draws=make_draws(batch), **options)
+
+
+def test_step_gives_six_losses_that_sum_to_the_total():
+    loss, logs = step(tiny_model(), make_batch())
+    parts = {name: logs[f"loss/{name}"] for name in LOSSES}
+    assert torch.allclose(loss, sum(parts.values()))
+    assert all(value.isfinite() and value > 0 for value in parts.values())
+
+
+def test_every_trainable_weight_gets_gradient_and_no_teacher_weight_does():
+    model = tiny_model()
+    step(model, make_batch())[0].backward()
+    without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+    assert all(p.grad is None and not p.requires_grad for p in model.teacher.parameters())
+
+
+def test_text_never_reaches_the_clean_view_or_the_teachers_plain_pass():
+    """Another caption leaves L_cls, the momentum ITC feature and the clean view's tokens bit-identical."""
+    model = tiny_model(*NO_DROPOUT).eval()
+    seen = []
+    for captions in (CAPTIONS[:6], CAPTIONS[2:8]):
+        batch = make_batch(captions=captions)
+        clean = []
+
+        def keep(_, inputs, output, clean=clean):
+            clean.append((inputs[0], output))
+
+        hook = model.backbone.vision_proj.register_forward_hook(keep)
+        logs = step(model, batch)[1]
+        hook.remove()
+        text_embeds, text_feat = model.backbone.encode_text(batch["input_ids"], batch["attention_mask"])
+        view = model.teach_image(batch["image2"], text_embeds, batch["attention_mask"], text_feat)
+        seen.append([logs["loss/cls"], *clean[0], view.image_feat, view.cls_logits, view.patch_logits])
+    *same, first_patches = seen[0]
+    *others, second_patches = seen[1]
+    assert all(torch.equal(a, b) for a, b in zip(same, others, strict=True))
+    assert not torch.equal(first_patches, second_patches)  # the text does reach the patch targets
+
+
+def test_injection_reaches_the_text_encoder_in_the_student_only():
+    model = tiny_model(*NO_DROPOUT)
+    batch = make_batch()
+    text_embeds, _ = model.backbone.encode_text(batch["input_ids"], batch["attention_mask"])
+    losses = model.mim_losses(
+        batch,
+        model.backbone.encode_image(batch["image1"])[0],
+        text_embeds,
+        teacher_view(model, batch),
+        make_draws(batch),
+        {},
+    )
+    losses["patch"].backward(retain_graph=True)
+    weight = model.backbone.text_encoder.embeddings.word_embeddings.weight
+    assert weight.grad.abs().sum() > 0  # deep involvement: the gradient through w is kept
+    model.zero_grad()
+    losses["cls"].backward()
+    assert weight.grad is None or weight.grad.abs().sum() == 0
+
+
+def teacher_view(model, batch):
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    text_embeds, text_feat = model.backbone.encode_text(ids, mask)
+    teacher_text, text_feat_m = model.teach_text(ids, mask, text_embeds, text_feat)
+    return model.teach_image(batch["image2"], teacher_text, mask, text_feat_m)
+
+
+def test_longer_padding_changes_no_loss():
+    model = tiny_model(*NO_DROPOUT)
+    batch = make_batch()
+    padded = dict(batch)
+    for name, value in (("input_ids", 0), ("attention_mask", 0)):
+        padded[name] = torch.nn.functional.pad(batch[name], (0, 5), value=value)
+    draws = make_draws(padded)
+    short = model(batch, 0.4, draws=draws.part(slice(None), batch["input_ids"].shape[1]))[1]
+    long = model(padded, 0.4, draws=draws)[1]
+    for name in LOSSES:
+        assert long[f"loss/{name}"].item() == pytest.approx(short[f"loss/{name}"].item(), abs=1e-5), name
+
+
+def test_exactly_the_chosen_patches_are_masked():
+    model = tiny_model()
+    batch, draws = make_batch(), make_draws(make_batch())
+    masks = []
+    embed = model.backbone.image_encoder.embed
+    model.backbone.image_encoder.embed = lambda images, mask=None: masks.append(mask) or embed(images, mask)
+    step(model, batch)
+    chosen = model.choose_patches(teacher_view(model, batch), draws)
+    assert masked_count(16, 0.3) == 5
+    clean, masked = masks
+    assert clean is None and masked.sum(1).tolist() == [5] * 6
+    # The teacher's similarities are the same in both calls: it never drops anything.
+    assert torch.equal(masked, torch.zeros_like(masked).scatter(1, chosen, True))
+
+
+def test_accumulated_micro_batches_give_the_gradient_and_centre_of_the_whole_batch():
+    """For L_cls and L_patch; losses with in-batch candidates (ITC, ITM) see the micro-batch instead."""
+    whole, parts = (tiny_model(*NO_DROPOUT, "itc.queue_size=0") for _ in range(2))
+    batch, draws = make_batch(), make_draws(make_batch())
+    length = batch["input_ids"].shape[1]
+
+    def mim_loss(model, rows):
+        part = {name: value[rows] for name, value in batch.items()}
+        text_embeds, _ = model.backbone.encode_text(part["input_ids"], part["attention_mask"])
+        image_embeds, _ = model.backbone.encode_image(part["image1"])
+        return sum(
+            model.mim_losses(
+                part, image_embeds, text_embeds, teacher_view(model, part), draws.part(rows, length), {}
+            ).values()
+        )
+
+    mim_loss(whole, slice(0, 6)).backward()
+    for rows in (slice(0, 3), slice(3, 6)):
+        (mim_loss(parts, rows) / 2).backward()
+    for (name, p), q in zip(whole.named_parameters(), parts.parameters(), strict=True):
+        if p.grad is not None:
+            assert torch.allclose(p.grad, q.grad, rtol=1e-4, atol=1e-5), name
+    whole.after_step()
+    parts.after_step()
+    assert torch.allclose(whole.patch_centre.value, parts.patch_centre.value, atol=1e-7)
+    assert torch.allclose(whole.cls_centre.value, parts.cls_centre.value, atol=1e-7)
+    assert whole.patch_centre.value.abs().sum() > 0
+
+
+def test_itm_negatives_never_share_image_or_caption_and_stay_in_their_group():
+    model = tiny_model()
+    batch = make_batch(8, captions=[CAPTIONS[i // 2] for i in range(8)])
+    batch["image_id"] = torch.tensor([0, 1, 2, 3, 4, 5, 0, 1])
+    feat = torch.nn.functional.normalize(torch.randn(8, 16), dim=-1)
+    view = type("View", (), {"image_feat": feat})
+    for seed in range(20):
+        image, text, valid = model.hard_negatives(batch, feat, feat, view, feat, make_draws(batch, seed), 2)
+        for row in range(8):
+            for other in (int(image[row]), int(text[row])):
+                assert batch["image_id"][other] != batch["image_id"][row]
+                assert batch["caption_id"][other] != batch["caption_id"][row]
+                assert other // 4 == row // 4
+        assert valid.all()
+
+
+def test_rows_without_a_legal_negative_are_left_out_and_counted():
+    model = tiny_model()
+    batch = make_batch(4, captions=[CAPTIONS[0]] * 4)
+    loss, logs = step(model, batch)
+    assert logs["itm/rows_left_out"] == 8 and loss.isfinite()
+    loss.backward()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["mim.target=none"],
+        ["mim.target=pixels"],
+        ["mim.target=pixels", "mim.masking=random"],
+        ["mim.masking=random"],
+        ["mim.inject_from=none"],
+        ["mim.inject_from=1"],
+        ["mim.mask_ratio=0.9"],
+        ["itc.negatives=batch"],
+        ["itc.negatives=batch", "mim.target=none"],
+        ["itc.negatives=batch", "mim.masking=random"],
+        ["text.sep=true"],
+    ],
+)
+def test_every_switch_trains(overrides):
+    model = tiny_model(*overrides)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
+    first = None
+    for _ in range(12):
+        loss, logs = step(model, make_batch())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        model.after_step()
+        first = first or loss.item()
+    assert loss.item() < first
+    expected = {"none": LOSSES - {"cls", "patch"}, "pixels": LOSSES - {"cls"}}.get(model.mim.target, LOSSES)
+    assert {name[5:] for name in logs if name.startswith("loss/")} == expected
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_dvae_target_trains_with_codes_from_a_local_codebook(tmp_path):
+    from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
+
+    torch.manual_seed(0)
+    config = FlavaImageCodebookConfig(hidden_size=8, vocab_size=32, num_blocks_per_group=1)
+    codebook = FlavaImageCodebook(config)
+    codebook.save_pretrained(tmp_path)
+    model = tiny_model("mim.target=dvae", f"mim.codebook={tmp_path}")
+    batch = make_batch()
+    pixels = batch["codebook_image"] * 0.8 + 0.1  # map_pixels of DALL-E, written out
+    assert torch.equal(model.codebook(batch["codebook_image"]), codebook.get_codebook_indices(pixels).flatten(1))
+    loss, logs = step(model, batch)
+    loss.backward()
+    assert logs["loss/patch"].isfinite() and "loss/cls" not in logs
+
+
+def test_queue_is_filled_after_the_optimizer_step_with_momentum_features():
+    model = tiny_model()
+    batch = make_batch()
+    step(model, batch)
+    assert (model.queue.image_id < 0).all()
+    expected = teacher_view(model, batch).image_feat
+    model.after_step()
+    assert torch.equal(model.queue.image_id[:6], batch["image_id"])
+    assert torch.allclose(model.queue.image_feat[:6], expected, atol=1e-6)
+
+
+def test_temperature_is_clamped_after_a_step():
+    model = tiny_model()
+    step(model, make_batch())
+    with torch.no_grad():
+        model.backbone.log_temperature.fill_(5.0)
+    model.after_step()
+    assert model.backbone.temperature().item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("mim.target=pixel", "mim.target"),
+        ("mim.masking=guided", "mim.masking"),
+        ("mim.inject_from=4", "mim.inject_from"),
+        ("mim.mask_ratio=1.5", "mim.mask_ratio"),
+        ("itc.negatives=none", "itc.negatives"),
+        ("train.batch_size=1", "train.batch_size"),
+        ("mim.target=dvae", "mim.codebook"),
+        ("model.bert.args={hidden_size: 48, num_attention_heads: 2, intermediate_size: 64}", "hidden_size"),
+        ("model.image_encoder.image_size=36", "image_size"),
+    ],
+)
+def test_wrong_values_are_refused_with_the_key(override, key):
+    with pytest.raises(UserError, match=key):
+        build_pretrain_model(tiny_config(override), TOKENIZER)

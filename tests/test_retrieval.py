@@ -1,0 +1,425 @@
+"""Two-stage retrieval against slow, obvious references: a pair, a query at a time, sorted in Python."""
+
+import json
+import os
+import socket
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import nn
+
+import metrics
+import Retrieval
+import utils
+from models import retrieval
+from models.semmim import SemMIM
+
+CPU = torch.device("cpu")
+
+# ------------------------------------------------------------------------------------------------------------
+# The rank of a query
+
+
+def oracle_rank(scores, positive):
+    """Sort candidates by (-score, index) in Python and count those before the first positive."""
+    order = sorted(range(len(scores)), key=lambda c: (-scores[c], c))
+    return next(rank for rank, c in enumerate(order) if positive[c])
+
+
+def random_case(seed, levels):
+    """20 images with 1 to 5 captions each in mixed order; scores on few levels make ties."""
+    generator = torch.Generator().manual_seed(seed)
+    captions = torch.randint(1, 6, (20,), generator=generator)
+    image_of_text = torch.arange(20).repeat_interleave(captions)
+    image_of_text = image_of_text[torch.randperm(len(image_of_text), generator=generator)]
+    scores = torch.randint(0, levels, (20, len(image_of_text)), generator=generator).float()
+    return scores, image_of_text
+
+
+@pytest.mark.parametrize("levels", [3, 10, 10**6])
+def test_ranks_equal_brute_force_with_ties_and_several_captions(levels):
+    for seed in range(5):
+        scores, image_of_text = random_case(seed, levels)
+        positive = image_of_text[None] == torch.arange(20)[:, None]
+        for s, p in ((scores, positive), (scores.T, positive.T)):
+            expected = [oracle_rank(row.tolist(), hits.tolist()) for row, hits in zip(s, p, strict=True)]
+            assert retrieval.positive_ranks(s, p).tolist() == expected
+
+
+def test_constant_scores_reach_no_more_than_index_order():
+    positive = torch.eye(50, dtype=torch.bool)
+    assert retrieval.positive_ranks(torch.zeros(50, 50), positive).tolist() == list(range(50))
+
+
+def test_query_without_positive_is_a_miss():
+    ranks = retrieval.positive_ranks(torch.rand(2, 3), torch.zeros(2, 3, dtype=torch.bool))
+    assert metrics.recall_at_k(ranks, 10) == 0.0  # also with fewer than ten candidates
+
+
+def test_nan_scores_are_refused():
+    with pytest.raises(ValueError, match="NaN"):
+        retrieval.positive_ranks(torch.tensor([[0.0, torch.nan]]), torch.tensor([[True, False]]))
+
+
+def test_reranked_ranks_are_places_among_the_candidates_or_else_the_fast_ranks():
+    positive = torch.tensor([[False, True, True], [False, False, False], [True, False, False]])
+    assert retrieval.reranked_positive_ranks(positive, torch.tensor([0, 7, 2])).tolist() == [1, 7, 0]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Both stages, with known scores
+
+
+class TableBackbone(nn.Module):
+    """A backbone whose answers are known: features and matching scores are looked up by the item's index.
+
+    An image's pixels hold its index, a text's tokens hold its index; `pairs` notes every pair that is fused.
+    """
+
+    def __init__(self, image_feats, text_feats, itm):
+        super().__init__()
+        self.image_feats, self.text_feats, self.itm = image_feats, text_feats, itm
+        self.fusion_encoder = SimpleNamespace(project_memory=lambda image_embeds: [(image_embeds, image_embeds)])
+        self.pairs = []
+
+    def encode_image(self, images):
+        index = images[:, 0, 0, 0].long()
+        return index.float()[:, None, None], self.image_feats[index]  # [n, 1, 1], [n, E]
+
+    def encode_text(self, input_ids, attention_mask):
+        return input_ids.float()[..., None], self.text_feats[input_ids[:, 0]]  # [b, L, 1], [b, E]
+
+    def fuse(self, text_embeds, text_mask, image_memory, rows=None):
+        images = image_memory[0][0].repeat_interleave(len(text_embeds) // len(image_memory[0][0]), 0)  # [R, 1, 1]
+        texts = (text_embeds * text_mask[..., None]).amax(1, keepdim=True)  # [R, 1, 1]
+        return torch.cat([images, texts], dim=-1)
+
+    def itm_logits(self, fused):
+        image, text = fused[:, 0].long().unbind(1)
+        self.pairs += list(zip(image.tolist(), text.tolist(), strict=True))
+        return torch.stack([torch.zeros(len(fused)), self.itm[image, text]], 1)
+
+
+def table_case(seed, num_images=13, levels=None):
+    """Random features and scores of 13 images with 1 to 4 captions each, in mixed order, of 1 to 6 tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    captions = torch.randint(1, 5, (num_images,), generator=generator)
+    image_of_text = torch.arange(num_images).repeat_interleave(captions)
+    image_of_text = image_of_text[torch.randperm(len(image_of_text), generator=generator)]
+    feats = []
+    for count in (num_images, len(image_of_text)):
+        # entries of -1, 0, 1: many equal similarities, computed exactly
+        feats.append(torch.randint(-1, 2, (count, 4), generator=generator).float())
+    itm = torch.randint(0, levels or 10**6, (num_images, len(image_of_text)), generator=generator).float()
+    lengths = torch.randint(1, 7, (len(image_of_text),), generator=generator)
+    attention_mask = (torch.arange(6) < lengths[:, None]).long()
+    input_ids = torch.arange(len(image_of_text))[:, None] * attention_mask
+    return TableBackbone(*feats, itm), input_ids, attention_mask, image_of_text
+
+
+def image_batches(num_images, batch_size, size=1):
+    """This rank's batches of pictures that show their index."""
+    for indices in retrieval.eval_batches(num_images, batch_size):
+        images = torch.tensor(indices).float()[:, None, None, None].expand(-1, 3, size, size)
+        yield images, torch.tensor(indices)
+
+
+def run_table(backbone, input_ids, attention_mask, image_of_text, batch_size=4, **options):
+    options = {"text_batch_size": 5, "pair_batch_size": 16, "device": CPU, **options}
+    num_images = len(backbone.itm)
+    batches = image_batches(num_images, batch_size)
+    return retrieval.evaluate(backbone, batches, input_ids, attention_mask, image_of_text, num_images, **options)
+
+
+def reference_order(itc, itm, k):
+    """One query: the first k by (itc, index), sorted by (itm, place); then the others as they were."""
+    first = sorted(range(len(itc)), key=lambda c: (-itc[c], c))
+    again = sorted(first[:k], key=lambda c: -itm[c])  # Python's sort is stable
+    return again + first[k:]
+
+
+def reference_metrics(itc, itm, k, image_of_text):
+    ranks = {"tr": [], "ir": []}
+    for image in range(len(itc)):
+        order = reference_order(itc[image].tolist(), itm[image].tolist(), k)
+        ranks["tr"].append(next(r for r, text in enumerate(order) if image_of_text[text] == image))
+    for text in range(itc.shape[1]):
+        order = reference_order(itc[:, text].tolist(), itm[:, text].tolist(), k)
+        ranks["ir"].append(order.index(int(image_of_text[text])))
+    return metrics.retrieval_metrics(torch.tensor(ranks["tr"]), torch.tensor(ranks["ir"]))
+
+
+@pytest.mark.parametrize("k", [1, 3, 8, 1000])
+def test_both_stages_equal_a_query_by_query_reference(k):
+    for seed, levels in ((0, None), (1, 3), (2, 1)):
+        backbone, *texts = table_case(seed, levels=levels)
+        ranks, rankings = run_table(backbone, *texts, k=k)
+        itc = backbone.image_feats @ backbone.text_feats.T
+        for stage, size in (("itc", 0), ("itm", k)):
+            expected = reference_metrics(itc, backbone.itm, size, texts[-1])
+            assert metrics.retrieval_metrics(ranks[stage]["tr"], ranks[stage]["ir"]) == pytest.approx(expected)
+        for image, row in enumerate(rankings["tr"][0].tolist()):
+            assert row == reference_order(itc[image].tolist(), backbone.itm[image].tolist(), k)[:k]
+        for text, row in enumerate(rankings["ir"][0].tolist()):
+            assert row == reference_order(itc[:, text].tolist(), backbone.itm[:, text].tolist(), k)[:k]
+
+
+def test_with_k_of_all_the_ranking_is_that_of_the_matching_scores_alone():
+    backbone, *texts = table_case(3)  # no equal matching scores
+    ranks, _ = run_table(backbone, *texts, k=10**6)
+    positive = texts[-1][None] == torch.arange(13)[:, None]
+    assert torch.equal(ranks["itm"]["tr"], retrieval.positive_ranks(backbone.itm, positive))
+    assert torch.equal(ranks["itm"]["ir"], retrieval.positive_ranks(backbone.itm.T, positive.T))
+
+
+def test_an_item_outside_the_first_k_never_outranks_one_inside():
+    backbone, *texts = table_case(4)
+    itc = backbone.image_feats @ backbone.text_feats.T
+    inside = torch.zeros_like(itc, dtype=torch.bool)
+    for image in range(13):
+        inside[image, reference_order(itc[image].tolist(), [0] * itc.shape[1], 0)[:5]] = True
+    backbone.itm[inside] -= 1e9  # candidates get the lowest matching scores there are
+    _, rankings = run_table(backbone, *texts, k=5)
+    for image, row in enumerate(rankings["tr"][0].tolist()):
+        assert inside[image, row].all()
+
+
+def test_a_pair_that_both_directions_ask_for_is_fused_once():
+    backbone, *texts = table_case(5)
+    _, rankings = run_table(backbone, *texts, k=4, pair_batch_size=10**6)
+    wanted = {(image, text) for image, row in enumerate(rankings["tr"][0].tolist()) for text in row}
+    wanted |= {(image, text) for text, row in enumerate(rankings["ir"][0].tolist()) for image in row}
+    assert set(backbone.pairs) == wanted
+    # Only the rows that fill up a shorter list of a rectangle come twice.
+    assert len(wanted) <= len(backbone.pairs) < 1.5 * len(wanted)
+
+
+def test_itm_plus_itc_adds_the_cosine():
+    backbone, *texts = table_case(6)
+    _, plain = run_table(backbone, *texts, k=1000)
+    _, both = run_table(backbone, *texts, k=1000, score="itm+itc")
+    itc = backbone.image_feats @ backbone.text_feats.T
+    for rankings, scores in ((plain, backbone.itm), (both, backbone.itm + itc)):
+        ids, values = rankings["tr"]
+        assert torch.equal(values, scores.gather(1, ids))
+
+
+def test_unknown_score_is_a_user_error():
+    with pytest.raises(utils.UserError, match="rerank.score"):
+        run_table(*table_case(0), score="best")
+
+
+def test_features_that_are_not_finite_are_a_user_error():
+    backbone, *texts = table_case(0)
+    backbone.text_feats[3, 1] = torch.nan
+    with pytest.raises(utils.UserError, match="1 of .* text features"):
+        run_table(backbone, *texts)
+
+
+def test_matching_scores_that_are_not_finite_are_a_user_error():
+    backbone, *texts = table_case(0)
+    backbone.itm[:] = torch.inf
+    with pytest.raises(utils.UserError, match="re-ranking scores"):
+        run_table(backbone, *texts)
+
+
+def test_blocks_do_not_change_the_candidates():
+    backbone, *_, image_of_text = table_case(7)
+    arguments = (backbone.image_feats, backbone.text_feats, torch.arange(13), image_of_text, 6)
+    whole, blocks = (retrieval.topk_candidates(*arguments, block=block) for block in (1000, 3))
+    assert torch.equal(whole.ids, blocks.ids) and torch.equal(whole.ranks, blocks.ranks)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The real model, tiny
+
+BERT = dict(vocab_size=50, hidden_size=32, num_attention_heads=2, intermediate_size=64, max_position_embeddings=16)
+
+
+def tiny_backbone(image_size=32, **bert):
+    """Random weights, large enough that scores differ; the same in every process."""
+    torch.manual_seed(0)
+    description = {
+        "image_encoder": {
+            "name": "vit_base_patch16_clip_quickgelu_224",
+            "image_size": image_size,
+            "args": {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 16},
+        },
+        "bert": {**BERT, **bert},
+        "text_layers": 1,
+        "fusion_layers": 2,
+        "decoder_layers": 1,
+        "embed_dim": 8,
+        "temperature": 0.07,
+        "sep": False,
+    }
+    backbone = SemMIM(description, decoder=False, mlm_head=False)
+    for parameter in backbone.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.2)
+    return backbone.eval()
+
+
+def tiny_case():
+    """11 pictures of noise, 27 texts of 2 to 7 tokens."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(11, 3, 32, 32, generator=generator)
+    image_of_text = torch.arange(27) % 11
+    attention_mask = (torch.arange(7) < torch.randint(2, 8, (27, 1), generator=generator)).long()
+    input_ids = torch.randint(1, 50, (27, 7), generator=generator) * attention_mask
+    return images, input_ids, attention_mask, image_of_text
+
+
+def run_tiny(backbone, precision="fp32"):
+    images, *texts = tiny_case()
+    batches = [(images[rows], torch.tensor(rows)) for rows in retrieval.eval_batches(11, 6)]
+    return retrieval.evaluate(
+        backbone,
+        batches,
+        *texts,
+        11,
+        device=CPU,
+        precision=precision,
+        k=5,
+        text_batch_size=4,
+        pair_batch_size=16,
+    )
+
+
+def test_scores_equal_one_forward_a_pair():
+    backbone = tiny_backbone()
+    images, input_ids, attention_mask, _ = tiny_case()
+    _, rankings = run_tiny(backbone)
+    ids, scores = rankings["ir"]
+    with torch.no_grad():
+        for text in range(27):
+            length = int(attention_mask[text].sum())
+            text_embeds, _ = backbone.encode_text(input_ids[text : text + 1, :length], None)
+            for image, score in zip(ids[text], scores[text], strict=True):
+                image_embeds, _ = backbone.encode_image(images[image][None])
+                memory = backbone.fusion_encoder.project_memory(image_embeds)
+                logits = backbone.itm_logits(backbone.fuse(text_embeds, None, memory))
+                torch.testing.assert_close(score, logits[0, 1], atol=1e-4, rtol=0)
+    assert scores.std() > 0.05  # the scores say something
+
+
+def test_bf16_runs_and_stays_near_fp32():
+    backbone = tiny_backbone()
+    (_, full), (_, half) = run_tiny(backbone), run_tiny(backbone, "bf16")
+    assert (full["tr"][1][:, 0] - half["tr"][1][:, 0]).abs().max() < 0.2
+
+
+def _worker(rank, world, port, path):
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    utils.init_distributed("cpu")
+    torch.save([run_tiny(tiny_backbone(), precision) for precision in ("fp32", "bf16")], f"{path}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+# 11 images are 2 batches: of 3 processes one has no image; 27 texts are 7 batches.
+@pytest.mark.parametrize("world", [2, 3])
+def test_any_number_of_processes_gives_identical_results(world, tmp_path):
+    torch.set_num_threads(1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_worker, (world, port, tmp_path), nprocs=world)
+    expected = [run_tiny(tiny_backbone(), precision) for precision in ("fp32", "bf16")]
+    for rank in range(world):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected, atol=0, rtol=0)
+
+
+def test_every_item_is_in_exactly_one_batch_of_one_rank(monkeypatch):
+    monkeypatch.setattr(utils, "world_size", lambda: 3)
+    seen = []
+    for rank in range(3):
+        monkeypatch.setattr(utils, "rank", lambda rank=rank: rank)
+        seen += [i for batch in retrieval.eval_batches(50, 7) for i in batch]
+    assert sorted(seen) == list(range(50))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The script
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A folder with pictures, annotations, a random checkpoint and a config."""
+    from PIL import Image
+
+    entries = []
+    for i in range(7):
+        Image.new("RGB", (40, 30), (30 * i, 255 - 30 * i, 9 * i)).save(tmp_path / f"{i}.png")
+        entries.append({"image": f"{i}.png", "caption": [f"picture number {i}", f"a {i} coloured thing"]})
+    (tmp_path / "split.json").write_text(json.dumps(entries))
+    backbone = tiny_backbone(vocab_size=30522)
+    model = {f"backbone.{key}": value for key, value in backbone.state_dict().items()}
+    utils.save_checkpoint(tmp_path / "model.pth", {"model": model, "description": backbone.description})
+    (tmp_path / "config.yaml").write_text(
+        f"data: {{val: [{tmp_path}/split.json], test: [{tmp_path}/split.json], image_root: none}}\n"
+        "image_size: 32\nprecision: fp32\nrerank: {k: 4}\neval: {batch_size: 3, save_top: 2}\n"
+    )
+    return tmp_path
+
+
+def arguments(project, *more):
+    return [
+        *("--config", str(project / "config.yaml"), "--output_dir", str(project / "out"), "--device", "cpu"),
+        *("--checkpoint", str(project / "model.pth"), "--evaluate"),
+        *("--override", "data.num_workers=0", *more),
+    ]
+
+
+def test_script_writes_metrics_and_rankings_of_both_splits(project):
+    Retrieval.main(arguments(project))
+    numbers = json.loads((project / "out" / "metrics.json").read_text())
+    assert list(numbers) == ["val", "test"]
+    for split in numbers.values():
+        for stage in ("itc", "itm", "chance"):
+            assert {f"{stage}_{key}" for key in metrics.chance_metrics([1])} <= set(split)
+        assert (split["images"], split["texts"]) == (7, 14)
+        assert split["chance_ir_r1"] == pytest.approx(100 / 7)
+        assert split["itm_tr_r5"] >= split["itm_tr_r1"]
+    result = json.loads((project / "out" / "retrieval_result.json").read_text())["test"]
+    assert len(result["text_retrieval"]) == 7 and len(result["image_retrieval"]) == 14
+    first = result["image_retrieval"][0]
+    assert first["query"] == "picture number 0" and len(first["ranked"]) == len(first["scores"]) == 2
+    assert first["scores"][0] >= first["scores"][1] and first["ranked"][0].endswith(".png")
+
+
+def test_script_evaluates_at_another_resolution(project):
+    Retrieval.main(arguments(project, "--override", "image_size=48"))
+    assert (project / "out" / "metrics.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("data.test=[nowhere.json]", "nowhere.json"),
+        ("image_size=40", "40"),
+        ("rerank.kk=3", "rerank.k"),
+        ("rerank.k=0", "rerank.k"),
+        ("eval.batch_size=0", "eval.batch_size"),
+    ],
+)
+def test_wrong_input_is_a_user_error_that_names_it(project, override, message):
+    with pytest.raises(utils.UserError, match=message) as error:
+        Retrieval.main(arguments(project, "--override", override))
+    assert "\n" not in str(error.value)
+
+
+def test_missing_checkpoint_is_a_user_error(project):
+    with pytest.raises(utils.UserError, match="--checkpoint"):
+        Retrieval.main(["--config", str(project / "config.yaml"), "--output_dir", str(project), "--evaluate"])
+    with pytest.raises(utils.UserError, match="does not exist"):
+        Retrieval.main([*arguments(project), "--checkpoint", "nowhere.pth"])
+
+
+def test_unreadable_picture_is_a_user_error_that_names_it(project):
+    (project / "5.png").write_bytes(b"not a picture")
+    with pytest.raises(utils.UserError, match="5.png"):
+        Retrieval.main(arguments(project))

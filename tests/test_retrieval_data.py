@@ -1,0 +1,97 @@
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dataset import create_dataset, create_loader
+from dataset.pretrain import PretrainCollate
+from dataset.retrieval import RetrievalEvalDataset, RetrievalTrainDataset
+from dataset.text import Tokenizer
+from dataset.transforms import open_image  # not collected as a test
+from dataset.transforms import test_transform as square
+from utils import UserError, as_config
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in "abc":
+        pixels = np.random.default_rng(ord(name)).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    return tmp_path
+
+
+def write(folder, entries, name="split.json"):
+    (folder / name).write_text(json.dumps(entries))
+    return folder / name
+
+
+EVAL = [
+    {"image": "a.png", "caption": ["A dog!", "two dogs"]},
+    {"image": "b.png", "caption": "a cat"},
+    {"image": "a.png", "caption": ["a third"], "image_id": 7},
+]
+
+
+def test_training_pairs_number_image_ids_by_first_appearance(folder):
+    entries = [{"image": f"{name}.png", "caption": f"The {name}.", "image_id": f"id-{name}"} for name in "bab"]
+    data = RetrievalTrainDataset(write(folder, entries), image_size=16)
+    assert [data[i]["image_id"] for i in range(3)] == [0, 1, 0]
+    assert data[0]["caption"] == "the b" and data[0]["path"] == str(folder / "b.png")
+    assert data[0]["image"].shape == (3, 16, 16)
+    assert torch.equal(data[(4, 1)]["image"], data[(4, 1)]["image"])
+    assert not torch.equal(data[(4, 1)]["image"], data[(5, 1)]["image"])
+
+
+def test_training_batches_are_collated_like_pre_training_ones(folder):
+    entries = [{"image": f"{name}.png", "caption": name, "image_id": name} for name in "abc"]
+    (folder / "b.png").write_bytes(b"oops")
+    data = RetrievalTrainDataset(write(folder, entries), image_size=16)
+    loader = create_loader(data, 3, collate=PretrainCollate(Tokenizer("configs/bert/vocab.txt"), 30))
+    (batch,) = loader
+    assert batch["image"].shape == (3, 3, 16, 16) and batch["input_ids"].shape == (3, 2)
+    assert len(batch["bad"]) >= 1 and "b.png" in batch["bad"][0]
+
+
+def test_evaluation_merges_entries_of_one_picture_and_keeps_all_captions(folder):
+    data = RetrievalEvalDataset(write(folder, EVAL), image_size=16)
+    assert data.images == [str(folder / "a.png"), str(folder / "b.png")]
+    assert data.captions == ["a dog", "two dogs", "a cat", "a third"]
+    assert data.image_of_caption == [0, 0, 1, 0]
+    assert data.captions_of_image == [[0, 1, 3], [2]]
+    assert len(data) == 2
+
+
+def test_evaluation_pictures_are_resized_to_a_square(folder):
+    data = RetrievalEvalDataset(write(folder, EVAL), image_size=16)
+    image, index = data[1]
+    assert index == 1
+    assert torch.equal(image, square(16)(open_image(folder / "b.png")))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_picture_stops_evaluation_with_one_line(folder, workers):
+    data = RetrievalEvalDataset(write(folder, [{"image": "gone.png", "caption": "x"}]), image_size=16)
+    loader = create_loader(data, 1, shuffle=False, drop_last=False, num_workers=workers)
+    with pytest.raises(UserError, match=r"^.*gone.png: no such file; evaluation needs every picture") as caught:
+        next(iter(loader))
+    assert "\n" not in str(caught.value)
+
+
+def test_empty_captions_stay_queries_with_a_warning(folder, caplog):
+    with caplog.at_level(logging.WARNING):
+        data = RetrievalEvalDataset(write(folder, [{"image": "a.png", "caption": ["!", "b"]}]), image_size=16)
+    assert data.captions == ["", "b"]
+    assert "1 captions have no word left" in caplog.text
+
+
+def test_the_configuration_makes_the_split(folder):
+    common = {"image_root": str(folder), "image_prefix_map": {"x/": ""}, "max_words": 1}
+    entries = [{"image": "x/c.png", "caption": ["two words"]}]
+    files = {"val": [str(write(folder, entries))], "test": [str(write(folder, EVAL, "test.json"))]}
+    cfg = as_config({"data": {**common, **files}, "image_size": 8})
+    data = create_dataset("retrieval_eval", cfg, "val")
+    assert data.images == [str(folder / "c.png")] and data.captions == ["two"]
+    assert len(create_dataset("retrieval_eval", cfg, "test").images) == 2

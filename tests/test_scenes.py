@@ -1,0 +1,416 @@
+"""The demo data: what is true is judged from pixel boxes and attributes by code of this file alone."""
+
+import dataclasses
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dataset import scenes
+from tools import make_demo_data
+from utils import UserError
+
+SIZE = 256
+MANY = [scenes.make_scene(3, index) for index in range(400)]
+VOCAB = Path(__file__).parent.parent / "configs" / "bert" / "vocab.txt"
+
+COLOUR = "red|orange|yellow|green|blue|purple|black|white"
+SHAPE = "circle|square|triangle|star|heart|diamond|cross|moon|ring|arrow|sign"
+PHRASE = re.compile(
+    rf"(?P<article>an?|the) (?:(?P<size>small|large) )?(?:(?P<texture>striped|dotted|checked) )?"
+    rf"(?P<colour>{COLOUR}) (?P<shape>{SHAPE})(?: that says (?P<word>\w+))?"
+)
+REL = r"((?:above|below)(?: and to the (?:left|right) of)?|to the (?:left|right) of)"
+CORNERS = r"in the (?:top|bottom) (?:left|right) corner"
+PLACE = rf"({CORNERS}|at the top|at the bottom|on the left|on the right|in the middle)"
+GROUND = r"on a (plain|shaded|noisy|cloudy) (gray|pink|brown|turquoise) background"
+
+
+# ---------------------------------------------------------------- an independent judge of captions
+
+
+def boxes_of(scene, mirrored=False):
+    boxes = [o.pixel_box(SIZE) for o in scene.objects]
+    return [[SIZE - x1, y0, SIZE - x0, y1] if mirrored else [x0, y0, x1, y1] for x0, y0, x1, y1 in boxes]
+
+
+def relation_holds(a, b, words):
+    """The directions named hold for the centres; a single one also for the whole boxes."""
+    shift = (a[0] + a[2] - b[0] - b[2]) / 2, (a[1] + a[3] - b[1] - b[3]) / 2
+    named = re.findall("left|right|above|below", words)
+    far = {"left": -shift[0], "right": shift[0], "above": -shift[1], "below": shift[1]}
+    if len(named) == 2:
+        return all(far[name] > 0.1 * SIZE for name in named)
+    apart = {"left": a[2] <= b[0], "right": a[0] >= b[2], "above": a[3] <= b[1], "below": a[1] >= b[3]}
+    return apart[named[0]] and far[named[0]] > max(map(abs, shift)) - 1e-6
+
+
+def place_holds(box, words):
+    third = [int((box[k] + box[k + 2]) / 2 / SIZE * 3) for k in (0, 1)]
+    column = 0 if "left" in words else 2 if "right" in words else 1
+    row = 0 if "top" in words else 2 if "bottom" in words else 1
+    return third == [column, row]
+
+
+def is_true(caption, scene, mirrored=False):
+    """Whether the scene is as the caption says; AssertionError for a caption outside the known wordings."""
+    boxes, named = boxes_of(scene, mirrored), []
+    for phrase in PHRASE.finditer(caption):
+        wanted = {key: value for key, value in phrase.groupdict().items() if value and key != "article"}
+        fitting = [k for k, o in enumerate(scene.objects) if all(getattr(o, key) == wanted[key] for key in wanted)]
+        if len(fitting) != 1:
+            return False
+        named += fitting
+    if len(set(named)) != len(named):
+        return False
+    skeleton = PHRASE.sub("#", caption)
+
+    def match(pattern):
+        return re.fullmatch(pattern, skeleton)
+
+    def related(i, j, words):
+        return relation_holds(boxes[named[i]], boxes[named[j]], words)
+
+    if m := match(rf"# {REL} #(?: with # {PLACE})?"):
+        return related(0, 1, m[1]) and (m[2] is None or place_holds(boxes[named[2]], m[2]))
+    if m := match(rf"# is {REL} #"):
+        return related(0, 1, m[1])
+    if m := match(rf"there is # {PLACE} and # {PLACE}"):
+        return place_holds(boxes[named[0]], m[1]) and place_holds(boxes[named[1]], m[2])
+    if m := match(r"(?:a picture of|(two|three|four) objects:|we see|this picture shows) #(?:, #)* and #"):
+        count = len(scene.objects)
+        return len(named) == count and m[1] in (None, {2: "two", 3: "three", 4: "four"}[count])
+    if m := match(rf"{GROUND} # is {REL} #"):
+        return (m[1], m[2]) == (scene.finish, scene.background) and related(0, 1, m[3])
+    if m := match(rf"{REL} # there is #"):
+        return related(1, 0, m[1])
+    if m := match(rf"# is {REL} # and (?:{REL} )?#"):
+        return related(0, 1, m[1]) and related(0, 2, m[2] or m[1])
+    if m := match(rf"# {PLACE} (?:says|reads) (\w+) and # is {REL} it"):
+        sign = named[0]
+        return scene.objects[sign].word == m[2] and place_holds(boxes[sign], m[1]) and related(1, 0, m[3])
+    m = match(rf"# next to # {GROUND}")
+    assert m, f"unknown wording: {caption}"
+    a, b = boxes[named[0]], boxes[named[1]]
+    beside = relation_holds(a, b, "left") or relation_holds(a, b, "right")
+    gap = max(a[0], b[0]) - min(a[2], b[2])
+    return beside and gap <= 0.2 * SIZE + 1 and (m[1], m[2]) == (scene.finish, scene.background)
+
+
+def test_every_caption_is_true():
+    for scene in MANY:
+        for caption in scenes.captions(scene):
+            assert is_true(caption, scene), (caption, scene)
+
+
+def test_captions_without_left_and_right_stay_true_when_mirrored():
+    kept = 0
+    for scene in MANY:
+        for caption in scenes.captions(scene):
+            if not re.search("left|right", caption):
+                kept += 1
+                assert is_true(caption, scene, mirrored=True), (caption, scene)
+    assert kept > 200
+
+
+def test_swapped_relations_are_false():
+    """The judge is not lenient: turning every direction round makes relational captions false."""
+    opposite = {"left": "right", "right": "left", "above": "below", "below": "above"}
+    for scene in MANY[:100]:
+        for caption in scenes.captions(scene):
+            if re.search(f"# {REL} #", PHRASE.sub("#", caption)):
+                turned = re.sub("left|right|above|below", lambda m: opposite[m[0]], caption)
+                assert not is_true(turned, scene), turned
+
+
+def test_captions_are_five_distinct_wordings_of_bounded_length():
+    for scene in MANY:
+        written = scenes.captions(scene)
+        skeletons = {PHRASE.sub("#", caption) for caption in written}
+        assert len(set(written)) == len(skeletons) == 5
+        assert all(len(caption.replace(",", " ,").split()) <= 24 for caption in written)
+        assert all(len(PHRASE.findall(caption)) >= 2 for caption in written)
+
+
+def test_grammar_of_articles():
+    for scene in MANY:
+        for caption in scenes.captions(scene):
+            assert not re.search(r"\ba [aeiou]|\ban [^aeiou]", caption), caption
+
+
+def test_captions_identify_their_scene_among_500():
+    found = [scenes.make_scene(0, index) for index in scenes.plan(0, {"test": 500})["test"]]
+    labels = [{o.label for o in scene.objects} for scene in found]
+    only = total = 0
+    for i, scene in enumerate(found):
+        for caption in scenes.captions(scene):
+            named = {f"{m['colour']} {m['shape']}" for m in PHRASE.finditer(caption)}
+            rivals = [j for j in range(len(found)) if j != i and named <= labels[j]]
+            total += 1
+            only += not any(is_true(caption, found[j]) for j in rivals)
+    assert only / total > 0.95
+
+
+@pytest.mark.skipif(not VOCAB.exists(), reason="no BERT vocabulary")
+def test_every_word_is_in_the_vocabulary():
+    known = set(VOCAB.read_text(encoding="utf-8").split())
+    texts = [caption for scene in MANY for caption in scenes.captions(scene)]
+    texts += [asked["question"].lower() for scene in MANY for asked in scenes.questions(scene, 8)]
+    texts += scenes.answer_list()
+    words = {word for text in texts for word in re.findall(r"\w+", text)}
+    assert words - known == set()
+
+
+# ---------------------------------------------------------------- scenes and pictures
+
+
+def test_same_arguments_same_scene_and_picture():
+    for index in range(20):
+        first, second = scenes.make_scene(5, index), scenes.make_scene(5, index)
+        assert first == second
+        assert scenes.captions(first) == scenes.captions(second)
+        assert scenes.questions(first, 4) == scenes.questions(second, 4)
+        assert scenes.render(first, 64).tobytes() == scenes.render(second, 64).tobytes()
+    assert scenes.make_scene(5, 0) != scenes.make_scene(6, 0)
+
+
+def test_splits_share_no_scene_and_evaluation_repeats_none():
+    chosen = scenes.plan(0, {"train": 3000, "val": 300, "test": 600})
+    assert {split: len(indices) for split, indices in chosen.items()} == {
+        "train": 3000,
+        "val": 300,
+        "test": 600,
+    }
+    signatures = {split: [scenes.make_scene(0, i).signature for i in chosen[split]] for split in chosen}
+    for split in ("val", "test"):
+        assert len(set(signatures[split])) == len(signatures[split])
+    sets = {split: set(found) for split, found in signatures.items()}
+    assert not (sets["train"] & sets["val"] or sets["train"] & sets["test"] or sets["val"] & sets["test"])
+
+
+def test_splits_of_different_seeds_share_no_scene():
+    """The same objects elsewhere, in another order or from another seed belong to the same split."""
+    scene = MANY[0]
+    moved = dataclasses.replace(scene, seed=9, index=1, background="pink", objects=scene.objects[::-1])
+    assert scenes.split_of(moved) == scenes.split_of(scene)
+
+
+def test_scenes_hold_what_they_promise():
+    counts = Counter(len(scene.objects) for scene in MANY)
+    assert set(counts) == {2, 3, 4} and min(counts.values()) > 50
+    for scene in MANY:
+        labels = [o.label for o in scene.objects]
+        assert len(set(labels)) == len(labels)
+        assert sum(bool(o.word) for o in scene.objects) <= 1
+    assert 0.25 < sum(any(o.word for o in scene.objects) for scene in MANY) / len(MANY) < 0.55
+
+
+@pytest.mark.parametrize("size", [32, 64, 225])
+def test_boxes_do_not_overlap_and_lie_inside(size):
+    for scene in MANY:
+        covered = np.zeros((size, size), int)
+        for o in scene.objects:
+            x0, y0, x1, y1 = o.pixel_box(size)
+            assert 0 <= x0 < x1 <= size and 0 <= y0 < y1 <= size
+            covered[y0:y1, x0:x1] += 1
+        assert covered.max() == 1
+
+
+@pytest.mark.parametrize("size", [64, 200])
+def test_box_holds_exactly_the_pixels_of_its_object(size):
+    for scene in MANY[:60]:
+        ground = np.asarray(scenes.render(dataclasses.replace(scene, objects=()), size), int)
+        for o in scene.objects:
+            picture = np.asarray(scenes.render(dataclasses.replace(scene, objects=(o,)), size), int)
+            rows, columns = np.nonzero(np.abs(picture - ground).sum(-1) > 30)
+            x0, y0, x1, y1 = o.pixel_box(size)
+            assert x0 <= columns.min() and columns.max() < x1 and y0 <= rows.min() and rows.max() < y1
+            assert columns.max() + 1 - columns.min() >= 0.6 * (x1 - x0), o  # a moon is narrower than its circle
+            assert rows.max() + 1 - rows.min() >= 0.75 * (y1 - y0), o
+
+
+def test_objects_have_their_colour():
+    """The median pixel of a plain shape's middle is nearest to the named colour."""
+    for scene in MANY[:100]:
+        picture = np.asarray(scenes.render(scene, 128), float)
+        for o in scene.objects:
+            if o.texture == "plain" and o.shape in ("circle", "square", "diamond", "cross", "heart"):
+                x, y = (round(part * 128) for part in o.centre)
+                middle = np.median(picture[y - 3 : y + 4, x - 3 : x + 4].reshape(-1, 3), 0)
+                nearest = min(scenes.COLOURS, key=lambda name: np.abs(scenes.COLOURS[name] - middle).sum())  # noqa: B023
+                assert nearest == o.colour
+
+
+def test_a_sign_shows_its_word():
+    """Two words on the same sign give different pictures, the same word the same."""
+    scene = next(scene for scene in MANY if scene.objects[0].word == "open")
+    sign = scene.objects[0]
+    pictures = {}
+    for word in scenes.WORDS:
+        changed = (dataclasses.replace(sign, word=word), *scene.objects[1:])
+        pictures[word] = np.asarray(scenes.render(dataclasses.replace(scene, objects=changed), 64), int)
+    for word, picture in pictures.items():
+        assert word == "open" or np.abs(picture - pictures["open"]).max() > 60
+
+
+# ---------------------------------------------------------------- questions
+
+
+def truth_of(question, scene):
+    """The answer, found again from the boxes and attributes."""
+    boxes = {o.label: o.pixel_box(SIZE) for o in scene.objects}
+    objects = {o.label: o for o in scene.objects}
+    if m := re.fullmatch(rf"What color is the ({SHAPE})\?", question):
+        (answer,) = [o.colour for o in scene.objects if o.shape == m[1]]
+        return answer
+    if m := re.fullmatch(rf"What shape is the ({COLOUR}) object\?", question):
+        (answer,) = [o.shape for o in scene.objects if o.colour == m[1]]
+        return answer
+    if m := re.fullmatch(rf"What shape is {REL} the ([\w ]+)\?", question):
+        (answer,) = [o.shape for o in scene.objects if relation_holds(boxes[o.label], boxes[m[2]], m[1])]
+        return answer
+    if question == "How many objects are there?":
+        return str(len(scene.objects))
+    if m := re.fullmatch(rf"How many ({COLOUR}) objects are there\?", question):
+        return str([o.colour for o in scene.objects].count(m[1]))
+    if m := re.fullmatch(rf"How many ({SHAPE})e?s are there\?", question):
+        return str([o.shape for o in scene.objects].count(m[1]))
+    if m := re.fullmatch(r"Is there an? ([\w ]+)\?", question):
+        return "yes" if m[1] in objects else "no"
+    if m := re.fullmatch(rf"Is the ((?:{COLOUR}) \w+) (\w+)\?", question):
+        return "yes" if m[2] in (objects[m[1]].size, objects[m[1]].texture) else "no"
+    if m := re.fullmatch(rf"Is the ([\w ]+?) {REL} the ([\w ]+)\?", question):
+        return "yes" if relation_holds(boxes[m[1]], boxes[m[3]], m[2]) else "no"
+    if m := re.fullmatch(r"Where is the ([\w ]+)\?", question):
+        places = [place for row in scenes.PLACES for place in row]
+        (answer,) = [place for place in places if place_holds(boxes[m[1]], place)]
+        return answer
+    if m := re.fullmatch(r"What pattern does the ([\w ]+) have\?", question):
+        names = {"plain": "none", "striped": "stripes", "dotted": "dots", "checked": "checks"}
+        return names[objects[m[1]].texture]
+    if question == "What color is the background?":
+        return scene.background
+    assert re.fullmatch(rf"What does the (?:(?:{COLOUR}) )?sign say\?", question), question
+    (answer,) = [o.word for o in scene.objects if o.word]
+    return answer
+
+
+def test_most_of_ten_annotators_are_right():
+    allowed = scenes.answer_list()
+    assert len(set(allowed)) == len(allowed)
+    for scene in MANY:
+        for asked in scenes.questions(scene, 8):
+            assert len(asked["answer"]) == 10
+            truth, votes = Counter(asked["answer"]).most_common(1)[0]
+            assert votes >= 6 and truth in allowed
+            assert truth == truth_of(asked["question"], scene), (asked, scene)
+
+
+def test_questions_cover_every_kind_and_balance_yes_and_no():
+    asked = [question for scene in MANY for question in scenes.questions(scene, 4)]
+    assert len(asked) == 4 * len(MANY)
+    kinds = Counter(question["kind"] for question in asked)
+    assert len(kinds) == 8 and min(kinds.values()) > 50
+    answers = Counter(Counter(q["answer"]).most_common(1)[0][0] for q in asked if q["kind"] == "yes or no")
+    assert 0.35 < answers["yes"] / answers.total() < 0.65
+    assert sum(len(set(question["answer"])) > 1 for question in asked) > len(asked) / 4  # annotators do disagree
+
+
+def test_a_scene_with_a_sign_is_asked_what_it_says():
+    for scene in MANY:
+        kinds = [question["kind"] for question in scenes.questions(scene, 1)]
+        assert (kinds == ["text"]) == any(o.word for o in scene.objects)
+
+
+# ---------------------------------------------------------------- files
+
+
+def write(folder, *more):
+    make_demo_data.main(
+        [
+            "--output",
+            str(folder),
+            "--train",
+            "20",
+            "--val",
+            "5",
+            "--test",
+            "8",
+            "--size",
+            "48",
+            *map(str, more),
+        ]
+    )
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "demo set"
+    write(folder, "--workers", 1)
+    return folder
+
+
+def test_files_do_not_depend_on_the_number_of_workers(demo, tmp_path):
+    write(tmp_path / "b", "--workers", 3)
+    assert contents(tmp_path / "b") == contents(demo)
+
+
+def test_files_have_the_published_formats(demo):
+    data = {path.stem: json.loads(path.read_text()) for path in demo.glob("*.json")}
+    assert len(data["pretrain"]) == 20 and len(data["pretrain"][0]["caption"]) == 5
+    assert len(data["retrieval_train"]) == 100 and isinstance(data["retrieval_train"][0]["caption"], str)
+    assert len(data["retrieval_test"]) == len(data["caption_test"]) == 8
+    assert all(len(entry["caption"]) == 5 for entry in data["retrieval_test"] + data["caption_val"])
+    questions = data["vqa_train"] + data["vqa_val"] + data["vqa_test"]
+    assert len({entry["question_id"] for entry in questions}) == len(questions) == 4 * 33
+    for entry in questions:
+        assert entry["dataset"] == "vqa" and len(entry["answer"]) == 10
+        assert {label["label"] for label in data["boxes"][entry["image"]]} == set(entry["object_label"].split("&&"))
+        assert all(len(position) == 4 and token in scenes.WORDS for position, token in entry["ocr"])
+        assert (demo / entry["image"]).is_file()
+    assert len(data["boxes"]) == 33 and "yes" in data["answer_list"]
+
+
+def test_a_second_run_changes_nothing(demo, capsys):
+    before = {path: path.stat().st_mtime_ns for path in demo.rglob("*")}
+    write(demo)
+    assert {path: path.stat().st_mtime_ns for path in demo.rglob("*")} == before
+    assert "already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["meta.json", "vqa_test.json", "images/val", "nothing, but another seed"])
+def test_unfinished_or_other_data_are_made_again(demo, tmp_path, damage):
+    folder = tmp_path / "copy"
+    write(folder, "--workers", 1)
+    if damage == "meta.json":  # as an interruption leaves it
+        (folder / damage).rename(folder / ".unfinished")
+    elif damage == "vqa_test.json":
+        (folder / damage).unlink()
+    elif damage == "images/val":
+        next((folder / damage).iterdir()).unlink()
+    else:
+        write(folder, "--workers", 1, "--seed", 1)
+        assert contents(folder) != contents(demo)
+    write(folder, "--workers", 1)
+    assert contents(folder) == contents(demo)
+
+
+def test_a_folder_with_other_files_is_refused_and_kept(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="not demo data"):
+        write(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("option", ["--size 8", "--train 0", "--workers 0", "--questions-per-scene 99"])
+def test_bad_numbers_are_refused_by_name(tmp_path, option):
+    with pytest.raises(UserError, match=option.split()[0]):
+        write(tmp_path / "a", *option.split())
+    assert not (tmp_path / "a").exists()

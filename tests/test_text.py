@@ -1,0 +1,93 @@
+import pytest
+
+from dataset.text import Tokenizer, clean_caption, clean_question
+from utils import UserError
+
+VOCAB = "configs/bert/vocab.txt"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer(VOCAB)
+
+
+@pytest.mark.parametrize(
+    ("raw", "cleaned"),
+    [
+        ("A Dog, running!", "a dog running"),
+        ('it\'s "quoted" (really): a*b#c;d~e?', "its quoted really abcde"),
+        ("black-and-white / photo", "black and white photo"),
+        ("<PERSON> smiling", "person smiling"),
+        ("  two   spaces\tand a\nline \n", "two spaces and a line"),
+        ("?!...", ""),
+        ("Crème brûlée", "crème brûlée"),
+    ],
+)
+def test_captions_are_cleaned_by_albefs_rules(raw, cleaned):
+    assert clean_caption(raw, 30) == cleaned
+
+
+def test_captions_are_cut_after_max_words():
+    assert clean_caption("one, two; three four", 3) == "one two three"
+
+
+def test_questions_keep_the_person_placeholder_as_albef_does():
+    assert clean_question("Is <person> left-handed?", 30) == "is <person> left handed"
+    assert clean_question("a b c d", 2) == "a b"
+
+
+def test_word_pieces_equal_transformers_own_encoding(tokenizer):
+    from transformers import BertTokenizerFast
+
+    lines = open(VOCAB, encoding="utf-8").read().split("\n")[:-1]
+    oracle = BertTokenizerFast(vocab={line: i for i, line in enumerate(lines)})
+    texts = ["a red dog", "unbelievably naïve emoji", "中文 and 42 flags", ""]
+    assert tokenizer.word_pieces(texts) == [oracle.encode(text, add_special_tokens=False) for text in texts]
+
+
+def test_encoding_starts_with_cls_and_has_no_sep(tokenizer):
+    ids, mask = tokenizer.encode(["a dog", "a very small dog"], 25)
+    assert ids.shape == mask.shape == (2, 5)
+    assert (ids[:, 0] == tokenizer.cls_id).all()
+    assert not (ids == tokenizer.sep_id).any()
+    assert mask.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+    assert ids[0, 3:].tolist() == [tokenizer.pad_id] * 2
+
+
+def test_sep_is_added_on_request_and_survives_truncation():
+    ids, mask = Tokenizer(VOCAB, sep=True).encode(["a dog", "one two three four five six"], 5)
+    assert ids.shape == (2, 5)
+    assert ids[0].tolist()[3] == ids[1].tolist()[4] == 102
+    assert mask.sum(1).tolist() == [4, 5]
+
+
+def test_max_tokens_includes_the_special_tokens(tokenizer):
+    ids, _ = tokenizer.encode(["one two three four five six"], 4)
+    assert ids.shape == (1, 4)
+    assert tokenizer.decode(ids[0]) == "one two three"
+
+
+def test_empty_text_is_cls_alone(tokenizer):
+    ids, mask = tokenizer.encode(["", ""], 25)
+    assert ids.tolist() == [[tokenizer.cls_id]] * 2 and mask.tolist() == [[1], [1]]
+
+
+def test_decode_joins_word_pieces(tokenizer):
+    ids, _ = tokenizer.encode(["an unbelievably small keycap"], 25)
+    assert tokenizer.decode(ids[0]) == "an unbelievably small keycap"
+
+
+def test_ids_are_those_of_bert_base_uncased(tokenizer):
+    assert (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id) == (0, 101, 102, 103)
+    assert tokenizer.vocab_size == 30522
+
+
+def test_missing_vocabulary_is_named():
+    with pytest.raises(UserError, match="text.vocab.*nowhere.txt"):
+        Tokenizer("nowhere.txt")
+
+
+def test_a_file_that_is_no_bert_vocabulary_is_named(tmp_path):
+    (tmp_path / "vocab.txt").write_text("hello\nworld\n")
+    with pytest.raises(UserError, match=r"vocab.txt lacks \[PAD\]"):
+        Tokenizer(tmp_path / "vocab.txt")

@@ -1,0 +1,293 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dataset import transforms
+from dataset.transforms import CLIP_MEAN, CLIP_STD, Augment, ImageError, PretrainViews, open_image, to_rgb
+
+
+def noise(width=48, height=40, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def pixel(image, x=0, y=0):
+    assert image.mode == "RGB"
+    return image.getpixel((x, y))
+
+
+# ------------------------------------------------------------------------------------------ to_rgb
+
+
+def test_transparent_pixels_are_composited_on_white():
+    image = Image.new("RGBA", (2, 1), (200, 0, 0, 0))  # red under full transparency
+    image.putpixel((1, 0), (0, 0, 0, 128))
+    assert pixel(to_rgb(image)) == (255, 255, 255)
+    assert all(abs(value - 127) <= 1 for value in pixel(to_rgb(image), 1))
+
+
+def test_grey_with_alpha_is_composited_on_white():
+    assert pixel(to_rgb(Image.new("LA", (1, 1), (0, 0)))) == (255, 255, 255)
+    assert pixel(to_rgb(Image.new("LA", (1, 1), (9, 255)))) == (9, 9, 9)
+
+
+def test_palette_pictures_lose_neither_colour_nor_transparency(tmp_path):
+    image = Image.new("P", (2, 1), 0)
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putpixel((1, 0), 1)
+    image.save(tmp_path / "opaque.png")
+    image.save(tmp_path / "clear.png", transparency=0)
+    assert pixel(open_image(tmp_path / "opaque.png")) == (10, 20, 30)
+    clear = open_image(tmp_path / "clear.png")
+    assert pixel(clear) == (255, 255, 255) and pixel(clear, 1) == (200, 100, 50)
+
+
+def test_a_transparent_key_colour_of_rgb_and_grey_is_white(tmp_path):
+    Image.new("RGB", (1, 1), (1, 2, 3)).save(tmp_path / "rgb.png", transparency=(1, 2, 3))
+    Image.new("L", (1, 1), 7).save(tmp_path / "grey.png", transparency=7)
+    assert pixel(open_image(tmp_path / "rgb.png")) == (255, 255, 255)
+    assert pixel(open_image(tmp_path / "grey.png")) == (255, 255, 255)
+
+
+def test_cmyk_becomes_its_rgb_colour(tmp_path):
+    Image.new("RGB", (16, 16), (255, 0, 0)).convert("CMYK").save(tmp_path / "red.jpg", quality=95)
+    red, green, blue = pixel(open_image(tmp_path / "red.jpg"), 8, 8)
+    assert red > 245 and green < 10 and blue < 10
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path, suffix):
+    values = np.array([[0, 200, 32768, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / f"grey.{suffix}")
+    image = open_image(tmp_path / f"grey.{suffix}")
+    assert [pixel(image, x)[0] for x in range(4)] == [0, 1, 128, 255]
+
+
+def test_dark_16_bit_grey_stays_dark(tmp_path):
+    Image.fromarray(np.full((1, 1), 200, dtype=np.uint16)).save(tmp_path / "dark.png")
+    assert pixel(open_image(tmp_path / "dark.png")) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[0.0, 0.5, 1.0]], dtype=np.float32), [0, 128, 255]),
+        (np.array([[0.0, 100.0, 255.0]], dtype=np.float32), [0, 100, 255]),
+        (np.array([[-5.0, 1e6]], dtype=np.float32), [0, 255]),
+        (np.array([[0, 100, 255]], dtype=np.int32), [0, 100, 255]),
+        (np.array([[0, 65535]], dtype=np.int32), [0, 255]),
+    ],
+)
+def test_float_and_32_bit_grey_are_scaled_to_their_range(values, expected):
+    image = to_rgb(Image.fromarray(values))
+    assert [pixel(image, x)[0] for x in range(image.width)] == expected
+
+
+def test_bilevel_and_grey_become_rgb():
+    assert pixel(to_rgb(Image.new("1", (1, 1), 1))) == (255, 255, 255)
+    assert pixel(to_rgb(Image.new("L", (1, 1), 77))) == (77, 77, 77)
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    image = Image.new("RGB", (32, 16), (0, 0, 0))
+    exif = image.getexif()
+    exif[0x0112] = 6  # rotate by 90 degrees
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    assert open_image(tmp_path / "turned.jpg").size == (16, 32)
+
+
+# ------------------------------------------------------------------------------------------ open_image
+
+
+def test_truncated_pictures_are_errors(tmp_path):
+    noise(200, 200).save(tmp_path / "whole.jpg")
+    data = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ImageError, match="cut.jpg: .*truncated"):
+        open_image(tmp_path / "cut.jpg")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp"])
+def test_pictures_with_damaged_bytes_raise_image_error_or_open(tmp_path, suffix):
+    noise(60, 50).save(tmp_path / f"whole.{suffix}")
+    data = (tmp_path / f"whole.{suffix}").read_bytes()
+    rng = random.Random(0)
+    for _ in range(40):
+        broken = bytearray(data[: rng.randrange(len(data))])
+        for _ in range(3):
+            if broken:
+                broken[rng.randrange(len(broken))] = rng.randrange(256)
+        (tmp_path / "broken").write_bytes(broken)
+        try:
+            assert open_image(tmp_path / "broken").mode == "RGB"
+        except ImageError as error:
+            assert "\n" not in str(error)
+
+
+def test_missing_and_foreign_files_are_named(tmp_path):
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(ImageError, match="gone.png: no such file"):
+        open_image(tmp_path / "gone.png")
+    with pytest.raises(ImageError, match="text.png: not a picture"):
+        open_image(tmp_path / "text.png")
+
+
+def test_decompression_bombs_are_refused(tmp_path, monkeypatch):
+    noise(64, 64).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ImageError, match="bomb.png: DecompressionBombError"):
+        open_image(tmp_path / "bomb.png")
+
+
+def test_image_errors_survive_pickling():
+    import pickle
+
+    error = pickle.loads(pickle.dumps(ImageError("a.png", "broken")))
+    assert (error.path, error.reason, str(error)) == ("a.png", "broken", "a.png: broken")
+
+
+# ------------------------------------------------------------------------------------------ views
+
+
+def test_to_tensor_equals_torchvisions_normalisation():
+    from torchvision.transforms import v2
+
+    image = noise()
+    oracle = v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(CLIP_MEAN, CLIP_STD)])
+    torch.testing.assert_close(transforms.to_tensor(image), oracle(image), rtol=0, atol=1e-5)
+
+
+def test_the_test_transform_equals_torchvisions_square_resize():
+    from torchvision.transforms import v2
+
+    image = noise(50, 30)
+    resized = v2.Resize((32, 32), v2.InterpolationMode.BICUBIC)(image)
+    torch.testing.assert_close(transforms.test_transform(32)(image), transforms.to_tensor(resized))
+
+
+def test_views_are_a_function_of_the_seed():
+    views = PretrainViews(32)
+    first, again, other = (views(noise(), random.Random(seed)) for seed in (1, 1, 2))
+    assert first.keys() == {"image1", "image2"}
+    assert all(value.shape == (3, 32, 32) and value.dtype == torch.float32 for value in first.values())
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["image1"], other["image1"])
+    assert not torch.equal(first["image1"], first["image2"])
+
+
+def test_the_first_view_does_not_depend_on_the_second():
+    both = PretrainViews(32)(noise(), random.Random(3))
+    one = PretrainViews(32, two_views=False)(noise(), random.Random(3))
+    assert one.keys() == {"image1"}
+    assert torch.equal(one["image1"], both["image1"])
+
+
+def test_a_crop_of_the_whole_picture_without_operations_is_the_plain_resize_or_its_mirror():
+    image = noise(40, 40)
+    augment = Augment(32, crop_scale=(1.0, 1.0), ops=0)
+    plain = transforms.test_transform(32)(image)
+    views = [augment(image, random.Random(seed)) for seed in range(20)]
+    same = [torch.equal(view, plain) for view in views]
+    mirrored = [torch.equal(view, plain.flip(2)) for view in views]
+    assert any(same) and any(mirrored) and all(a or b for a, b in zip(same, mirrored, strict=True))
+
+
+def test_half_of_the_views_are_flipped_and_none_where_that_is_forbidden():
+    ramp = Image.fromarray(np.tile(np.arange(0, 256, 4, dtype=np.uint8)[None, :, None], (64, 1, 3)))  # dark left
+    augment = Augment(16, ops=0)
+
+    def flipped(allow):
+        views = [augment(ramp, random.Random(seed), allow) for seed in range(400)]
+        return sum((view[0, :, 0] > view[0, :, -1]).all().item() for view in views)
+
+    assert 160 < flipped(True) < 240
+    assert flipped(False) == 0
+
+
+def test_crops_have_the_asked_area_and_aspect_ratio():
+    rng = random.Random(0)
+    boxes = np.array([transforms.random_crop(300, 200, (0.2, 0.6), rng) for _ in range(1000)])
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    area = width * height / (300 * 200)
+    assert (boxes >= 0).all() and (boxes[:, 2] <= 300).all() and (boxes[:, 3] <= 200).all()
+    assert 0.19 < area.min() and area.max() < 0.61 and 0.37 < area.mean() < 0.43
+    assert 0.72 < (width / height).min() and (width / height).max() < 1.36
+    assert boxes[:, 0].min() == 0 and boxes[:, 1].min() == 0
+
+
+def test_very_long_pictures_give_a_central_crop():
+    assert transforms.random_crop(1000, 10, (0.9, 1.0), random.Random(0)) == (493, 0, 506, 10)
+    assert transforms.random_crop(10, 1000, (0.9, 1.0), random.Random(0)) == (0, 493, 10, 506)
+
+
+def test_operations_are_drawn_uniformly_and_kept_half_of_the_time():
+    rng = random.Random(0)
+    drawn = [name for _ in range(5000) for name, _ in transforms.draw_operations(rng, 2, 7)]
+    assert abs(len(drawn) - 5000) < 200
+    counts = {name: drawn.count(name) for name in transforms.OPERATIONS}
+    assert len(counts) == 10 and all(abs(count - 500) < 90 for count in counts.values())
+
+
+def test_operation_values_are_albefs_at_magnitude_seven():
+    rng = random.Random(0)
+    seen: dict[str, set[float]] = {}
+    for _ in range(2000):
+        for name, value in transforms.draw_operations(rng, 2, 7):
+            seen.setdefault(name, set()).add(round(value, 6))
+    assert seen["Brightness"] == seen["Sharpness"] == {1.36}
+    assert seen["ShearX"] == seen["ShearY"] == {-0.21, 0.21}
+    assert seen["TranslateX"] == seen["TranslateY"] == {-0.027344, 0.027344}  # 7 of 256 pixels
+    assert seen["Rotate"] == {-21.0, 21.0}
+
+
+@pytest.mark.parametrize("name", sorted(transforms.OPERATIONS))
+def test_every_operation_keeps_size_and_mode(name):
+    image = noise().point(lambda value: 60 + value // 3)
+    changed = transforms.apply_operations(image, [(name, 0.2)])
+    assert changed.size == image.size and changed.mode == "RGB"
+    assert (changed == image) == (name == "Identity")
+
+
+def test_translation_moves_by_its_share_of_the_side_and_fills_with_grey():
+    image = noise(40, 40)
+    moved = np.asarray(transforms.apply_operations(image, [("TranslateX", 0.1)]))
+    np.testing.assert_array_equal(moved[:, :36], np.asarray(image)[:, 4:])
+    assert (moved[:, 36:] == 128).all()
+
+
+def test_the_codebook_picture_shares_crop_flip_and_geometry_with_the_second_view():
+    spot = Image.new("RGB", (64, 64), (0, 0, 0))
+    spot.paste((255, 255, 255), (10, 30, 22, 42))
+
+    def centre(picture):  # [3,H,W] in any scale -> centre of the bright spot as shares of the side
+        weight = (picture[0] - picture[0].min()) > 0.5 * (picture[0].max() - picture[0].min())
+        places = weight.nonzero().float().mean(0)
+        return (places + 0.5) / picture.shape[-1]
+
+    checked = 0
+    for seed in range(60):
+        rng = random.Random(seed)
+        augment = Augment(64, crop_scale=(0.7, 1.0), codebook_size=32)
+        view, codebook = augment.with_codebook(spot, rng)
+        assert codebook.shape == (3, 32, 32)
+        assert 0 <= codebook.min() and codebook.max() <= 1
+        if codebook.max() > 0.9 and not ((codebook[0] > 0.45) & (codebook[0] < 0.55)).any():  # no grey filling
+            torch.testing.assert_close(centre(view), centre(codebook), rtol=0, atol=0.03)
+            checked += 1
+    assert checked > 15
+
+
+def test_the_codebook_picture_has_no_photometric_change():
+    image = Image.new("RGB", (64, 64), (100, 100, 100))
+    for seed in range(30):
+        augment = Augment(32, ops=4, codebook_size=16)
+        _, codebook = augment.with_codebook(image, random.Random(seed))
+        values = set((codebook * 255).round().int().flatten().tolist())
+        assert 100 in values and all(100 <= value <= 128 for value in values)  # the picture, and grey filling
+
+
+def test_fine_tuning_crops_at_least_half_of_the_picture_by_default():
+    assert transforms.train_transform(32).crop_scale == (0.5, 1.0)
+    assert transforms.train_transform(32)(noise(), random.Random(0)).shape == (3, 32, 32)

@@ -1,0 +1,355 @@
+"""The image encoder: its numbers against transformers' CLIP, injection, masking, and other people's weight
+files.
+"""
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
+
+from models.vit import ImageEncoder, resize_positions, to_timm
+from utils import UserError
+
+NAME = "vit_base_patch16_clip_quickgelu_224"
+TINY = {"embed_dim": 32, "depth": 3, "num_heads": 2}
+
+
+def tiny(image_size=64, **options):
+    torch.manual_seed(0)
+    return ImageEncoder(NAME, image_size, TINY, **options).eval()
+
+
+def inputs(batch=2, size=64, length=6, width=32, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(batch, 3, size, size, generator=generator)
+    text = torch.randn(batch, length, width, generator=generator)
+    text_mask = torch.ones(batch, length, dtype=torch.int64)
+    text_mask[0, -2:] = 0
+    return images, text, text_mask
+
+
+def clip_config(size=64, width=32, depth=3, heads=2):
+    return CLIPVisionConfig(
+        hidden_size=width, intermediate_size=4 * width, num_hidden_layers=depth, num_attention_heads=heads,
+        image_size=size, patch_size=16, hidden_act="quick_gelu",
+    )  # fmt: skip
+
+
+def random_clip(config):
+    """A CLIPVisionModel whose biases and norms are not at their special initial values."""
+    torch.manual_seed(3)
+    model = CLIPVisionModel(config).eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.data += 0.02 * torch.randn_like(parameter)
+    return model
+
+
+@torch.no_grad()
+def clip_tokens(model, images):
+    """All of CLIP's tokens after its final norm, which transformers applies to [CLS] alone."""
+    tower = getattr(model, "vision_model", model)
+    return tower.post_layernorm(model(pixel_values=images).last_hidden_state)
+
+
+def to_openai(weights, depth):
+    """Rename a CLIPVisionModel's state dict to OpenAI's names."""
+    out, layers = {}, "visual.transformer.resblocks."
+    plain = {key.removeprefix("vision_model."): value for key, value in weights.items()}
+    out["visual.conv1.weight"] = plain["embeddings.patch_embedding.weight"]
+    out["visual.class_embedding"] = plain["embeddings.class_embedding"]
+    out["visual.positional_embedding"] = plain["embeddings.position_embedding.weight"]
+    for kind in ("weight", "bias"):
+        out[f"visual.ln_pre.{kind}"] = plain[f"pre_layrnorm.{kind}"]
+        out[f"visual.ln_post.{kind}"] = plain[f"post_layernorm.{kind}"]
+        for i in range(depth):
+            old, new = f"encoder.layers.{i}.", f"{layers}{i}."
+            parts = [plain[f"{old}self_attn.{part}_proj.{kind}"] for part in "qkv"]
+            out[f"{new}attn.in_proj_{kind}"] = torch.cat(parts)
+            out[f"{new}attn.out_proj.{kind}"] = plain[f"{old}self_attn.out_proj.{kind}"]
+            out[f"{new}mlp.c_fc.{kind}"] = plain[f"{old}mlp.fc1.{kind}"]
+            out[f"{new}mlp.c_proj.{kind}"] = plain[f"{old}mlp.fc2.{kind}"]
+            for n in (1, 2):
+                out[f"{new}ln_{n}.{kind}"] = plain[f"{old}layer_norm{n}.{kind}"]
+    return out
+
+
+def text_tower():
+    """Names of CLIP's other parts as OpenAI's state dict has them, with empty values."""
+    names = "transformer.resblocks.0.ln_1.weight token_embedding.weight ln_final.bias positional_embedding"
+    names += " text_projection logit_scale visual.proj input_resolution context_length vocab_size"
+    return {name: torch.zeros(2) for name in names.split()}
+
+
+# ------------------------------------------------------------------------------- numbers against transformers
+
+
+def test_vit_b16_equals_transformers_clip_at_224(monkeypatch):
+    clip = random_clip(clip_config(224, 768, 12, 12))
+    encoder = ImageEncoder(NAME, 224).eval()
+    encoder.vit.load_state_dict(to_timm(clip.state_dict())[1])
+    images = torch.randn(1, 3, 224, 224)
+    expected = clip_tokens(clip, images)
+    for fused in (True, False):  # both ways to compute attention, whatever the device would choose
+        monkeypatch.setattr("models.vit.fused_attention_pays", lambda x, fused=fused: fused)
+        with torch.no_grad():
+            torch.testing.assert_close(encoder(images), expected, atol=1e-4, rtol=0)
+
+
+def test_equals_transformers_clip_at_384_with_the_same_resized_positions(tmp_path):
+    small, large = random_clip(clip_config(224)), random_clip(clip_config(384))
+    torch.save(small.state_dict(), tmp_path / "clip.pt")
+    encoder = ImageEncoder(NAME, 384, TINY, weights=str(tmp_path / "clip.pt")).eval()
+    weights = {k: v for k, v in small.state_dict().items() if "position" not in k}
+    positions = next(k for k in large.state_dict() if k.endswith("position_embedding.weight"))
+    weights[positions] = encoder.vit.pos_embed.data[0]
+    assert not large.load_state_dict(weights, strict=False).missing_keys
+    images = torch.randn(1, 3, 384, 384)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(images), clip_tokens(large, images), atol=1e-4, rtol=0)
+
+
+def test_openai_state_dict_loads_whole_and_equals_clip(tmp_path):
+    clip = random_clip(clip_config())
+    weights = {k: v.half() for k, v in to_openai(clip.state_dict(), 3).items()}  # OpenAI publishes fp16
+    clip.load_state_dict({k: v.half().float() for k, v in clip.state_dict().items()})
+    torch.save({**weights, **text_tower()}, tmp_path / "openai.pt")
+    encoder = tiny(weights=str(tmp_path / "openai.pt"))
+    images, _, _ = inputs()
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(images), clip_tokens(clip, images), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("strip", [False, True], ids=["vision_model.*", "no prefix"])
+def test_hugging_face_clip_model_loads_whole(tmp_path, strip):
+    from safetensors.torch import save_file
+
+    config = CLIPConfig(
+        text_config={"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50},
+        vision_config=clip_config().to_dict(),
+    )
+    weights = {k: v.contiguous().clone() for k, v in CLIPModel(config).state_dict().items()}
+    weights = {k: v for k, v in weights.items() if not strip or k.startswith("vision_model.")}
+    if strip:
+        weights = {k.removeprefix("vision_model."): v for k, v in weights.items()}
+    save_file(weights, tmp_path / "model.safetensors")
+    encoder = tiny(weights=str(tmp_path / "model.safetensors"))
+    key = next(k for k in weights if k.endswith("embeddings.patch_embedding.weight"))
+    assert torch.equal(encoder.vit.patch_embed.proj.weight, weights[key])
+
+
+def test_timm_weights_load_back_and_give_the_same_tokens(tmp_path):
+    torch.manual_seed(4)
+    vit = timm.create_model(NAME, img_size=64, num_classes=5, **TINY).eval()
+    torch.save(vit.state_dict(), tmp_path / "timm.pth")
+    encoder = tiny(weights=str(tmp_path / "timm.pth"))
+    images, _, _ = inputs()
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(images), vit.forward_features(images))
+
+
+def test_positions_of_another_resolution_are_resized_and_equal_ones_kept():
+    small, large = tiny(64), tiny(96)
+    weights = {f"image_encoder.{k}": v for k, v in small.state_dict().items()}
+    resized = resize_positions(weights, "image_encoder.", large)["image_encoder.vit.pos_embed"]
+    assert resized.shape == large.vit.pos_embed.shape
+    assert torch.equal(resized[:, 0], small.vit.pos_embed[:, 0])  # [CLS] has no place on the grid
+    same = resize_positions(weights, "image_encoder.", small)["image_encoder.vit.pos_embed"]
+    assert torch.equal(same, small.vit.pos_embed)
+
+
+# -------------------------------------------------------------------------------------- injection and masking
+
+
+@torch.no_grad()
+def test_text_joins_exactly_from_the_given_layer_on():
+    encoder, (images, text, text_mask) = tiny(), inputs()
+    x = encoder.vit.forward_features(images)  # the plain pass, by timm alone
+    torch.testing.assert_close(encoder(images), x)
+    x = encoder.embed(images)
+    x = encoder.vit.blocks[0](x)
+    full = torch.cat((x, text), dim=1)
+    allowed = torch.cat((torch.ones(2, 17, dtype=torch.int64), text_mask), dim=1).bool()
+    for block in encoder.vit.blocks[1:]:
+        full = block(full, attn_mask=allowed[:, None, None, :])
+    expected = encoder.vit.norm(full)[:, :17]
+    result = encoder(images, text=text, text_mask=text_mask, inject_from=2)
+    torch.testing.assert_close(result, expected)
+    assert not torch.allclose(result, encoder(images), atol=1e-3)
+
+
+@torch.no_grad()
+def test_forward_twice_equals_the_two_separate_passes():
+    encoder, (images, text, text_mask) = tiny(), inputs()
+    for start in (1, 2, 3):
+        plain, injected = encoder.forward_twice(images, text, text_mask, start)
+        assert torch.equal(plain, encoder(images))
+        assert torch.equal(injected, encoder(images, text=text, text_mask=text_mask, inject_from=start))
+    plain, injected = encoder.forward_twice(images, text, text_mask, None)
+    assert plain is injected and torch.equal(plain, encoder(images))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+def test_padding_of_the_injected_text_does_not_matter(bf16):
+    encoder, (images, text, text_mask) = tiny(), inputs()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        before = encoder(images, text=text, text_mask=text_mask, inject_from=3)
+        text[0, -2:] = 50.0
+        changed = encoder(images, text=text, text_mask=text_mask, inject_from=3)
+        text, text_mask = F.pad(text, (0, 0, 0, 5), value=9.0), F.pad(text_mask, (0, 5))
+        longer = encoder(images, text=text, text_mask=text_mask, inject_from=3)
+    assert torch.equal(before, changed)
+    torch.testing.assert_close(before, longer, atol=0.05 if bf16 else 1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_masked_patches_become_the_mask_token_before_positions_and_no_other_changes():
+    encoder, (images, _, _) = tiny(), inputs()
+    mask = torch.rand(2, 16, generator=torch.Generator().manual_seed(5)) < 0.3
+    seen = []
+    hook = encoder.vit.norm_pre.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    encoder.embed(images)
+    encoder.embed(images, mask)
+    hook.remove()
+    plain, masked = (x[:, 1:] - encoder.vit.pos_embed[:, 1:] for x in seen)
+    torch.testing.assert_close(masked[mask], encoder.mask_token.expand(int(mask.sum()), -1))
+    torch.testing.assert_close(masked[~mask], plain[~mask], rtol=0, atol=0)
+    assert torch.equal(seen[0][:, 0], seen[1][:, 0])
+
+
+@torch.no_grad()
+def test_a_masked_patch_hides_its_pixels():
+    encoder, (images, _, _) = tiny(), inputs()
+    mask = torch.zeros(2, 16, dtype=torch.bool)
+    mask[:, 0] = True
+    before = encoder(images, mask)
+    images[:, :, :16, :16] = 3.0
+    assert torch.equal(encoder(images, mask), before)
+
+
+def test_the_gradient_reaches_text_and_mask_token():
+    encoder, (images, text, text_mask) = tiny(), inputs()
+    text.requires_grad_()
+    mask = torch.zeros(2, 16, dtype=torch.bool)
+    mask[:, 3] = True
+    tokens = encoder(images, mask, text, text_mask, inject_from=3)[:, 4]
+    (tokens * torch.randn(32)).sum().backward()
+    assert encoder.mask_token.grad.abs().sum() > 0 and text.grad[1].abs().sum() > 0
+    assert text.grad[0, -2:].abs().sum() == 0  # padding
+
+
+def test_checkpointing_changes_no_gradient():
+    gradients = []
+    for checkpointing in (False, True):
+        encoder, (images, text, text_mask) = tiny(checkpointing=checkpointing).train(), inputs()
+        encoder(images, text=text, text_mask=text_mask, inject_from=2).square().sum().backward()
+        gradients.append({k: p.grad for k, p in encoder.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name])
+
+
+@torch.no_grad()
+def test_bf16_on_the_cpu_stays_close_to_fp32():
+    encoder, (images, text, text_mask) = tiny(), inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = encoder(images, text=text, text_mask=text_mask, inject_from=2)
+    full = encoder(images, text=text, text_mask=text_mask, inject_from=2)
+    torch.testing.assert_close(half.float(), full, atol=0.1, rtol=0)
+
+
+# ------------------------------------------------------------------------------------------------ wrong input
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"image_size": 60}, "60 is not divisible by the patch size 16; take 48 or 64"),
+        ({"name": "vit_base_patch16_klip_224"}, "did you mean vit_base_patch16_"),
+        ({"name": "vit_base_patch16_reg4_gap_256"}, r"one \[CLS\] token"),
+        ({"args": {"embed_dimension": 3}}, "embed_dimension"),
+        ({"args": {"patch_drop_rate": 0.1}}, "patch_drop_rate"),
+        ({"weights": "nowhere/clip.pt"}, "nowhere/clip.pt"),
+    ],
+)
+def test_a_wrong_setting_is_a_one_line_error(options, words):
+    settings = {"name": NAME, "image_size": 64, "args": TINY, **options}
+    with pytest.raises(UserError, match=words) as caught:
+        ImageEncoder(**settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_text_of_another_width_is_an_error_that_names_both():
+    encoder, (images, text, text_mask) = tiny(), inputs(width=24)
+    with pytest.raises(UserError, match="width 24 and the image encoder 32"):
+        encoder(images, text=text, text_mask=text_mask, inject_from=3)
+
+
+class Sum(torch.nn.Module):
+    def forward(self, x):
+        return x.sum()
+
+
+def broken_file(path, kind):
+    if kind == "TorchScript":
+        torch.jit.trace(Sum(), torch.ones(2)).save(path)
+    elif kind == "not a readable":
+        path.write_bytes(b"PK\x03\x04 cut off")
+    elif kind == "no state dict":
+        torch.save([1, 2], path)
+    elif kind == "neither timm's":
+        torch.save({"weight": torch.ones(2)}, path)
+    else:
+        weights = tiny().vit.state_dict()
+        if kind == "has no place":
+            weights["blocks.3.norm1.weight"] = torch.ones(32)
+        elif kind == "is missing":
+            del weights["norm.bias"]
+        else:
+            weights["norm.bias"] = torch.ones(31)
+        torch.save(weights, path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "TorchScript",
+        "not a readable",
+        "no state dict",
+        "neither timm's",
+        "has no place",
+        "is missing",
+        "the shape",
+    ],
+)
+def test_a_wrong_weight_file_is_a_one_line_error_that_names_it(tmp_path, kind):
+    path = tmp_path / "weights.pt"
+    broken_file(path, kind)
+    with pytest.raises(UserError, match=kind) as caught:
+        tiny(weights=str(path))
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_every_ignored_name_is_listed_and_an_unlisted_one_is_reported(tmp_path):
+    weights = to_openai(random_clip(clip_config()).state_dict(), 3)
+    _, converted = to_timm({**weights, **text_tower()})
+    assert set(converted) == set(tiny().vit.state_dict())
+    torch.save({**weights, "surprise": torch.ones(1)}, tmp_path / "clip.pt")
+    with pytest.raises(UserError, match="'surprise' has no place"):
+        tiny(weights=str(tmp_path / "clip.pt"))
+
+
+# -------------------------------------------------------------------------------------------------------- GPU
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@torch.no_grad()
+def test_on_a_gpu_the_numbers_are_the_cpus():
+    encoder, (images, text, text_mask) = tiny(), inputs()
+    expected = encoder(images, text=text, text_mask=text_mask, inject_from=2)
+    arguments = [x.cuda() for x in (images, text, text_mask)]
+    result = encoder.cuda()(arguments[0], text=arguments[1], text_mask=arguments[2], inject_from=2)
+    torch.testing.assert_close(result.cpu(), expected, atol=1e-3, rtol=0)

@@ -1,0 +1,73 @@
+"""A very small SemMIM and batches for it, shared by the tests."""
+
+import torch
+
+from dataset.text import Tokenizer
+from models.pretrain import Draws, build_pretrain_model
+from utils import load_config
+
+SCHEMA = "configs/Pretrain.yaml"
+TOKENIZER = Tokenizer("configs/bert/vocab.txt")
+TINY = [
+    "model.image_encoder.name=vit_tiny_patch16_224",
+    "model.image_encoder.image_size=32",
+    "model.image_encoder.args={embed_dim: 32, depth: 3, num_heads: 2, patch_size: 8}",
+    "model.image_encoder.weights=random",
+    "model.bert.weights=random",
+    "model.bert.args={hidden_size: 32, num_attention_heads: 2, intermediate_size: 64}",
+    "model.bert.text_layers=1",
+    "model.bert.fusion_layers=1",
+    "model.bert.decoder_layers=1",
+    "model.embed_dim=16",
+    "itc.queue_size=20",
+    "mim.inject_from=3",
+    "mim.head={hidden: 32, patterns: 24, normalize: true}",
+    "train.batch_size=6",
+]
+NO_DROPOUT = [
+    "model.bert.args={hidden_size: 32, num_attention_heads: 2, intermediate_size: 64, hidden_dropout_prob: 0.0,"
+    " attention_probs_dropout_prob: 0.0}"
+]
+CAPTIONS = [
+    "a red circle left of a blue square",
+    "green star",
+    "two yellow triangles above a small grey box",
+    "a big purple heart",
+    "the word stop on a white sign",
+    "an orange ring below a black cross",
+    "three dots",
+    "a brown dog beside a cat",
+]
+
+
+def tiny_config(*overrides: str):
+    """The paper's configuration, shrunk, with `overrides` on top."""
+    return load_config(SCHEMA, [*TINY, *overrides], schema=SCHEMA, optional=("mim.inject_from",))
+
+
+def tiny_model(*overrides: str, seed: int = 0):
+    """A PretrainModel with random weights that are a function of `seed`."""
+    torch.manual_seed(seed)
+    return build_pretrain_model(tiny_config(*overrides), TOKENIZER)[0]
+
+
+def make_batch(size: int = 6, seed: int = 0, captions: list[str] | None = None) -> dict:
+    """Random pictures with captions; ids are those of the rows."""
+    generator = torch.Generator().manual_seed(seed)
+    captions = captions or [CAPTIONS[(i + seed) % len(CAPTIONS)] for i in range(size)]
+    input_ids, attention_mask = TOKENIZER.encode(captions, 25)
+    return {
+        "image1": torch.randn(size, 3, 32, 32, generator=generator),
+        "image2": torch.randn(size, 3, 32, 32, generator=generator),
+        "codebook_image": torch.rand(size, 3, 32, 32, generator=generator),
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "image_id": torch.arange(size) + 100 * seed,
+        "caption_id": torch.tensor([CAPTIONS.index(c) if c in CAPTIONS else hash(c) for c in captions]),
+    }
+
+
+def make_draws(batch: dict, seed: int = 0, patches: int = 16) -> Draws:
+    """The random numbers of one step on `batch`, a function of `seed`."""
+    size, length = batch["input_ids"].shape
+    return Draws.sample(size, patches, length, "cpu", torch.Generator().manual_seed(seed))

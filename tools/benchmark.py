@@ -1,0 +1,63 @@
+"""What the model costs, as JSON on standard output.
+
+    python tools/benchmark.py params --config configs/Pretrain.yaml
+
+params: trainable parameters of the pre-training model per module and in total. The model is built without
+memory for its weights (torch's meta device): it takes seconds, fits any machine and downloads no weights.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import utils  # noqa: E402
+from dataset.text import Tokenizer  # noqa: E402
+from models.pretrain import build_pretrain_model  # noqa: E402
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    params = commands.add_parser("params", help="trainable parameters per module and in total")
+    params.add_argument("--config", default="configs/Pretrain.yaml", help="pre-training YAML (default: %(default)s)")
+    params.add_argument("--override", nargs="*", action="extend", default=[], metavar="KEY.SUB=VALUE")
+    params.set_defaults(run=run_params)
+    args = parser.parse_args(argv)
+    print(json.dumps(args.run(args), indent=2))
+
+
+def run_params(args: argparse.Namespace) -> dict:
+    # Values are not needed, so none are read: initial weights would be downloaded and thrown away.
+    without_weights = ["model.image_encoder.weights=random", "model.bert.weights=random"]
+    overrides = [*args.override, *without_weights]
+    cfg = utils.load_config(args.config, overrides, schema="configs/Pretrain.yaml", optional=("mim.inject_from",))
+    tokenizer = Tokenizer(utils.find_file(cfg.text.vocab, "text.vocab"), cfg.text.sep)
+    with torch.device("meta"):
+        model, _ = build_pretrain_model(cfg, tokenizer)
+    return {"config": str(args.config), "trainable_parameters": count_parameters(model)}
+
+
+# The backbone's parts that are counted by themselves; its other parameters are the heads of ITC, ITM and MLM.
+ENCODERS = ("image_encoder", "text_encoder", "fusion_encoder", "decoder")
+
+
+def count_parameters(model: torch.nn.Module) -> dict[str, int]:
+    """Trainable parameters of a PretrainModel by module; a tied tensor counts once, where it is first."""
+    counts = dict.fromkeys((*ENCODERS, "heads", "encoding_head"), 0)
+    for name, parameter in model.named_parameters():  # yields a shared tensor once
+        if parameter.requires_grad:
+            owner, _, rest = name.partition(".")
+            part = rest.partition(".")[0] if owner == "backbone" else "encoding_head"
+            counts[part if part in counts else "heads"] += parameter.numel()
+    counts["total"] = sum(counts.values())
+    return counts
+
+
+if __name__ == "__main__":
+    utils.run_main(main)
