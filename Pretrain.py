@@ -94,6 +94,8 @@ def main() -> None:
             picture = masking_picture(unwrap(wrapped), dataset, tokenizer, cfg.text.max_tokens, device)
             run.image(progress.step, "masking", picture)
 
+    latest: dict[str, float] = {}
+
     fit(
         wrap_ddp(model, device),
         loader,
@@ -107,7 +109,11 @@ def main() -> None:
         on_epoch_end=on_epoch_end,
         extra_state=lambda: {"description": model.backbone.description, "stage": "pretrain"},
         resume_from=resume_from,
+        log_fn=lambda progress, means: latest.update(means),
     )
+    if latest:  # empty where --resume found nothing left to do
+        run.write_metrics(latest)
+    run.info(f"done: {run.dir / 'checkpoint_last.pth'}")
     run.close()
 
 

@@ -28,6 +28,7 @@ import torch
 import torch.distributed as dist
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from torchvision.utils import save_image
 
 ROOT = Path(__file__).resolve().parent
 logger = logging.getLogger("semmim")
@@ -353,10 +354,12 @@ class Run:
         self.file.flush()
 
     def image(self, step: int, name: str, image: torch.Tensor) -> None:
-        """A picture [3, H, W], uint8 or float in [0, 1], for TensorBoard."""
+        """A picture [3, H, W], float in [0, 1], for TensorBoard and as pictures/NAME_STEP.png."""
         if self.board is not None:
             self.board.add_image(name, image, step)
             self.board.flush()
+            (self.dir / "pictures").mkdir(exist_ok=True)
+            save_image(image, self.dir / "pictures" / f"{name}_{step:07}.png")
 
     def write_metrics(self, metrics: dict) -> None:
         """metrics.json: the numbers of the last evaluation."""

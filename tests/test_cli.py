@@ -1,0 +1,187 @@
+"""Pretrain.py as a user runs it: on demo scenes, with a resume, with every MIM switch, and with wrong input."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import TINY
+
+import Pretrain
+import Retrieval
+from tools import make_demo_data
+from utils import load_checkpoint
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """24 demo scenes a split."""
+    folder = tmp_path_factory.mktemp("demo") / "data"
+    call(make_demo_data, "--output", folder, "--train", 24, "--val", 12, "--test", 12, "--size", 32, "--workers", 1)
+    return folder
+
+
+def call(script, *arguments) -> None:
+    """Run a script's main in this process with command-line arguments."""
+    previous, sys.argv = sys.argv, ["script", *map(str, arguments)]
+    try:
+        script.main()
+    finally:
+        sys.argv = previous
+
+
+def pretrain(data, out, *overrides, flags=()) -> None:
+    settings = [
+        *TINY,
+        f"data.train=[{data / 'pretrain.json'}]",
+        "data.num_workers=0",
+        "train.epochs=2",
+        "train.log_every=1",
+        "train.warmup_steps=2",
+        "train.precision=fp32",
+        *overrides,
+    ]
+    call(Pretrain, "--config", Pretrain.SCHEMA, "--output_dir", out, "--device", "cpu", *flags, "--override", *settings)
+
+
+def refuse(capsys, *arguments) -> str:
+    """The one-line error with which Pretrain.py ends."""
+    from utils import run_main
+
+    with pytest.raises(SystemExit) as stop:
+        run_main(lambda: pretrain(*arguments))
+    message = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and message.startswith("error: ") and "\n" not in message
+    return message
+
+
+def test_pretraining_writes_what_a_run_promises_and_retrieval_evaluates_it(data, tmp_path):
+    pretrain(data, tmp_path / "run")
+    assert {"checkpoint_last.pth", "config.yaml", "log.jsonl", "metrics.json", "tensorboard", "pictures"} <= {
+        path.name for path in (tmp_path / "run").iterdir()
+    }
+    lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert {"loss/cls", "loss/patch", "loss/itc", "loss/itm", "loss/mlm", "loss/plm"} <= set(lines[0])
+    call(
+        Retrieval,
+        *("--config", "configs/demo/Retrieval.yaml", "--output_dir", tmp_path / "zeroshot", "--evaluate"),
+        *("--checkpoint", tmp_path / "run/checkpoint_last.pth", "--device", "cpu", "--override", "image_size=32"),
+        *(f"data.{split}=[{data / f'retrieval_{split}.json'}]" for split in ("val", "test")),
+        *("rerank.k=4", "data.num_workers=0"),
+    )
+    numbers = json.loads((tmp_path / "zeroshot/metrics.json").read_text())
+    assert numbers["test"]["images"] == 12 and 0 <= numbers["test"]["itm_tr_r1"] <= 100
+
+
+def test_resumed_run_ends_with_the_same_weights(data, tmp_path):
+    pretrain(data, tmp_path / "straight", "train.epochs=2")
+    from utils import Stopped, fit
+
+    def stop_after_three(*arguments, **options):
+        import os
+        import signal
+
+        after = options["after_step"]
+
+        def after_step(progress):
+            after(progress)
+            if progress.step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        return fit(*arguments, **{**options, "after_step": after_step})
+
+    Pretrain.fit = stop_after_three
+    try:
+        with pytest.raises(Stopped):
+            pretrain(data, tmp_path / "broken")
+    finally:
+        Pretrain.fit = fit
+    assert load_checkpoint(tmp_path / "broken/checkpoint_last.pth")["progress"]["step"] == 3
+    pretrain(data, tmp_path / "broken", flags=["--resume"])
+    straight, resumed = (
+        load_checkpoint(tmp_path / name / "checkpoint_last.pth")["model"] for name in ("straight", "broken")
+    )
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+@pytest.mark.parametrize("target", ["pixels", "none", "dvae"])
+def test_mim_targets_train_from_the_command_line(data, tmp_path, target):
+    overrides = [f"mim.target={target}", "train.epochs=1"]
+    if target == "dvae":
+        from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
+
+        config = FlavaImageCodebookConfig(hidden_size=8, vocab_size=32, num_blocks_per_group=1)
+        FlavaImageCodebook(config).save_pretrained(tmp_path / "codebook")
+        overrides.append(f"mim.codebook={tmp_path / 'codebook'}")
+    pretrain(data, tmp_path / "run", *overrides)
+    assert (tmp_path / "run/checkpoint_last.pth").exists()
+
+
+def test_a_new_run_starts_from_the_weights_of_a_checkpoint(data, tmp_path):
+    pretrain(data, tmp_path / "first", "train.epochs=1")
+    pretrain(
+        data,
+        tmp_path / "second",
+        *("train.epochs=1", "train.lr=0.0", "train.min_lr=0.0"),
+        flags=["--checkpoint", tmp_path / "first/checkpoint_last.pth"],
+    )
+    first, second = (load_checkpoint(tmp_path / name / "checkpoint_last.pth")["model"] for name in ("first", "second"))
+    trained = [name for name in first if name.startswith("backbone.")]
+    assert all(torch.allclose(first[name], second[name]) for name in trained)
+
+
+def test_missing_annotation_file_is_named(data, tmp_path, capsys):
+    assert "absent.json" in refuse(capsys, data, tmp_path / "run", "data.train=[absent.json]")
+
+
+def test_entry_without_caption_is_named(data, tmp_path, capsys):
+    file = tmp_path / "pairs.json"
+    file.write_text(json.dumps([{"image": "a.png", "caption": "a cat"}, {"image": "b.png"}]))
+    message = refuse(capsys, data, tmp_path / "run", f"data.train=[{file}]")
+    assert "pairs.json" in message and "entry 1" in message and "caption" in message
+
+
+def test_unreadable_pictures_past_the_allowed_share_are_named(data, tmp_path, capsys):
+    entries = []
+    for i in range(24):
+        path = tmp_path / f"{i}.png"
+        if i % 2:
+            path.write_bytes(b"no picture")
+        else:
+            Image.fromarray(np.full((32, 32, 3), 9 * i, dtype=np.uint8)).save(path)
+        entries.append({"image": path.name, "caption": f"picture number {i}"})
+    (tmp_path / "pairs.json").write_text(json.dumps(entries))
+    message = refuse(capsys, data, tmp_path / "run", f"data.train=[{tmp_path / 'pairs.json'}]")
+    assert "data.max_bad_share" in message and ".png" in message
+
+
+def test_unknown_key_is_answered_with_the_nearest(data, tmp_path, capsys):
+    assert "mim.mask_ratio" in refuse(capsys, data, tmp_path / "run", "mim.maskratio=0.3")
+
+
+def test_resolution_that_the_patch_does_not_divide_is_refused(data, tmp_path, capsys):
+    assert "not divisible" in refuse(capsys, data, tmp_path / "run", "model.image_encoder.image_size=36")
+
+
+def test_one_image_a_rank_is_refused(data, tmp_path, capsys):
+    assert "train.batch_size" in refuse(capsys, data, tmp_path / "run", "train.batch_size=1")
+
+
+def test_checkpoint_of_another_shape_is_refused(data, tmp_path, capsys):
+    pretrain(data, tmp_path / "first", "train.epochs=1")
+    from utils import run_main
+
+    with pytest.raises(SystemExit):
+        run_main(
+            lambda: pretrain(
+                data,
+                tmp_path / "second",
+                "model.embed_dim=8",
+                flags=["--checkpoint", tmp_path / "first/checkpoint_last.pth"],
+            )
+        )
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and "shape" in message and "checkpoint_last.pth" in message

@@ -1,0 +1,49 @@
+"""What a GPU changes: the same step in bf16 with fused kernels, close to the CPU's fp32. Skipped without a GPU."""
+
+import copy
+
+import pytest
+import torch
+from tiny import NO_DROPOUT, make_batch, make_draws, tiny_model
+
+from optim import create_optimizer
+from utils import autocast, to_device
+
+pytestmark = pytest.mark.gpu
+SWITCHES = [(), ("mim.target=pixels",), ("mim.target=none",), ("itc.negatives=batch",), ("mim.inject_from=none",)]
+
+
+def on_gpu(draws):
+    return type(draws)(**{name: value.cuda() for name, value in vars(draws).items()})
+
+
+@pytest.mark.parametrize("overrides", SWITCHES)
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 5e-2)])
+def test_losses_on_the_gpu_equal_those_on_the_cpu(overrides, precision, tolerance):
+    model, batch = tiny_model(*NO_DROPOUT, *overrides), make_batch()
+    draws = make_draws(batch)
+    _, expected = model(batch, 0.4, draws=draws)
+    model = copy.deepcopy(model).cuda()
+    with autocast(torch.device("cuda"), precision):
+        _, logs = model(to_device(batch, torch.device("cuda")), 0.4, draws=on_gpu(draws))
+    for name in expected:
+        if name.startswith("loss/"):
+            assert logs[name].item() == pytest.approx(expected[name].item(), rel=tolerance, abs=tolerance), name
+
+
+def test_a_step_never_waits_for_the_gpu_where_it_need_not():
+    """Only the token losses, whose number of rows depends on the draws, may synchronise."""
+    model = tiny_model().cuda()
+    batch = to_device(make_batch(), torch.device("cuda"))
+    optimizer = create_optimizer(model, lr=1e-3, lr_vit=1e-3, weight_decay=0.02)
+    for _ in range(3):
+        loss, _ = model(batch, 0.4)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            model.after_step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert loss.isfinite()

@@ -1,0 +1,78 @@
+"""Print what the runs below a folder reached: losses and teacher of a training, numbers of an evaluation, files.
+
+python tools/report.py output/demo
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from utils import UserError, run_main  # noqa: E402
+
+FILES = {  # what a user looks for, in the order of the report
+    "checkpoint": "checkpoint_last.pth",
+    "pictures": "pictures",
+    "TensorBoard": "tensorboard",
+    "log": "log.jsonl",
+    "numbers": "metrics.json",
+    "rankings": "retrieval_result.json",
+}
+TEACHER = {
+    "teacher/cls_batch_entropy": "entropy of the teacher's batch-mean distribution, [CLS]",
+    "teacher/patch_batch_entropy": "the same over the masked patches",
+    "teacher/patterns_in_use": "patterns in use by the patches of a batch",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="folder of one run, or of several")
+    folder = parser.parse_args().folder
+    runs = [path.parent for path in sorted(folder.rglob("config.yaml"), key=lambda path: path.stat().st_mtime)]
+    if not runs:
+        raise UserError(f"{folder}: no run in it (a run's folder holds config.yaml); give a script's --output_dir")
+    for run in runs:
+        print(f"\n{run}")
+        for line in [*training_lines(run), *evaluation_lines(run), *file_lines(run)]:
+            print("  " + line)
+
+
+def training_lines(run: Path) -> list[str]:
+    """First and last logged value of every loss, and whether the teacher still uses its patterns."""
+    log = run / "log.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    steps = [entry for entry in map(json.loads, lines) if entry.get("split") == "train"]
+    if not steps:
+        return []
+    first, last = steps[0], steps[-1]
+    result = [f"step {last['step']}, {last.get('pairs_per_second') or 0:.0f} pairs/s"]
+    for key in [key for key in last if key == "loss" or key.startswith("loss/")]:
+        result.append(f"{key:12} {first.get(key):8.3f} -> {last[key]:8.3f}")
+    result += [f"{last[key]:8.2f}  {meaning}" for key, meaning in TEACHER.items() if last.get(key) is not None]
+    return result
+
+
+def evaluation_lines(run: Path) -> list[str]:
+    """The recall table of each split, a line a stage, with what chance gives."""
+    path = run / "metrics.json"
+    numbers = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    result = []
+    for split, values in numbers.items():
+        if not isinstance(values, dict):
+            continue
+        columns = [key.removeprefix("itc_") for key in values if key.startswith("itc_")]
+        result.append(f"{split:8}" + "".join(f"{column:>8}" for column in columns))
+        for stage in ("chance", "itc", "itm"):
+            result.append(f"{stage:8}" + "".join(f"{values[f'{stage}_{column}']:8.2f}" for column in columns))
+    return result
+
+
+def file_lines(run: Path) -> list[str]:
+    return [f"{name:12} {run / file}" for name, file in FILES.items() if (run / file).exists()]
+
+
+if __name__ == "__main__":
+    run_main(main)
