@@ -62,3 +62,12 @@ def _chance_of_hit(positives: Tensor, candidates: int, k: int) -> Tensor:
     for drawn in range(min(k, candidates)):
         miss = miss * (candidates - drawn - positives).clamp(min=0) / (candidates - drawn)
     return 1.0 - miss
+
+
+def retrieval_table(split: str, numbers: dict) -> str:
+    """The numbers of one split (keys STAGE_COLUMN, stages chance, itc, itm) as a small text table, a line a stage."""
+    columns = list(chance_metrics([1]))
+    lines = [f"{split:8}" + "".join(f"{column:>8}" for column in columns)]
+    for stage in ("chance", "itc", "itm"):
+        lines.append(f"{stage:8}" + "".join(f"{numbers[f'{stage}_{column}']:8.2f}" for column in columns))
+    return "\n".join(lines)

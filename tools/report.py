@@ -10,6 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from metrics import retrieval_table  # noqa: E402
 from utils import UserError, run_main  # noqa: E402
 
 FILES = {  # what a user looks for, in the order of the report
@@ -59,15 +60,8 @@ def evaluation_lines(run: Path) -> list[str]:
     """The recall table of each split, a line a stage, with what chance gives."""
     path = run / "metrics.json"
     numbers = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    result = []
-    for split, values in numbers.items():
-        if not isinstance(values, dict):
-            continue
-        columns = [key.removeprefix("itc_") for key in values if key.startswith("itc_")]
-        result.append(f"{split:8}" + "".join(f"{column:>8}" for column in columns))
-        for stage in ("chance", "itc", "itm"):
-            result.append(f"{stage:8}" + "".join(f"{values[f'{stage}_{column}']:8.2f}" for column in columns))
-    return result
+    tables = [retrieval_table(split, values) for split, values in numbers.items() if isinstance(values, dict)]
+    return [line for table in tables for line in table.splitlines()]
 
 
 def file_lines(run: Path) -> list[str]:
