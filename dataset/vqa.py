@@ -296,9 +296,7 @@ class VQAEvalDataset(Dataset):
                 getattr(self, column + "s").append(next((value for value in values if value is not None), None))
         if len(used) > 1 and used["nothing"]:
             missing = self.ids[self.references.index(None)]
-            raise UserError(
-                f"{files}: question {missing!r} has no answers, others have; all or none must"
-            )
+            raise UserError(f"{files}: question {missing!r} has no answers, others have; all or none must")
         self.source = ", ".join(f"{name} ({count} questions)" for name, count in used.items())
         if used["nothing"]:
             self.references = None
