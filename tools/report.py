@@ -19,6 +19,7 @@ FILES = {  # what a user looks for, in the order of the report
     "log": "log.jsonl",
     "numbers": "metrics.json",
     "rankings": "retrieval_result.json",
+    "answers": "vqa_result.json",
 }
 TEACHER = {
     "teacher/cls_batch_entropy": "entropy of the teacher's batch-mean distribution, [CLS]",
@@ -56,18 +57,30 @@ def training_lines(run: Path) -> list[str]:
 
 
 def evaluation_lines(run: Path) -> list[str]:
-    """The recall table of each split, a line a stage, with what chance gives."""
+    """Each split's recalls, a line a stage, with what chance gives, or accuracies, with what constant answers give."""
     path = run / "metrics.json"
     numbers = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     result = []
     for split, values in numbers.items():
         if not isinstance(values, dict):
             continue
+        if "accuracy" in values:
+            result += accuracy_lines(split, values)
+            continue
         columns = [key.removeprefix("itc_") for key in values if key.startswith("itc_")]
         result.append(f"{split:8}" + "".join(f"{column:>8}" for column in columns))
         for stage in ("chance", "itc", "itm"):
             result.append(f"{stage:8}" + "".join(f"{values[f'{stage}_{column}']:8.2f}" for column in columns))
     return result
+
+
+def accuracy_lines(split: str, values: dict) -> list[str]:
+    """VQA accuracy, overall and by question type (where they are few), beside the best constant answer of each."""
+    lines = [f"{split:16}{values['accuracy']:8.2f}  constant answers {values['constant']:.2f}"]
+    constants = values["constant_by_question_type"]
+    if len(constants) <= 12:
+        lines += [f"  {k:14}{values['by_question_type'][k]:8.2f}  {constants[k]:.2f}" for k in constants]
+    return lines
 
 
 def file_lines(run: Path) -> list[str]:
