@@ -75,7 +75,7 @@ def evaluate_splits(backbone, tokenizer, cfg, device, run):
         numbers[split], rankings = evaluate_split(backbone, tokenizer, dataset, cfg, device, precision, run.info)
         results[split] = result_entries(dataset, rankings, cfg.eval.save_top)
         run.log(0, numbers[split], split)
-        run.info(table(split, numbers[split]))
+        run.info(metrics.retrieval_table(split, numbers[split]))
     run.write_metrics(numbers)
     if utils.is_main():
         write_json(results, run.dir / "retrieval_result.json")
@@ -133,15 +133,6 @@ def result_entries(dataset, rankings, top):
             for query, row, values in zip(queries, ids, scores, strict=True)
         ]
     return entries
-
-
-def table(split, numbers):
-    """The split's numbers as a small text table, a line a stage."""
-    columns = list(metrics.chance_metrics([1]))
-    lines = [f"{split:8}" + "".join(f"{column:>8}" for column in columns)]
-    for stage in ("chance", "itc", "itm"):
-        lines.append(f"{stage:8}" + "".join(f"{numbers[f'{stage}_{column}']:8.2f}" for column in columns))
-    return "\n".join(lines)
 
 
 def write_json(value, path):

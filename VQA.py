@@ -191,8 +191,7 @@ class Answerer:
         )
         types = {f"accuracy/{key}": value for key, value in numbers["by_answer_type"].items()}
         self.run.log(step, {key: numbers[key] for key in ("accuracy", "constant")} | types, split)
-        for line in table(split, numbers):
-            self.run.info(line)
+        self.run.info(metrics.vqa_table(split, numbers))
         return numbers
 
     def predict(self, model, batches, label):
@@ -242,18 +241,6 @@ def write_result(ids, answers, path):
     lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
     with utils.replacing(path) as temporary:
         temporary.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-
-
-def table(split, numbers):
-    """Lines with the split's accuracies, overall and by type, beside those of the best constant answers."""
-    constant = f"constant answers {numbers['constant']:.2f}"
-    yield f"{split}: accuracy {numbers['accuracy']:.2f} ({numbers['questions']} questions; {constant})"
-    for key, value in numbers["by_answer_type"].items():
-        yield f"  {key:24} {value:6.2f}"
-    constants = numbers["constant_by_question_type"]
-    if len(constants) <= 20:  # VQA v2 has 65
-        for key, value in numbers["by_question_type"].items():
-            yield f"    {key:22} {value:6.2f}  (constant {constants[key]:.2f})"
 
 
 if __name__ == "__main__":

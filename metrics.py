@@ -65,6 +65,15 @@ def _chance_of_hit(positives: Tensor, candidates: int, k: int) -> Tensor:
     return 1.0 - miss
 
 
+def retrieval_table(split: str, numbers: dict) -> str:
+    """The numbers of one split (keys STAGE_COLUMN, stages chance, itc, itm) as a small text table, a line a stage."""
+    columns = list(chance_metrics([1]))
+    lines = [f"{split:8}" + "".join(f"{column:>8}" for column in columns)]
+    for stage in ("chance", "itc", "itm"):
+        lines.append(f"{stage:8}" + "".join(f"{numbers[f'{stage}_{column}']:8.2f}" for column in columns))
+    return "\n".join(lines)
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Visual question answering: the official accuracy and answer normalisation (visualqa.org/evaluation.html)
 # ------------------------------------------------------------------------------------------------------------
@@ -91,6 +100,7 @@ APOSTROPHES = {
     word[:at] + word[at + 1 :]: word for word in CONTRACTIONS for at, letter in enumerate(word) if letter == "'"
 } | {"somebody'd": "somebodyd"}  # the official list has this one the wrong way round
 
+FEW_TYPES = 12  # question types that a table shows; VQA v2 has 65
 SCORING = ("rules", "program")
 Reference = str | Sequence[str] | Mapping[str, float]  # one answer, ten annotators' answers, or scores by answer
 
@@ -183,6 +193,19 @@ def vqa_metrics(
         "constant": 100 * sum(best.values()) / len(scores),
         "constant_by_question_type": {k: 100 * best[k] / counts[k] for k in sorted(filter(None, best))},
     }
+
+
+def vqa_table(split: str, numbers: dict) -> str:
+    """The accuracies of one split (of `vqa_metrics`) beside those of constant answers, as a small text table."""
+    overall = f"{numbers['accuracy']:6.2f}  constant {numbers['constant']:6.2f}"
+    lines = [f"{split:22} {overall}  ({numbers['questions']} questions)"]
+    constants = numbers["constant_by_question_type"]
+    if len(constants) > FEW_TYPES:
+        lines += [f"  {kind:20} {value:6.2f}" for kind, value in numbers["by_answer_type"].items()]
+    else:
+        types = numbers["by_question_type"].items()
+        lines += [f"  {kind:20} {value:6.2f}  constant {constants[kind]:6.2f}" for kind, value in types]
+    return "\n".join(lines)
 
 
 def _mean_by_type(scores: Sequence[float], types: Sequence[str | None]) -> dict[str, float]:

@@ -313,13 +313,18 @@ def unwrap(model: torch.nn.Module) -> torch.nn.Module:
 # ----------------------------------------------------------------------------------- the run's folder, checkpoints
 
 
+# Files that a new run in the same folder would write over; they are renamed to `*_previous` instead.
+EARLIER_RUN = ("log.jsonl", "tensorboard", "config.yaml", "checkpoint_last.pth", "checkpoint_best.pth")
+
+
 class Run:
     """A run's folder: config.yaml, log.jsonl, metrics.json, TensorBoard's events; only rank 0 writes.
 
-    With `append` (a resumed run, an evaluation) the logs go on; else earlier ones are kept as `*_previous`.
+    With `append` (an evaluation) or `resume_step` (a run that goes on after this step) the logs go on; otherwise the
+    files of an earlier run are kept as `*_previous`. What was logged after `resume_step` will be logged again and goes.
     """
 
-    def __init__(self, output_dir, config: dict | None = None, append: bool = False):
+    def __init__(self, output_dir, config: dict | None = None, append: bool = False, resume_step: int | None = None):
         self.dir, self.config = Path(output_dir), config
         self.start = time.time()
         self.file = self.board = None
@@ -329,17 +334,20 @@ class Run:
 
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
-            for name in () if append else ("log.jsonl", "tensorboard"):
+            for name in () if append or resume_step is not None else EARLIER_RUN:
                 previous = self.dir / f"{Path(name).stem}_previous{Path(name).suffix}"
                 if (self.dir / name).exists():
                     shutil.rmtree(previous, ignore_errors=True)  # a folder; os.replace takes care of a file
                     os.replace(self.dir / name, previous)
+            if resume_step is not None:
+                _forget_steps_after(resume_step, self.dir / "log.jsonl")
             self.file = open(self.dir / "log.jsonl", "a", encoding="utf-8")
         except OSError as error:
             raise UserError(f"--output_dir {self.dir}: {error.strerror or error}") from None
         if config is not None:
             save_config(config, self.dir / "config.yaml")
-        self.board = SummaryWriter(str(self.dir / "tensorboard"))
+        purge = None if resume_step is None else resume_step + 1
+        self.board = SummaryWriter(str(self.dir / "tensorboard"), purge_step=purge)
 
     def log(self, step: int, values: dict[str, float], split: str = "train") -> None:
         """A line of log.jsonl (values that are not finite as null) and TensorBoard points `split/name`."""
@@ -400,6 +408,51 @@ def load_checkpoint(path, required=("model",)) -> dict:
     return checkpoint
 
 
+def load_resumable(output_dir) -> dict:
+    """The checkpoint that `--resume` continues from: checkpoint_last.pth in this very folder."""
+    path = Path(output_dir).expanduser() / "checkpoint_last.pth"
+    if not path.is_file():
+        raise UserError(f"--resume: {path} does not exist, there is nothing to resume; leave out --resume")
+    return load_checkpoint(path.resolve(), required=("model", "optimizer", "progress", "rng", "config"))
+
+
+def check_resumable(config: dict, earlier: dict, may_change: tuple[str, ...]) -> list[str]:
+    """Compare a run's configuration with that of the checkpoint it continues; returns a line for each difference.
+
+    A difference outside `may_change` (dotted keys) is a UserError: the run would silently become another one.
+    """
+    lines = []
+    for key, (before, now) in _differences(earlier, config).items():
+        if key not in may_change:
+            raise UserError(
+                f"--resume: {key} is {now!r}, but the checkpoint was trained with {before!r}; use the same value, or "
+                "start a new run in another --output_dir with --checkpoint"
+            )
+        lines.append(f"resumed with {key} {now!r} instead of {before!r}")
+    return lines
+
+
+def _differences(before: dict, now: dict, prefix: str = "") -> dict[str, tuple]:
+    found = {}
+    for key in {**before, **now}:
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found |= _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found[f"{prefix}{key}"] = (old, new)
+    return found
+
+
+def _forget_steps_after(step: int, log: Path) -> None:
+    """Drop the training lines after `step` from log.jsonl: a run that was killed logged steps that it did not save."""
+    if not log.exists():
+        return
+    lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    kept = [line for line in lines if (entry := json.loads(line))["split"] != "train" or entry["step"] <= step]
+    with replacing(log) as temporary:
+        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
 def load_state(module: torch.nn.Module, state: dict, source: str) -> None:
     """`module.load_state_dict(state)`; a difference is a UserError naming `source` and parameters."""
     try:
@@ -427,6 +480,12 @@ def run_main(main: Callable[[], object]) -> None:
             message = message.strip().splitlines()[-1].split("UserError: ", 1)[-1]
         print("error:" if is_main() else f"error (process {rank()}):", message, file=sys.stderr, flush=True)
         sys.exit(2)  # the process group is left as it is: another process may still wait in it
+    except torch.OutOfMemoryError as error:
+        print(
+            f"error: out of GPU memory ({str(error).splitlines()[0][:150]}); lower train.batch_size and raise", end=" "
+        )
+        print("train.accumulation, or set model.image_encoder.checkpointing: true", flush=True)
+        sys.exit(2)
     except (Stopped, KeyboardInterrupt):
         code = 130
     if dist.is_initialized():
@@ -541,8 +600,8 @@ def fit(
     n. `after_step(progress)` follows every optimizer step, `on_epoch_end(model, progress)` every epoch, while
     `progress.epoch` still is that epoch's number from 0. `log_fn(progress, means)` may return further values
     to log. All of them are called in all processes. Checkpoints hold model, optimizer, position in the data,
-    random state, configuration and `extra_state()`; `resume_from`, such a checkpoint, continues with the next
-    batch. The optimizer's settings (rates, decay) come from the configuration, not from the checkpoint.
+    random state, configuration and `extra_state()`; `resume_from`, such a checkpoint, continues with the next batch and
+    is emptied once it is in place. The optimizer's settings (rates, decay) come from the configuration.
     """
     accumulation, steps_per_epoch = train_cfg.accumulation, len(loader) // train_cfg.accumulation
     if steps_per_epoch == 0:
@@ -645,7 +704,9 @@ def _resume(checkpoint: dict, model, optimizer, progress: Progress, precision: s
         set_random_state(checkpoint["rng"][rank()])
     else:
         logger.info("random state not restored: it is of %d processes", len(checkpoint["rng"]))
-    return position["precision"] if precision == "auto" and position["device"] == device.type else precision
+    same_device = position["device"] == device.type
+    checkpoint.clear()  # both hold the same weights by now; at full size the copy is 5 GB a process
+    return position["precision"] if precision == "auto" and same_device else precision
 
 
 def _batches(loader, epoch: int, start_batch: int, device: torch.device, window: _Window):

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from utils import UserError
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("semmim")
 
 MIN_BAD = 10  # a share of very few samples says nothing
 

@@ -24,9 +24,9 @@ from dataset.text import Tokenizer, clean_caption
 from dataset.transforms import ImageError, PretrainViews, open_image
 from utils import UserError
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("semmim")
 
-DIRECTION = re.compile(r"\b(left|right)\b")
+DIRECTION = re.compile(r"\b(left|right)(most|wards?|hand(ed)?)?\b")
 REPLACEMENT_TRIES = 20
 CACHE_SHARE_OF_MEMORY = 0.25
 

@@ -15,7 +15,7 @@ from dataset.text import clean_caption
 from dataset.transforms import ImageError, open_image, test_transform, train_transform
 from utils import UserError
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("semmim")
 
 
 class RetrievalTrainDataset(Dataset):

@@ -39,7 +39,7 @@ def global_mean(total: Tensor, count: Tensor) -> Tensor:
     """Local sum and count -> a loss whose average over the ranks is the mean over the rows of all ranks.
 
     DDP averages gradients over ranks, so the local sum is divided by the *average* count of a rank.
-    total: scalar with gradient; count: scalar, may be 0 on a rank (and then 0 / 1 everywhere: loss 0).
+    total: scalar with gradient; count: scalar; a rank with 0 adds nothing, 0 on all ranks give loss 0.
     """
     return total * world_size() / all_reduce_sum(count).clamp(min=1)
 

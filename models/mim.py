@@ -97,7 +97,7 @@ class TeacherCentre(nn.Module):
     def add(self, logits: Tensor) -> None:
         """logits: [..., K] of the teacher"""
         rows = fp32(logits).flatten(0, -2)
-        total = torch.cat([rows.sum(0), rows.new_tensor([rows.shape[0]])])  # sum and count travel together
+        total = torch.cat([rows.sum(0), rows.new_full((1,), rows.shape[0])])  # sum and count travel together
         self._sum = total if self._sum is None else self._sum + total
 
     @torch.no_grad()
@@ -140,6 +140,7 @@ class CodebookTarget(nn.Module):
     def train(self, mode: bool = True):
         return super().train(False)
 
+    @full_precision  # hard codes must not depend on autocast
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Pictures in [0, 1], 8 pixels a patch of the grid: [B, 3, 8g, 8g] -> codes [B, g*g]"""

@@ -1,6 +1,6 @@
 """SemMIM's pre-training: one step of all six losses (the paper, Section 3), read from top to bottom in `forward`."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,8 @@ from models.mim import (
     sample_patches,
 )
 from models.momentum import FeatureQueue, MomentumTwin
-from models.semmim import SemMIM, build_backbone, project
+from models.semmim import PREFIX, SemMIM, build_backbone, load_weights, project
+from models.vit import resize_positions
 from utils import UserError, all_gather, all_gather_with_grad
 
 CHOICES = {
@@ -40,13 +41,33 @@ CHOICES = {
     "mim.masking": ("text_guided", "random"),
     "itc.negatives": ("queue", "batch"),
 }
+TINY, HUGE = 1e-6, 10**9
+RANGES = {  # key: (type, lowest, highest)
+    "text.max_tokens": (int, 3, 512),
+    "itc.temperature": ((int, float), 0.001, 0.5),
+    "itc.queue_size": (int, 0, HUGE),
+    "itc.alpha": ((int, float), 0, 1),
+    "mlm.probability": ((int, float), 0, 1),
+    "mim.mask_ratio": ((int, float), TINY, 1),
+    "mim.mask_temperature": ((int, float), TINY, HUGE),
+    "mim.student_temperature": ((int, float), TINY, HUGE),
+    "mim.teacher_temperature": ((int, float), TINY, HUGE),
+    "mim.centre_momentum": ((int, float), 0, 1),
+    "momentum": ((int, float), 0, 1),
+    "train.epochs": (int, 1, HUGE),
+    "train.batch_size": (int, 1, HUGE),
+    "train.accumulation": (int, 1, HUGE),
+    "train.log_every": (int, 1, HUGE),
+    "train.checkpoint_every": (int, 0, HUGE),
+    "train.warmup_steps": (int, 0, HUGE),
+}
 
 
 @dataclass
 class Draws:
     """All random numbers of one step, one row a pair, uniform in [0, 1): pin them and the step is deterministic."""
 
-    patches: Tensor  # [B, N] Gumbel noise of the masking
+    patches: Tensor  # [B, N] for the Gumbel noise of the masking
     itm_image: Tensor  # [B] which negative image each text gets
     itm_text: Tensor  # [B] which negative text each image gets
     mlm_select: Tensor  # [B, L] which tokens are masked
@@ -68,11 +89,6 @@ class Draws:
         ]
         return cls(*(torch.rand(shape, device=device, generator=generator) for shape in shapes))
 
-    def part(self, rows: slice, length: int):
-        """The draws of some rows, cut to `length` tokens."""
-        cut = {field.name: getattr(self, field.name)[rows] for field in fields(self)}
-        return Draws(**{name: x[:, :length] if name.startswith("mlm") else x for name, x in cut.items()})
-
 
 @dataclass
 class TeacherView:
@@ -93,7 +109,11 @@ class PretrainModel(nn.Module):
 
     def __init__(self, backbone: SemMIM, cfg, tokens):
         super().__init__()
-        check_choices(cfg, backbone)
+        if tokens.vocab_size > backbone.description["bert"]["vocab_size"]:
+            raise UserError(
+                f"text.vocab: {tokens.vocab_size} word pieces, but the text model has embeddings for "
+                f"{backbone.description['bert']['vocab_size']}; set model.bert.args.vocab_size"
+            )
         self.itc, self.mlm, self.mim, self.momentum = cfg.itc, cfg.mlm, cfg.mim, cfg.momentum
         self.tokens = tokens
         self.backbone = backbone
@@ -158,7 +178,7 @@ class PretrainModel(nn.Module):
             draws = Draws.sample(size, net.image_encoder.num_patches, ids.shape[1], ids.device)
         logs: dict[str, Tensor] = {}
 
-        # 1. Text, all three uses in one pass: the caption, the caption with masked tokens (MLM), its prefix (PLM).
+        # Text, all three uses in one pass: the caption, the caption with masked tokens (MLM), its prefix (PLM).
         special = (ids == self.tokens.cls_id) | (ids == self.tokens.sep_id)
         maskable = mask.bool() & ~special  # [B, L]
         random_ids = (draws.mlm_token * self.tokens.vocab_size).long()
@@ -179,46 +199,51 @@ class PretrainModel(nn.Module):
         text_embeds, mlm_embeds, prefix_embeds = all_embeds.split(size)
         text_feat = project(net.text_proj, text_embeds[:, 0])  # [B, E]
 
-        # 2. The clean view, which never sees text: the image of ITC, ITM, MLM, PLM and L_cls.
+        # The clean view, which never sees text: the image of ITC, ITM, MLM, PLM and L_cls.
         image_embeds, image_feat = net.encode_image(batch["image1"])  # [B, 1+N, D], [B, E]
 
-        # 3. The momentum teacher on view 2 (on the clean view where there is no second one).
+        # The momentum teacher on view 2 (on the clean view where there is no second one).
         teacher_text, text_feat_m = self.teach_text(ids, mask, text_embeds, text_feat)
         view = self.teach_image(batch["image2" if self.second_view else "image1"], teacher_text, mask, text_feat_m)
 
-        # 4. and 5. Masked image modeling of view 2, and L_cls between the clean view and the teacher's.
+        # Masked image modeling of view 2, and L_cls between the clean view and the teacher's.
         losses = {}
         if self.second_view:
             losses |= self.mim_losses(batch, image_embeds, text_embeds, view, draws, logs)
 
-        # 6. Image-text contrast.
-        losses["itc"] = self.itc_loss(batch, image_feat, text_feat, view, text_feat_m, alpha)
+        # Image-text contrast.
+        losses["itc"] = self.contrast(batch, image_feat, text_feat, view, text_feat_m, alpha)
 
-        # 7. One fusion pass for matching, masked and prefix language modelling; the image's keys and values once.
+        # Matching: the pair itself, the image with a wrong text, the text with a wrong image. All fusion rows of the
+        # step share the keys and values of their B images, which are projected once; rows of one image stand together.
+        image_memory = net.fusion_encoder.project_memory(image_embeds)
         negative_image, negative_text, valid = self.hard_negatives(
             batch, image_feat, text_feat, view, text_feat_m, draws, itm_groups
         )
-        own = torch.arange(size, device=ids.device)
-        texts = torch.cat([text_embeds, text_embeds, text_embeds[negative_text], mlm_embeds, prefix_embeds])
-        masks = torch.cat([mask, mask, mask[negative_text], mask, prefix_mask])  # [5B, L]
-        rows = torch.cat([own, negative_image, own, own, own])  # [5B] which image each text row attends to
-        fused = net.fuse(texts, masks, net.fusion_encoder.project_memory(image_embeds), rows)  # [5B, L, D]
-
-        match = (torch.arange(3 * size, device=ids.device) < size).long()  # own pair, then two kinds of negatives
-        itm_logits = net.itm_logits(fused[: 3 * size])
+        texts = interleave(text_embeds, text_embeds[negative_text])  # [2B, L, D]
+        own_image = net.fuse(texts, interleave(mask, mask[negative_text]), image_memory, keep=1)
+        other_image = net.fuse(text_embeds, mask, image_memory, rows=negative_image, keep=1)
+        itm_logits = net.itm_logits(torch.cat([own_image, other_image]))  # [3B, 2]
+        match = torch.zeros(3 * size, dtype=torch.long, device=ids.device)
+        match[0 : 2 * size : 2] = 1
         losses["itm"] = global_mean(itm_loss(itm_logits, match, valid), valid.sum())
 
-        mlm_logits = net.mlm_logits(fused[3 * size : 4 * size][chosen])  # [masked tokens, V]
-        losses["mlm"] = global_mean(token_loss(mlm_logits, ids[chosen]), chosen.sum())
+        # Masked language modelling, and the fused prefix for the decoder, in one pass.
+        fused = net.fuse(interleave(mlm_embeds, prefix_embeds), interleave(mask, prefix_mask), image_memory)
+        fused_mlm, fused_prefix = fused[0::2], fused[1::2]  # [B, L, D]
+        masked_at = chosen.flatten().nonzero()[:, 0]  # the number of rows is needed here: the GPU is waited for
+        mlm_logits = net.mlm_logits(fused_mlm.flatten(0, 1)[masked_at])  # [masked tokens, V]
+        losses["mlm"] = global_mean(token_loss(mlm_logits, ids.flatten()[masked_at]), chosen.sum())
 
-        # 8. Prefix language modelling: the decoder reads the image and the fused prefix, and writes the suffix.
-        memory = torch.cat([image_embeds, fused[4 * size :]], 1)  # [B, 1+N+L, D]
+        # Prefix language modelling: the decoder reads the image and the fused prefix, and writes the suffix.
+        memory = torch.cat([image_embeds, fused_prefix], 1)  # [B, 1+N+L, D]
         memory_mask = torch.cat([mask.new_ones(size, image_embeds.shape[1]), prefix_mask], 1)
         memory = net.decoder.project_memory(memory)
         hidden = net.decoder(decoder_ids, memory=memory, memory_mask=memory_mask)  # [B, L, D]
-        written = plm_target != IGNORE
-        plm_logits = net.decoder.lm_logits(hidden[written])  # [suffix tokens, V]
-        losses["plm"] = global_mean(token_loss(plm_logits, plm_target[written]), written.sum())
+        written = (plm_target != IGNORE).flatten()
+        written_at = written.nonzero()[:, 0]
+        plm_logits = net.decoder.lm_logits(hidden.flatten(0, 1)[written_at])  # [suffix tokens, V]
+        losses["plm"] = global_mean(token_loss(plm_logits, plm_target.flatten()[written_at]), written.sum())
 
         with torch.no_grad():
             logs |= {f"loss/{name}": value.detach() for name, value in losses.items()}
@@ -258,8 +283,8 @@ class PretrainModel(nn.Module):
 
     @property
     def inject_from(self) -> int | None:
-        """First layer that sees the text, None for no injection (YAML: `none`)."""
-        return None if self.mim.inject_from in (None, "none") else self.mim.inject_from
+        """First layer that sees the text, None for no injection."""
+        return self.mim.inject_from
 
     def choose_patches(self, view: TeacherView | None, draws: Draws) -> Tensor:
         """Indices [B, M] of the masked patches: text-guided, or random (equal similarities)."""
@@ -280,9 +305,8 @@ class PretrainModel(nn.Module):
         indices = self.choose_patches(view, draws)  # [B, M]
         if self.guided:
             logs["mim/masked_on_relevant_quarter"] = relevant_share(view.similarity, indices)
-            logs["mim/masked_on_relevant_quarter_if_random"] = torch.tensor(
-                max(1, encoder.num_patches // 4) / encoder.num_patches
-            )
+            by_chance = max(1, encoder.num_patches // 4) / encoder.num_patches
+            logs["mim/masked_on_relevant_quarter_if_random"] = draws.patches.new_full((), by_chance)
         masked_embeds = encoder(
             batch["image2"],
             mask=as_mask(indices, encoder.num_patches),
@@ -315,7 +339,7 @@ class PretrainModel(nn.Module):
         logs["teacher/patterns_in_use"] = patterns_in_use(view.patch_logits, self.patch_centre.value)
         return losses
 
-    def itc_loss(
+    def contrast(
         self,
         batch: dict,
         image_feat: Tensor,
@@ -358,6 +382,8 @@ class PretrainModel(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(negative image of each text [B], negative text of each image [B], valid [3B]) for ITM.
 
+        valid: of the rows in the order of `forward`: own pair and negative text by turns, then negative images.
+
         A negative never shares the image or the caption with the pair it replaces.
         """
         size = image_feat.shape[0]
@@ -374,7 +400,7 @@ class PretrainModel(nn.Module):
         return (
             negative_image,
             negative_text,
-            torch.cat([torch.ones_like(valid_image), valid_image, valid_text]),
+            torch.cat([interleave(torch.ones_like(valid_text), valid_text), valid_image]),
         )
 
     @torch.no_grad()
@@ -407,30 +433,67 @@ class PretrainModel(nn.Module):
         }
 
 
+def interleave(first: Tensor, second: Tensor) -> Tensor:
+    """Rows of two tensors by turns: [B, ...], [B, ...] -> [2B, ...], so that rows of one image stand together."""
+    return torch.stack([first, second], 1).flatten(0, 1)
+
+
 def take(tokens: Tensor, indices: Tensor) -> Tensor:
     """Rows of a sequence: [B, N, D], [B, M] -> [B, M, D]"""
     return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
-def check_choices(cfg, backbone: SemMIM) -> None:
-    """Raise UserError for a switch that has no meaning, naming its key."""
+def check_values(cfg) -> None:
+    """Raise UserError for a switch or number that has no meaning, naming its key."""
     for key, known in CHOICES.items():
-        section, name = key.split(".")
-        if cfg[section][name] not in known:
-            raise UserError(f"{key}: {cfg[section][name]!r} is none of {', '.join(known)}")
-    depth, first = backbone.image_encoder.depth, cfg.mim.inject_from
-    if first not in (None, "none") and not (isinstance(first, int) and 1 <= first <= depth):
-        raise UserError(f"mim.inject_from: {first!r} is neither none nor a layer of the image encoder (1..{depth})")
-    if not 0 < cfg.mim.mask_ratio <= 1:
-        raise UserError(f"mim.mask_ratio: {cfg.mim.mask_ratio} is not in (0, 1]")
-
-
-def build_pretrain_model(cfg, tokens) -> tuple[PretrainModel, list[str]]:
-    """The model of a pre-training config with its initial weights, and log lines that say where they came from."""
+        value = lookup(cfg, key)
+        if value not in known:
+            raise UserError(f"{key}: {value!r} is none of {', '.join(known)}")
+    for key, (kind, low, high) in RANGES.items():
+        value = lookup(cfg, key)
+        if not (isinstance(value, kind) and low <= value <= high):
+            what = "a whole number" if kind is int else "a number"
+            raise UserError(f"{key}: {value!r} is not {what} from {low} to {high}")
     if cfg.train.batch_size < 2:
         raise UserError(
             f"train.batch_size: {cfg.train.batch_size} image on a rank leaves image-text matching no negative; "
             "use 2 or more"
         )
-    backbone, lines = build_backbone(cfg)
+
+
+def lookup(cfg, key: str):
+    """cfg.a.b for "a.b"."""
+    for name in key.split("."):
+        cfg = cfg[name]
+    return cfg
+
+
+def build_pretrain_model(cfg, tokens, initial_weights: bool = True) -> tuple[PretrainModel, list[str]]:
+    """The model of a pre-training config with its initial weights, and log lines that say where they came from.
+
+    initial_weights: False where a checkpoint will replace them (see `build_backbone`).
+    """
+    check_values(cfg)
+    backbone, lines = build_backbone(cfg, initial_weights=initial_weights)
+    depth, first = backbone.image_encoder.depth, cfg.mim.inject_from
+    if first is not None and not (isinstance(first, int) and 1 <= first <= depth):
+        raise UserError(f"mim.inject_from: {first!r} is neither none nor a layer of the image encoder (1..{depth})")
     return PretrainModel(backbone, cfg, tokens), lines
+
+
+def start_from(model: PretrainModel, state: dict[str, Tensor], path) -> list[str]:
+    """Begin a new run with the weights of an earlier one; returns log lines.
+
+    Takes the backbone (positions resized where the resolution differs), and head and centres where they fit. The queue
+    starts empty, since its image ids belong to the other run's data, and the twins start as copies of the students.
+    """
+    backbone = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
+    load_weights(model.backbone, resize_positions(backbone, "image_encoder.", model.backbone.image_encoder), path)
+    own, taken = model.state_dict(), ["backbone"]
+    for part in ("head", "cls_centre", "patch_centre"):
+        shapes = {key: value.shape for key, value in own.items() if key.startswith(part + ".")}
+        if shapes and all(key in state and state[key].shape == shape for key, shape in shapes.items()):
+            model.load_state_dict({key: state[key] for key in shapes}, strict=False)
+            taken.append(part)
+    model.teacher.update(model.students(), momentum=0.0)
+    return [f"{path}: starting from its {', '.join(taken)}; queue empty, twins copied from the students"]

@@ -65,8 +65,8 @@ class SemMIM(nn.Module):
         if width != bert.hidden_size:
             raise UserError(
                 f"the image encoder is {width} wide, the text encoder {bert.hidden_size}: text is injected among the "
-                "patches without a projection, so both widths must be equal; set model.image_encoder.args.embed_dim or "
-                "model.bert.args.hidden_size"
+                "patches and attends to them without a projection, so both widths must be equal; set "
+                "model.image_encoder.args.embed_dim or model.bert.args.hidden_size"
             )
         self.text_encoder = TextEncoder(bert, description["text_layers"])
         self.fusion_encoder = FusionEncoder(bert, description["fusion_layers"])
@@ -98,12 +98,20 @@ class SemMIM(nn.Module):
         text_embeds = self.text_encoder(input_ids, attention_mask)
         return text_embeds, project(self.text_proj, text_embeds[:, 0])
 
-    def fuse(self, text_embeds: Tensor, text_mask: Tensor, image_memory: list, rows: Tensor | None = None) -> Tensor:
+    def fuse(
+        self,
+        text_embeds: Tensor,
+        text_mask: Tensor,
+        image_memory: list,
+        rows: Tensor | None = None,
+        keep: int | None = None,
+    ) -> Tensor:
         """Fusion encoder on text rows [R, L, D] attending to image_memory (`fusion_encoder.project_memory`).
 
-        rows [R]: which image each text row attends to (default: row r to image r, or consecutive groups).
+        rows [R]: which image each text row attends to (default: row r to image r, or consecutive groups); keep: how
+        many leading tokens of each row are needed (matching needs [CLS] alone, which spares most of the last layer).
         """
-        return self.fusion_encoder(text_embeds, text_mask, image_memory, rows=rows)
+        return self.fusion_encoder(text_embeds, text_mask, image_memory, rows=rows, keep=keep)
 
     def mlm_logits(self, fused: Tensor) -> Tensor:
         """[..., D] -> [..., V] with the text encoder's word embeddings as output layer"""
@@ -119,12 +127,18 @@ def project(layer: nn.Linear, tokens: Tensor) -> Tensor:
     return F.normalize(fp32(layer(tokens)), dim=-1)
 
 
-def build_backbone(cfg, decoder: bool = True, mlm_head: bool = True) -> tuple[SemMIM, list[str]]:
-    """A new backbone with the initial weights that the config names, and log lines that say what came from where."""
+def build_backbone(
+    cfg, decoder: bool = True, mlm_head: bool = True, initial_weights: bool = True
+) -> tuple[SemMIM, list[str]]:
+    """A new backbone with the initial weights that the config names, and log lines that say what came from where.
+
+    initial_weights: False where a checkpoint will replace them anyway, so that none are read or downloaded.
+    """
     encoder = cfg.model.image_encoder
-    backbone = SemMIM(
-        describe(cfg), decoder, mlm_head, image_weights=encoder.weights, checkpointing=encoder.checkpointing
-    )
+    weights = encoder.weights if initial_weights else "random"
+    backbone = SemMIM(describe(cfg), decoder, mlm_head, image_weights=weights, checkpointing=encoder.checkpointing)
+    if not initial_weights:
+        return backbone, []
     lines = [f"image encoder: {encoder.name}, weights: {encoder.weights}"]
     if cfg.model.bert.weights == "random":
         lines.append("text encoder, fusion encoder, decoder: random weights")
@@ -153,7 +167,9 @@ def load_backbone(
     """
     checkpoint = load_checkpoint(path)
     if "description" not in checkpoint or "model" not in checkpoint:
-        raise UserError(f"{path}: no SemMIM checkpoint (it has no model description); see tools/convert_checkpoint.py")
+        raise UserError(
+            f"{path}: no SemMIM checkpoint (it has no model description); give one that a script of this project wrote"
+        )
     description = checkpoint["description"]
     if image_size is not None:
         image_encoder = {**description["image_encoder"], "image_size": image_size}

@@ -22,7 +22,7 @@ from models.bert import fused_attention_pays, padding_mask
 from models.weights import find_weights, first_line, read_weights
 from utils import UserError
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("semmim")
 
 # Entries of published weight files that are not part of the image encoder, as regular expressions matched
 # from the start of the name, by file layout. Anything else that is left over, or missing, is an error.
@@ -115,12 +115,6 @@ class ImageEncoder(nn.Module):
         """
         mask = None
         if text is not None:
-            if text.shape[-1] != self.width:
-                raise UserError(
-                    f"the text encoder has width {text.shape[-1]} and the image encoder {self.width}: text "
-                    f"injection needs equal widths; set model.bert.args.hidden_size or the image encoder's "
-                    f"embed_dim, or mim.inject_from: none"
-                )
             if text_mask is not None:
                 images = torch.ones(x.shape[:2], dtype=text_mask.dtype, device=x.device)
                 mask = padding_mask(torch.cat((images, text_mask), dim=1), x)  # [B, 1, 1, 1 + N + L]

@@ -9,7 +9,7 @@ where the exact gradient is zero (the biases of attention keys).
 import sys
 
 import torch
-from tiny import NO_DROPOUT, make_batch, make_draws, tiny_model
+from tiny import NO_DROPOUT, draws_part, make_batch, make_draws, tiny_model
 
 from optim import create_optimizer
 from utils import all_reduce_sum, init_distributed, is_main, rank, unwrap, world_size, wrap_ddp
@@ -34,7 +34,7 @@ def main(out: str, groups: str, *overrides: str) -> None:
         for name in ("input_ids", "attention_mask"):
             mine[name] = mine[name][:, :length]
         mine = {name: x.double() if x.is_floating_point() else x for name, x in mine.items()}
-        loss, logs = wrapped(mine, 0.4, draws=draws.part(rows, length), itm_groups=int(groups))
+        loss, logs = wrapped(mine, 0.4, draws=draws_part(draws, rows, length), itm_groups=int(groups))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

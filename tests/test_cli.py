@@ -125,7 +125,7 @@ def test_a_new_run_starts_from_the_weights_of_a_checkpoint(data, tmp_path):
     pretrain(
         data,
         tmp_path / "second",
-        *("train.epochs=1", "train.lr=0.0", "train.min_lr=0.0"),
+        *("train.epochs=1", "train.lr=0.0", "train.lr_vit=0.0", "train.min_lr=0.0"),
         flags=["--checkpoint", tmp_path / "first/checkpoint_last.pth"],
     )
     first, second = (load_checkpoint(tmp_path / name / "checkpoint_last.pth")["model"] for name in ("first", "second"))
@@ -185,3 +185,37 @@ def test_checkpoint_of_another_shape_is_refused(data, tmp_path, capsys):
         )
     message = capsys.readouterr().err
     assert message.startswith("error: ") and "shape" in message and "checkpoint_last.pth" in message
+
+
+def test_resume_with_another_loss_setting_is_refused(data, tmp_path, capsys):
+    pretrain(data, tmp_path / "run", "train.epochs=1")
+    before = (tmp_path / "run/config.yaml").read_text()
+    from utils import run_main
+
+    with pytest.raises(SystemExit):
+        run_main(lambda: pretrain(data, tmp_path / "run", "mim.mask_ratio=0.6", flags=["--resume"]))
+    message = capsys.readouterr().err
+    assert "mim.mask_ratio" in message and "0.6" in message and "0.3" in message
+    assert (tmp_path / "run/config.yaml").read_text() == before
+
+
+def test_resume_without_a_checkpoint_says_so(data, tmp_path, capsys):
+    from utils import run_main
+
+    with pytest.raises(SystemExit):
+        run_main(lambda: pretrain(data, tmp_path / "run", flags=["--resume"]))
+    assert "nothing to resume" in capsys.readouterr().err
+
+
+def test_a_new_run_in_the_same_folder_keeps_the_earlier_checkpoint(data, tmp_path):
+    pretrain(data, tmp_path / "run", "train.epochs=1")
+    earlier = (tmp_path / "run/checkpoint_last.pth").read_bytes()
+    pretrain(data, tmp_path / "run", "train.epochs=1", "seed=7")
+    assert (tmp_path / "run/checkpoint_last_previous.pth").read_bytes() == earlier
+
+
+def test_one_image_in_all_entries_is_refused(data, tmp_path, capsys):
+    file = tmp_path / "pairs.json"
+    image = str(next((data / "images/train").glob("*.png")))
+    file.write_text(json.dumps([{"image": image, "caption": f"number {i}"} for i in range(12)]))
+    assert "name one image" in refuse(capsys, data, tmp_path / "run", f"data.train=[{file}]")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import CAPTIONS, NO_DROPOUT, TOKENIZER, make_batch, make_draws, tiny_config, tiny_model
+from tiny import CAPTIONS, NO_DROPOUT, TOKENIZER, draws_part, make_batch, make_draws, tiny_config, tiny_model
 
 from models.mim import masked_count
 from models.pretrain import build_pretrain_model
@@ -88,7 +88,7 @@ def test_longer_padding_changes_no_loss():
     for name, value in (("input_ids", 0), ("attention_mask", 0)):
         padded[name] = torch.nn.functional.pad(batch[name], (0, 5), value=value)
     draws = make_draws(padded)
-    short = model(batch, 0.4, draws=draws.part(slice(None), batch["input_ids"].shape[1]))[1]
+    short = model(batch, 0.4, draws=draws_part(draws, slice(None), batch["input_ids"].shape[1]))[1]
     long = model(padded, 0.4, draws=draws)[1]
     for name in LOSSES:
         assert long[f"loss/{name}"].item() == pytest.approx(short[f"loss/{name}"].item(), abs=1e-5), name
@@ -121,7 +121,7 @@ def test_accumulated_micro_batches_give_the_gradient_and_centre_of_the_whole_bat
         image_embeds, _ = model.backbone.encode_image(part["image1"])
         return sum(
             model.mim_losses(
-                part, image_embeds, text_embeds, teacher_view(model, part), draws.part(rows, length), {}
+                part, image_embeds, text_embeds, teacher_view(model, part), draws_part(draws, rows, length), {}
             ).values()
         )
 
@@ -240,6 +240,10 @@ def test_temperature_is_clamped_after_a_step():
         ("mim.mask_ratio=1.5", "mim.mask_ratio"),
         ("itc.negatives=none", "itc.negatives"),
         ("train.batch_size=1", "train.batch_size"),
+        ("train.batch_size=6.5", "train.batch_size"),
+        ("train.accumulation=0", "train.accumulation"),
+        ("itc.temperature=0", "itc.temperature"),
+        ("text.max_tokens=1", "text.max_tokens"),
         ("mim.target=dvae", "mim.codebook"),
         ("model.bert.args={hidden_size: 48, num_attention_heads: 2, intermediate_size: 64}", "hidden_size"),
         ("model.image_encoder.image_size=36", "image_size"),

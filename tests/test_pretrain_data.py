@@ -82,6 +82,7 @@ def test_every_caption_of_a_list_is_drawn_equally_often(tmp_path):
 
 def test_pictures_of_captions_with_left_or_right_are_not_mirrored(tmp_path):
     assert not may_flip("a dog left of a cat") and not may_flip("the right arrow")
+    assert not may_flip("the leftmost cup") and not may_flip("a rightward arrow")
     assert may_flip("a bright leftover")
     ramp = np.tile(np.arange(0, 240, 8, dtype=np.uint8)[None, :, None], (30, 1, 3))  # dark left
     Image.fromarray(ramp).save(tmp_path / "ramp.png")

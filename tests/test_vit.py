@@ -281,12 +281,6 @@ def test_a_wrong_setting_is_a_one_line_error(options, words):
     assert "\n" not in str(caught.value)
 
 
-def test_text_of_another_width_is_an_error_that_names_both():
-    encoder, (images, text, text_mask) = tiny(), inputs(width=24)
-    with pytest.raises(UserError, match="width 24 and the image encoder 32"):
-        encoder(images, text=text, text_mask=text_mask, inject_from=3)
-
-
 class Sum(torch.nn.Module):
     def forward(self, x):
         return x.sum()

@@ -71,3 +71,9 @@ def make_draws(batch: dict, seed: int = 0, patches: int = 16) -> Draws:
     """The random numbers of one step on `batch`, a function of `seed`."""
     size, length = batch["input_ids"].shape
     return Draws.sample(size, patches, length, "cpu", torch.Generator().manual_seed(seed))
+
+
+def draws_part(draws: Draws, rows: slice, length: int) -> Draws:
+    """The draws of some rows, cut to `length` tokens."""
+    cut = {name: value[rows] for name, value in vars(draws).items()}
+    return Draws(**{name: x[:, :length] if name.startswith("mlm") else x for name, x in cut.items()})

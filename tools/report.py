@@ -10,6 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from metrics import retrieval_table, vqa_table  # noqa: E402
 from utils import UserError, run_main  # noqa: E402
 
 FILES = {  # what a user looks for, in the order of the report
@@ -62,25 +63,10 @@ def evaluation_lines(run: Path) -> list[str]:
     numbers = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     result = []
     for split, values in numbers.items():
-        if not isinstance(values, dict):
-            continue
-        if "accuracy" in values:
-            result += accuracy_lines(split, values)
-            continue
-        columns = [key.removeprefix("itc_") for key in values if key.startswith("itc_")]
-        result.append(f"{split:8}" + "".join(f"{column:>8}" for column in columns))
-        for stage in ("chance", "itc", "itm"):
-            result.append(f"{stage:8}" + "".join(f"{values[f'{stage}_{column}']:8.2f}" for column in columns))
+        if isinstance(values, dict) and ("accuracy" in values or "itc_tr_r1" in values):
+            table = vqa_table if "accuracy" in values else retrieval_table
+            result += table(split, values).splitlines()
     return result
-
-
-def accuracy_lines(split: str, values: dict) -> list[str]:
-    """VQA accuracy, overall and by question type (where they are few), beside the best constant answer of each."""
-    lines = [f"{split:16}{values['accuracy']:8.2f}  constant answers {values['constant']:.2f}"]
-    constants = values["constant_by_question_type"]
-    if len(constants) <= 12:
-        lines += [f"  {k:14}{values['by_question_type'][k]:8.2f}  {constants[k]:.2f}" for k in constants]
-    return lines
 
 
 def file_lines(run: Path) -> list[str]:
