@@ -12,6 +12,7 @@ by answer type and question type, and what the best constant answer of each ques
 
 import argparse
 import json
+from pathlib import Path
 
 from torch.utils.data import DataLoader, Subset
 
@@ -34,6 +35,14 @@ WHOLE_NUMBERS = (
     *("text.max_question_tokens", "text.max_ocr_words", "text.max_ocr_tokens", "text.max_label_tokens"),
     *("text.max_answer_tokens", "answer.beams", "answer.max_tokens", "answer.k_test", "eval.batch_size"),
 )
+MAY_CHANGE = (  # what a resumed run may change: neither the model, nor the loss, nor the order of the data
+    *(f"train.{key}" for key in ("epochs", "lr", "lr_vit", "min_lr", "warmup_steps", "weight_decay", "clip_grad")),
+    *(f"train.{key}" for key in ("precision", "log_every", "checkpoint_every")),
+    *(f"data.{key}" for key in ("image_root", "image_prefix_map", "max_bad_share", "cache_images", "num_workers")),
+    *(f"data.{key}" for key in ("test", "official", "answer_list")),
+    *(f"answer.{key}" for key in ("mode", "beams", "min_tokens", "max_tokens", "length_penalty", "k_test")),
+    *("checkpointing", "eval.batch_size"),
+)
 
 
 def main(argv=None):
@@ -42,24 +51,30 @@ def main(argv=None):
     args = parser.parse_args(argv)
     cfg = utils.load_config(args.config, args.override, schema=SCHEMA, optional=OPTIONAL)
     check_config(cfg)
-    cfg.seed = cfg.seed if args.seed is None else args.seed
     device = utils.init_distributed(args.device)
-    utils.seed_everything(cfg.seed)
-    run = utils.Run(args.output_dir, cfg, append=args.resume or args.evaluate)
-
-    source = run.dir / "checkpoint_last.pth" if args.resume else args.checkpoint
+    resume_from = utils.load_resumable(args.output_dir) if args.resume else None
+    if args.seed is not None:
+        cfg.seed = args.seed
+    elif resume_from:
+        cfg.seed = resume_from["config"]["seed"]
+    differences = utils.check_resumable(cfg, resume_from["config"], MAY_CHANGE) if resume_from else []
+    source = Path(args.output_dir) / "checkpoint_last.pth" if resume_from else args.checkpoint
     if source is None:
         raise utils.UserError("--checkpoint is missing: name a pre-trained checkpoint, e.g. one that Pretrain.py wrote")
+    utils.seed_everything(cfg.seed)
+    step = resume_from["progress"]["step"] if resume_from else None
+    run = utils.Run(args.output_dir, cfg, append=args.evaluate, resume_step=step)
+
     backbone, rest, lines = load_backbone(
         source, image_size=cfg.image_size, decoder=True, checkpointing=cfg.checkpointing
     )
-    for line in lines:
+    for line in differences + lines:
         run.info(line)
     tokenizer = checkpoint_tokenizer(cfg.text.vocab, rest["description"])
     model = VQAModel(backbone, tokenizer).to(device)
     answerer = Answerer(cfg, tokenizer, device, run)
     if not args.evaluate:
-        train(model, answerer, cfg, device, run, utils.load_checkpoint(source) if args.resume else None)
+        train(model, answerer, cfg, device, run, resume_from)
     numbers = {split: answerer.evaluate(model, split, write=True) for split in answerer.batches}
     run.write_metrics(numbers)
     run.close()
