@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 import metrics
 import utils
 from dataset import create_dataset
-from dataset.text import Tokenizer
+from dataset.text import checkpoint_tokenizer
 from models import retrieval
 from models.semmim import load_backbone
 
@@ -44,7 +44,7 @@ def main(argv=None):
     for line in lines:
         run.info(line)
     backbone.to(device)
-    tokenizer = checkpoint_tokenizer(cfg, rest["description"])
+    tokenizer = checkpoint_tokenizer(cfg.text.vocab, rest["description"])
     if not args.evaluate:
         run.info("the checkpoint is evaluated as it is (as with --evaluate)")
     evaluate_splits(backbone, tokenizer, cfg, device, run)
@@ -63,18 +63,6 @@ def check_config(cfg):
         section, name = key.split(".")
         if not isinstance(cfg[section][name], int) or cfg[section][name] < 1:
             raise utils.UserError(f"{key}: {cfg[section][name]} must be a whole number of at least 1")
-
-
-def checkpoint_tokenizer(cfg, description):
-    """The tokenizer of the config's vocabulary, with a final [SEP] if the checkpoint was trained with one."""
-    tokenizer = Tokenizer(utils.find_file(cfg.text.vocab, "text.vocab"), sep=description["sep"])
-    known = description["bert"]["vocab_size"]
-    if tokenizer.vocab_size > known:
-        raise utils.UserError(
-            f"text.vocab: {cfg.text.vocab} has {tokenizer.vocab_size} word pieces, the checkpoint {known}: "
-            "use the vocabulary that it was trained with"
-        )
-    return tokenizer
 
 
 def evaluate_splits(backbone, tokenizer, cfg, device, run):

@@ -1,9 +1,10 @@
-"""What the tables of the paper report, as pure functions of tensors: recall@k of image-text retrieval.
+"""What the tables of the paper report, as pure functions: recall@k of image-text retrieval, and the VQA accuracy.
 
 The rank of a query is 0-based: the number of candidates ranked before its best positive candidate.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -71,3 +72,145 @@ def retrieval_table(split: str, numbers: dict) -> str:
     for stage in ("chance", "itc", "itm"):
         lines.append(f"{stage:8}" + "".join(f"{numbers[f'{stage}_{column}']:8.2f}" for column in columns))
     return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Visual question answering: the official accuracy and answer normalisation (visualqa.org/evaluation.html)
+# ------------------------------------------------------------------------------------------------------------
+
+ANNOTATORS = 10
+ARTICLES = ("a", "an", "the")
+NUMBER_WORDS = "zero one two three four five six seven eight nine ten".split()
+DIGITS = {word: str(number) for number, word in enumerate(NUMBER_WORDS)} | {"none": "0"}
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'  # every mark but the period, the apostrophe and the colon
+COMMA_IN_NUMBER = re.compile(r"\d,\d")
+PERIOD = re.compile(r"\.(?!\d)")  # one that starts no decimals
+
+# The words that get their apostrophes back: each is also recognised with any one apostrophe missing.
+CONTRACTIONS = """
+    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
+    he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've
+    o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's
+    someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've
+    there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's
+    what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've
+    wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
+""".split()
+APOSTROPHES = {
+    word[:at] + word[at + 1 :]: word for word in CONTRACTIONS for at, letter in enumerate(word) if letter == "'"
+} | {"somebody'd": "somebodyd"}  # the official list has this one the wrong way round
+
+FEW_TYPES = 12  # question types that a table shows; VQA v2 has 65
+SCORING = ("rules", "program")
+Reference = str | Sequence[str] | Mapping[str, float]  # one answer, ten annotators' answers, or scores by answer
+
+
+def vqa_accuracy(prediction: str, reference: Reference, scoring: str = "rules") -> float:
+    """The official accuracy of one answer, 0 to 1: min(matching annotators / 3, 1), averaged over all ten sets of nine.
+
+    Args:
+        prediction: the answer given.
+        reference: what the ten annotators said; a single answer (a string or a list of one) is compared exactly, and
+            in a map {answer: score} (LXMERT's and mPLUG's minival) the normalised prediction is looked up.
+        scoring: "rules": as the evaluation page says, prediction and annotators' answers are normalised alike.
+            "program": as the published program does, to the letter: the prediction is normalised; the annotators'
+            answers (which the official files hold nearly normalised) lose their punctuation, and only where they are
+            not all the same. An annotator's "none" or "two" then matches nothing.
+    """
+    if isinstance(reference, Mapping):
+        prediction = normalise_answer(prediction)
+        return max(
+            (score for answer, score in reference.items() if normalise_answer(answer) == prediction), default=0.0
+        )
+    answers = [reference] if isinstance(reference, str) else list(reference)
+    if scoring not in SCORING or len(answers) not in (1, ANNOTATORS):
+        raise ValueError(f"scoring {scoring!r} with {len(answers)} answers: {' or '.join(SCORING)}, 1 or {ANNOTATORS}")
+    prediction = normalise_answer(prediction)
+    if scoring == "rules":
+        answers = [normalise_answer(answer) for answer in answers]
+    elif len(set(answers)) > 1:
+        answers = [strip_punctuation(answer) for answer in answers]
+    matches = sum(answer == prediction for answer in answers)
+    if len(answers) == 1:
+        return float(matches)
+    # Of the sets of nine, `matches` leave out an annotator who agrees with the prediction.
+    without, within = min(1.0, (matches - 1) / 3), min(1.0, matches / 3)
+    return (matches * without + (ANNOTATORS - matches) * within) / ANNOTATORS
+
+
+def normalise_answer(answer: str) -> str:
+    """Lower case, no punctuation, digits for number words, no articles, apostrophes in contractions."""
+    words = strip_punctuation(answer.replace("\n", " ").replace("\t", " ").strip()).lower().split()
+    words = [DIGITS.get(word, word) for word in words]
+    return " ".join(APOSTROPHES.get(word, word) for word in words if word not in ARTICLES)
+
+
+def strip_punctuation(answer: str) -> str:
+    """Marks out, as the official program does it, and periods that start no decimals.
+
+    A mark becomes a space; it vanishes where it stands beside a space somewhere in the answer, and every mark does
+    where the answer has a comma between two digits (100,978 -> 100978).
+    """
+    in_number = COMMA_IN_NUMBER.search(answer) is not None
+    stripped = answer
+    for mark in PUNCTUATION:
+        beside_space = f"{mark} " in answer or f" {mark}" in answer
+        stripped = stripped.replace(mark, "" if beside_space or in_number else " ")
+    return PERIOD.sub("", stripped)
+
+
+def vqa_metrics(
+    predictions: Sequence[str],
+    references: Sequence[Reference],
+    answer_types: Sequence[str | None],
+    question_types: Sequence[str | None],
+    scoring: str = "rules",
+) -> dict:
+    """Accuracies of a split in percent; all arguments but `scoring` are lists with one item a question.
+
+    Returns:
+        {"questions", "accuracy", "by_answer_type": {type: accuracy}, "by_question_type", "constant",
+        "constant_by_question_type"}: constant is what the best single answer of each question type reaches; a question
+        without a type counts overall only, and as one more type for `constant`.
+    """
+    if not predictions:
+        raise ValueError("vqa_metrics needs at least one question")
+    scores = [vqa_accuracy(*pair, scoring) for pair in zip(predictions, references, strict=True)]
+    constants: dict[str | None, dict[str, float]] = {}
+    counts: dict[str | None, int] = {}
+    for reference, kind in zip(references, question_types, strict=True):
+        totals = constants.setdefault(kind, {})
+        counts[kind] = counts.get(kind, 0) + 1
+        # Only what somebody said can score; a prediction is normalised first, so two spellings are one answer.
+        for answer in {normalise_answer(said) for said in ([reference] if isinstance(reference, str) else reference)}:
+            totals[answer] = totals.get(answer, 0.0) + vqa_accuracy(answer, reference, scoring)
+    best = {kind: max(totals.values()) for kind, totals in constants.items()}
+    return {
+        "questions": len(scores),
+        "accuracy": 100 * sum(scores) / len(scores),
+        "by_answer_type": _mean_by_type(scores, answer_types),
+        "by_question_type": _mean_by_type(scores, question_types),
+        "constant": 100 * sum(best.values()) / len(scores),
+        "constant_by_question_type": {k: 100 * best[k] / counts[k] for k in sorted(filter(None, best))},
+    }
+
+
+def vqa_table(split: str, numbers: dict) -> str:
+    """The accuracies of one split (of `vqa_metrics`) beside those of constant answers, as a small text table."""
+    overall = f"{numbers['accuracy']:6.2f}  constant {numbers['constant']:6.2f}"
+    lines = [f"{split:22} {overall}  ({numbers['questions']} questions)"]
+    constants = numbers["constant_by_question_type"]
+    if len(constants) > FEW_TYPES:
+        lines += [f"  {kind:20} {value:6.2f}" for kind, value in numbers["by_answer_type"].items()]
+    else:
+        types = numbers["by_question_type"].items()
+        lines += [f"  {kind:20} {value:6.2f}  constant {constants[kind]:6.2f}" for kind, value in types]
+    return "\n".join(lines)
+
+
+def _mean_by_type(scores: Sequence[float], types: Sequence[str | None]) -> dict[str, float]:
+    groups: dict[str, list[float]] = {}
+    for score, kind in zip(scores, types, strict=True):
+        if kind is not None:
+            groups.setdefault(kind, []).append(score)
+    return {kind: 100 * sum(group) / len(group) for kind, group in sorted(groups.items())}

@@ -21,11 +21,13 @@ MIN_BAD = 10  # a share of very few samples says nothing
 def create_dataset(kind: str, cfg, split: str | None = None, codebook_size: int | None = None) -> Dataset:
     """The data set of a stage from its configuration.
 
-    kind: "pretrain" (files: data.train), "retrieval_train" (data.train) or "retrieval_eval" (data.<split>,
-    split "val" or "test"). codebook_size: side of the dVAE target's picture, only for pre-training with
+    kind: "pretrain" (files: data.train), "retrieval_train", "vqa_train" (data.train), "retrieval_eval" or "vqa_eval"
+    (data.<split>, split "val" or "test"). codebook_size: side of the dVAE target's picture, only for pre-training with
     `mim.target: dvae`.
     """
     data = cfg.data
+    if kind.startswith("vqa"):
+        return _create_vqa_dataset(kind, cfg, split)
     common = {
         "image_root": data.image_root,
         "image_prefix_map": data.image_prefix_map,
@@ -52,6 +54,32 @@ def create_dataset(kind: str, cfg, split: str | None = None, codebook_size: int 
 
         return RetrievalTrainDataset(data.train, image_size=cfg.image_size, **common)
     raise ValueError(f"unknown kind of data set: {kind}")
+
+
+def _create_vqa_dataset(kind: str, cfg, split: str | None) -> Dataset:
+    from dataset.vqa import VQAEvalDataset, VQATrainDataset
+
+    data = cfg.data
+    common = {
+        "image_size": cfg.image_size,
+        "image_root": data.image_root,
+        "image_prefix_map": data.image_prefix_map,
+        "ocr": data.ocr,
+        "labels": data.labels,
+        "max_ocr_words": cfg.text.max_ocr_words,
+    }
+    if kind == "vqa_eval":
+        score_files = data.val_scores if split == "val" else []
+        return VQAEvalDataset(getattr(data, split), official=data.official, score_files=score_files, **common)
+    return VQATrainDataset(
+        data.train,
+        seed=cfg.seed,
+        answer_weight=data.answer_weight,
+        left_out=[] if data.train_on_minival else data.val,
+        cache_images=data.cache_images,
+        **common,
+        **_augmentation(cfg),
+    )
 
 
 def _augmentation(cfg) -> dict:

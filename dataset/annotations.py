@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,8 @@ KINDS: dict[str, dict[str, tuple[type, ...]]] = {
     "pretrain": {"image": TEXT, "caption": TEXT_OR_LIST},
     "retrieval_train": {"image": TEXT, "caption": TEXT, "image_id": IDENTIFIER},
     "retrieval_eval": {"image": TEXT, "caption": TEXT_OR_LIST},
+    "vqa_train": {"image": TEXT, "question": TEXT, "answer": TEXT_OR_LIST},
+    "vqa_eval": {"image": TEXT, "question": TEXT, "question_id": IDENTIFIER},
 }
 NAMES = {str: "a string", list: "a list of strings", int: "a whole number"}
 
@@ -26,6 +28,7 @@ def load_annotations(
     kind: str,
     image_root: str | Path | Mapping[str, str] | None = None,
     image_prefix_map: Mapping[str, str] | None = None,
+    check: Callable[[dict], str | None] | None = None,
 ) -> list[dict]:
     """Reads JSON lists and returns their entries, `image` replaced by the path to open.
 
@@ -34,6 +37,7 @@ def load_annotations(
     image_root: folder of relative `image` paths, or a map to one by the entry's `dataset`; None: the JSON
         file's own folder. image_prefix_map: {old: new}, the longest prefix that an `image` starts with is
         replaced before that (published files say val2014/ where a disk says otherwise).
+    check: a further test of every entry; it returns what is wrong, or None.
     Raises UserError naming the file, the entry's index and the key.
     """
     folders = _image_folders(image_root)
@@ -43,19 +47,26 @@ def load_annotations(
         for index, entry in enumerate(_read_list(path)):
             where = f"{path}: entry {index}"
             _check_entry(entry, kind, where)
+            if problem := check and check(entry):
+                raise UserError(f"{where}: {problem}")
             image = _rewrite_prefix(entry["image"], image_prefix_map or {})
             folder = path.parent if folders is None else _choose_folder(entry, folders, where)
             entries.append({**entry, "image": os.path.join(folder, image)})  # an absolute `image` stays as it is
     return entries
 
 
-def _read_list(path: Path) -> list:
+def read_json(path: Path):
+    """The content of a JSON file; UserError where it is none."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not valid JSON ({error}); annotation files are JSON lists of objects") from None
+
+
+def _read_list(path: Path) -> list:
+    data = read_json(path)
     if not isinstance(data, list):
         raise UserError(f"{path}: holds {type(data).__name__}, not a list; annotation files are JSON lists of objects")
     if not data:
@@ -84,21 +95,23 @@ def _rewrite_prefix(image: str, prefixes: Mapping[str, str]) -> str:
     return image if old is None else prefixes[old] + image[len(old) :]
 
 
-def _image_folders(image_root: str | Path | Mapping[str, str] | None) -> Path | dict[str, Path] | None:
+def _image_folders(image_root: str | Path | Mapping[str, str] | None) -> Path | dict[str, str | Path] | None:
     if image_root is None:
         return None
     if isinstance(image_root, Mapping):
-        return {key: Path(find_file(path, f"data.image_root.{key}")) for key, path in image_root.items()}
+        return {key: str(path) for key, path in image_root.items()}  # looked for when an entry names them
     return Path(find_file(image_root, "data.image_root"))
 
 
-def _choose_folder(entry: dict, folders: Path | dict[str, Path], where: str) -> Path:
+def _choose_folder(entry: dict, folders: Path | dict[str, str | Path], where: str) -> Path:
     if isinstance(folders, Path):
         return folders
     name = entry.get("dataset")
     if name not in folders:
         known = ", ".join(folders) or "nothing"
         raise UserError(f"{where} has the dataset {name!r}, but data.image_root names only {known}; add it there")
+    if isinstance(folders[name], str):
+        folders[name] = find_file(folders[name], f"data.image_root.{name}")
     return folders[name]
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from metrics import chance_metrics
+from metrics import chance_metrics, vqa_metrics
 from tools import report
 from utils import UserError
 
@@ -34,6 +34,25 @@ def test_report_shows_losses_teacher_recalls_and_files(tmp_path, monkeypatch, ca
     assert "6.500 ->    2.500" in out and "99.00  patterns in use" in out
     assert "tr_r1" in out and out.count("12.34") == 3 * len(columns)
     assert str(training / "checkpoint_last.pth") in out
+
+
+def test_report_shows_accuracies_beside_constant_answers(tmp_path, monkeypatch, capsys):
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    (tmp_path / "vqa_result.json").touch()
+    kinds = ["is", "is", "what"]
+    numbers = vqa_metrics(["yes", "yes", "red"], ["yes", "no", "red"], ["yes/no", "yes/no", "other"], kinds)
+    (tmp_path / "metrics.json").write_text(json.dumps({"test": numbers, "val": {"questions": 3}}))
+    out = run_report(monkeypatch, capsys, tmp_path)
+    assert [line.split() for line in out.splitlines() if "constant" in line] == [
+        ["test", "66.67", "constant", "66.67", "(3", "questions)"],
+        ["is", "50.00", "constant", "50.00"],
+        ["what", "100.00", "constant", "100.00"],
+    ]
+    assert "vqa_result.json" in out
+    many = {f"kind {number}": 1.0 for number in range(65)}
+    numbers |= {"by_question_type": many, "constant_by_question_type": many}
+    (tmp_path / "metrics.json").write_text(json.dumps({"test": numbers}))
+    assert "yes/no                50.00" in run_report(monkeypatch, capsys, tmp_path)
 
 
 def test_report_of_a_folder_without_runs_is_an_error(tmp_path, monkeypatch, capsys):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from metrics import retrieval_table  # noqa: E402
+from metrics import retrieval_table, vqa_table  # noqa: E402
 from utils import UserError, run_main  # noqa: E402
 
 FILES = {  # what a user looks for, in the order of the report
@@ -20,6 +20,7 @@ FILES = {  # what a user looks for, in the order of the report
     "log": "log.jsonl",
     "numbers": "metrics.json",
     "rankings": "retrieval_result.json",
+    "answers": "vqa_result.json",
 }
 TEACHER = {
     "teacher/cls_batch_entropy": "entropy of the teacher's batch-mean distribution, [CLS]",
@@ -57,11 +58,15 @@ def training_lines(run: Path) -> list[str]:
 
 
 def evaluation_lines(run: Path) -> list[str]:
-    """The recall table of each split, a line a stage, with what chance gives."""
+    """Each split's recalls, a line a stage, with what chance gives, or accuracies, with what constant answers give."""
     path = run / "metrics.json"
     numbers = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    tables = [retrieval_table(split, values) for split, values in numbers.items() if isinstance(values, dict)]
-    return [line for table in tables for line in table.splitlines()]
+    result = []
+    for split, values in numbers.items():
+        if isinstance(values, dict) and ("accuracy" in values or "itc_tr_r1" in values):
+            table = vqa_table if "accuracy" in values else retrieval_table
+            result += table(split, values).splitlines()
+    return result
 
 
 def file_lines(run: Path) -> list[str]:

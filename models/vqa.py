@@ -1,0 +1,127 @@
+"""Visual question answering as open-ended generation (the paper, Section 4.2 and Table 3).
+
+The text encoder reads [question ; OCR tokens ; object labels], the fusion encoder adds the image, and the decoder
+writes the answer, attending to [image tokens ; fused question] as it does in pre-training.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.generation import generate
+from models.losses import fp32
+from models.semmim import SemMIM
+
+UNUSED = ("vision_proj", "text_proj", "itm_head")  # parts of the backbone that answering does not need
+ROWS_AT_ONCE = 1024  # answers of one decoder pass in ranking: their scores over the whole vocabulary are large
+
+
+class VQAModel(nn.Module):
+    """A backbone with its decoder; `forward` gives the loss, `answer` writes answers, `rank` chooses from a list.
+
+    tokens: ids as attributes cls_id, sep_id, pad_id (dataset.text.Tokenizer has them).
+    """
+
+    def __init__(self, backbone: SemMIM, tokens):
+        super().__init__()
+        self.backbone = backbone
+        self.tokens = {name: getattr(tokens, name) for name in ("cls_id", "sep_id", "pad_id")}
+        for name in UNUSED:
+            getattr(backbone, name).requires_grad_(False)
+        backbone.log_temperature.requires_grad_(False)
+        backbone.image_encoder.mask_token.requires_grad_(False)
+
+    def remember(self, batch: dict) -> tuple[Tensor, Tensor]:
+        """What the decoder attends to: (memory [B, S+L, D], memory_mask [B, S+L]).
+
+        batch: image [U, 3, S, S], input_ids, attention_mask [B, L], and image_rows [B], the picture of each question,
+        where U is not B.
+        """
+        net, mask = self.backbone, batch["attention_mask"]
+        rows = batch.get("image_rows")
+        image_embeds = net.image_encoder(batch["image"])  # [U, S, D]
+        text_embeds = net.text_encoder(batch["input_ids"], mask)
+        fused = net.fuse(text_embeds, mask, net.fusion_encoder.project_memory(image_embeds), rows)  # [B, L, D]
+        if rows is not None:
+            image_embeds = image_embeds[rows]
+        memory_mask = torch.cat([mask.new_ones(image_embeds.shape[:2]), mask], 1)
+        return torch.cat([image_embeds, fused], 1), memory_mask
+
+    def forward(self, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean over the questions of their answers' weighted negative log-likelihoods (ALBEF), and values to log.
+
+        batch: as for `remember`, and of all A answers answer_ids, answer_target, answer_mask [A, T], answer_rows [A],
+        answer_weights [A] (dataset.vqa.VQACollate).
+        """
+        memory, memory_mask = self.remember(batch)
+        log_probs = answer_log_probs(
+            self.backbone.decoder,
+            self.backbone.decoder.project_memory(memory),
+            memory_mask,
+            batch["answer_ids"],
+            batch["answer_target"],
+            batch["answer_mask"],
+            batch["answer_rows"],
+        )
+        loss = answer_loss(log_probs, batch["answer_weights"], len(memory))
+        with torch.no_grad():
+            tokens = batch["answer_mask"].sum()
+            logs = {"nll_token": -log_probs.sum() / tokens, "answers_a_question": tokens.new_tensor(len(log_probs))}
+            logs["answers_a_question"] = logs["answers_a_question"] / len(memory)
+        return loss, logs
+
+    @torch.no_grad()
+    def answer(self, batch: dict, *, beams: int, min_tokens: int, max_tokens: int, length_penalty: float) -> Tensor:
+        """Unconstrained answers by beam search: token ids [B, T], padded after [SEP]."""
+        memory, memory_mask = self.remember(batch)
+        options = {"beams": beams, "min_tokens": min_tokens, "max_tokens": max_tokens, "length_penalty": length_penalty}
+        return generate(self.backbone.decoder, memory, memory_mask, mode="beam", **options, **self.tokens)[0]
+
+    @torch.no_grad()
+    def rank(self, batch: dict, ids: Tensor, target: Tensor, mask: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The most probable answer of a closed list, in two stages as ALBEF does.
+
+        The k answers whose first token is most probable are scored whole (log-probability of all their tokens, [SEP]
+        included); k of the list's length or more scores every answer. Equal ones: the first in the list.
+
+        ids, target, mask: [A, T], the list by dataset.vqa.encode_answers. -> (places in the list [B], scores [B]).
+        """
+        decoder, (memory, memory_mask) = self.backbone.decoder, self.remember(batch)
+        memory, size = decoder.project_memory(memory), len(memory)
+        start = ids[:1, :1].expand(size, 1)
+        first = fp32(decoder.lm_logits(decoder(start, memory=memory, memory_mask=memory_mask)[:, 0])).log_softmax(-1)
+        order = first[:, target[:, 0]].sort(dim=1, descending=True, stable=True).indices
+        candidates = order[:, :k].sort(dim=1).values  # [B, k], in the list's order, so that argmax takes the first
+        scores = []
+        for part in candidates.split(max(1, ROWS_AT_ONCE // size), dim=1):  # the answers of a question are neighbours
+            chosen = part.flatten()
+            log_probs = answer_log_probs(decoder, memory, memory_mask, ids[chosen], target[chosen], mask[chosen])
+            scores.append(log_probs.view(size, -1))
+        best = torch.cat(scores, 1).max(dim=1)
+        return candidates.gather(1, best.indices[:, None])[:, 0], best.values
+
+
+def answer_log_probs(
+    decoder: nn.Module,
+    memory: list,
+    memory_mask: Tensor,
+    ids: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    rows: Tensor | None = None,
+) -> Tensor:
+    """log p(answer) [A] in fp32: the sum over the tokens where mask is 1.
+
+    memory: `decoder.project_memory` of B questions; ids, target, mask: [A, T]; rows: [A] the question of each answer,
+    None: those of a question are neighbours, equally many each.
+    """
+    hidden = decoder(ids, memory=memory, memory_mask=memory_mask, rows=rows)  # [A, T, D]
+    written = mask.bool()
+    logits = fp32(decoder.lm_logits(hidden[written]))  # [tokens, V]
+    log_probs = -F.cross_entropy(logits, target[written], reduction="none")
+    return log_probs.new_zeros(mask.shape).masked_scatter(written, log_probs).sum(1)
+
+
+def answer_loss(log_probs: Tensor, weights: Tensor, questions: int) -> Tensor:
+    """-sum of weight * log p(answer) over all answers [A], divided by the number of questions (ALBEF)."""
+    return -(fp32(weights) * fp32(log_probs)).sum() / questions

@@ -1,0 +1,458 @@
+"""Answering against slow, obvious references; VQA.py as a command, in one to three processes."""
+
+import json
+import os
+import signal
+import socket
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from PIL import Image
+from tiny import NO_DROPOUT, TINY, TOKENIZER, tiny_config
+
+import metrics
+import utils
+import VQA
+from dataset.vqa import encode_answers, encode_questions
+from models.semmim import build_backbone
+from models.vqa import VQAModel, answer_log_probs, answer_loss
+from tools import make_demo_data, predict, prepare_easyvqa
+
+LIMITS = (30, 25, 22)
+ANSWERS = ["yes", "no", "red", "a red dog", "2", "on the left", "stop", "light blue"]
+QUESTIONS = [
+    ("is it red", "", ""),
+    ("what does the sign say", "stop", ""),
+    ("how many", "", "dog cat"),
+    ("where", "", ""),
+]
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Tiny, with weights large enough that answers differ from question to question."""
+    torch.manual_seed(0)
+    backbone, _ = build_backbone(tiny_config(*NO_DROPOUT), mlm_head=False)
+    with torch.no_grad():
+        for name, parameter in backbone.named_parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(24 if "crossattention" in name else 6)
+    return VQAModel(backbone, TOKENIZER).eval()
+
+
+def question_batch(rows=None):
+    images = torch.randn(4 if rows is None else max(rows) + 1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    ids, mask = encode_questions(TOKENIZER, QUESTIONS, LIMITS)
+    batch = {"image": images, "input_ids": ids, "attention_mask": mask}
+    return batch if rows is None else {**batch, "image_rows": torch.tensor(rows)}
+
+
+def one_question(batch, index):
+    length = int(batch["attention_mask"][index].sum())
+    row = index if "image_rows" not in batch else int(batch["image_rows"][index])
+    return {
+        "image": batch["image"][row : row + 1],
+        "input_ids": batch["input_ids"][index : index + 1, :length],
+        "attention_mask": batch["attention_mask"][index : index + 1, :length],
+    }
+
+
+def score_one(model, batch, index, answer):
+    """log p(answer) of one question, token after token, with nothing batched, padded or projected ahead."""
+    net, question = model.backbone, one_question(batch, index)
+    image = net.image_encoder(question["image"])
+    text = net.text_encoder(question["input_ids"])
+    fused = net.fusion_encoder(text, None, net.fusion_encoder.project_memory(image))
+    memory = net.decoder.project_memory(torch.cat([image, fused], 1))
+    written, total = [TOKENIZER.cls_id], 0.0
+    for token in [*TOKENIZER.word_pieces([answer])[0], TOKENIZER.sep_id]:
+        logits = net.decoder.lm_logits(net.decoder(torch.tensor([written]), memory=memory))[0, -1]
+        total += float(logits.detach().double().log_softmax(-1)[token])
+        written.append(token)
+    return total
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The model
+
+
+@torch.no_grad()
+def test_likelihoods_equal_scoring_token_by_token(model):
+    batch = question_batch()
+    memory, memory_mask = model.remember(batch)
+    tensors = encode_answers(TOKENIZER, ANSWERS, 20)
+    rows = torch.tensor([0, 1, 2, 3, 3, 2, 1, 0])
+    found = answer_log_probs(
+        model.backbone.decoder, model.backbone.decoder.project_memory(memory), memory_mask, *tensors, rows
+    )
+    expected = [score_one(model, batch, int(row), answer) for row, answer in zip(rows, ANSWERS, strict=True)]
+    torch.testing.assert_close(found, torch.tensor(expected), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_loss_is_the_weighted_mean_over_questions(model):
+    batch = question_batch()
+    answers, rows, weights = ["yes", "no", "stop", "2", "left"], [0, 0, 1, 2, 3], [0.7, 0.3, 1.0, 0.5, 0.4]
+    ids, target, mask = encode_answers(TOKENIZER, answers, 20)
+    batch |= {"answer_ids": ids, "answer_target": target, "answer_mask": mask}
+    batch |= {"answer_rows": torch.tensor(rows), "answer_weights": torch.tensor(weights)}
+    loss, _ = model(batch)
+    scores = [score_one(model, batch, row, answer) for row, answer in zip(rows, answers, strict=True)]
+    assert float(loss) == pytest.approx(-sum(w * s for w, s in zip(weights, scores, strict=True)) / 4, rel=1e-4)
+
+
+def test_loss_of_log_probabilities_by_hand():
+    loss = answer_loss(torch.tensor([-1.0, -2.0, -4.0]), torch.tensor([1.0, 0.5, 0.25]), 2)
+    assert float(loss) == pytest.approx((1 + 1 + 1) / 2)
+
+
+@torch.no_grad()
+def test_questions_of_one_picture_share_its_encoding(model):
+    rows = [0, 0, 1, 0]
+    shared = question_batch(rows)
+    apart = {**question_batch(), "image": shared["image"][rows]}
+    for together, alone in zip(model.remember(shared), model.remember(apart), strict=True):
+        torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [None, [0, 0, 1, 1]])
+def test_ranking_equals_scoring_every_answer_one_by_one(model, rows):
+    batch, tensors = question_batch(rows), encode_answers(TOKENIZER, ANSWERS, 20)
+    table = torch.tensor([[score_one(model, batch, i, answer) for answer in ANSWERS] for i in range(4)])
+    place, score = model.rank(batch, *tensors, k=1000)
+    assert torch.equal(place, table.argmax(1))
+    torch.testing.assert_close(score, table.amax(1), atol=1e-4, rtol=1e-4)
+    assert len(set(place.tolist())) > 1
+
+
+def test_ranking_scores_only_the_answers_with_the_most_probable_first_token(model):
+    batch, tensors = question_batch(), encode_answers(TOKENIZER, ANSWERS, 20)
+    table = torch.tensor([[score_one(model, batch, i, answer) for answer in ANSWERS] for i in range(4)])
+    first = encode_answers(TOKENIZER, ANSWERS, 1)  # cut to one token, without an end
+    memory, memory_mask = model.remember(batch)
+    with torch.no_grad():
+        rows = torch.arange(4).repeat_interleave(len(ANSWERS))
+        memory = model.backbone.decoder.project_memory(memory)
+        repeated = [part.repeat(4, 1) for part in first]
+        starts = answer_log_probs(model.backbone.decoder, memory, memory_mask, *repeated, rows).view(4, -1)
+    for k in (1, 2, 3):
+        allowed = torch.zeros_like(table, dtype=torch.bool).scatter(1, starts.topk(k).indices, True)
+        expected = table.masked_fill(~allowed, -torch.inf)
+        place, score = model.rank(batch, *tensors, k=k)
+        assert torch.equal(place, expected.argmax(1))
+        torch.testing.assert_close(score, expected.amax(1), atol=1e-4, rtol=1e-4)
+
+
+def test_small_passes_rank_alike(model, monkeypatch):
+    batch, tensors = question_batch(), encode_answers(TOKENIZER, ANSWERS, 20)
+    whole = model.rank(batch, *tensors, k=6)
+    monkeypatch.setattr("models.vqa.ROWS_AT_ONCE", 8)
+    for found, expected in zip(model.rank(batch, *tensors, k=6), whole, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_equal_answers_rank_in_the_lists_order(model):
+    tensors = encode_answers(TOKENIZER, ["Yes", "yes", "YES"], 20)
+    assert model.rank(question_batch(), *tensors, k=3)[0].tolist() == [0, 0, 0, 0]
+
+
+def test_generated_answers_are_the_most_probable_of_all_short_ones(model):
+    """One word piece and [SEP], or two pieces cut off: every such answer is scored, and the best one is written."""
+    batch, net = question_batch(), model.backbone
+    ids = model.answer(batch, beams=64, min_tokens=1, max_tokens=2, length_penalty=0.0)
+    with torch.no_grad():
+        memory, memory_mask = model.remember(batch)
+        memory = net.decoder.project_memory(memory)
+        start = torch.full((4, 1), TOKENIZER.cls_id)
+        first = net.decoder.lm_logits(net.decoder(start, memory=memory, memory_mask=memory_mask)[:, 0]).log_softmax(-1)
+        first[:, TOKENIZER.sep_id] = -torch.inf
+        scores, tokens = first.topk(64)
+        pairs = torch.stack([torch.full_like(tokens, TOKENIZER.cls_id), tokens], 2).flatten(0, 1)  # [4 * 64, 2]
+        hidden = net.decoder(pairs, memory=memory, memory_mask=memory_mask)[:, 1]
+        second = net.decoder.lm_logits(hidden).log_softmax(-1).view(4, 64, -1)
+        total = (scores[..., None] + second).flatten(1)
+    best = total.argmax(1)
+    vocabulary = second.shape[-1]
+    expected = torch.stack([tokens.gather(1, (best // vocabulary)[:, None])[:, 0], best % vocabulary], 1)
+    assert torch.equal(ids, expected)
+
+
+def test_only_what_answering_uses_is_trained(model):
+    training = VQAModel(build_backbone(tiny_config(*NO_DROPOUT), mlm_head=False)[0], TOKENIZER).train()
+    ids, target, mask = encode_answers(TOKENIZER, ["yes"] * 4, 20)
+    batch = question_batch() | {"answer_ids": ids, "answer_target": target, "answer_mask": mask}
+    batch |= {"answer_rows": torch.arange(4), "answer_weights": torch.ones(4)}
+    training(batch)[0].backward()
+    for name, parameter in training.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+def test_a_model_learns_four_answers():
+    torch.manual_seed(0)
+    model = VQAModel(build_backbone(tiny_config(*NO_DROPOUT), mlm_head=False)[0], TOKENIZER)
+    wanted = ["t-shirt", "yes", "12:30", "on the left"]
+    ids, target, mask = encode_answers(TOKENIZER, wanted, 20)
+    batch = question_batch() | {"answer_ids": ids, "answer_target": target, "answer_mask": mask}
+    batch |= {"answer_rows": torch.arange(4), "answer_weights": torch.ones(4)}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    for _ in range(120):
+        loss, _ = model(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    written = model.eval().answer(batch, beams=3, min_tokens=1, max_tokens=10, length_penalty=0.0)
+    assert [TOKENIZER.decode_answer(row) for row in written] == wanted
+    tensors = encode_answers(TOKENIZER, ["no", *wanted], 20)
+    assert model.rank(batch, *tensors, k=2)[0].tolist() == [1, 2, 3, 4]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The script
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """Demo scenes, and a random pre-training checkpoint."""
+    folder = tmp_path_factory.mktemp("vqa")
+    sizes = [
+        "--train",
+        "24",
+        "--val",
+        "6",
+        "--test",
+        "7",
+        "--size",
+        "32",
+        "--workers",
+        "1",
+        "--questions-per-scene",
+        "3",
+    ]
+    make_demo_data.main(["--output", str(folder / "data"), *sizes])
+    torch.manual_seed(0)
+    backbone, _ = build_backbone(tiny_config(*TINY))
+    state = {f"backbone.{key}": value for key, value in backbone.state_dict().items()}
+    utils.save_checkpoint(folder / "model.pth", {"model": state, "description": backbone.description})
+    return folder
+
+
+def arguments(project, out, *overrides, flags=("--checkpoint", "model.pth")):
+    flags = [str(project / flag) if flag.endswith(".pth") else flag for flag in flags]
+    files = [f"data.{split}=[{project}/data/vqa_{split}.json]" for split in ("train", "val", "test")]
+    return [
+        *("--config", "configs/demo/VQA.yaml", "--output_dir", str(out), "--device", "cpu", *flags, "--override"),
+        *(*files, "image_size=32", f"data.answer_list={project}/data/answer_list.json", "train.precision=fp32"),
+        *("train.epochs=2", "train.batch_size=24", "train.log_every=1", "train.warmup_steps=1", "eval.batch_size=5"),
+        *("data.bucket_batches=2", *overrides),
+    ]
+
+
+EVALUATE = ("--evaluate", "--checkpoint", "model.pth")
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_script_trains_chooses_an_epoch_and_writes_every_answer(project, tmp_path):
+    VQA.main(arguments(project, tmp_path))
+    asked = read(project / "data/vqa_test.json")
+    result = read(tmp_path / "vqa_result.json")
+    assert [row["question_id"] for row in result] == [entry["question_id"] for entry in asked]
+    assert all(set(row) == {"question_id", "answer"} and isinstance(row["answer"], str) for row in result)
+    numbers = read(tmp_path / "metrics.json")
+    accuracies = [
+        metrics.vqa_accuracy(row["answer"], entry["answer"]) for row, entry in zip(result, asked, strict=True)
+    ]
+    assert numbers["test"]["accuracy"] == pytest.approx(100 * sum(accuracies) / len(asked))
+    assert {"by_answer_type", "by_question_type", "constant"} <= set(numbers["test"])
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    val = [line["accuracy"] for line in log if line["split"] == "val"]
+    best = utils.load_checkpoint(tmp_path / "checkpoint_best.pth")
+    assert len(val) == 3 and best["best"]["accuracy"] == max(val[:2]) == val[2] == numbers["val"]["accuracy"]
+    assert best["stage"] == "vqa" and best["config"]["text"]["max_question_tokens"] == 30
+
+    out = tmp_path / "again"  # the checkpoint alone gives the same answers
+    flags = ("--evaluate", "--checkpoint", str(tmp_path / "checkpoint_best.pth"))
+    VQA.main(arguments(project, out, flags=flags))
+    assert (out / "vqa_result.json").read_text() == (tmp_path / "vqa_result.json").read_text()
+
+
+def test_a_resumed_run_ends_with_the_same_weights_and_answers(project, tmp_path, monkeypatch):
+    VQA.main(arguments(project, tmp_path / "straight"))
+    evaluate = VQA.Answerer.evaluate
+
+    def stop_in_the_first_validation(*args, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*args, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(utils.Stopped):
+        patch.setattr(VQA.Answerer, "evaluate", stop_in_the_first_validation)
+        VQA.main(arguments(project, tmp_path / "parts"))
+    assert utils.load_checkpoint(tmp_path / "parts/checkpoint_last.pth")["best"]["epoch"] == 1
+    VQA.main(arguments(project, tmp_path / "parts", flags=("--resume",)))
+    for name in ("checkpoint_last.pth", "checkpoint_best.pth"):
+        straight, parts = (utils.load_checkpoint(tmp_path / run / name) for run in ("straight", "parts"))
+        assert straight["best"] == parts["best"]
+        assert all(torch.equal(straight["model"][key], parts["model"][key]) for key in straight["model"])
+    assert read(tmp_path / "straight/vqa_result.json") == read(tmp_path / "parts/vqa_result.json")
+
+
+def test_ranking_answers_come_from_the_list(project, tmp_path):
+    VQA.main(
+        arguments(
+            project, tmp_path, "answer.mode=rank", "answer.k_test=9", flags=("--evaluate", "--checkpoint", "model.pth")
+        )
+    )
+    known = read(project / "data/answer_list.json")
+    assert all(row["answer"] in known for row in read(tmp_path / "vqa_result.json"))
+
+
+def answer_in_process(rank, world, port, project, out):
+    """VQA.py --evaluate in both modes, as one of `world` processes."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    for mode in VQA.MODES:
+        VQA.main(arguments(project, out / mode, f"answer.mode={mode}", flags=EVALUATE))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("world", [2, 3])  # 21 questions are 5 batches: unequal shares
+def test_any_number_of_processes_writes_the_same_result(project, tmp_path, world):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(answer_in_process, (world, port, project, tmp_path / "many"), nprocs=world)
+    for mode in VQA.MODES:
+        VQA.main(arguments(project, tmp_path / "one" / mode, f"answer.mode={mode}", flags=EVALUATE))
+        for name in ("vqa_result.json", "vqa_result_val.json", "metrics.json"):
+            assert (tmp_path / "many" / mode / name).read_text() == (tmp_path / "one" / mode / name).read_text()
+        assert len(read(tmp_path / "many" / mode / "vqa_result.json")) == 21
+
+
+def test_a_result_is_written_only_when_it_is_whole(tmp_path):
+    with pytest.raises(utils.UserError, match="no answer or more than one"):
+        VQA.write_result([1, 1], ["yes", "no"], tmp_path / "result.json")
+    with pytest.raises(utils.UserError, match="no answer or more than one"):
+        VQA.write_result([1, 2], ["yes", None], tmp_path / "result.json")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("answer.mode=guess", "answer.mode: 'guess' is none of generate, rank"),
+        ("eval.scoring=kind", "eval.scoring"),
+        ("answer.beams=0", "answer.beams"),
+        ("answer.min_tokens=9", "min_tokens 9"),
+        ("text.max_label_tokens=1.5", "text.max_label_tokens"),
+        ("answr.beams=2", "answer"),
+        ("data.val=[nowhere.json]", "nowhere.json"),
+    ],
+)
+def test_wrong_settings_are_named(project, tmp_path, override, message):
+    with pytest.raises(utils.UserError, match=message):
+        VQA.main(arguments(project, tmp_path, override))
+
+
+def test_a_missing_or_unfit_checkpoint_is_named(project, tmp_path):
+    with pytest.raises(utils.UserError, match="--checkpoint is missing"):
+        VQA.main(arguments(project, tmp_path, flags=()))
+    state = utils.load_checkpoint(project / "model.pth")
+    state["model"] = {key: value for key, value in state["model"].items() if ".decoder." not in key}
+    utils.save_checkpoint(tmp_path / "retrieval.pth", state)
+    with pytest.raises(utils.UserError, match="weights are missing, the first is decoder"):
+        VQA.main(arguments(project, tmp_path, flags=("--checkpoint", str(tmp_path / "retrieval.pth"))))
+
+
+def test_validation_without_answers_cannot_choose_an_epoch(project, tmp_path):
+    entries = read(project / "data/vqa_val.json")
+    for entry in entries:
+        entry["image"] = str(project / "data" / entry["image"])
+        del entry["answer"]
+    (tmp_path / "val.json").write_text(json.dumps(entries))
+    with pytest.raises(utils.UserError, match="data.val has no answers"):
+        VQA.main(arguments(project, tmp_path, f"data.val=[{tmp_path}/val.json]"))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Tools
+
+
+def test_predict_answers_a_question_about_a_picture(project, tmp_path, capsys):
+    Image.new("RGB", (50, 40), "red").save(tmp_path / "red.png")
+    common = ["vqa", str(tmp_path / "red.png"), "What does it say?", "--checkpoint", str(project / "model.pth")]
+    predict.main([*common, "--objects", "dog&&frisbee", "--ocr", "stop sale"])
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    for wrong, message in (("nowhere.png", "nowhere.png: no such file"), (str(project / "model.pth"), "not a picture")):
+        with pytest.raises(utils.UserError, match=message):
+            predict.main([common[0], wrong, *common[2:]])
+    with pytest.raises(utils.UserError, match="has no word"):
+        predict.main([*common[:2], "?", *common[3:]])
+
+
+@pytest.fixture
+def easyvqa(tmp_path):
+    """A folder like the package's, with six training pictures and one for the test."""
+    colours = ("red", "blue", "teal", "black", "gray", "brown")
+    for split, count in (("train", 6), ("test", 1)):
+        folder = tmp_path / "source" / split
+        (folder / "images").mkdir(parents=True)
+        rows = []
+        for number in range(count):
+            colour = colours[number]
+            Image.new("RGB", (8, 8), "white").save(folder / "images" / f"{number}.png")
+            rows += [
+                [f"what is the {colour} shape?", "circle", number],
+                ["is there not a yellow shape in the image?", "yes", number],
+                ["does the image contain a triangle?", "no", number],
+                ["is no green shape present?", "yes", number],
+                [f"is there a {colour} shape?", "yes", number],
+            ]
+        (folder / "questions.json").write_text(json.dumps(rows))
+    return tmp_path
+
+
+def test_easyvqa_becomes_entries_with_captions_from_training_questions_alone(easyvqa):
+    out = easyvqa / "out"
+    prepare_easyvqa.main(["--output", str(out), "--source", str(easyvqa / "source"), "--val", "2"])
+    train, val, test = (read(out / f"vqa_{split}.json") for split in ("train", "val", "test"))
+    assert [len(part) for part in (train, val, test)] == [20, 10, 5]
+    assert not {entry["image"] for entry in train} & {entry["image"] for entry in val}
+    ids = [entry["question_id"] for entry in [*train, *val, *test]]
+    assert len(set(ids)) == len(ids)
+    assert [entry["question_type"] for entry in test] == ["what shape", *["is there not", "is there"] * 2]
+    captions = read(out / "pretrain.json")
+    assert {entry["image"] for entry in captions} == {entry["image"] for entry in train}
+    red = [entry for entry in captions if entry["image"] == "images/train/0.png"]
+    if red:
+        assert red[0]["caption"][0] == "a red circle"
+        assert "a red circle and no yellow shape" in red[0]["caption"]
+        assert "a red circle and no triangle" in red[0]["caption"]
+    assert read(out / "answer_list.json") == ["circle", "no", "yes"]
+    assert all((out / entry["image"]).is_file() for entry in [*train, *val, *test])
+
+
+@pytest.mark.parametrize(
+    "question, expected",
+    [
+        ("what is the color of the circle?", {"shape": "circle"}),
+        ("what color is the shape?", {}),
+        ("what is the teal shape?", {"colour": "teal"}),
+        ("what shape is in the image?", {}),
+        ("does the image not contain a gray shape?", {"colour": "gray"}),
+        ("is no rectangle present?", {"shape": "rectangle"}),
+        ("is there not a triangle in the image?", {"shape": "triangle"}),
+    ],
+)
+def test_what_a_question_names(question, expected):
+    assert prepare_easyvqa.named(question) == expected
+
+
+def test_easyvqa_that_is_not_there_is_an_error(easyvqa):
+    with pytest.raises(utils.UserError, match="questions.json"):
+        prepare_easyvqa.main(["--output", str(easyvqa / "out"), "--source", str(easyvqa)])
+    with pytest.raises(utils.UserError, match="--val 6"):
+        prepare_easyvqa.main(["--output", str(easyvqa / "out"), "--source", str(easyvqa / "source"), "--val", "6"])

@@ -1,0 +1,398 @@
+"""Questions, answers and references, from files to tensors."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dataset import create_dataset, create_loader
+from dataset.text import Tokenizer
+from dataset.vqa import (
+    EvalBatches,
+    VQACollate,
+    VQAEvalDataset,
+    VQATrainDataset,
+    encode_answers,
+    encode_questions,
+    question_parts,
+    read_answer_list,
+)
+from utils import UserError, load_config
+
+TOKENIZER = Tokenizer("configs/bert/vocab.txt")
+LIMITS = (30, 25, 22)
+TEN = ["yes"] * 6 + ["no"] * 3 + ["maybe"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for root, names in (("coco", "abc"), ("vg", "de")):
+        (tmp_path / root).mkdir()
+        for name in names:
+            pixels = np.random.default_rng(ord(name)).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / root / f"{name}.png")
+    return tmp_path
+
+
+def entry(number=1, image="a.png", **changes):
+    values = {"question_id": number, "question": "Is it red?", "image": image, "dataset": "vqa", "answer": TEN}
+    return {key: value for key, value in {**values, **changes}.items() if value is not None}
+
+
+def write(folder, entries, name="vqa.json"):
+    (folder / name).write_text(json.dumps(entries))
+    return folder / name
+
+
+def roots(folder):
+    return {"vqa": str(folder / "coco"), "vg": str(folder / "vg")}
+
+
+def train_set(folder, entries, **options):
+    return VQATrainDataset(write(folder, entries), image_size=16, image_root=roots(folder), **options)
+
+
+def eval_set(folder, entries, **options):
+    return VQAEvalDataset(write(folder, entries), image_size=16, image_root=roots(folder), **options)
+
+
+def words(ids):
+    vocab = open("configs/bert/vocab.txt", encoding="utf-8").read().split("\n")
+    return " ".join(vocab[i] for i in ids.tolist())
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Questions
+
+
+def test_question_ocr_and_labels_are_joined_by_separators():
+    parts = question_parts(
+        {
+            "question": "What does it say?",
+            "ocr": [[[0, 0], "STOP!"], [[1, 1], "Sign"]],
+            "object_label": "dog&&red sign",
+        },
+        *(True, True, 30),
+    )
+    ids, mask = encode_questions(TOKENIZER, [parts], LIMITS)
+    assert words(ids[0]) == "[CLS] what does it say [SEP] stop sign [SEP] dog red sign"
+    assert mask.all()
+
+
+def test_an_empty_part_has_no_separator():
+    rows = [("what", "", "dog"), ("what", "stop", ""), ("what", "", "")]
+    ids, mask = encode_questions(TOKENIZER, rows, LIMITS)
+    assert [words(row[m.bool()]) for row, m in zip(ids, mask, strict=True)] == [
+        "[CLS] what [SEP] dog",
+        "[CLS] what [SEP] stop",
+        "[CLS] what",
+    ]
+
+
+def test_empty_or_missing_ocr_and_labels_are_the_same():
+    plain = question_parts({"question": "what"}, True, True, 30)
+    for extra in ({"ocr": [], "object_label": ""}, {"ocr": None, "object_label": None}, {"object_label": "&& &&"}):
+        assert question_parts({"question": "what", **extra}, True, True, 30) == plain == ("what", "", "")
+
+
+def test_parts_are_cut_by_themselves():
+    row = (" ".join(["red"] * 50), " ".join(["stop"] * 50), " ".join(["dog"] * 50))
+    ids, _ = encode_questions(TOKENIZER, [row], LIMITS)
+    assert words(ids[0]) == " ".join(["[CLS]", *["red"] * 30, "[SEP]", *["stop"] * 25, "[SEP]", *["dog"] * 22])
+    assert ids.shape[1] == 80  # mPLUG's length
+    long = encode_questions(TOKENIZER, [(row[0], "", row[2])], LIMITS)[0]
+    alone = encode_questions(TOKENIZER, [(row[0], "", "")], LIMITS)[0]
+    assert torch.equal(long[:, :31], alone)  # labels never cost a question its end
+
+
+def test_ocr_is_cut_to_its_number_of_words():
+    entry = {"question": "what", "ocr": [[[], f"w{i}"] for i in range(50)]}
+    assert question_parts(entry, True, True, 30)[1].split() == [f"w{i}" for i in range(30)]
+
+
+def test_parts_can_be_switched_off():
+    entry = {"question": "what", "ocr": [[[], "stop"]], "object_label": "dog"}
+    assert question_parts(entry, False, True, 30) == ("what", "", "dog")
+    assert question_parts(entry, True, False, 30) == ("what", "stop", "")
+
+
+def test_checkpoint_with_a_final_separator_gets_one():
+    ids, _ = encode_questions(Tokenizer("configs/bert/vocab.txt", sep=True), [("what", "", "dog")], LIMITS)
+    assert words(ids[0]) == "[CLS] what [SEP] dog [SEP]"
+
+
+@pytest.mark.parametrize(
+    "label", ["naïve café", "狗&&frisbee", "🐶", "a\u0000b", "[SEP]&&[MASK] [CLS]", "\ud83d", "&&", "a" * 3000]
+)
+def test_labels_with_unusual_characters_are_read(label):
+    parts = question_parts({"question": "what", "object_label": label}, True, True, 30)
+    ids, mask = encode_questions(TOKENIZER, [parts], LIMITS)
+    assert words(ids[0]).startswith("[CLS] what")
+    assert (ids == TOKENIZER.cls_id).sum() == 1 and (ids == TOKENIZER.sep_id).sum() <= 1
+    assert (ids != TOKENIZER.mask_id).all() and mask.all() and ids.shape[1] <= 2 + 1 + 22
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Training
+
+
+def test_answers_weigh_what_their_share_of_annotators_is(folder):
+    entries = [
+        entry(answer=[*TEN[:-1], " yes "]),
+        entry(2, "d.png", dataset="vg", answer="Blue"),
+        entry(3, answer=["left", "right"]),
+        entry(4, answer="one", dataset="vqa"),
+        entry(5, answer=["red", "", "red", "blue"]),
+    ]
+    data = train_set(folder, entries, answer_weight={"vg": 0.5, "gqa": 0.5})
+    found = [dict(zip(data[i]["answers"], data[i]["weights"], strict=True)) for i in range(5)]
+    assert found[0] == {"yes": pytest.approx(0.7), "no": pytest.approx(0.3)}
+    assert found[1] == {"Blue": 0.5}
+    assert found[2] == {"left": 0.5, "right": 0.5}
+    assert found[3] == {"one": 1.0}
+    assert found[4] == {"red": 0.5, "blue": 0.25}
+
+
+def test_pictures_lie_under_the_root_of_their_data_set(folder):
+    data = train_set(folder, [entry(), entry(2, "d.png", dataset="vg", answer="x")])
+    assert [data[i]["path"] for i in (0, 1)] == [str(folder / "coco/a.png"), str(folder / "vg/d.png")]
+
+
+def test_a_root_is_looked_for_only_when_an_entry_needs_it(folder):
+    files, missing = write(folder, [entry()]), {"vqa": str(folder / "coco"), "vg": "/nowhere"}
+    VQATrainDataset(files, image_size=16, image_root=missing)
+    files = write(folder, [entry(), entry(2, dataset="vg")])
+    with pytest.raises(UserError, match="data.image_root.vg"):
+        VQATrainDataset(files, image_size=16, image_root=missing)
+
+
+def test_prefixes_of_pictures_are_rewritten(folder):
+    files = write(folder, [entry(image="val2014/a.png")])
+    data = VQATrainDataset(files, image_size=16, image_root=roots(folder), image_prefix_map={"val2014/": ""})
+    assert data[0]["path"] == str(folder / "coco/a.png")
+
+
+def test_validation_questions_are_left_out_of_training(folder):
+    val = write(folder, [entry(7), entry(8)], "val.json")
+    entries = [entry(6), entry(7), entry(7, "d.png", dataset="vg", answer="x"), entry(None, "d.png", dataset="vg")]
+    data = train_set(folder, entries, left_out=[val])
+    assert len(data) == 3 and data.left_out == 1
+    with pytest.raises(UserError, match="data.train_on_minival"):
+        train_set(folder, [entry(7)], left_out=[val])
+
+
+def config(folder, **changes):
+    overrides = [f"data.{key}={value}" for key, value in changes.items()]
+    overrides += [f"data.image_root={{vqa: {folder}/coco, vg: {folder}/vg}}", "data.val_scores=[]", "image_size=16"]
+    return load_config("configs/VQA.yaml", overrides, optional=("data.image_root",))
+
+
+def test_the_configuration_decides_whether_validation_is_trained_on(folder):
+    files = {"train": [str(write(folder, [entry(1), entry(2)]))], "val": [str(write(folder, [entry(2)], "val.json"))]}
+    sizes = [len(create_dataset("vqa_train", config(folder, train_on_minival=x, **files))) for x in ("false", "true")]
+    assert sizes == [1, 2]
+    data = create_dataset("vqa_eval", config(folder, **files), "val")
+    assert data.ids == [2] and data.references == [TEN]
+
+
+def test_flips_never_spoil_left_right_or_printed_words(folder):
+    texts = [{"question": "what is left of it"}, {"answer": ["right"] * 10}, {"ocr": [[[], "stop"]]}, {}]
+    data = train_set(folder, [entry(i, **text) for i, text in enumerate(texts)])
+    seen = []
+    data.transform = lambda image, rng, allow_flip: seen.append(allow_flip)
+    for index in range(4):
+        data[(0, index)]
+    assert seen == [False, False, False, True]
+
+
+def test_a_sample_is_a_function_of_seed_epoch_and_index(folder):
+    data = train_set(folder, [entry(), entry(2, "b.png")])
+    assert torch.equal(data[(3, 1)]["image"], data[(3, 1)]["image"])
+    assert not torch.equal(data[(3, 1)]["image"], data[(4, 1)]["image"])
+
+
+def test_cached_pictures_are_the_same(folder):
+    plain, cached = (train_set(folder, [entry()], cache_images=cache) for cache in (False, True))
+    assert torch.equal(plain[0]["image"], cached[0]["image"])
+
+
+def test_a_batch_has_every_answer_beside_its_question(folder):
+    entries = [entry(), entry(2, "b.png", question="What is it, then?", answer=["t-shirt"] * 10)]
+    collate = VQACollate(TOKENIZER, LIMITS, 20)
+    loader = create_loader(train_set(folder, entries), 2, collate=collate, shuffle=False, bucket_batches=0)
+    (batch,) = loader
+    assert batch["image"].shape == (2, 3, 16, 16) and batch["input_ids"].shape == (2, 5)
+    assert batch["answer_rows"].tolist() == [0, 0, 0, 1]
+    assert batch["answer_weights"].tolist() == pytest.approx([0.6, 0.3, 0.1, 1.0])
+    assert words(batch["answer_ids"][3]) == "[CLS] t - shirt"
+    assert words(batch["answer_target"][3]) == "t - shirt [SEP]"
+    assert batch["answer_mask"].tolist() == [[1, 1, 0, 0]] * 3 + [[1, 1, 1, 1]]
+    assert len(batch["paths"]) == 2 and batch["bad"] == []
+
+
+def test_an_answer_that_is_too_long_does_not_end():
+    ids, target, mask = encode_answers(TOKENIZER, ["one two three four", "one"], 3)
+    assert (
+        words(ids[0]) == "[CLS] one two"
+        and words(target[0]) == "one two three"
+        and mask.tolist() == [[1, 1, 1], [1, 1, 0]]
+    )
+
+
+def test_a_broken_training_picture_is_replaced_and_counted(folder):
+    (folder / "coco/b.png").write_bytes(b"oops")
+    loader = create_loader(
+        train_set(folder, [entry(), entry(2, "b.png")]), 2, collate=VQACollate(TOKENIZER, LIMITS, 20), shuffle=False
+    )
+    (batch,) = loader
+    assert len(batch["paths"]) == 2 and "b.png" in batch["bad"][0]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# References
+
+
+def official(folder, ids, name="official.json"):
+    rows = [
+        {
+            "question_id": i,
+            "answers": [{"answer": "red", "answer_confidence": "yes", "answer_id": k} for k in range(1, 11)],
+            "answer_type": "other",
+            "question_type": "what color",
+            "image_id": 1,
+        }
+        for i in ids
+    ]
+    (folder / name).write_text(json.dumps({"info": {}, "annotations": rows}))
+    return folder / name
+
+
+def test_references_come_from_official_files_then_entries_then_scores(folder):
+    scores = write(
+        folder, [{"question_id": i, "label": {"net": 1}, "question_type": "is"} for i in (1, 2, 3)], "minival.json"
+    )
+    entries = [entry(1), entry(2), entry(3, answer=None)]
+    data = eval_set(folder, entries, official=[official(folder, [1, 99])], score_files=[scores])
+    assert data.references == [["red"] * 10, TEN, {"net": 1}]
+    assert data.answer_types == ["other", None, None] and data.question_types == ["what color", "is", "is"]
+    assert data.source == "official files (1 questions), entries (1 questions), score files (1 questions)"
+
+
+def test_types_of_the_entries_are_used(folder):
+    data = eval_set(folder, [entry(question_type="text", answer_type="other")])
+    assert data.question_types == ["text"] and data.answer_types == ["other"]
+
+
+def test_a_split_without_answers_has_no_references(folder):
+    assert eval_set(folder, [entry(answer=None)]).references is None
+
+
+def test_eval_batches_hold_every_question_once_and_every_picture_once(folder):
+    images = ["a.png", "b.png", "a.png", "c.png", "a.png", "b.png", "a.png"]
+    entries = [entry(i, image, question=f"question {i}") for i, image in enumerate(images)]
+    data = eval_set(folder, entries)
+    batches = EvalBatches(data, TOKENIZER, LIMITS, 3)
+    seen = [i for b in range(len(batches)) for i in batches[b]["index"].tolist()]
+    assert sorted(seen) == list(range(7)) and len(batches) == 3
+    assert [len(batches[b]["image"]) for b in range(3)] == [1, 2, 1]
+    for b in range(3):
+        batch = batches[b]
+        for place, row, ids in zip(batch["index"], batch["image_rows"], batch["input_ids"], strict=True):
+            image, (question, _, _) = data[int(place)]
+            assert torch.equal(batch["image"][row], image)
+            assert words(ids).split()[-1] == question.split()[-1]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Bad input
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"image": None}, "entry 1 has no 'image'"),
+        ({"image": ""}, "entry 1: 'image' is empty"),
+        ({"question": None}, "entry 1 has no 'question'"),
+        ({"question": " ?! "}, "entry 1: the question ' \\?! ' has no word"),
+        ({"answer": None}, "entry 1 has no 'answer'"),
+        ({"answer": []}, "entry 1: 'answer' must be a list of strings with at least one"),
+        ({"answer": 3}, "entry 1: 'answer' is int"),
+        ({"answer": ["yes", 3]}, "entry 1: 'answer' must be a list of strings"),
+        ({"answer": [" ", ""]}, "entry 1: 'answer' is blank"),
+        ({"object_label": ["dog"]}, "entry 1: 'object_label' must be"),
+        ({"ocr": "stop"}, "entry 1: 'ocr' must be a list"),
+        ({"ocr": ["stop"]}, "entry 1: 'ocr' must hold \\[position, token\\] pairs, not 'stop'"),
+        ({"dataset": "gqa"}, "entry 1 has the dataset 'gqa', but data.image_root names only vqa, vg"),
+    ],
+)
+def test_a_bad_training_entry_is_named(folder, changes, message):
+    with pytest.raises(UserError, match=f"vqa.json: {message}"):
+        train_set(folder, [entry(), entry(**{"number": 2, **changes})])
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"number": None}, "entry 1 has no 'question_id'"),
+        ({"answer": ["yes"] * 9}, "entry 1: question 2 has 9 answers"),
+        ({"answer": [1] * 10}, "entry 1: 'answer' must be a string or a list of strings"),
+        ({"ocr": [["stop"]]}, "entry 1: 'ocr' must hold"),
+    ],
+)
+def test_a_bad_evaluation_entry_is_named(folder, changes, message):
+    with pytest.raises(UserError, match=f"vqa.json: {message}"):
+        eval_set(folder, [entry(), entry(**{"number": 2, **changes})])
+
+
+def test_a_repeated_question_is_named(folder):
+    with pytest.raises(UserError, match="question_id 5 occurs more than once"):
+        eval_set(folder, [entry(5), entry(5, "b.png")])
+
+
+def test_answers_for_some_questions_only_are_refused(folder):
+    with pytest.raises(UserError, match="question 2 has no answers, others have"):
+        eval_set(folder, [entry(1), entry(2, answer=None)])
+
+
+def test_an_unreadable_evaluation_picture_is_named(folder):
+    batches = EvalBatches(eval_set(folder, [entry(image="gone.png")]), TOKENIZER, LIMITS, 2)
+    with pytest.raises(UserError, match="gone.png: no such file; evaluation needs every picture"):
+        batches[0]
+
+
+def test_wrong_official_and_score_files_are_named(folder):
+    wrong = write(folder, [{"question_id": 1}], "wrong.json")
+    with pytest.raises(UserError, match="wrong.json: entry 0 is not as expected"):
+        eval_set(folder, [entry()], score_files=[wrong])
+    wrong.write_text('{"questions": []}')
+    with pytest.raises(UserError, match="wrong.json: holds no list under 'annotations'"):
+        eval_set(folder, [entry()], official=[wrong])
+    with pytest.raises(UserError, match="gone.json"):
+        eval_set(folder, [entry()], official=["gone.json"])
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (["yes", "no", "yes"], "'yes' stands there twice \\(entries 0 and 2\\)"),
+        (["yes", " "], "entry 1 \\(' '\\) is no answer"),
+        (["yes", 2], "entry 1 \\(2\\) is no answer"),
+        ([], "with at least one"),
+        ({"yes": 1}, "is a JSON list"),
+    ],
+)
+def test_a_bad_answer_list_is_refused(folder, content, message):
+    with pytest.raises(UserError, match=f"answers.json: .*{message}"):
+        read_answer_list(write(folder, content, "answers.json"))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    "10:30|men's|t-shirt|o'clock|3.5|1,000|1/2|$5|50%|#1|b&w|u.s.a.|mt. rushmore|dogs'|yes!|can't tell|12:30 pm"
+    "|new york|jack-o-lantern|st. patrick's day|red, white and blue|p.m.|7-11".split("|"),
+)
+def test_generated_answers_are_spelt_as_people_do(answer):
+    (ids,) = TOKENIZER.word_pieces([answer])
+    assert TOKENIZER.decode_answer([TOKENIZER.cls_id, *ids, TOKENIZER.sep_id, TOKENIZER.pad_id]) == answer

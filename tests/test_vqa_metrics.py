@@ -1,0 +1,210 @@
+"""The official VQA accuracy against its definition, and its answer normalisation against cases checked by hand."""
+
+import itertools
+import random
+
+import pytest
+
+import metrics
+
+# (answer, what the official program makes of it), worked out mark by mark from its rules.
+NORMALISED = [
+    # lower case, white space
+    ("Yes", "yes"),
+    ("  red ", "red"),
+    ("light\nblue", "light blue"),
+    ("light\tblue", "light blue"),
+    ("NEW YORK", "new york"),
+    ("", ""),
+    # digits for number words, zero to ten and none
+    ("two", "2"),
+    ("Ten", "10"),
+    ("zero", "0"),
+    ("none", "0"),
+    ("eleven", "eleven"),
+    ("twenty one", "twenty 1"),
+    ("one and two", "1 and 2"),
+    ("someone", "someone"),
+    ("3 people", "3 people"),
+    ("two dogs", "2 dogs"),
+    ("007", "007"),
+    # articles
+    ("the dog", "dog"),
+    ("a", ""),
+    ("A man and an apple", "man and apple"),
+    ("The", ""),
+    ("theater", "theater"),
+    ("on the table", "on table"),
+    ("vitamin a", "vitamin"),
+    # periods: only in front of a digit do they stay
+    ("3.5", "3.5"),
+    (".5", ".5"),
+    ("yes.", "yes"),
+    ("u.s.", "us"),
+    ("p.m.", "pm"),
+    ("3. base", "3 base"),
+    ("mt. rushmore", "mt rushmore"),
+    ("1.2.3", "1.2.3"),
+    ("no...", "no"),
+    # commas
+    ("100,978", "100978"),
+    ("10,000 feet", "10000 feet"),
+    ("red, white", "red white"),
+    ("red,white", "red white"),
+    ("1,2,3", "123"),
+    ("2, 3", "2 3"),
+    ("10,000-ft", "10000ft"),  # with a comma in a number every mark vanishes
+    ("1,000 (usd)", "1000 usd"),
+    # apostrophes and colons stay
+    ("girl's", "girl's"),
+    ("men's room", "men's room"),
+    ("2:50 pm", "2:50 pm"),
+    ("10:30", "10:30"),
+    ("'n'", "'n'"),
+    ("dogs'", "dogs'"),
+    # contractions
+    ("dont", "don't"),
+    ("don't", "don't"),
+    ("cant tell", "can't tell"),
+    ("Isnt", "isn't"),
+    ("oclock", "o'clock"),
+    ("5 oclock", "5 o'clock"),
+    ("couldnt've", "couldn't've"),
+    ("couldn'tve", "couldn't've"),
+    ("couldntve", "couldntve"),  # two missing at once are not in the list
+    ("yall'd've", "y'all'd've"),
+    ("'ow'sat", "'ow's'at"),
+    ("twas", "'twas"),
+    ("somebody'd", "somebodyd"),  # so in the official list
+    ("its", "its"),
+    ("im", "im"),
+    ("let's", "let's"),
+    # other marks: a space, or nothing where one stands beside a space
+    ("new-york", "new york"),
+    ("t-shirt", "t shirt"),
+    ("black and white-striped", "black and white striped"),
+    ("black - white", "black white"),
+    ("x - ray-film", "x rayfilm"),  # one hyphen beside a space takes the other with it
+    ("and/or", "and or"),
+    ("yes!", "yes"),
+    ("really?", "really"),
+    ("(red)", "red"),
+    ("hello(world)", "hello world"),
+    ('"stop"', "stop"),
+    ("rock 'n' roll", "rock 'n' roll"),
+    ("a_b", "b"),  # the mark becomes a space, and what is left of it an article
+    ("me@home", "me home"),
+    ("1+1=2", "1 1 2"),
+    ("b&w", "b&w"),  # not among the marks
+    ("$5", "$5"),
+    ("50%", "50%"),
+    ("#1", "#1"),
+    ("<sign>", "sign"),
+    ("{x};[y]", "x y"),
+    ("back\\slash", "back slash"),
+    ("`tick`", "tick"),
+    ("café", "café"),
+]
+
+
+@pytest.mark.parametrize("answer, expected", NORMALISED)
+def test_normalised_as_the_official_program_does(answer, expected):
+    assert metrics.normalise_answer(answer) == expected
+
+
+def test_the_table_has_sixty_cases_and_each_once():
+    assert len({answer for answer, _ in NORMALISED}) == len(NORMALISED) >= 60
+
+
+def test_normalising_twice_changes_nothing_for_words():
+    for answer in ("two dogs", "the man", "dont", "new-york", "10,000 feet"):
+        once = metrics.normalise_answer(answer)
+        assert metrics.normalise_answer(once) == once
+
+
+def brute_force(prediction, answers):
+    """The mean over all ten sets of nine annotators of min(matches / 3, 1)."""
+    sets = list(itertools.combinations(range(10), 9))
+    assert len(sets) == 10
+    return sum(min(sum(answers[i] == prediction for i in nine) / 3, 1) for nine in sets) / 10
+
+
+def test_accuracy_equals_all_ten_subsets_written_out():
+    rng = random.Random(0)
+    for _ in range(500):
+        words = rng.sample(["yes", "no", "red", "blue", "dog", "cat", "left", "7"], rng.randint(1, 5))
+        answers = [rng.choice(words) for _ in range(10)]
+        prediction = rng.choice([*words, "something else"])
+        for scoring in metrics.SCORING:
+            assert metrics.vqa_accuracy(prediction, answers, scoring) == pytest.approx(brute_force(prediction, answers))
+
+
+@pytest.mark.parametrize("matches, expected", [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (10, 1)])
+def test_accuracy_by_number_of_matching_annotators(matches, expected):
+    answers = ["yes"] * matches + ["no"] * (10 - matches)
+    assert metrics.vqa_accuracy("yes", answers) == pytest.approx(expected)
+
+
+def test_rules_normalise_the_annotators_too():
+    answers = ["two"] * 4 + ["2"] * 2 + ["The two!"] * 4
+    assert metrics.vqa_accuracy("Two.", answers, "rules") == 1
+
+
+def test_program_only_strips_the_annotators_punctuation_and_only_where_they_differ():
+    assert metrics.vqa_accuracy("two", ["two"] * 9 + ["2"], "program") == pytest.approx(0.3)
+    assert metrics.vqa_accuracy("new-york", ["new-york"] * 10, "program") == 0
+    assert metrics.vqa_accuracy("new-york", ["new-york"] * 9 + ["boston"], "program") == 1
+    assert metrics.vqa_accuracy("none", ["none"] * 10, "program") == 0
+
+
+def test_single_answer_is_an_exact_match_after_normalisation():
+    assert metrics.vqa_accuracy("Two", "2") == 1
+    assert metrics.vqa_accuracy("2", ["two"]) == 1
+    assert metrics.vqa_accuracy("3", "2") == 0
+
+
+def test_map_of_scores_is_looked_up():
+    assert metrics.vqa_accuracy("Skateboard.", {"skateboard": 0.9, "board": 0.3}) == 0.9
+    assert metrics.vqa_accuracy("dog", {"cat": 1.0}) == 0
+
+
+@pytest.mark.parametrize("answers", [[], ["yes"] * 9, ["yes"] * 11])
+def test_any_other_number_of_annotators_is_refused(answers):
+    with pytest.raises(ValueError, match=f"{len(answers)} answers"):
+        metrics.vqa_accuracy("yes", answers)
+
+
+def test_unknown_scoring_is_refused():
+    with pytest.raises(ValueError, match="loose"):
+        metrics.vqa_accuracy("yes", ["yes"] * 10, "loose")
+
+
+def test_columns_are_means_over_the_questions_of_each_type():
+    yes, red = ["yes"] * 10, ["red"] * 8 + ["dark red"] * 2
+    columns = metrics.vqa_metrics(
+        ["yes", "no", "dark red", "2"],
+        [yes, yes, red, "two"],
+        ["yes/no", "yes/no", "other", None],
+        ["is", "is", "what", "how many"],
+    )
+    assert columns["questions"] == 4
+    assert columns["accuracy"] == pytest.approx(100 * (1 + 0 + 0.6 + 1) / 4)
+    assert columns["by_answer_type"] == {"other": pytest.approx(60), "yes/no": 50}
+    assert columns["by_question_type"] == {"how many": 100, "is": 50, "what": pytest.approx(60)}
+
+
+def test_constant_is_the_best_single_answer_of_each_question_type():
+    rng = random.Random(1)
+    said = ["yes", "no", "Two", "2", "red"]
+    references = [[rng.choice(said) for _ in range(10)] for _ in range(30)] + ["red", {"yes": 0.6}]
+    kinds = [rng.choice(["is", "how", None]) for _ in references]
+    columns = metrics.vqa_metrics(["yes"] * len(references), references, [None] * len(references), kinds)
+    total = 0.0
+    for kind in set(kinds):
+        group = [reference for reference, k in zip(references, kinds, strict=True) if k == kind]
+        best = max(sum(metrics.vqa_accuracy(answer, reference) for reference in group) for answer in said)
+        if kind is not None:
+            assert columns["constant_by_question_type"][kind] == pytest.approx(100 * best / len(group))
+        total += best
+    assert columns["constant"] == pytest.approx(100 * total / len(references))
+    assert columns["accuracy"] <= columns["constant"]

@@ -1,0 +1,71 @@
+"""Try a checkpoint on a picture of one's own.
+
+    python tools/predict.py vqa PICTURE "what is it catching?" --checkpoint output/vqa/checkpoint_best.pth \
+        --objects "dog&&frisbee" --ocr "stop"
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from dataset.text import checkpoint_tokenizer  # noqa: E402
+from dataset.transforms import ImageError, open_image, test_transform  # noqa: E402
+from dataset.vqa import check_question, encode_questions, question_parts  # noqa: E402
+from models.semmim import load_backbone  # noqa: E402
+from models.vqa import VQAModel  # noqa: E402
+from utils import UserError, as_config, load_config, run_main  # noqa: E402
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_vqa(commands)
+    args = parser.parse_args(argv)
+    args.run(args)
+
+
+def add_vqa(commands) -> None:
+    parser = commands.add_parser("vqa", help="answer a question about a picture")
+    parser.add_argument("image", help="picture file")
+    parser.add_argument("question")
+    parser.add_argument("--objects", default="", help='object labels, such as "dog&&frisbee"')
+    parser.add_argument("--ocr", default="", help='words that are written in the picture, such as "stop"')
+    parser.add_argument("--checkpoint", required=True, help="of VQA.py, or of Pretrain.py (zero-shot)")
+    parser.set_defaults(run=vqa)
+
+
+def vqa(args: argparse.Namespace) -> None:
+    """Print the answer that the checkpoint generates; its own settings where VQA.py wrote it, else the paper's."""
+    backbone, rest, _ = load_backbone(args.checkpoint, decoder=True)
+    trained = rest.get("stage") == "vqa"
+    cfg = as_config(rest["config"]) if trained else load_config("configs/VQA.yaml")
+    for given, option, used in ((args.objects, "--objects", cfg.data.labels), (args.ocr, "--ocr", cfg.data.ocr)):
+        if given and trained and not used:
+            print(f"note: {option}: this checkpoint was trained without", file=sys.stderr)
+    tokenizer = checkpoint_tokenizer(cfg.text.vocab, rest["description"])
+    entry = {"question": args.question, "object_label": args.objects, "ocr": [[[], word] for word in args.ocr.split()]}
+    if problem := check_question(entry):
+        raise UserError(problem)
+    limits = (cfg.text.max_question_tokens, cfg.text.max_ocr_tokens, cfg.text.max_label_tokens)
+    ids, mask = encode_questions(tokenizer, [question_parts(entry, True, True, cfg.text.max_ocr_words)], limits)
+    image = read_picture(args.image, backbone.image_encoder.image_size)
+    options = {key: cfg.answer[key] for key in ("beams", "min_tokens", "max_tokens", "length_penalty")}
+    model = VQAModel(backbone, tokenizer).eval()
+    answer = model.answer({"image": image, "input_ids": ids, "attention_mask": mask}, **options)
+    print(tokenizer.decode_answer(answer[0]))
+
+
+def read_picture(path: str, image_size: int) -> torch.Tensor:
+    """[1, 3, S, S]"""
+    try:
+        return test_transform(image_size)(open_image(path))[None]
+    except ImageError as error:
+        raise UserError(str(error)) from None
+
+
+if __name__ == "__main__":
+    run_main(main)
