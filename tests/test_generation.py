@@ -1,0 +1,253 @@
+"""Generation against transformers' `generate`, token for token."""
+
+import pytest
+import torch
+from transformers import BertConfig as HFConfig
+from transformers import BertLMHeadModel, DynamicCache, EncoderDecoderCache, TopKLogitsWarper, TopPLogitsWarper
+
+from models.bert import BertConfig, TextDecoder
+from models.generation import Rows, filter_logits, generate
+from utils import UserError
+
+VOCAB = 60
+CLS, SEP, PAD = 1, 2, 3  # transformers pads beams with [SEP] where [PAD] is 0
+TOKENS = {"cls_id": CLS, "sep_id": SEP, "pad_id": PAD}
+SHAPE = {"vocab_size": VOCAB, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
+
+
+@pytest.fixture(scope="module", params=[0.0, 1.5], ids=["long", "short"])
+def pair(request):
+    """transformers' decoder and ours with the same weights; their [SEP] is rare or frequent."""
+    torch.manual_seed(0)
+    hf = BertLMHeadModel(HFConfig(**SHAPE, num_hidden_layers=2, is_decoder=True, add_cross_attention=True)).eval()
+    with torch.no_grad():
+        for parameter in hf.parameters():
+            parameter.add_(0.15 * torch.randn_like(parameter))  # large enough that every token depends on the others
+        hf.cls.predictions.bias[SEP] += request.param
+    decoder = TextDecoder(BertConfig(**SHAPE), 2).eval()
+    weights = {k.removeprefix("bert."): v for k, v in hf.state_dict().items()}
+    own = decoder.state_dict()
+    decoder.load_state_dict({k: v for k, v in weights.items() if k in own})
+    return hf, decoder
+
+
+@pytest.fixture(scope="module")
+def memory():
+    generator = torch.Generator().manual_seed(1)
+    mask = torch.ones(7, 5, dtype=torch.int64)
+    mask[1, 3:] = mask[4, 1:] = 0
+    return 2 * torch.randn(7, 5, 32, generator=generator), mask
+
+
+def theirs(hf, memory, **options):
+    """transformers' result without the start token, and its scores."""
+    memory, mask = memory
+    out = hf.generate(
+        input_ids=torch.full((len(memory), 1), CLS),
+        encoder_hidden_states=memory,
+        encoder_attention_mask=mask,
+        past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()),
+        bos_token_id=CLS,
+        eos_token_id=SEP,
+        pad_token_id=PAD,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_scores=True,
+        **options,
+    )
+    return out.sequences[:, 1:], getattr(out, "sequences_scores", None)
+
+
+def test_greedy_equals_transformers(pair, memory):
+    hf, decoder = pair
+    for low in (1, 6):
+        expected, _ = theirs(hf, memory, min_new_tokens=low, max_new_tokens=12)
+        found, _ = generate(decoder, *memory, **TOKENS, mode="greedy", min_tokens=low, max_tokens=12)
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("penalty", [0.6, 1.0, 2.0])
+@pytest.mark.parametrize("beams", [3, 5])
+def test_beam_search_equals_transformers(pair, memory, beams, penalty):
+    hf, decoder = pair
+    for low, returned in ((1, 1), (5, beams)):
+        expected, scores = theirs(
+            hf,
+            memory,
+            num_beams=beams,
+            length_penalty=penalty,
+            min_new_tokens=low,
+            max_new_tokens=12,
+            num_return_sequences=returned,
+        )
+        found, found_scores = generate(
+            decoder,
+            *memory,
+            **TOKENS,
+            beams=beams,
+            length_penalty=penalty,
+            min_tokens=low,
+            max_tokens=12,
+            num_return=returned,
+        )
+        assert torch.equal(found, expected)
+        torch.testing.assert_close(found_scores, scores, atol=1e-5, rtol=0)
+
+
+def test_one_beam_is_greedy(pair, memory):
+    hf, decoder = pair
+    for low in (1, 6):
+        options = {"min_tokens": low, "max_tokens": 12}
+        expected, _ = theirs(hf, memory, num_beams=1, min_new_tokens=low, max_new_tokens=12)
+        found, scores = generate(decoder, *memory, **TOKENS, beams=1, **options)
+        _, greedy_scores = generate(decoder, *memory, **TOKENS, mode="greedy", **options)
+        assert torch.equal(found, expected)
+        torch.testing.assert_close(scores, greedy_scores)
+
+
+@pytest.mark.parametrize("mode", ["beam", "greedy", "sample"])
+def test_the_cache_changes_nothing(pair, memory, mode):
+    returned = {"beam": 3, "greedy": 1, "sample": 3}[mode]
+    with_cache, without = (
+        generate(
+            pair[1],
+            *memory,
+            **TOKENS,
+            mode=mode,
+            num_return=returned,
+            generator=torch.Generator().manual_seed(3),
+            use_cache=cache,
+        )
+        for cache in (True, False)
+    )
+    assert torch.equal(with_cache[0], without[0])
+    torch.testing.assert_close(with_cache[1], without[1])
+
+
+@pytest.mark.parametrize("mode", ["beam", "greedy"])
+def test_a_sentence_does_not_depend_on_its_neighbours_in_the_batch(pair, memory, mode):
+    together, scores = generate(pair[1], *memory, **TOKENS, mode=mode, max_tokens=12)
+    for i in range(len(together)):
+        alone, score = generate(pair[1], memory[0][i : i + 1], memory[1][i : i + 1], **TOKENS, mode=mode, max_tokens=12)
+        assert torch.equal(together[i, : alone.shape[1]], alone[0]) and (together[i, alone.shape[1] :] == PAD).all()
+        torch.testing.assert_close(scores[i : i + 1], score)
+
+
+@pytest.mark.parametrize("mode", ["beam", "greedy", "sample"])
+def test_finished_sentences_leave_the_batch(pair, memory, mode, monkeypatch):
+    rows_of_step = []
+    original = Rows.log_probs
+
+    def counted(self):
+        rows_of_step.append(len(self.tokens))
+        return original(self)
+
+    monkeypatch.setattr(Rows, "log_probs", counted)
+    copies = 2 if mode == "sample" else 1
+    found, _ = generate(
+        pair[1],
+        *memory,
+        **TOKENS,
+        mode=mode,
+        beams=3,
+        num_return=copies,
+        max_tokens=20,
+        generator=torch.Generator().manual_seed(0),
+    )
+    if mode == "beam":
+        return_width = 3
+    else:
+        return_width = copies
+        alive = [(found.view(7, copies, -1)[:, :, :t] != SEP).all(2) for t in range(1, found.shape[1])]
+        expected = [7] + [int(a.any(1).sum() * a.sum(1).max()) for a in alive]
+        assert rows_of_step == expected
+    full = [7] + [7 * return_width] * (len(rows_of_step) - 1)
+    if (found[:, -1] == PAD).any():
+        assert sum(rows_of_step) < sum(full)
+
+
+def test_memory_is_projected_once_and_never_copied_for_beams(pair, memory, monkeypatch):
+    shapes = []
+    original = TextDecoder.forward
+
+    def seen(self, input_ids, *args, memory, **options):
+        shapes.append((len(input_ids), memory[0][0].shape[0], memory[0][0].data_ptr()))
+        return original(self, input_ids, *args, memory=memory, **options)
+
+    monkeypatch.setattr(TextDecoder, "forward", seen)
+    generate(pair[1], *memory, **TOKENS, beams=4, min_tokens=6, max_tokens=6)
+    assert [s[:2] for s in shapes] == [(7, 7)] + [(28, 7)] * 5
+    assert len({s[2] for s in shapes}) == 1
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (5, 1.0), (0, 0.7), (8, 0.5), (0, 0.01)])
+def test_filtered_logits_equal_transformers(top_k, top_p):
+    logits = torch.randn(6, VOCAB, generator=torch.Generator().manual_seed(0))
+    expected = logits / 0.7
+    if top_k:
+        expected = TopKLogitsWarper(top_k)(None, expected)
+    if top_p < 1:
+        expected = TopPLogitsWarper(top_p)(None, expected)
+    assert torch.equal(filter_logits(logits, top_k, top_p, 0.7), expected)
+
+
+def test_samples_have_the_decoders_frequencies(pair, memory):
+    one = memory[0][:1], memory[1][:1]
+    start = Rows(pair[1], *one, CLS, use_cache=False)
+    with torch.no_grad():
+        log_probs = start.log_probs()[0]
+    log_probs[SEP] = -torch.inf
+    draws, scores = generate(
+        pair[1],
+        *one,
+        **TOKENS,
+        mode="sample",
+        num_return=20000,
+        max_tokens=1,
+        generator=torch.Generator().manual_seed(0),
+    )
+    frequency = torch.bincount(draws[:, 0], minlength=VOCAB) / 20000
+    torch.testing.assert_close(frequency, log_probs.softmax(0), atol=0.015, rtol=0)
+    torch.testing.assert_close(scores, log_probs[draws[:, 0]], atol=1e-5, rtol=0)
+
+
+def test_scores_are_the_models_log_probability_of_the_sentence(pair, memory):
+    decoder = pair[1]
+    found, scores = generate(decoder, *memory, **TOKENS, mode="sample", min_tokens=0, max_tokens=9, top_k=10)
+    inputs = torch.cat([torch.full((7, 1), CLS), found[:, :-1]], 1)
+    with torch.no_grad():
+        projected = decoder.project_memory(memory[0])
+        hidden = decoder(inputs, memory=projected, memory_mask=memory[1])
+        log_probs = decoder.lm_logits(hidden).log_softmax(-1).gather(2, found[..., None])[..., 0]
+    written = found != PAD
+    written |= (inputs != SEP).cumprod(1).bool()  # [PAD] may be drawn before [SEP]
+    torch.testing.assert_close(scores, (log_probs * written).sum(1) / written.sum(1), atol=1e-5, rtol=0)
+
+
+def test_the_decoders_mode_is_put_back(pair, memory):
+    decoder = pair[1].train()
+    first, _ = generate(decoder, *memory, **TOKENS)
+    assert decoder.training and torch.equal(first, generate(decoder, *memory, **TOKENS)[0])
+    decoder.eval()
+
+
+def test_no_images_give_no_sentences(pair):
+    sequences, scores = generate(pair[1], torch.zeros(0, 5, 32), None, **TOKENS)
+    assert sequences.shape == (0, 0) and scores.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mode": "best"},
+        {"min_tokens": 30},
+        {"max_tokens": 0},
+        {"num_return": 6},
+        {"mode": "greedy", "num_return": 2},
+        {"mode": "sample", "top_p": 0.0},
+        {"mode": "sample", "temperature": 0.0},
+    ],
+)
+def test_a_senseless_option_is_an_error(pair, memory, options):
+    with pytest.raises(UserError):
+        generate(pair[1], *memory, **TOKENS, **options)
