@@ -91,7 +91,7 @@ def check_options(mode, beams, min_tokens, max_tokens, num_return=1, top_k=0, to
         raise UserError(f"mode of generation: {mode!r} is none of {', '.join(MODES)}")
     if max_tokens < 1 or not 0 <= min_tokens <= max_tokens:
         raise UserError(
-            f"min_tokens {min_tokens}, max_tokens {max_tokens}: 0 <= min_tokens <= max_tokens and 1 <= max_tokens needed"
+            f"min_tokens {min_tokens}, max_tokens {max_tokens}: 0 <= min_tokens <= max_tokens, 1 <= max_tokens needed"
         )
     if mode == "beam" and not 1 <= num_return <= beams:
         raise UserError(f"num_return {num_return}, beams {beams}: 1 <= num_return <= beams needed")

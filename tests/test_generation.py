@@ -15,7 +15,7 @@ TOKENS = {"cls_id": CLS, "sep_id": SEP, "pad_id": PAD}
 SHAPE = {"vocab_size": VOCAB, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
 
 
-@pytest.fixture(scope="module", params=[0.0, 1.5], ids=["long", "short"])
+@pytest.fixture(scope="module", params=[0.0, 3.0], ids=["long", "short"])
 def pair(request):
     """transformers' decoder and ours with the same weights; their [SEP] is rare or frequent."""
     torch.manual_seed(0)
