@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ KINDS: dict[str, dict[str, tuple[type, ...]]] = {
     "pretrain": {"image": TEXT, "caption": TEXT_OR_LIST},
     "retrieval_train": {"image": TEXT, "caption": TEXT, "image_id": IDENTIFIER},
     "retrieval_eval": {"image": TEXT, "caption": TEXT_OR_LIST},
+    "caption": {"image": TEXT},
 }
 NAMES = {str: "a string", list: "a list of strings", int: "a whole number"}
 
@@ -26,6 +27,7 @@ def load_annotations(
     kind: str,
     image_root: str | Path | Mapping[str, str] | None = None,
     image_prefix_map: Mapping[str, str] | None = None,
+    convert: Callable[[dict, str], dict | None] | None = None,
 ) -> list[dict]:
     """Reads JSON lists and returns their entries, `image` replaced by the path to open.
 
@@ -34,6 +36,8 @@ def load_annotations(
     image_root: folder of relative `image` paths, or a map to one by the entry's `dataset`; None: the JSON
         file's own folder. image_prefix_map: {old: new}, the longest prefix that an `image` starts with is
         replaced before that (published files say val2014/ where a disk says otherwise).
+    convert: for files of other layouts, called first with an entry and its place (for errors): the entry in
+        this layout, or None to leave it out.
     Raises UserError naming the file, the entry's index and the key.
     """
     folders = _image_folders(image_root)
@@ -42,6 +46,10 @@ def load_annotations(
         path = Path(find_file(name, "annotation file"))
         for index, entry in enumerate(_read_list(path)):
             where = f"{path}: entry {index}"
+            if convert is not None and isinstance(entry, dict):
+                entry = convert(entry, where)
+                if entry is None:
+                    continue
             _check_entry(entry, kind, where)
             image = _rewrite_prefix(entry["image"], image_prefix_map or {})
             folder = path.parent if folders is None else _choose_folder(entry, folders, where)
@@ -56,6 +64,8 @@ def _read_list(path: Path) -> list:
         raise UserError(f"{path}: cannot be read ({error})") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not valid JSON ({error}); annotation files are JSON lists of objects") from None
+    if isinstance(data, dict) and isinstance(data.get("images"), list):  # Karpathy's files
+        data = data["images"]
     if not isinstance(data, list):
         raise UserError(f"{path}: holds {type(data).__name__}, not a list; annotation files are JSON lists of objects")
     if not data:

@@ -26,7 +26,7 @@ def clean_caption(text: str, max_words: int) -> str:
     return _truncate(_strip_punctuation(text).replace("<person>", "person"), max_words)
 
 
-def clean_question(text: str, max_words: int) -> str:
+def clean_question(text: str, max_words: int | None = None) -> str:
     """ALBEF's `pre_question`: the same rules as for captions, without the <person> placeholder."""
     return _truncate(_strip_punctuation(text), max_words)
 
@@ -35,7 +35,7 @@ def _strip_punctuation(text: str) -> str:
     return PUNCTUATION.sub("", text.lower()).replace("-", " ").replace("/", " ")
 
 
-def _truncate(text: str, max_words: int) -> str:
+def _truncate(text: str, max_words: int | None) -> str:
     # Every run of white space counts as one space (ALBEF's question rule lets double spaces count as words).
     return " ".join(text.split()[:max_words])
 
@@ -71,16 +71,51 @@ class Tokenizer:
         """
         tail = [self.sep_id] if self.sep else []
         room = max_tokens - 1 - len(tail)
-        rows = [[self.cls_id, *ids[:room], *tail] for ids in self.word_pieces(texts)]
+        return self.pad([[self.cls_id, *ids[:room], *tail] for ids in self.word_pieces(texts)])
+
+    def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Lists of ids to (ids [B,L] int64, padded to the longest; mask [B,L] int64, 1 = token)."""
         length = max((len(row) for row in rows), default=0)
-        input_ids = torch.tensor([row + [self.pad_id] * (length - len(row)) for row in rows], dtype=torch.int64)
+        ids = torch.tensor([[*row, *[self.pad_id] * (length - len(row))] for row in rows], dtype=torch.int64)
         lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
-        attention_mask = (torch.arange(length) < lengths[:, None]).long()  # [B,L]
-        return input_ids.view(len(rows), length), attention_mask
+        mask = (torch.arange(length) < lengths[:, None]).long()  # [B,L]
+        return ids.view(len(rows), length), mask
 
     def decode(self, ids: Sequence[int] | Tensor) -> str:
         """Token ids [L] to text: special tokens dropped, word pieces joined."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def decode_answer(self, ids: Sequence[int] | Tensor) -> str:
+        """`decode`, with marks inside words joined again: 10:30 and men's, not 10 : 30 and men ' s."""
+        text = self.decode(ids)
+        for pattern, replacement in INSIDE_WORDS:
+            text = pattern.sub(replacement, text)
+        return text.strip()
+
+
+# Where word pieces were cut inside what is written as one word: (pattern, replacement) in order.
+INSIDE_WORDS = (
+    (re.compile(r"(?<=\w) ?' ?(?=\w)|(?<=s) '(?= |$)"), "'"),  # men's, o'clock, dogs'
+    (re.compile(r"(?<=\d) ?([:.,/]) ?(?=\d)"), r"\1"),  # 10:30, 3.5, 1,000, 1/2
+    (re.compile(r"(?<=\w) ?([-/&]) ?(?=\w)"), r"\1"),  # t-shirt, and/or, b&w
+    (re.compile(r"(?<=\w) ?\. (?=\w ?\.)"), "."),  # u.s.a.
+    (re.compile(r" (?=[.,!?%])|(?<=[$#]) "), ""),  # yes! 50% $5 #1
+)
+
+
+def checkpoint_tokenizer(vocab: str | Path, description: dict) -> Tokenizer:
+    """The tokenizer of the config's vocabulary, with a final [SEP] if the checkpoint was trained with one.
+
+    description: a checkpoint's architecture.
+    """
+    tokenizer = Tokenizer(vocab, sep=description["sep"])
+    known = description["bert"]["vocab_size"]
+    if tokenizer.vocab_size > known:
+        raise UserError(
+            f"text.vocab: {vocab} has {tokenizer.vocab_size} word pieces, the checkpoint {known}: "
+            "use the vocabulary that it was trained with"
+        )
+    return tokenizer
 
 
 def _word_pieces(path: Path, vocab: dict[str, int]):
