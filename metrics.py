@@ -177,3 +177,13 @@ def _by_java(scorer, tokens: tuple[dict, dict]) -> float | str:
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         reason = " ".join(str(error).split())[:100]
         return f"not computed: its Java program failed ({reason}); it was written for Java 8"
+
+
+def caption_table(split: str, numbers: Mapping, domains: Sequence[str] = ()) -> list[str]:
+    """caption_metrics' columns as lines, a row for `numbers` and for each of its `domains`, then what is missing."""
+    rows = {split: numbers, **{f"  {name}": numbers[name] for name in domains}}
+    lines = [f"{'':8}" + "".join(f"{column:>9}" for column in CAPTION_COLUMNS) + f"   ({numbers['tokenizer']} tokens)"]
+    for name, row in rows.items():
+        cells = (row[column] for column in CAPTION_COLUMNS)
+        lines.append(f"{name:8}" + "".join(f"{x:9.2f}" if isinstance(x, float) else f"{'-':>9}" for x in cells))
+    return lines + [f"{column}: {numbers[column]}" for column in CAPTION_COLUMNS if isinstance(numbers[column], str)]

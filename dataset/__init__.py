@@ -22,8 +22,8 @@ def create_dataset(kind: str, cfg, split: str | None = None, codebook_size: int 
     """The data set of a stage from its configuration.
 
     kind: "pretrain", "retrieval_train" or "caption_train" (files: data.train), "retrieval_eval" or
-    "caption_eval" (data.<split>, split "val" or "test"). codebook_size: side of the dVAE target's picture, only for pre-training with
-    `mim.target: dvae`.
+    "caption_eval" (data.<split>, split "val" or "test"). codebook_size: side of the dVAE target's picture,
+    only for pre-training with `mim.target: dvae`.
     """
     data = cfg.data
     common = {"image_root": data.image_root, "image_prefix_map": data.image_prefix_map}

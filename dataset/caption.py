@@ -255,7 +255,7 @@ class CaptionCollate:
 
 
 def caption_tokens(tokenizer: Tokenizer, captions: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:
-    """Captions to (input_ids [B,T] `[CLS] w1 .. wn [PAD]..`, target [B,T] `w1 .. wn [SEP] IGNORE..`), T <= max_tokens."""
+    """Captions to input_ids `[CLS] w1 .. wn [PAD]..` and target `w1 .. wn [SEP] IGNORE..`, [B,T], T <= max_tokens."""
     rows = [[*ids, tokenizer.sep_id][:max_tokens] for ids in tokenizer.word_pieces(captions)]
     length = max(map(len, rows))
     target = torch.tensor([row + [IGNORE] * (length - len(row)) for row in rows], dtype=torch.int64)

@@ -36,7 +36,7 @@ class CaptionModel(nn.Module):
             getattr(backbone, name).requires_grad_(False)
 
     def encode(self, images: Tensor, prompt_ids: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, 3, S, S], [B, P], [B, P] -> what the decoder attends to: (memory [B, 1+N+P, D], memory_mask [B, 1+N+P])"""
+        """[B, 3, S, S], [B, P], [B, P] -> the decoder's memory [B, 1+N+P, D] and its mask [B, 1+N+P]"""
         net = self.backbone
         image_embeds = net.image_encoder(images)  # [B, 1+N, D]
         text_embeds = net.text_encoder(prompt_ids, prompt_mask)  # [B, P, D]
