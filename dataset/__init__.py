@@ -21,18 +21,26 @@ MIN_BAD = 10  # a share of very few samples says nothing
 def create_dataset(kind: str, cfg, split: str | None = None, codebook_size: int | None = None) -> Dataset:
     """The data set of a stage from its configuration.
 
-    kind: "pretrain" (files: data.train), "retrieval_train", "vqa_train" (data.train), "retrieval_eval" or "vqa_eval"
-    (data.<split>, split "val" or "test"). codebook_size: side of the dVAE target's picture, only for pre-training with
-    `mim.target: dvae`.
+    kind: "pretrain", "retrieval_train", "caption_train", "vqa_train" (files: data.train), "retrieval_eval",
+    "caption_eval" or "vqa_eval" (data.<split>, split "val" or "test"). codebook_size: side of the dVAE target's
+    picture, only for pre-training with `mim.target: dvae`.
     """
     data = cfg.data
     if kind.startswith("vqa"):
         return _create_vqa_dataset(kind, cfg, split)
-    common = {
-        "image_root": data.image_root,
-        "image_prefix_map": data.image_prefix_map,
-        "max_words": data.max_words,
-    }
+    common = {"image_root": data.image_root, "image_prefix_map": data.image_prefix_map}
+    if kind.startswith("caption"):
+        from dataset.caption import CaptionEvalDataset, CaptionTrainDataset
+
+        common |= {
+            "image_size": cfg.image_size,
+            "prompt": cfg.text.prompt,
+            "object_labels": cfg.text.object_labels,
+        }
+        if kind == "caption_eval":
+            return CaptionEvalDataset(getattr(data, split), split, **common)
+        return CaptionTrainDataset(data.train, per=data.per, seed=cfg.seed, **common, **_augmentation(cfg))
+    common["max_words"] = data.max_words
     if kind == "retrieval_eval":
         from dataset.retrieval import RetrievalEvalDataset
 

@@ -19,6 +19,7 @@ KINDS: dict[str, dict[str, tuple[type, ...]]] = {
     "retrieval_eval": {"image": TEXT, "caption": TEXT_OR_LIST},
     "vqa_train": {"image": TEXT, "question": TEXT, "answer": TEXT_OR_LIST},
     "vqa_eval": {"image": TEXT, "question": TEXT, "question_id": IDENTIFIER},
+    "caption": {"image": TEXT},
 }
 NAMES = {str: "a string", list: "a list of strings", int: "a whole number"}
 
@@ -29,6 +30,7 @@ def load_annotations(
     image_root: str | Path | Mapping[str, str] | None = None,
     image_prefix_map: Mapping[str, str] | None = None,
     check: Callable[[dict], str | None] | None = None,
+    convert: Callable[[dict, str], dict | None] | None = None,
 ) -> list[dict]:
     """Reads JSON lists and returns their entries, `image` replaced by the path to open.
 
@@ -38,6 +40,8 @@ def load_annotations(
         file's own folder. image_prefix_map: {old: new}, the longest prefix that an `image` starts with is
         replaced before that (published files say val2014/ where a disk says otherwise).
     check: a further test of every entry; it returns what is wrong, or None.
+    convert: for files of other layouts, called first with an entry and its place (for errors): the entry in
+        this layout, or None to leave it out.
     Raises UserError naming the file, the entry's index and the key.
     """
     folders = _image_folders(image_root)
@@ -46,6 +50,10 @@ def load_annotations(
         path = Path(find_file(name, "annotation file"))
         for index, entry in enumerate(_read_list(path)):
             where = f"{path}: entry {index}"
+            if convert is not None and isinstance(entry, dict):
+                entry = convert(entry, where)
+                if entry is None:
+                    continue
             _check_entry(entry, kind, where)
             if problem := check and check(entry):
                 raise UserError(f"{where}: {problem}")
@@ -67,6 +75,8 @@ def read_json(path: Path):
 
 def _read_list(path: Path) -> list:
     data = read_json(path)
+    if isinstance(data, dict) and isinstance(data.get("images"), list):  # Karpathy's files
+        data = data["images"]
     if not isinstance(data, list):
         raise UserError(f"{path}: holds {type(data).__name__}, not a list; annotation files are JSON lists of objects")
     if not data:

@@ -1,0 +1,322 @@
+"""Captioning (the paper, Table 2): fine-tune by cross-entropy, then by CIDEr, and caption the test pictures.
+
+    python Caption.py --config configs/demo/Caption.yaml --output_dir output/demo/caption \
+        --checkpoint output/demo/pretrain/checkpoint_last.pth
+    python Caption.py --config configs/demo/Caption_scst.yaml --output_dir output/demo/caption_scst \
+        --checkpoint output/demo/caption/checkpoint_best.pth
+    torchrun --nproc_per_node=8 Caption.py --config configs/Caption_coco.yaml --output_dir output/caption \
+        --checkpoint output/pretrain/checkpoint_last.pth
+    torchrun --nproc_per_node=8 Caption.py --config configs/Caption_nocaps.yaml --output_dir output/nocaps \
+        --checkpoint output/caption/checkpoint_best.pth --evaluate
+
+Every epoch the validation pictures are captioned; checkpoint_best.pth is the epoch with the best CIDEr there, and
+captions the splits of `eval.splits` at the end. `--evaluate` captions them with the checkpoint as it is, also one of
+pre-training. Writes caption_result.json ([{"image_id", "caption"}] of the last split, each picture once),
+caption_result_SPLIT.json of the others, and metrics.json (percent; a column that needs a missing Java or SPICE's
+parser says so).
+"""
+
+import argparse
+import json
+import time
+
+import torch
+from torch.utils.data import DataLoader
+
+import metrics
+import utils
+from dataset import create_dataset, create_loader
+from dataset.caption import CaptionCollate
+from dataset.cider import CiderD, caption_words, cider
+from dataset.text import checkpoint_tokenizer
+from models.caption import CaptionModel, CrossEntropy, SelfCritical
+from models.generation import check_options
+from models.retrieval import Progress, eval_batches
+from models.semmim import load_backbone
+from Pretrain import create_optimization
+
+SCHEMA = "configs/Caption_coco.yaml"
+OPTIONAL = ("data.image_root",)
+CHOICES = {
+    "data.per": ("caption", "image"),
+    "train.objective": ("cross_entropy", "scst"),
+    "scst.mode": ("sample", "beam"),
+}
+POSITIVE = ("text.max_tokens", "text.max_prompt_tokens", "eval.batch_size", "train.batch_size", "train.accumulation")
+MAY_CHANGE = (  # what a resumed run may change
+    *(f"train.{key}" for key in ("epochs", "lr", "lr_vit", "min_lr", "warmup_steps", "weight_decay", "clip_grad")),
+    *(f"train.{key}" for key in ("precision", "log_every", "checkpoint_every", "lr_scaling", "base_batch")),
+    *(f"data.{key}" for key in ("image_root", "image_prefix_map", "max_bad_share", "num_workers", "test")),
+    *("checkpointing", "eval.splits", "eval.batch_size", "eval.spice"),
+)
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    utils.add_arguments(parser, config=SCHEMA, output_dir="output/caption")
+    args = parser.parse_args(argv)
+    device = utils.init_distributed(args.device)
+    cfg = utils.load_config(args.config, args.override, schema=SCHEMA, optional=OPTIONAL)
+    check_config(cfg)
+    resume_from = utils.load_resumable(args.output_dir) if args.resume and not args.evaluate else None
+    if args.seed is not None:
+        cfg.seed = args.seed
+    elif resume_from:
+        cfg.seed = resume_from["config"]["seed"]
+    lines = utils.check_resumable(cfg, resume_from["config"], MAY_CHANGE) if resume_from else []
+    source = utils.Path(args.output_dir) / "checkpoint_last.pth" if args.resume else args.checkpoint
+    if source is None:
+        raise utils.UserError("--checkpoint is missing: name a pre-trained checkpoint, e.g. one that Pretrain.py wrote")
+    utils.seed_everything(cfg.seed, per_rank=False)
+    backbone, rest, loaded = load_backbone(
+        source, image_size=cfg.image_size, decoder=True, checkpointing=cfg.checkpointing
+    )
+    resume_step = resume_from["progress"]["step"] if resume_from else None
+    run = utils.Run(args.output_dir, cfg, append=args.evaluate, resume_step=resume_step)
+    for line in lines + loaded:
+        run.info(line)
+    tokenizer = checkpoint_tokenizer(cfg.text.vocab, rest["description"])
+    model = CaptionModel(backbone, tokenizer).to(device)
+    writer = Captioner(cfg, tokenizer, device, run)
+    if not args.evaluate:
+        train(model, writer, cfg, device, run, resume_from)
+    run.write_metrics({split: writer.evaluate(model, split) for split in cfg.eval.splits})
+    run.close()
+
+
+def check_config(cfg) -> None:
+    """Raise UserError for a setting that makes no sense, naming its key."""
+    for key, known in CHOICES.items():
+        section, name = key.split(".")
+        if cfg[section][name] not in known:
+            raise utils.UserError(f"{key}: {cfg[section][name]!r} is none of {', '.join(known)}")
+    for key in POSITIVE:
+        section, name = key.split(".")
+        if not isinstance(cfg[section][name], int) or cfg[section][name] < 1:
+            raise utils.UserError(f"{key}: {cfg[section][name]} must be a whole number of at least 1")
+    splits = cfg.eval.splits
+    if not splits or not set(splits) <= {"val", "test"}:
+        raise utils.UserError(f"eval.splits: {splits} must name val, test or both")
+    check_options(**{key: value for key, value in cfg.generation.items() if key != "length_penalty"})
+
+
+# -------------------------------------------------------------------------------------------------------- training
+
+
+def train(model: CaptionModel, writer, cfg, device, run, resume_from: dict | None) -> None:
+    """Fine-tune; the model ends with the weights of the epoch with the best validation CIDEr."""
+    dataset = create_dataset("caption_train", cfg)
+    if not any(writer.datasets["val"].references):
+        raise utils.UserError("data.val has no captions to choose the best epoch by")
+    loader = create_loader(
+        dataset,
+        cfg.train.batch_size,
+        collate=CaptionCollate(writer.tokenizer, cfg.text.max_tokens, cfg.text.max_prompt_tokens),
+        num_workers=cfg.data.num_workers,
+        rank=utils.rank(),
+        world_size=utils.world_size(),
+        seed=cfg.seed,
+        pin_memory=device.type == "cuda",
+        max_bad_share=cfg.data.max_bad_share,
+        bucket_batches=cfg.data.bucket_batches,
+    )
+    optimizer, schedule = create_optimization(model, cfg, len(loader), pretrained_vit=True, run=run)
+    objective = create_objective(cfg, dataset, writer.tokenizer, run)
+    notes = {"description": model.backbone.description, "stage": "caption", "config": cfg.to_dict()}
+    best = dict((resume_from or {}).get("best", {}))
+    utils.seed_everything(cfg.seed)  # from here on every process draws its own noise
+    if cfg.train.objective == "scst" and not best:
+        found = writer.validate(model)
+        run.log(0, {"cider": found}, "val")
+        run.info(f"val before self-critical training: CIDEr {found:.2f}")
+    clock = RewardClock(objective)
+
+    def on_epoch_end(wrapped, progress: utils.Progress) -> None:
+        found = writer.validate(model)
+        run.log(progress.step, {"cider": found}, "val")
+        run.info(f"val after epoch {progress.epoch + 1}: CIDEr {found:.2f}")
+        if found > best.get("cider", -1.0):
+            best.update(cider=found, epoch=progress.epoch + 1)
+            if utils.is_main():
+                state = {"model": model.state_dict(), "best": dict(best), "progress": {"step": progress.step}, **notes}
+                utils.save_checkpoint(run.dir / "checkpoint_best.pth", state)
+            utils.barrier()  # no process reads the file before it is written
+        clock.restart()
+
+    utils.fit(
+        utils.wrap_ddp(model, device),
+        loader,
+        optimizer,
+        schedule,
+        train_cfg=cfg.train,
+        run=run,
+        device=device,
+        loss_fn=lambda wrapped, batch, progress: wrapped(batch, objective),
+        on_epoch_end=on_epoch_end,
+        extra_state=lambda: {**notes, "best": dict(best)},
+        resume_from=resume_from,
+        log_fn=lambda progress, means: clock.share(),
+    )
+    path = run.dir / "checkpoint_best.pth"
+    run.info(f"best epoch {best['epoch']}: CIDEr {best['cider']:.2f} on val; {path}")
+    utils.load_state(model, utils.load_checkpoint(path)["model"], str(path))
+
+
+def create_objective(cfg, dataset, tokenizer, run):
+    """What `train.objective` names; for scst the reward's document frequencies are counted, or read, here."""
+    if cfg.train.objective == "cross_entropy":
+        return CrossEntropy(cfg.train.label_smoothing)
+    start = time.perf_counter()
+    reward = CiderReward(tokenizer, load_document_frequencies(cfg, dataset, run))
+    count, images = len(reward.cider.keys), reward.cider.images
+    run.info(f"CIDEr-D: {count} n-grams of {images} training pictures in {time.perf_counter() - start:.1f} s")
+    return SelfCritical(
+        reward,
+        **{key: cfg.scst[key] for key in ("mode", "samples", "baseline", "cross_entropy")},
+        min_tokens=cfg.generation.min_tokens,
+        max_tokens=cfg.generation.max_tokens,
+    )
+
+
+def load_document_frequencies(cfg, dataset, run) -> CiderD:
+    """Of all training references, kept beside the first annotation file; in the run's folder if that is read-only."""
+    first = utils.find_file(cfg.data.train[0], "data.train")
+    path = first.with_name(f"{first.stem}_cider.npz")
+    references = [dataset.references(image) for image in range(len(dataset.paths))]
+    if utils.is_main():
+        try:
+            CiderD.cached(path, references)
+        except utils.UserError:
+            path = run.dir / path.name
+            CiderD.cached(path, references)
+    path = utils.gather_objects(path)[0]
+    return CiderD.cached(path, references)
+
+
+class CiderReward:
+    """CIDEr-D of generated sentences, for `SelfCritical`."""
+
+    def __init__(self, tokenizer, cider: CiderD):
+        self.tokenizer, self.cider = tokenizer, cider
+
+    def __call__(self, sequences: torch.Tensor, references: list[list[str]]) -> torch.Tensor:
+        """[R, T] token ids, the captions of B images -> [R]"""
+        words = [caption_words(self.tokenizer.decode_answer(row)) for row in sequences.tolist()]
+        each = len(words) // len(references)
+        candidates = [words[i * each : (i + 1) * each] for i in range(len(references))]
+        return torch.from_numpy(
+            self.cider.scores(candidates, [[caption_words(text) for text in texts] for texts in references])
+        )
+
+
+class RewardClock:
+    """The share of training time since the last log that went into the reward."""
+
+    def __init__(self, objective):
+        self.objective = objective
+        self.restart()
+
+    def restart(self) -> None:
+        self.spent, self.start = getattr(self.objective, "reward_seconds", 0.0), time.perf_counter()
+
+    def share(self) -> dict[str, float]:
+        """{} where there is no reward"""
+        if not isinstance(self.objective, SelfCritical):
+            return {}
+        share = (self.objective.reward_seconds - self.spent) / (time.perf_counter() - self.start)
+        self.restart()
+        return {"reward_time": share}
+
+
+# ------------------------------------------------------------------------------------------------------- captioning
+
+
+class Captioner:
+    """Captions the splits of a configuration and judges them; `datasets` are read, and checked, at once."""
+
+    def __init__(self, cfg, tokenizer, device, run):
+        self.cfg, self.tokenizer, self.device, self.run = cfg, tokenizer, device, run
+        splits = dict.fromkeys([*cfg.eval.splits, "val"] if cfg.data.val else cfg.eval.splits)
+        self.datasets = {split: create_dataset("caption_eval", cfg, split) for split in splits}
+        self.precision = utils.resolve_precision(cfg.train.precision, device)
+
+    def caption(self, model: CaptionModel, split: str) -> list[str]:
+        """The captions of a split's pictures, in the data set's order, in every process."""
+        dataset, training = self.datasets[split], model.training
+        model.eval()
+        loader = DataLoader(
+            dataset,
+            batch_sampler=eval_batches(len(dataset), self.cfg.eval.batch_size),
+            num_workers=self.cfg.data.num_workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        progress = Progress(f"captioning {split}", "pictures", -(-len(dataset) // utils.world_size()), self.run.info)
+        found = []
+        for images, indices in loader:
+            prompts = [dataset.prompts[i] for i in indices.tolist()]
+            ids, mask = (x.to(self.device) for x in self.tokenizer.encode(prompts, self.cfg.text.max_prompt_tokens))
+            with utils.autocast(self.device, self.precision):
+                sequences, _ = model.generate(images.to(self.device), ids, mask, **self.cfg.generation)
+            texts = [self.tokenizer.decode_answer(row) for row in sequences.tolist()]
+            found += zip(indices.tolist(), texts, strict=True)
+            progress.advance(len(texts))
+        progress.close()
+        model.train(training)
+        captions = dict(pair for part in utils.gather_objects(found) for pair in part)
+        return [captions[index] for index in range(len(dataset))]
+
+    def validate(self, model: CaptionModel) -> float:
+        """CIDEr (times 100) on the validation split with the Python tokeniser, the same in every process."""
+        dataset = self.datasets["val"]
+        return cider(*judged(dataset, self.caption(model, "val")))
+
+    def evaluate(self, model: CaptionModel, split: str) -> dict:
+        """Caption a split, write the result file and -> its metrics (in the main process), NoCaps' by domain too."""
+        dataset, start = self.datasets[split], time.perf_counter()
+        captions = self.caption(model, split)
+        seconds = time.perf_counter() - start
+        if not utils.is_main():
+            return {}
+        last = split == self.cfg.eval.splits[-1]
+        write_result(
+            dataset.ids, captions, self.run.dir / ("caption_result.json" if last else f"caption_result_{split}.json")
+        )
+        numbers = {"images": len(captions), "captions_per_second": round(len(captions) / seconds, 2)}
+        numbers["words"] = sum(len(caption.split()) for caption in captions) / len(captions)
+        if any(dataset.references):
+            self.run.info(f"{split}: judging {len(captions)} captions")
+            numbers |= metrics.caption_metrics(*judged(dataset, captions), spice=self.cfg.eval.spice)
+            domains = [domain for domain in ("in", "near", "out") if domain in dataset.domains]
+            for domain in domains:
+                subset = judged(dataset, captions, domain)
+                numbers[domain] = {"images": len(subset[1])}
+                numbers[domain] |= metrics.caption_metrics(*subset, spice=self.cfg.eval.spice)
+            self.run.log(0, {key: x for key, x in numbers.items() if isinstance(x, int | float)}, split)
+            for line in metrics.caption_table(split, numbers, domains):
+                self.run.info(line)
+        for index in range(min(3, len(captions))):
+            self.run.info(f"{split} {dataset.images[index]}: {captions[index]}")
+        return numbers
+
+
+def judged(dataset, captions: list[str], domain: str | None = None) -> tuple[dict, dict]:
+    """(references, results) by image id, of the pictures that have references and, if given, are of `domain`."""
+    chosen = [i for i, texts in enumerate(dataset.references) if texts and domain in (None, dataset.domains[i])]
+    return (
+        {dataset.ids[i]: dataset.references[i] for i in chosen},
+        {dataset.ids[i]: captions[i] for i in chosen},
+    )
+
+
+def write_result(ids: list, captions: list[str], path) -> None:
+    """COCO's submission format, which is NoCaps' too: [{"image_id", "caption"}], each picture once."""
+    lines = [
+        json.dumps({"image_id": key, "caption": caption}, ensure_ascii=False)
+        for key, caption in zip(ids, captions, strict=True)
+    ]
+    with utils.replacing(path) as temporary:
+        temporary.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    utils.run_main(main)

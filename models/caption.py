@@ -1,0 +1,191 @@
+"""Captioning: the backbone with its decoder, cross-entropy, and self-critical optimisation of a reward.
+
+The decoder's memory is that of pre-training's prefix language modelling, [image tokens ; fused prompt], so a
+pre-trained checkpoint captions without fine-tuning; an empty prompt is [CLS] alone.
+
+Self-critical training (Rennie et al. 2017): sentences of the model's own are rewarded, here by CIDEr-D, and
+their log-probability is raised where they beat a baseline.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models.generation import check_options, generate, written_length
+from models.losses import IGNORE, fp32, global_mean, token_loss
+from models.semmim import SemMIM
+from utils import UserError
+
+BASELINES = ("mean", "greedy")
+# What captioning leaves unused stays as it is and in the checkpoint, and gets no gradient.
+UNUSED = ("vision_proj", "text_proj", "itm_head")
+
+
+class CaptionModel(nn.Module):
+    """backbone: a SemMIM with a decoder; tokens: has cls_id, sep_id and pad_id (dataset.text.Tokenizer)."""
+
+    def __init__(self, backbone: SemMIM, tokens):
+        super().__init__()
+        self.backbone = backbone
+        self.ids = {"cls_id": tokens.cls_id, "sep_id": tokens.sep_id, "pad_id": tokens.pad_id}
+        backbone.log_temperature.requires_grad_(False)
+        backbone.image_encoder.mask_token.requires_grad_(False)
+        for name in UNUSED:
+            getattr(backbone, name).requires_grad_(False)
+
+    def encode(self, images: Tensor, prompt_ids: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, 3, S, S], [B, P], [B, P] -> the decoder's memory [B, 1+N+P, D] and its mask [B, 1+N+P]"""
+        net = self.backbone
+        image_embeds = net.image_encoder(images)  # [B, 1+N, D]
+        text_embeds = net.text_encoder(prompt_ids, prompt_mask)  # [B, P, D]
+        fused = net.fuse(text_embeds, prompt_mask, net.fusion_encoder.project_memory(image_embeds))
+        visible = prompt_mask.new_ones(image_embeds.shape[:2])
+        return torch.cat([image_embeds, fused], 1), torch.cat([visible, prompt_mask], 1)
+
+    def generate(self, images: Tensor, prompt_ids: Tensor, prompt_mask: Tensor, **options) -> tuple[Tensor, Tensor]:
+        """Captions as token ids [B * num_return, T] and their scores; options: those of `generation.generate`."""
+        with torch.no_grad():
+            memory, memory_mask = self.encode(images, prompt_ids, prompt_mask)
+            return generate(self.backbone.decoder, memory, memory_mask, **self.ids, **options)
+
+    def forward(self, batch: dict, objective: Callable) -> tuple[Tensor, dict]:
+        """Loss of a micro-batch and the values to log; objective: a CrossEntropy or a SelfCritical.
+
+        batch: image [B, 3, S, S]; prompt_ids, prompt_mask [B, P]; input_ids, target [B, T]; references.
+        """
+        memory, memory_mask = self.encode(batch["image"], batch["prompt_ids"], batch["prompt_mask"])
+        return objective(self, batch, memory, memory_mask)
+
+    def logits(self, input_ids: Tensor, projected: list, memory_mask: Tensor) -> Tensor:
+        """Scores of the next tokens, [R, T, V]; R a multiple of the images, an image's rows side by side."""
+        hidden = self.backbone.decoder(input_ids, memory=projected, memory_mask=memory_mask)
+        return self.backbone.decoder.lm_logits(hidden)
+
+
+class CrossEntropy:
+    """Mean over the tokens of all ranks; label_smoothing: the share of probability spread over all tokens."""
+
+    def __init__(self, label_smoothing: float = 0.0):
+        self.label_smoothing = label_smoothing
+
+    def __call__(self, model: CaptionModel, batch: dict, memory: Tensor, memory_mask: Tensor) -> tuple[Tensor, dict]:
+        projected = model.backbone.decoder.project_memory(memory)
+        loss, accuracy = self.of_captions(model, batch, projected, memory_mask)
+        return loss, {"token_accuracy": accuracy}
+
+    def of_captions(
+        self, model: CaptionModel, batch: dict, projected: list, memory_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(loss, share of tokens that the model ranks first)"""
+        target = batch["target"]  # [B, T]
+        logits = fp32(model.logits(batch["input_ids"], projected, memory_mask))  # [B, T, V]
+        said = target != IGNORE
+        total = token_loss(logits.flatten(0, 1), target.flatten(), self.label_smoothing)
+        right = (logits.argmax(-1) == target) & said
+        return global_mean(total, said.sum()), right.sum() / said.sum().clamp(min=1)
+
+
+class SelfCritical:
+    """Self-critical training with any reward of sentences.
+
+    reward: (token ids [R, T] padded after [SEP], references of B images) -> [R] rewards on the CPU, the R / B
+        sentences of an image side by side.
+    mode: "sample" draws `samples` sentences an image, "beam" takes the best of as many beams.
+    baseline: "mean" of the image's other sentences, or the reward of its "greedy" sentence.
+    cross_entropy: weight of the cross-entropy of the batch's captions added to the loss.
+    min_tokens, max_tokens: as in `generation.generate`.
+    """
+
+    def __init__(
+        self,
+        reward: Callable[[Tensor, Sequence], Tensor],
+        *,
+        mode: str = "beam",
+        samples: int = 5,
+        baseline: str = "mean",
+        cross_entropy: float = 0.0,
+        min_tokens: int = 1,
+        max_tokens: int = 25,
+    ):
+        check_options(mode, samples, min_tokens, max_tokens, samples)
+        if baseline not in BASELINES:
+            raise UserError(f"scst.baseline: {baseline!r} is none of {', '.join(BASELINES)}")
+        if baseline == "mean" and samples < 2:
+            raise UserError(
+                "scst.samples: the mean of an image's other sentences needs 2 or more (or baseline: greedy)"
+            )
+        self.reward, self.mode, self.samples, self.baseline = reward, mode, samples, baseline
+        self.cross_entropy = cross_entropy
+        self.min_tokens, self.max_tokens = min_tokens, max_tokens
+        self.reward_seconds = 0.0  # spent in `reward` so far
+
+    def __call__(self, model: CaptionModel, batch: dict, memory: Tensor, memory_mask: Tensor) -> tuple[Tensor, dict]:
+        sequences, greedy = self.sentences(model, memory.detach(), memory_mask)
+        rewards, baseline = self.rewards(sequences, greedy, batch["references"])
+        rewards, baseline = rewards.to(memory.device), baseline.to(memory.device)  # [B, n] each
+
+        projected = model.backbone.decoder.project_memory(memory)
+        inputs = torch.cat([sequences.new_full((len(sequences), 1), model.ids["cls_id"]), sequences[:, :-1]], 1)
+        logits = model.logits(inputs, projected, memory_mask)  # [B * n, T, V]
+        log_probs = sentence_log_probs(logits, sequences, model.ids["sep_id"], self.min_tokens)
+        loss = self_critical_loss(log_probs.view_as(rewards), rewards, baseline)
+        logs = {
+            "reward": rewards.mean(),
+            "reward_spread": rewards.std(dim=1, unbiased=False).mean(),
+            "tokens": written_length(sequences, model.ids["sep_id"]).float().mean(),
+        }
+        if self.cross_entropy:
+            extra, _ = CrossEntropy().of_captions(model, batch, projected, memory_mask)
+            loss, logs["cross_entropy"] = loss + self.cross_entropy * extra, extra.detach()
+        return loss, logs
+
+    def sentences(self, model: CaptionModel, memory: Tensor, memory_mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(the sentences to judge [B * n, T], the greedy ones [B, T'] where they are the baseline)"""
+        lengths = {"min_tokens": self.min_tokens, "max_tokens": self.max_tokens, **model.ids}
+        options = {"mode": self.mode, "beams": self.samples, "num_return": self.samples, **lengths}
+        sequences, _ = generate(model.backbone.decoder, memory, memory_mask, **options)
+        greedy = None
+        if self.baseline == "greedy":
+            greedy, _ = generate(model.backbone.decoder, memory, memory_mask, mode="greedy", **lengths)
+        # Autocast keeps weights that it cast where no gradient was recorded; the loss needs casts of its own.
+        torch.clear_autocast_cache()
+        return sequences, greedy
+
+    def rewards(self, sequences: Tensor, greedy: Tensor | None, references: Sequence) -> tuple[Tensor, Tensor]:
+        """(rewards, baseline), [B, n] float32 each"""
+        images = len(references)
+        start = time.perf_counter()
+        rewards = self.reward(sequences, references).float().view(images, self.samples)
+        if greedy is not None:
+            baseline = self.reward(greedy, references).float()[:, None].expand_as(rewards)
+        else:
+            baseline = mean_of_others(rewards)
+        self.reward_seconds += time.perf_counter() - start
+        return rewards, baseline
+
+
+def mean_of_others(rewards: Tensor) -> Tensor:
+    """[B, n] -> [B, n], the mean of the n - 1 other entries of the row"""
+    return (rewards.sum(1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
+
+
+def self_critical_loss(log_probs: Tensor, rewards: Tensor, baseline: Tensor) -> Tensor:
+    """- mean over sentences of (reward - baseline) * log p(sentence). All [B, n], the last two without gradient."""
+    return -((rewards - baseline) * log_probs).mean()
+
+
+def sentence_log_probs(logits: Tensor, sequences: Tensor, sep_id: int, min_tokens: int = 0) -> Tensor:
+    """Log-probability of whole sentences under the policy that drew them, [SEP] included.
+
+    logits: [R, T, V]; sequences: [R, T], padded after [SEP]; min_tokens: [SEP] could not be drawn before. -> [R]
+    """
+    logits = fp32(logits)
+    early = torch.arange(logits.shape[1], device=logits.device) < min_tokens  # [T]
+    forbidden = early[:, None] & (torch.arange(logits.shape[2], device=logits.device) == sep_id)  # [T, V]
+    log_probs = logits.masked_fill(forbidden, -torch.inf).log_softmax(-1)
+    chosen = log_probs.gather(2, sequences[..., None])[..., 0]  # [R, T]
+    position = torch.arange(sequences.shape[1], device=sequences.device)
+    said = position < written_length(sequences, sep_id)[:, None]
+    return chosen.masked_fill(~said, 0.0).sum(1)

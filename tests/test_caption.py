@@ -1,0 +1,365 @@
+"""The captioning model and its losses; Caption.py as a user runs it."""
+
+import json
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import NO_DROPOUT, TINY, TOKENIZER, make_batch, tiny_config
+from torch import nn
+
+import Caption
+import metrics
+import Pretrain
+from dataset.caption import IGNORE, CaptionCollate
+from dataset.cider import CiderD
+from models.bert import BertConfig, TextDecoder
+from models.caption import (
+    CaptionModel,
+    CrossEntropy,
+    SelfCritical,
+    mean_of_others,
+    self_critical_loss,
+    sentence_log_probs,
+)
+from models.semmim import build_backbone
+from tools import make_demo_data
+from utils import UserError, fit, load_checkpoint, run_main
+
+
+def tiny_captioner(seed=0):
+    torch.manual_seed(seed)
+    return CaptionModel(build_backbone(tiny_config(*NO_DROPOUT), mlm_head=False)[0], TOKENIZER)
+
+
+def caption_batch(captions=("a red dog", "two cats on a mat"), prompts=("", "a picture of")):
+    samples = [
+        {"image": image, "caption": caption, "prompt": prompt, "references": [caption], "path": "x.png", "bad": []}
+        for image, caption, prompt in zip(make_batch(len(captions))["image1"], captions, prompts, strict=True)
+    ]
+    return CaptionCollate(TOKENIZER, 25, 25)(samples)
+
+
+# -------------------------------------------------------------------------------------------- model and losses
+
+
+def test_the_memory_is_that_of_pre_training():
+    """The image's tokens, then the prompt through text and fusion encoder; an empty prompt is [CLS] alone."""
+    model, batch = tiny_captioner().eval(), caption_batch()
+    with torch.no_grad():
+        memory, mask = model.encode(batch["image"], batch["prompt_ids"], batch["prompt_mask"])
+        net = model.backbone
+        image_embeds, _ = net.encode_image(batch["image"])
+        text_embeds, _ = net.encode_text(batch["prompt_ids"], batch["prompt_mask"])
+        fused = net.fuse(text_embeds, batch["prompt_mask"], net.fusion_encoder.project_memory(image_embeds))
+    assert batch["prompt_ids"][0].tolist() == [TOKENIZER.cls_id, *[TOKENIZER.pad_id] * 3]
+    torch.testing.assert_close(memory, torch.cat([image_embeds, fused], 1))
+    assert mask.shape == memory.shape[:2] and mask.sum(1).tolist() == [18, 21]  # 17 image tokens
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_is_the_mean_over_all_tokens_and_leaves_unused_parts_alone(smoothing):
+    model, batch = tiny_captioner(), caption_batch()
+    loss, logs = model(batch, CrossEntropy(smoothing))
+    memory, mask = model.encode(batch["image"], batch["prompt_ids"], batch["prompt_mask"])
+    logits = model.logits(batch["input_ids"], model.backbone.decoder.project_memory(memory), mask)
+    log_probs = logits.log_softmax(-1)
+    said = batch["target"] != IGNORE
+    right = log_probs.gather(2, batch["target"].clamp(min=0)[..., None])[..., 0]
+    smooth = log_probs.mean(-1)
+    expected = -((1 - smoothing) * right + smoothing * smooth)[said].mean()
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    without = {name for name, p in model.named_parameters() if p.requires_grad and p.grad is None}
+    assert not without  # DistributedDataParallel would wait for them
+    assert model.backbone.vision_proj.weight.grad is None and 0 <= logs["token_accuracy"] <= 1
+
+
+def test_the_self_critical_loss_equals_the_hand_formula():
+    """Two images, three sentences each: - 1/6 sum (r - mean of the other two) log p, p by a plain forward pass."""
+    model, batch = tiny_captioner(), caption_batch()
+    rewards = torch.tensor([1.0, 2.0, 6.0, 0.5, 0.0, 0.0])
+    seen = []
+
+    def reward(sequences, references):
+        seen.append(sequences)
+        return rewards
+
+    objective = SelfCritical(reward, mode="sample", samples=3, min_tokens=2, max_tokens=6)
+    torch.manual_seed(4)
+    loss, logs = model(batch, objective)
+    sequences = seen[0]
+    memory, mask = model.encode(batch["image"], batch["prompt_ids"], batch["prompt_mask"])
+    total = 0.0
+    baselines = [4.0, 3.5, 1.5, 0.0, 0.25, 0.25]
+    for row, (ids, r, b) in enumerate(zip(sequences.tolist(), rewards.tolist(), baselines, strict=True)):
+        ids = ids[: ids.index(TOKENIZER.sep_id) + 1] if TOKENIZER.sep_id in ids else ids
+        image = slice(row // 3, row // 3 + 1)
+        projected = model.backbone.decoder.project_memory(memory[image])
+        logits = model.logits(torch.tensor([[TOKENIZER.cls_id, *ids[:-1]]]), projected, mask[image])[0]
+        logits[:2, TOKENIZER.sep_id] = -torch.inf
+        log_p = logits.log_softmax(-1)[torch.arange(len(ids)), torch.tensor(ids)].sum()
+        total = total - (r - b) * log_p / 6
+    torch.testing.assert_close(loss, total)
+    torch.testing.assert_close(logs["reward"], rewards.mean())
+    assert objective.reward_seconds > 0
+
+
+def test_with_a_greedy_baseline_the_greedy_sentence_is_judged_and_subtracted():
+    model, batch = tiny_captioner(), caption_batch()
+    judged = []
+
+    def reward(sequences, references):
+        judged.append(len(sequences))
+        return torch.arange(len(sequences), dtype=torch.float32)
+
+    objective = SelfCritical(reward, mode="sample", samples=2, baseline="greedy", max_tokens=5)
+    rewards, baseline = objective.rewards(torch.zeros(4, 5), torch.zeros(2, 5), batch["references"])
+    assert judged == [4, 2]
+    assert rewards.tolist() == [[0, 1], [2, 3]] and baseline.tolist() == [[0, 0], [1, 1]]
+    model(batch, objective)[0].backward()
+
+
+def test_the_expected_reward_of_a_toy_decoder_rises():
+    """The gradient of the loss is that of the expected reward: over all sentences of three tokens it is enumerated."""
+    torch.manual_seed(0)
+    logits = nn.Parameter(torch.randn(3, 4))  # a decoder that ignores its input: 3 positions, 4 tokens, none is [SEP]
+    every = torch.cartesian_prod(*[torch.arange(4)] * 3)  # [64, 3]
+    reward = torch.rand(64)
+
+    def log_probs(sentences):
+        return sentence_log_probs(logits[None].expand(len(sentences), -1, -1), sentences, sep_id=9)
+
+    def expected():
+        return (log_probs(every).exp() * reward).sum()
+
+    (exact,) = torch.autograd.grad(expected(), logits)
+    generator = torch.Generator().manual_seed(1)
+    draws = torch.multinomial(log_probs(every).exp().detach(), 40000, True, generator=generator).view(-1, 4)
+    loss = self_critical_loss(
+        log_probs(every[draws.flatten()]).view_as(draws), reward[draws], mean_of_others(reward[draws])
+    )
+    (estimate,) = torch.autograd.grad(loss, logits)
+    assert F.cosine_similarity(-estimate.flatten(), exact.flatten(), dim=0) > 0.98
+    before = expected().item()
+    for _ in range(30):
+        draws = torch.multinomial(log_probs(every).exp().detach(), 500, True, generator=generator).view(-1, 5)
+        loss = self_critical_loss(
+            log_probs(every[draws.flatten()]).view_as(draws), reward[draws], mean_of_others(reward[draws])
+        )
+        (gradient,) = torch.autograd.grad(loss, logits)
+        logits.data -= 1.0 * gradient
+    assert expected().item() > before + 0.1
+
+
+def test_cider_training_raises_the_cider_of_the_models_own_sentences():
+    """A decoder over twelve words learns to say what is in its references."""
+    torch.manual_seed(0)
+    vocabulary = "[PAD] [CLS] [SEP] a red blue dog cat on the mat runs".split()
+    shape = {"vocab_size": 12, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+    decoder = TextDecoder(BertConfig(**shape, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), 1)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = nn.Module()
+            self.backbone.decoder = decoder
+            self.ids = {"cls_id": 1, "sep_id": 2, "pad_id": 0}
+
+        logits = CaptionModel.logits
+
+    references = [["a red dog on the mat", "the red dog runs"], ["a blue cat on the mat", "the blue cat runs"]] * 4
+    frequencies = CiderD.from_references([*references[:2], ["a cat runs"], ["the dog"]])
+
+    def reward(sequences, references):
+        texts = [" ".join(vocabulary[i] for i in row if i > 2) for row in sequences.tolist()]
+        groups = [texts[i * 6 : (i + 1) * 6] for i in range(len(references))]
+        return torch.from_numpy(frequencies.scores(groups, references))
+
+    model = Model()
+    memory, mask = torch.eye(16)[:2].repeat(4, 1)[:, None].expand(-1, 3, -1) * 4, torch.ones(8, 3, dtype=torch.int64)
+    objective = SelfCritical(reward, mode="sample", samples=6, max_tokens=8)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    seen = []
+    for _ in range(60):
+        loss, logs = objective(model, {"references": references}, memory, mask)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        seen.append(float(logs["reward"]))
+    assert sum(seen[-10:]) / 10 > sum(seen[:10]) / 10 + 0.5
+
+
+def test_gradients_in_bf16_reach_the_decoder_after_generation():
+    """Generation runs without gradient under the same autocast; its cached casts must not cut the loss off."""
+    model, batch = tiny_captioner(), caption_batch()
+    objective = SelfCritical(lambda s, r: torch.arange(len(s)).float(), mode="sample", samples=2, max_tokens=5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, _ = model(batch, objective)
+    loss.backward()
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0
+        for n, p in model.named_parameters()
+        if ".query.weight" in n and "decoder" in n
+    )
+
+
+@pytest.mark.parametrize("options", [{"baseline": "best"}, {"samples": 1}, {"mode": "greedy"}, {"min_tokens": 99}])
+def test_a_senseless_option_is_an_error(options):
+    with pytest.raises(UserError):
+        SelfCritical(lambda s, r: None, **options)
+
+
+# ------------------------------------------------------------------------------------------------ command line
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Demo scenes and a tiny checkpoint pre-trained on them for a few steps."""
+    folder = tmp_path_factory.mktemp("demo")
+    make_demo_data.main(
+        [
+            "--output",
+            str(folder / "data"),
+            "--train",
+            "24",
+            "--val",
+            "9",
+            "--test",
+            "7",
+            "--size",
+            "32",
+            "--workers",
+            "1",
+        ]
+    )
+    import sys
+
+    settings = [*TINY, f"data.train=[{folder / 'data/pretrain.json'}]", "data.num_workers=0", "train.epochs=1"]
+    previous = sys.argv
+    sys.argv = ["Pretrain.py", "--config", Pretrain.SCHEMA, "--output_dir", str(folder / "pretrain"), "--device", "cpu"]
+    sys.argv += ["--override", *settings, "train.precision=fp32", "train.pictures=false"]
+    try:
+        Pretrain.main()
+    finally:
+        sys.argv = previous
+    return folder
+
+
+@pytest.fixture
+def no_java(monkeypatch):
+    """Without Java the evaluation takes no seconds; its own numbers are tested elsewhere."""
+    monkeypatch.setattr(metrics.shutil, "which", lambda name: None)
+
+
+def caption(folder, out, *overrides, flags=(), config="configs/demo/Caption.yaml"):
+    files = [f"data.{split}=[{folder / 'data' / f'caption_{split}.json'}]" for split in ("train", "val", "test")]
+    settings = ["image_size=32", "train.batch_size=6", "train.log_every=1", "train.precision=fp32", "train.epochs=2"]
+    settings += ["generation.beams=2", "generation.max_tokens=8", "eval.batch_size=4", "data.bucket_batches=0"]
+    Caption.main(
+        ["--config", config, "--output_dir", str(out), "--device", "cpu", *map(str, flags), "--override", *files]
+        + [*settings, *overrides]
+    )
+
+
+def log_lines(run, split):
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["split"] == split]
+
+
+@pytest.mark.usefixtures("no_java")
+def test_cross_entropy_then_scst_write_what_a_run_promises(data, tmp_path):
+    first, second = tmp_path / "ce", tmp_path / "scst"
+    caption(data, first, flags=["--checkpoint", data / "pretrain/checkpoint_last.pth"])
+    names = {path.name for path in first.iterdir()}
+    assert {"checkpoint_last.pth", "checkpoint_best.pth", "caption_result.json", "metrics.json"} <= names
+    result = json.loads((first / "caption_result.json").read_text())
+    ids = [entry["image_id"] for entry in json.loads((data / "data/caption_test.json").read_text())]
+    assert [entry["image_id"] for entry in result] == ids and all(set(e) == {"image_id", "caption"} for e in result)
+    numbers = json.loads((first / "metrics.json").read_text())
+    assert numbers["test"]["images"] == 7 and "install one" in numbers["test"]["spice"]
+    best = load_checkpoint(first / "checkpoint_best.pth")["best"]
+    assert best["cider"] == pytest.approx(max(line["cider"] for line in log_lines(first, "val") if line["step"]))
+    assert numbers["val"]["cider"] == pytest.approx(best["cider"])
+
+    caption(
+        data,
+        second,
+        *("scst.samples=3", "train.epochs=1", "scst.cross_entropy=0.1"),
+        flags=["--checkpoint", first / "checkpoint_best.pth"],
+        config="configs/demo/Caption_scst.yaml",
+    )
+    line = log_lines(second, "train")[0]
+    assert {"reward", "reward_spread", "tokens", "reward_time", "cross_entropy"} <= set(line)
+    assert 0 < line["reward_time"] < 1 and line["tokens"] <= 8
+    assert log_lines(second, "val")[0]["step"] == 0  # where it started from
+    assert (data / "data/caption_train_cider.npz").exists()
+
+
+@pytest.mark.usefixtures("no_java")
+def test_a_pre_trained_checkpoint_captions_zero_shot(data, tmp_path):
+    caption(data, tmp_path / "run", flags=["--evaluate", "--checkpoint", data / "pretrain/checkpoint_last.pth"])
+    assert len(json.loads((tmp_path / "run/caption_result.json").read_text())) == 7
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["val"]["images"] == 9
+
+
+@pytest.mark.usefixtures("no_java")
+def test_nocaps_is_judged_by_domain(data, tmp_path):
+    entries = json.loads((data / "data/caption_val.json").read_text())
+    for i, entry in enumerate(entries):
+        entry["img_id"] = entry.pop("image_id")
+        entry["domain"] = ["in-domain", "near-domain", "out-domain"][i % 3]
+    (data / "data/nocaps.json").write_text(json.dumps(entries))
+    caption(
+        data,
+        tmp_path / "run",
+        *(f"data.val=[{data / 'data/nocaps.json'}]", "data.image_root=none", "data.num_workers=0"),
+        flags=["--evaluate", "--checkpoint", data / "pretrain/checkpoint_last.pth"],
+        config="configs/Caption_nocaps.yaml",
+    )
+    numbers = json.loads((tmp_path / "run/metrics.json").read_text())["val"]
+    assert [numbers[name]["images"] for name in ("in", "near", "out")] == [3, 3, 3] and numbers["images"] == 9
+    assert len(json.loads((tmp_path / "run/caption_result.json").read_text())) == 9
+
+
+@pytest.mark.usefixtures("no_java")
+@pytest.mark.parametrize("objective", ["cross_entropy", "scst"])
+def test_a_resumed_run_ends_with_the_same_weights(data, tmp_path, monkeypatch, objective):
+    settings = [f"train.objective={objective}", "scst.samples=2", "scst.mode=sample"]
+    start = ["--checkpoint", data / "pretrain/checkpoint_last.pth"]
+    caption(data, tmp_path / "straight", *settings, flags=start)
+
+    def stop_after_five(*arguments, **options):
+        def after_step(progress):
+            if progress.step == 5:
+                os.kill(os.getpid(), 15)
+
+        return fit(*arguments, **options, after_step=after_step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Caption.utils, "fit", stop_after_five)
+        with pytest.raises(Caption.utils.Stopped):
+            caption(data, tmp_path / "broken", *settings, flags=start)
+    caption(data, tmp_path / "broken", *settings, flags=["--resume"])
+    straight, resumed = (load_checkpoint(tmp_path / name / "checkpoint_last.pth") for name in ("straight", "broken"))
+    assert all(torch.equal(straight["model"][name], resumed["model"][name]) for name in straight["model"])
+    assert straight["best"] == resumed["best"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["eval.splits=[train]"], "eval.splits"),
+        (["train.objective=cider"], "train.objective"),
+        (["generation.min_tokens=9"], "min_tokens 9"),
+        (["data.per=word"], "data.per"),
+        (["generation.beam=3"], "generation.beams"),
+    ],
+)
+def test_a_wrong_setting_is_a_one_line_error(data, tmp_path, capsys, overrides, words):
+    flags = ["--evaluate", "--checkpoint", data / "pretrain/checkpoint_last.pth"]
+    with pytest.raises(SystemExit) as stop:
+        run_main(lambda: caption(data, tmp_path / "run", *overrides, flags=flags))
+    message = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and message.startswith("error: ") and words in message and "\n" not in message

@@ -1,0 +1,121 @@
+"""The reward against pycocoevalcap, and the metrics against pycocoevalcap called directly."""
+
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.cider.cider_scorer import CiderScorer
+from pycocoevalcap.meteor.meteor import Meteor
+from pycocoevalcap.rouge.rouge import Rouge
+from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+import metrics
+from dataset import scenes
+from dataset.cider import CiderD, caption_words, cider
+
+NEEDS_JAVA = pytest.mark.skipif(shutil.which("java") is None, reason="needs Java")
+
+
+@pytest.fixture(scope="module")
+def references():
+    """Captions of 40 scenes, five each, by number."""
+    return {i: scenes.captions(scenes.make_scene(3, i)) for i in range(40)}
+
+
+@pytest.fixture(scope="module")
+def results(references):
+    """For each scene a caption: right, of another scene, with unknown and repeated words, of one word, none."""
+    found = {i: references[(i + i % 3) % 40][0] for i in references}
+    return found | {1: "zzz yyy zzz yyy zzz yyy " + references[1][1], 2: "a", 3: "", 4: "the the the the the"}
+
+
+def words(texts):
+    return [caption_words(text) for text in texts]
+
+
+def test_cider_d_equals_pycocoevalcap(references, results):
+    tokens = {i: words(texts) for i, texts in references.items()}
+    candidates = {i: words([text]) for i, text in results.items()}
+    mean, each = Cider().compute_score(tokens, candidates)
+    scorer = CiderD.from_references(tokens.values(), chunk=7)
+    found = scorer.scores(list(candidates.values()), list(tokens.values()))
+    np.testing.assert_allclose(found, each, atol=1e-9, rtol=0)
+    assert cider(references, results) == pytest.approx(100 * mean, abs=1e-6)
+
+
+def test_cider_d_with_other_document_frequencies_equals_pycocoevalcap_with_them(references, results):
+    """As in training: frequencies of all references, scores of several candidates for a few of the images."""
+    tokens = {i: words(texts) for i, texts in references.items()}
+    batch = [5, 0, 17]
+    draw = random.Random(0)
+    candidates = [words(draw.sample(list(results.values()), 4)) for _ in batch]
+    found = CiderD.from_references(tokens.values()).scores(candidates, [tokens[i] for i in batch])
+    theirs = CiderScorer()
+    for texts in tokens.values():
+        theirs += (texts[0], texts)
+    theirs.compute_doc_freq()
+    expected = []
+    for i, group in zip(batch, candidates, strict=True):
+        for text in group:
+            theirs.ctest[i] = CiderScorer(text, tokens[i]).ctest[0]
+            expected.append(theirs.compute_cider()[i])
+    np.testing.assert_allclose(found, expected, atol=1e-6, rtol=0)
+
+
+def test_document_frequencies_are_kept_and_counted_again_for_other_references(references, tmp_path, monkeypatch):
+    path, texts = tmp_path / "train_cider.npz", list(references.values())
+    first = CiderD.cached(path, texts)
+    with monkeypatch.context() as patch:
+        patch.setattr(CiderD, "from_references", None)  # must not be needed
+        again = CiderD.cached(path, texts)
+    assert np.array_equal(first.keys, again.keys) and np.array_equal(first.counts, again.counts)
+    assert again.images == 40
+    assert CiderD.cached(path, texts[:30]).images == 30
+    path.write_bytes(b"half a file")
+    assert CiderD.cached(path, texts).images == 40
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A man's T-shirt, isn't it?", "a man 's t-shirt is n't it"),
+        ('The sign says "STOP" - at 10:30.', "the sign says stop at 10:30"),
+        ("he cannot, she can't; (both)...", "he can not she ca n't -lrb- both -rrb-"),
+        ("3.5 cakes & St. Mary's", "3.5 cakes & st. mary 's"),
+        ("", ""),
+    ],
+)
+def test_python_words_are_those_of_the_ptb_tokenizer(text, expected):
+    assert caption_words(text) == expected
+
+
+@NEEDS_JAVA
+def test_metrics_equal_pycocoevalcap_called_directly(references, results):
+    results = results | {3: "a"}  # pycocoevalcap's own METEOR is given no empty caption
+    found = metrics.caption_metrics(references, results)
+    tokenizer = PTBTokenizer()
+    gts = tokenizer.tokenize({i: [{"caption": text} for text in texts] for i, texts in references.items()})
+    res = tokenizer.tokenize({i: [{"caption": text}] for i, text in results.items()})
+    expected = dict(zip(("bleu1", "bleu2", "bleu3", "bleu4"), Bleu(4).compute_score(gts, res)[0], strict=True))
+    scorers = {"meteor": Meteor(), "rouge_l": Rouge(), "cider": Cider()}
+    expected |= {name: scorer.compute_score(gts, res)[0] for name, scorer in scorers.items()}
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(100 * value, abs=1e-9), name
+    assert found["tokenizer"] == "ptb" and found["cider"] > 100
+    assert isinstance(found["spice"], float) or "python -m pycocoevalcap.spice.get_stanford_models" in found["spice"]
+
+
+def test_without_java_the_rest_is_computed_with_python_words_and_marked(references, results, monkeypatch):
+    monkeypatch.setattr(metrics.shutil, "which", lambda name: None)
+    found = metrics.caption_metrics(references, results)
+    assert found["tokenizer"] == "python"
+    assert found["cider"] == pytest.approx(cider(references, results))
+    assert all(isinstance(found[name], float) for name in ("bleu1", "bleu4", "rouge_l"))
+    assert all("install one" in found[name] for name in ("meteor", "spice"))
+    table = metrics.caption_table("test", found)
+    assert "python tokens" in table[0] and any(line.startswith("meteor: not computed") for line in table)
+    json.dumps(found)
