@@ -20,11 +20,4 @@ echo "== 3. Zero-shot retrieval: contrastive ranking, then re-ranking by the fus
 $python Retrieval.py --config configs/demo/Retrieval.yaml --output_dir $demo/zeroshot \
     --checkpoint $demo/pretrain/checkpoint_last.pth --evaluate
 
-echo "== 4. Visual question answering: fine-tuning, and what its answers are worth when it may not read the OCR words"
-start=(--checkpoint $demo/pretrain/checkpoint_last.pth)
-[ -f $demo/vqa/checkpoint_last.pth ] && start=(--resume)
-$python VQA.py --config configs/demo/VQA.yaml --output_dir $demo/vqa "${start[@]}"
-$python VQA.py --config configs/demo/VQA.yaml --output_dir $demo/vqa_without_ocr --evaluate \
-    --checkpoint $demo/vqa/checkpoint_best.pth --override data.ocr=false
-
 $python tools/report.py $demo
