@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny import TINY
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,3 +61,13 @@ def test_wrong_key_is_a_one_line_error():
         check=False,
     )
     assert done.returncode == 2 and done.stderr.startswith("error:") and done.stderr.count("\n") == 1
+
+
+def test_captions_are_timed_against_transformers_with_equal_sentences():
+    command = [sys.executable, "tools/benchmark.py", "caption", "--device", "cpu", "--override", *TINY]
+    command += "--images 2 --beams 2 --max_tokens 4 --repeats 1 --scst_steps 1".split()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["beam_search"]["equal_tokens"] == 1.0 and found["beam_search"]["tokens"] == 4
+    assert found["beam_search"]["ratio"] > 0 and 0 < found["scst"]["reward_share"] < 1

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -234,8 +236,6 @@ def data(tmp_path_factory):
             "1",
         ]
     )
-    import sys
-
     settings = [*TINY, f"data.train=[{folder / 'data/pretrain.json'}]", "data.num_workers=0", "train.epochs=1"]
     previous = sys.argv
     sys.argv = ["Pretrain.py", "--config", Pretrain.SCHEMA, "--output_dir", str(folder / "pretrain"), "--device", "cpu"]
@@ -253,14 +253,16 @@ def no_java(monkeypatch):
     monkeypatch.setattr(metrics.shutil, "which", lambda name: None)
 
 
-def caption(folder, out, *overrides, flags=(), config="configs/demo/Caption.yaml"):
+def arguments(folder, out, *overrides, flags=(), config="configs/demo/Caption.yaml") -> list[str]:
     files = [f"data.{split}=[{folder / 'data' / f'caption_{split}.json'}]" for split in ("train", "val", "test")]
     settings = ["image_size=32", "train.batch_size=6", "train.log_every=1", "train.precision=fp32", "train.epochs=2"]
     settings += ["generation.beams=2", "generation.max_tokens=8", "eval.batch_size=4", "data.bucket_batches=0"]
-    Caption.main(
-        ["--config", config, "--output_dir", str(out), "--device", "cpu", *map(str, flags), "--override", *files]
-        + [*settings, *overrides]
-    )
+    start = ["--config", config, "--output_dir", str(out), "--device", "cpu", *map(str, flags)]
+    return [*start, "--override", *files, *settings, *overrides]
+
+
+def caption(*arguments_, **options) -> None:
+    Caption.main(arguments(*arguments_, **options))
 
 
 def log_lines(run, split):
@@ -345,6 +347,35 @@ def test_a_resumed_run_ends_with_the_same_weights(data, tmp_path, monkeypatch, o
     straight, resumed = (load_checkpoint(tmp_path / name / "checkpoint_last.pth") for name in ("straight", "broken"))
     assert all(torch.equal(straight["model"][name], resumed["model"][name]) for name in straight["model"])
     assert straight["best"] == resumed["best"]
+
+
+def test_two_processes_train_and_caption_every_picture_once(data, tmp_path):
+    """Nine and seven pictures in batches of four; scst and cross-entropy reach every weight, or training would stop."""
+    overrides = ("train.epochs=1", "train.batch_size=4", "scst.samples=2", "scst.cross_entropy=0.1", "eval.spice=false")
+    options = {
+        "flags": ["--checkpoint", data / "pretrain/checkpoint_last.pth"],
+        "config": "configs/demo/Caption_scst.yaml",
+    }
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "Caption.py"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": ""}  # no Java: seconds less
+    done = subprocess.run(
+        command + arguments(data, tmp_path / "two", *overrides, **options),
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=Caption.utils.ROOT,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, split, count in (("caption_result", "test", 7), ("caption_result_val", "val", 9)):
+        ids = [entry["image_id"] for entry in json.loads((tmp_path / f"two/{name}.json").read_text())]
+        wanted = [entry["image_id"] for entry in json.loads((data / f"data/caption_{split}.json").read_text())]
+        assert ids == wanted and len(ids) == count
+    options["flags"] = ["--evaluate", "--checkpoint", tmp_path / "two/checkpoint_best.pth"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics.shutil, "which", lambda name: None)
+        caption(data, tmp_path / "one", *overrides, **options)
+    for name in ("caption_result.json", "caption_result_val.json"):
+        assert json.loads((tmp_path / "one" / name).read_text()) == json.loads((tmp_path / "two" / name).read_text())
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,13 @@
 """What the model costs, as JSON on standard output.
 
     python tools/benchmark.py params --config configs/Pretrain.yaml
+    python tools/benchmark.py caption --config configs/Pretrain.yaml --override model.image_encoder.image_size=384
 
 params: trainable parameters of the pre-training model per module and in total. The model is built without
 memory for its weights (torch's meta device): it takes seconds, fits any machine and downloads no weights.
+
+caption: captions per second of beam search (the decoder's part, given the image's tokens) beside transformers'
+`generate` on equal weights; steps per second of self-critical training and the share of the reward. Random weights.
 """
 
 import argparse
@@ -19,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 import utils  # noqa: E402
 from dataset.text import Tokenizer  # noqa: E402
 from models.pretrain import build_pretrain_model  # noqa: E402
+from tools.benchmark_caption import add_caption  # noqa: E402
 
 
 def main(argv=None):
@@ -28,6 +33,7 @@ def main(argv=None):
     params.add_argument("--config", default="configs/Pretrain.yaml", help="pre-training YAML (default: %(default)s)")
     params.add_argument("--override", nargs="*", action="extend", default=[], metavar="KEY.SUB=VALUE")
     params.set_defaults(run=run_params)
+    add_caption(commands)
     args = parser.parse_args(argv)
     print(json.dumps(args.run(args), indent=2))
 

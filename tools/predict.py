@@ -1,5 +1,6 @@
-"""Try a checkpoint on a picture of one's own.
+"""Try a checkpoint on pictures of one's own.
 
+    python tools/predict.py caption PICTURE... --checkpoint output/caption/checkpoint_best.pth
     python tools/predict.py vqa PICTURE "what is it catching?" --checkpoint output/vqa/checkpoint_best.pth \
         --objects "dog&&frisbee" --ocr "stop"
 """
@@ -12,9 +13,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from dataset.caption import prompt_text, split_labels  # noqa: E402
 from dataset.text import checkpoint_tokenizer  # noqa: E402
 from dataset.transforms import ImageError, open_image, test_transform  # noqa: E402
 from dataset.vqa import check_question, encode_questions, question_parts  # noqa: E402
+from models.caption import CaptionModel  # noqa: E402
+from models.generation import MODES  # noqa: E402
 from models.semmim import load_backbone  # noqa: E402
 from models.vqa import VQAModel  # noqa: E402
 from utils import UserError, as_config, load_config, run_main  # noqa: E402
@@ -23,9 +27,45 @@ from utils import UserError, as_config, load_config, run_main  # noqa: E402
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_caption(commands)
     add_vqa(commands)
     args = parser.parse_args(argv)
     args.run(args)
+
+
+def add_caption(commands) -> None:
+    parser = commands.add_parser("caption", help="caption pictures")
+    parser.add_argument("images", nargs="+", help="picture files")
+    parser.add_argument("--checkpoint", required=True, help="of Caption.py, or of Pretrain.py (zero-shot)")
+    parser.add_argument("--prompt", help="what the text encoder reads before (default: the checkpoint's)")
+    parser.add_argument("--objects", default="", help='object labels, such as "dog&&frisbee"')
+    options = parser.add_argument_group("generation; the default is the checkpoint's own setting, else the paper's")
+    options.add_argument("--mode", choices=MODES)
+    options.add_argument("--beams", type=int)
+    options.add_argument("--min_tokens", type=int)
+    options.add_argument("--max_tokens", type=int)
+    options.add_argument("--length_penalty", type=float)
+    options.add_argument("--top_k", type=int)
+    options.add_argument("--top_p", type=float)
+    options.add_argument("--temperature", type=float)
+    options.add_argument("--seed", type=int, default=0, help="of sampling")
+    parser.set_defaults(run=caption)
+
+
+def caption(args: argparse.Namespace) -> None:
+    """Print a line a picture: its path and its caption."""
+    backbone, rest, _ = load_backbone(args.checkpoint, decoder=True)
+    cfg = as_config(rest["config"]) if rest.get("stage") == "caption" else load_config("configs/Caption_coco.yaml")
+    given = {key: getattr(args, key) for key in cfg.generation if getattr(args, key) is not None}
+    tokenizer = checkpoint_tokenizer(cfg.text.vocab, rest["description"])
+    prompt = prompt_text(cfg.text.prompt if args.prompt is None else args.prompt, split_labels(args.objects))
+    ids, mask = tokenizer.encode([prompt], cfg.text.max_prompt_tokens)
+    model = CaptionModel(backbone, tokenizer).eval()
+    torch.manual_seed(args.seed)
+    for path in args.images:
+        image = read_picture(path, backbone.image_encoder.image_size)
+        sequences, _ = model.generate(image, ids, mask, **{**cfg.generation, **given})
+        print(f"{path}\t{tokenizer.decode_answer(sequences[0])}")
 
 
 def add_vqa(commands) -> None:

@@ -1,0 +1,170 @@
+"""`tools/benchmark.py caption`: beam search against transformers' generate, and self-critical training steps."""
+
+import argparse
+import time
+from collections.abc import Callable
+
+import torch
+
+import utils
+from Caption import CiderReward
+from dataset import scenes
+from dataset.caption import CaptionCollate
+from dataset.cider import CiderD, caption_words
+from dataset.text import Tokenizer
+from models.bert import TextDecoder
+from models.caption import CaptionModel, SelfCritical
+from models.generation import generate
+from models.semmim import build_backbone
+from optim import create_optimizer
+
+DOCUMENTS = 500  # scenes whose captions give the document frequencies
+
+
+def add_caption(commands) -> None:
+    parser = commands.add_parser("caption", help="captions per second, and self-critical training steps per second")
+    parser.add_argument("--config", default="configs/Pretrain.yaml", help="pre-training YAML (default: %(default)s)")
+    parser.add_argument("--override", nargs="*", action="extend", default=[], metavar="KEY.SUB=VALUE")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--images", type=int, default=8, help="pictures of a batch (default: %(default)s)")
+    parser.add_argument("--beams", type=int, default=5, help="beams, and samples of a training step")
+    parser.add_argument("--max_tokens", type=int, default=20, help="length of the captions (default: %(default)s)")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="runs of each; the fastest counts (default: %(default)s)"
+    )
+    parser.add_argument("--scst_steps", type=int, default=3, help="training steps, 0: none (default: %(default)s)")
+    parser.set_defaults(run=run_caption)
+
+
+@torch.random.fork_rng()
+def run_caption(args: argparse.Namespace) -> dict:
+    """{"beam_search": {...}, "scst": {...}} for a model of the configuration's size with random weights."""
+    device = utils.init_distributed(args.device)
+    overrides = [*args.override, "model.image_encoder.weights=random", "model.bert.weights=random"]
+    cfg = utils.load_config(args.config, overrides, schema="configs/Pretrain.yaml", optional=("mim.inject_from",))
+    tokenizer = Tokenizer(cfg.text.vocab, cfg.text.sep)
+    torch.manual_seed(0)
+    model = CaptionModel(build_backbone(cfg, mlm_head=False)[0], tokenizer).to(device)
+    result = {"config": str(args.config), "device": str(device), "threads": torch.get_num_threads()}
+    result["beam_search"] = time_beam_search(model.eval(), args, device)
+    if args.scst_steps:
+        result["scst"] = time_scst(model.train(), tokenizer, cfg, args, device)
+    return result
+
+
+def time_beam_search(model: CaptionModel, args: argparse.Namespace, device) -> dict:
+    """Ours and transformers' on the same decoder weights and memory, one after the other; equal sentences."""
+    from transformers import DynamicCache, EncoderDecoderCache
+
+    decoder, image_encoder = model.backbone.decoder, model.backbone.image_encoder
+    memory = torch.randn(args.images, 2 + image_encoder.num_patches, decoder.width, device=device)
+    mask = torch.ones(memory.shape[:2], dtype=torch.int64, device=device)
+    theirs = transformers_decoder(decoder).to(device)
+    start = torch.full((args.images, 1), model.ids["cls_id"], device=device)
+
+    def ours():
+        options = {"beams": args.beams, "max_tokens": args.max_tokens}
+        return generate(decoder, memory, mask, **model.ids, **options)[0]
+
+    @torch.no_grad()
+    def reference():
+        return theirs.generate(
+            input_ids=start,
+            encoder_hidden_states=memory,
+            encoder_attention_mask=mask,
+            past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()),
+            num_beams=args.beams,
+            do_sample=False,
+            min_new_tokens=1,
+            max_new_tokens=args.max_tokens,
+            bos_token_id=model.ids["cls_id"],
+            eos_token_id=model.ids["sep_id"],
+            pad_token_id=model.ids["pad_id"],
+        )[:, 1:]
+
+    seconds, sentences = {}, {}
+    for name, function in (("ours", ours), ("transformers", reference)):
+        sentences[name] = function()  # warm up
+    for _ in range(args.repeats):  # in turns, so that both meet the same load of the machine
+        for name, function in (("ours", ours), ("transformers", reference)):
+            seconds[name] = min(seconds.get(name, float("inf")), timed(function, device))
+    same = (sentences["ours"][:, : sentences["transformers"].shape[1]] == sentences["transformers"]).float().mean()
+    return {
+        "images": args.images,
+        "memory_tokens": memory.shape[1],
+        "beams": args.beams,
+        "tokens": sentences["ours"].shape[1],
+        "captions_per_second": round(args.images / seconds["ours"], 3),
+        "captions_per_second_transformers": round(args.images / seconds["transformers"], 3),
+        "ratio": round(seconds["transformers"] / seconds["ours"], 2),
+        "equal_tokens": round(float(same), 4),
+    }
+
+
+def transformers_decoder(decoder: TextDecoder) -> torch.nn.Module:
+    """transformers' BertLMHeadModel with cross-attention and the weights of ours."""
+    from transformers import BertConfig, BertLMHeadModel
+
+    shape = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings")
+    shape = {key: getattr(decoder.config, key) for key in (*shape, "type_vocab_size", "layer_norm_eps")}
+    layers = len(decoder.encoder.layer)
+    config = BertConfig(**shape, num_hidden_layers=layers, is_decoder=True, add_cross_attention=True)
+    model = BertLMHeadModel(config).eval()
+    own = decoder.state_dict()
+    state = {key: own.get(key.removeprefix("bert."), value) for key, value in model.state_dict().items()}
+    words = own["embeddings.word_embeddings.weight"]  # transformers names the tied tensors twice
+    state |= {"cls.predictions.decoder.weight": words, "cls.predictions.decoder.bias": own["cls.predictions.bias"]}
+    model.load_state_dict(state)
+    return model
+
+
+def time_scst(model: CaptionModel, tokenizer: Tokenizer, cfg, args: argparse.Namespace, device) -> dict:
+    """Whole training steps (forward, generation, reward, backward, AdamW) on random pictures, references of scenes."""
+    references = [scenes.captions(scenes.make_scene(0, index)) for index in range(max(DOCUMENTS, args.images))]
+    frequencies = CiderD.from_references([caption_words(text) for text in texts] for texts in references)
+    objective = SelfCritical(
+        CiderReward(tokenizer, frequencies), mode="sample", samples=args.beams, max_tokens=args.max_tokens
+    )
+    size = cfg.model.image_encoder.image_size
+    samples = [
+        {
+            "image": torch.randn(3, size, size),
+            "caption": texts[0],
+            "prompt": "",
+            "references": texts,
+            "path": "",
+            "bad": [],
+        }
+        for texts in references[: args.images]
+    ]
+    batch = utils.to_device(CaptionCollate(tokenizer, args.max_tokens, 25)(samples), device)
+    optimizer = create_optimizer(model, lr=1e-6, lr_vit=1e-6, weight_decay=0.02)
+    precision = utils.resolve_precision("auto" if device.type == "cuda" else "fp32", device)
+
+    def step():
+        with utils.autocast(device, precision):
+            loss, _ = model(batch, objective)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    step()  # warm up
+    objective.reward_seconds = 0.0
+    seconds = sum(timed(step, device) for _ in range(args.scst_steps))
+    return {
+        "images": args.images,
+        "samples": args.beams,
+        "steps_per_second": round(args.scst_steps / seconds, 4),
+        "reward_share": round(objective.reward_seconds / seconds, 4),
+    }
+
+
+def timed(function: Callable, device) -> float:
+    """Seconds of one call."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
