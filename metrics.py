@@ -173,11 +173,16 @@ def _ptb_tokens(references: Mapping, results: Mapping) -> tuple[dict, dict] | No
 
 def _by_java(scorer, tokens: tuple[dict, dict]) -> float | str:
     """A scorer that runs a Java program: its score in percent, or why there is none."""
+    program = None
     try:
-        return 100 * float(scorer().compute_score(*tokens)[0])
+        program = scorer()
+        return 100 * float(program.compute_score(*tokens)[0])
     except (OSError, ValueError, subprocess.SubprocessError) as error:
+        lock = getattr(program, "lock", None)
+        if lock is not None and lock.locked():
+            lock.release()  # pycocoevalcap's METEOR keeps it after an error, and its destructor would wait for ever
         reason = " ".join(str(error).split())[:100]
-        return f"not computed: its Java program failed ({reason}); it was written for Java 8"
+        return f"not computed: its Java program failed ({reason}); it needs Java 8 or newer and a path without spaces"
 
 
 def caption_table(split: str, numbers: Mapping, domains: Sequence[str] = ()) -> list[str]:
