@@ -12,7 +12,7 @@ import torch
 from tiny import NO_DROPOUT, draws_part, make_batch, make_draws, tiny_model
 
 from optim import create_optimizer
-from utils import all_reduce_sum, init_distributed, is_main, rank, unwrap, world_size, wrap_ddp
+from utils import all_reduce_sum, init_distributed, is_main, rank, run_main, unwrap, world_size, wrap_ddp
 
 GLOBAL_BATCH, STEPS = 8, 5
 
@@ -47,4 +47,4 @@ def main(out: str, groups: str, *overrides: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_main(lambda: main(*sys.argv[1:]))  # which also ends the process group in order
