@@ -286,7 +286,7 @@ class Captioner:
         if any(dataset.references):
             self.run.info(f"{split}: judging {len(captions)} captions")
             numbers |= metrics.caption_metrics(*judged(dataset, captions), spice=self.cfg.eval.spice)
-            domains = [domain for domain in ("in", "near", "out") if domain in dataset.domains]
+            domains = [domain for domain in metrics.DOMAINS if domain in dataset.domains]
             for domain in domains:
                 subset = judged(dataset, captions, domain)
                 numbers[domain] = {"images": len(subset[1])}

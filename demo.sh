@@ -8,6 +8,12 @@ setup_venv requirements.txt
 python=.venv/bin/python
 demo=output/demo
 
+fine_tune() {  # script, its configuration, the run's folder, the checkpoint to start from
+    local from=(--checkpoint "$demo/$4")
+    [ -f "$demo/$3/checkpoint_last.pth" ] && from=(--resume)
+    $python "$1" --config "configs/demo/$2" --output_dir "$demo/$3" "${from[@]}"
+}
+
 echo "== 1. Data: pictures of simple scenes, captions, questions, boxes"
 $python tools/make_demo_data.py --output $demo/data --train 8000 --val 300 --test 600 --size 64
 
@@ -19,5 +25,9 @@ $python Pretrain.py --config configs/demo/Pretrain.yaml --output_dir $demo/pretr
 echo "== 3. Zero-shot retrieval: contrastive ranking, then re-ranking by the fusion encoder"
 $python Retrieval.py --config configs/demo/Retrieval.yaml --output_dir $demo/zeroshot \
     --checkpoint $demo/pretrain/checkpoint_last.pth --evaluate
+
+echo "== 4. Captioning: cross-entropy, then CIDEr (configs/demo/Caption.yaml, Caption_scst.yaml)"
+fine_tune Caption.py Caption.yaml caption pretrain/checkpoint_last.pth
+fine_tune Caption.py Caption_scst.yaml caption_scst caption/checkpoint_best.pth
 
 $python tools/report.py $demo

@@ -86,6 +86,7 @@ def retrieval_table(split: str, numbers: dict) -> str:
 
 # ------------------------------------------------------------------------------------------------------- captioning
 
+DOMAINS = ("in", "near", "out")  # of NoCaps: how far a picture's objects are from MSCOCO's
 CAPTION_COLUMNS = ("bleu1", "bleu2", "bleu3", "bleu4", "meteor", "rouge_l", "cider", "spice")
 NO_JAVA = "not computed: it needs Java; install one (Debian, Ubuntu: apt install default-jre-headless)"
 NO_SPICE = (

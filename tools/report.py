@@ -10,17 +10,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from metrics import retrieval_table, vqa_table  # noqa: E402
+from metrics import DOMAINS, caption_table, retrieval_table, vqa_table  # noqa: E402
 from utils import UserError, run_main  # noqa: E402
 
 FILES = {  # what a user looks for, in the order of the report
     "checkpoint": "checkpoint_last.pth",
+    "best": "checkpoint_best.pth",
     "pictures": "pictures",
     "TensorBoard": "tensorboard",
     "log": "log.jsonl",
     "numbers": "metrics.json",
     "rankings": "retrieval_result.json",
     "answers": "vqa_result.json",
+    "captions": "caption_result.json",
 }
 TEACHER = {
     "teacher/cls_batch_entropy": "entropy of the teacher's batch-mean distribution, [CLS]",
@@ -43,27 +45,37 @@ def main() -> None:
 
 
 def training_lines(run: Path) -> list[str]:
-    """First and last logged value of every loss, and whether the teacher still uses its patterns."""
+    """First and last logged value of every loss, validations, and whether the teacher still uses its patterns."""
     log = run / "log.jsonl"
     lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    steps = [entry for entry in map(json.loads, lines) if entry.get("split") == "train"]
+    entries = [json.loads(line) for line in lines]
+    steps = [entry for entry in entries if entry.get("split") == "train"]
     if not steps:
         return []
     first, last = steps[0], steps[-1]
     result = [f"step {last['step']}, {last.get('pairs_per_second') or 0:.0f} pairs/s"]
     for key in [key for key in last if key == "loss" or key.startswith("loss/")]:
         result.append(f"{key:12} {first.get(key):8.3f} -> {last[key]:8.3f}")
+    if "reward" in last:
+        result.append(f"{'reward':12} {first['reward']:8.3f} -> {last['reward']:8.3f}")
+    validated = [f"{entry['cider']:.1f} (step {entry['step']})" for entry in entries if "cider" in entry]
+    if validated:
+        result.append(f"val CIDEr    {', '.join(validated)}")
     result += [f"{last[key]:8.2f}  {meaning}" for key, meaning in TEACHER.items() if last.get(key) is not None]
     return result
 
 
 def evaluation_lines(run: Path) -> list[str]:
-    """Each split's recalls, a line a stage, with what chance gives, or accuracies, with what constant answers give."""
+    """Each split's table: recalls with what chance gives, accuracies with what constant answers give, or captioning."""
     path = run / "metrics.json"
     numbers = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     result = []
     for split, values in numbers.items():
-        if isinstance(values, dict) and ("accuracy" in values or "itc_tr_r1" in values):
+        if not isinstance(values, dict):
+            continue
+        if "cider" in values:
+            result += caption_table(split, values, [name for name in DOMAINS if name in values])
+        elif "accuracy" in values or "itc_tr_r1" in values:
             table = vqa_table if "accuracy" in values else retrieval_table
             result += table(split, values).splitlines()
     return result
