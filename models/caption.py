@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.generation import check_options, generate, written_length
+from models.generation import check_options, generate, written_tokens
 from models.losses import IGNORE, fp32, global_mean, token_loss
 from models.semmim import SemMIM
 from utils import UserError
@@ -58,10 +59,14 @@ class CaptionModel(nn.Module):
         memory, memory_mask = self.encode(batch["image"], batch["prompt_ids"], batch["prompt_mask"])
         return objective(self, batch, memory, memory_mask)
 
-    def logits(self, input_ids: Tensor, projected: list, memory_mask: Tensor) -> Tensor:
-        """Scores of the next tokens, [R, T, V]; R a multiple of the images, an image's rows side by side."""
+    def logits(self, input_ids: Tensor, said: Tensor, projected: list, memory_mask: Tensor) -> Tensor:
+        """Scores of the next token at the N positions where `said` is True, in the order of the rows: [N, V] float32.
+
+        input_ids, said: [R, T]; R a multiple of the images, an image's rows side by side. Nothing is computed over
+        the vocabulary for padding.
+        """
         hidden = self.backbone.decoder(input_ids, memory=projected, memory_mask=memory_mask)
-        return self.backbone.decoder.lm_logits(hidden)
+        return fp32(self.backbone.decoder.lm_logits(hidden[said]))
 
 
 class CrossEntropy:
@@ -79,12 +84,11 @@ class CrossEntropy:
         self, model: CaptionModel, batch: dict, projected: list, memory_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(loss, share of tokens that the model ranks first)"""
-        target = batch["target"]  # [B, T]
-        logits = fp32(model.logits(batch["input_ids"], projected, memory_mask))  # [B, T, V]
-        said = target != IGNORE
-        total = token_loss(logits.flatten(0, 1), target.flatten(), self.label_smoothing)
-        right = (logits.argmax(-1) == target) & said
-        return global_mean(total, said.sum()), right.sum() / said.sum().clamp(min=1)
+        said = batch["target"] != IGNORE  # [B, T]
+        target = batch["target"][said]  # [N]
+        logits = model.logits(batch["input_ids"], said, projected, memory_mask)  # [N, V]
+        right = (logits.argmax(-1) == target).float().mean()
+        return global_mean(token_loss(logits, target, self.label_smoothing), said.sum()), right
 
 
 class SelfCritical:
@@ -128,13 +132,14 @@ class SelfCritical:
 
         projected = model.backbone.decoder.project_memory(memory)
         inputs = torch.cat([sequences.new_full((len(sequences), 1), model.ids["cls_id"]), sequences[:, :-1]], 1)
-        logits = model.logits(inputs, projected, memory_mask)  # [B * n, T, V]
-        log_probs = sentence_log_probs(logits, sequences, model.ids["sep_id"], self.min_tokens)
+        said = written_tokens(sequences, model.ids["sep_id"])  # [B * n, T]
+        logits = model.logits(inputs, said, projected, memory_mask)  # [N, V]
+        log_probs = sentence_log_probs(logits, sequences, said, model.ids["sep_id"], self.min_tokens)
         loss = self_critical_loss(log_probs.view_as(rewards), rewards, baseline)
         logs = {
             "reward": rewards.mean(),
             "reward_spread": rewards.std(dim=1, unbiased=False).mean(),
-            "tokens": written_length(sequences, model.ids["sep_id"]).float().mean(),
+            "tokens": said.sum(1).float().mean(),
         }
         if self.cross_entropy:
             extra, _ = CrossEntropy().of_captions(model, batch, projected, memory_mask)
@@ -176,16 +181,16 @@ def self_critical_loss(log_probs: Tensor, rewards: Tensor, baseline: Tensor) -> 
     return -((rewards - baseline) * log_probs).mean()
 
 
-def sentence_log_probs(logits: Tensor, sequences: Tensor, sep_id: int, min_tokens: int = 0) -> Tensor:
+def sentence_log_probs(logits: Tensor, sequences: Tensor, said: Tensor, sep_id: int, min_tokens: int = 0) -> Tensor:
     """Log-probability of whole sentences under the policy that drew them, [SEP] included.
 
-    logits: [R, T, V]; sequences: [R, T], padded after [SEP]; min_tokens: [SEP] could not be drawn before. -> [R]
+    logits: [N, V] float32 at the N True entries of said [R, T]; sequences: [R, T]; min_tokens: the tokens before
+    which [SEP] could not be drawn, so that its probability belongs to the others. -> [R]
     """
-    logits = fp32(logits)
-    early = torch.arange(logits.shape[1], device=logits.device) < min_tokens  # [T]
-    forbidden = early[:, None] & (torch.arange(logits.shape[2], device=logits.device) == sep_id)  # [T, V]
-    log_probs = logits.masked_fill(forbidden, -torch.inf).log_softmax(-1)
-    chosen = log_probs.gather(2, sequences[..., None])[..., 0]  # [R, T]
-    position = torch.arange(sequences.shape[1], device=sequences.device)
-    said = position < written_length(sequences, sep_id)[:, None]
-    return chosen.masked_fill(~said, 0.0).sum(1)
+    token = sequences[said]  # [N]
+    log_p = -F.cross_entropy(logits, token, reduction="none")
+    early = said.nonzero()[:, 1] < min_tokens  # [N]
+    normaliser = logits.gather(1, token[:, None])[:, 0] - log_p
+    sep = (logits[:, sep_id] - normaliser).clamp(max=-1e-6).exp()  # its probability
+    log_p = log_p - torch.where(early, torch.log1p(-sep), 0.0)
+    return log_p.new_zeros(said.shape).masked_scatter(said, log_p).sum(1)

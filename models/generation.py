@@ -77,8 +77,7 @@ def generate(
         def choose(log_probs: Tensor) -> Tensor:  # [R, V] -> [R]
             if mode == "greedy":
                 return log_probs.argmax(-1)
-            kept = filter_logits(log_probs, top_k, top_p, temperature)
-            return torch.multinomial(kept.softmax(-1), 1, generator=generator)[:, 0]
+            return draw(filter_logits(log_probs, top_k, top_p, temperature), generator)
 
         return write_rows(rows, choose, sep_id, pad_id, min_tokens, max_tokens, length_penalty, num_return)
     finally:
@@ -258,7 +257,7 @@ def beam_search(
 
     result[images], result_scores[images] = found[:, :num_return], found_scores[:, :num_return]
     result = result.flatten(0, 1)
-    return result[:, : int(written_length(result, sep_id).max())], result_scores.flatten()
+    return result[:, : int(written_tokens(result, sep_id).sum(1).max())], result_scores.flatten()
 
 
 def best_continuations(log_probs: Tensor, running: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -273,10 +272,10 @@ def best_continuations(log_probs: Tensor, running: Tensor, count: int) -> tuple[
     return scores, best // each, tokens.view(images, -1).gather(1, best)
 
 
-def written_length(sequences: Tensor, sep_id: int) -> Tensor:
-    """[R, T] padded after [SEP] -> [R] tokens up to [SEP], all of them where there is none."""
-    after = (sequences == sep_id).cumsum(1) - (sequences == sep_id).long()  # [R, T] 1 behind the first [SEP]
-    return (after == 0).sum(1)
+def written_tokens(sequences: Tensor, sep_id: int) -> Tensor:
+    """[R, T] padded after [SEP] -> [R, T] bool, True up to [SEP], everywhere where there is none"""
+    ends = sequences == sep_id
+    return ends.cumsum(1) - ends.long() == 0
 
 
 def take(rows: Tensor, index: Tensor) -> Tensor:
@@ -301,3 +300,17 @@ def filter_logits(logits: Tensor, top_k: int, top_p: float, temperature: float) 
         outside = probs.cumsum(-1) - probs >= top_p  # the first token always stays
         logits = logits.masked_fill(outside.gather(1, order.argsort(dim=-1)), -torch.inf)
     return logits
+
+
+def draw(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """One token a row with the probabilities softmax(logits), [R, V] -> [R].
+
+    By one uniform number a row and the cumulated probabilities; torch.multinomial takes one for every entry, which
+    on a CPU was half the time of self-critical training (320 rows, 30,522 tokens).
+    """
+    cumulated = logits.softmax(-1).cumsum(-1)  # [R, V]
+    total = cumulated[:, -1:]
+    uniform = torch.rand(total.shape, device=logits.device, generator=generator) * total
+    # below the total whatever rounding does: the first entry above is then a token of positive probability
+    uniform = torch.minimum(uniform, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulated, uniform, right=True)[:, 0]

@@ -65,7 +65,10 @@ def test_cross_entropy_is_the_mean_over_all_tokens_and_leaves_unused_parts_alone
     model, batch = tiny_captioner(), caption_batch()
     loss, logs = model(batch, CrossEntropy(smoothing))
     memory, mask = model.encode(batch["image"], batch["prompt_ids"], batch["prompt_mask"])
-    logits = model.logits(batch["input_ids"], model.backbone.decoder.project_memory(memory), mask)
+    projected = model.backbone.decoder.project_memory(memory)
+    logits = model.backbone.decoder.lm_logits(
+        model.backbone.decoder(batch["input_ids"], memory=projected, memory_mask=mask)
+    )
     log_probs = logits.log_softmax(-1)
     said = batch["target"] != IGNORE
     right = log_probs.gather(2, batch["target"].clamp(min=0)[..., None])[..., 0]
@@ -99,7 +102,9 @@ def test_the_self_critical_loss_equals_the_hand_formula():
         ids = ids[: ids.index(TOKENIZER.sep_id) + 1] if TOKENIZER.sep_id in ids else ids
         image = slice(row // 3, row // 3 + 1)
         projected = model.backbone.decoder.project_memory(memory[image])
-        logits = model.logits(torch.tensor([[TOKENIZER.cls_id, *ids[:-1]]]), projected, mask[image])[0]
+        inputs = torch.tensor([[TOKENIZER.cls_id, *ids[:-1]]])
+        hidden = model.backbone.decoder(inputs, memory=projected, memory_mask=mask[image])
+        logits = model.backbone.decoder.lm_logits(hidden)[0]
         logits[:2, TOKENIZER.sep_id] = -torch.inf
         log_p = logits.log_softmax(-1)[torch.arange(len(ids)), torch.tensor(ids)].sum()
         total = total - (r - b) * log_p / 6
@@ -126,12 +131,13 @@ def test_with_a_greedy_baseline_the_greedy_sentence_is_judged_and_subtracted():
 def test_the_expected_reward_of_a_toy_decoder_rises():
     """The gradient of the loss is that of the expected reward: over all sentences of three tokens it is enumerated."""
     torch.manual_seed(0)
-    logits = nn.Parameter(torch.randn(3, 4))  # a decoder that ignores its input: 3 positions, 4 tokens, none is [SEP]
+    logits = nn.Parameter(torch.randn(3, 4))  # a decoder that ignores its input: 3 positions, 4 tokens, all said
     every = torch.cartesian_prod(*[torch.arange(4)] * 3)  # [64, 3]
     reward = torch.rand(64)
 
     def log_probs(sentences):
-        return sentence_log_probs(logits[None].expand(len(sentences), -1, -1), sentences, sep_id=9)
+        said = torch.ones(len(sentences), 3, dtype=torch.bool)
+        return sentence_log_probs(logits.repeat(len(sentences), 1), sentences, said, sep_id=3)
 
     def expected():
         return (log_probs(every).exp() * reward).sum()
