@@ -58,9 +58,12 @@ def training_lines(run: Path) -> list[str]:
         result.append(f"{key:12} {first.get(key):8.3f} -> {last[key]:8.3f}")
     if "reward" in last:
         result.append(f"{'reward':12} {first['reward']:8.3f} -> {last['reward']:8.3f}")
-    validated = [f"{entry['cider']:.1f} (step {entry['step']})" for entry in entries if "cider" in entry]
+    validated = [
+        entry for entry in entries if entry.get("split") == "val" and "cider" in entry and "bleu4" not in entry
+    ]
     if validated:
-        result.append(f"val CIDEr    {', '.join(validated)}")
+        shown = (f"{entry['cider']:.1f} (step {entry['step']})" for entry in validated)
+        result.append(f"{'val CIDEr':12} {', '.join(shown)}")
     result += [f"{last[key]:8.2f}  {meaning}" for key, meaning in TEACHER.items() if last.get(key) is not None]
     return result
 
