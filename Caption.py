@@ -201,7 +201,7 @@ class CiderReward:
 
     def __call__(self, sequences: torch.Tensor, references: list[list[str]]) -> torch.Tensor:
         """[R, T] token ids, the captions of B images -> [R]"""
-        words = [caption_words(self.tokenizer.decode_answer(row)) for row in sequences.tolist()]
+        words = [caption_words(self.tokenizer.decode_caption(row)) for row in sequences.tolist()]
         each = len(words) // len(references)
         candidates = [words[i * each : (i + 1) * each] for i in range(len(references))]
         return torch.from_numpy(
@@ -257,7 +257,7 @@ class Captioner:
             ids, mask = (x.to(self.device) for x in self.tokenizer.encode(prompts, self.cfg.text.max_prompt_tokens))
             with utils.autocast(self.device, self.precision):
                 sequences, _ = model.generate(images.to(self.device), ids, mask, **self.cfg.generation)
-            texts = [self.tokenizer.decode_answer(row) for row in sequences.tolist()]
+            texts = [self.tokenizer.decode_caption(row) for row in sequences.tolist()]
             found += zip(indices.tolist(), texts, strict=True)
             progress.advance(len(texts))
         progress.close()

@@ -85,22 +85,27 @@ class Tokenizer:
         """Token ids [L] to text: special tokens dropped, word pieces joined."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
-    def decode_answer(self, ids: Sequence[int] | Tensor) -> str:
+    def decode_caption(self, ids: Sequence[int] | Tensor) -> str:
         """`decode`, with marks inside words joined again: 10:30 and men's, not 10 : 30 and men ' s."""
         text = self.decode(ids)
         for pattern, replacement in INSIDE_WORDS:
             text = pattern.sub(replacement, text)
         return text.strip()
 
+    def decode_answer(self, ids: Sequence[int] | Tensor) -> str:
+        """`decode_caption`, and b&w without spaces."""
+        return AMPERSAND.sub("&", self.decode_caption(ids))
+
 
 # Where word pieces were cut inside what is written as one word: (pattern, replacement) in order.
 INSIDE_WORDS = (
     (re.compile(r"(?<=\w) ?' ?(?=\w)|(?<=s) '(?= |$)"), "'"),  # men's, o'clock, dogs'
     (re.compile(r"(?<=\d) ?([:.,/]) ?(?=\d)"), r"\1"),  # 10:30, 3.5, 1,000, 1/2
-    (re.compile(r"(?<=\w) ?([-/&]) ?(?=\w)"), r"\1"),  # t-shirt, and/or, b&w
+    (re.compile(r"(?<=\w) ?([-/]) ?(?=\w)"), r"\1"),  # t-shirt, and/or
     (re.compile(r"(?<=\w) ?\. (?=\w ?\.)"), "."),  # u.s.a.
-    (re.compile(r" (?=[.,!?%])|(?<=[$#]) "), ""),  # yes! 50% $5 #1
+    (re.compile(r" (?=[.,:;!?%])|(?<=[$#]) "), ""),  # yes! 50% $5 #1
 )
+AMPERSAND = re.compile(r"(?<=\w) ?& ?(?=\w)")  # b&w, in answers; in captions it stands for the word
 
 
 def checkpoint_tokenizer(vocab: str | Path, description: dict) -> Tokenizer:

@@ -91,3 +91,10 @@ def test_a_file_that_is_no_bert_vocabulary_is_named(tmp_path):
     (tmp_path / "vocab.txt").write_text("hello\nworld\n")
     with pytest.raises(UserError, match=r"vocab.txt lacks \[PAD\]"):
         Tokenizer(tmp_path / "vocab.txt")
+
+
+def test_captions_and_answers_are_written_as_people_write(tokenizer):
+    ids, _ = tokenizer.encode(["a man & a woman's t-shirt: 3.5, isn't it?"], 40)
+    assert tokenizer.decode_caption(ids[0]) == "a man & a woman's t-shirt: 3.5, isn't it?"
+    ids, _ = tokenizer.encode(["b & w"], 40)
+    assert tokenizer.decode_answer(ids[0]) == "b&w"

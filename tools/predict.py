@@ -65,7 +65,7 @@ def caption(args: argparse.Namespace) -> None:
     for path in args.images:
         image = read_picture(path, backbone.image_encoder.image_size)
         sequences, _ = model.generate(image, ids, mask, **{**cfg.generation, **given})
-        print(f"{path}\t{tokenizer.decode_answer(sequences[0])}")
+        print(f"{path}\t{tokenizer.decode_caption(sequences[0])}")
 
 
 def add_vqa(commands) -> None:
