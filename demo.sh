@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# SemMIM from nothing to numbers on the built-in demo scenes: about twenty minutes on two CPU cores, no download but pip's.
+# SemMIM from nothing to numbers on the built-in demo scenes, on two CPU cores, without a download but pip's.
 # A second run continues an interrupted one and repeats only the evaluation; remove output/demo to start afresh.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
