@@ -31,7 +31,6 @@ from dataset.cider import CiderD, caption_words, cider
 from dataset.text import checkpoint_tokenizer
 from models.caption import CaptionModel, CrossEntropy, SelfCritical
 from models.generation import check_options
-from models.retrieval import Progress, eval_batches
 from models.semmim import load_backbone
 from Pretrain import create_optimization
 
@@ -246,11 +245,13 @@ class Captioner:
         model.eval()
         loader = DataLoader(
             dataset,
-            batch_sampler=eval_batches(len(dataset), self.cfg.eval.batch_size),
+            batch_sampler=utils.eval_batches(len(dataset), self.cfg.eval.batch_size),
             num_workers=self.cfg.data.num_workers,
             pin_memory=self.device.type == "cuda",
         )
-        progress = Progress(f"captioning {split}", "pictures", -(-len(dataset) // utils.world_size()), self.run.info)
+        progress = utils.ProgressLine(
+            f"captioning {split}", "pictures", -(-len(dataset) // utils.world_size()), self.run.info
+        )
         found = []
         for images, indices in loader:
             prompts = [dataset.prompts[i] for i in indices.tolist()]

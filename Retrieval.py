@@ -20,7 +20,7 @@ import metrics
 import utils
 from dataset import create_dataset
 from dataset.text import checkpoint_tokenizer
-from models import retrieval
+from models import ranking
 from models.semmim import load_backbone
 
 SCHEMA = "configs/Retrieval_coco.yaml"
@@ -88,11 +88,11 @@ def evaluate_split(backbone, tokenizer, dataset, cfg, device, precision, log):
     input_ids, attention_mask = tokenizer.encode(dataset.captions, cfg.text.max_tokens)
     loader = DataLoader(
         dataset,
-        batch_sampler=retrieval.eval_batches(len(dataset.images), cfg.eval.batch_size),
+        batch_sampler=utils.eval_batches(len(dataset.images), cfg.eval.batch_size),
         num_workers=cfg.data.num_workers,
         pin_memory=device.type == "cuda",
     )
-    ranks, rankings = retrieval.evaluate(
+    ranks, rankings = ranking.evaluate(
         backbone,
         loader,
         input_ids,

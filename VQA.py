@@ -22,7 +22,6 @@ from dataset import create_dataset, create_loader
 from dataset.text import checkpoint_tokenizer
 from dataset.vqa import EvalBatches, VQACollate, encode_answers, read_answer_list
 from models.generation import check_options
-from models.retrieval import Progress
 from models.semmim import load_backbone
 from models.vqa import VQAModel
 from optim import create_optimizer
@@ -219,7 +218,7 @@ class Answerer:
             num_workers=self.cfg.data.num_workers,
             pin_memory=self.device.type == "cuda",
         )
-        progress = Progress(
+        progress = utils.ProgressLine(
             f"answering {label}", "questions", -(-len(batches.dataset) // utils.world_size()), self.run.info
         )
         found = []

@@ -20,7 +20,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -293,6 +293,16 @@ def gather_objects(item) -> list:
     return items
 
 
+def eval_batches(num_items: int, batch_size: int, order: Sequence[int] | None = None) -> list[list[int]]:
+    """Index lists of this rank: the items (in `order`, if given) cut into batches, every world-size-th batch.
+
+    The cut does not depend on the number of ranks; over all ranks every item occurs exactly once.
+    """
+    order = list(range(num_items)) if order is None else list(order)
+    batches = [order[start : start + batch_size] for start in range(0, num_items, batch_size)]
+    return batches[rank() :: world_size()]
+
+
 def wrap_ddp(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     """The model in DistributedDataParallel if there are several processes; it starts from rank 0's values."""
     if world_size() == 1:
@@ -491,6 +501,36 @@ def run_main(main: Callable[[], object]) -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
     sys.exit(code)
+
+
+class ProgressLine:
+    """A line with done/total, speed and time left, every `interval` seconds, counted on this rank."""
+
+    def __init__(self, label: str, unit: str, total: int, log: Callable | None, interval: float = 10.0):
+        self.label, self.unit, self.total, self.interval = label, unit, total, interval
+        self.log = log or (lambda line: None)
+        self.done, self.start = 0, time.perf_counter()
+        self.last = self.start
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        now = time.perf_counter()
+        if now - self.last >= self.interval:
+            self.last = now
+            speed = self.done / (now - self.start)
+            left = max(self.total - self.done, 0) / max(speed, 1e-9)
+            self.log(f"{self.label}: {self.done:,}/{self.total:,} {self.unit}, {speed:,.0f}/s, {_clock(left)} left")
+
+    def close(self) -> None:
+        seconds = time.perf_counter() - self.start
+        speed = self.done / max(seconds, 1e-9)
+        self.log(f"{self.label}: {self.done:,} {self.unit} in {_clock(seconds)}, {speed:,.0f}/s")
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
 # ---------------------------------------------------------------------------------- random state, precision
@@ -834,8 +874,7 @@ def _log(run: Run, window: _Window, progress: Progress, optimizer, train_cfg: Co
     shown = " ".join(f"{key} {values[key]:.3g}" for key in [*window.values, "grad_norm", *rates] if "/" not in key)
     place = f"epoch {progress.epoch + 1}/{train_cfg.epochs} step {progress.step}/{progress.total_steps}"
     speed = f"{values['pairs_per_second']:.1f} pairs/s, data {values['data_wait']:.0%}"
-    left = f"{int(eta) // 3600}:{int(eta) // 60 % 60:02}:{int(eta) % 60:02}"
-    run.info(f"{place}  {shown}  | {speed}, {values['memory_gib']:.1f} GiB, ETA {left}")
+    run.info(f"{place}  {shown}  | {speed}, {values['memory_gib']:.1f} GiB, ETA {_clock(eta)}")
     window.restart()
 
 

@@ -13,7 +13,7 @@ from torch import nn
 import metrics
 import Retrieval
 import utils
-from models import retrieval
+from models import ranking
 from models.semmim import SemMIM
 
 CPU = torch.device("cpu")
@@ -45,27 +45,27 @@ def test_ranks_equal_brute_force_with_ties_and_several_captions(levels):
         positive = image_of_text[None] == torch.arange(20)[:, None]
         for s, p in ((scores, positive), (scores.T, positive.T)):
             expected = [oracle_rank(row.tolist(), hits.tolist()) for row, hits in zip(s, p, strict=True)]
-            assert retrieval.positive_ranks(s, p).tolist() == expected
+            assert ranking.positive_ranks(s, p).tolist() == expected
 
 
 def test_constant_scores_reach_no_more_than_index_order():
     positive = torch.eye(50, dtype=torch.bool)
-    assert retrieval.positive_ranks(torch.zeros(50, 50), positive).tolist() == list(range(50))
+    assert ranking.positive_ranks(torch.zeros(50, 50), positive).tolist() == list(range(50))
 
 
 def test_query_without_positive_is_a_miss():
-    ranks = retrieval.positive_ranks(torch.rand(2, 3), torch.zeros(2, 3, dtype=torch.bool))
+    ranks = ranking.positive_ranks(torch.rand(2, 3), torch.zeros(2, 3, dtype=torch.bool))
     assert metrics.recall_at_k(ranks, 10) == 0.0  # also with fewer than ten candidates
 
 
 def test_nan_scores_are_refused():
     with pytest.raises(ValueError, match="NaN"):
-        retrieval.positive_ranks(torch.tensor([[0.0, torch.nan]]), torch.tensor([[True, False]]))
+        ranking.positive_ranks(torch.tensor([[0.0, torch.nan]]), torch.tensor([[True, False]]))
 
 
 def test_reranked_ranks_are_places_among_the_candidates_or_else_the_fast_ranks():
     positive = torch.tensor([[False, True, True], [False, False, False], [True, False, False]])
-    assert retrieval.reranked_positive_ranks(positive, torch.tensor([0, 7, 2])).tolist() == [1, 7, 0]
+    assert ranking.reranked_positive_ranks(positive, torch.tensor([0, 7, 2])).tolist() == [1, 7, 0]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ def table_case(seed, num_images=13, levels=None):
 
 def image_batches(num_images, batch_size, size=1):
     """This rank's batches of pictures that show their index."""
-    for indices in retrieval.eval_batches(num_images, batch_size):
+    for indices in utils.eval_batches(num_images, batch_size):
         images = torch.tensor(indices).float()[:, None, None, None].expand(-1, 3, size, size)
         yield images, torch.tensor(indices)
 
@@ -130,7 +130,7 @@ def run_table(backbone, input_ids, attention_mask, image_of_text, batch_size=4, 
     options = {"text_batch_size": 5, "pair_batch_size": 16, "device": CPU, **options}
     num_images = len(backbone.itm)
     batches = image_batches(num_images, batch_size)
-    return retrieval.evaluate(backbone, batches, input_ids, attention_mask, image_of_text, num_images, **options)
+    return ranking.evaluate(backbone, batches, input_ids, attention_mask, image_of_text, num_images, **options)
 
 
 def reference_order(itc, itm, k):
@@ -170,8 +170,8 @@ def test_with_k_of_all_the_ranking_is_that_of_the_matching_scores_alone():
     backbone, *texts = table_case(3)  # no equal matching scores
     ranks, _ = run_table(backbone, *texts, k=10**6)
     positive = texts[-1][None] == torch.arange(13)[:, None]
-    assert torch.equal(ranks["itm"]["tr"], retrieval.positive_ranks(backbone.itm, positive))
-    assert torch.equal(ranks["itm"]["ir"], retrieval.positive_ranks(backbone.itm.T, positive.T))
+    assert torch.equal(ranks["itm"]["tr"], ranking.positive_ranks(backbone.itm, positive))
+    assert torch.equal(ranks["itm"]["ir"], ranking.positive_ranks(backbone.itm.T, positive.T))
 
 
 def test_an_item_outside_the_first_k_never_outranks_one_inside():
@@ -228,7 +228,7 @@ def test_matching_scores_that_are_not_finite_are_a_user_error():
 def test_blocks_do_not_change_the_candidates():
     backbone, *_, image_of_text = table_case(7)
     arguments = (backbone.image_feats, backbone.text_feats, torch.arange(13), image_of_text, 6)
-    whole, blocks = (retrieval.topk_candidates(*arguments, block=block) for block in (1000, 3))
+    whole, blocks = (ranking.topk_candidates(*arguments, block=block) for block in (1000, 3))
     assert torch.equal(whole.ids, blocks.ids) and torch.equal(whole.ranks, blocks.ranks)
 
 
@@ -274,8 +274,8 @@ def tiny_case():
 
 def run_tiny(backbone, precision="fp32"):
     images, *texts = tiny_case()
-    batches = [(images[rows], torch.tensor(rows)) for rows in retrieval.eval_batches(11, 6)]
-    return retrieval.evaluate(
+    batches = [(images[rows], torch.tensor(rows)) for rows in utils.eval_batches(11, 6)]
+    return ranking.evaluate(
         backbone,
         batches,
         *texts,
@@ -338,7 +338,7 @@ def test_every_item_is_in_exactly_one_batch_of_one_rank(monkeypatch):
     seen = []
     for rank in range(3):
         monkeypatch.setattr(utils, "rank", lambda rank=rank: rank)
-        seen += [i for batch in retrieval.eval_batches(50, 7) for i in batch]
+        seen += [i for batch in utils.eval_batches(50, 7) for i in batch]
     assert sorted(seen) == list(range(50))
 
 

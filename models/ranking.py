@@ -19,7 +19,6 @@ packed text tokens 0.5 GB (bf16); image tokens 4.4 GB (bf16) divided by the numb
 if they fit into a quarter of its free memory.
 """
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -68,16 +67,6 @@ class Candidates:
     ranks: torch.Tensor  # [Q] int64 rank of the best positive among all candidates, see positive_ranks
 
 
-def eval_batches(num_items: int, batch_size: int, order: Sequence[int] | None = None) -> list[list[int]]:
-    """Index lists of this rank: the items (in `order`, if given) cut into batches, every world-size-th batch.
-
-    The cut does not depend on the number of ranks; over all ranks every item occurs exactly once.
-    """
-    order = list(range(num_items)) if order is None else list(order)
-    batches = [order[start : start + batch_size] for start in range(0, num_items, batch_size)]
-    return batches[utils.rank() :: utils.world_size()]
-
-
 def evaluate(
     backbone: nn.Module,
     image_batches: Iterable[tuple[Tensor, Tensor]],
@@ -98,7 +87,7 @@ def evaluate(
 
     Args:
         backbone: models.semmim.SemMIM on `device`.
-        image_batches: (images [n, 3, S, S], indices [n]): this rank's batches, cut by eval_batches.
+        image_batches: (images [n, 3, S, S], indices [n]): this rank's batches, cut by utils.eval_batches.
         input_ids, attention_mask: [T, L] int64, padded on the right: all texts, on every rank.
         image_of_text: [T] index of each text's image.
         num_images: N.
@@ -201,7 +190,7 @@ def topk_candidates(
     ids = torch.zeros(len(query_feats), k, dtype=torch.int64, device=device)
     scores = torch.zeros(len(query_feats), k, device=device)
     ranks = torch.zeros(len(query_feats), dtype=torch.int64, device=device)
-    for rows in eval_batches(len(query_feats), block):
+    for rows in utils.eval_batches(len(query_feats), block):
         rows = slice(rows[0], rows[-1] + 1)
         similarity = query_feats[rows] @ candidate_feats.T  # [b, C]
         positive = query_ids[rows, None] == candidate_ids[None, :]  # [b, C]
@@ -248,7 +237,7 @@ def rerank(
     asked = ir.ids.flatten().bincount(minlength=len(tr.ids))  # [N] texts that want each image
     slot_ends = asked.cumsum(0)
     own = torch.cat([indices for indices, _ in images.batches] or [asked.new_zeros(0)])
-    progress = Progress("re-ranking", "pairs", int(asked[own].sum()) + len(own) * tr.ids.shape[1], log)
+    progress = utils.ProgressLine("re-ranking", "pairs", int(asked[own].sum()) + len(own) * tr.ids.shape[1], log)
     for indices, image_embeds in images.batches:
         places = [slots[slot_ends[i] - asked[i] : slot_ends[i]] for i in indices]  # n x [asked]
         plans = [_plan(tr.ids[i], place // ir.ids.shape[1], texts) for i, place in zip(indices, places, strict=True)]
@@ -314,30 +303,6 @@ def reranked_positive_ranks(positive: Tensor, fast_ranks: Tensor) -> Tensor:
     return torch.where(positive.any(dim=1), first, fast_ranks)
 
 
-class Progress:
-    """A line with done/total, speed and time left, every `interval` seconds, counted on this rank."""
-
-    def __init__(self, label: str, unit: str, total: int, log: Callable | None, interval: float = 10.0):
-        self.label, self.unit, self.total, self.interval = label, unit, total, interval
-        self.log = log or (lambda line: None)
-        self.done, self.start = 0, time.perf_counter()
-        self.last = self.start
-
-    def advance(self, count: int) -> None:
-        self.done += count
-        now = time.perf_counter()
-        if now - self.last >= self.interval:
-            self.last = now
-            speed = self.done / (now - self.start)
-            left = max(self.total - self.done, 0) / max(speed, 1e-9)
-            self.log(f"{self.label}: {self.done:,}/{self.total:,} {self.unit}, {speed:,.0f}/s, {_clock(left)} left")
-
-    def close(self) -> None:
-        seconds = time.perf_counter() - self.start
-        speed = self.done / max(seconds, 1e-9)
-        self.log(f"{self.label}: {self.done:,} {self.unit} in {_clock(seconds)}, {speed:,.0f}/s")
-
-
 # ------------------------------------------------------------------------------------------------------------
 # Features
 
@@ -346,8 +311,8 @@ def _encode_texts(backbone, input_ids, attention_mask, batch_size, device, preci
     lengths = attention_mask.sum(dim=1)  # [T]
     starts = (lengths.cumsum(0) - lengths).to(device)
     total, feats, tokens = int(lengths.sum()), None, None
-    own = eval_batches(len(lengths), batch_size, lengths.argsort(stable=True).tolist())
-    progress = Progress("encoding texts", "texts", sum(map(len, own)), log)
+    own = utils.eval_batches(len(lengths), batch_size, lengths.argsort(stable=True).tolist())
+    progress = utils.ProgressLine("encoding texts", "texts", sum(map(len, own)), log)
     for rows in own:
         rows = torch.tensor(rows)
         width = int(lengths[rows].max())
@@ -368,7 +333,7 @@ def _encode_texts(backbone, input_ids, attention_mask, batch_size, device, preci
 
 def _encode_images(backbone, batches, num_images, device, precision, log):
     feats, kept, storage = None, [], None
-    progress = Progress("encoding images", "images", -(-num_images // utils.world_size()), log)
+    progress = utils.ProgressLine("encoding images", "images", -(-num_images // utils.world_size()), log)
     for images, indices in batches:
         with utils.autocast(device, precision):
             image_embeds, image_feat = backbone.encode_image(images.to(device, non_blocking=True))
@@ -482,9 +447,3 @@ def _score_rectangle(backbone, image_embeds, text_ids, texts, batch_size):
         logits = backbone.itm_logits(fused)[:, 1].float()
         scores[:rows, start : start + width] = logits.view(part.shape)
     return scores
-
-
-def _clock(seconds):
-    minutes, seconds = divmod(int(round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
