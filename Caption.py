@@ -17,7 +17,6 @@ parser says so).
 """
 
 import argparse
-import json
 import time
 
 import torch
@@ -32,7 +31,7 @@ from dataset.text import checkpoint_tokenizer
 from models.caption import CaptionModel, CrossEntropy, SelfCritical
 from models.generation import check_options
 from models.semmim import load_backbone
-from Pretrain import create_optimization
+from optim import create_optimization
 
 SCHEMA = "configs/Caption_coco.yaml"
 OPTIONAL = ("data.image_root",)
@@ -42,12 +41,8 @@ CHOICES = {
     "scst.mode": ("sample", "beam"),
 }
 POSITIVE = ("text.max_tokens", "text.max_prompt_tokens", "eval.batch_size", "train.batch_size", "train.accumulation")
-MAY_CHANGE = (  # what a resumed run may change
-    *(f"train.{key}" for key in ("epochs", "lr", "lr_vit", "min_lr", "warmup_steps", "weight_decay", "clip_grad")),
-    *(f"train.{key}" for key in ("precision", "log_every", "checkpoint_every", "lr_scaling", "base_batch")),
-    *(f"data.{key}" for key in ("image_root", "image_prefix_map", "max_bad_share", "num_workers", "test")),
-    *("checkpointing", "eval.splits", "eval.batch_size", "eval.spice"),
-)
+# By a resumed run, beside utils.MAY_CHANGE.
+MAY_CHANGE = ("data.test", "checkpointing", "eval.splits", "eval.batch_size", "eval.spice")
 
 
 def main(argv=None) -> None:
@@ -57,21 +52,16 @@ def main(argv=None) -> None:
     device = utils.init_distributed(args.device)
     cfg = utils.load_config(args.config, args.override, schema=SCHEMA, optional=OPTIONAL)
     check_config(cfg)
-    resume_from = utils.load_resumable(args.output_dir) if args.resume and not args.evaluate else None
-    if args.seed is not None:
-        cfg.seed = args.seed
-    elif resume_from:
-        cfg.seed = resume_from["config"]["seed"]
-    lines = utils.check_resumable(cfg, resume_from["config"], MAY_CHANGE) if resume_from else []
-    source = utils.Path(args.output_dir) / "checkpoint_last.pth" if args.resume else args.checkpoint
-    if source is None:
-        raise utils.UserError("--checkpoint is missing: name a pre-trained checkpoint, e.g. one that Pretrain.py wrote")
+    resume_from, lines = utils.begin(args, cfg, MAY_CHANGE)
     utils.seed_everything(cfg.seed, per_rank=False)
     backbone, rest, loaded = load_backbone(
-        source, image_size=cfg.image_size, decoder=True, checkpointing=cfg.checkpointing
+        utils.source_checkpoint(args),
+        image_size=cfg.image_size,
+        decoder=True,
+        checkpointing=cfg.checkpointing,
+        loaded=resume_from,
     )
-    resume_step = resume_from["progress"]["step"] if resume_from else None
-    run = utils.Run(args.output_dir, cfg, append=args.evaluate, resume_step=resume_step)
+    run = utils.Run(args.output_dir, cfg, append=args.evaluate, resume_from=resume_from)
     for line in lines + loaded:
         run.info(line)
     tokenizer = checkpoint_tokenizer(cfg.text.vocab, rest["description"])
@@ -85,14 +75,8 @@ def main(argv=None) -> None:
 
 def check_config(cfg) -> None:
     """Raise UserError for a setting that makes no sense, naming its key."""
-    for key, known in CHOICES.items():
-        section, name = key.split(".")
-        if cfg[section][name] not in known:
-            raise utils.UserError(f"{key}: {cfg[section][name]!r} is none of {', '.join(known)}")
-    for key in POSITIVE:
-        section, name = key.split(".")
-        if not isinstance(cfg[section][name], int) or cfg[section][name] < 1:
-            raise utils.UserError(f"{key}: {cfg[section][name]} must be a whole number of at least 1")
+    utils.check_choices(cfg, CHOICES)
+    utils.check_positive(cfg, POSITIVE)
     splits = cfg.eval.splits
     if not splits or not set(splits) <= {"val", "test"}:
         raise utils.UserError(f"eval.splits: {splits} must name val, test or both")
@@ -119,12 +103,12 @@ def train(model: CaptionModel, writer, cfg, device, run, resume_from: dict | Non
         max_bad_share=cfg.data.max_bad_share,
         bucket_batches=cfg.data.bucket_batches,
     )
-    optimizer, schedule = create_optimization(model, cfg, len(loader), pretrained_vit=True, run=run)
+    optimizer, schedule = create_optimization(model, cfg, len(loader), run)
     objective = create_objective(cfg, dataset, writer.tokenizer, run)
     notes = {"description": model.backbone.description, "stage": "caption", "config": cfg.to_dict()}
-    best = dict((resume_from or {}).get("best", {}))
+    best = utils.BestCheckpoint(run, "cider", notes, resume_from)
     utils.seed_everything(cfg.seed)  # from here on every process draws its own noise
-    if cfg.train.objective == "scst" and not best:
+    if cfg.train.objective == "scst" and not best.best:
         found = writer.validate(model)
         run.log(0, {"cider": found}, "val")
         run.info(f"val before self-critical training: CIDEr {found:.2f}")
@@ -134,12 +118,7 @@ def train(model: CaptionModel, writer, cfg, device, run, resume_from: dict | Non
         found = writer.validate(model)
         run.log(progress.step, {"cider": found}, "val")
         run.info(f"val after epoch {progress.epoch + 1}: CIDEr {found:.2f}")
-        if found > best.get("cider", -1.0):
-            best.update(cider=found, epoch=progress.epoch + 1)
-            if utils.is_main():
-                state = {"model": model.state_dict(), "best": dict(best), "progress": {"step": progress.step}, **notes}
-                utils.save_checkpoint(run.dir / "checkpoint_best.pth", state)
-            utils.barrier()  # no process reads the file before it is written
+        best.offer(model, found, progress)
         clock.restart()
 
     utils.fit(
@@ -152,13 +131,11 @@ def train(model: CaptionModel, writer, cfg, device, run, resume_from: dict | Non
         device=device,
         loss_fn=lambda wrapped, batch, progress: wrapped(batch, objective),
         on_epoch_end=on_epoch_end,
-        extra_state=lambda: {**notes, "best": dict(best)},
+        extra_state=best.state,
         resume_from=resume_from,
         log_fn=lambda progress, means: clock.share(),
     )
-    path = run.dir / "checkpoint_best.pth"
-    run.info(f"best epoch {best['epoch']}: CIDEr {best['cider']:.2f} on val; {path}")
-    utils.load_state(model, utils.load_checkpoint(path)["model"], str(path))
+    best.restore(model)
 
 
 def create_objective(cfg, dataset, tokenizer, run):
@@ -311,12 +288,7 @@ def judged(dataset, captions: list[str], domain: str | None = None) -> tuple[dic
 
 def write_result(ids: list, captions: list[str], path) -> None:
     """COCO's submission format, which is NoCaps' too: [{"image_id", "caption"}], each picture once."""
-    lines = [
-        json.dumps({"image_id": key, "caption": caption}, ensure_ascii=False)
-        for key, caption in zip(ids, captions, strict=True)
-    ]
-    with utils.replacing(path) as temporary:
-        temporary.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
+    utils.write_json(path, [{"image_id": key, "caption": caption} for key, caption in zip(ids, captions, strict=True)])
 
 
 if __name__ == "__main__":

@@ -18,21 +18,19 @@ from dataset.pretrain import PretrainCollate
 from dataset.text import Tokenizer
 from dataset.transforms import CLIP_MEAN, CLIP_STD
 from models.pretrain import PretrainModel, build_pretrain_model, start_from
-from optim import create_optimizer, scaled_lr
-from scheduler import WarmupCosine
+from optim import create_optimization
 from utils import (
     Progress,
     Run,
     UserError,
     add_arguments,
     all_reduce_sum,
-    check_resumable,
+    begin,
     fit,
     init_distributed,
     is_main,
     load_checkpoint,
     load_config,
-    load_resumable,
     rank,
     run_main,
     seed_everything,
@@ -45,10 +43,8 @@ from utils import (
 SCHEMA = "configs/Pretrain.yaml"
 OPTIONAL = ("mim.inject_from",)  # keys that may be `none`
 PICTURES = 8  # pairs in the picture of an epoch
-MAY_CHANGE = (  # what a resumed run may change: neither the model, nor the losses, nor the order of the data
-    *(f"train.{key}" for key in ("epochs", "lr", "lr_vit", "min_lr", "warmup_steps", "weight_decay", "clip_grad")),
-    *(f"train.{key}" for key in ("precision", "log_every", "checkpoint_every", "pictures", "lr_scaling", "base_batch")),
-    *(f"data.{key}" for key in ("image_root", "image_prefix_map", "max_bad_share", "cache_images", "num_workers")),
+MAY_CHANGE = (  # by a resumed run, beside utils.MAY_CHANGE
+    "train.pictures",
     *(f"model.{key}" for key in ("image_encoder.weights", "image_encoder.checkpointing", "bert.weights")),
 )
 
@@ -61,14 +57,9 @@ def main() -> None:
     cfg = load_config(args.config, args.override, schema=SCHEMA, optional=OPTIONAL)
     if args.evaluate:
         raise UserError("--evaluate: Pretrain.py only trains; evaluate its checkpoint with Retrieval.py --evaluate")
-    resume_from = load_resumable(args.output_dir) if args.resume else None
-    if args.seed is not None:
-        cfg.seed = args.seed
-    elif resume_from:
-        cfg.seed = resume_from["config"]["seed"]
-    differences = check_resumable(cfg, resume_from["config"], MAY_CHANGE) if resume_from else []
+    resume_from, differences = begin(args, cfg, MAY_CHANGE)
     seed_everything(cfg.seed, per_rank=False)  # every process builds the same model
-    run = Run(args.output_dir, cfg, resume_step=resume_from["progress"]["step"] if resume_from else None)
+    run = Run(args.output_dir, cfg, resume_from=resume_from)
 
     tokenizer = Tokenizer(cfg.text.vocab, sep=cfg.text.sep)
     model, lines = build_pretrain_model(cfg, tokenizer, initial_weights=not (args.resume or args.checkpoint))
@@ -95,7 +86,7 @@ def main() -> None:
     if len(dataset.paths) < 2:
         raise UserError(f"data.train: all {len(dataset)} entries name one image, which leaves matching no negative")
     pretrained_vit = cfg.model.image_encoder.weights != "random" or args.checkpoint is not None
-    optimizer, schedule = create_optimization(model, cfg, len(loader), pretrained_vit, run)
+    optimizer, schedule = create_optimization(model, cfg, len(loader), run, pretrained_vit)
     seed_everything(cfg.seed)  # from here on every process draws its own noise
 
     def loss_fn(wrapped, batch: dict, progress: Progress):
@@ -133,27 +124,6 @@ def main() -> None:
         run.write_metrics(latest)
     run.info(f"done: {run.dir / 'checkpoint_last.pth'}")
     run.close()
-
-
-def create_optimization(model: PretrainModel, cfg, batches: int, pretrained_vit: bool, run: Run):
-    """AdamW with the paper's two learning rates and the per-iteration schedule; prints the effective values."""
-    train = cfg.train
-    global_batch = train.batch_size * train.accumulation * world_size()
-    # The low rate protects pre-trained weights; an image encoder that starts at random learns at the other one.
-    lr_vit = train.lr_vit if pretrained_vit else train.lr
-    lr, lr_vit = (scaled_lr(x, global_batch, train.base_batch, train.lr_scaling) for x in (train.lr, lr_vit))
-    optimizer = create_optimizer(model, lr=lr, lr_vit=lr_vit, weight_decay=train.weight_decay, betas=train.betas)
-    total_steps = train.epochs * (batches // train.accumulation)
-    if train.warmup_steps >= total_steps:
-        run.info(f"warning: train.warmup_steps {train.warmup_steps} >= {total_steps} steps: lr never reaches its peak")
-    schedule = WarmupCosine(optimizer, total_steps=total_steps, warmup_steps=train.warmup_steps, min_lr=train.min_lr)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    run.info(f"{trainable / 1e6:.1f}M trainable parameters, {batches} batches an epoch, {total_steps} steps")
-    run.info(
-        f"global batch {global_batch}: {train.batch_size} a process, {world_size()} processes, accumulation "
-        f"{train.accumulation}; learning rates {lr:.2e}, image encoder {lr_vit:.2e} (lr_scaling {train.lr_scaling})"
-    )
-    return optimizer, schedule
 
 
 @torch.no_grad()

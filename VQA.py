@@ -11,8 +11,6 @@ by answer type and question type, and what the best constant answer of each ques
 """
 
 import argparse
-import json
-from pathlib import Path
 
 from torch.utils.data import DataLoader, Subset
 
@@ -24,20 +22,16 @@ from dataset.vqa import EvalBatches, VQACollate, encode_answers, read_answer_lis
 from models.generation import check_options
 from models.semmim import load_backbone
 from models.vqa import VQAModel
-from optim import create_optimizer
-from scheduler import WarmupCosine
+from optim import create_optimization
 
 SCHEMA = "configs/VQA.yaml"
 OPTIONAL = ("data.image_root",)
-MODES = ("generate", "rank")
-WHOLE_NUMBERS = (
+CHOICES = {"answer.mode": ("generate", "rank"), "eval.scoring": metrics.SCORING}
+POSITIVE = (
     *("text.max_question_tokens", "text.max_ocr_words", "text.max_ocr_tokens", "text.max_label_tokens"),
     *("text.max_answer_tokens", "answer.beams", "answer.max_tokens", "answer.k_test", "eval.batch_size"),
 )
-MAY_CHANGE = (  # what a resumed run may change: neither the model, nor the loss, nor the order of the data
-    *(f"train.{key}" for key in ("epochs", "lr", "lr_vit", "min_lr", "warmup_steps", "weight_decay", "clip_grad")),
-    *(f"train.{key}" for key in ("precision", "log_every", "checkpoint_every")),
-    *(f"data.{key}" for key in ("image_root", "image_prefix_map", "max_bad_share", "cache_images", "num_workers")),
+MAY_CHANGE = (  # by a resumed run, beside utils.MAY_CHANGE
     *(f"data.{key}" for key in ("test", "official", "answer_list")),
     *(f"answer.{key}" for key in ("mode", "beams", "min_tokens", "max_tokens", "length_penalty", "k_test")),
     *("checkpointing", "eval.batch_size"),
@@ -48,26 +42,20 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     utils.add_arguments(parser, config=SCHEMA, output_dir="output/vqa")
     args = parser.parse_args(argv)
+    device = utils.init_distributed(args.device)
     cfg = utils.load_config(args.config, args.override, schema=SCHEMA, optional=OPTIONAL)
     check_config(cfg)
-    device = utils.init_distributed(args.device)
-    resume_from = utils.load_resumable(args.output_dir) if args.resume else None
-    if args.seed is not None:
-        cfg.seed = args.seed
-    elif resume_from:
-        cfg.seed = resume_from["config"]["seed"]
-    differences = utils.check_resumable(cfg, resume_from["config"], MAY_CHANGE) if resume_from else []
-    source = Path(args.output_dir) / "checkpoint_last.pth" if resume_from else args.checkpoint
-    if source is None:
-        raise utils.UserError("--checkpoint is missing: name a pre-trained checkpoint, e.g. one that Pretrain.py wrote")
-    utils.seed_everything(cfg.seed)
-    step = resume_from["progress"]["step"] if resume_from else None
-    run = utils.Run(args.output_dir, cfg, append=args.evaluate, resume_step=step)
-
-    backbone, rest, lines = load_backbone(
-        source, image_size=cfg.image_size, decoder=True, checkpointing=cfg.checkpointing
+    resume_from, lines = utils.begin(args, cfg, MAY_CHANGE)
+    utils.seed_everything(cfg.seed, per_rank=False)
+    backbone, rest, loaded = load_backbone(
+        utils.source_checkpoint(args),
+        image_size=cfg.image_size,
+        decoder=True,
+        checkpointing=cfg.checkpointing,
+        loaded=resume_from,
     )
-    for line in differences + lines:
+    run = utils.Run(args.output_dir, cfg, append=args.evaluate, resume_from=resume_from)
+    for line in lines + loaded:
         run.info(line)
     tokenizer = checkpoint_tokenizer(cfg.text.vocab, rest["description"])
     model = VQAModel(backbone, tokenizer).to(device)
@@ -81,14 +69,8 @@ def main(argv=None):
 
 def check_config(cfg):
     """Raise UserError for a setting that makes no sense, naming its key."""
-    for key in WHOLE_NUMBERS:
-        section, name = key.split(".")
-        if not isinstance(cfg[section][name], int) or cfg[section][name] < 1:
-            raise utils.UserError(f"{key}: {cfg[section][name]} must be a whole number of at least 1")
-    for key, known in (("answer.mode", MODES), ("eval.scoring", metrics.SCORING)):
-        section, name = key.split(".")
-        if cfg[section][name] not in known:
-            raise utils.UserError(f"{key}: {cfg[section][name]!r} is none of {', '.join(known)}")
+    utils.check_choices(cfg, CHOICES)
+    utils.check_positive(cfg, POSITIVE)
     check_options("beam", cfg.answer.beams, cfg.answer.min_tokens, cfg.answer.max_tokens)
 
 
@@ -123,26 +105,14 @@ def train(model, answerer, cfg, device, run, resume_from):
         max_bad_share=cfg.data.max_bad_share,
         bucket_batches=cfg.data.bucket_batches,
     )
-    rates = {key: cfg.train[key] for key in ("lr", "lr_vit", "weight_decay", "betas")}
-    optimizer = create_optimizer(model, **rates)
-    total_steps = cfg.train.epochs * (len(loader) // cfg.train.accumulation)
-    schedule = WarmupCosine(
-        optimizer, total_steps=total_steps, warmup_steps=cfg.train.warmup_steps, min_lr=cfg.train.min_lr
-    )
-    global_batch = cfg.train.batch_size * cfg.train.accumulation * utils.world_size()
-    run.info(f"{len(dataset)} questions, {total_steps} steps of {global_batch}; {rates}")
-    checkpoint = {"description": model.backbone.description, "stage": "vqa", "config": cfg.to_dict()}
-    best = dict((resume_from or {}).get("best", {}))
+    optimizer, schedule = create_optimization(model, cfg, len(loader), run)
+    notes = {"description": model.backbone.description, "stage": "vqa", "config": cfg.to_dict()}
+    best = utils.BestCheckpoint(run, "accuracy", notes, resume_from)
+    utils.seed_everything(cfg.seed)  # from here on every process draws its own noise
 
     def on_epoch_end(wrapped, progress):
-        if "val" not in answerer.batches:
-            return
-        accuracy = answerer.evaluate(utils.unwrap(wrapped), "val", step=progress.step)["accuracy"]
-        if accuracy > best.get("accuracy", -1.0):
-            best.update(accuracy=accuracy, epoch=progress.epoch + 1)
-            if utils.is_main():
-                state = {"model": utils.unwrap(wrapped).state_dict(), "best": dict(best), **checkpoint}
-                utils.save_checkpoint(run.dir / "checkpoint_best.pth", state)
+        if "val" in answerer.batches:
+            best.offer(model, answerer.evaluate(model, "val", step=progress.step)["accuracy"], progress)
 
     utils.fit(
         utils.wrap_ddp(model, device),
@@ -154,13 +124,10 @@ def train(model, answerer, cfg, device, run, resume_from):
         device=device,
         loss_fn=lambda wrapped, batch, progress: wrapped(batch),
         on_epoch_end=on_epoch_end,
-        extra_state=lambda: {**checkpoint, "best": dict(best)},
+        extra_state=best.state,
         resume_from=resume_from,
     )
-    if best:
-        run.info(f"best epoch {best['epoch']}: {best['accuracy']:.2f} on val")
-        path = run.dir / "checkpoint_best.pth"
-        utils.load_state(model, utils.load_checkpoint(path)["model"], str(path))
+    best.restore(model)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -252,9 +219,7 @@ def write_result(ids, answers, path):
     entries = [{"question_id": key, "answer": answer} for key, answer in zip(ids, answers, strict=True)]
     if len({entry["question_id"] for entry in entries}) != len(ids) or not all(isinstance(a, str) for a in answers):
         raise utils.UserError(f"{path}: not written: a question has no answer or more than one")
-    lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
-    with utils.replacing(path) as temporary:
-        temporary.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    utils.write_json(path, entries)
 
 
 if __name__ == "__main__":

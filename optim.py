@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from utils import UserError
+from scheduler import WarmupCosine
+from utils import Run, UserError, world_size
 
 # Learned tokens of the image encoder; like a bias, each is one vector for every picture.
 TOKENS = ("mask_token", "cls_token")
@@ -52,6 +53,30 @@ def create_optimizer(
         betas=tuple(betas),
         fused=_can_fuse(parameter.device for group in groups.values() for parameter in group),
     )
+
+
+def create_optimization(model: torch.nn.Module, cfg, batches: int, run: Run, pretrained_vit: bool = True):
+    """-> (optimizer, schedule) of `cfg.train` for epochs of `batches` micro-batches; prints the effective values.
+
+    pretrained_vit: whether the image encoder starts from trained weights, which `lr_vit` protects; else it
+    learns at `lr`.
+    """
+    train = cfg.train
+    global_batch = train.batch_size * train.accumulation * world_size()
+    lr_vit = train.lr_vit if pretrained_vit else train.lr
+    lr, lr_vit = (scaled_lr(x, global_batch, train.base_batch, train.lr_scaling) for x in (train.lr, lr_vit))
+    optimizer = create_optimizer(model, lr=lr, lr_vit=lr_vit, weight_decay=train.weight_decay, betas=train.betas)
+    total_steps = train.epochs * (batches // train.accumulation)
+    if train.warmup_steps >= total_steps:
+        run.info(f"warning: train.warmup_steps {train.warmup_steps} >= {total_steps} steps: lr never reaches its peak")
+    schedule = WarmupCosine(optimizer, total_steps=total_steps, warmup_steps=train.warmup_steps, min_lr=train.min_lr)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    run.info(f"{trainable / 1e6:.1f}M trainable parameters, {batches} batches an epoch, {total_steps} steps")
+    run.info(
+        f"global batch {global_batch}: {train.batch_size} a process, {world_size()} processes, accumulation "
+        f"{train.accumulation}; learning rates {lr:.2e}, image encoder {lr_vit:.2e} (lr_scaling {train.lr_scaling})"
+    )
+    return optimizer, schedule
 
 
 def scaled_lr(lr: float, global_batch: int, base_batch: int, rule: str) -> float:

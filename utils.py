@@ -131,6 +131,28 @@ def add_arguments(parser: argparse.ArgumentParser, config: str | None = None, ou
     add("--override", help="changes to the configuration", **changes)
 
 
+def lookup(config: dict, key: str):
+    """config["a"]["b"] for "a.b"."""
+    for name in key.split("."):
+        config = config[name]
+    return config
+
+
+def check_choices(config: dict, choices: dict[str, tuple]) -> None:
+    """Raise UserError where a dotted key's value is none of those in `choices`."""
+    for key, known in choices.items():
+        if lookup(config, key) not in known:
+            raise UserError(f"{key}: {lookup(config, key)!r} is none of {', '.join(known)}")
+
+
+def check_positive(config: dict, keys) -> None:
+    """Raise UserError where the value of a dotted key is no whole number of at least 1."""
+    for key in keys:
+        value = lookup(config, key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{key}: {value} must be a whole number of at least 1")
+
+
 @contextlib.contextmanager
 def replacing(path):
     """Give a temporary path that takes the place of `path` at once when the block ends without error."""
@@ -144,6 +166,17 @@ def replacing(path):
         raise UserError(f"{path}: cannot be written ({reason}); full disk or read-only folder?") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path, value) -> None:
+    """Write `value` so that `path` always holds a whole file; a list gets a line an entry."""
+    if isinstance(value, list):
+        lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in value)
+        text = f"[\n{lines}\n]"
+    else:
+        text = json.dumps(value, indent=2, ensure_ascii=False)
+    with replacing(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def _read_yaml(path: Path) -> dict:
@@ -330,14 +363,16 @@ EARLIER_RUN = ("log.jsonl", "tensorboard", "config.yaml", "checkpoint_last.pth",
 class Run:
     """A run's folder: config.yaml, log.jsonl, metrics.json, TensorBoard's events; only rank 0 writes.
 
-    With `append` (an evaluation) or `resume_step` (a run that goes on after this step) the logs go on; otherwise the
-    files of an earlier run are kept as `*_previous`. What was logged after `resume_step` will be logged again and goes.
+    With `append` (an evaluation) or `resume_from` (the checkpoint of a run that goes on) the logs go on; otherwise the
+    files of an earlier run are kept as `*_previous`. What was logged after the checkpoint's step will be logged again
+    and goes.
     """
 
-    def __init__(self, output_dir, config: dict | None = None, append: bool = False, resume_step: int | None = None):
+    def __init__(self, output_dir, config: dict | None = None, append: bool = False, resume_from: dict | None = None):
         self.dir, self.config = Path(output_dir), config
         self.start = time.time()
         self.file = self.board = None
+        resume_step = resume_from["progress"]["step"] if resume_from else None
         if not is_main():
             return
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
@@ -382,8 +417,7 @@ class Run:
     def write_metrics(self, metrics: dict) -> None:
         """metrics.json: the numbers of the last evaluation."""
         if is_main():
-            with replacing(self.dir / "metrics.json") as temporary:
-                temporary.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+            write_json(self.dir / "metrics.json", metrics)
 
     def info(self, message: str) -> None:
         """A line for the console (rank 0)."""
@@ -416,6 +450,71 @@ def load_checkpoint(path, required=("model",)) -> dict:
     if missing:
         raise UserError(f"{path}: not a checkpoint of this project (it has no entry {', '.join(missing)})")
     return checkpoint
+
+
+# What a resumed run of any stage may change: neither the model, nor the losses, nor the order of the data.
+MAY_CHANGE = (
+    *(f"train.{key}" for key in ("epochs", "lr", "lr_vit", "min_lr", "warmup_steps", "weight_decay", "clip_grad")),
+    *(f"train.{key}" for key in ("precision", "log_every", "checkpoint_every", "lr_scaling", "base_batch")),
+    *(f"data.{key}" for key in ("image_root", "image_prefix_map", "max_bad_share", "cache_images", "num_workers")),
+)
+
+
+def begin(args: argparse.Namespace, cfg: Config, may_change: tuple[str, ...] = ()) -> tuple[dict | None, list[str]]:
+    """What --resume and --seed ask for: (the checkpoint to go on from or None, lines for the log).
+
+    A resumed run keeps its seed, which is put into `cfg` here; dotted keys in `may_change`, beside MAY_CHANGE, may
+    differ from the checkpoint's configuration. Evaluation resumes nothing.
+    """
+    resume_from = load_resumable(args.output_dir) if args.resume and not args.evaluate else None
+    if args.seed is not None:
+        cfg.seed = args.seed
+    elif resume_from:
+        cfg.seed = resume_from["config"]["seed"]
+    lines = check_resumable(cfg, resume_from["config"], MAY_CHANGE + may_change) if resume_from else []
+    return resume_from, lines
+
+
+def source_checkpoint(args: argparse.Namespace):
+    """The file whose model is fine-tuned or evaluated: --checkpoint, or with --resume the run's last one."""
+    if args.resume:
+        return Path(args.output_dir).expanduser() / "checkpoint_last.pth"
+    if args.checkpoint is None:
+        raise UserError("--checkpoint is missing: name a pre-trained checkpoint, e.g. one that Pretrain.py wrote")
+    return args.checkpoint
+
+
+class BestCheckpoint:
+    """checkpoint_best.pth: the weights of the epoch with the highest validation score.
+
+    score: its name; notes: further entries of the file; resume_from: the checkpoint that a run continues.
+    """
+
+    def __init__(self, run: Run, score: str, notes: dict, resume_from: dict | None = None):
+        self.run, self.score, self.notes = run, score, notes
+        self.path = run.dir / "checkpoint_best.pth"
+        self.best = dict((resume_from or {}).get("best", {}))
+
+    def offer(self, model: torch.nn.Module, value: float, progress: Progress) -> None:
+        """Keep the model if its score is the best so far (the first of equals); called in all processes."""
+        if value > self.best.get(self.score, -math.inf):
+            self.best = {self.score: value, "epoch": progress.epoch + 1}
+            if is_main():
+                state = {"model": unwrap(model).state_dict(), "progress": {"step": progress.step}, **self.state()}
+                save_checkpoint(self.path, state)
+            barrier()  # no process reads the file before it is written
+
+    def state(self) -> dict:
+        """`extra_state` of `fit`."""
+        return {**self.notes, "best": dict(self.best)}
+
+    def restore(self, model: torch.nn.Module) -> None:
+        """Put the best epoch's weights into the model, which keeps its own where none was offered."""
+        if self.best:
+            self.run.info(
+                f"best epoch {self.best['epoch']}: {self.score} {self.best[self.score]:.2f} on val; {self.path}"
+            )
+            load_state(model, load_checkpoint(self.path)["model"], str(self.path))
 
 
 def load_resumable(output_dir) -> dict:
@@ -491,10 +590,9 @@ def run_main(main: Callable[[], object]) -> None:
         print("error:" if is_main() else f"error (process {rank()}):", message, file=sys.stderr, flush=True)
         sys.exit(2)  # the process group is left as it is: another process may still wait in it
     except torch.OutOfMemoryError as error:
-        print(
-            f"error: out of GPU memory ({str(error).splitlines()[0][:150]}); lower train.batch_size and raise", end=" "
-        )
-        print("train.accumulation, or set model.image_encoder.checkpointing: true", flush=True)
+        advice = "lower train.batch_size and raise train.accumulation, or set checkpointing: true"
+        reason = str(error).splitlines()[0][:150]
+        print(f"error: out of GPU memory ({reason}); {advice}", file=sys.stderr, flush=True)
         sys.exit(2)
     except (Stopped, KeyboardInterrupt):
         code = 130

@@ -50,6 +50,17 @@ class FeatureQueue(nn.Module):
         self.register_buffer("text_feat", torch.zeros(size, width))
         self.register_buffer("image_id", torch.full((size,), -1, dtype=torch.long))
         self.register_buffer("next", torch.zeros((), dtype=torch.long))  # on the device: no synchronisation
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def wait(self, image_feat: Tensor, text_feat: Tensor, image_id: Tensor) -> None:
+        """Keep a batch until `flush`: all micro-batches of an optimizer step see the same ring."""
+        self._waiting.append((image_feat, text_feat, image_id))
+
+    def flush(self) -> None:
+        """Enqueue what waits, in order."""
+        for features in self._waiting:
+            self.enqueue(*features)
+        self._waiting.clear()
 
     @torch.no_grad()
     def enqueue(self, image_feat: Tensor, text_feat: Tensor, image_id: Tensor) -> None:

@@ -5,15 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from models.alignment import Features, contrast, hard_negatives, interleave, match
 from models.losses import (
     IGNORE,
     distillation_loss,
     fp32,
     global_mean,
-    itc_loss,
-    itm_loss,
     mask_tokens,
-    sample_hard_negatives,
     split_prefix,
     teacher_distribution,
     token_loss,
@@ -34,7 +32,7 @@ from models.mim import (
 from models.momentum import FeatureQueue, MomentumTwin
 from models.semmim import PREFIX, SemMIM, build_backbone, load_weights, project
 from models.vit import resize_positions
-from utils import UserError, all_gather, all_gather_with_grad
+from utils import UserError, check_choices, lookup
 
 CHOICES = {
     "mim.target": ("encoding", "pixels", "dvae", "none"),
@@ -135,7 +133,6 @@ class PretrainModel(nn.Module):
 
         self.queue = FeatureQueue(cfg.itc.queue_size if self.uses_queue else 0, backbone.description["embed_dim"])
         self.teacher = MomentumTwin(self.students())
-        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []  # for the queue, until the optimizer has stepped
 
     @property
     def uses_queue(self) -> bool:
@@ -212,21 +209,15 @@ class PretrainModel(nn.Module):
             losses |= self.mim_losses(batch, image_embeds, text_embeds, view, draws, logs)
 
         # Image-text contrast.
-        losses["itc"] = self.contrast(batch, image_feat, text_feat, view, text_feat_m, alpha)
+        image_feat_m = view.image_feat if self.uses_queue else image_feat.detach()
+        features = Features(image_feat, text_feat, image_feat_m, text_feat_m, batch["image_id"], batch["caption_id"])
+        queue = self.queue if self.uses_queue else None
+        losses["itc"] = contrast(features, net.temperature(), queue, alpha, remember=self.training)
 
-        # Matching: the pair itself, the image with a wrong text, the text with a wrong image. All fusion rows of the
-        # step share the keys and values of their B images, which are projected once; rows of one image stand together.
+        # Matching. All fusion rows of the step share the keys and values of their B images, which are projected once.
         image_memory = net.fusion_encoder.project_memory(image_embeds)
-        negative_image, negative_text, valid = self.hard_negatives(
-            batch, image_feat, text_feat, view, text_feat_m, draws, itm_groups
-        )
-        texts = interleave(text_embeds, text_embeds[negative_text])  # [2B, L, D]
-        own_image = net.fuse(texts, interleave(mask, mask[negative_text]), image_memory, keep=1)
-        other_image = net.fuse(text_embeds, mask, image_memory, rows=negative_image, keep=1)
-        itm_logits = net.itm_logits(torch.cat([own_image, other_image]))  # [3B, 2]
-        match = torch.zeros(3 * size, dtype=torch.long, device=ids.device)
-        match[0 : 2 * size : 2] = 1
-        losses["itm"] = global_mean(itm_loss(itm_logits, match, valid), valid.sum())
+        negatives = hard_negatives(features, net.temperature(), draws.itm_image, draws.itm_text, itm_groups)
+        losses["itm"], logs["itm/accuracy"] = match(net, text_embeds, mask, image_memory, negatives)
 
         # Masked language modelling, and the fused prefix for the decoder, in one pass.
         fused = net.fuse(interleave(mlm_embeds, prefix_embeds), interleave(mask, prefix_mask), image_memory)
@@ -248,8 +239,7 @@ class PretrainModel(nn.Module):
         with torch.no_grad():
             logs |= {f"loss/{name}": value.detach() for name, value in losses.items()}
             logs["temperature"] = net.temperature().detach()
-            logs["itm/accuracy"] = ((itm_logits.argmax(1) == match) & valid).sum() / valid.sum().clamp(min=1)
-            logs["itm/rows_left_out"] = (~valid).sum()
+            logs["itm/rows_left_out"] = (~negatives[2]).sum()
         return sum(losses.values()), logs
 
     # -----------------------------------------------------------------------------------------------------------
@@ -339,78 +329,12 @@ class PretrainModel(nn.Module):
         logs["teacher/patterns_in_use"] = patterns_in_use(view.patch_logits, self.patch_centre.value)
         return losses
 
-    def contrast(
-        self,
-        batch: dict,
-        image_feat: Tensor,
-        text_feat: Tensor,
-        view: TeacherView | None,
-        text_feat_m: Tensor,
-        alpha: float,
-    ) -> Tensor:
-        """ITC against the momentum features of all ranks and the queue, or against the batch of all ranks."""
-        temperature, image_id = self.backbone.temperature(), batch["image_id"]
-        all_id = all_gather(image_id)
-        if not self.uses_queue:
-            images, texts = all_gather_with_grad(image_feat), all_gather_with_grad(text_feat)
-            return itc_loss(image_feat, text_feat, images, texts, image_id, all_id, temperature)
-        images, texts = all_gather(view.image_feat), all_gather(text_feat_m)
-        if self.training:
-            self._waiting.append((images, texts, all_id))
-        return itc_loss(
-            image_feat,
-            text_feat,
-            torch.cat([images, self.queue.image_feat]),
-            torch.cat([texts, self.queue.text_feat]),
-            image_id,
-            torch.cat([all_id, self.queue.image_id]),
-            temperature,
-            alpha,
-            view.image_feat,
-            text_feat_m,
-        )
-
-    def hard_negatives(
-        self,
-        batch: dict,
-        image_feat: Tensor,
-        text_feat: Tensor,
-        view,
-        text_feat_m: Tensor,
-        draws: Draws,
-        groups: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(negative image of each text [B], negative text of each image [B], valid [3B]) for ITM.
-
-        valid: of the rows in the order of `forward`: own pair and negative text by turns, then negative images.
-
-        A negative never shares the image or the caption with the pair it replaces.
-        """
-        size = image_feat.shape[0]
-        image_id, caption_id = batch["image_id"], batch["caption_id"]
-        group = torch.arange(size, device=image_id.device) * groups // size
-        legal = (image_id[:, None] != image_id) & (caption_id[:, None] != caption_id) & (group[:, None] == group)
-        image_feat_m = view.image_feat if self.uses_queue else image_feat
-        with torch.no_grad(), torch.autocast(image_feat.device.type, enabled=False):
-            temperature = self.backbone.temperature()
-            t2i = text_feat @ image_feat_m.T / temperature  # [B, B]
-            i2t = image_feat @ text_feat_m.T / temperature
-        negative_image, valid_image = sample_hard_negatives(t2i, legal, draws.itm_image)
-        negative_text, valid_text = sample_hard_negatives(i2t, legal, draws.itm_text)
-        return (
-            negative_image,
-            negative_text,
-            torch.cat([interleave(torch.ones_like(valid_text), valid_text), valid_image]),
-        )
-
     @torch.no_grad()
     def after_step(self) -> None:
         """After the optimizer step: clamp the temperature, move the twins (Eq. 1), fill the queue, move the centres."""
         self.backbone.clamp_temperature()
         self.teacher.update(self.students(), self.momentum)
-        for features in self._waiting:
-            self.queue.enqueue(*features)
-        self._waiting.clear()
+        self.queue.flush()
         if self.mim.target == "encoding":
             self.cls_centre.update()
             self.patch_centre.update()
@@ -433,11 +357,6 @@ class PretrainModel(nn.Module):
         }
 
 
-def interleave(first: Tensor, second: Tensor) -> Tensor:
-    """Rows of two tensors by turns: [B, ...], [B, ...] -> [2B, ...], so that rows of one image stand together."""
-    return torch.stack([first, second], 1).flatten(0, 1)
-
-
 def take(tokens: Tensor, indices: Tensor) -> Tensor:
     """Rows of a sequence: [B, N, D], [B, M] -> [B, M, D]"""
     return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1]))
@@ -445,10 +364,7 @@ def take(tokens: Tensor, indices: Tensor) -> Tensor:
 
 def check_values(cfg) -> None:
     """Raise UserError for a switch or number that has no meaning, naming its key."""
-    for key, known in CHOICES.items():
-        value = lookup(cfg, key)
-        if value not in known:
-            raise UserError(f"{key}: {value!r} is none of {', '.join(known)}")
+    check_choices(cfg, CHOICES)
     for key, (kind, low, high) in RANGES.items():
         value = lookup(cfg, key)
         if not (isinstance(value, kind) and low <= value <= high):
@@ -459,13 +375,6 @@ def check_values(cfg) -> None:
             f"train.batch_size: {cfg.train.batch_size} image on a rank leaves image-text matching no negative; "
             "use 2 or more"
         )
-
-
-def lookup(cfg, key: str):
-    """cfg.a.b for "a.b"."""
-    for name in key.split("."):
-        cfg = cfg[name]
-    return cfg
 
 
 def build_pretrain_model(cfg, tokens, initial_weights: bool = True) -> tuple[PretrainModel, list[str]]:

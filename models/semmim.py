@@ -159,13 +159,16 @@ def load_backbone(
     decoder: bool = False,
     mlm_head: bool = False,
     checkpointing: bool = False,
+    loaded: dict | None = None,
 ) -> tuple[SemMIM, dict, list[str]]:
     """Rebuild the backbone of a checkpoint of any stage, at its own or another resolution.
+
+    loaded: the content of `path`, where it has been read already.
 
     Returns (backbone, the rest of the checkpoint without model and optimizer, log lines: which parts were left out).
     Raises UserError when the file is no checkpoint of this codebase or lacks weights that are asked for.
     """
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path) if loaded is None else loaded
     if "description" not in checkpoint or "model" not in checkpoint:
         raise UserError(
             f"{path}: no SemMIM checkpoint (it has no model description); give one that a script of this project wrote"
@@ -178,6 +181,7 @@ def load_backbone(
     state = {key[len(PREFIX) :]: value for key, value in checkpoint["model"].items() if key.startswith(PREFIX)}
     state = resize_positions(state, "image_encoder.", backbone.image_encoder)
     unused = load_weights(backbone, state, path)
+    unused += sorted({key.split(".")[0] for key in checkpoint["model"] if not key.startswith(PREFIX)})
     rest = {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
     rest["description"] = description
     lines = [f"{path}: weights of step {checkpoint.get('progress', {}).get('step', '?')}"]

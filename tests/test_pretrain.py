@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny import CAPTIONS, NO_DROPOUT, TOKENIZER, draws_part, make_batch, make_draws, tiny_config, tiny_model
 
+from models.alignment import Features, hard_negatives
 from models.mim import masked_count
 from models.pretrain import build_pretrain_model
 from utils import UserError
@@ -139,13 +140,13 @@ def test_accumulated_micro_batches_give_the_gradient_and_centre_of_the_whole_bat
 
 
 def test_itm_negatives_never_share_image_or_caption_and_stay_in_their_group():
-    model = tiny_model()
     batch = make_batch(8, captions=[CAPTIONS[i // 2] for i in range(8)])
     batch["image_id"] = torch.tensor([0, 1, 2, 3, 4, 5, 0, 1])
     feat = torch.nn.functional.normalize(torch.randn(8, 16), dim=-1)
-    view = type("View", (), {"image_feat": feat})
-    for seed in range(20):
-        image, text, valid = model.hard_negatives(batch, feat, feat, view, feat, make_draws(batch, seed), 2)
+    features = Features(feat, feat, feat, feat, batch["image_id"], batch["caption_id"])
+    torch.manual_seed(0)
+    for _ in range(20):
+        image, text, valid = hard_negatives(features, torch.tensor(0.07), *torch.rand(2, 8), groups=2)
         for row in range(8):
             for other in (int(image[row]), int(text[row])):
                 assert batch["image_id"][other] != batch["image_id"][row]
