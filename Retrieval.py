@@ -1,121 +1,236 @@
-"""Image-text retrieval (the paper, Table 1): evaluates a checkpoint on the validation and the test split.
+"""Image-text retrieval (the paper, Table 1): fine-tune a pre-trained checkpoint, and rank the test pictures and texts.
 
     python Retrieval.py --config configs/demo/Retrieval.yaml --output_dir output/demo/retrieval \
-        --checkpoint output/demo/pretrain/checkpoint_last.pth --evaluate
-    torchrun --nproc_per_node=8 Retrieval.py --checkpoint ... --output_dir ... --evaluate    # MSCOCO
+        --checkpoint output/demo/pretrain/checkpoint_last.pth
+    torchrun --nproc_per_node=8 Retrieval.py --config configs/Retrieval_coco.yaml --output_dir output/retrieval \
+        --checkpoint output/pretrain/checkpoint_last.pth
 
-Two stages: contrastive ranking (`itc_*`), then the first k of every query re-ranked by the fusion encoder
-(`itm_*`). Writes metrics.json (percent; `chance_*`: what a random order reaches) and retrieval_result.json
-(the first ranked items of every query) into --output_dir.
+Every epoch the validation split is ranked; checkpoint_best.pth is the epoch with the best mean recall there, and ranks
+the splits of `eval.splits` at the end. `--evaluate` ranks them with the checkpoint as it is, also one of pre-training.
+
+Two stages: contrastive ranking (`itc_*`), then the first k of every query re-ranked by the fusion encoder (`itm_*`).
+Writes metrics.json (percent; `chance_*`: what a random order reaches; `test_folds`: the mean over equal parts of the
+test split, MSCOCO's 1K) and retrieval_result.json (the first ranked items of every query) into --output_dir.
 """
 
 import argparse
-import json
-import os
 import time
 
+import torch
 from torch.utils.data import DataLoader
 
 import metrics
 import utils
-from dataset import create_dataset
+from dataset import create_dataset, create_loader
+from dataset.pretrain import PretrainCollate
 from dataset.text import checkpoint_tokenizer
 from models import ranking
+from models.retrieval import RetrievalModel
 from models.semmim import load_backbone
+from optim import create_optimization
 
 SCHEMA = "configs/Retrieval_coco.yaml"
-SPLITS = ("val", "test")
+OPTIONAL = ("data.image_root",)
+CHOICES = {"itc.negatives": ("queue", "batch"), "rerank.score": ("itm", "itm+itc")}
+POSITIVE = (
+    *("rerank.k", "rerank.batch_size", "eval.batch_size", "eval.text_batch_size", "text.max_tokens"),
+    *("train.batch_size", "train.accumulation", "train.epochs"),
+)
+# By a resumed run, beside utils.MAY_CHANGE.
+MAY_CHANGE = (
+    *("data.test", "checkpointing", "rerank.batch_size"),
+    *(f"eval.{key}" for key in ("splits", "batch_size", "text_batch_size", "folds", "save_top")),
+)
 
 
-def main(argv=None):
+def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     utils.add_arguments(parser, config=SCHEMA, output_dir="output/retrieval")
     args = parser.parse_args(argv)
-    cfg = utils.load_config(args.config, args.override, schema=SCHEMA, optional=("data.image_root",))
-    check_config(cfg)
-    cfg.seed = cfg.seed if args.seed is None else args.seed
-    if args.checkpoint is None:
-        raise utils.UserError("--checkpoint is missing: name a pre-trained checkpoint, e.g. one that Pretrain.py wrote")
     device = utils.init_distributed(args.device)
-    utils.seed_everything(cfg.seed)
-    run = utils.Run(args.output_dir, cfg, append=True)
-
-    backbone, rest, lines = load_backbone(args.checkpoint, image_size=cfg.image_size)
-    for line in lines:
+    cfg = utils.load_config(args.config, args.override, schema=SCHEMA, optional=OPTIONAL)
+    check_config(cfg)
+    resume_from, lines = utils.begin(args, cfg, MAY_CHANGE)
+    utils.seed_everything(cfg.seed, per_rank=False)
+    backbone, rest, loaded = load_backbone(
+        utils.source_checkpoint(args), image_size=cfg.image_size, checkpointing=cfg.checkpointing, loaded=resume_from
+    )
+    run = utils.Run(args.output_dir, cfg, append=args.evaluate, resume_from=resume_from)
+    for line in lines + loaded:
         run.info(line)
-    backbone.to(device)
     tokenizer = checkpoint_tokenizer(cfg.text.vocab, rest["description"])
+    backbone.to(device)
+    ranker = Ranker(cfg, tokenizer, device, run)
     if not args.evaluate:
-        run.info("the checkpoint is evaluated as it is (as with --evaluate)")
-    evaluate_splits(backbone, tokenizer, cfg, device, run)
+        train(RetrievalModel(backbone, cfg).to(device), ranker, cfg, device, run, resume_from)
+    ranker.evaluate_all(backbone)
     run.close()
 
 
-def check_config(cfg):
-    """Raise UserError for a number that makes no sense, naming its key."""
-    for key in (
-        "rerank.k",
-        "rerank.batch_size",
-        "eval.batch_size",
-        "eval.text_batch_size",
-        "text.max_tokens",
-    ):
-        section, name = key.split(".")
-        if not isinstance(cfg[section][name], int) or cfg[section][name] < 1:
-            raise utils.UserError(f"{key}: {cfg[section][name]} must be a whole number of at least 1")
+def check_config(cfg) -> None:
+    """Raise UserError for a setting that makes no sense, naming its key."""
+    utils.check_choices(cfg, CHOICES)
+    utils.check_positive(cfg, POSITIVE)
+    splits = cfg.eval.splits
+    if not splits or not set(splits) <= {"val", "test"}:
+        raise utils.UserError(f"eval.splits: {splits} must name val, test or both")
+    if not isinstance(cfg.eval.folds, int) or cfg.eval.folds < 0:
+        raise utils.UserError(f"eval.folds: {cfg.eval.folds} must be a whole number, 0 for none")
+    if cfg.train.batch_size < 2:
+        raise utils.UserError(
+            "train.batch_size: 1 image on a rank leaves image-text matching no negative; use 2 or more"
+        )
 
 
-def evaluate_splits(backbone, tokenizer, cfg, device, run):
-    """Evaluate on val and test; write metrics.json, whose content is returned, and retrieval_result.json."""
-    datasets = {split: create_dataset("retrieval_eval", cfg, split) for split in SPLITS}  # errors before any work
-    precision = utils.resolve_precision(cfg.precision, device)
-    numbers, results = {}, {}
-    for split, dataset in datasets.items():
-        run.info(f"{split}: {len(dataset.images)} images, {len(dataset.captions)} captions")
-        numbers[split], rankings = evaluate_split(backbone, tokenizer, dataset, cfg, device, precision, run.info)
-        results[split] = result_entries(dataset, rankings, cfg.eval.save_top)
-        run.log(0, numbers[split], split)
-        run.info(metrics.retrieval_table(split, numbers[split]))
-    run.write_metrics(numbers)
-    if utils.is_main():
-        write_json(results, run.dir / "retrieval_result.json")
-    return numbers
-
-
-def evaluate_split(backbone, tokenizer, dataset, cfg, device, precision, log):
-    """One split: ({"itc_tr_r1": ..., "itm_...", "chance_...", "images", "texts", "seconds"}, rankings)."""
-    start = time.perf_counter()
-    input_ids, attention_mask = tokenizer.encode(dataset.captions, cfg.text.max_tokens)
-    loader = DataLoader(
+def train(model: RetrievalModel, ranker: "Ranker", cfg, device, run, resume_from: dict | None) -> None:
+    """Fine-tune; the model ends with the weights of the epoch with the best validation recall (mean of six columns)."""
+    dataset = create_dataset("retrieval_train", cfg)
+    val = ranker.dataset("val")
+    loader = create_loader(
         dataset,
-        batch_sampler=utils.eval_batches(len(dataset.images), cfg.eval.batch_size),
+        cfg.train.batch_size,
+        collate=PretrainCollate(ranker.tokenizer, cfg.text.max_tokens),
         num_workers=cfg.data.num_workers,
+        rank=utils.rank(),
+        world_size=utils.world_size(),
+        seed=cfg.seed,
         pin_memory=device.type == "cuda",
+        max_bad_share=cfg.data.max_bad_share,
+        bucket_batches=cfg.data.bucket_batches,
     )
-    ranks, rankings = ranking.evaluate(
-        backbone,
+    optimizer, schedule = create_optimization(model, cfg, len(loader), run)
+    notes = {"description": model.backbone.description, "stage": "retrieval", "config": cfg.to_dict()}
+    best = utils.BestCheckpoint(run, "r_mean", notes, resume_from)
+    utils.seed_everything(cfg.seed)  # from here on every process draws its own noise
+
+    def loss_fn(wrapped, batch: dict, progress: utils.Progress):
+        # The soft targets of ITC come in over the first epoch (ALBEF).
+        return wrapped(batch, cfg.itc.alpha * min(1.0, progress.step / max(1, progress.steps_per_epoch)))
+
+    def on_epoch_end(wrapped, progress: utils.Progress) -> None:
+        numbers, _ = ranker.evaluate(model.backbone, val, "val", progress.step)
+        best.offer(model, numbers["itm_r_mean"], progress)
+
+    utils.fit(
+        utils.wrap_ddp(model, device),
         loader,
-        input_ids,
-        attention_mask,
-        dataset.image_of_caption,
-        len(dataset.images),
+        optimizer,
+        schedule,
+        train_cfg=cfg.train,
+        run=run,
         device=device,
-        precision=precision,
-        k=cfg.rerank.k,
-        score=cfg.rerank.score,
-        text_batch_size=cfg.eval.text_batch_size,
-        pair_batch_size=cfg.rerank.batch_size,
-        log=log,
+        loss_fn=loss_fn,
+        after_step=lambda progress: model.after_step(),
+        on_epoch_end=on_epoch_end,
+        extra_state=best.state,
+        resume_from=resume_from,
     )
+    best.restore(model)
+
+
+class Ranker:
+    """Ranks the splits of a configuration; `datasets`, those of `eval.splits`, are read, and checked, at once."""
+
+    def __init__(self, cfg, tokenizer, device: torch.device, run: utils.Run):
+        self.cfg, self.tokenizer, self.device, self.run = cfg, tokenizer, device, run
+        self.precision = utils.resolve_precision(cfg.train.precision, device)
+        self.datasets = {split: create_dataset("retrieval_eval", cfg, split) for split in cfg.eval.splits}
+        for split, dataset in self.datasets.items():
+            run.info(f"{split}: {len(dataset.images)} images, {len(dataset.captions)} captions")
+
+    def dataset(self, split: str):
+        return self.datasets.get(split) or create_dataset("retrieval_eval", self.cfg, split)
+
+    def evaluate_all(self, backbone) -> None:
+        """Rank all splits; write metrics.json and retrieval_result.json."""
+        numbers, results = {}, {}
+        for split, dataset in self.datasets.items():
+            folds = self.cfg.eval.folds if split == "test" else 0
+            numbers[split], found = self.evaluate(backbone, dataset, split, folds=folds)
+            if folds:
+                numbers["test_folds"] = found["folds"]
+            results[split] = result_entries(dataset, found["rankings"], self.cfg.eval.save_top)
+        self.run.write_metrics(numbers)
+        if utils.is_main():
+            utils.write_json(self.run.dir / "retrieval_result.json", results)
+
+    def evaluate(self, backbone, dataset, split: str, step: int = 0, folds: int = 0) -> tuple[dict, dict]:
+        """Rank one split in all processes.
+
+        Returns ({"itc_tr_r1": ..., "itm_...", "chance_...", "images", "texts", "seconds"}, {"rankings": see
+        ranking.two_stage, "folds": the mean of the columns over `folds` equal parts}).
+        """
+        cfg, start, training = self.cfg, time.perf_counter(), backbone.training
+        input_ids, attention_mask = self.tokenizer.encode(dataset.captions, cfg.text.max_tokens)
+        loader = DataLoader(
+            dataset,
+            batch_sampler=utils.eval_batches(len(dataset.images), cfg.eval.batch_size),
+            num_workers=cfg.data.num_workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        images, texts = ranking.extract_features(
+            backbone,
+            loader,
+            len(dataset.images),
+            input_ids,
+            attention_mask,
+            cfg.eval.text_batch_size,
+            device=self.device,
+            precision=self.precision,
+            log=self.run.info,
+        )
+        image_of_text = torch.tensor(dataset.image_of_caption)
+        ranks, rankings = self.rank(backbone, images, texts, image_of_text)
+        columns = stage_columns(ranks, image_of_text)
+        numbers = {**columns, "images": len(images.feats), "texts": len(texts.feats)}
+        found = {"rankings": rankings}
+        if folds:
+            found["folds"] = self.evaluate_folds(backbone, images, texts, image_of_text, folds)
+        numbers["seconds"] = round(time.perf_counter() - start, 1)
+        backbone.train(training)
+        self.run.log(step, numbers, split)
+        self.run.info(metrics.retrieval_table(split, numbers))
+        if folds:
+            self.run.info(metrics.retrieval_table(f"{folds} folds", found["folds"]))
+        return numbers, found
+
+    def rank(self, backbone, images, texts, image_of_text):
+        """`ranking.two_stage` with the configuration's settings."""
+        rerank = self.cfg.rerank
+        return ranking.two_stage(
+            backbone,
+            images,
+            texts,
+            image_of_text,
+            k=rerank.k,
+            score=rerank.score,
+            batch_size=rerank.batch_size,
+            precision=self.precision,
+            log=self.run.info,
+        )
+
+    def evaluate_folds(self, backbone, images, texts, image_of_text, folds: int) -> dict[str, float]:
+        """The columns' mean over equal runs of consecutive images, each with its texts (MSCOCO 1K: five of 1,000)."""
+        size, rest = divmod(len(images.feats), folds)
+        if rest or not size:
+            raise utils.UserError(f"eval.folds: {len(images.feats)} images cannot be cut into {folds} equal parts")
+        every = []
+        for number in range(folds):
+            self.run.info(f"fold {number + 1} of {folds}")
+            part = ranking.fold(images, texts, image_of_text, number * size, (number + 1) * size)
+            ranks, _ = self.rank(backbone, *part)
+            every.append(stage_columns(ranks, part[2]))
+        return {key: sum(columns[key] for columns in every) / folds for key in every[0]}
+
+
+def stage_columns(ranks: dict, image_of_text: torch.Tensor) -> dict[str, float]:
+    """{"itc_tr_r1": percent, ...} of both stages, and of a random order (`chance_`)."""
     columns = {stage: metrics.retrieval_metrics(found["tr"], found["ir"]) for stage, found in ranks.items()}
-    columns["chance"] = metrics.chance_metrics([len(captions) for captions in dataset.captions_of_image])
-    numbers = {f"{stage}_{key}": value for stage, row in columns.items() for key, value in row.items()}
-    numbers |= {"images": len(dataset.images), "texts": len(dataset.captions)}
-    numbers["seconds"] = round(time.perf_counter() - start, 1)
-    return numbers, rankings
+    columns["chance"] = metrics.chance_metrics(image_of_text.bincount(minlength=len(ranks["itc"]["tr"])))
+    return {f"{stage}_{key}": value for stage, row in columns.items() for key, value in row.items()}
 
 
-def result_entries(dataset, rankings, top):
+def result_entries(dataset, rankings: dict, top: int) -> dict[str, list[dict]]:
     """The first `top` items of every query, as lists of {query, ranked, scores}; pictures by their paths."""
     images, captions = [str(path) for path in dataset.images], dataset.captions
     entries = {}
@@ -133,13 +248,6 @@ def result_entries(dataset, rankings, top):
             for query, row, values in zip(queries, ids, scores, strict=True)
         ]
     return entries
-
-
-def write_json(value, path):
-    """Write atomically: a reader never sees half a file."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

@@ -67,33 +67,26 @@ class Candidates:
     ranks: torch.Tensor  # [Q] int64 rank of the best positive among all candidates, see positive_ranks
 
 
-def evaluate(
+def two_stage(
     backbone: nn.Module,
-    image_batches: Iterable[tuple[Tensor, Tensor]],
-    input_ids: Tensor,
-    attention_mask: Tensor,
+    images: ImageFeatures,
+    texts: TextFeatures,
     image_of_text: Sequence[int] | Tensor,
-    num_images: int,
     *,
-    device: torch.device,
-    precision: str = "fp32",
     k: int = 256,
     score: str = "itm",
-    text_batch_size: int = 256,
-    pair_batch_size: int = 1024,
+    batch_size: int = 1024,
+    precision: str = "fp32",
     log: Callable | None = None,
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, tuple[Tensor, Tensor]]]:
-    """Both stages over a data set; the model is put into eval mode and left there.
+    """Both stages on the features of a data set.
 
     Args:
-        backbone: models.semmim.SemMIM on `device`.
-        image_batches: (images [n, 3, S, S], indices [n]): this rank's batches, cut by utils.eval_batches.
-        input_ids, attention_mask: [T, L] int64, padded on the right: all texts, on every rank.
+        backbone: models.semmim.SemMIM in eval mode, on the features' device.
+        images, texts: from extract_features (N images, T texts).
         image_of_text: [T] index of each text's image.
-        num_images: N.
         k: candidates re-ranked for a query (at most all).
-        score: re-ranking score, "itm" (ALBEF) or "itm+itc" (BLIP).
-        text_batch_size, pair_batch_size: texts, and (image, text) pairs, of one forward pass.
+        score, batch_size: see `rerank`.
         log: called with a line of progress now and then.
 
     Returns:
@@ -101,24 +94,11 @@ def evaluate(
         each query's best positive, of text retrieval (tr: images ask) and image retrieval (ir: texts ask);
         rankings {"tr": (ids [N, k], scores [N, k]), "ir": (ids [T, k], scores [T, k])}, best first.
     """
-    image_of_text = torch.as_tensor(image_of_text)
-    backbone.eval()
-    images, texts = extract_features(
-        backbone,
-        image_batches,
-        num_images,
-        input_ids,
-        attention_mask,
-        text_batch_size,
-        device=device,
-        precision=precision,
-        log=log,
-    )
-    image_ids = torch.arange(num_images)
+    image_of_text, image_ids = torch.as_tensor(image_of_text), torch.arange(len(images.feats))
     tr = topk_candidates(images.feats, texts.feats, image_ids, image_of_text, k)
     ir = topk_candidates(texts.feats, images.feats, image_of_text, image_ids, k)
     tr_scores, ir_scores = rerank(
-        backbone, images, texts, tr, ir, batch_size=pair_batch_size, score=score, precision=precision, log=log
+        backbone, images, texts, tr, ir, batch_size=batch_size, score=score, precision=precision, log=log
     )
     rankings = {"tr": sort_candidates(tr.ids, tr_scores), "ir": sort_candidates(ir.ids, ir_scores)}
     tr_hits = image_of_text[rankings["tr"][0]] == image_ids[:, None]  # [N, k]
@@ -131,6 +111,27 @@ def evaluate(
         },
     }
     return ranks, rankings
+
+
+def fold(
+    images: ImageFeatures, texts: TextFeatures, image_of_text: Tensor, first: int, last: int
+) -> tuple[ImageFeatures, TextFeatures, Tensor]:
+    """The images first..last-1 and their texts as a data set of its own (COCO 1K is five such folds of 1,000 images).
+
+    image_of_text: [T]. Returns (images, texts, image_of_text) with indices that start at 0; tokens are not copied,
+    except those of a batch of images that the border of a fold cuts.
+    """
+    batches = []
+    for indices, image_embeds in images.batches:
+        inside = (indices >= first) & (indices < last)
+        if inside.all():
+            batches.append((indices - first, image_embeds))
+        elif inside.any():
+            batches.append((indices[inside] - first, image_embeds[inside.to(image_embeds.device)]))
+    rows = ((image_of_text >= first) & (image_of_text < last)).nonzero()[:, 0]  # [t]
+    on_device = rows.to(texts.feats.device)
+    some = TextFeatures(texts.feats[on_device], texts.tokens, texts.starts[on_device], texts.lengths[rows])
+    return ImageFeatures(images.feats[first:last], batches), some, image_of_text[rows] - first
 
 
 @torch.no_grad()
@@ -146,13 +147,21 @@ def extract_features(
     precision: str = "fp32",
     log: Callable | None = None,
 ) -> tuple[ImageFeatures, TextFeatures]:
-    """Every image and text through its encoder once, shared among the ranks. Arguments as in `evaluate`.
+    """Every image and text through its encoder once, shared among the ranks.
 
+    Args:
+        backbone: models.semmim.SemMIM on `device`; it is put into eval mode and left there.
+        image_batches: (images [n, 3, S, S], indices [n]): this rank's batches, cut by utils.eval_batches.
+        num_images: N.
+        input_ids, attention_mask: [T, L] int64, padded on the right: all texts, on every rank.
+        text_batch_size: texts of one forward pass.
+        log: called with a line of progress now and then.
     Returns:
         (ImageFeatures, TextFeatures)
     Raises:
         utils.UserError: features that are not finite (any ranking of them would be meaningless).
     """
+    backbone.eval()
     texts = _encode_texts(backbone, input_ids, attention_mask, text_batch_size, device, precision, log)
     images = _encode_images(backbone, image_batches, num_images, device, precision, log)
     for name, feats in (("image", images.feats), ("text", texts.feats)):
@@ -160,7 +169,7 @@ def extract_features(
         if broken:
             raise utils.UserError(
                 f"{broken} of {len(feats)} {name} features are NaN or infinite: the checkpoint is broken, "
-                "or try --override precision=fp32"
+                "or try --override train.precision=fp32"
             )
     return images, texts
 
@@ -250,7 +259,7 @@ def rerank(
     tr_scores, ir_scores = (utils.all_reduce_sum(part.to(device)).cpu() for part in (tr_scores, ir_scores))
     if not (tr_scores.isfinite().all() and ir_scores.isfinite().all()):
         raise utils.UserError(
-            "re-ranking scores are NaN or infinite: the checkpoint is broken, or try --override precision=fp32"
+            "re-ranking scores are NaN or infinite: the checkpoint is broken, or try --override train.precision=fp32"
         )
     if score == "itm+itc":
         tr_scores, ir_scores = tr_scores + tr.scores, ir_scores + ir.scores

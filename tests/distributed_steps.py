@@ -1,6 +1,6 @@
 """Five optimizer steps of a tiny model on fixed data and draws; run by torchrun or as one process.
 
-    PYTHONPATH=.:tests python tests/distributed_steps.py OUT.pth GROUPS [override ...]
+    PYTHONPATH=.:tests python tests/distributed_steps.py pretrain|retrieval OUT.pth GROUPS [override ...]
 
 Everything is in fp64: AdamW divides by the root of the squared gradient, which blows rounding noise up to whole steps
 where the exact gradient is zero (the biases of attention keys).
@@ -9,18 +9,22 @@ where the exact gradient is zero (the biases of attention keys).
 import sys
 
 import torch
-from tiny import NO_DROPOUT, draws_part, make_batch, make_draws, tiny_model
+from tiny import NO_DROPOUT, draws_part, make_batch, make_draws, tiny_config, tiny_model
 
+from models.retrieval import RetrievalModel
 from optim import create_optimizer
 from utils import all_reduce_sum, init_distributed, is_main, rank, run_main, unwrap, world_size, wrap_ddp
 
 GLOBAL_BATCH, STEPS = 8, 5
 
 
-def main(out: str, groups: str, *overrides: str) -> None:
+def main(stage: str, out: str, groups: str, *overrides: str) -> None:
     device = init_distributed("cpu")
     torch.set_num_threads(1)
     model = tiny_model(*NO_DROPOUT, *overrides).double()
+    if stage == "retrieval":
+        model.backbone.decoder = model.backbone.mlm_head = None
+        model = RetrievalModel(model.backbone, tiny_config(*overrides)).double()
     wrapped = wrap_ddp(model, device)
     optimizer = create_optimizer(model, lr=1e-3, lr_vit=1e-4, weight_decay=0.02)
     history = []
@@ -34,7 +38,11 @@ def main(out: str, groups: str, *overrides: str) -> None:
         for name in ("input_ids", "attention_mask"):
             mine[name] = mine[name][:, :length]
         mine = {name: x.double() if x.is_floating_point() else x for name, x in mine.items()}
-        loss, logs = wrapped(mine, 0.4, draws=draws_part(draws, rows, length), itm_groups=int(groups))
+        if stage == "retrieval":
+            mine["image"], draws_mine = mine["image1"], torch.stack([draws.itm_image, draws.itm_text])[:, rows]
+        else:
+            draws_mine = draws_part(draws, rows, length)
+        loss, logs = wrapped(mine, 0.4, draws=draws_mine, itm_groups=int(groups))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -11,21 +11,30 @@ import torch
 SCRIPT = Path(__file__).parent / "distributed_steps.py"
 
 
-def run_steps(out: Path, processes: int, groups: int, *overrides: str) -> dict:
+def run_steps(stage: str, out: Path, processes: int, groups: int, *overrides: str) -> dict:
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += [str(SCRIPT), str(out), str(groups), *overrides]
+    command += [str(SCRIPT), stage, str(out), str(groups), *overrides]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{SCRIPT.parent.parent}:{SCRIPT.parent}"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr[-3000:]
     return torch.load(out, weights_only=True)
 
 
-@pytest.mark.parametrize("overrides", [(), ("itc.negatives=batch",), ("mim.target=pixels",)])
-def test_two_processes_equal_one(tmp_path, overrides):
-    two = run_steps(tmp_path / "two.pth", 2, 1, *overrides)
-    one = run_steps(tmp_path / "one.pth", 1, 2, *overrides)
+@pytest.mark.parametrize(
+    "stage, overrides",
+    [
+        ("pretrain", ()),
+        ("pretrain", ("itc.negatives=batch",)),
+        ("pretrain", ("mim.target=pixels",)),
+        ("retrieval", ()),
+        ("retrieval", ("itc.negatives=batch",)),
+    ],
+)
+def test_two_processes_equal_one(tmp_path, stage, overrides):
+    two = run_steps(stage, tmp_path / "two.pth", 2, 1, *overrides)
+    one = run_steps(stage, tmp_path / "one.pth", 1, 2, *overrides)
     assert torch.allclose(two["losses"], one["losses"], atol=1e-5, rtol=0)
     for name, value in one["state"].items():  # weights, twins, queues and centres alike
         assert torch.allclose(two["state"][name].double(), value.double(), atol=1e-5, rtol=0), name

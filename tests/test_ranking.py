@@ -127,10 +127,10 @@ def image_batches(num_images, batch_size, size=1):
 
 
 def run_table(backbone, input_ids, attention_mask, image_of_text, batch_size=4, **options):
-    options = {"text_batch_size": 5, "pair_batch_size": 16, "device": CPU, **options}
     num_images = len(backbone.itm)
     batches = image_batches(num_images, batch_size)
-    return ranking.evaluate(backbone, batches, input_ids, attention_mask, image_of_text, num_images, **options)
+    features = ranking.extract_features(backbone, batches, num_images, input_ids, attention_mask, 5, device=CPU)
+    return ranking.two_stage(backbone, *features, image_of_text, **{"batch_size": 16, **options})
 
 
 def reference_order(itc, itm, k):
@@ -188,7 +188,7 @@ def test_an_item_outside_the_first_k_never_outranks_one_inside():
 
 def test_a_pair_that_both_directions_ask_for_is_fused_once():
     backbone, *texts = table_case(5)
-    _, rankings = run_table(backbone, *texts, k=4, pair_batch_size=10**6)
+    _, rankings = run_table(backbone, *texts, k=4, batch_size=10**6)
     wanted = {(image, text) for image, row in enumerate(rankings["tr"][0].tolist()) for text in row}
     wanted |= {(image, text) for text, row in enumerate(rankings["ir"][0].tolist()) for image in row}
     assert set(backbone.pairs) == wanted
@@ -273,19 +273,10 @@ def tiny_case():
 
 
 def run_tiny(backbone, precision="fp32"):
-    images, *texts = tiny_case()
+    images, *texts, image_of_text = tiny_case()
     batches = [(images[rows], torch.tensor(rows)) for rows in utils.eval_batches(11, 6)]
-    return ranking.evaluate(
-        backbone,
-        batches,
-        *texts,
-        11,
-        device=CPU,
-        precision=precision,
-        k=5,
-        text_batch_size=4,
-        pair_batch_size=16,
-    )
+    features = ranking.extract_features(backbone, batches, 11, *texts, 4, device=CPU, precision=precision)
+    return ranking.two_stage(backbone, *features, image_of_text, k=5, batch_size=16, precision=precision)
 
 
 def test_scores_equal_one_forward_a_pair():
@@ -342,6 +333,21 @@ def test_every_item_is_in_exactly_one_batch_of_one_rank(monkeypatch):
     assert sorted(seen) == list(range(50))
 
 
+def test_a_fold_is_ranked_as_a_data_set_of_its_own():
+    backbone = tiny_backbone()
+    images, input_ids, attention_mask, image_of_text = tiny_case()
+    batches = [(images[rows], torch.tensor(rows)) for rows in utils.eval_batches(11, 4)]  # a border cuts one
+    features = ranking.extract_features(backbone, batches, 11, input_ids, attention_mask, 4, device=CPU)
+    found, _ = ranking.two_stage(backbone, *ranking.fold(*features, image_of_text, 5, 10), k=3, batch_size=16)
+
+    rows = ((image_of_text >= 5) & (image_of_text < 10)).nonzero()[:, 0]
+    alone = ranking.extract_features(
+        backbone, [(images[5:10], torch.arange(5))], 5, input_ids[rows], attention_mask[rows], 4, device=CPU
+    )
+    expected, _ = ranking.two_stage(backbone, *alone, image_of_text[rows] - 5, k=3, batch_size=16)
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)
+
+
 # ------------------------------------------------------------------------------------------------------------
 # The script
 
@@ -361,7 +367,7 @@ def project(tmp_path):
     utils.save_checkpoint(tmp_path / "model.pth", {"model": model, "description": backbone.description})
     (tmp_path / "config.yaml").write_text(
         f"data: {{val: [{tmp_path}/split.json], test: [{tmp_path}/split.json], image_root: none}}\n"
-        "image_size: 32\nprecision: fp32\nrerank: {k: 4}\neval: {batch_size: 3, save_top: 2}\n"
+        "image_size: 32\ntrain: {precision: fp32}\nrerank: {k: 4}\neval: {batch_size: 3, save_top: 2, folds: 0}\n"
     )
     return tmp_path
 
@@ -391,6 +397,12 @@ def test_script_writes_metrics_and_rankings_of_both_splits(project):
     assert first["scores"][0] >= first["scores"][1] and first["ranked"][0].endswith(".png")
 
 
+def test_script_reports_the_mean_over_folds(project):
+    Retrieval.main(arguments(project, "--override", "eval.folds=7", "rerank.k=99"))
+    numbers = json.loads((project / "out" / "metrics.json").read_text())["test_folds"]
+    assert numbers["chance_ir_r1"] == numbers["itm_ir_r1"] == 100  # one picture a fold
+
+
 def test_script_evaluates_at_another_resolution(project):
     Retrieval.main(arguments(project, "--override", "image_size=48"))
     assert (project / "out" / "metrics.json").is_file()
@@ -404,6 +416,8 @@ def test_script_evaluates_at_another_resolution(project):
         ("rerank.kk=3", "rerank.k"),
         ("rerank.k=0", "rerank.k"),
         ("eval.batch_size=0", "eval.batch_size"),
+        ("eval.splits=[train]", "eval.splits"),
+        ("eval.folds=3", "7 images cannot be cut into 3"),
     ],
 )
 def test_wrong_input_is_a_user_error_that_names_it(project, override, message):

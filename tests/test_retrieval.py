@@ -1,0 +1,169 @@
+"""Retrieval fine-tuning: the step, and Retrieval.py as a user runs it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from tiny import NO_DROPOUT, make_batch, tiny_config, tiny_model
+
+import Retrieval
+import utils
+from models.retrieval import RetrievalModel
+
+
+def retrieval_model(*overrides: str) -> RetrievalModel:
+    """With random weights, without decoder, as `load_backbone` gives it."""
+    backbone = tiny_model(*NO_DROPOUT).backbone
+    backbone.decoder = backbone.mlm_head = None
+    return RetrievalModel(backbone, tiny_config(*NO_DROPOUT, *overrides))
+
+
+def batch_of_pairs() -> dict:
+    """6 pairs of 4 images: pairs 0 and 4, and 1 and 5, show the same one."""
+    batch = make_batch(6)
+    batch["image_id"] = torch.tensor([0, 1, 2, 3, 0, 1])
+    batch["image"] = batch["image1"][batch["image_id"]]
+    return batch
+
+
+def test_itc_is_cross_entropy_with_shares_for_all_texts_of_an_image():
+    model, batch = retrieval_model(), batch_of_pairs()
+    with torch.no_grad():
+        _, logs = model(batch, 0.4)
+        _, images = model.backbone.encode_image(batch["image"])
+        _, texts = model.backbone.encode_text(batch["input_ids"], batch["attention_mask"])
+        # the twins equal the students before the first step, and the queue is empty
+        sims = (images @ texts.T / 0.07, texts @ images.T / 0.07)
+    expected = 0.0
+    for sim in sims:
+        for row in range(6):
+            same = [float(batch["image_id"][row] == other) for other in batch["image_id"]]
+            hard = torch.tensor(same) / sum(same)
+            target = 0.4 * sim[row].softmax(0) + 0.6 * hard
+            expected += F.cross_entropy(sim[row][None], target[None]) / 12
+    assert logs["loss/itc"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_queue_and_twins_follow_the_steps():
+    model, batch = retrieval_model(), batch_of_pairs()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    first = model.teacher.vision_proj.weight.clone()
+    for step in range(2):
+        loss, _ = model(batch, 0.4)
+        loss.backward()
+        assert (model.queue.image_id >= 0).sum() == 6 * step  # a batch comes in after its step
+        optimizer.step()
+        model.after_step()
+        optimizer.zero_grad()
+    student = model.backbone.vision_proj.weight
+    moved = model.teacher.vision_proj.weight - first
+    assert 0 < moved.norm() < 0.05 * (student - first).norm()
+    assert model.queue.image_id[:12].tolist() == [0, 1, 2, 3, 0, 1] * 2
+
+
+def test_itm_rows_with_the_own_image_alone_are_left_out():
+    model, batch = retrieval_model(), batch_of_pairs()
+    batch["image_id"] = torch.zeros(6, dtype=torch.long)
+    loss, logs = model(batch, 0.0)
+    assert logs["itm/rows_left_out"] == 12 and loss.isfinite()
+
+
+def test_in_batch_contrast_needs_no_twins():
+    model = retrieval_model("itc.negatives=batch")
+    loss, _ = model(batch_of_pairs(), 0.4)
+    loss.backward()
+    model.after_step()
+    unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert unused == [] and model.teacher is None
+
+
+@pytest.fixture
+def project(tmp_path):
+    """Twelve pictures of noise with two captions each, a random checkpoint."""
+    entries, pairs = [], []
+    for i in range(12):
+        pixels = np.random.default_rng(i).integers(0, 255, (40, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        texts = [f"picture number {i}", f"a {i} coloured thing"]
+        entries.append({"image": f"{i}.png", "caption": texts})
+        pairs += [{"image": f"{i}.png", "caption": text, "image_id": f"im{i}"} for text in texts]
+    (tmp_path / "split.json").write_text(json.dumps(entries))
+    (tmp_path / "train.json").write_text(json.dumps(pairs))
+    model = tiny_model()
+    checkpoint = {"model": model.state_dict(), "description": model.backbone.description, "progress": {"step": 3}}
+    utils.save_checkpoint(tmp_path / "pretrained.pth", checkpoint)
+    return tmp_path
+
+
+def fine_tune(project, out, *overrides, flags=None) -> None:
+    flags = flags or ["--checkpoint", project / "pretrained.pth"]
+    files = [f"data.{split}=[{project / 'split.json'}]" for split in ("val", "test")]
+    settings = ["image_size=32", "train.batch_size=6", "train.log_every=1", "train.precision=fp32", "train.epochs=2"]
+    settings += ["eval.folds=0", "itc.queue_size=20", "train.warmup_steps=2", "data.num_workers=0", "train.lr=1e-3"]
+    start = ["--config", "configs/Retrieval_coco.yaml", "--output_dir", str(out), "--device", "cpu", *map(str, flags)]
+    data = [f"data.train=[{project / 'train.json'}]", "data.image_root=none"]
+    Retrieval.main([*start, "--override", *files, *data, *settings, *overrides])
+
+
+def log_lines(run, split):
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["split"] == split]
+
+
+def test_fine_tuning_keeps_the_best_epoch_and_evaluates_with_it(project, caplog):
+    run = project / "run"
+    fine_tune(project, run)
+    names = {path.name for path in run.iterdir()}
+    assert {"checkpoint_last.pth", "checkpoint_best.pth", "retrieval_result.json", "metrics.json"} <= names
+    assert [line["step"] for line in log_lines(run, "train")] == list(range(1, 9))  # 24 pairs, 6 a step, 2 epochs
+    every_epoch = [line["itm_r_mean"] for line in log_lines(run, "val")][:2]
+    best = utils.load_checkpoint(run / "checkpoint_best.pth")["best"]
+    assert best["r_mean"] == max(every_epoch)
+    numbers = json.loads((run / "metrics.json").read_text())
+    assert numbers["val"]["itm_r_mean"] == pytest.approx(best["r_mean"])
+    dropped = [line for line in caplog.messages if "not used here" in line]  # one line says what retrieval drops
+    assert len(dropped) == 1
+    assert "decoder, mlm_head, cls_centre, head, patch_centre, queue, teacher" in dropped[0]
+
+    fine_tune(project, project / "again", flags=["--evaluate", "--checkpoint", run / "checkpoint_best.pth"])
+    again = json.loads((project / "again/metrics.json").read_text())["test"]
+    assert {**again, "seconds": 0} == {**numbers["test"], "seconds": 0}
+
+
+def test_resumed_fine_tuning_equals_an_uninterrupted_one(project, monkeypatch):
+    fine_tune(project, project / "whole")
+
+    after_step, steps = RetrievalModel.after_step, []
+
+    def killed(model):
+        after_step(model)
+        steps.append(1)
+        if len(steps) == 7:
+            raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(RetrievalModel, "after_step", killed)
+        fine_tune(project, project / "parts", "train.checkpoint_every=6")
+    fine_tune(project, project / "parts", "train.checkpoint_every=6", flags=["--resume"])
+    whole, parts = (utils.load_checkpoint(project / name / "checkpoint_last.pth") for name in ("whole", "parts"))
+    assert parts["best"] == whole["best"] and parts["progress"] == whole["progress"]
+    for name, value in whole["model"].items():  # weights, twins, queue
+        assert torch.equal(value, parts["model"][name]), name
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("train.batch_size=1", "train.batch_size"),
+        ("itc.negatives=none", "itc.negatives"),
+        ("data.train=[nowhere.json]", "nowhere.json"),
+        ("image_size=33", "33"),
+    ],
+)
+def test_wrong_input_is_a_one_line_error(project, override, message):
+    with pytest.raises(utils.UserError, match=message) as error:
+        fine_tune(project, project / "run", override)
+    assert "\n" not in str(error.value)
