@@ -26,7 +26,13 @@ echo "== 3. Zero-shot retrieval: contrastive ranking, then re-ranking by the fus
 $python Retrieval.py --config configs/demo/Retrieval.yaml --output_dir $demo/zeroshot \
     --checkpoint $demo/pretrain/checkpoint_last.pth --evaluate
 
-echo "== 4. Captioning: cross-entropy, then CIDEr (configs/demo/Caption.yaml, Caption_scst.yaml)"
+echo "== 4. Retrieval, fine-tuned (configs/demo/Retrieval.yaml)"
+fine_tune Retrieval.py Retrieval.yaml retrieval pretrain/checkpoint_last.pth
+
+echo "== 5. Visual question answering, generated answers (configs/demo/VQA.yaml)"
+fine_tune VQA.py VQA.yaml vqa pretrain/checkpoint_last.pth
+
+echo "== 6. Captioning: cross-entropy, then CIDEr (configs/demo/Caption.yaml, Caption_scst.yaml)"
 fine_tune Caption.py Caption.yaml caption pretrain/checkpoint_last.pth
 fine_tune Caption.py Caption_scst.yaml caption_scst caption/checkpoint_best.pth
 

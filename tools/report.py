@@ -24,6 +24,8 @@ FILES = {  # what a user looks for, in the order of the report
     "answers": "vqa_result.json",
     "captions": "caption_result.json",
 }
+# the validation scores that choose the best epoch
+SCORES = {"itm_r_mean": "val recall", "cider": "val CIDEr", "accuracy": "val accuracy"}
 TEACHER = {
     "teacher/cls_batch_entropy": "entropy of the teacher's batch-mean distribution, [CLS]",
     "teacher/patch_batch_entropy": "the same over the masked patches",
@@ -58,12 +60,13 @@ def training_lines(run: Path) -> list[str]:
         result.append(f"{key:12} {first.get(key):8.3f} -> {last[key]:8.3f}")
     if "reward" in last:
         result.append(f"{'reward':12} {first['reward']:8.3f} -> {last['reward']:8.3f}")
-    validated = [
-        entry for entry in entries if entry.get("split") == "val" and "cider" in entry and "bleu4" not in entry
-    ]
-    if validated:
-        shown = (f"{entry['cider']:.1f} (step {entry['step']})" for entry in validated)
-        result.append(f"{'val CIDEr':12} {', '.join(shown)}")
+    for key, name in SCORES.items():
+        # step 0 is the evaluation at the end, except for CIDEr alone: there self-critical training began
+        started = [x for x in entries if "cider" in x and "bleu4" not in x]
+        validated = [x for x in entries if x["split"] == "val" and key in x and (x["step"] or x in started)]
+        if validated:
+            shown = (f"{entry[key]:.1f} (step {entry['step']})" for entry in validated)
+            result.append(f"{name:12} {', '.join(shown)}")
     result += [f"{last[key]:8.2f}  {meaning}" for key, meaning in TEACHER.items() if last.get(key) is not None]
     return result
 
