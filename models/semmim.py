@@ -174,6 +174,8 @@ def load_backbone(
             f"{path}: no SemMIM checkpoint (it has no model description); give one that a script of this project wrote"
         )
     description = checkpoint["description"]
+    if decoder and not any(key.startswith(f"{PREFIX}decoder.") for key in checkpoint["model"]):
+        raise UserError(f"{path}: the checkpoint has no decoder, which writing text needs; give one of pre-training")
     if image_size is not None:
         image_encoder = {**description["image_encoder"], "image_size": image_size}
         description = {**description, "image_encoder": image_encoder}
