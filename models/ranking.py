@@ -452,7 +452,8 @@ def _score_rectangle(backbone, image_embeds, text_ids, texts, batch_size):
         for row, count in enumerate(counts[:rows]):  # a shorter list is filled up with its longest text
             part[row, count - start :] = text_ids[row][-1]
         text_embeds, mask = texts.padded(part.reshape(-1))  # row r of the batch belongs to image r // w
-        fused = backbone.fuse(text_embeds, mask, [(keys[:rows], values[:rows]) for keys, values in memory])
+        some = [(keys[:rows], values[:rows]) for keys, values in memory]
+        fused = backbone.fuse(text_embeds, mask, some, keep=1)  # matching reads [CLS] alone
         logits = backbone.itm_logits(fused)[:, 1].float()
         scores[:rows, start : start + width] = logits.view(part.shape)
     return scores

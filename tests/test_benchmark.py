@@ -71,3 +71,14 @@ def test_captions_are_timed_against_transformers_with_equal_sentences():
     found = json.loads(done.stdout)
     assert found["beam_search"]["equal_tokens"] == 1.0 and found["beam_search"]["tokens"] == 4
     assert found["beam_search"]["ratio"] > 0 and 0 < found["scst"]["reward_share"] < 1
+
+
+def test_reranking_is_timed_against_the_loop_over_queries_with_equal_scores():
+    command = [sys.executable, "tools/benchmark.py", "retrieval", "--device", "cpu", "--override", *TINY]
+    command += "--images 12 --k 5 --queries 12 --repeats 1".split()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout[done.stdout.index("{") :])
+    assert found["texts"] == 60 and found["ratio"] > 0
+    assert found["largest_score_difference"] <= (1e-4 if found["precision"] == "fp32" else 0.05)
+    assert found["score_spread"] > 0 and found["coco_5k"]["pairs"] == 256 * 30000

@@ -107,7 +107,7 @@ def bert_layers(w: dict, bert: str, layers: range, x, keep, image=None):
 
 
 def reference(w: dict, picture: torch.Tensor, ids: torch.Tensor, keep: torch.Tensor) -> tuple[float, float]:
-    """(ITC similarity, ITM logit of a match) of one picture [3, S, S] and one padded text [L], as ALBEF computes them."""
+    """(ITC similarity, ITM logit of a match) of one picture [3, S, S] and one padded text [L]."""
     v = {key.removeprefix("visual_encoder."): value for key, value in w.items()}
     x = F.conv2d(picture[None], v["patch_embed.proj.weight"], v["patch_embed.proj.bias"], stride=PATCH)
     x = torch.cat([v["cls_token"], x.flatten(2).transpose(1, 2)], 1) + v["pos_embed"]

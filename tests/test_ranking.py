@@ -91,7 +91,7 @@ class TableBackbone(nn.Module):
     def encode_text(self, input_ids, attention_mask):
         return input_ids.float()[..., None], self.text_feats[input_ids[:, 0]]  # [b, L, 1], [b, E]
 
-    def fuse(self, text_embeds, text_mask, image_memory, rows=None):
+    def fuse(self, text_embeds, text_mask, image_memory, rows=None, keep=None):
         images = image_memory[0][0].repeat_interleave(len(text_embeds) // len(image_memory[0][0]), 0)  # [R, 1, 1]
         texts = (text_embeds * text_mask[..., None]).amax(1, keepdim=True)  # [R, 1, 1]
         return torch.cat([images, texts], dim=-1)
