@@ -425,8 +425,8 @@ def _score_pairs(backbone, image_embeds, plans, texts, batch_size, progress):
     Images with like numbers of texts are taken together, so that a batch is a full [images, texts] rectangle.
     """
     text_ids = [ids for ids, _ in plans]
-    order = sorted(range(len(text_ids)), key=lambda i: -len(text_ids[i]))
-    scores, start = [None] * len(order), 0
+    order = sorted((i for i, ids in enumerate(text_ids) if len(ids)), key=lambda i: -len(text_ids[i]))
+    scores, start = [torch.zeros(0)] * len(text_ids), 0  # of an image that nobody asked for
     while start < len(order):
         together = max(_IMAGES_TOGETHER, batch_size // len(text_ids[order[start]]))
         group = order[start : start + together]

@@ -7,7 +7,7 @@ from PIL import Image
 from tiny import TOKENIZER, tiny_config
 
 from models.caption import CaptionModel
-from models.semmim import build_backbone
+from models.semmim import build_backbone, load_backbone
 from tools import predict
 from utils import UserError, load_config, save_checkpoint
 
@@ -50,3 +50,65 @@ def test_a_pre_trained_checkpoint_captions_with_the_options_given(folder, capsys
 def test_a_picture_that_cannot_be_read_is_named(folder):
     with pytest.raises(UserError, match="absent.png"):
         predict.main(["caption", str(folder / "absent.png"), "--checkpoint", str(folder / "pre.pth")])
+
+
+def test_pictures_are_ranked_for_a_sentence_and_shown_on_a_sheet(folder, capsys, tmp_path):
+    broken = tmp_path / "pictures" / "broken <x>.png"
+    broken.parent.mkdir()
+    broken.write_bytes(b"no picture")
+    for name in "ab":
+        (broken.parent / f"{name} & co.png").write_bytes((folder / f"{name}.png").read_bytes())
+    sheet = tmp_path / "sheet.html"
+    predict.main(
+        ["retrieve", str(broken.parent), "--text", "a <red> bus", "--text", "two dogs", "--k", "1"]
+        + ["--checkpoint", str(folder / "pre.pth"), "--output", str(sheet), "--device", "cpu"]
+    )
+    printed = capsys.readouterr()
+    assert "broken <x>.png" in printed.err
+    lines = printed.out.splitlines()
+    assert lines[0] == "a <red> bus" and lines[3] == "two dogs"
+    places = [line.split(maxsplit=3) for line in (*lines[1:3], *lines[4:6])]
+    assert [row[0] for row in places] == ["1", "2", "1", "2"] and [row[1] == "-" for row in places] == [False, True] * 2
+    assert {row[3] for row in places[:2]} == {str(broken.parent / f"{name} & co.png") for name in "ab"}
+    page = sheet.read_text()
+    assert "a &lt;red&gt; bus" in page and "a &amp; co.png" in page and page.count("data:image/jpeg") == 4
+
+
+def test_sentences_are_ranked_for_a_picture_as_the_model_scores_them(folder, capsys, tmp_path):
+    texts = ["a red bus", "two dogs", "nothing at all"]
+    (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n\n")
+    predict.main(
+        ["retrieve", str(folder / "a.png"), "--texts", str(tmp_path / "texts.txt"), "--device", "cpu"]
+        + ["--checkpoint", str(folder / "pre.pth")]
+    )
+    found = [line.split(maxsplit=3) for line in capsys.readouterr().out.splitlines()[1:]]
+    backbone, _, _ = load_backbone(folder / "pre.pth")
+    backbone.eval()
+    with torch.no_grad():
+        image = predict.read_picture(str(folder / "a.png"), backbone.image_encoder.image_size)
+        embeds, feat = backbone.encode_image(image)
+        expected = {}
+        for text in texts:
+            ids, mask = TOKENIZER.encode([text], 30)
+            text_embeds, text_feat = backbone.encode_text(ids, mask)
+            fused = backbone.fuse(text_embeds, mask, backbone.fusion_encoder.project_memory(embeds))
+            expected[text] = (float(backbone.itm_logits(fused)[0, 1]), float(feat @ text_feat.T))
+    assert [row[3] for row in found] == sorted(texts, key=lambda text: -expected[text][0])
+    for _, itm, itc, text in found:
+        assert (float(itm), float(itc)) == pytest.approx(expected[text], abs=6e-3)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["a.png"], "no sentence"),
+        (["a.png", "--text", "!?"], "nothing is left"),
+        (["absent", "--text", "x"], "absent"),
+        (["pre.pth", "--text", "x"], "can be read"),
+        (["a.png", "--text", "x", "--k", "0"], "--k"),
+    ],
+)
+def test_wrong_retrieval_input_is_a_one_line_error(folder, arguments, message):
+    name, *options = arguments
+    with pytest.raises(UserError, match=message):
+        predict.main(["retrieve", str(folder / name), *options, "--checkpoint", str(folder / "pre.pth")])

@@ -3,6 +3,9 @@
     python tools/predict.py caption PICTURE... --checkpoint output/caption/checkpoint_best.pth
     python tools/predict.py vqa PICTURE "what is it catching?" --checkpoint output/vqa/checkpoint_best.pth \
         --objects "dog&&frisbee" --ocr "stop"
+    python tools/predict.py retrieve FOLDER --text "a red bus" --output sheet.html \
+        --checkpoint output/retrieval/checkpoint_best.pth
+    python tools/predict.py retrieve PICTURE --texts sentences.txt --checkpoint output/retrieval/checkpoint_best.pth
 """
 
 import argparse
@@ -21,6 +24,7 @@ from models.caption import CaptionModel  # noqa: E402
 from models.generation import MODES  # noqa: E402
 from models.semmim import load_backbone  # noqa: E402
 from models.vqa import VQAModel  # noqa: E402
+from tools.predict_retrieve import add_retrieve  # noqa: E402
 from utils import UserError, as_config, load_config, run_main  # noqa: E402
 
 
@@ -29,6 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_caption(commands)
     add_vqa(commands)
+    add_retrieve(commands)
     args = parser.parse_args(argv)
     args.run(args)
 

@@ -1,0 +1,165 @@
+"""`tools/predict.py retrieve`: rank one's own pictures for a sentence, or sentences for a picture."""
+
+import argparse
+import base64
+import html
+import io
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+import utils
+from dataset.text import checkpoint_tokenizer, clean_caption
+from dataset.transforms import ImageError, open_image, test_transform
+from models import ranking
+from models.semmim import load_backbone
+
+EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+THUMBNAIL = 160  # pixels of the longer side
+BATCH = 64  # pictures of one forward
+
+
+def add_retrieve(commands) -> None:
+    parser = commands.add_parser("retrieve", help="rank pictures for a sentence, or sentences for a picture")
+    parser.add_argument("pictures", nargs="+", help="picture files, and folders whose pictures are taken")
+    parser.add_argument("--text", action="append", default=[], help="a sentence; may be given several times")
+    parser.add_argument("--texts", help="file with a sentence a line")
+    parser.add_argument("--checkpoint", required=True, help="of Retrieval.py, or of Pretrain.py (zero-shot)")
+    parser.add_argument("--k", type=int, default=64, help="candidates to re-rank by fusion (default: %(default)s)")
+    parser.add_argument("--top", type=int, default=20, help="results to show (default: %(default)s)")
+    parser.add_argument("--output", help="HTML contact sheet to write")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.set_defaults(run=retrieve)
+
+
+def retrieve(args: argparse.Namespace) -> None:
+    """Print `query`, and below it a line a result: place, matching logit, cosine, item; write the sheet if asked to.
+
+    One picture and several sentences: the picture asks. Otherwise every sentence asks for pictures.
+    """
+    if args.k < 1 or args.top < 1:
+        raise utils.UserError("--k and --top must be at least 1")
+    texts = read_texts(args)
+    device = utils.init_distributed(args.device)
+    backbone, rest, _ = load_backbone(args.checkpoint)
+    backbone.to(device)
+    pictures, images = read_pictures(find_pictures(args.pictures), backbone.image_encoder.image_size)
+    cfg = utils.as_config(rest["config"]) if rest.get("stage") == "retrieval" else None
+    cfg = cfg or utils.load_config("configs/Retrieval_coco.yaml")
+    tokenizer = checkpoint_tokenizer(cfg.text.vocab, rest["description"])
+    ids, mask = tokenizer.encode([clean_caption(text, cfg.data.max_words) for text in texts], cfg.text.max_tokens)
+    batches = [
+        (images[i : i + BATCH], torch.arange(i, min(i + BATCH, len(images)))) for i in range(0, len(images), BATCH)
+    ]
+    features = ranking.extract_features(backbone, batches, len(images), ids, mask, device=device)
+    picture_asks = len(pictures) == 1 and len(texts) > 1
+    results = rank(backbone, *features, picture_asks, args.k)
+    queries, items = (pictures, texts) if picture_asks else (texts, pictures)
+    for query, found in zip(queries, results, strict=True):
+        print(query)
+        for place, (item, itm, itc) in enumerate(found[: args.top], 1):
+            logit = "      -" if itm is None else f"{itm:7.2f}"
+            print(f"{place:5} {logit} {itc:6.3f}  {items[item]}")
+    if args.output:
+        shown = [
+            (query, [(items[i], itm, itc) for i, itm, itc in found[: args.top]])
+            for query, found in zip(queries, results, strict=True)
+        ]
+        write_sheet(Path(args.output), shown)
+        print(f"wrote {args.output}")
+
+
+def read_texts(args: argparse.Namespace) -> list[str]:
+    texts = list(args.text)
+    if args.texts:
+        try:
+            lines = utils.find_file(args.texts, "--texts").read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise utils.UserError(f"--texts {args.texts}: not a readable text file ({error})") from None
+        texts += [line.strip() for line in lines if line.strip()]
+    if empty := [text for text in texts if not clean_caption(text, 30)]:
+        raise utils.UserError(f"--text {empty[0]!r}: nothing is left of it after cleaning; use words")
+    if not texts:
+        raise utils.UserError("no sentence: give --text SENTENCE or --texts FILE")
+    return texts
+
+
+def find_pictures(names: list[str]) -> list[Path]:
+    """The files named, and those in the folders named (with their sub-folders), each once."""
+    found = []
+    for name in names:
+        path = utils.find_file(name, "picture")
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+            if not inside:
+                raise utils.UserError(f"{path}: no picture in this folder ({', '.join(sorted(EXTENSIONS))})")
+            found += inside
+        else:
+            found.append(path)
+    return list(dict.fromkeys(found))
+
+
+def read_pictures(paths: list[Path], image_size: int) -> tuple[list[Path], torch.Tensor]:
+    """-> (those that can be read, [N, 3, S, S]); the others are named on stderr."""
+    transform, usable, images = test_transform(image_size), [], []
+    for path in paths:
+        try:
+            images.append(transform(open_image(str(path))))
+            usable.append(path)
+        except ImageError as error:
+            print(f"left out: {error}", file=sys.stderr)
+    if not images:
+        raise utils.UserError(f"none of the {len(paths)} pictures can be read")
+    return usable, torch.stack(images)
+
+
+def rank(backbone, images, texts, picture_asks: bool, k: int) -> list[list[tuple[int, float | None, float]]]:
+    """For every query its items, best first: (number, matching logit or None below the first k, cosine)."""
+    asking, asked = (images.feats, texts.feats) if picture_asks else (texts.feats, images.feats)
+    ids = [torch.zeros(len(feats), dtype=torch.int64) for feats in (asking, asked)]
+    first = ranking.topk_candidates(asking, asked, *ids, len(asked))  # the whole order of the first stage
+    some = ranking.Candidates(first.ids[:, :k], first.scores[:, :k], first.ranks)
+    nothing = ranking.Candidates(*(x.new_zeros(len(asked), 0) for x in (first.ids, first.scores)), first.ranks[:0])
+    tr, ir = (some, nothing) if picture_asks else (nothing, some)
+    scores = ranking.rerank(backbone, images, texts, tr, ir)[0 if picture_asks else 1]
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    results = []
+    for query, places in enumerate(order.tolist()):
+        row = [(int(first.ids[query, i]), float(scores[query, i]), float(first.scores[query, i])) for i in places]
+        rest = range(len(places), first.ids.shape[1])
+        row += [(int(first.ids[query, i]), None, float(first.scores[query, i])) for i in rest]
+        results.append(row)
+    return results
+
+
+def write_sheet(path: Path, results: list[tuple[object, list[tuple]]]) -> None:
+    """One HTML file with everything in it: a heading a query, a card a result; pictures as thumbnails."""
+
+    def show(item) -> str:
+        name = html.escape(str(item))
+        return f'<img src="{thumbnail(item)}" alt=""><br><small>{name}</small>' if isinstance(item, Path) else name
+
+    parts = []
+    for query, found in results:
+        cards = [
+            f"<li>{show(item)}<br>{'' if itm is None else f'match {itm:.2f}, '}cosine {itc:.3f}</li>"
+            for item, itm, itc in found
+        ]
+        parts.append(f"<h2>{show(query)}</h2>\n<ol>\n" + "\n".join(cards) + "\n</ol>")
+    style = "body{font-family:sans-serif}ol{display:flex;flex-wrap:wrap;gap:1em}li{width:11em;overflow-wrap:anywhere}"
+    page = f'<!doctype html>\n<meta charset="utf-8">\n<title>SemMIM</title>\n<style>{style}</style>\n' + "\n".join(
+        parts
+    )
+    with utils.replacing(path) as temporary:
+        temporary.write_text(page + "\n", encoding="utf-8")
+
+
+def thumbnail(path: Path) -> str:
+    """The picture, small, as a data URI."""
+    image = open_image(str(path))
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
