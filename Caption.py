@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 import metrics
 import utils
-from dataset import create_dataset, create_loader
+from dataset import create_dataset, create_train_loader
 from dataset.caption import CaptionCollate
 from dataset.cider import CiderD, caption_words, cider
 from dataset.text import checkpoint_tokenizer
@@ -91,17 +91,8 @@ def train(model: CaptionModel, writer, cfg, device, run, resume_from: dict | Non
     dataset = create_dataset("caption_train", cfg)
     if not any(writer.datasets["val"].references):
         raise utils.UserError("data.val has no captions to choose the best epoch by")
-    loader = create_loader(
-        dataset,
-        cfg.train.batch_size,
-        collate=CaptionCollate(writer.tokenizer, cfg.text.max_tokens, cfg.text.max_prompt_tokens),
-        num_workers=cfg.data.num_workers,
-        rank=utils.rank(),
-        world_size=utils.world_size(),
-        seed=cfg.seed,
-        pin_memory=device.type == "cuda",
-        max_bad_share=cfg.data.max_bad_share,
-        bucket_batches=cfg.data.bucket_batches,
+    loader = create_train_loader(
+        dataset, cfg, CaptionCollate(writer.tokenizer, cfg.text.max_tokens, cfg.text.max_prompt_tokens), device
     )
     optimizer, schedule = create_optimization(model, cfg, len(loader), run)
     objective = create_objective(cfg, dataset, writer.tokenizer, run)

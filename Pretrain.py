@@ -13,7 +13,7 @@ import argparse
 import torch
 import torch.nn.functional as F
 
-from dataset import create_dataset, create_loader
+from dataset import create_dataset, create_train_loader
 from dataset.pretrain import PretrainCollate
 from dataset.text import Tokenizer
 from dataset.transforms import CLIP_MEAN, CLIP_STD
@@ -31,12 +31,10 @@ from utils import (
     is_main,
     load_checkpoint,
     load_config,
-    rank,
     run_main,
     seed_everything,
     to_device,
     unwrap,
-    world_size,
     wrap_ddp,
 )
 
@@ -71,18 +69,7 @@ def main() -> None:
 
     grid = model.backbone.image_encoder.grid
     dataset = create_dataset("pretrain", cfg, codebook_size=8 * grid if cfg.mim.target == "dvae" else None)
-    loader = create_loader(
-        dataset,
-        cfg.train.batch_size,
-        collate=PretrainCollate(tokenizer, cfg.text.max_tokens),
-        num_workers=cfg.data.num_workers,
-        rank=rank(),
-        world_size=world_size(),
-        seed=cfg.seed,
-        pin_memory=device.type == "cuda",
-        max_bad_share=cfg.data.max_bad_share,
-        bucket_batches=cfg.data.bucket_batches,
-    )
+    loader = create_train_loader(dataset, cfg, PretrainCollate(tokenizer, cfg.text.max_tokens), device)
     if len(dataset.paths) < 2:
         raise UserError(f"data.train: all {len(dataset)} entries name one image, which leaves matching no negative")
     pretrained_vit = cfg.model.image_encoder.weights != "random" or args.checkpoint is not None

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 import metrics
 import utils
-from dataset import create_dataset, create_loader
+from dataset import create_dataset, create_train_loader
 from dataset.pretrain import PretrainCollate
 from dataset.text import checkpoint_tokenizer
 from models import ranking
@@ -86,18 +86,7 @@ def train(model: RetrievalModel, ranker: "Ranker", cfg, device, run, resume_from
     """Fine-tune; the model ends with the weights of the epoch with the best validation recall (mean of six columns)."""
     dataset = create_dataset("retrieval_train", cfg)
     val = ranker.dataset("val")
-    loader = create_loader(
-        dataset,
-        cfg.train.batch_size,
-        collate=PretrainCollate(ranker.tokenizer, cfg.text.max_tokens),
-        num_workers=cfg.data.num_workers,
-        rank=utils.rank(),
-        world_size=utils.world_size(),
-        seed=cfg.seed,
-        pin_memory=device.type == "cuda",
-        max_bad_share=cfg.data.max_bad_share,
-        bucket_batches=cfg.data.bucket_batches,
-    )
+    loader = create_train_loader(dataset, cfg, PretrainCollate(ranker.tokenizer, cfg.text.max_tokens), device)
     optimizer, schedule = create_optimization(model, cfg, len(loader), run)
     notes = {"description": model.backbone.description, "stage": "retrieval", "config": cfg.to_dict()}
     best = utils.BestCheckpoint(run, "r_mean", notes, resume_from)

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Subset
 
 import metrics
 import utils
-from dataset import create_dataset, create_loader
+from dataset import create_dataset, create_train_loader
 from dataset.text import checkpoint_tokenizer
 from dataset.vqa import EvalBatches, VQACollate, encode_answers, read_answer_list
 from models.generation import check_options
@@ -93,17 +93,8 @@ def train(model, answerer, cfg, device, run, resume_from):
         raise utils.UserError(
             "data.val has no answers to choose the best epoch by; name data.official or data.val_scores"
         )
-    loader = create_loader(
-        dataset,
-        cfg.train.batch_size,
-        collate=VQACollate(answerer.tokenizer, question_limits(cfg), cfg.text.max_answer_tokens),
-        num_workers=cfg.data.num_workers,
-        rank=utils.rank(),
-        world_size=utils.world_size(),
-        seed=cfg.seed,
-        pin_memory=device.type == "cuda",
-        max_bad_share=cfg.data.max_bad_share,
-        bucket_batches=cfg.data.bucket_batches,
+    loader = create_train_loader(
+        dataset, cfg, VQACollate(answerer.tokenizer, question_limits(cfg), cfg.text.max_answer_tokens), device
     )
     optimizer, schedule = create_optimization(model, cfg, len(loader), run)
     notes = {"description": model.backbone.description, "stage": "vqa", "config": cfg.to_dict()}

@@ -41,6 +41,14 @@ class UserError(Exception):
     """Something the user can put right: one line that names the file, entry or key, and the remedy."""
 
 
+def user_message(error: UserError) -> str:
+    """Its one line, also of an error in a DataLoader's worker process, which torch wraps in the worker's traceback."""
+    message = str(error)
+    if "DataLoader worker process" in message:
+        message = message.strip().splitlines()[-1].split("UserError: ", 1)[-1]
+    return message
+
+
 class Config(dict):
     """A dict whose entries are also attributes: `config.train.lr`."""
 
@@ -584,10 +592,7 @@ def run_main(main: Callable[[], object]) -> None:
         main()
         code = 0
     except UserError as error:
-        message = str(error)
-        if "DataLoader worker process" in message:  # torch wraps a worker's exception in its traceback
-            message = message.strip().splitlines()[-1].split("UserError: ", 1)[-1]
-        print("error:" if is_main() else f"error (process {rank()}):", message, file=sys.stderr, flush=True)
+        print("error:" if is_main() else f"error (process {rank()}):", user_message(error), file=sys.stderr, flush=True)
         sys.exit(2)  # the process group is left as it is: another process may still wait in it
     except torch.OutOfMemoryError as error:
         advice = "lower train.batch_size and raise train.accumulation, or set checkpointing: true"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from utils import UserError
+from utils import UserError, rank, user_message, world_size
 
 log = logging.getLogger("semmim")
 
@@ -60,7 +60,7 @@ def create_dataset(kind: str, cfg, split: str | None = None, codebook_size: int 
     if kind == "retrieval_train":
         from dataset.retrieval import RetrievalTrainDataset
 
-        return RetrievalTrainDataset(data.train, image_size=cfg.image_size, **common)
+        return RetrievalTrainDataset(data.train, image_size=cfg.image_size, cache_images=data.cache_images, **common)
     raise ValueError(f"unknown kind of data set: {kind}")
 
 
@@ -98,6 +98,22 @@ def _augmentation(cfg) -> dict:
         "ops": augment.randaugment_ops,
         "magnitude": augment.randaugment_magnitude,
     }
+
+
+def create_train_loader(dataset: Dataset, cfg, collate: Callable, device: torch.device) -> "Loader":
+    """This process's loader of a stage's training set, with the configuration's `data`, `train` and `seed`."""
+    return create_loader(
+        dataset,
+        cfg.train.batch_size,
+        collate=collate,
+        num_workers=cfg.data.num_workers,
+        rank=rank(),
+        world_size=world_size(),
+        seed=cfg.seed,
+        pin_memory=device.type == "cuda",
+        max_bad_share=cfg.data.max_bad_share,
+        bucket_batches=cfg.data.bucket_batches,
+    )
 
 
 def create_loader(
@@ -258,8 +274,8 @@ class Loader:
                 batch = next(batches)
             except StopIteration:
                 return
-            except UserError as error:  # from a worker it comes wrapped in the worker's traceback
-                raise UserError(str(error).strip().splitlines()[-1].removeprefix("utils.UserError: ")) from None
+            except UserError as error:
+                raise UserError(user_message(error)) from None
             if isinstance(batch, dict) and "bad" in batch:
                 self._count(batch)
             yield batch

@@ -15,7 +15,7 @@ TEXT_OR_LIST = (str, list)
 IDENTIFIER = (str, int)
 KINDS: dict[str, dict[str, tuple[type, ...]]] = {
     "pretrain": {"image": TEXT, "caption": TEXT_OR_LIST},
-    "retrieval_train": {"image": TEXT, "caption": TEXT, "image_id": IDENTIFIER},
+    "retrieval_train": {"image": TEXT, "caption": TEXT_OR_LIST, "image_id": IDENTIFIER},
     "retrieval_eval": {"image": TEXT, "caption": TEXT_OR_LIST},
     "vqa_train": {"image": TEXT, "question": TEXT, "answer": TEXT_OR_LIST},
     "vqa_eval": {"image": TEXT, "question": TEXT, "question_id": IDENTIFIER},

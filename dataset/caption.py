@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dataset.annotations import StringTable, load_annotations
-from dataset.pretrain import EmptyCaption, first_usable, may_flip, sample_rng
+from dataset.common import EmptyCaption, TrainDataset, may_flip, read_for_evaluation, sample_places, sample_rng
 from dataset.text import Tokenizer
-from dataset.transforms import ImageError, open_image, test_transform, train_transform
+from dataset.transforms import open_image, test_transform, train_transform
 from utils import UserError
 
 log = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def prompt_text(prompt: str, labels: Sequence[str]) -> str:
     return " ".join([prompt.strip(), *labels]).strip().lower()
 
 
-class CaptionTrainDataset(Dataset):
+class CaptionTrainDataset(TrainDataset):
     """Pictures and captions to learn from.
 
     per: "caption", an epoch visits every (picture, caption); "image", every picture with one of its captions
@@ -116,8 +116,6 @@ class CaptionTrainDataset(Dataset):
     `dataset[(epoch, index)]` (or `dataset[index]` for epoch 0) is a dict: image [3,S,S], caption (lower case),
     prompt, references (all captions of the picture, as they stand), path, bad (as PretrainDataset).
     """
-
-    takes_epoch = True
 
     def __init__(
         self,
@@ -152,10 +150,6 @@ class CaptionTrainDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.captions) if self.per == "caption" else len(self.paths)
-
-    def __getitem__(self, item: int | tuple[int, int]) -> dict:
-        epoch, index = item if isinstance(item, tuple) else (0, item)
-        return first_usable(self._sample, index, len(self), sample_rng(self.seed, epoch, index))
 
     def caption_length(self, epoch: int, index: int) -> int:
         """Characters of the caption of this visit, for sorting by length."""
@@ -222,10 +216,7 @@ class CaptionEvalDataset(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        try:
-            return self.transform(open_image(self.images[index])), index
-        except ImageError as error:
-            raise UserError(f"{error}; evaluation needs every picture (check data.image_root)") from None
+        return read_for_evaluation(self.images[index], self.transform), index
 
 
 class CaptionCollate:
@@ -240,18 +231,16 @@ class CaptionCollate:
         self.tokenizer, self.max_tokens, self.max_prompt_tokens = tokenizer, max_tokens, max_prompt_tokens
 
     def __call__(self, samples: list[dict]) -> dict:
-        bad = [line for sample in samples for line in sample["bad"]]
-        usable = [sample for sample in samples if "path" in sample]
-        paths = [sample["path"] for sample in usable]
-        if len(usable) < len(samples):
-            return {"bad": bad, "paths": paths, "unusable": True}
+        places = sample_places(samples)
+        if "unusable" in places:
+            return places
         batch = {"image": torch.stack([sample["image"] for sample in samples])}
         prompts = [sample["prompt"] for sample in samples]
         batch["prompt_ids"], batch["prompt_mask"] = self.tokenizer.encode(prompts, self.max_prompt_tokens)
         captions = [sample["caption"] for sample in samples]
         batch["input_ids"], batch["target"] = caption_tokens(self.tokenizer, captions, self.max_tokens)
         references = [sample["references"] for sample in samples]
-        return {**batch, "references": references, "paths": paths, "bad": bad}
+        return {**batch, "references": references, **places}
 
 
 def caption_tokens(tokenizer: Tokenizer, captions: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:

@@ -4,38 +4,22 @@ A sample is a pure function of (seed, epoch, index): number of workers, ranks an
 """
 
 import hashlib
-import logging
-import os
 import random
-import re
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from dataset.annotations import StringTable, load_annotations
-from dataset.text import Tokenizer, clean_caption
-from dataset.transforms import ImageError, PretrainViews, open_image
-from utils import UserError
-
-log = logging.getLogger("semmim")
-
-DIRECTION = re.compile(r"\b(left|right)(most|wards?|hand(ed)?)?\b")
-REPLACEMENT_TRIES = 20
-CACHE_SHARE_OF_MEMORY = 0.25
+from dataset.cache import ImageCache
+from dataset.common import TrainDataset, may_flip, sample_places, sample_rng, usable_caption
+from dataset.text import Tokenizer
+from dataset.transforms import PretrainViews, open_image
 
 
-class EmptyCaption(Exception):
-    """A caption with no word left after cleaning."""
-
-
-class PretrainDataset(Dataset):
+class PretrainDataset(TrainDataset):
     """Pairs of the pre-training files; an epoch visits every entry once, a list of captions gives one a
     visit.
 
@@ -48,8 +32,6 @@ class PretrainDataset(Dataset):
     for each picture or caption that could not be used and was replaced by another entry. Where no replacement
     was found either, the dict holds `bad` alone.
     """
-
-    takes_epoch = True  # the loader asks for (epoch, index)
 
     def __init__(
         self,
@@ -83,10 +65,6 @@ class PretrainDataset(Dataset):
     def __len__(self) -> int:
         return len(self.image_id)
 
-    def __getitem__(self, item: int | tuple[int, int]) -> dict:
-        epoch, index = item if isinstance(item, tuple) else (0, item)
-        return first_usable(self._sample, index, len(self), sample_rng(self.seed, epoch, index))
-
     def caption_length(self, epoch: int, index: int) -> int:
         """Characters of the caption that this visit draws, for sorting by length."""
         return len(self._draw_caption(index, sample_rng(self.seed, epoch, index)))
@@ -115,10 +93,9 @@ class PretrainCollate:
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
 
     def __call__(self, samples: list[dict]) -> dict:
-        bad = [line for sample in samples for line in sample["bad"]]
-        usable = [sample for sample in samples if "path" in sample]
-        if len(usable) < len(samples):
-            return {"bad": bad, "paths": [sample["path"] for sample in usable], "unusable": True}
+        places = sample_places(samples)
+        if "unusable" in places:
+            return places
         batch: dict[str, Tensor | list[str]] = {
             key: torch.stack([sample[key] for sample in samples])
             for key, value in samples[0].items()
@@ -128,131 +105,10 @@ class PretrainCollate:
         batch["input_ids"], batch["attention_mask"] = self.tokenizer.encode(captions, self.max_tokens)
         batch["image_id"] = torch.tensor([sample["image_id"] for sample in samples], dtype=torch.int64)
         batch["caption_id"] = torch.tensor([caption_id(caption) for caption in captions], dtype=torch.int64)
-        batch["paths"] = [sample["path"] for sample in samples]
-        batch["bad"] = bad
-        return batch
-
-
-# ---------------------------------------------------------------------------- what training data sets share
-
-
-def sample_rng(seed: int, epoch: int, index: int) -> random.Random:
-    """The random source of one visit; text seeds are hashed (SHA-512), so near seeds give unrelated draws."""
-    return random.Random(f"{seed} {epoch} {index}")
-
-
-def first_usable(sample: Callable[[int, random.Random], dict], index: int, size: int, rng: random.Random) -> dict:
-    """`sample(index, rng)`, or that of another index drawn from `rng` while pictures or captions are
-    unusable."""
-    bad: list[str] = []
-    for _ in range(1 + REPLACEMENT_TRIES):
-        try:
-            return {**sample(index, rng), "bad": bad}
-        except (ImageError, EmptyCaption) as error:
-            bad.append(str(error))
-            index = rng.randrange(size)
-    return {"bad": bad}
-
-
-def usable_caption(raw: str, max_words: int, path: str) -> str:
-    caption = clean_caption(raw, max_words)
-    if not caption:
-        raise EmptyCaption(f"{path}: nothing is left of the caption {raw!r} after cleaning")
-    return caption
-
-
-def may_flip(caption: str) -> bool:
-    """A mirrored picture would make a caption with left or right wrong."""
-    return DIRECTION.search(caption) is None
+        return {**batch, **places}
 
 
 def caption_id(caption: str) -> int:
     """A stable 63-bit number that is equal for equal captions, in every process and run."""
     digest = hashlib.blake2b(caption.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-class ImageCache:
-    """Decoded RGB pictures in a few large blocks of memory, indexed like `paths`; a broken picture raises its
-    ImageError again at every visit.
-
-    Large blocks, so that forked workers share them. Raises UserError where the pictures, estimated from 200
-    of them, would take more than a quarter of the machine's memory (divided among the processes on this
-    machine).
-    """
-
-    BLOCK = 1000  # pictures
-
-    def __init__(self, paths: StringTable, threads: int | None = None):
-        limit = _memory_bytes() * CACHE_SHARE_OF_MEMORY / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        _check_fits(_estimate_bytes(paths), limit, len(paths))
-        self._errors: dict[int, tuple[str, str]] = {}
-        self._blocks: list[np.ndarray] = []
-        self._sizes = np.zeros((len(paths), 2), dtype=np.int64)  # height, width
-        self._starts = np.zeros(len(paths), dtype=np.int64)  # in the picture's block
-        total, started, told = 0, time.monotonic(), time.monotonic()
-        with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
-            for first in range(0, len(paths), self.BLOCK):
-                numbers = range(first, min(first + self.BLOCK, len(paths)))
-                total += self._add_block(first, pool.map(_decode, [paths[i] for i in numbers]))
-                _check_fits(total, limit, len(paths))
-                if time.monotonic() - told > 5:
-                    told = time.monotonic()
-                    log.info("decoded %d of %d pictures (%.0f MB)", numbers.stop, len(paths), total / 1e6)
-        usable, seconds = len(paths) - len(self._errors), time.monotonic() - started
-        log.info("cached %d pictures (%.0f MB) in %.1f s", usable, total / 1e6, seconds)
-
-    def _add_block(self, first: int, pictures: Iterable["np.ndarray | ImageError"]) -> int:
-        arrays, size = [], 0
-        for i, picture in enumerate(pictures, first):
-            if isinstance(picture, ImageError):
-                self._errors[i] = (picture.path, picture.reason)
-                continue
-            self._sizes[i], self._starts[i] = picture.shape[:2], size
-            arrays.append(picture.reshape(-1))
-            size += picture.size
-        self._blocks.append(np.concatenate(arrays) if arrays else np.empty(0, dtype=np.uint8))
-        return size
-
-    def __len__(self) -> int:
-        return len(self._sizes)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        if index in self._errors:
-            raise ImageError(*self._errors[index])
-        height, width = (int(n) for n in self._sizes[index])
-        start = self._starts[index]
-        pixels = self._blocks[index // self.BLOCK][start : start + height * width * 3]
-        return Image.frombytes("RGB", (width, height), pixels)
-
-
-def _decode(path: str) -> np.ndarray | ImageError:
-    try:
-        return np.asarray(open_image(path))  # [H,W,3] uint8
-    except ImageError as error:
-        return error
-
-
-def _estimate_bytes(paths: StringTable, probes: int = 200) -> float:
-    """Expected size of all decoded pictures, from the headers of evenly spaced ones."""
-    step = max(1, len(paths) // probes)
-    sizes = []
-    for i in range(0, len(paths), step):
-        try:
-            with Image.open(paths[i]) as image:
-                sizes.append(image.width * image.height * 3)
-        except Exception:  # a broken picture takes no memory; decoding reports it
-            sizes.append(0)
-    return float(np.mean(sizes)) * len(paths)
-
-
-def _check_fits(size: float, limit: float, count: int) -> None:
-    if size > limit:
-        raise UserError(
-            f"data.cache_images: {count} decoded pictures need {size / 1e9:.2f} GB, this process may take "
-            f"{limit / 1e9:.2f} (a quarter of the memory, over all processes here); set it to false"
-        )
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -10,23 +10,24 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dataset.annotations import StringTable, load_annotations
-from dataset.pretrain import first_usable, may_flip, sample_rng, usable_caption
+from dataset.cache import ImageCache
+from dataset.common import TrainDataset, may_flip, read_for_evaluation, usable_caption
 from dataset.text import clean_caption
-from dataset.transforms import ImageError, open_image, test_transform, train_transform
+from dataset.transforms import open_image, test_transform, train_transform
 from utils import UserError
 
 log = logging.getLogger("semmim")
 
 
-class RetrievalTrainDataset(Dataset):
-    """One (picture, caption) pair per entry; pairs with the same `image_id` are positives of each other.
+class RetrievalTrainDataset(TrainDataset):
+    """One (picture, caption) pair per entry and caption; pairs with the same `image_id` are positives of each other.
+
+    cache_images: keep the decoded pictures in memory.
 
     `dataset[(epoch, index)]` (or `dataset[index]` for epoch 0) is a dict: image [3,S,S], caption (cleaned),
     image_id (number of the entry's `image_id` in order of first appearance), path, bad (as PretrainDataset;
     PretrainCollate makes batches of both).
     """
-
-    takes_epoch = True
 
     def __init__(
         self,
@@ -37,31 +38,43 @@ class RetrievalTrainDataset(Dataset):
         image_root: str | Path | Mapping[str, str] | None = None,
         image_prefix_map: Mapping[str, str] | None = None,
         max_words: int = 30,
+        cache_images: bool = False,
         crop_scale: tuple[float, float] = (0.5, 1.0),
         flip: bool = True,
         ops: int = 2,
         magnitude: float = 7,
     ):
         entries = load_annotations(files, "retrieval_train", image_root, image_prefix_map)
-        numbers = {key: i for i, key in enumerate(dict.fromkeys(entry["image_id"] for entry in entries))}
-        self.image_id = np.array([numbers[entry["image_id"]] for entry in entries], dtype=np.int64)  # [entries]
-        self.paths = StringTable(entry["image"] for entry in entries)
-        self.captions = StringTable(entry["caption"] for entry in entries)
+        captions = [[e["caption"]] if isinstance(e["caption"], str) else e["caption"] for e in entries]
+        each = [len(group) for group in captions]
+        ids, paths = (
+            {key: i for i, key in enumerate(dict.fromkeys(entry[name] for entry in entries))}
+            for name in ("image_id", "image")
+        )
+        if len(ids) < 2:
+            raise UserError(f"data.train: all entries have the image_id {next(iter(ids))!r}: matching has no negative")
+        self.image_id = np.repeat([ids[entry["image_id"]] for entry in entries], each)  # [pairs]
+        self.path_id = np.repeat([paths[entry["image"]] for entry in entries], each)  # [pairs], in `paths`
+        self.paths = StringTable(paths)
+        self.captions = StringTable(text for group in captions for text in group)
         self.seed = seed
         self.max_words = max_words
         self.transform = train_transform(image_size, crop_scale, flip, ops, magnitude)
+        self.cache = ImageCache(self.paths) if cache_images else None
 
     def __len__(self) -> int:
         return len(self.image_id)
 
-    def __getitem__(self, item: int | tuple[int, int]) -> dict:
-        epoch, index = item if isinstance(item, tuple) else (0, item)
-        return first_usable(self._sample, index, len(self), sample_rng(self.seed, epoch, index))
+    def caption_length(self, epoch: int, index: int) -> int:
+        """Characters of the caption, for sorting by length."""
+        return len(self.captions[index])
 
     def _sample(self, index: int, rng: random.Random) -> dict:
-        path = self.paths[index]
+        path_id = int(self.path_id[index])
+        path = self.paths[path_id]
         caption = usable_caption(self.captions[index], self.max_words, path)
-        image = self.transform(open_image(path), rng, may_flip(caption))
+        picture = open_image(path) if self.cache is None else self.cache[path_id]
+        image = self.transform(picture, rng, may_flip(caption))
         return {"image": image, "caption": caption, "image_id": int(self.image_id[index]), "path": path}
 
 
@@ -105,7 +118,4 @@ class RetrievalEvalDataset(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        try:
-            return self.transform(open_image(self.images[index])), index
-        except ImageError as error:
-            raise UserError(f"{error}; evaluation needs every picture (check data.image_root)") from None
+        return read_for_evaluation(self.images[index], self.transform), index

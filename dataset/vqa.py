@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dataset.annotations import StringTable, load_annotations, read_json
-from dataset.pretrain import ImageCache, first_usable, may_flip, sample_rng
+from dataset.cache import ImageCache
+from dataset.common import TrainDataset, may_flip, read_for_evaluation, sample_places
 from dataset.text import SPECIAL_TOKENS, Tokenizer, clean_question
-from dataset.transforms import ImageError, open_image, test_transform, train_transform
+from dataset.transforms import open_image, test_transform, train_transform
 from utils import UserError, find_file
 
 ANNOTATORS = 10
@@ -93,7 +94,7 @@ def weighted_answers(entry: dict, answer_weight: Mapping[str, float]) -> dict[st
 # ------------------------------------------------------------------------------------------------- training
 
 
-class VQATrainDataset(Dataset):
+class VQATrainDataset(TrainDataset):
     """Questions for fine-tuning; an epoch visits every entry once.
 
     files: annotation files; image_size: side S of the pictures; answer_weight: {data set: weight of its answers};
@@ -103,8 +104,6 @@ class VQATrainDataset(Dataset):
     `dataset[(epoch, index)]` (or `dataset[index]` for epoch 0) is a dict: image [3,S,S], parts, answers (list of
     strings), weights (list of numbers), path, bad (as PretrainDataset). VQACollate makes batches.
     """
-
-    takes_epoch = True
 
     def __init__(
         self,
@@ -149,10 +148,6 @@ class VQATrainDataset(Dataset):
     def __len__(self) -> int:
         return len(self.image_id)
 
-    def __getitem__(self, item: int | tuple[int, int]) -> dict:
-        epoch, index = item if isinstance(item, tuple) else (0, item)
-        return first_usable(self._sample, index, len(self), sample_rng(self.seed, epoch, index))
-
     def caption_length(self, epoch: int, index: int) -> int:
         """Characters that the encoder reads, for sorting by length."""
         return sum(len(column[index]) for column in self.parts)
@@ -192,10 +187,9 @@ class VQACollate:
         self.tokenizer, self.limits, self.max_answer_tokens = tokenizer, limits, max_answer_tokens
 
     def __call__(self, samples: list[dict]) -> dict:
-        bad = [line for sample in samples for line in sample["bad"]]
-        paths = [sample["path"] for sample in samples if "path" in sample]
-        if len(paths) < len(samples):
-            return {"bad": bad, "paths": paths, "unusable": True}
+        places = sample_places(samples)
+        if "unusable" in places:
+            return places
         ids, mask = encode_questions(self.tokenizer, [sample["parts"] for sample in samples], self.limits)
         answers = [answer for sample in samples for answer in sample["answers"]]
         answer_ids, target, answer_mask = encode_answers(self.tokenizer, answers, self.max_answer_tokens)
@@ -209,8 +203,7 @@ class VQACollate:
             "answer_mask": answer_mask,
             "answer_rows": torch.arange(len(samples)).repeat_interleave(counts),
             "answer_weights": torch.tensor([weight for sample in samples for weight in sample["weights"]]),
-            "paths": paths,
-            "bad": bad,
+            **places,
         }
 
 
@@ -309,10 +302,7 @@ class VQAEvalDataset(Dataset):
         return self.image(self.paths[index]), self.parts[index]
 
     def image(self, path: str) -> Tensor:
-        try:
-            return self.transform(open_image(path))
-        except ImageError as error:
-            raise UserError(f"{error}; evaluation needs every picture (check data.image_root)") from None
+        return read_for_evaluation(path, self.transform)
 
 
 def _own_reference(entry: dict) -> dict:

@@ -82,12 +82,12 @@ def test_missing_files_and_folders_are_named(tmp_path):
         load_annotations(path, "pretrain", {"vqa": str(tmp_path)})
 
 
-def test_retrieval_training_entries_need_one_caption_and_an_image_id(tmp_path):
+def test_retrieval_training_entries_need_a_caption_and_an_image_id(tmp_path):
     path = write(tmp_path / "p.json", [{**PAIR, "image_id": True}])
     with pytest.raises(UserError, match="'image_id' is bool, it must be a string or a whole number"):
         load_annotations(path, "retrieval_train")
-    path = write(tmp_path / "p.json", [{**PAIR, "caption": ["a", "b"], "image_id": 1}])
-    with pytest.raises(UserError, match="'caption' is list, it must be a string$"):
+    path = write(tmp_path / "p.json", [{**PAIR, "caption": [], "image_id": 1}])
+    with pytest.raises(UserError, match="'caption' must be a list of strings with at least one"):
         load_annotations(path, "retrieval_train")
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset import create_dataset, create_loader, pretrain
-from dataset.pretrain import PretrainCollate, PretrainDataset, caption_id, may_flip
+from dataset import cache, common, create_dataset, create_loader
+from dataset.common import may_flip
+from dataset.pretrain import PretrainCollate, PretrainDataset, caption_id
 from dataset.text import Tokenizer
 from dataset.transforms import open_image
 from utils import UserError, as_config
@@ -62,13 +63,13 @@ def test_caching_changes_no_sample(tmp_path):
 
 
 def test_cached_pictures_are_the_opened_ones_across_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrain.ImageCache, "BLOCK", 2)
+    monkeypatch.setattr(cache.ImageCache, "BLOCK", 2)
     data = PretrainDataset(write_pairs(tmp_path, pairs(5)), image_size=16, cache_images=True)
     assert all(data.cache[i] == open_image(data.paths[i]) for i in range(5))
 
 
 def test_a_cache_larger_than_its_share_of_memory_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrain, "_memory_bytes", lambda: 1000)
+    monkeypatch.setattr(cache, "_memory_bytes", lambda: 1000)
     with pytest.raises(UserError, match="data.cache_images.*set it to false"):
         PretrainDataset(write_pairs(tmp_path, pairs(3)), image_size=16, cache_images=True)
 
@@ -187,9 +188,9 @@ def test_the_configuration_makes_the_data_set(tmp_path):
 
 
 def test_near_seeds_give_unrelated_draws():
-    draws = [pretrain.sample_rng(42, epoch, index).random() for epoch in range(30) for index in range(30)]
+    draws = [common.sample_rng(42, epoch, index).random() for epoch in range(30) for index in range(30)]
     assert len(set(draws)) == 900 and abs(np.mean(draws) - 0.5) < 0.04
-    assert isinstance(pretrain.sample_rng(0, 0, 0), random.Random)
+    assert isinstance(common.sample_rng(0, 0, 0), random.Random)
 
 
 def test_caption_lengths_are_those_of_the_captions_that_will_be_drawn(tmp_path):

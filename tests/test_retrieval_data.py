@@ -45,6 +45,29 @@ def test_training_pairs_number_image_ids_by_first_appearance(folder):
     assert not torch.equal(data[(4, 1)]["image"], data[(5, 1)]["image"])
 
 
+@pytest.mark.parametrize("cache_images", [False, True])
+def test_a_list_of_captions_is_a_pair_a_caption(folder, cache_images):
+    entries = [{"image": "a.png", "caption": ["one", "two words"], "image_id": 7}]
+    entries += [
+        {"image": "b.png", "caption": "three", "image_id": 8},
+        {"image": "a.png", "caption": "4", "image_id": 7},
+    ]
+    data = RetrievalTrainDataset(write(folder, entries), image_size=16, cache_images=cache_images)
+    samples = [data[i] for i in range(len(data))]
+    assert [sample["caption"] for sample in samples] == ["one", "two words", "three", "4"]
+    assert [sample["image_id"] for sample in samples] == [0, 0, 1, 0]
+    assert [sample["path"][-5:] for sample in samples] == ["a.png", "a.png", "b.png", "a.png"]
+    assert data.caption_length(0, 1) == len("two words") and len(data.paths) == 2
+    plain = RetrievalTrainDataset(write(folder, entries), image_size=16)
+    assert torch.equal(plain[(1, 2)]["image"], data[(1, 2)]["image"])
+
+
+def test_one_image_alone_is_refused(folder):
+    entries = [{"image": "a.png", "caption": text, "image_id": 7} for text in ("one", "two")]
+    with pytest.raises(UserError, match="image_id 7"):
+        RetrievalTrainDataset(write(folder, entries), image_size=16)
+
+
 def test_training_batches_are_collated_like_pre_training_ones(folder):
     entries = [{"image": f"{name}.png", "caption": name, "image_id": name} for name in "abc"]
     (folder / "b.png").write_bytes(b"oops")

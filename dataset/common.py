@@ -1,0 +1,77 @@
+"""What the data sets of all stages share: draws, replacement of unusable samples, pictures for evaluation."""
+
+import random
+import re
+from collections.abc import Callable
+
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dataset.text import clean_caption
+from dataset.transforms import ImageError, open_image
+from utils import UserError
+
+DIRECTION = re.compile(r"\b(left|right)(most|wards?|hand(ed)?)?\b")
+REPLACEMENT_TRIES = 20
+
+
+class EmptyCaption(Exception):
+    """A caption with no word left after cleaning."""
+
+
+class TrainDataset(Dataset):
+    """`dataset[(epoch, index)]` (or `dataset[index]` for epoch 0): a sample, a pure function of (seed, epoch, index).
+
+    A subclass has `seed`, `__len__` and `_sample(index, rng) -> dict` with the key `path`. Where that raises
+    ImageError or EmptyCaption, another index is drawn; `bad` has a line for each that was replaced, and is the
+    sample's only key where no replacement was found either.
+    """
+
+    takes_epoch = True  # the loader asks for (epoch, index)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> dict:
+        epoch, index = item if isinstance(item, tuple) else (0, item)
+        rng = sample_rng(self.seed, epoch, index)
+        bad: list[str] = []
+        for _ in range(1 + REPLACEMENT_TRIES):
+            try:
+                return {**self._sample(index, rng), "bad": bad}
+            except (ImageError, EmptyCaption) as error:
+                bad.append(str(error))
+                index = rng.randrange(len(self))
+        return {"bad": bad}
+
+
+def sample_places(samples: list[dict]) -> dict:
+    """{"paths", "bad"} of a batch, and "unusable" where a sample holds `bad` alone: the loader then stops the run."""
+    found = {
+        "paths": [sample["path"] for sample in samples if "path" in sample],
+        "bad": [line for sample in samples for line in sample["bad"]],
+    }
+    return found if len(found["paths"]) == len(samples) else {**found, "unusable": True}
+
+
+def read_for_evaluation(path: str, transform: Callable[[Image.Image], Tensor]) -> Tensor:
+    """`transform` of a picture, [3, S, S]; nothing is replaced, so that results stay comparable."""
+    try:
+        return transform(open_image(path))
+    except ImageError as error:
+        raise UserError(f"{error}; evaluation needs every picture (check data.image_root)") from None
+
+
+def sample_rng(seed: int, epoch: int, index: int) -> random.Random:
+    """The random source of one visit; text seeds are hashed (SHA-512), so near seeds give unrelated draws."""
+    return random.Random(f"{seed} {epoch} {index}")
+
+
+def usable_caption(raw: str, max_words: int, path: str) -> str:
+    caption = clean_caption(raw, max_words)
+    if not caption:
+        raise EmptyCaption(f"{path}: nothing is left of the caption {raw!r} after cleaning")
+    return caption
+
+
+def may_flip(caption: str) -> bool:
+    """A mirrored picture would make a caption with left or right wrong."""
+    return DIRECTION.search(caption) is None
