@@ -332,7 +332,7 @@ class TextEncoder(nn.Module):
 
     def __init__(self, config: BertConfig, num_layers: int):
         super().__init__()
-        self.config, self.width = config, config.hidden_size
+        self.config = config
         self.embeddings = Embeddings(config)
         self.encoder = Layers(config, num_layers, cross=False)
         init_weights(self, config.initializer_range)
@@ -348,7 +348,7 @@ class FusionEncoder(nn.Module):
 
     def __init__(self, config: BertConfig, num_layers: int):
         super().__init__()
-        self.config, self.width = config, config.hidden_size
+        self.config = config
         self.encoder = Layers(config, num_layers, cross=True)
         init_weights(self, config.initializer_range)
 
@@ -380,7 +380,7 @@ class TextDecoder(nn.Module):
 
     def __init__(self, config: BertConfig, num_layers: int):
         super().__init__()
-        self.config, self.width = config, config.hidden_size
+        self.config = config
         self.embeddings = Embeddings(config)
         self.encoder = Layers(config, num_layers, cross=True)
         self.cls = nn.ModuleDict({"predictions": LMHead(config)})

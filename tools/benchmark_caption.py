@@ -57,7 +57,7 @@ def time_beam_search(model: CaptionModel, args: argparse.Namespace, device) -> d
     from transformers import DynamicCache, EncoderDecoderCache
 
     decoder, image_encoder = model.backbone.decoder, model.backbone.image_encoder
-    memory = torch.randn(args.images, 2 + image_encoder.num_patches, decoder.width, device=device)
+    memory = torch.randn(args.images, 2 + image_encoder.num_patches, decoder.config.hidden_size, device=device)
     mask = torch.ones(memory.shape[:2], dtype=torch.int64, device=device)
     theirs = transformers_decoder(decoder).to(device)
     start = torch.full((args.images, 1), model.ids["cls_id"], device=device)
