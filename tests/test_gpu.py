@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
-from tiny import NO_DROPOUT, make_batch, make_draws, tiny_model
+from tiny import NO_DROPOUT, make_batch, make_draws, tiny_config, tiny_model
 
+from models.retrieval import RetrievalModel
 from optim import create_optimizer
 from utils import autocast, to_device
 
@@ -47,3 +48,17 @@ def test_a_step_never_waits_for_the_gpu_where_it_need_not():
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert loss.isfinite()
+
+
+@pytest.mark.parametrize("negatives", ["queue", "batch"])
+def test_retrieval_losses_on_the_gpu_equal_those_on_the_cpu(negatives):
+    backbone, batch = tiny_model(*NO_DROPOUT).backbone, make_batch()
+    backbone.decoder = backbone.mlm_head = None
+    model = RetrievalModel(backbone, tiny_config(f"itc.negatives={negatives}"))
+    batch["image"], draws = batch["image1"], torch.rand(2, 6, generator=torch.Generator().manual_seed(0))
+    expected, _ = model(batch, 0.4, draws)
+    model = copy.deepcopy(model).cuda()
+    loss, _ = model(to_device(batch, torch.device("cuda")), 0.4, draws.cuda())
+    loss.backward()
+    model.after_step()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-3)
