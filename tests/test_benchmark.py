@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import TINY, tiny_config
+from tiny import TINY, make_batch, make_draws, tiny_config, tiny_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.semmim import build_backbone
-from tools import benchmark_retrieval
+from tools import benchmark_retrieval, benchmark_sharing
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -126,3 +126,25 @@ def test_a_count_of_nothing_is_a_one_line_error():
         check=False,
     )
     assert done.returncode == 2 and done.stderr == "error: --repeats is 0; it must be at least 1\n"
+
+
+def test_a_step_with_shared_keys_and_values_is_timed_with_equal_loss_and_gradients():
+    command = [sys.executable, "tools/benchmark.py", "sharing", "--device", "cpu", "--override", *TINY]
+    command += "train.precision=fp32 --repeats 2".split()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["ratio"] > 0 and len(found["ratio_of_each_round"]) == 2
+    assert found["largest_difference_of_loss"] < 1e-5 and found["largest_difference_of_gradients"] < 1e-4
+
+
+def test_copying_projects_once_a_row_and_leaves_the_model_as_it_was():
+    model, batch = tiny_model().eval(), make_batch()
+    projected = []
+    key = model.backbone.fusion_encoder.encoder.layer[0].crossattention.self.key
+    key.register_forward_hook(lambda module, given, result: projected.append(len(given[0])))
+    model(batch, alpha=0.4, draws=make_draws(batch))
+    with benchmark_sharing.copying(model.backbone):
+        model(batch, alpha=0.4, draws=make_draws(batch))
+    model(batch, alpha=0.4, draws=make_draws(batch))
+    assert projected == [6, 12, 6, 12, 6]  # shared; matching's two calls and MLM with PLM; shared again
