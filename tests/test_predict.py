@@ -1,5 +1,8 @@
 """tools/predict.py as a user runs it."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,7 @@ from tiny import TOKENIZER, tiny_config
 
 from models.caption import CaptionModel
 from models.semmim import build_backbone, load_backbone
-from tools import predict
+from tools import predict, predict_retrieve
 from utils import UserError, load_config, save_checkpoint
 
 
@@ -98,6 +101,53 @@ def test_sentences_are_ranked_for_a_picture_as_the_model_scores_them(folder, cap
         assert (float(itm), float(itc)) == pytest.approx(expected[text], abs=6e-3)
 
 
+def test_a_folder_is_ranked_for_each_sentence_even_if_only_one_picture_can_be_read(folder, capsys, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no picture")  # before and after the good one: numbers must not shift
+    (tmp_path / "good.png").write_bytes((folder / "a.png").read_bytes())
+    (tmp_path / "worse.png").write_bytes(b"no picture")
+    predict.main(
+        ["retrieve", str(tmp_path), "--text", "a red bus", "--text", "two dogs", "--device", "cpu"]
+        + ["--checkpoint", str(folder / "pre.pth")]
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert [lines[0], lines[2]] == ["a red bus", "two dogs"]
+    assert all(line.endswith("good.png") for line in (lines[1], lines[3]))
+
+
+def test_a_pictures_scores_do_not_depend_on_the_batch_or_on_unreadable_neighbours(
+    folder, capsys, tmp_path, monkeypatch
+):
+    for name, content in (("1", "a"), ("2", None), ("3", "b"), ("4", "a")):
+        data = (folder / f"{content}.png").read_bytes() if content else b"no picture"
+        (tmp_path / f"{name}.png").write_bytes(data)
+    found = []
+    for batch in (64, 2):
+        monkeypatch.setattr(predict_retrieve, "BATCH", batch)
+        predict.main(
+            ["retrieve", str(tmp_path), "--text", "a red bus", "--device", "cpu"]
+            + ["--checkpoint", str(folder / "pre.pth")]
+        )
+        rows = [line.split(maxsplit=3) for line in capsys.readouterr().out.splitlines()[1:]]
+        found.append({row[3]: (float(row[1]), float(row[2])) for row in rows})
+    first, second = found
+    assert sorted(first) == sorted(second) == [str(tmp_path / f"{name}.png") for name in "134"]
+    assert all(second[path] == pytest.approx(first[path], abs=0.011) for path in first)
+    assert first[str(tmp_path / "1.png")] == first[str(tmp_path / "4.png")]
+
+
+def test_a_file_name_that_is_not_utf8_is_shown_all_the_same(folder, capsys, tmp_path):
+    try:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")).write_bytes((folder / "a.png").read_bytes())
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names alone")
+    sheet = tmp_path / "sheet.html"
+    predict.main(
+        ["retrieve", str(tmp_path), "--text", "x", "--device", "cpu", "--output", str(sheet)]
+        + ["--checkpoint", str(folder / "pre.pth")]
+    )
+    assert "/?.png" in capsys.readouterr().out and "/?.png" in sheet.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -106,6 +156,7 @@ def test_sentences_are_ranked_for_a_picture_as_the_model_scores_them(folder, cap
         (["absent", "--text", "x"], "absent"),
         (["pre.pth", "--text", "x"], "can be read"),
         (["a.png", "--text", "x", "--k", "0"], "--k"),
+        (["a.png", "--text", "x", "--output", "absent/sheet.html"], "--output absent/sheet.html"),
     ],
 )
 def test_wrong_retrieval_input_is_a_one_line_error(folder, arguments, message):

@@ -3,6 +3,7 @@
     python tools/benchmark.py params --config configs/Pretrain.yaml
     python tools/benchmark.py caption --config configs/Pretrain.yaml --override model.image_encoder.image_size=384
     python tools/benchmark.py retrieval
+    python tools/benchmark.py sharing
 
 params: trainable parameters of the pre-training model per module and in total. The model is built without
 memory for its weights (torch's meta device): it takes seconds, fits any machine and downloads no weights.
@@ -11,11 +12,16 @@ caption: captions per second of beam search (the decoder's part, given the image
 `generate` on equal weights; steps per second of self-critical training and the share of the reward. Random weights.
 
 retrieval: (image, text) pairs per second of re-ranking, as one batched job, beside the loop over queries (ALBEF's way,
-every text padded to 30 tokens) on equal weights and candidates; the time predicted for MSCOCO's 5K test on one GPU.
+every text padded to 30 tokens) on equal weights and candidates, whose scores must agree; the time predicted for
+MSCOCO's 5K test with ViT-B/16 at 384 px on one GPU (and measured where there is one).
+
+sharing: seconds of a pre-training step's forward and backward pass beside the same step whose fusion rows each project
+keys and values of their own copy of the image; loss and gradients must agree. Random weights, no dropout.
 """
 
 import argparse
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -29,6 +35,7 @@ from dataset.text import Tokenizer  # noqa: E402
 from models.pretrain import build_pretrain_model  # noqa: E402
 from tools.benchmark_caption import add_caption  # noqa: E402
 from tools.benchmark_retrieval import add_retrieval  # noqa: E402
+from tools.benchmark_sharing import add_sharing  # noqa: E402
 
 
 def main(argv=None):
@@ -40,7 +47,9 @@ def main(argv=None):
     params.set_defaults(run=run_params)
     add_caption(commands)
     add_retrieval(commands)
+    add_sharing(commands)
     args = parser.parse_args(argv)
+    logging.basicConfig(stream=sys.stderr)  # standard output holds nothing but the JSON
     print(json.dumps(args.run(args), indent=2))
 
 

@@ -12,15 +12,12 @@ from models import ranking
 from models.semmim import SemMIM, build_backbone, describe
 
 MAX_TOKENS = 30  # ALBEF pads every text of an evaluation to this length
-COCO = {
-    "images": 5000,
-    "texts": 25000,
-    "k": 256,
-    "tokens": 13,
-    "image_size": 384,
-}  # tokens: a caption's mean, with [CLS]
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.05}  # scores farther apart are not the same computation
+COCO = {"images": 5000, "texts": 25000, "k": 256, "tokens": 13}  # MSCOCO's 5K test; a caption's mean, with [CLS]
+BASE = ("configs/Pretrain.yaml", ("model.image_encoder.image_size=384",))  # the model of COCO's figures: ViT-B/16
 PEAK = {"A100": 312e12, "H100": 989e12}  # dense bf16 FLOP/s (NVIDIA's data sheets)
-UTILISATION = 0.3  # assumed share of the peak
+PATCH, IMAGE_LAYERS = 16, 12  # ViT-B/16
+UTILISATION = (0.3, 0.4)  # assumed shares of the peak
 
 
 def add_retrieval(commands) -> None:
@@ -48,46 +45,103 @@ def add_retrieval(commands) -> None:
 
 @torch.random.fork_rng()
 def run_retrieval(args: argparse.Namespace) -> dict:
-    """Pairs per second of both on the same model, features and candidates, and how far their scores differ."""
-    device = utils.init_distributed(args.device)
-    overrides = [*args.override, "model.image_encoder.weights=random", "model.bert.weights=random"]
-    cfg = utils.load_config(args.config, overrides, schema="configs/Pretrain.yaml", optional=("mim.inject_from",))
-    tokenizer = Tokenizer(cfg.text.vocab, cfg.text.sep)
-    precision = utils.resolve_precision("auto", device)
-    torch.manual_seed(0)
-    backbone = build_backbone(cfg, decoder=False, mlm_head=False)[0].to(device).eval()
-    images, texts, tr, ir = make_case(backbone, tokenizer, args, device, precision)
-    queries = [("tr", i) for i in spread(len(tr.ids), args.queries // 6)]
-    queries += [("ir", i) for i in spread(len(ir.ids), args.queries - args.queries // 6)]
+    """Pairs per second of both on the same model, features and candidates, and how far their scores differ.
 
-    seconds, scores = {}, {}
-    for _ in range(args.repeats):  # in turns, so that both meet the same load of the machine
-        for name, function, arguments in (
-            ("ours", ranking.rerank, {"tr": tr, "ir": ir, "batch_size": args.batch_size, "precision": precision}),
-            ("loop", rerank_by_query, {"tr": tr, "ir": ir, "queries": queries, "precision": precision}),
-        ):
-            start = time.perf_counter()
-            scores[name] = function(backbone, images, texts, **arguments)
-            seconds[name] = min(seconds.get(name, float("inf")), time.perf_counter() - start)
-    tr_scores, ir_scores = scores["ours"]
-    mine = [(tr_scores if direction == "tr" else ir_scores)[i] for direction, i in queries]
-    pairs = {"ours": tr.ids.numel() + ir.ids.numel(), "loop": len(queries) * tr.ids.shape[1]}
-    speed = {name: pairs[name] / seconds[name] for name in seconds}
-    return {
+    Raises utils.UserError for counts below 1, RuntimeError where the scores differ: a ratio would then mean nothing.
+    """
+    for name in ("images", "k", "batch_size", "queries", "repeats"):
+        if getattr(args, name) < 1:
+            raise utils.UserError(f"--{name} is {getattr(args, name)}; it must be at least 1")
+    device = utils.init_distributed(args.device)
+    cfg = load(args.config, args.override)
+    precision = utils.resolve_precision(cfg.train.precision, device)
+    result = {
         "config": str(args.config),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "precision": precision,
+    }
+    result |= compare(cfg, args, device, precision)
+    result["coco_5k"] = predict_coco()
+    if device.type == "cuda":
+        base = argparse.Namespace(**{**vars(args), "images": 200})
+        speed = compare(load(*BASE), base, device, precision)["pairs_per_second"]
+        minutes = round(result["coco_5k"]["pairs"] / speed / 60, 1)
+        result["coco_5k"]["measured_here"] = {"pairs_per_second": speed, "minutes_of_reranking": minutes}
+    return result
+
+
+def load(config: str, overrides=()) -> utils.Config:
+    """A pre-training configuration with random weights."""
+    overrides = [*overrides, "model.image_encoder.weights=random", "model.bert.weights=random"]
+    return utils.load_config(config, overrides, schema="configs/Pretrain.yaml", optional=("mim.inject_from",))
+
+
+def compare(cfg, args: argparse.Namespace, device, precision: str) -> dict:
+    """Our re-ranking of all queries and the loop over some of them, by turns, on a model of the config's size."""
+    torch.manual_seed(0)
+    backbone = build_backbone(cfg, decoder=False, mlm_head=False)[0].to(device).eval()
+    images, texts, tr, ir = make_case(backbone, Tokenizer(cfg.text.vocab, cfg.text.sep), args, device, precision)
+    queries = [("tr", i) for i in spread(len(tr.ids), args.queries // 6)]
+    queries += [("ir", i) for i in spread(len(ir.ids), args.queries - args.queries // 6)]
+    image_embeds = torch.cat([embeds for _, embeds in images.batches]).to(device)  # [N, S, D]
+    longest = int(texts.lengths.max())
+
+    def ours():
+        found = ranking.rerank(backbone, images, texts, tr=tr, ir=ir, batch_size=args.batch_size, precision=precision)
+        return torch.cat([found[direction == "ir"][i] for direction, i in queries])  # [pairs of the loop]
+
+    def loop(length):
+        padded = pad_texts(texts, length)  # once for all queries, so it is not timed with these few
+        return lambda: rerank_by_query(backbone, image_embeds, *padded, tr, ir, queries, precision)
+
+    sides = {"ours": ours, "loop": loop(max(MAX_TOKENS, longest)), "loop_longest": loop(longest)}
+    seconds, cpu_seconds, scores = {name: [] for name in sides}, {name: [] for name in sides}, {}
+    for _ in range(args.repeats):  # in turns, so that all meet the same load of the machine
+        for name, function in sides.items():
+            start, cpu_start = time.perf_counter(), time.process_time()
+            scores[name] = function()
+            seconds[name].append(time.perf_counter() - start)
+            cpu_seconds[name].append(time.process_time() - cpu_start)
+    difference = max(float((scores["ours"] - scores[name]).abs().max()) for name in ("loop", "loop_longest"))
+    if not difference <= TOLERANCE[precision]:
+        raise RuntimeError(f"the scores of re-ranking and of the loop differ by {difference:.2g}: no fair comparison")
+
+    asked = tr.ids.numel() + ir.ids.numel()
+    pairs = {name: asked if name == "ours" else len(scores["loop"]) for name in sides}
+    speed = {name: pairs[name] / min(seconds[name]) for name in sides}
+    cpu_speed = {name: pairs[name] / sum(cpu_seconds[name]) for name in sides}  # hardly moved by the machine's load
+    rounds = [
+        round(asked / mine / (len(scores["loop"]) / theirs), 2)
+        for mine, theirs in zip(seconds["ours"], seconds["loop"], strict=True)
+    ]
+    return {
         "images": args.images,
         "texts": len(ir.ids),
-        "k": tr.ids.shape[1],
+        "tokens_mean_and_longest": [round(float(texts.lengths.float().mean()), 1), longest],
+        "k": [tr.ids.shape[1], ir.ids.shape[1]],  # of text retrieval, of image retrieval
+        "pairs": asked,
+        "pairs_scored_once_for_both_directions": asked - distinct_pairs(tr, ir),
         "pairs_per_second": round(speed["ours"]),
-        "pairs_per_second_by_query": round(speed["loop"]),
+        "pairs_per_second_by_query": round(speed["loop"]),  # texts padded to MAX_TOKENS
+        "pairs_per_second_by_query_padded_to_longest": round(speed["loop_longest"]),
         "ratio": round(speed["ours"] / speed["loop"], 2),
-        "largest_score_difference": round(float((torch.stack(mine) - scores["loop"]).abs().max()), 5),
+        "ratio_of_each_round": rounds,
+        "ratio_of_cpu_time": round(cpu_speed["ours"] / cpu_speed["loop"], 2) if device.type == "cpu" else None,
+        "ratio_padded_to_longest": round(speed["ours"] / speed["loop_longest"], 2),
+        "ratio_padded_to_longest_of_cpu_time": (
+            round(cpu_speed["ours"] / cpu_speed["loop_longest"], 2) if device.type == "cpu" else None
+        ),
+        "largest_score_difference": float(f"{difference:.2g}"),
         "score_spread": round(float(scores["loop"].std()), 5),
-        "coco_5k": predict_coco(cfg, speed["ours"] if device.type == "cuda" else None),
     }
+
+
+def distinct_pairs(tr: ranking.Candidates, ir: ranking.Candidates) -> int:
+    """(image, text) pairs that either direction asks for, each counted once."""
+    of_images = torch.arange(len(tr.ids))[:, None] * len(ir.ids) + tr.ids
+    of_texts = ir.ids * len(ir.ids) + torch.arange(len(ir.ids))[:, None]
+    return len(torch.cat([of_images.flatten(), of_texts.flatten()]).unique())
 
 
 def make_case(backbone: SemMIM, tokenizer: Tokenizer, args: argparse.Namespace, device, precision: str):
@@ -108,33 +162,36 @@ def make_case(backbone: SemMIM, tokenizer: Tokenizer, args: argparse.Namespace, 
     return images, texts, tr, ranking.topk_candidates(texts.feats, images.feats, image_of_text, image_ids, k)
 
 
-@torch.no_grad()
-def rerank_by_query(backbone: SemMIM, images, texts, tr, ir, queries: list, precision: str) -> torch.Tensor:
-    """ALBEF's way: one forward a query, whose k rows carry their own copy of the image's tokens; texts of MAX_TOKENS.
+def pad_texts(texts: ranking.TextFeatures, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """All texts as the loop keeps them: (text_embeds [T, length, D], attention_mask [T, length])."""
+    embeds, mask = texts.padded(torch.arange(len(texts.lengths)))
+    missing = length - mask.shape[1]
+    pad = torch.nn.functional.pad
+    return pad(embeds, (0, 0, 0, missing)), pad(mask, (0, missing))
 
-    queries: ("tr" or "ir", number of the query). -> scores [queries, k]
+
+@torch.no_grad()
+def rerank_by_query(
+    backbone: SemMIM, image_embeds, text_embeds, text_mask, tr, ir, queries: list, precision: str
+) -> torch.Tensor:
+    """ALBEF's way: one forward a query, whose k rows carry their own copy of the image's tokens, all layers in full.
+
+    image_embeds: [N, S, D]; text_embeds, text_mask: [T, L, D], [T, L]; queries: ("tr" or "ir", number of the query).
+    -> scores of all their candidates, query after query, float32 on the CPU
     """
-    device = texts.tokens.device
-    image_embeds = torch.cat([embeds for _, embeds in images.batches]).to(device)  # [N, S, D]
-    everything, mask = texts.padded(torch.arange(len(texts.lengths)))
-    missing = MAX_TOKENS - mask.shape[1]
-    everything = torch.nn.functional.pad(everything, (0, 0, 0, missing))  # [T, MAX_TOKENS, D]
-    mask = torch.nn.functional.pad(mask, (0, missing))
-    scores = []
+    device, scores = image_embeds.device, []
     for direction, query in queries:
+        candidates = (tr if direction == "tr" else ir).ids[query].to(device)
         if direction == "tr":
-            rows = tr.ids[query].to(device)
-            text_embeds, text_mask = everything[rows], mask[rows]
-            image = image_embeds[query].expand(len(rows), -1, -1)
+            embeds, mask = text_embeds[candidates], text_mask[candidates]
+            image = image_embeds[query].expand(len(candidates), -1, -1)
         else:
-            candidates = ir.ids[query].to(device)
-            text_embeds, text_mask = (x[query].expand(len(candidates), *x.shape[1:]) for x in (everything, mask))
+            embeds, mask = (x[query].expand(len(candidates), *x.shape[1:]) for x in (text_embeds, text_mask))
             image = image_embeds[candidates]
         with utils.autocast(device, precision):
             memory = backbone.fusion_encoder.project_memory(image)  # keys and values of every row
-            fused = backbone.fuse(text_embeds, text_mask, memory)
-            scores.append(backbone.itm_logits(fused)[:, 1].float())
-    return torch.stack(scores).cpu()
+            scores.append(backbone.itm_logits(backbone.fuse(embeds, mask, memory))[:, 1].float())
+    return torch.cat(scores).cpu()
 
 
 def spread(count: int, wanted: int) -> list[int]:
@@ -143,26 +200,44 @@ def spread(count: int, wanted: int) -> list[int]:
     return [i * count // wanted for i in range(wanted)]
 
 
-def predict_coco(cfg, pairs_per_second: float | None) -> dict:
-    """Minutes of re-ranking COCO 5K on one GPU: from the speed measured on this GPU, else from counted operations.
-
-    The operations are those of the configuration's fusion encoder at 384 px, every layer over all tokens; a measured
-    speed means something only where the configuration is of that size too.
-    """
-    pairs = COCO["k"] * (COCO["images"] + COCO["texts"])
-    if pairs_per_second is not None:
-        return {"pairs": pairs, "minutes_at_the_measured_speed": round(pairs / pairs_per_second / 60, 1)}
-    model = describe(cfg)
-    width, inner = model["bert"]["hidden_size"], model["bert"]["intermediate_size"]
-    patch = model["image_encoder"]["args"].get("patch_size", 16)
-    tokens, memory = COCO["tokens"], 1 + (COCO["image_size"] // patch) ** 2
-    # a multiplication and an addition each; of self-attention 4 projections, of cross-attention 2 (the image's keys and
-    # values are projected once an image), the feed-forward layers, and both attentions' two products
-    pair = 2 * tokens * (6 * width**2 + 2 * width * inner) + 4 * tokens * (tokens + memory) * width
-    flops = model["fusion_layers"] * (pairs * pair + COCO["images"] * 4 * memory * width**2)
+def predict_coco() -> dict:
+    """Operations of MSCOCO's 5K test with the base model, and minutes on one GPU: a prediction, not a measurement."""
+    flops = count_operations(**COCO)
+    minutes = {
+        f"{gpu} at {share:.0%}": {what: round(count / (share * peak) / 60, 2) for what, count in flops.items()}
+        for gpu, peak in PEAK.items()
+        for share in UTILISATION
+    }
     return {
-        "pairs": pairs,
-        "petaflop": round(flops / 1e15, 2),
-        "utilisation_assumed": UTILISATION,
-        "minutes_predicted": {gpu: round(flops / (UTILISATION * peak) / 60, 2) for gpu, peak in PEAK.items()},
+        **COCO,
+        "model": " ".join((BASE[0], *BASE[1])),
+        "pairs": COCO["k"] * (COCO["images"] + COCO["texts"]),
+        "petaflop": {what: round(count / 1e15, 2) for what, count in flops.items()},
+        "minutes_predicted_at_assumed_share_of_bf16_peak": minutes,
+    }
+
+
+def count_operations(images: int, texts: int, k: int, tokens: int) -> dict[str, int]:
+    """Floating-point operations of the base model's matrix products, a multiplication and an addition each.
+
+    tokens: of a text, where it is not padded. Ours is counted with every layer over all tokens of every pair asked for,
+    which is a little too much: [CLS] alone goes through the last layer, and shared pairs are scored once.
+    """
+    model = describe(load(*BASE))
+    width, inner = model["bert"]["hidden_size"], model["bert"]["intermediate_size"]
+    patches = (model["image_encoder"]["image_size"] // PATCH) ** 2
+    memory, pairs = 1 + patches, k * (images + texts)
+
+    def layer(length: int) -> int:  # four projections and the feed-forward layers; the two products of attention
+        return 2 * length * (4 * width**2 + 2 * width * inner) + 4 * length**2 * width
+
+    def fusion(length: int) -> int:  # cross-attention has two projections of the text, and products with the image
+        return model["fusion_layers"] * (layer(length) + 4 * length * width**2 + 4 * length * memory * width)
+
+    project = model["fusion_layers"] * 4 * memory * width**2  # an image's keys and values
+    return {
+        "encoding": images * (IMAGE_LAYERS * layer(memory) + 6 * patches * PATCH**2 * width)
+        + texts * model["text_layers"] * layer(tokens),
+        "reranking": images * project + pairs * fusion(tokens),
+        "reranking_by_query": pairs * (project + fusion(MAX_TOKENS)),
     }

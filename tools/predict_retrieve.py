@@ -5,6 +5,7 @@ import base64
 import html
 import io
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -37,31 +38,33 @@ def add_retrieve(commands) -> None:
 def retrieve(args: argparse.Namespace) -> None:
     """Print `query`, and below it a line a result: place, matching logit, cosine, item; write the sheet if asked to.
 
-    One picture and several sentences: the picture asks. Otherwise every sentence asks for pictures.
+    One picture file and several sentences: the picture asks. Otherwise every sentence asks for pictures.
     """
     if args.k < 1 or args.top < 1:
         raise utils.UserError("--k and --top must be at least 1")
-    texts = read_texts(args)
+    if args.output and (Path(args.output).is_dir() or not Path(args.output).parent.is_dir()):
+        raise utils.UserError(f"--output {args.output}: give a file in a folder that exists, such as sheet.html")
+    texts, paths = read_texts(args), find_pictures(args.pictures)
+    # What was named decides, not what can be read: a folder of one picture is still ranked for each sentence.
+    picture_asks = len(texts) > 1 and len(args.pictures) == 1 and not utils.find_file(args.pictures[0]).is_dir()
     device = utils.init_distributed(args.device)
     backbone, rest, _ = load_backbone(args.checkpoint)
     backbone.to(device)
-    pictures, images = read_pictures(find_pictures(args.pictures), backbone.image_encoder.image_size)
     cfg = utils.as_config(rest["config"]) if rest.get("stage") == "retrieval" else None
     cfg = cfg or utils.load_config("configs/Retrieval_coco.yaml")
     tokenizer = checkpoint_tokenizer(cfg.text.vocab, rest["description"])
     ids, mask = tokenizer.encode([clean_caption(text, cfg.data.max_words) for text in texts], cfg.text.max_tokens)
-    batches = [
-        (images[i : i + BATCH], torch.arange(i, min(i + BATCH, len(images)))) for i in range(0, len(images), BATCH)
-    ]
-    features = ranking.extract_features(backbone, batches, len(images), ids, mask, device=device)
-    picture_asks = len(pictures) == 1 and len(texts) > 1
-    results = rank(backbone, *features, picture_asks, args.k)
+    pictures: list[Path] = []
+    batches = picture_batches(paths, backbone.image_encoder.image_size, pictures)
+    images, text_features = ranking.extract_features(backbone, batches, len(paths), ids, mask, device=device)
+    images.feats = images.feats[: len(pictures)]  # the places of unreadable ones are left over at the end
+    results = rank(backbone, images, text_features, picture_asks, args.k)
     queries, items = (pictures, texts) if picture_asks else (texts, pictures)
     for query, found in zip(queries, results, strict=True):
-        print(query)
+        print(printable(query))
         for place, (item, itm, itc) in enumerate(found[: args.top], 1):
             logit = "      -" if itm is None else f"{itm:7.2f}"
-            print(f"{place:5} {logit} {itc:6.3f}  {items[item]}")
+            print(f"{place:5} {logit} {itc:6.3f}  {printable(items[item])}")
     if args.output:
         shown = [
             (query, [(items[i], itm, itc) for i, itm, itc in found[: args.top]])
@@ -101,18 +104,31 @@ def find_pictures(names: list[str]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def read_pictures(paths: list[Path], image_size: int) -> tuple[list[Path], torch.Tensor]:
-    """-> (those that can be read, [N, 3, S, S]); the others are named on stderr."""
-    transform, usable, images = test_transform(image_size), [], []
-    for path in paths:
+def picture_batches(
+    paths: list[Path], image_size: int, usable: list[Path]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield (images [n, 3, S, S], numbers [n]), read only when their turn comes, numbered without gaps.
+
+    Those that can be read are appended to `usable` in the order of their numbers; the others are named on stderr.
+    Raises utils.UserError at the end where none can be read.
+    """
+    transform, images = test_transform(image_size), []
+    for place, path in enumerate(paths, 1):
         try:
             images.append(transform(open_image(str(path))))
             usable.append(path)
         except ImageError as error:
-            print(f"left out: {error}", file=sys.stderr)
-    if not images:
+            print(f"left out: {printable(error)}", file=sys.stderr)
+        if images and (len(images) == BATCH or place == len(paths)):
+            yield torch.stack(images), torch.arange(len(usable) - len(images), len(usable))
+            images = []
+    if not usable:
         raise utils.UserError(f"none of the {len(paths)} pictures can be read")
-    return usable, torch.stack(images)
+
+
+def printable(item: object) -> str:
+    """`item` as text that any UTF-8 file or terminal takes: a file's name may hold bytes that are not UTF-8."""
+    return str(item).encode(errors="replace").decode()
 
 
 def rank(backbone, images, texts, picture_asks: bool, k: int) -> list[list[tuple[int, float | None, float]]]:
@@ -138,7 +154,7 @@ def write_sheet(path: Path, results: list[tuple[object, list[tuple]]]) -> None:
     """One HTML file with everything in it: a heading a query, a card a result; pictures as thumbnails."""
 
     def show(item) -> str:
-        name = html.escape(str(item))
+        name = html.escape(printable(item))
         return f'<img src="{thumbnail(item)}" alt=""><br><small>{name}</small>' if isinstance(item, Path) else name
 
     parts = []
