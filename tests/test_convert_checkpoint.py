@@ -1,6 +1,8 @@
 """tools/convert_checkpoint.py against ALBEF's forward pass, written out here on ALBEF's own key names."""
 
+import functools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ WIDTH, HEADS, PATCH, EMBED, INNER = 128, 2, 16, 24, 96
 VIT_DEPTH, BERT_DEPTH = 2, 12  # ALBEF's BERT has 6 layers for the text and 6 for the fusion
 
 
+@functools.cache  # the word embeddings take a while to draw; no test changes a state in place
 def albef_state(grid: int, fine_tuned: bool) -> dict:
     """Random weights under the names of ALBEF.pth (fine_tuned: of mscoco.pth)."""
     generator = torch.Generator().manual_seed(0)
@@ -64,7 +67,7 @@ def albef_state(grid: int, fine_tuned: bool) -> dict:
     if not fine_tuned:
         linear("text_encoder.cls.predictions.transform.dense", WIDTH, WIDTH)
         norm("text_encoder.cls.predictions.transform.LayerNorm")
-        state["text_encoder.cls.predictions.bias"] = torch.zeros(30522)
+        add("text_encoder.cls.predictions.bias", 30522)
         state["text_encoder.cls.predictions.decoder.weight"] = state[bert + "embeddings.word_embeddings.weight"]
         state["text_encoder.cls.predictions.decoder.bias"] = state["text_encoder.cls.predictions.bias"]
     linear("vision_proj", EMBED, WIDTH)
@@ -76,6 +79,13 @@ def albef_state(grid: int, fine_tuned: bool) -> dict:
     state |= {"image_queue": torch.zeros(EMBED, 8), "text_queue": torch.zeros(EMBED, 8), "temp": torch.tensor(0.05)}
     state |= {"idx_queue": torch.zeros(1, 8), "queue_ptr": torch.zeros(1, dtype=torch.long)}
     return state
+
+
+FUSION = [
+    key
+    for key in albef_state(grid=2, fine_tuned=True)
+    if key.startswith(tuple(f"text_encoder.encoder.layer.{i}." for i in range(6, 12)))
+]
 
 
 def attend(w: dict, name: str, x: torch.Tensor, other: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
@@ -170,19 +180,77 @@ def test_similarities_and_matching_logits_are_albefs(tmp_path, capsys, fine_tune
     assert abs(expected[0][1] - expected[1][1]) > 1e-2  # the logits say something
 
 
+def test_positions_are_resized_to_another_image_size(tmp_path):
+    state = albef_state(grid=3, fine_tuned=True)
+    backbone, rest, _ = load_backbone(convert(tmp_path, state), image_size=64)
+    assert rest["description"]["image_encoder"]["image_size"] == 64
+    positions = state["visual_encoder.pos_embed"]  # [1, 1 + 9, D], [CLS] first
+    table = positions[:, 1:].unflatten(1, (3, 3)).permute(0, 3, 1, 2)
+    table = F.interpolate(table, size=(4, 4), mode="bicubic", antialias=True).permute(0, 2, 3, 1).flatten(1, 2)
+    resized = state | {"visual_encoder.pos_embed": torch.cat((positions[:, :1], table), 1)}
+    generator = torch.Generator().manual_seed(2)
+    picture, ids = torch.randn(3, 64, 64, generator=generator), torch.randint(1, 30522, (1, 7), generator=generator)
+    mask = torch.tensor([[1] * 4 + [0] * 3])
+    backbone.eval()
+    with torch.no_grad():
+        image_embeds, image_feat = backbone.encode_image(picture[None])
+        text_embeds, text_feat = backbone.encode_text(ids, mask)
+        memory = backbone.fusion_encoder.project_memory(image_embeds)
+        itm = backbone.itm_logits(backbone.fuse(text_embeds, mask, memory))[0, 1]
+        itc, expected = (image_feat * text_feat).sum(), reference(resized, picture, ids[0], mask[0].bool())
+    assert torch.allclose(torch.stack((itc, itm)), torch.tensor(expected), atol=1e-4)
+
+
+def test_the_word_scores_of_a_pre_training_file_are_albefs(tmp_path):
+    state = albef_state(grid=2, fine_tuned=False)
+    backbone, _, _ = load_backbone(convert(tmp_path, state), mlm_head=True)
+    hidden = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(3))
+    w = {key.removeprefix("text_encoder.cls.predictions."): value for key, value in state.items()}
+    x = F.gelu(F.linear(hidden, w["transform.dense.weight"], w["transform.dense.bias"]))
+    x = F.layer_norm(x, (WIDTH,), w["transform.LayerNorm.weight"], w["transform.LayerNorm.bias"], 1e-12)
+    expected = F.linear(x, w["decoder.weight"], w["decoder.bias"])
+    with torch.no_grad():
+        assert torch.allclose(backbone.mlm_logits(hidden), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("fine_tuned", [False, True])
+def test_every_weight_has_one_name_on_each_side(fine_tuned):
+    bert = "text_encoder." if fine_tuned else "text_encoder.bert."
+    state = albef_state(grid=2, fine_tuned=fine_tuned)
+    kept = [key for key in state if not any(re.match(pattern, key) for pattern in convert_checkpoint.DROPPED)]
+    names = [convert_checkpoint.new_name(key, "albef.pth") for key in kept]
+    assert [convert_checkpoint.old_name(name, bert) for name in names] == kept
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
         ({"text_decoder.bert.embeddings.word_embeddings.weight": torch.zeros(2)}, "text_decoder"),
-        ({"visual_encoder.extra": torch.zeros(2)}, "visual_encoder.*extra|image_encoder.vit.extra"),
-        ({"itm_head.weight": None}, "itm_head.weight"),
+        ({"visual_encoder.extra": torch.zeros(2)}, r"visual_encoder\.extra has no place"),
+        (
+            {"visual_encoder.blocks.x.norm1.bias": torch.zeros(2)},
+            r"visual_encoder\.blocks\.x\.norm1\.bias has no place",
+        ),
+        ({"text_encoder.bert.embeddings.LayerNorm.bias": torch.zeros(WIDTH)}, "are the same weight"),
+        ({"itm_head.weight": None}, r"itm_head\.weight is missing"),
+        ({"vision_proj.weight": None}, r"vision_proj\.weight is missing"),  # the description needs this one
+        (
+            {"text_encoder.encoder.layer.11.output.dense.bias": None},
+            r"text_encoder\.encoder\.layer\.11\.output\.dense\.b",
+        ),
+        (dict.fromkeys(FUSION), r"text_encoder\.encoder\.layer\.6\.crossattention\.self\.query\.weight is missing"),
+        ({"itm_head.bias": torch.zeros(3)}, r"itm_head\.bias has the shape \[3\] instead of \[2\]"),
+        ({"visual_encoder.pos_embed": torch.zeros(1, 8, WIDTH)}, r"visual_encoder\.pos_embed has the shape"),
+        ({"visual_encoder.pos_embed": torch.zeros(())}, r"visual_encoder\.pos_embed has the shape \[\]"),
+        ({"visual_encoder.patch_embed.proj.weight": torch.zeros(96, 3, PATCH, PATCH)}, "96 wide"),
         ({"temp": None}, "no ALBEF checkpoint"),
+        ({"temp": torch.tensor(-0.1)}, "temp is -0.1"),
     ],
 )
-def test_a_file_of_another_kind_is_a_one_line_error(tmp_path, change, message):
+def test_a_file_of_another_kind_is_a_one_line_error(change, message):
     state = albef_state(grid=2, fine_tuned=True) | change
     with pytest.raises(UserError, match=message) as error:
-        convert(tmp_path, {key: value for key, value in state.items() if value is not None})
+        convert_checkpoint.convert({key: value for key, value in state.items() if value is not None}, "albef.pth")
     assert "\n" not in str(error.value)
 
 

@@ -7,11 +7,16 @@
 For ALBEF.pth (4M or 14M pictures; 256 px) and its fine-tuned retrieval models mscoco.pth and flickr30k.pth (384 px):
 a ViT-B/16 and a BERT-base whose layers 0 to 5 encode the text and 6 to 11 fuse it with the image. Momentum weights and
 queues are left out. ALBEF has no decoder: captioning and question answering cannot start from it.
+
+Compare with published numbers at the file's own resolution, which the last line names: for another one this project
+resizes the positions with antialiasing, ALBEF without, and the two differ by some percent even from 256 to 384 px.
 """
 
 import argparse
+import math
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,7 +26,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from models.bert import BertConfig  # noqa: E402
-from models.semmim import PREFIX, SemMIM, load_weights  # noqa: E402
+from models.semmim import PREFIX, SemMIM  # noqa: E402
 from models.weights import read_weights  # noqa: E402
 from utils import UserError, run_main, save_checkpoint  # noqa: E402
 
@@ -39,6 +44,7 @@ RENAMED = [  # tried in order; the first pattern that matches names the weight
     (r"text_encoder\.cls\.predictions\.", "mlm_head."),
     (r"(vision_proj|text_proj|itm_head)\.", r"\1."),
 ]
+KNOWN = "known are ALBEF.pth, mscoco.pth and flickr30k.pth"
 LAYER = re.compile(r"text_encoder\.(?:bert\.)?encoder\.layer\.(\d+)\.(.*)")
 
 
@@ -58,29 +64,48 @@ def main(argv=None) -> None:
 def convert(weights: dict[str, Tensor], source: str) -> tuple[dict, dict[str, int]]:
     """ALBEF's state dict -> (checkpoint that `load_backbone` reads, {what was left out: number of tensors}).
 
-    Raises UserError naming a weight that has no place, is missing or has an unexpected shape.
+    Raises UserError, with ALBEF's name of the weight, for one that has no place, is there twice, is missing or has an
+    unexpected shape or value.
     """
-    state, dropped = {}, {}
+    state, names, dropped = {}, {}, {}
     for key, value in weights.items():
         kind = next((name for pattern, name in DROPPED.items() if re.match(pattern, key)), None)
-        if kind is None:
-            state[new_name(key, source)] = value.float()
-        else:
+        if kind is not None:
             dropped[kind] = dropped.get(kind, 0) + 1
-    if "temp" not in weights or "image_encoder.vit.pos_embed" not in state:
+            continue
+        name = new_name(key, source)
+        if name in state:
+            raise UserError(f"{source}: {names[name]} and {key} are the same weight; remove one of them")
+        state[name], names[name] = value.float(), key
+    if "log_temperature" not in state or "image_encoder.vit.pos_embed" not in state:
         raise UserError(
             f"{source}: no ALBEF checkpoint (no temp or visual_encoder.pos_embed); give ALBEF.pth or the like"
         )
-    state["log_temperature"] = state["log_temperature"].log()
+    bert = "text_encoder.bert." if any(key.startswith("text_encoder.bert.") for key in weights) else "text_encoder."
+
+    def error(name: str, what: str) -> UserError:
+        return UserError(f"{source}: {names.get(name) or old_name(name, bert)} {what}; {KNOWN}")
+
+    description = describe(state, error)
     # ALBEF masks no patches; the model has the token, evaluation never reads it
-    state["image_encoder.mask_token"] = torch.zeros(state["image_encoder.vit.cls_token"].shape[-1])
-    description = describe(state)
-    backbone = SemMIM(description, decoder=False, mlm_head="mlm_head.bias" in state)
-    if unknown := load_weights(backbone, state, source):
-        left = next(key for key in state if key.split(".")[0] in unknown and key not in backbone.state_dict())
-        raise UserError(f"{source}: {left} has no place in the model; this is no ALBEF checkpoint of a known kind")
-    model = {PREFIX + key: value for key, value in state.items()}
+    state["image_encoder.mask_token"] = torch.zeros(description["image_encoder"]["args"]["embed_dim"])
+    has_mlm_head = any(name.startswith("mlm_head.") for name in state)
+    check(state, SemMIM(description, decoder=False, mlm_head=has_mlm_head).state_dict(), error)
+    state["log_temperature"] = state["log_temperature"].log()
+    model = {PREFIX + name: value for name, value in state.items()}
     return {"model": model, "description": description, "stage": "converted from ALBEF"}, dropped
+
+
+def check(state: dict[str, Tensor], own: dict[str, Tensor], error: Callable[[str, str], UserError]) -> None:
+    """Raise error(name, what is wrong) unless `state` has exactly the names and shapes of `own`."""
+    for name, value in own.items():
+        if name not in state:
+            raise error(name, "is missing")
+        if state[name].shape != value.shape:
+            raise error(name, f"has the shape {list(state[name].shape)} instead of {list(value.shape)}")
+    for name in state:
+        if name not in own:
+            raise error(name, "has no place in the model")
 
 
 def new_name(key: str, source: str) -> str:
@@ -95,25 +120,64 @@ def new_name(key: str, source: str) -> str:
     for pattern, name in RENAMED:
         if re.match(pattern, key):
             return re.sub(pattern, name, key, count=1)
-    raise UserError(f"{source}: unknown weight {key}; known are ALBEF.pth, mscoco.pth and flickr30k.pth")
+    raise UserError(f"{source}: unknown weight {key}; {KNOWN}")
 
 
-def describe(state: dict[str, Tensor]) -> dict:
-    """The architecture, read off the shapes of the renamed weights."""
+def old_name(name: str, bert: str) -> str:
+    """ALBEF's name of this project's weight `name`: the inverse of `new_name`. bert: the prefix of its BERT."""
+    if name == "log_temperature":
+        return "temp"
+    if found := re.match(r"(text|fusion)_encoder\.encoder\.layer\.(\d+)\.(.*)", name):
+        number = int(found[2]) + (TEXT_LAYERS if found[1] == "fusion" else 0)
+        return f"{bert}encoder.layer.{number}.{found[3]}"
+    for own, albefs in (
+        ("image_encoder.vit.", "visual_encoder."),
+        ("text_encoder.", bert),
+        ("mlm_head.", "text_encoder.cls.predictions."),
+    ):
+        if name.startswith(own):
+            return albefs + name.removeprefix(own)
+    return name
+
+
+def describe(state: dict[str, Tensor], error: Callable[[str, str], UserError]) -> dict:
+    """The architecture, read off the shapes of the renamed weights (and the temperature, not yet a logarithm).
+
+    Raises error(name, what is wrong) for a weight that tells none: it is missing, or is no ALBEF's.
+    """
+
+    def shape(name: str, dimensions: int) -> torch.Size:
+        if name not in state:
+            raise error(name, "is missing")
+        if state[name].ndim != dimensions:
+            raise error(name, f"has the shape {list(state[name].shape)} instead of {dimensions} dimensions")
+        return state[name].shape
 
     def depth(prefix: str) -> int:
-        return 1 + max(int(key[len(prefix) :].split(".")[0]) for key in state if key.startswith(prefix))
+        numbers = {name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)}
+        return 1 + max(int(number) for number in numbers if number.isdecimal())
 
-    width, _, patch, _ = state["image_encoder.vit.patch_embed.proj.weight"].shape
-    grid = round((state["image_encoder.vit.pos_embed"].shape[1] - 1) ** 0.5)
-    vocab_size, hidden_size = state["text_encoder.embeddings.word_embeddings.weight"].shape
+    def heads(name: str, width: int) -> int:
+        if width % HEAD_WIDTH:
+            raise error(name, f"is {width} wide, which is no multiple of the {HEAD_WIDTH} of an attention head")
+        return width // HEAD_WIDTH
+
+    patches, words = "image_encoder.vit.patch_embed.proj.weight", "text_encoder.embeddings.word_embeddings.weight"
+    width, _, patch, _ = shape(patches, 4)
+    grid = round((shape("image_encoder.vit.pos_embed", 3)[1] - 1) ** 0.5)
+    vocab_size, hidden_size = shape(words, 2)
+    shape("fusion_encoder.encoder.layer.0.crossattention.self.query.weight", 2)  # there are layers to count
+    shape("log_temperature", 0)
+    temperature = float(state["log_temperature"])
+    if not 0 < temperature < math.inf:  # nor NaN
+        raise error("log_temperature", f"is {temperature}, not a positive number")
     bert = BertConfig(
         vocab_size=vocab_size,
         hidden_size=hidden_size,
-        num_attention_heads=hidden_size // HEAD_WIDTH,
-        intermediate_size=state["text_encoder.encoder.layer.0.intermediate.dense.weight"].shape[0],
-        max_position_embeddings=len(state["text_encoder.embeddings.position_embeddings.weight"]),
-        type_vocab_size=len(state["text_encoder.embeddings.token_type_embeddings.weight"]),
+        num_attention_heads=heads(words, hidden_size),
+        intermediate_size=shape("text_encoder.encoder.layer.0.intermediate.dense.weight", 2)[0],
+        max_position_embeddings=shape("text_encoder.embeddings.position_embeddings.weight", 2)[0],
+        type_vocab_size=shape("text_encoder.embeddings.token_type_embeddings.weight", 2)[0],
     )
     return {
         "image_encoder": {
@@ -121,18 +185,18 @@ def describe(state: dict[str, Tensor]) -> dict:
             "image_size": grid * patch,
             "args": {
                 "embed_dim": width,
+                "mlp_ratio": shape("image_encoder.vit.blocks.0.mlp.fc1.weight", 2)[0] / width,
                 "depth": depth("image_encoder.vit.blocks."),
-                "num_heads": width // HEAD_WIDTH,
+                "num_heads": heads(patches, width),
                 "patch_size": patch,
-                "mlp_ratio": state["image_encoder.vit.blocks.0.mlp.fc1.weight"].shape[0] / width,
             },
         },
         "bert": asdict(bert),
         "text_layers": TEXT_LAYERS,
         "fusion_layers": depth("fusion_encoder.encoder.layer."),
         "decoder_layers": 0,
-        "embed_dim": len(state["vision_proj.weight"]),
-        "temperature": float(state["log_temperature"].exp()),
+        "embed_dim": shape("vision_proj.weight", 2)[0],
+        "temperature": temperature,
         "sep": False,  # ALBEF's tokenizer ends no text with [SEP]
     }
 
