@@ -31,7 +31,11 @@ from optim import create_optimization
 
 SCHEMA = "configs/Retrieval_coco.yaml"
 OPTIONAL = ("data.image_root",)
-CHOICES = {"itc.negatives": ("queue", "batch"), "rerank.score": ("itm", "itm+itc")}
+CHOICES = {
+    "data.per": ("caption", "image"),
+    "itc.negatives": ("queue", "batch"),
+    "rerank.score": ("itm", "itm+itc"),
+}
 POSITIVE = (
     *("rerank.k", "rerank.batch_size", "eval.batch_size", "eval.text_batch_size", "text.max_tokens"),
     *("train.batch_size", "train.accumulation", "train.epochs"),

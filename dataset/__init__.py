@@ -60,7 +60,9 @@ def create_dataset(kind: str, cfg, split: str | None = None, codebook_size: int 
     if kind == "retrieval_train":
         from dataset.retrieval import RetrievalTrainDataset
 
-        return RetrievalTrainDataset(data.train, image_size=cfg.image_size, cache_images=data.cache_images, **common)
+        return RetrievalTrainDataset(
+            data.train, image_size=cfg.image_size, per=data.per, cache_images=data.cache_images, **common
+        )
     raise ValueError(f"unknown kind of data set: {kind}")
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from dataset.annotations import StringTable, load_annotations
 from dataset.cache import ImageCache
-from dataset.common import TrainDataset, may_flip, read_for_evaluation, usable_caption
+from dataset.common import TrainDataset, may_flip, read_for_evaluation, sample_rng, usable_caption
 from dataset.text import clean_caption
 from dataset.transforms import open_image, test_transform, train_transform
 from utils import UserError
@@ -20,9 +20,10 @@ log = logging.getLogger("semmim")
 
 
 class RetrievalTrainDataset(TrainDataset):
-    """One (picture, caption) pair per entry and caption; pairs with the same `image_id` are positives of each other.
+    """(picture, caption) pairs; those with the same `image_id` are positives of each other.
 
-    cache_images: keep the decoded pictures in memory.
+    per: "caption", an epoch visits every pair; "image", every `image_id` with one of its pairs drawn. cache_images:
+    keep the decoded pictures in memory.
 
     `dataset[(epoch, index)]` (or `dataset[index]` for epoch 0) is a dict: image [3,S,S], caption (cleaned),
     image_id (number of the entry's `image_id` in order of first appearance), path, bad (as PretrainDataset;
@@ -38,6 +39,7 @@ class RetrievalTrainDataset(TrainDataset):
         image_root: str | Path | Mapping[str, str] | None = None,
         image_prefix_map: Mapping[str, str] | None = None,
         max_words: int = 30,
+        per: str = "caption",
         cache_images: bool = False,
         crop_scale: tuple[float, float] = (0.5, 1.0),
         flip: bool = True,
@@ -57,19 +59,29 @@ class RetrievalTrainDataset(TrainDataset):
         self.path_id = np.repeat([paths[entry["image"]] for entry in entries], each)  # [pairs], in `paths`
         self.paths = StringTable(paths)
         self.captions = StringTable(text for group in captions for text in group)
-        self.seed = seed
+        order = np.argsort(self.image_id, kind="stable")  # the pairs of an image_id stand together in it
+        self.pairs_of_image = order, np.searchsorted(self.image_id[order], np.arange(len(ids) + 1))
+        self.per, self.seed = per, seed
         self.max_words = max_words
         self.transform = train_transform(image_size, crop_scale, flip, ops, magnitude)
         self.cache = ImageCache(self.paths) if cache_images else None
 
     def __len__(self) -> int:
-        return len(self.image_id)
+        return len(self.image_id) if self.per == "caption" else len(self.pairs_of_image[1]) - 1
 
     def caption_length(self, epoch: int, index: int) -> int:
-        """Characters of the caption, for sorting by length."""
-        return len(self.captions[index])
+        """Characters of the caption of this visit, for sorting by length."""
+        return len(self.captions[self._draw(index, sample_rng(self.seed, epoch, index))])
+
+    def _draw(self, index: int, rng: random.Random) -> int:
+        """The pair of a visit."""
+        if self.per == "caption":
+            return index
+        order, start = self.pairs_of_image
+        return int(order[rng.randrange(start[index], start[index + 1])])
 
     def _sample(self, index: int, rng: random.Random) -> dict:
+        index = self._draw(index, rng)  # first, so that `caption_length` draws the same one
         path_id = int(self.path_id[index])
         path = self.paths[path_id]
         caption = usable_caption(self.captions[index], self.max_words, path)

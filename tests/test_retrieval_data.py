@@ -62,6 +62,21 @@ def test_a_list_of_captions_is_a_pair_a_caption(folder, cache_images):
     assert torch.equal(plain[(1, 2)]["image"], data[(1, 2)]["image"])
 
 
+def test_an_epoch_may_visit_every_image_with_one_of_its_captions(folder):
+    texts = {"a": ["one", "two", "three"], "b": ["four"], "c": ["five", "six"]}
+    entries = [{"image": f"{name}.png", "caption": text, "image_id": name} for name in "ab" for text in texts[name]]
+    entries += [{"image": "c.png", "caption": texts["c"], "image_id": "c"}]
+    entries = entries[::-1]
+    data = RetrievalTrainDataset(write(folder, entries), image_size=16, per="image")
+    assert len(data) == 3
+    for epoch in range(12):
+        samples = [data[(epoch, i)] for i in range(3)]
+        assert [sample["image_id"] for sample in samples] == [0, 1, 2]  # c, b, a: in order of appearance
+        for name, i, sample in zip("cba", range(3), samples, strict=True):
+            assert sample["caption"] in texts[name] and data.caption_length(epoch, i) == len(sample["caption"])
+    assert {data[(epoch, 2)]["caption"] for epoch in range(12)} == set(texts["a"])
+
+
 def test_one_image_alone_is_refused(folder):
     entries = [{"image": "a.png", "caption": text, "image_id": 7} for text in ("one", "two")]
     with pytest.raises(UserError, match="image_id 7"):
