@@ -1,5 +1,6 @@
 """What the data sets of all stages share: draws, replacement of unusable samples, pictures for evaluation."""
 
+import hashlib
 import random
 import re
 from collections.abc import Callable
@@ -75,3 +76,9 @@ def usable_caption(raw: str, max_words: int, path: str) -> str:
 def may_flip(caption: str) -> bool:
     """A mirrored picture would make a caption with left or right wrong."""
     return DIRECTION.search(caption) is None
+
+
+def caption_id(caption: str) -> int:
+    """A stable 63-bit number that is equal for equal captions, in every process and run."""
+    digest = hashlib.blake2b(caption.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

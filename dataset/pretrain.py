@@ -3,7 +3,6 @@
 A sample is a pure function of (seed, epoch, index): number of workers, ranks and resumes do not change it.
 """
 
-import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from dataset.annotations import StringTable, load_annotations
 from dataset.cache import ImageCache
-from dataset.common import TrainDataset, may_flip, sample_places, sample_rng, usable_caption
+from dataset.common import TrainDataset, caption_id, may_flip, sample_places, sample_rng, usable_caption
 from dataset.text import Tokenizer
 from dataset.transforms import PretrainViews, open_image
 
@@ -106,9 +105,3 @@ class PretrainCollate:
         batch["image_id"] = torch.tensor([sample["image_id"] for sample in samples], dtype=torch.int64)
         batch["caption_id"] = torch.tensor([caption_id(caption) for caption in captions], dtype=torch.int64)
         return {**batch, **places}
-
-
-def caption_id(caption: str) -> int:
-    """A stable 63-bit number that is equal for equal captions, in every process and run."""
-    digest = hashlib.blake2b(caption.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1

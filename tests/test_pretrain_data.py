@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from dataset import cache, common, create_dataset, create_loader
-from dataset.common import may_flip
-from dataset.pretrain import PretrainCollate, PretrainDataset, caption_id
+from dataset.common import caption_id, may_flip
+from dataset.pretrain import PretrainCollate, PretrainDataset
 from dataset.text import Tokenizer
 from dataset.transforms import open_image
 from utils import UserError, as_config
