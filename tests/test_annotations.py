@@ -89,6 +89,9 @@ def test_retrieval_training_entries_need_a_caption_and_an_image_id(tmp_path):
     path = write(tmp_path / "p.json", [{**PAIR, "caption": [], "image_id": 1}])
     with pytest.raises(UserError, match="'caption' must be a list of strings with at least one"):
         load_annotations(path, "retrieval_train")
+    path = write(tmp_path / "p.json", [{**PAIR, "image_id": "7"}, PAIR])
+    with pytest.raises(UserError, match="p.json: entry 1 has no 'image_id'; a retrieval_train entry needs image, cap"):
+        load_annotations(path, "retrieval_train")
 
 
 def test_string_tables_return_what_was_put_in():

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from dataset import create_loader
-from utils import UserError
+from dataset import create_loader, create_train_loader
+from utils import UserError, as_config
 
 
 class Pairs(Dataset):
@@ -111,6 +111,16 @@ def test_a_set_smaller_than_the_global_batch_is_an_error():
 def test_the_default_collate_makes_tensors():
     (batch,) = create_loader(Plain(3), 3, shuffle=False)
     assert torch.equal(batch, torch.arange(3))
+
+
+def test_a_stage_s_loader_takes_its_settings_from_the_configuration():
+    data = {"num_workers": 0, "max_bad_share": 0.25, "bucket_batches": 2}
+    cfg = as_config({"seed": 3, "train": {"batch_size": 4}, "data": data})
+    made = create_train_loader(Pairs(21), cfg, list, torch.device("cpu"))
+    made.set_epoch(1)
+    expected = create_loader(Pairs(21), 4, collate=list, seed=3, bucket_batches=2)
+    expected.set_epoch(1)
+    assert list(made) == list(expected) and made.max_bad_share == 0.25
 
 
 def test_the_dataset_is_reachable_from_the_loader():

@@ -93,6 +93,26 @@ def test_training_batches_are_collated_like_pre_training_ones(folder):
     assert len(batch["bad"]) >= 1 and "b.png" in batch["bad"][0]
 
 
+def test_lengths_for_bucketing_are_those_of_the_captions_that_will_be_read(folder):
+    entries = [{"image": f"{name}.png", "caption": ["x " * 9 + name, name], "image_id": name} for name in "abc"]
+    data = RetrievalTrainDataset(write(folder, entries), image_size=8)
+    visits = [(epoch, index) for epoch in range(3) for index in range(len(data))]
+    assert [data.caption_length(*visit) for visit in visits] == [len(data[visit]["caption"]) for visit in visits]
+    collate = PretrainCollate(Tokenizer("configs/bert/vocab.txt"), 30)
+    lengths = [batch["input_ids"].shape[1] for batch in create_loader(data, 3, collate=collate, bucket_batches=2)]
+    assert sorted(lengths) == [2, 11]  # [CLS] and words: the short captions are not padded to the long ones
+
+
+@pytest.mark.parametrize("cache_images", [False, True])
+def test_a_broken_picture_is_replaced_at_every_visit(folder, cache_images):
+    (folder / "b.png").write_bytes(b"oops")
+    entries = [{"image": f"{name}.png", "caption": name, "image_id": name} for name in "abc"]
+    data = RetrievalTrainDataset(write(folder, entries), image_size=8, cache_images=cache_images)
+    for epoch in range(3):
+        sample = data[(epoch, 1)]
+        assert "b.png" in sample["bad"][0] and sample["path"][-5:] in ("a.png", "c.png")
+
+
 def test_evaluation_merges_entries_of_one_picture_and_keeps_all_captions(folder):
     data = RetrievalEvalDataset(write(folder, EVAL), image_size=16)
     assert data.images == [str(folder / "a.png"), str(folder / "b.png")]
@@ -133,3 +153,14 @@ def test_the_configuration_makes_the_split(folder):
     data = create_dataset("retrieval_eval", cfg, "val")
     assert data.images == [str(folder / "c.png")] and data.captions == ["two"]
     assert len(create_dataset("retrieval_eval", cfg, "test").images) == 2
+
+
+@pytest.mark.parametrize("cache_images", [False, True])
+def test_the_configuration_makes_the_training_set(folder, cache_images):
+    entries = [{"image": f"{name}.png", "caption": "two words", "image_id": name} for name in "ab"]
+    data = {"train": [str(write(folder, entries))], "image_root": str(folder), "image_prefix_map": {}, "max_words": 1}
+    augment = {"crop_scale": [0.5, 1.0], "flip": False, "randaugment_ops": 0, "randaugment_magnitude": 0}
+    cfg = {"seed": 5, "image_size": 8, "augment": augment, "data": {**data, "cache_images": cache_images}}
+    made = create_dataset("retrieval_train", as_config(cfg))
+    assert made.seed == 5 and made[0]["caption"] == "two" and made[0]["image"].shape == (3, 8, 8)
+    assert (made.cache is not None) == cache_images
