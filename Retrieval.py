@@ -26,7 +26,7 @@ from dataset.pretrain import PretrainCollate
 from dataset.text import checkpoint_tokenizer
 from models import ranking
 from models.retrieval import RetrievalModel
-from models.semmim import load_backbone
+from models.semmim import start_stage
 from optim import create_optimization
 
 SCHEMA = "configs/Retrieval_coco.yaml"
@@ -54,15 +54,8 @@ def main(argv=None) -> None:
     device = utils.init_distributed(args.device)
     cfg = utils.load_config(args.config, args.override, schema=SCHEMA, optional=OPTIONAL)
     check_config(cfg)
-    resume_from, lines = utils.begin(args, cfg, MAY_CHANGE)
-    utils.seed_everything(cfg.seed, per_rank=False)
-    backbone, rest, loaded = load_backbone(
-        utils.source_checkpoint(args), image_size=cfg.image_size, checkpointing=cfg.checkpointing, loaded=resume_from
-    )
-    run = utils.Run(args.output_dir, cfg, append=args.evaluate, resume_from=resume_from)
-    for line in lines + loaded:
-        run.info(line)
-    tokenizer = checkpoint_tokenizer(cfg.text.vocab, rest["description"])
+    backbone, description, run, resume_from = start_stage(args, cfg, MAY_CHANGE, decoder=False)
+    tokenizer = checkpoint_tokenizer(cfg.text.vocab, description)
     backbone.to(device)
     ranker = Ranker(cfg, tokenizer, device, run)
     if not args.evaluate:

@@ -20,7 +20,7 @@ from dataset import create_dataset, create_train_loader
 from dataset.text import checkpoint_tokenizer
 from dataset.vqa import EvalBatches, VQACollate, encode_answers, read_answer_list
 from models.generation import check_options
-from models.semmim import load_backbone
+from models.semmim import start_stage
 from models.vqa import VQAModel
 from optim import create_optimization
 
@@ -45,19 +45,8 @@ def main(argv=None):
     device = utils.init_distributed(args.device)
     cfg = utils.load_config(args.config, args.override, schema=SCHEMA, optional=OPTIONAL)
     check_config(cfg)
-    resume_from, lines = utils.begin(args, cfg, MAY_CHANGE)
-    utils.seed_everything(cfg.seed, per_rank=False)
-    backbone, rest, loaded = load_backbone(
-        utils.source_checkpoint(args),
-        image_size=cfg.image_size,
-        decoder=True,
-        checkpointing=cfg.checkpointing,
-        loaded=resume_from,
-    )
-    run = utils.Run(args.output_dir, cfg, append=args.evaluate, resume_from=resume_from)
-    for line in lines + loaded:
-        run.info(line)
-    tokenizer = checkpoint_tokenizer(cfg.text.vocab, rest["description"])
+    backbone, description, run, resume_from = start_stage(args, cfg, MAY_CHANGE, decoder=True)
+    tokenizer = checkpoint_tokenizer(cfg.text.vocab, description)
     model = VQAModel(backbone, tokenizer).to(device)
     answerer = Answerer(cfg, tokenizer, device, run)
     if not args.evaluate:
