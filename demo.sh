@@ -8,40 +8,31 @@ setup_venv requirements.txt
 python=.venv/bin/python
 demo=output/demo
 
-# Without a GPU two processes of one thread each do a third more than one process with two threads: the operations of so
-# small a model are too short to be shared. Each takes half of the configuration's batch.
-launch=($python) share=1
-if [ "$($python -c 'import os, torch; print(torch.cuda.is_available() or (os.cpu_count() or 1) < 2)')" = False ]; then
-    export OMP_NUM_THREADS=1
-    launch=($python -m torch.distributed.run --standalone --nproc_per_node=2) share=2
-fi
-
-train() {  # script, its configuration, the run's folder, its batch size, the checkpoint to start from if there is one
+train() {  # script, its configuration, the run's folder, the checkpoint to start from if there is one
     local from=()
-    [ -n "${5-}" ] && from=(--checkpoint "$demo/$5")
+    [ -n "${4-}" ] && from=(--checkpoint "$demo/$4")
     [ -f "$demo/$3/checkpoint_last.pth" ] && from=(--resume)
-    "${launch[@]}" "$1" --config "configs/demo/$2" --output_dir "$demo/$3" ${from[@]+"${from[@]}"} \
-        --override "train.batch_size=$(($4 / share))"
+    $python "$1" --config "configs/demo/$2" --output_dir "$demo/$3" ${from[@]+"${from[@]}"}
 }
 
 echo "== 1. Data: pictures of simple scenes, captions, questions, boxes"
 $python tools/make_demo_data.py --output $demo/data --train 8000 --val 300 --test 600 --size 64
 
 echo "== 2. Pre-training: all six losses (configs/demo/Pretrain.yaml)"
-train Pretrain.py Pretrain.yaml pretrain 64
+train Pretrain.py Pretrain.yaml pretrain
 
 echo "== 3. Zero-shot retrieval: contrastive ranking, then re-ranking by the fusion encoder"
-"${launch[@]}" Retrieval.py --config configs/demo/Retrieval.yaml --output_dir $demo/zeroshot \
+$python Retrieval.py --config configs/demo/Retrieval.yaml --output_dir $demo/zeroshot \
     --checkpoint $demo/pretrain/checkpoint_last.pth --evaluate
 
 echo "== 4. Retrieval, fine-tuned (configs/demo/Retrieval.yaml)"
-train Retrieval.py Retrieval.yaml retrieval 64 pretrain/checkpoint_last.pth
+train Retrieval.py Retrieval.yaml retrieval pretrain/checkpoint_last.pth
 
 echo "== 5. Visual question answering, generated answers (configs/demo/VQA.yaml)"
-train VQA.py VQA.yaml vqa 128 pretrain/checkpoint_last.pth
+train VQA.py VQA.yaml vqa pretrain/checkpoint_last.pth
 
 echo "== 6. Captioning: cross-entropy, then CIDEr (configs/demo/Caption.yaml, Caption_scst.yaml)"
-train Caption.py Caption.yaml caption 64 pretrain/checkpoint_last.pth
-train Caption.py Caption_scst.yaml caption_scst 64 caption/checkpoint_best.pth
+train Caption.py Caption.yaml caption pretrain/checkpoint_last.pth
+train Caption.py Caption_scst.yaml caption_scst caption/checkpoint_best.pth
 
 $python tools/report.py $demo
