@@ -111,6 +111,14 @@ def load_config(path, overrides=(), schema=None, optional=()) -> Config:
     return as_config(merged)
 
 
+def checkpoint_config(checkpoint: dict, stage: str, path) -> Config:
+    """The config a checkpoint was trained with, if by `stage`; else that of the file `path` with its vocabulary."""
+    own = checkpoint.get("config")
+    if own is not None and checkpoint.get("stage") == stage:
+        return as_config(own)
+    return load_config(path, [f"text.vocab={json.dumps(own['text']['vocab'])}"] if own else ())
+
+
 def save_config(config: dict, path) -> None:
     """Write a configuration as YAML, in the order of its keys."""
     yaml = YAML(typ="safe", pure=True)

@@ -115,7 +115,7 @@ def checkpoint_tokenizer(vocab: str | Path, description: dict) -> Tokenizer:
     """
     tokenizer = Tokenizer(vocab, sep=description["sep"])
     known = description["bert"]["vocab_size"]
-    if tokenizer.vocab_size > known:
+    if tokenizer.vocab_size != known:
         raise UserError(
             f"text.vocab: {vocab} has {tokenizer.vocab_size} word pieces, the checkpoint {known}: "
             "use the vocabulary that it was trained with"

@@ -107,7 +107,7 @@ class PretrainModel(nn.Module):
 
     def __init__(self, backbone: SemMIM, cfg, tokens):
         super().__init__()
-        if tokens.vocab_size > backbone.description["bert"]["vocab_size"]:
+        if tokens.vocab_size != backbone.description["bert"]["vocab_size"]:
             raise UserError(
                 f"text.vocab: {tokens.vocab_size} word pieces, but the text model has embeddings for "
                 f"{backbone.description['bert']['vocab_size']}; set model.bert.args.vocab_size"

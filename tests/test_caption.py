@@ -263,6 +263,7 @@ def arguments(folder, out, *overrides, flags=(), config="configs/demo/Caption.ya
     files = [f"data.{split}=[{folder / 'data' / f'caption_{split}.json'}]" for split in ("train", "val", "test")]
     settings = ["image_size=32", "train.batch_size=6", "train.log_every=1", "train.precision=fp32", "train.epochs=2"]
     settings += ["generation.beams=2", "generation.max_tokens=8", "eval.batch_size=4", "data.bucket_batches=0"]
+    settings += ["text.vocab=configs/bert/vocab.txt"]
     start = ["--config", config, "--output_dir", str(out), "--device", "cpu", *map(str, flags)]
     return [*start, "--override", *files, *settings, *overrides]
 

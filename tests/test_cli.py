@@ -70,7 +70,7 @@ def test_pretraining_writes_what_a_run_promises_and_retrieval_evaluates_it(data,
         *("--config", "configs/demo/Retrieval.yaml", "--output_dir", tmp_path / "zeroshot", "--evaluate"),
         *("--checkpoint", tmp_path / "run/checkpoint_last.pth", "--device", "cpu", "--override", "image_size=32"),
         *(f"data.{split}=[{data / f'retrieval_{split}.json'}]" for split in ("val", "test")),
-        *("rerank.k=4", "data.num_workers=0"),
+        *("rerank.k=4", "data.num_workers=0", "text.vocab=configs/bert/vocab.txt"),
     )
     numbers = json.loads((tmp_path / "zeroshot/metrics.json").read_text())
     assert numbers["test"]["images"] == 12 and 0 <= numbers["test"]["itm_tr_r1"] <= 100

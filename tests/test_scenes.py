@@ -15,7 +15,7 @@ from utils import UserError
 
 SIZE = 256
 MANY = [scenes.make_scene(3, index) for index in range(400)]
-VOCAB = Path(__file__).parent.parent / "configs" / "bert" / "vocab.txt"
+CONFIGS = Path(__file__).parent.parent / "configs"
 
 COLOUR = "red|orange|yellow|green|blue|purple|black|white"
 SHAPE = "circle|square|triangle|star|heart|diamond|cross|moon|ring|arrow|sign"
@@ -154,14 +154,14 @@ def test_captions_identify_their_scene_among_500():
     assert only / total > 0.95
 
 
-@pytest.mark.skipif(not VOCAB.exists(), reason="no BERT vocabulary")
-def test_every_word_is_in_the_vocabulary():
-    known = set(VOCAB.read_text(encoding="utf-8").split())
+def test_every_word_is_in_berts_vocabulary_and_in_the_demos_own_part_of_it():
+    known, own = ((CONFIGS / name / "vocab.txt").read_text(encoding="utf-8").split() for name in ("bert", "demo"))
+    assert len(own) == len(set(own)) and set(own) < set(known)
     texts = [caption for scene in MANY for caption in scenes.captions(scene)]
     texts += [asked["question"].lower() for scene in MANY for asked in scenes.questions(scene, 8)]
-    texts += scenes.answer_list()
+    texts += scenes.answer_list() + [o.label for scene in MANY for o in scene.objects] + list(scenes.WORDS)
     words = {word for text in texts for word in re.findall(r"\w+", text)}
-    assert words - known == set()
+    assert words - set(own) == set()
 
 
 # ---------------------------------------------------------------- scenes and pictures

@@ -1,6 +1,6 @@
 import pytest
 
-from dataset.text import Tokenizer, clean_caption, clean_question
+from dataset.text import Tokenizer, checkpoint_tokenizer, clean_caption, clean_question
 from utils import UserError
 
 VOCAB = "configs/bert/vocab.txt"
@@ -98,3 +98,10 @@ def test_captions_and_answers_are_written_as_people_write(tokenizer):
     assert tokenizer.decode_caption(ids[0]) == "a man & a woman's t-shirt: 3.5, isn't it?"
     ids, _ = tokenizer.encode(["b & w"], 40)
     assert tokenizer.decode_answer(ids[0]) == "b&w"
+
+
+def test_a_checkpoint_with_another_vocabulary_is_refused():
+    description = {"sep": False, "bert": {"vocab_size": 30522}}
+    assert checkpoint_tokenizer(VOCAB, description).vocab_size == 30522
+    with pytest.raises(UserError, match="configs/demo/vocab.txt has 273 word pieces, the checkpoint 30522"):
+        checkpoint_tokenizer("configs/demo/vocab.txt", description)

@@ -358,3 +358,13 @@ def test_set_up_names_an_interpreter_that_is_too_old(tmp_path):
     result = setup_venv(tmp_path, version="3.9.1")
     assert result.returncode == 1 and "error: Python 3.9.1 is too old: Python 3.10 or newer" in result.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+def test_a_checkpoint_of_another_stage_gives_its_vocabulary_alone():
+    own = utils.load_config("configs/demo/Pretrain.yaml", schema="configs/Pretrain.yaml").to_dict()
+    assert utils.checkpoint_config({"stage": "pretrain", "config": own}, "pretrain", "nowhere.yaml") == own
+    paper = utils.load_config("configs/VQA.yaml")
+    found = utils.checkpoint_config({"stage": "pretrain", "config": own}, "vqa", "configs/VQA.yaml")
+    assert found.text.vocab == "configs/demo/vocab.txt" != paper.text.vocab
+    assert {**found, "text": paper.text} == paper
+    assert utils.checkpoint_config({"stage": "pretrain"}, "vqa", "configs/VQA.yaml") == paper  # ALBEF's, converted

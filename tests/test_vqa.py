@@ -14,6 +14,7 @@ from tiny import NO_DROPOUT, TINY, TOKENIZER, tiny_config
 import metrics
 import utils
 import VQA
+from dataset.text import Tokenizer
 from dataset.vqa import encode_answers, encode_questions
 from models.semmim import build_backbone
 from models.vqa import VQAModel, answer_log_probs, answer_loss
@@ -244,7 +245,7 @@ def arguments(project, out, *overrides, flags=("--checkpoint", "model.pth")):
         *("--config", "configs/demo/VQA.yaml", "--output_dir", str(out), "--device", "cpu", *flags, "--override"),
         *(*files, "image_size=32", f"data.answer_list={project}/data/answer_list.json", "train.precision=fp32"),
         *("train.epochs=2", "train.batch_size=24", "train.log_every=1", "train.warmup_steps=1", "eval.batch_size=5"),
-        *("data.bucket_batches=2", *overrides),
+        *("data.bucket_batches=2", "text.vocab=configs/bert/vocab.txt", *overrides),
     ]
 
 
@@ -415,6 +416,12 @@ def easyvqa(tmp_path):
     return tmp_path
 
 
+def pieces(vocab, texts):
+    """The word pieces of texts as text."""
+    lines = open(vocab, encoding="utf-8").read().splitlines()
+    return [[lines[i] for i in ids] for ids in Tokenizer(vocab).word_pieces(texts)]
+
+
 def test_easyvqa_becomes_entries_with_captions_from_training_questions_alone(easyvqa):
     out = easyvqa / "out"
     prepare_easyvqa.main(["--output", str(out), "--source", str(easyvqa / "source"), "--val", "2"])
@@ -432,6 +439,9 @@ def test_easyvqa_becomes_entries_with_captions_from_training_questions_alone(eas
         assert "a red circle and no yellow shape" in red[0]["caption"]
         assert "a red circle and no triangle" in red[0]["caption"]
     assert read(out / "answer_list.json") == ["circle", "no", "yes"]
+    texts = [entry["question"] for entry in [*train, *val, *test]] + [text for e in captions for text in e["caption"]]
+    texts += "black blue brown circle gray green no rectangle red teal triangle yellow yes".split()  # all its answers
+    assert pieces("configs/demo/vocab.txt", texts) == pieces("configs/bert/vocab.txt", texts)
     assert all((out / entry["image"]).is_file() for entry in [*train, *val, *test])
 
 

@@ -50,8 +50,7 @@ def retrieve(args: argparse.Namespace) -> None:
     device = utils.init_distributed(args.device)
     backbone, rest, _ = load_backbone(args.checkpoint)
     backbone.to(device)
-    cfg = utils.as_config(rest["config"]) if rest.get("stage") == "retrieval" else None
-    cfg = cfg or utils.load_config("configs/Retrieval_coco.yaml")
+    cfg = utils.checkpoint_config(rest, "retrieval", "configs/Retrieval_coco.yaml")
     tokenizer = checkpoint_tokenizer(cfg.text.vocab, rest["description"])
     ids, mask = tokenizer.encode([clean_caption(text, cfg.data.max_words) for text in texts], cfg.text.max_tokens)
     pictures: list[Path] = []
