@@ -182,6 +182,8 @@ def _by_java(scorer, tokens: tuple[dict, dict]) -> float | str:
         lock = getattr(program, "lock", None)
         if lock is not None and lock.locked():
             lock.release()  # pycocoevalcap's METEOR keeps it after an error, and its destructor would wait for ever
+        with contextlib.suppress(AttributeError, OSError):
+            program.meteor_p.stdin.close()  # what the dead program did not read; the destructor would print a traceback
         reason = " ".join(str(error).split())[:100]
         return f"not computed: its Java program failed ({reason}); it needs Java 8 or newer and a path without spaces"
 

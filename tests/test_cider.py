@@ -1,9 +1,11 @@
 """The reward against pycocoevalcap, and the metrics against pycocoevalcap called directly."""
 
+import gc
 import inspect
 import json
 import random
 import shutil
+import subprocess
 import threading
 
 import numpy as np
@@ -115,19 +117,25 @@ def test_metrics_equal_pycocoevalcap_called_directly(references, results):
     assert isinstance(found["spice"], float) or "python -m pycocoevalcap.spice.get_stanford_models" in found["spice"]
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")  # a destructor's traceback
 def test_a_scorer_whose_program_fails_is_reported_and_not_waited_for():
     class Broken:
         def __init__(self):
             self.lock = threading.Lock()
+            self.meteor_p = subprocess.Popen(["true"], stdin=subprocess.PIPE)
 
         def compute_score(self, *tokens):
             self.lock.acquire()
+            self.meteor_p.wait()
+            self.meteor_p.stdin.write(b"SCORE")
             return float("")
 
         def __del__(self):  # as pycocoevalcap's METEOR: for ever, if the lock is still held
             assert self.lock.acquire(timeout=5)
+            self.meteor_p.stdin.close()
 
     assert metrics._by_java(Broken, ({}, {})).startswith("not computed: its Java program failed")
+    gc.collect()
 
 
 def test_without_java_the_rest_is_computed_with_python_words_and_marked(references, results, monkeypatch):
