@@ -24,98 +24,65 @@ from torch.utils.data import DataLoader
 
 import metrics
 import utils
-from dataset import create_dataset, create_train_loader
+from dataset import create_dataset
 from dataset.caption import CaptionCollate
 from dataset.cider import CiderD, caption_words, cider
 from dataset.text import checkpoint_tokenizer
+from engine.config import CAPTION, Config, add_arguments, load_config
+from engine.finetune import finetune, start_stage
+from engine.run import Run
 from models.caption import CaptionModel, CrossEntropy, SelfCritical
-from models.generation import check_options
-from models.semmim import start_stage
-from optim import create_optimization
-
-SCHEMA = "configs/Caption_coco.yaml"
-OPTIONAL = ("data.image_root",)
-CHOICES = {
-    "data.per": ("caption", "image"),
-    "train.objective": ("cross_entropy", "scst"),
-    "scst.mode": ("sample", "beam"),
-}
-POSITIVE = ("text.max_tokens", "text.max_prompt_tokens", "eval.batch_size", "train.batch_size", "train.accumulation")
-# By a resumed run, beside utils.MAY_CHANGE.
-MAY_CHANGE = ("data.test", "checkpointing", "eval.splits", "eval.batch_size", "eval.spice")
+from utils import UserError, init_distributed, run_main
 
 
-def main(argv=None) -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    utils.add_arguments(parser, config=SCHEMA, output_dir="output/caption")
+    add_arguments(parser, config=CAPTION.schema, output_dir="output/caption")
     args = parser.parse_args(argv)
-    device = utils.init_distributed(args.device)
-    cfg = utils.load_config(args.config, args.override, schema=SCHEMA, optional=OPTIONAL)
-    check_config(cfg)
-    backbone, description, run, resume_from = start_stage(args, cfg, MAY_CHANGE, decoder=True)
+    device = init_distributed(args.device)
+    cfg = load_config(args.config, args.override, CAPTION)
+    backbone, description, run, resume_from = start_stage(args, cfg, CAPTION, decoder=True)
     tokenizer = checkpoint_tokenizer(cfg.text.vocab, description)
     model = CaptionModel(backbone, tokenizer).to(device)
-    writer = Captioner(cfg, tokenizer, device, run)
+    captioner = Captioner(cfg, tokenizer, device, run)
     if not args.evaluate:
-        train(model, writer, cfg, device, run, resume_from)
-    run.write_metrics({split: writer.evaluate(model, split) for split in cfg.eval.splits})
+        train(model, captioner, cfg, device, run, resume_from)
+    run.write_metrics({split: captioner.evaluate(model, split) for split in cfg.eval.splits})
     run.close()
 
 
-def check_config(cfg) -> None:
-    """Raise UserError for a setting that makes no sense, naming its key."""
-    utils.check_choices(cfg, CHOICES)
-    utils.check_positive(cfg, POSITIVE)
-    splits = cfg.eval.splits
-    if not splits or not set(splits) <= {"val", "test"}:
-        raise utils.UserError(f"eval.splits: {splits} must name val, test or both")
-    check_options(**{key: value for key, value in cfg.generation.items() if key != "length_penalty"})
-
-
-# -------------------------------------------------------------------------------------------------------- training
-
-
-def train(model: CaptionModel, writer, cfg, device, run, resume_from: dict | None) -> None:
+def train(
+    model: CaptionModel, captioner: "Captioner", cfg: Config, device: torch.device, run: Run, resume_from: dict | None
+) -> None:
     """Fine-tune; the model ends with the weights of the epoch with the best validation CIDEr."""
     dataset = create_dataset("caption_train", cfg)
-    if not any(writer.datasets["val"].references):
-        raise utils.UserError("data.val has no captions to choose the best epoch by")
-    loader = create_train_loader(
-        dataset, cfg, CaptionCollate(writer.tokenizer, cfg.text.max_tokens, cfg.text.max_prompt_tokens), device
-    )
-    optimizer, schedule = create_optimization(model, cfg, len(loader), run)
-    objective = create_objective(cfg, dataset, writer.tokenizer, run)
-    notes = {"description": model.backbone.description, "stage": "caption", "config": cfg.to_dict()}
-    best = utils.BestCheckpoint(run, "cider", notes, resume_from)
-    utils.seed_everything(cfg.seed)  # from here on every process draws its own noise
-    if cfg.train.objective == "scst" and not best.best:
-        found = writer.validate(model)
-        run.log(0, {"cider": found}, "val")
-        run.info(f"val before self-critical training: CIDEr {found:.2f}")
-    clock = RewardClock(objective)
+    if not any(captioner.datasets["val"].references):
+        raise UserError("data.val has no captions to choose the best epoch by")
+    objective = create_objective(cfg, dataset, captioner.tokenizer, run)
+    reward_clock = RewardClock(objective)
 
-    def on_epoch_end(wrapped, progress: utils.Progress) -> None:
-        found = writer.validate(model)
-        run.log(progress.step, {"cider": found}, "val")
-        run.info(f"val after epoch {progress.epoch + 1}: CIDEr {found:.2f}")
-        best.offer(model, found, progress)
-        clock.restart()
+    def validate(step: int) -> float:
+        found = captioner.validate(model)
+        run.log(step, {"cider": found}, "val")
+        run.info(f"val at step {step}: CIDEr {found:.2f}")
+        reward_clock.restart()
+        return found
 
-    utils.fit(
-        utils.wrap_ddp(model, device),
-        loader,
-        optimizer,
-        schedule,
-        train_cfg=cfg.train,
+    finetune(
+        model,
+        dataset,
+        CaptionCollate(captioner.tokenizer, cfg.text.max_tokens, cfg.text.max_prompt_tokens),
+        stage=CAPTION,
+        score="cider",
+        cfg=cfg,
         run=run,
         device=device,
         loss_fn=lambda wrapped, batch, progress: wrapped(batch, objective),
-        on_epoch_end=on_epoch_end,
-        extra_state=best.state,
+        validate=validate,
+        validate_first=cfg.train.objective == "scst",  # its gain is measured against what it starts from
+        log_fn=lambda progress, means: reward_clock.share(),
         resume_from=resume_from,
-        log_fn=lambda progress, means: clock.share(),
     )
-    best.restore(model)
 
 
 def create_objective(cfg, dataset, tokenizer, run):
@@ -272,4 +239,4 @@ def write_result(ids: list, captions: list[str], path) -> None:
 
 
 if __name__ == "__main__":
-    utils.run_main(main)
+    run_main(main)

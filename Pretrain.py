@@ -17,20 +17,17 @@ from dataset import create_dataset, create_train_loader
 from dataset.pretrain import PretrainCollate
 from dataset.text import Tokenizer
 from dataset.transforms import CLIP_MEAN, CLIP_STD
+from engine.config import PRETRAIN, add_arguments, load_config
+from engine.loop import Progress, fit
+from engine.run import Run, begin
 from models.pretrain import PretrainModel, build_pretrain_model, start_from
 from optim import create_optimization
 from utils import (
-    Progress,
-    Run,
     UserError,
-    add_arguments,
     all_reduce_sum,
-    begin,
-    fit,
     init_distributed,
     is_main,
     load_checkpoint,
-    load_config,
     run_main,
     seed_everything,
     to_device,
@@ -38,13 +35,7 @@ from utils import (
     wrap_ddp,
 )
 
-SCHEMA = "configs/Pretrain.yaml"
-OPTIONAL = ("mim.inject_from",)  # keys that may be `none`
 PICTURES = 8  # pairs in the picture of an epoch
-MAY_CHANGE = (  # by a resumed run, beside utils.MAY_CHANGE
-    "train.pictures",
-    *(f"model.{key}" for key in ("image_encoder.weights", "image_encoder.checkpointing", "bert.weights")),
-)
 
 
 def main() -> None:
@@ -52,10 +43,10 @@ def main() -> None:
     add_arguments(parser)
     args = parser.parse_args()
     device = init_distributed(args.device)
-    cfg = load_config(args.config, args.override, schema=SCHEMA, optional=OPTIONAL)
+    cfg = load_config(args.config, args.override, PRETRAIN)
     if args.evaluate:
         raise UserError("--evaluate: Pretrain.py only trains; evaluate its checkpoint with Retrieval.py --evaluate")
-    resume_from, differences = begin(args, cfg, MAY_CHANGE)
+    resume_from, differences = begin(args, cfg, PRETRAIN)
     seed_everything(cfg.seed, per_rank=False)  # every process builds the same model
     run = Run(args.output_dir, cfg, resume_from=resume_from)
 
@@ -73,7 +64,7 @@ def main() -> None:
     if len(dataset.paths) < 2:
         raise UserError(f"data.train: all {len(dataset)} entries name one image, which leaves matching no negative")
     pretrained_vit = cfg.model.image_encoder.weights != "random" or args.checkpoint is not None
-    optimizer, schedule = create_optimization(model, cfg, len(loader), run, pretrained_vit)
+    optimizer, schedule = create_optimization(model, cfg, len(loader), run.info, pretrained_vit)
     seed_everything(cfg.seed)  # from here on every process draws its own noise
 
     def loss_fn(wrapped, batch: dict, progress: Progress):
@@ -103,7 +94,7 @@ def main() -> None:
         loss_fn=loss_fn,
         after_step=lambda progress: model.after_step(),
         on_epoch_end=on_epoch_end,
-        extra_state=lambda: {"description": model.backbone.description, "stage": "pretrain"},
+        extra_state=lambda: {"description": model.backbone.description, "stage": PRETRAIN.name},
         resume_from=resume_from,
         log_fn=log_fn,
     )

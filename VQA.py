@@ -12,102 +12,69 @@ by answer type and question type, and what the best constant answer of each ques
 
 import argparse
 
+import torch
 from torch.utils.data import DataLoader, Subset
 
 import metrics
 import utils
-from dataset import create_dataset, create_train_loader
+from dataset import create_dataset
 from dataset.text import checkpoint_tokenizer
 from dataset.vqa import EvalBatches, VQACollate, encode_answers, read_answer_list
-from models.generation import check_options
-from models.semmim import start_stage
+from engine.config import VQA, Config, add_arguments, load_config
+from engine.finetune import finetune, start_stage
+from engine.run import Run
 from models.vqa import VQAModel
-from optim import create_optimization
-
-SCHEMA = "configs/VQA.yaml"
-OPTIONAL = ("data.image_root",)
-CHOICES = {"answer.mode": ("generate", "rank"), "eval.scoring": metrics.SCORING}
-POSITIVE = (
-    *("text.max_question_tokens", "text.max_ocr_words", "text.max_ocr_tokens", "text.max_label_tokens"),
-    *("text.max_answer_tokens", "answer.beams", "answer.max_tokens", "answer.k_test", "eval.batch_size"),
-)
-MAY_CHANGE = (  # by a resumed run, beside utils.MAY_CHANGE
-    *(f"data.{key}" for key in ("test", "official", "answer_list")),
-    *(f"answer.{key}" for key in ("mode", "beams", "min_tokens", "max_tokens", "length_penalty", "k_test")),
-    *("checkpointing", "eval.batch_size"),
-)
+from utils import UserError, init_distributed, run_main
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    utils.add_arguments(parser, config=SCHEMA, output_dir="output/vqa")
+    add_arguments(parser, config=VQA.schema, output_dir="output/vqa")
     args = parser.parse_args(argv)
-    device = utils.init_distributed(args.device)
-    cfg = utils.load_config(args.config, args.override, schema=SCHEMA, optional=OPTIONAL)
-    check_config(cfg)
-    backbone, description, run, resume_from = start_stage(args, cfg, MAY_CHANGE, decoder=True)
+    device = init_distributed(args.device)
+    cfg = load_config(args.config, args.override, VQA)
+    backbone, description, run, resume_from = start_stage(args, cfg, VQA, decoder=True)
     tokenizer = checkpoint_tokenizer(cfg.text.vocab, description)
     model = VQAModel(backbone, tokenizer).to(device)
     answerer = Answerer(cfg, tokenizer, device, run)
     if not args.evaluate:
         train(model, answerer, cfg, device, run, resume_from)
-    numbers = {split: answerer.evaluate(model, split, write=True) for split in answerer.batches}
-    run.write_metrics(numbers)
+    run.write_metrics({split: answerer.evaluate(model, split, write=True) for split in answerer.batches})
     run.close()
 
 
-def check_config(cfg):
-    """Raise UserError for a setting that makes no sense, naming its key."""
-    utils.check_choices(cfg, CHOICES)
-    utils.check_positive(cfg, POSITIVE)
-    check_options("beam", cfg.answer.beams, cfg.answer.min_tokens, cfg.answer.max_tokens)
-
-
-def question_limits(cfg):
+def question_limits(cfg: Config) -> tuple[int, int, int]:
     """Word pieces of question, OCR and labels."""
     return cfg.text.max_question_tokens, cfg.text.max_ocr_tokens, cfg.text.max_label_tokens
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Training
-# ------------------------------------------------------------------------------------------------------------
-
-
-def train(model, answerer, cfg, device, run, resume_from):
+def train(
+    model: VQAModel, answerer: "Answerer", cfg: Config, device: torch.device, run: Run, resume_from: dict | None
+) -> None:
     """Fine-tune; the model ends with the weights of the best epoch by validation accuracy (of the last without val)."""
     dataset = create_dataset("vqa_train", cfg)
     if dataset.left_out:
         run.info(f"{dataset.left_out} training questions left out: they are in data.val (data.train_on_minival: false)")
-    if "val" in answerer.batches and answerer.batches["val"].dataset.references is None:
-        raise utils.UserError(
-            "data.val has no answers to choose the best epoch by; name data.official or data.val_scores"
-        )
-    loader = create_train_loader(
-        dataset, cfg, VQACollate(answerer.tokenizer, question_limits(cfg), cfg.text.max_answer_tokens), device
-    )
-    optimizer, schedule = create_optimization(model, cfg, len(loader), run)
-    notes = {"description": model.backbone.description, "stage": "vqa", "config": cfg.to_dict()}
-    best = utils.BestCheckpoint(run, "accuracy", notes, resume_from)
-    utils.seed_everything(cfg.seed)  # from here on every process draws its own noise
+    val = answerer.batches.get("val")
+    if val is not None and val.dataset.references is None:
+        raise UserError("data.val has no answers to choose the best epoch by; name data.official or data.val_scores")
 
-    def on_epoch_end(wrapped, progress):
-        if "val" in answerer.batches:
-            best.offer(model, answerer.evaluate(model, "val", step=progress.step)["accuracy"], progress)
+    def validate(step: int) -> float | None:
+        return None if val is None else answerer.evaluate(model, "val", step=step)["accuracy"]
 
-    utils.fit(
-        utils.wrap_ddp(model, device),
-        loader,
-        optimizer,
-        schedule,
-        train_cfg=cfg.train,
+    finetune(
+        model,
+        dataset,
+        VQACollate(answerer.tokenizer, question_limits(cfg), cfg.text.max_answer_tokens),
+        stage=VQA,
+        score="accuracy",
+        cfg=cfg,
         run=run,
         device=device,
         loss_fn=lambda wrapped, batch, progress: wrapped(batch),
-        on_epoch_end=on_epoch_end,
-        extra_state=best.state,
+        validate=validate,
         resume_from=resume_from,
     )
-    best.restore(model)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -203,4 +170,4 @@ def write_result(ids, answers, path):
 
 
 if __name__ == "__main__":
-    utils.run_main(main)
+    run_main(main)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from scheduler import WarmupCosine
-from utils import Run, UserError, world_size
+from utils import UserError, world_size
 
-# Learned tokens of the image encoder; like a bias, each is one vector for every picture.
+# Learned tokens of the image encoder; like a bias, each is one vector for every image.
 TOKENS = ("mask_token", "cls_token")
 LR_SCALING = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}  # exponents of global batch / base batch
 
@@ -55,8 +57,10 @@ def create_optimizer(
     )
 
 
-def create_optimization(model: torch.nn.Module, cfg, batches: int, run: Run, pretrained_vit: bool = True):
-    """-> (optimizer, schedule) of `cfg.train` for epochs of `batches` micro-batches; prints the effective values.
+def create_optimization(
+    model: torch.nn.Module, cfg, batches: int, log: Callable[[str], object], pretrained_vit: bool = True
+):
+    """-> (optimizer, schedule) of `cfg.train` for epochs of `batches` micro-batches; tells `log` the effective values.
 
     pretrained_vit: whether the image encoder starts from trained weights, which `lr_vit` protects; else it
     learns at `lr`.
@@ -68,11 +72,11 @@ def create_optimization(model: torch.nn.Module, cfg, batches: int, run: Run, pre
     optimizer = create_optimizer(model, lr=lr, lr_vit=lr_vit, weight_decay=train.weight_decay, betas=train.betas)
     total_steps = train.epochs * (batches // train.accumulation)
     if train.warmup_steps >= total_steps:
-        run.info(f"warning: train.warmup_steps {train.warmup_steps} >= {total_steps} steps: lr never reaches its peak")
+        log(f"warning: train.warmup_steps {train.warmup_steps} >= {total_steps} steps: lr never reaches its peak")
     schedule = WarmupCosine(optimizer, total_steps=total_steps, warmup_steps=train.warmup_steps, min_lr=train.min_lr)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    run.info(f"{trainable / 1e6:.1f}M trainable parameters, {batches} batches an epoch, {total_steps} steps")
-    run.info(
+    log(f"{trainable / 1e6:.1f}M trainable parameters, {batches} batches an epoch, {total_steps} steps")
+    log(
         f"global batch {global_batch}: {train.batch_size} a process, {world_size()} processes, accumulation "
         f"{train.accumulation}; learning rates {lr:.2e}, image encoder {lr_vit:.2e} (lr_scaling {train.lr_scaling})"
     )

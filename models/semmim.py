@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models.bert import BertConfig, FusionEncoder, LMHead, TextDecoder, TextEncoder, load_bert_weights
 from models.losses import fp32
 from models.vit import ImageEncoder, resize_positions
-from utils import Run, UserError, begin, find_file, load_checkpoint, seed_everything, source_checkpoint
+from utils import UserError, find_file, load_checkpoint
 
 TEMPERATURE_RANGE = (0.001, 0.5)  # ALBEF clamps its temperature to this range
 PREFIX = "backbone."  # where every stage's model keeps its backbone, and so the prefix of its keys in a checkpoint
@@ -190,28 +190,6 @@ def load_backbone(
     if unused:
         lines.append(f"{path}: not used here: {', '.join(unused)}")
     return backbone, rest, lines
-
-
-def start_stage(args, cfg, may_change: tuple[str, ...], decoder: bool) -> tuple[SemMIM, dict, Run, dict | None]:
-    """How a fine-tuning script begins: from --checkpoint, or with --resume from its own last checkpoint.
-
-    args: of `utils.add_arguments`; may_change: see `utils.begin`; decoder: whether the stage writes text.
-    Returns (backbone, its description, the opened run, the checkpoint to resume from or None). The run's folder is
-    opened only after the checkpoint proved to be readable, so that a typing error renames no earlier run.
-    """
-    resume_from, lines = begin(args, cfg, may_change)
-    seed_everything(cfg.seed, per_rank=False)  # every process builds the same model
-    backbone, rest, loaded = load_backbone(
-        source_checkpoint(args),
-        image_size=cfg.image_size,
-        decoder=decoder,
-        checkpointing=cfg.checkpointing,
-        loaded=resume_from,
-    )
-    run = Run(args.output_dir, cfg, append=args.evaluate, resume_from=resume_from)
-    for line in lines + loaded:
-        run.info(line)
-    return backbone, rest["description"], run, resume_from
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> list[str]:

@@ -16,6 +16,8 @@ import metrics
 import Pretrain
 from dataset.caption import IGNORE, CaptionCollate
 from dataset.cider import CiderD
+from engine import finetune
+from engine.loop import fit
 from models.bert import BertConfig, TextDecoder
 from models.caption import (
     CaptionModel,
@@ -27,7 +29,7 @@ from models.caption import (
 )
 from models.semmim import build_backbone
 from tools import make_demo_data
-from utils import UserError, fit, load_checkpoint, run_main
+from utils import Stopped, UserError, load_checkpoint, run_main
 
 
 def tiny_captioner(seed=0):
@@ -244,7 +246,15 @@ def data(tmp_path_factory):
     )
     settings = [*TINY, f"data.train=[{folder / 'data/pretrain.json'}]", "data.num_workers=0", "train.epochs=1"]
     previous = sys.argv
-    sys.argv = ["Pretrain.py", "--config", Pretrain.SCHEMA, "--output_dir", str(folder / "pretrain"), "--device", "cpu"]
+    sys.argv = [
+        "Pretrain.py",
+        "--config",
+        "configs/Pretrain.yaml",
+        "--output_dir",
+        str(folder / "pretrain"),
+        "--device",
+        "cpu",
+    ]
     sys.argv += ["--override", *settings, "train.precision=fp32", "train.pictures=false"]
     try:
         Pretrain.main()
@@ -344,11 +354,11 @@ def test_a_resumed_run_ends_with_the_same_weights(data, tmp_path, monkeypatch, o
             if progress.step == 5:
                 os.kill(os.getpid(), 15)
 
-        return fit(*arguments, **options, after_step=after_step)
+        return fit(*arguments, **{**options, "after_step": after_step})
 
     with monkeypatch.context() as patch:
-        patch.setattr(Caption.utils, "fit", stop_after_five)
-        with pytest.raises(Caption.utils.Stopped):
+        patch.setattr(finetune, "fit", stop_after_five)
+        with pytest.raises(Stopped):
             caption(data, tmp_path / "broken", *settings, flags=start)
     caption(data, tmp_path / "broken", *settings, flags=["--resume"])
     straight, resumed = (load_checkpoint(tmp_path / name / "checkpoint_last.pth") for name in ("straight", "broken"))

@@ -43,7 +43,18 @@ def pretrain(data, out, *overrides, flags=()) -> None:
         "train.precision=fp32",
         *overrides,
     ]
-    call(Pretrain, "--config", Pretrain.SCHEMA, "--output_dir", out, "--device", "cpu", *flags, "--override", *settings)
+    call(
+        Pretrain,
+        "--config",
+        "configs/Pretrain.yaml",
+        "--output_dir",
+        out,
+        "--device",
+        "cpu",
+        *flags,
+        "--override",
+        *settings,
+    )
 
 
 def refuse(capsys, *arguments) -> str:
@@ -78,7 +89,8 @@ def test_pretraining_writes_what_a_run_promises_and_retrieval_evaluates_it(data,
 
 def test_resumed_run_ends_with_the_same_weights(data, tmp_path):
     pretrain(data, tmp_path / "straight", "train.epochs=2")
-    from utils import Stopped, fit
+    from engine.loop import fit
+    from utils import Stopped
 
     def stop_after_three(*arguments, **options):
         import os

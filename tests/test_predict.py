@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 from tiny import TOKENIZER, tiny_config
 
+from engine.config import CAPTION, load_config
 from models.caption import CaptionModel
 from models.semmim import build_backbone, load_backbone
 from tools import predict, predict_retrieve
-from utils import UserError, load_config, save_checkpoint
+from utils import UserError, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def folder(tmp_path_factory):
     model = CaptionModel(build_backbone(tiny_config(), mlm_head=False)[0], TOKENIZER)
     content = {"model": model.state_dict(), "description": model.backbone.description}
     save_checkpoint(path / "pre.pth", {**content, "stage": "pretrain"})
-    cfg = load_config("configs/Caption_coco.yaml", ["generation.min_tokens=2", "generation.max_tokens=3"])
+    cfg = load_config("configs/Caption_coco.yaml", ["generation.min_tokens=2", "generation.max_tokens=3"], CAPTION)
     save_checkpoint(path / "caption.pth", {**content, "stage": "caption", "config": cfg.to_dict()})
     return path
 

@@ -315,7 +315,7 @@ def answer_in_process(rank, world, port, project, out):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    for mode in VQA.CHOICES["answer.mode"]:
+    for mode in ("generate", "rank"):
         VQA.main(arguments(project, out / mode, f"answer.mode={mode}", flags=EVALUATE))
     torch.distributed.destroy_process_group()
 
@@ -326,7 +326,7 @@ def test_any_number_of_processes_writes_the_same_result(project, tmp_path, world
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     mp.spawn(answer_in_process, (world, port, project, tmp_path / "many"), nprocs=world)
-    for mode in VQA.CHOICES["answer.mode"]:
+    for mode in ("generate", "rank"):
         VQA.main(arguments(project, tmp_path / "one" / mode, f"answer.mode={mode}", flags=EVALUATE))
         for name in ("vqa_result.json", "vqa_result_val.json", "metrics.json"):
             assert (tmp_path / "many" / mode / name).read_text() == (tmp_path / "one" / mode / name).read_text()

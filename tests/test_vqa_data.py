@@ -19,7 +19,8 @@ from dataset.vqa import (
     question_parts,
     read_answer_list,
 )
-from utils import UserError, load_config
+from engine.config import VQA, load_config
+from utils import UserError
 
 TOKENIZER = Tokenizer("configs/bert/vocab.txt")
 LIMITS = (30, 25, 22)
@@ -186,7 +187,7 @@ def test_validation_questions_are_left_out_of_training(folder):
 def config(folder, **changes):
     overrides = [f"data.{key}={value}" for key, value in changes.items()]
     overrides += [f"data.image_root={{vqa: {folder}/coco, vg: {folder}/vg}}", "data.val_scores=[]", "image_size=16"]
-    return load_config("configs/VQA.yaml", overrides, optional=("data.image_root",))
+    return load_config("configs/VQA.yaml", overrides, VQA)
 
 
 def test_the_configuration_decides_whether_validation_is_trained_on(folder):

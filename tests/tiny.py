@@ -3,10 +3,9 @@
 import torch
 
 from dataset.text import Tokenizer
+from engine.config import PRETRAIN, load_config
 from models.pretrain import Draws, build_pretrain_model
-from utils import load_config
 
-SCHEMA = "configs/Pretrain.yaml"
 TOKENIZER = Tokenizer("configs/bert/vocab.txt")
 TINY = [
     "model.image_encoder.name=vit_tiny_patch16_224",
@@ -42,7 +41,7 @@ CAPTIONS = [
 
 def tiny_config(*overrides: str):
     """The paper's configuration, shrunk, with `overrides` on top."""
-    return load_config(SCHEMA, [*TINY, *overrides], schema=SCHEMA, optional=("mim.inject_from",))
+    return load_config(PRETRAIN.schema, [*TINY, *overrides], PRETRAIN)
 
 
 def tiny_model(*overrides: str, seed: int = 0):

@@ -32,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 import utils  # noqa: E402
 from dataset.text import Tokenizer  # noqa: E402
+from engine.config import PRETRAIN, load_config  # noqa: E402
 from models.pretrain import build_pretrain_model  # noqa: E402
 from tools.benchmark_caption import add_caption  # noqa: E402
 from tools.benchmark_retrieval import add_retrieval  # noqa: E402
@@ -57,7 +58,7 @@ def run_params(args: argparse.Namespace) -> dict:
     # Values are not needed, so none are read: initial weights would be downloaded and thrown away.
     without_weights = ["model.image_encoder.weights=random", "model.bert.weights=random"]
     overrides = [*args.override, *without_weights]
-    cfg = utils.load_config(args.config, overrides, schema="configs/Pretrain.yaml", optional=("mim.inject_from",))
+    cfg = load_config(args.config, overrides, PRETRAIN)
     tokenizer = Tokenizer(utils.find_file(cfg.text.vocab, "text.vocab"), cfg.text.sep)
     with torch.device("meta"):
         model, _ = build_pretrain_model(cfg, tokenizer)

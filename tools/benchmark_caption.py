@@ -12,6 +12,7 @@ from dataset import scenes
 from dataset.caption import CaptionCollate
 from dataset.cider import CiderD, caption_words
 from dataset.text import Tokenizer
+from engine.config import PRETRAIN, load_config
 from models.bert import TextDecoder
 from models.caption import CaptionModel, SelfCritical
 from models.generation import generate
@@ -41,7 +42,7 @@ def run_caption(args: argparse.Namespace) -> dict:
     """{"beam_search": {...}, "scst": {...}} for a model of the configuration's size with random weights."""
     device = utils.init_distributed(args.device)
     overrides = [*args.override, "model.image_encoder.weights=random", "model.bert.weights=random"]
-    cfg = utils.load_config(args.config, overrides, schema="configs/Pretrain.yaml", optional=("mim.inject_from",))
+    cfg = load_config(args.config, overrides, PRETRAIN)
     tokenizer = Tokenizer(cfg.text.vocab, cfg.text.sep)
     torch.manual_seed(0)
     model = CaptionModel(build_backbone(cfg, mlm_head=False)[0], tokenizer).to(device)

@@ -8,6 +8,7 @@ import torch
 import utils
 from dataset import scenes
 from dataset.text import Tokenizer
+from engine.config import PRETRAIN, Config, load_config
 from models import ranking
 from models.semmim import SemMIM, build_backbone, describe
 
@@ -71,10 +72,10 @@ def run_retrieval(args: argparse.Namespace) -> dict:
     return result
 
 
-def load(config: str, overrides=()) -> utils.Config:
+def load(config: str, overrides=()) -> Config:
     """A pre-training configuration with random weights."""
     overrides = [*overrides, "model.image_encoder.weights=random", "model.bert.weights=random"]
-    return utils.load_config(config, overrides, schema="configs/Pretrain.yaml", optional=("mim.inject_from",))
+    return load_config(config, overrides, PRETRAIN)
 
 
 def compare(cfg, args: argparse.Namespace, device, precision: str) -> dict:

@@ -10,6 +10,7 @@ import torch
 import utils
 from dataset import scenes
 from dataset.text import Tokenizer
+from engine.config import PRETRAIN, load_config
 from models.pretrain import Draws, PretrainModel, build_pretrain_model
 from models.semmim import SemMIM
 
@@ -40,7 +41,7 @@ def run_sharing(args: argparse.Namespace) -> dict:
         raise utils.UserError(f"--repeats is {args.repeats}; it must be at least 1")
     device = utils.init_distributed(args.device)
     overrides = [*args.override, "model.image_encoder.weights=random", "model.bert.weights=random"]
-    cfg = utils.load_config(args.config, overrides, schema="configs/Pretrain.yaml", optional=("mim.inject_from",))
+    cfg = load_config(args.config, overrides, PRETRAIN)
     if cfg.mim.target == "dvae":
         raise utils.UserError("mim.target: dvae needs a codebook's files; measure encoding, pixels or none")
     precision = utils.resolve_precision(cfg.train.precision, device)

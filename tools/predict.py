@@ -20,12 +20,13 @@ from dataset.caption import prompt_text, split_labels  # noqa: E402
 from dataset.text import checkpoint_tokenizer  # noqa: E402
 from dataset.transforms import ImageError, open_image, test_transform  # noqa: E402
 from dataset.vqa import check_question, encode_questions, question_parts  # noqa: E402
+from engine.config import CAPTION, VQA, checkpoint_config  # noqa: E402
 from models.caption import CaptionModel  # noqa: E402
 from models.generation import MODES  # noqa: E402
 from models.semmim import load_backbone  # noqa: E402
 from models.vqa import VQAModel  # noqa: E402
 from tools.predict_retrieve import add_retrieve  # noqa: E402
-from utils import UserError, checkpoint_config, run_main  # noqa: E402
+from utils import UserError, run_main  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -60,7 +61,7 @@ def add_caption(commands) -> None:
 def caption(args: argparse.Namespace) -> None:
     """Print a line a picture: its path and its caption."""
     backbone, rest, _ = load_backbone(args.checkpoint, decoder=True)
-    cfg = checkpoint_config(rest, "caption", "configs/Caption_coco.yaml")
+    cfg = checkpoint_config(rest, CAPTION)
     given = {key: getattr(args, key) for key in cfg.generation if getattr(args, key) is not None}
     tokenizer = checkpoint_tokenizer(cfg.text.vocab, rest["description"])
     prompt = prompt_text(cfg.text.prompt if args.prompt is None else args.prompt, split_labels(args.objects))
@@ -87,7 +88,7 @@ def vqa(args: argparse.Namespace) -> None:
     """Print the answer that the checkpoint generates; its own settings where VQA.py wrote it, else the paper's."""
     backbone, rest, _ = load_backbone(args.checkpoint, decoder=True)
     trained = rest.get("stage") == "vqa"
-    cfg = checkpoint_config(rest, "vqa", "configs/VQA.yaml")
+    cfg = checkpoint_config(rest, VQA)
     for given, option, used in ((args.objects, "--objects", cfg.data.labels), (args.ocr, "--ocr", cfg.data.ocr)):
         if given and trained and not used:
             print(f"note: {option}: this checkpoint was trained without", file=sys.stderr)

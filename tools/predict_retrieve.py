@@ -14,6 +14,7 @@ from PIL import Image
 import utils
 from dataset.text import checkpoint_tokenizer, clean_caption
 from dataset.transforms import ImageError, open_image, test_transform
+from engine.config import RETRIEVAL, checkpoint_config
 from models import ranking
 from models.semmim import load_backbone
 
@@ -50,7 +51,7 @@ def retrieve(args: argparse.Namespace) -> None:
     device = utils.init_distributed(args.device)
     backbone, rest, _ = load_backbone(args.checkpoint)
     backbone.to(device)
-    cfg = utils.checkpoint_config(rest, "retrieval", "configs/Retrieval_coco.yaml")
+    cfg = checkpoint_config(rest, RETRIEVAL)
     tokenizer = checkpoint_tokenizer(cfg.text.vocab, rest["description"])
     ids, mask = tokenizer.encode([clean_caption(text, cfg.data.max_words) for text in texts], cfg.text.max_tokens)
     pictures: list[Path] = []

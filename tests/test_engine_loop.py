@@ -10,6 +10,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import utils
+from engine.config import Config
+from engine.loop import Progress, fit
+from engine.run import Run
 
 CPU = torch.device("cpu")
 BATCH, ENTRIES = 4, 24
@@ -72,11 +75,11 @@ class Trained:
             "clip_grad": 1.0,
             "precision": "fp32",
         }
-        cfg = utils.Config(defaults | {"log_every": 2, "checkpoint_every": 0} | settings)
-        self.run = utils.Run(folder, utils.Config(train=cfg), append=resume)
+        cfg = Config(defaults | {"log_every": 2, "checkpoint_every": 0} | settings)
+        self.run = Run(folder, Config(train=cfg), append=resume)
         self.checkpoint = self.run.dir / "checkpoint_last.pth"
         torch.manual_seed(1)
-        self.go = lambda: utils.fit(
+        self.go = lambda: fit(
             utils.wrap_ddp(self.model, CPU),
             loader or Loader(),
             self.optimizer,
@@ -133,7 +136,7 @@ def test_resume_from_the_end_of_an_epoch_is_exact_too(tmp_path):
     straight.go()
     Trained(tmp_path / "run", epochs=1).go()
     resumed = Trained(tmp_path / "run", epochs=2, resume=True)
-    assert resumed.go() == utils.Progress(step=12, epoch=2, steps_per_epoch=6, total_steps=12)
+    assert resumed.go() == Progress(step=12, epoch=2, steps_per_epoch=6, total_steps=12)
     assert torch.equal(straight.weights(), resumed.weights())
 
 
@@ -281,7 +284,7 @@ def _two_processes(rank, folder):
 
     # one process's infinity and one process's signal stop both, in the same step and with the same words
     def loss_fn(model, batch, progress):
-        return nan_at_step_3(model, batch, progress if rank == 1 else utils.Progress())
+        return nan_at_step_3(model, batch, progress if rank == 1 else Progress())
 
     try:
         Trained(folder / "nan", loader=Loader(2), loss_fn=loss_fn).go()

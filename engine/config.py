@@ -1,0 +1,454 @@
+"""Configurations: reading and merging YAML files and --override, and the settings that each stage accepts.
+
+The first half reads: a file lies over its `base`, that one over the stage's schema, which holds every key with its
+default. The second half is one table a stage: which values each key may have, and which keys a resumed run may change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import difflib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from metrics import SCORING
+from models.generation import MODES, check_options
+from utils import UserError, find_file, replacing
+
+
+class Config(dict):
+    """A dict whose entries are also attributes: `config.train.lr`."""
+
+    def __getattr__(self, key: str):
+        try:
+            return self[key]
+        except KeyError:
+            raise AttributeError(key) from None
+
+    def __setattr__(self, key: str, value) -> None:
+        self[key] = value
+
+    def to_dict(self) -> dict:
+        """A copy in plain dicts, as checkpoints hold it."""
+        return {key: value.to_dict() if isinstance(value, Config) else value for key, value in self.items()}
+
+
+def as_config(value):
+    """Turn the dicts inside `value` into Configs."""
+    return Config({key: as_config(item) for key, item in value.items()}) if isinstance(value, dict) else value
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the configuration of a stage may hold.
+
+    name: as checkpoints hold it; schema: the file that holds every key with its default; rules: dotted key -> what its
+    value must be; optional: keys that also take `none`; may_change: keys that a resumed run may change (neither the
+    model, nor the losses, nor the order of the data); check: what several keys must fulfil together.
+    """
+
+    name: str
+    schema: str | os.PathLike
+    rules: Mapping[str, Callable[[str, object], None]] = field(default_factory=dict)
+    optional: tuple[str, ...] = ()
+    may_change: tuple[str, ...] = ()
+    check: Callable[[Config], None] | None = None
+
+
+def add_arguments(parser: argparse.ArgumentParser, config: str | None = None, output_dir: str | None = None) -> None:
+    """The arguments that all scripts share; `config` and `output_dir` are this script's defaults."""
+    add = parser.add_argument
+    add("--config", default=config, required=config is None, help="YAML file (default: %(default)s)")
+    add(
+        "--output_dir",
+        default=output_dir,
+        required=output_dir is None,
+        help="folder for all that the run writes",
+    )
+    add("--checkpoint", help="checkpoint to start from or to evaluate")
+    add("--resume", action="store_true", help="continue from OUTPUT_DIR/checkpoint_last.pth")
+    add("--evaluate", action="store_true", help="only evaluate")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add("--seed", type=int, help="replaces the configuration's seed")
+    changes = {"nargs": "*", "action": "extend", "default": [], "metavar": "KEY.SUB=VALUE"}
+    add("--override", help="changes to the configuration", **changes)
+
+
+# --------------------------------------------------------------------------------------------------------- reading
+
+
+def load_config(path: str | os.PathLike, overrides: Sequence[str] = (), stage: Stage | None = None) -> Config:
+    """Read a configuration file over its bases and the stage's schema, and check every key and value.
+
+    Without `stage` the file is its own schema. A file's `base:` names the file that it changes, relative to itself.
+    `overrides` are strings `a.b=value`, the value in YAML. A value must be of its default's kind (number, text,
+    true/false, list, map), except that a default of null or {} accepts anything. Maps are merged, lists replaced.
+    """
+    path = find_file(path, "--config")
+    stage = stage or Stage("", path)
+    known = _without_base(_read_yaml(find_file(stage.schema, "schema")))
+    files = [path]
+    while base := _read_yaml(files[-1]).get("base"):
+        following = files[-1].parent / str(base)
+        if not following.is_file():
+            raise UserError(f"{files[-1]}: base {base} does not exist (it is relative to this file)")
+        if any(following.samefile(file) for file in files):
+            raise UserError(f"{files[-1]}: base {base} leads back to this file")
+        files.append(following)
+    merged = copy.deepcopy(known)
+    for file in reversed(files):
+        _merge(merged, _without_base(_read_yaml(file)), known, str(file), stage.optional)
+    for override in overrides or ():
+        _merge(merged, _parse_override(override), known, f"--override {override}", stage.optional)
+    config = as_config(merged)
+    check_config(config, stage)
+    return config
+
+
+def check_config(config: Config, stage: Stage) -> None:
+    """Raise UserError where a value is not what the stage's rules say, naming its key."""
+    for key, rule in stage.rules.items():
+        rule(key, lookup(config, key))
+    if stage.check:
+        stage.check(config)
+
+
+def checkpoint_config(checkpoint: dict, stage: Stage) -> Config:
+    """The config a checkpoint was trained with, if by this stage; else the schema's with its vocabulary."""
+    own = checkpoint.get("config")
+    if own is not None and checkpoint.get("stage") == stage.name:
+        return as_config(own)
+    return load_config(stage.schema, [f"text.vocab={json.dumps(own['text']['vocab'])}"] if own else (), stage)
+
+
+def save_config(config: dict, path: str | os.PathLike) -> None:
+    """Write a configuration as YAML, in the order of its keys."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        yaml.dump(config.to_dict() if isinstance(config, Config) else config, file)
+
+
+def lookup(config: dict, key: str):
+    """config["a"]["b"] for "a.b"."""
+    for name in key.split("."):
+        config = config[name]
+    return config
+
+
+def differences(before: dict, now: dict, prefix: str = "") -> dict[str, tuple]:
+    """{dotted key: (value before, value now)} of all values that differ."""
+    found = {}
+    for key in {**before, **now}:
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found |= differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found[f"{prefix}{key}"] = (old, new)
+    return found
+
+
+def _read_yaml(path: Path) -> dict:
+    try:
+        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) or {}
+    except (YAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a configuration is a map of keys to values")
+    return values
+
+
+def _without_base(values: dict) -> dict:
+    return {key: value for key, value in values.items() if key != "base"}
+
+
+def _parse_override(override: str) -> dict:
+    name, found, text = override.partition("=")
+    if not found or not all(name.split(".")):
+        raise UserError(f"--override {override}: write it as key.sub=value")
+    try:
+        value = YAML(typ="safe", pure=True).load(text)
+    except YAMLError:
+        raise UserError(f"--override {override}: the value is not valid YAML; quote it") from None
+    for key in reversed(name.split(".")):
+        value = {key: value}
+    return value
+
+
+def _kind(value) -> str:
+    for types, name in ((bool, "true/false"), ((int, float), "a number"), (str, "text"), (list, "a list")):
+        if isinstance(value, types):
+            return name
+    return "null" if value is None else "a map"
+
+
+def _merge(target: dict, values: dict, known: dict | None, source: str, optional, prefix: str = "") -> None:
+    """Lay `values` over `target`; `known` is the schema's map here, or None where anything is accepted."""
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if known is not None and key not in known:
+            near = difflib.get_close_matches(str(key), map(str, known), n=1, cutoff=0)
+            hint = f"; the nearest known key is {prefix}{near[0]}" if near else ""
+            raise UserError(f"{source}: unknown key {name}{hint}")
+        default = None if known is None else known[key]
+        if name in optional and value in (None, "none"):
+            value = None
+        elif default not in (None, {}) and _kind(value) != _kind(default):
+            raise UserError(f"{source}: {name} is {_kind(value)} ({value}); {_kind(default)} is expected")
+        if isinstance(value, dict):
+            if not isinstance(target.get(key), dict):
+                target[key] = {}
+            _merge(target[key], value, default or None, source, optional, name + ".")
+        else:
+            target[key] = value
+
+
+# ----------------------------------------------------------------------------------------------------------- rules
+
+
+def whole(low: int, high: float = math.inf) -> Callable[[str, object], None]:
+    """A whole number of at least `low` (and at most `high`)."""
+
+    def check(key: str, value) -> None:
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            limits = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
+            raise UserError(f"{key}: {value!r} must be a whole number {limits}")
+
+    return check
+
+
+def number(low: float = 0.0, high: float = math.inf, above: bool = False) -> Callable[[str, object], None]:
+    """A finite number from `low` (with `above`: above it) to `high`."""
+
+    def check(key: str, value) -> None:
+        real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not real or not (low < value if above else low <= value) or value > high:
+            limits = [f"{'above' if above else 'of at least'} {low:g}"] if low > -math.inf else []
+            limits += [f"of at most {high:g}"] if high < math.inf else []
+            raise UserError(f"{key}: {value!r} must be a finite number {' and '.join(limits)}".rstrip())
+
+    return check
+
+
+def choice(*known: str) -> Callable[[str, object], None]:
+    """One of these words."""
+
+    def check(key: str, value) -> None:
+        if value not in known:
+            raise UserError(f"{key}: {value!r} is none of {', '.join(known)}")
+
+    return check
+
+
+def crop_scale(key: str, value) -> None:
+    """The smallest and the largest share of the image's area that a random crop takes."""
+    if not (_numbers(value, 2) and 0 < value[0] <= value[1] <= 1):
+        raise UserError(
+            f"{key}: {value!r} must be [smallest, largest], shares of the area with 0 < smallest <= largest <= 1"
+        )
+
+
+def betas(key: str, value) -> None:
+    """AdamW's two decay rates."""
+    if not (_numbers(value, 2) and all(0 <= rate < 1 for rate in value)):
+        raise UserError(f"{key}: {value!r} must be two numbers of at least 0 and below 1")
+
+
+def splits(key: str, value) -> None:
+    """Which splits are evaluated at the end."""
+    if not value or not all(isinstance(name, str) and name in ("val", "test") for name in value):
+        raise UserError(f"{key}: {value} must name val, test or both")
+    if len(set(value)) < len(value):
+        raise UserError(f"{key}: {value} names a split twice")
+
+
+def _numbers(value, count: int) -> bool:
+    return len(value) == count and all(isinstance(x, int | float) and not isinstance(x, bool) for x in value)
+
+
+def _at_least_two_pairs(cfg: Config) -> None:
+    if cfg.train.batch_size < 2:
+        raise UserError(
+            f"train.batch_size: {cfg.train.batch_size} image on a rank leaves image-text matching no negative; "
+            "use 2 or more"
+        )
+
+
+# --------------------------------------------------------------------------------------- the stages, side by side
+
+COMMON = {
+    "seed": whole(0, 2**62),
+    "data.max_bad_share": number(0, 1),
+    "data.bucket_batches": whole(0),
+    "data.num_workers": whole(0, 1024),
+    "augment.crop_scale": crop_scale,
+    "augment.randaugment_ops": whole(0, 10),
+    "augment.randaugment_magnitude": number(0, 10),
+    "train.epochs": whole(1),
+    "train.batch_size": whole(1),
+    "train.accumulation": whole(1),
+    "train.lr": number(0),
+    "train.lr_vit": number(0),
+    "train.min_lr": number(0),
+    "train.warmup_steps": whole(0),
+    "train.lr_scaling": choice("none", "linear", "sqrt"),
+    "train.base_batch": whole(1),
+    "train.weight_decay": number(0),
+    "train.betas": betas,
+    "train.clip_grad": number(0),
+    "train.precision": choice("auto", "bf16", "fp32"),
+    "train.log_every": whole(1),
+    "train.checkpoint_every": whole(0),
+}
+CONTRAST = {  # ITC and the momentum model, in pre-training and retrieval
+    "data.max_words": whole(1),
+    "text.max_tokens": whole(3, 512),
+    "itc.negatives": choice("queue", "batch"),
+    "itc.queue_size": whole(0, 10**9),
+    "itc.alpha": number(0, 1),
+    "momentum": number(0, 1),
+}
+MAY_CHANGE = (
+    *(f"train.{key}" for key in ("epochs", "lr", "lr_vit", "min_lr", "warmup_steps", "weight_decay", "clip_grad")),
+    *(f"train.{key}" for key in ("precision", "log_every", "checkpoint_every", "lr_scaling", "base_batch")),
+    *(f"data.{key}" for key in ("image_root", "image_prefix_map", "max_bad_share", "cache_images", "num_workers")),
+)
+
+PRETRAIN = Stage(
+    name="pretrain",
+    schema="configs/Pretrain.yaml",
+    optional=("mim.inject_from",),
+    rules={
+        **COMMON,
+        **CONTRAST,
+        "model.image_encoder.image_size": whole(1),
+        "model.bert.text_layers": whole(1),
+        "model.bert.fusion_layers": whole(1),
+        "model.bert.decoder_layers": whole(1),
+        "model.embed_dim": whole(1),
+        "itc.temperature": number(0.001, 0.5),
+        "mlm.probability": number(0, 1),
+        "mim.target": choice("encoding", "pixels", "dvae", "none"),
+        "mim.masking": choice("text_guided", "random"),
+        "mim.mask_ratio": number(0, 1, above=True),
+        "mim.mask_temperature": number(0, above=True),
+        "mim.head.hidden": whole(1),
+        "mim.head.patterns": whole(2),
+        "mim.student_temperature": number(0, above=True),
+        "mim.teacher_temperature": number(0, above=True),
+        "mim.centre_momentum": number(0, 1),
+    },
+    may_change=(
+        *MAY_CHANGE,
+        "train.pictures",
+        *(f"model.{key}" for key in ("image_encoder.weights", "image_encoder.checkpointing", "bert.weights")),
+    ),
+    check=_at_least_two_pairs,
+)
+
+
+RETRIEVAL = Stage(
+    name="retrieval",
+    schema="configs/Retrieval_coco.yaml",
+    optional=("data.image_root",),
+    rules={
+        **COMMON,
+        **CONTRAST,
+        "image_size": whole(1),
+        "data.per": choice("caption", "image"),
+        "rerank.k": whole(1),
+        "rerank.score": choice("itm", "itm+itc"),
+        "rerank.batch_size": whole(1),
+        "eval.splits": splits,
+        "eval.batch_size": whole(1),
+        "eval.text_batch_size": whole(1),
+        "eval.folds": whole(0),
+        "eval.save_top": whole(0),
+    },
+    may_change=(
+        *MAY_CHANGE,
+        *("data.test", "checkpointing", "rerank.batch_size"),
+        *(f"eval.{key}" for key in ("splits", "batch_size", "text_batch_size", "folds", "save_top")),
+    ),
+    check=_at_least_two_pairs,
+)
+
+
+def _check_caption(cfg: Config) -> None:
+    check_options(**{key: value for key, value in cfg.generation.items() if key != "length_penalty"})
+
+
+CAPTION = Stage(
+    name="caption",
+    schema="configs/Caption_coco.yaml",
+    optional=("data.image_root",),
+    rules={
+        **COMMON,
+        "image_size": whole(1),
+        "data.per": choice("caption", "image"),
+        "text.max_tokens": whole(2, 512),
+        "text.max_prompt_tokens": whole(1, 512),
+        "generation.mode": choice(*MODES),
+        "generation.beams": whole(1),
+        "generation.min_tokens": whole(0),
+        "generation.max_tokens": whole(1, 512),
+        "generation.length_penalty": number(-math.inf),
+        "generation.top_k": whole(0),
+        "generation.top_p": number(0, 1, above=True),
+        "generation.temperature": number(0, above=True),
+        "train.objective": choice("cross_entropy", "scst"),
+        "train.label_smoothing": number(0, 1),
+        "scst.mode": choice("sample", "beam"),
+        "scst.samples": whole(1),
+        "scst.baseline": choice("mean", "greedy"),
+        "scst.cross_entropy": number(0),
+        "eval.splits": splits,
+        "eval.batch_size": whole(1),
+    },
+    may_change=(*MAY_CHANGE, "data.test", "checkpointing", "eval.splits", "eval.batch_size", "eval.spice"),
+    check=_check_caption,
+)
+
+
+def _check_vqa(cfg: Config) -> None:
+    check_options("beam", cfg.answer.beams, cfg.answer.min_tokens, cfg.answer.max_tokens)
+
+
+VQA = Stage(
+    name="vqa",
+    schema="configs/VQA.yaml",
+    optional=("data.image_root",),
+    rules={
+        **COMMON,
+        "image_size": whole(1),
+        "text.max_question_tokens": whole(1, 512),
+        "text.max_ocr_words": whole(1),
+        "text.max_ocr_tokens": whole(1, 512),
+        "text.max_label_tokens": whole(1, 512),
+        "text.max_answer_tokens": whole(1, 512),
+        "answer.mode": choice("generate", "rank"),
+        "answer.beams": whole(1),
+        "answer.min_tokens": whole(0),
+        "answer.max_tokens": whole(1, 512),
+        "answer.length_penalty": number(-math.inf),
+        "answer.k_test": whole(1),
+        "eval.batch_size": whole(1),
+        "eval.scoring": choice(*SCORING),
+    },
+    may_change=(
+        *MAY_CHANGE,
+        *(f"data.{key}" for key in ("test", "official", "answer_list")),
+        *(f"answer.{key}" for key in ("mode", "beams", "min_tokens", "max_tokens", "length_penalty", "k_test")),
+        *("checkpointing", "eval.batch_size"),
+    ),
+    check=_check_vqa,
+)

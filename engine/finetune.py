@@ -1,0 +1,96 @@
+"""What the fine-tuning scripts share: start from a checkpoint, validate every epoch, end with the best epoch."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from dataset import create_train_loader
+from engine.config import Config, Stage
+from engine.loop import Progress, fit
+from engine.run import BestCheckpoint, Run, begin, source_checkpoint
+from models.semmim import SemMIM, load_backbone
+from optim import create_optimization
+from utils import seed_everything, wrap_ddp
+
+
+def start_stage(
+    args: argparse.Namespace, cfg: Config, stage: Stage, decoder: bool
+) -> tuple[SemMIM, dict, Run, dict | None]:
+    """How a fine-tuning script begins: from --checkpoint, or with --resume from its own last checkpoint.
+
+    args: of `add_arguments`; decoder: whether the stage writes text. Returns (backbone, its description, the opened
+    run, the checkpoint to resume from or None). The run's folder is opened only after the checkpoint proved to be
+    readable, so that a typing error renames no earlier run.
+    """
+    resume_from, lines = begin(args, cfg, stage)
+    seed_everything(cfg.seed, per_rank=False)  # every process builds the same model
+    backbone, rest, loaded = load_backbone(
+        source_checkpoint(args),
+        image_size=cfg.image_size,
+        decoder=decoder,
+        checkpointing=cfg.checkpointing,
+        loaded=resume_from,
+    )
+    run = Run(args.output_dir, cfg, append=args.evaluate, resume_from=resume_from)
+    for line in lines + loaded:
+        run.info(line)
+    return backbone, rest["description"], run, resume_from
+
+
+def finetune(
+    model: nn.Module,
+    dataset: Dataset,
+    collate: Callable,
+    *,
+    stage: Stage,
+    score: str,
+    cfg: Config,
+    run: Run,
+    device: torch.device,
+    loss_fn: Callable,
+    validate: Callable[[int], float | None],
+    validate_first: bool = False,
+    after_step: Callable[[Progress], object] | None = None,
+    log_fn: Callable[[Progress, dict], dict | None] | None = None,
+    resume_from: dict | None = None,
+) -> None:
+    """Train for the configuration's epochs; the model ends with the weights of the best one by validation.
+
+    score: the name of what `validate(step)` returns (higher is better;
+    None: nothing to choose by, the last epoch stays), called in all processes after every epoch, and with
+    `validate_first` before the first one. loss_fn, after_step, log_fn, resume_from: see `engine.loop.fit`.
+    """
+    loader = create_train_loader(dataset, cfg, collate, device)
+    optimizer, schedule = create_optimization(model, cfg, len(loader), run.info)
+    notes = {"description": model.backbone.description, "stage": stage.name, "config": cfg.to_dict()}
+    best = BestCheckpoint(run, score, notes, resume_from)
+    seed_everything(cfg.seed)  # from here on every process draws its own noise
+    if validate_first and not best.best:
+        validate(0)
+
+    def on_epoch_end(wrapped: nn.Module, progress: Progress) -> None:
+        value = validate(progress.step)
+        if value is not None:
+            best.offer(model, value, progress)
+
+    fit(
+        wrap_ddp(model, device),
+        loader,
+        optimizer,
+        schedule,
+        train_cfg=cfg.train,
+        run=run,
+        device=device,
+        loss_fn=loss_fn,
+        after_step=after_step,
+        on_epoch_end=on_epoch_end,
+        extra_state=best.state,
+        resume_from=resume_from,
+        log_fn=log_fn,
+    )
+    best.restore(model)

@@ -1,0 +1,203 @@
+import argparse
+
+import pytest
+from conftest import ROOT
+
+from engine import config as engine_config
+from engine.config import CAPTION, PRETRAIN, RETRIEVAL, VQA, Stage, checkpoint_config, load_config, save_config
+from utils import UserError
+
+SCHEMA = """
+seed: 42
+name: small
+flag: true
+data: {train: [a.json], image_root: null, prefixes: {}}
+train: {lr: 1e-4, inject_from: 12}
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write files of a temporary folder by name; the schema is there from the start."""
+
+    def write(name, text):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    write("schema.yaml", SCHEMA)
+    return write
+
+
+def load(path, overrides=(), **options):
+    return load_config(path, overrides, Stage("test", path.parents[0] / "schema.yaml", **options))
+
+
+def test_a_file_changes_its_base_and_overrides_change_the_file(write):
+    write("base.yaml", "train: {lr: 2e-4}\nname: base\n")
+    path = write("run.yaml", "base: base.yaml\nname: run\n")
+    cfg = load(path, ["train.lr=3e-5", "data.train=[b.json, c.json]"])
+    assert (cfg.seed, cfg.name, cfg.train.lr, cfg.data.train) == (42, "run", 3e-5, ["b.json", "c.json"])
+    assert cfg.train.inject_from == 12
+
+
+def test_a_base_is_relative_to_its_file(write):
+    path = write("run.yaml", "base: sub/a.yaml")
+    write("sub/a.yaml", "base: b.yaml\nseed: 7")
+    write("sub/b.yaml", "seed: 8\nname: b")
+    cfg = load(path)
+    assert (cfg.seed, cfg.name) == (7, "b")
+
+
+def test_numbers_without_a_point_are_numbers(write):
+    assert load(write("run.yaml", "train: {lr: 1e-5}")).train.lr == 1e-5
+    assert load(write("run.yaml", "seed: 7"), ["train.lr=1e-5"]).train.lr == 1e-5
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("trian: {lr: 1.0}", "run.yaml: unknown key trian; the nearest known key is train"),
+        ("train: {lrr: 1.0}", "run.yaml: unknown key train.lrr; the nearest known key is train.lr"),
+        ("train: {lr: fast}", "run.yaml: train.lr is text (fast); a number is expected"),
+        ("train: {lr: null}", "run.yaml: train.lr is null"),
+        ("train: 3", "run.yaml: train is a number (3); a map is expected"),
+        ("flag: 1", "run.yaml: flag is a number (1); true/false is expected"),
+        ("seed: true", "run.yaml: seed is true/false (True); a number is expected"),
+        ("name: [a]", "run.yaml: name is a list"),
+        ("data: {train: a.json}", "run.yaml: data.train is text (a.json); a list is expected"),
+        ("- a\n- b", "run.yaml: a configuration is a map"),
+        ("seed: [", "run.yaml: not a readable YAML file"),
+        ("seed: 1\nseed: 2", "run.yaml: not a readable YAML file"),
+        ("base: none.yaml", "run.yaml: base none.yaml does not exist"),
+        ("base: run.yaml", "run.yaml: base run.yaml leads back to this file"),
+    ],
+)
+def test_a_wrong_file_is_one_line_that_names_file_and_key(write, text, message):
+    path = write("run.yaml", text)
+    with pytest.raises(UserError) as error:
+        load(path)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("train.lrr=1", "--override train.lrr=1: unknown key train.lrr; the nearest known key is train.lr"),
+        ("train.lr", "--override train.lr: write it as key.sub=value"),
+        ("train..lr=1", "write it as key.sub=value"),
+        ("name=[", "not valid YAML"),
+    ],
+)
+def test_a_wrong_override_names_itself(write, override, message):
+    with pytest.raises(UserError, match=message.replace("[", r"\[")):
+        load(write("run.yaml", ""), [override])
+
+
+def test_null_and_an_empty_map_accept_anything(write):
+    path = write("run.yaml", "data: {image_root: {vqa: /a}, prefixes: {val2014/: val/}}")
+    cfg = load(path, ["data.image_root.vg=/b"])
+    assert cfg.data.image_root == {"vqa": "/a", "vg": "/b"} and cfg.data.prefixes == {"val2014/": "val/"}
+    assert load(path, ["data.image_root=pictures"]).data.image_root == "pictures"
+
+
+def test_optional_keys_accept_none(write):
+    path = write("run.yaml", "train: {inject_from: none}")
+    assert load(path, optional=("train.inject_from",)).train.inject_from is None
+    with pytest.raises(UserError, match="train.inject_from is text"):
+        load(path)
+
+
+def test_a_saved_config_reads_back_equal_and_plain(write, tmp_path):
+    cfg = load(write("run.yaml", "train: {lr: 1e-5}"))
+    save_config(cfg, tmp_path / "saved.yaml")
+    assert load(tmp_path / "saved.yaml") == cfg
+    assert type(cfg.to_dict()["train"]) is dict and cfg.to_dict() == cfg
+
+
+def test_loading_leaves_the_schema_alone(write):
+    path = write("run.yaml", "")
+    load(path).data.train.append("b.json")
+    assert load(path).data.train == ["a.json"]
+
+
+def test_overrides_may_be_repeated_and_grouped():
+    parser = argparse.ArgumentParser()
+    engine_config.add_arguments(parser, config="a.yaml", output_dir="out")
+    args = parser.parse_args(["--override", "a=1", "b=2", "--resume", "--override", "c=3"])
+    assert args.override == ["a=1", "b=2", "c=3"] and args.resume and not args.evaluate
+    assert (args.config, args.output_dir, args.device, args.seed) == ("a.yaml", "out", "auto", None)
+
+
+def test_a_checkpoint_of_another_stage_gives_its_vocabulary_alone():
+    own = load_config("configs/demo/Pretrain.yaml", (), PRETRAIN).to_dict()
+    assert checkpoint_config({"stage": "pretrain", "config": own}, PRETRAIN) == own
+    paper = load_config("configs/VQA.yaml", (), VQA)
+    found = checkpoint_config({"stage": "pretrain", "config": own}, VQA)
+    assert found.text.vocab == "configs/demo/vocab.txt" != paper.text.vocab
+    assert {**found, "text": paper.text} == paper
+    assert checkpoint_config({"stage": "pretrain"}, VQA) == paper  # ALBEF's, converted
+
+
+# ------------------------------------------------------------------------------------- the stages' rules
+
+STAGES = {"pretrain": PRETRAIN, "retrieval": RETRIEVAL, "caption": CAPTION, "vqa": VQA}
+IN_ALL = [
+    *("train.epochs=2.5", "train.epochs=0", "train.log_every=0", "train.accumulation=0", "train.batch_size=0"),
+    *("train.checkpoint_every=-1", "train.warmup_steps=-1", "train.warmup_steps=1.5", "train.base_batch=0"),
+    *(
+        "train.lr=-1e-4",
+        "train.lr_vit=-1",
+        "train.min_lr=-1",
+        "train.lr=.nan",
+        "train.lr=.inf",
+        "train.weight_decay=-1",
+    ),
+    *("train.clip_grad=-1", "train.betas=[0.9, 1.0]", "train.betas=[-0.1, 0.9]", "train.betas=[0.9]"),
+    *("train.precision=fp16", "train.lr_scaling=cubic", "augment.crop_scale=[1, 0.2]", "augment.crop_scale=[0, 1]"),
+    *("augment.crop_scale=[0.5]", "augment.crop_scale=[a, b]", "augment.randaugment_magnitude=11"),
+    *("augment.randaugment_ops=-1", "data.num_workers=-1", "data.max_bad_share=2", "data.bucket_batches=-8"),
+    *("seed=1.5", "seed=-1"),
+]
+OF_ONE = [
+    *(
+        ("pretrain", x)
+        for x in ("momentum=1.5", "itc.alpha=3", "itc.queue_size=-1", "itc.temperature=0", "mlm.probability=2")
+    ),
+    *(("pretrain", x) for x in ("mim.mask_ratio=0", "mim.mask_ratio=1.1", "mim.target=codes", "mim.masking=none")),
+    *(("pretrain", x) for x in ("mim.head.patterns=1", "mim.teacher_temperature=0", "text.max_tokens=2")),
+    *(
+        ("retrieval", x)
+        for x in ("momentum=1.5", "itc.alpha=3", "itc.negatives=both", "rerank.k=0", "rerank.score=itc")
+    ),
+    *(("retrieval", x) for x in ("eval.folds=-1", "eval.splits=[train]", "eval.splits=[]", "eval.splits=[val, val]")),
+    *(("caption", x) for x in ("generation.beams=2.5", "generation.mode=best", "generation.top_p=0", "scst.samples=0")),
+    *(("caption", x) for x in ("train.label_smoothing=2", "generation.min_tokens=30", "data.per=pair")),
+    *(
+        ("vqa", x)
+        for x in ("answer.mode=guess", "answer.beams=0", "answer.min_tokens=11", "answer.length_penalty=.nan")
+    ),
+]
+
+
+@pytest.mark.parametrize("stage, override", [(stage, x) for stage in STAGES for x in IN_ALL] + OF_ONE)
+def test_a_setting_without_meaning_is_one_line_that_names_its_key(stage, override):
+    key = override.partition("=")[0]
+    with pytest.raises(UserError) as error:
+        load_config(STAGES[stage].schema, [override], STAGES[stage])
+    message = str(error.value)
+    assert key.rsplit(".", 1)[-1] in message and "\n" not in message
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_rule_and_every_key_that_may_change_is_a_key_of_its_schema(stage):
+    config = load_config(STAGES[stage].schema, (), STAGES[stage])
+    for key in (*STAGES[stage].rules, *STAGES[stage].optional):
+        engine_config.lookup(config, key)
+
+
+@pytest.mark.parametrize("path", sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")))
+def test_every_configuration_of_the_project_fulfils_its_stage(path):
+    stage = next(stage for name, stage in STAGES.items() if name in path.rsplit("/", 1)[-1].lower())
+    load_config(ROOT / path, (), stage)
