@@ -45,7 +45,9 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = checkpoint_tokenizer(cfg.text.vocab, description)
     model = CaptionModel(backbone, tokenizer).to(device)
     captioner = Captioner(cfg, tokenizer, device, run)
-    if not args.evaluate:
+    if args.evaluate:
+        run.open(evaluate=True)
+    else:
         train(model, captioner, cfg, device, run, resume_from)
     run.write_metrics({split: captioner.evaluate(model, split) for split in cfg.eval.splits})
     run.close()

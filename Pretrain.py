@@ -3,9 +3,9 @@
     python Pretrain.py --config configs/demo/Pretrain.yaml --output_dir output/demo/pretrain
     torchrun --nproc_per_node=8 Pretrain.py --config configs/Pretrain.yaml --output_dir output/pretrain
 
-`--resume` continues an interrupted run at the very step it stopped; `--checkpoint FILE` starts a new run from the
-weights of an earlier one. Writes checkpoint_last.pth, config.yaml, log.jsonl, TensorBoard's events and, every epoch, a
-picture of what is masked.
+`--resume` continues an interrupted run at the very step it stopped, or begins where there is none; `--checkpoint
+FILE` starts a new run from the weights of an earlier one. Writes checkpoint_last.pth, config.yaml, log.jsonl,
+TensorBoard's events and, every epoch, a picture of what is masked.
 """
 
 import argparse
@@ -17,9 +17,11 @@ from dataset import create_dataset, create_train_loader
 from dataset.pretrain import PretrainCollate
 from dataset.text import Tokenizer
 from dataset.transforms import CLIP_MEAN, CLIP_STD
+from engine.checkpoint import begin
 from engine.config import PRETRAIN, add_arguments, load_config
-from engine.loop import Progress, fit
-from engine.run import Run, begin
+from engine.ddp import wrap_ddp
+from engine.loop import Progress, fit, position
+from engine.run import Run
 from models.pretrain import PretrainModel, build_pretrain_model, start_from
 from optim import create_optimization
 from utils import (
@@ -28,11 +30,11 @@ from utils import (
     init_distributed,
     is_main,
     load_checkpoint,
+    logger,
     run_main,
     seed_everything,
     to_device,
     unwrap,
-    wrap_ddp,
 )
 
 PICTURES = 8  # pairs in the picture of an epoch
@@ -46,16 +48,16 @@ def main() -> None:
     cfg = load_config(args.config, args.override, PRETRAIN)
     if args.evaluate:
         raise UserError("--evaluate: Pretrain.py only trains; evaluate its checkpoint with Retrieval.py --evaluate")
-    resume_from, differences = begin(args, cfg, PRETRAIN)
+    resume_from, lines = begin(args, cfg, PRETRAIN)
     seed_everything(cfg.seed, per_rank=False)  # every process builds the same model
-    run = Run(args.output_dir, cfg, resume_from=resume_from)
-
     tokenizer = Tokenizer(cfg.text.vocab, sep=cfg.text.sep)
-    model, lines = build_pretrain_model(cfg, tokenizer, initial_weights=not (args.resume or args.checkpoint))
-    if args.checkpoint and not args.resume:
-        lines += start_from(model, load_checkpoint(args.checkpoint)["model"], args.checkpoint)
-    for line in differences + lines:
-        run.info(line)
+    start = None if resume_from else args.checkpoint
+    model, built = build_pretrain_model(cfg, tokenizer, initial_weights=not (resume_from or start))
+    lines += built
+    if start:
+        lines += start_from(model, load_checkpoint(start)["model"], start)
+    for line in lines:
+        logger.info(line)
     model.to(device)
 
     grid = model.backbone.image_encoder.grid
@@ -64,8 +66,12 @@ def main() -> None:
     if len(dataset.paths) < 2:
         raise UserError(f"data.train: all {len(dataset)} entries name one image, which leaves matching no negative")
     pretrained_vit = cfg.model.image_encoder.weights != "random" or args.checkpoint is not None
-    optimizer, schedule = create_optimization(model, cfg, len(loader), run.info, pretrained_vit)
+    optimizer, schedule = create_optimization(model, cfg, loader, pretrained_vit)
     seed_everything(cfg.seed)  # from here on every process draws its own noise
+    resumed = resume_from is not None
+    progress = position(model, optimizer, len(loader), cfg.train, device, resume_from)
+    run = Run(args.output_dir, cfg)
+    run.open(resume_step=progress.step if resumed else None)
 
     def loss_fn(wrapped, batch: dict, progress: Progress):
         # The soft targets of ITC come in over the first epoch, while the twins are still worth little (ALBEF).
@@ -88,6 +94,7 @@ def main() -> None:
         loader,
         optimizer,
         schedule,
+        progress,
         train_cfg=cfg.train,
         run=run,
         device=device,
@@ -95,7 +102,6 @@ def main() -> None:
         after_step=lambda progress: model.after_step(),
         on_epoch_end=on_epoch_end,
         extra_state=lambda: {"description": model.backbone.description, "stage": PRETRAIN.name},
-        resume_from=resume_from,
         log_fn=log_fn,
     )
     if latest:  # empty where --resume found nothing left to do

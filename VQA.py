@@ -37,7 +37,9 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = checkpoint_tokenizer(cfg.text.vocab, description)
     model = VQAModel(backbone, tokenizer).to(device)
     answerer = Answerer(cfg, tokenizer, device, run)
-    if not args.evaluate:
+    if args.evaluate:
+        run.open(evaluate=True)
+    else:
         train(model, answerer, cfg, device, run, resume_from)
     run.write_metrics({split: answerer.evaluate(model, split, write=True) for split in answerer.batches})
     run.close()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from scheduler import WarmupCosine
-from utils import UserError, world_size
+from utils import UserError, logger, world_size
 
 # Learned tokens of the image encoder; like a bias, each is one vector for every image.
 TOKENS = ("mask_token", "cls_token")
@@ -58,26 +56,33 @@ def create_optimizer(
 
 
 def create_optimization(
-    model: torch.nn.Module, cfg, batches: int, log: Callable[[str], object], pretrained_vit: bool = True
-):
-    """-> (optimizer, schedule) of `cfg.train` for epochs of `batches` micro-batches; tells `log` the effective values.
+    model: torch.nn.Module, cfg, loader, pretrained_vit: bool = True
+) -> tuple[torch.optim.AdamW, WarmupCosine]:
+    """-> (optimizer, schedule) of `cfg.train` for epochs of the loader's batches; logs the effective values.
 
     pretrained_vit: whether the image encoder starts from trained weights, which `lr_vit` protects; else it
-    learns at `lr`.
+    learns at `lr`. Raises UserError where an epoch has no batch for a single step.
     """
-    train = cfg.train
+    train, batches = cfg.train, len(loader)
+    if batches < train.accumulation:
+        raise UserError(
+            f"{len(loader.dataset)} training entries are too few for one step: lower train.batch_size "
+            f"(now {train.batch_size} per process) or train.accumulation (now {train.accumulation})"
+        )
     global_batch = train.batch_size * train.accumulation * world_size()
     lr_vit = train.lr_vit if pretrained_vit else train.lr
     lr, lr_vit = (scaled_lr(x, global_batch, train.base_batch, train.lr_scaling) for x in (train.lr, lr_vit))
     optimizer = create_optimizer(model, lr=lr, lr_vit=lr_vit, weight_decay=train.weight_decay, betas=train.betas)
     total_steps = train.epochs * (batches // train.accumulation)
     if train.warmup_steps >= total_steps:
-        log(f"warning: train.warmup_steps {train.warmup_steps} >= {total_steps} steps: lr never reaches its peak")
+        logger.info(
+            "warning: train.warmup_steps %d >= %d steps: lr never reaches its peak", train.warmup_steps, total_steps
+        )
     schedule = WarmupCosine(optimizer, total_steps=total_steps, warmup_steps=train.warmup_steps, min_lr=train.min_lr)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    log(f"{trainable / 1e6:.1f}M trainable parameters, {batches} batches an epoch, {total_steps} steps")
-    log(
-        f"global batch {global_batch}: {train.batch_size} a process, {world_size()} processes, accumulation "
+    logger.info(
+        f"{trainable / 1e6:.1f}M trainable parameters, {batches} batches an epoch, {total_steps} steps; "
+        f"global batch {global_batch}: {train.batch_size} per process, {world_size()} processes, accumulation "
         f"{train.accumulation}; learning rates {lr:.2e}, image encoder {lr_vit:.2e} (lr_scaling {train.lr_scaling})"
     )
     return optimizer, schedule

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
+import ctypes
 import json
 import logging
 import os
 import pickle
 import random
+import signal
+import socket
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -38,7 +41,17 @@ def user_message(error: UserError) -> str:
 
 
 class Stopped(Exception):
-    """Training was interrupted by a signal, after its checkpoint was written."""
+    """Training was asked by a signal to stop; its checkpoint is written, or is about to be."""
+
+
+STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP]
+EXIT_STOPPED = 130  # exit code of a run that a signal stopped: its checkpoint is written, --resume goes on
+stop_requests: list[int] = []  # stop signals that came while `engine.loop.fit` listened for them
+
+
+def stop_requested() -> bool:
+    """Whether this process was asked to stop: long work outside the training steps looks here now and then."""
+    return bool(stop_requests)
 
 
 def run_main(main: Callable[[], object]) -> None:
@@ -54,11 +67,35 @@ def run_main(main: Callable[[], object]) -> None:
         reason = str(error).splitlines()[0][:150]
         print(f"error: out of GPU memory ({reason}); {advice}", file=sys.stderr, flush=True)
         sys.exit(2)
+    except BrokenPipeError:  # whoever read the output, such as `head`, has gone
+        _drop_output()
+        sys.exit(141)
+    except RuntimeError as error:
+        if not (gone := lost_ranks()):
+            raise
+        reason = " ".join(str(error).split())[:150]
+        print(f"error (process {rank()}): {gone} ({reason}); start again with --resume", file=sys.stderr, flush=True)
+        os._exit(2)  # without the group's farewell, which would wait for the lost process
     except (Stopped, KeyboardInterrupt):
-        code = 130
+        code = EXIT_STOPPED
     if dist.is_initialized():
         dist.destroy_process_group()
     sys.exit(code)
+
+
+def _drop_output() -> None:
+    """Let nothing more be written to the closed standard output, not even at the interpreter's end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class Console(logging.StreamHandler):
+    """Log lines on the standard output; when its reader goes (`| head`), the run goes on without them."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, logging's name
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            _drop_output()
+        else:
+            super().handleError(record)
 
 
 # ------------------------------------------------------------------------------------------- files, checkpoint files
@@ -114,6 +151,8 @@ def save_checkpoint(path, checkpoint: dict) -> None:
 def load_checkpoint(path, required=("model",)) -> dict:
     """Read a checkpoint to the CPU without running any code that it may hold."""
     path = find_file(path, "checkpoint")
+    if (damaged := damaged_record(path)) is not None:
+        raise UserError(f"{path}: damaged: the checksum of its record {damaged} is wrong; take another checkpoint")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
@@ -126,6 +165,18 @@ def load_checkpoint(path, required=("model",)) -> dict:
 
 
 # What a resumed run of any stage may change: neither the model, nor the losses, nor the order of the data.
+
+
+def damaged_record(path: Path) -> str | None:
+    """The first record of a checkpoint whose bytes do not give the checksum (CRC-32) stored with them.
+
+    torch writes these checksums and does not compare them when it reads.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip()
+    except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError):
+        return None  # no archive, or one that torch.load will find unreadable
 
 
 def load_state(module: torch.nn.Module, state: dict, source: str) -> None:
@@ -155,10 +206,70 @@ def init_distributed(device: str = "auto") -> torch.device:
             raise UserError(f"process {local} has no GPU: start torchrun with --nproc_per_node={gpus}")
         torch.cuda.set_device(local)
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if missing:
+            raise UserError(
+                f"RANK and WORLD_SIZE are set, {' and '.join(missing)} not: start with torchrun, or unset them"
+            )
         dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+        _members[:] = gather_objects((socket.gethostname(), os.getpid()))
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent(signal.SIGTERM)  # a killed torchrun would leave its processes behind, training on
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=[Console(sys.stdout)])
     logger.setLevel(logging.INFO if is_main() else logging.WARNING)
     return torch.device("cuda", local) if device == "cuda" else torch.device("cpu")
+
+
+_members: list[tuple[str, int]] = []  # host and process id of every rank
+
+
+def lost_ranks() -> str | None:
+    """Which processes of this host have ended, such as "process 1 (pid 4711) is gone"; None where all are there."""
+    if world_size() == 1:
+        return None
+    time.sleep(0.5)  # a process that is being killed takes a moment to end
+    here = socket.gethostname()
+    local = [(i, pid) for i, (host, pid) in enumerate(_members) if host == here]
+    gone = [f"process {i} (pid {pid}) is gone" for i, pid in local if _ended(pid)]
+    if not gone and len(local) < len(_members):
+        gone = ["a process on another host is gone or cannot be reached"]
+    return ", ".join(gone) or None
+
+
+def _ended(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state in "ZX"  # killed, and not yet taken notice of by its parent
+    except ProcessLookupError:
+        return True
+    except OSError:  # no /proc, or a process that is not ours
+        return False
+
+
+def end_with_parent(number: int) -> None:
+    """Ask Linux to send this process a signal when the one that started it ends."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, int(number))
+
+
+def init_worker(_worker_id: int) -> None:
+    """worker_init_fn of every DataLoader: a signal to the process group is for the trainer, which needs its workers.
+
+    The first SIGTERM is such a signal; a second one comes from the trainer as it ends.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    received = []
+
+    def end_at_the_second(number: int, _frame) -> None:
+        received.append(number)
+        if len(received) > 1:
+            os._exit(1)
+
+    signal.signal(signal.SIGTERM, end_at_the_second)
+    end_with_parent(signal.SIGKILL)
 
 
 def rank() -> int:
@@ -177,6 +288,20 @@ def barrier() -> None:
     """Wait for all processes."""
     if world_size() > 1:
         dist.all_reduce(torch.zeros(1))  # by gloo: needs no device
+
+
+def on_main(function: Callable[[], object]):
+    """What `function` returns in the main process, in all of them; its UserError is raised in all of them, too."""
+    result = error = None
+    if is_main():
+        try:
+            result = function()
+        except UserError as caught:
+            error = caught
+    result, error = gather_objects((result, error))[0]
+    if error is not None:
+        raise error
+    return result
 
 
 @torch.no_grad()
@@ -239,20 +364,8 @@ def eval_batches(num_items: int, batch_size: int, order: Sequence[int] | None = 
     return batches[rank() :: world_size()]
 
 
-def wrap_ddp(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-    """The model in DistributedDataParallel if there are several processes; it starts from rank 0's values."""
-    if world_size() == 1:
-        return model
-    for buffer in model.buffers():  # DDP's own start leaves them out when they are not synchronised later
-        dist.broadcast(buffer.view(torch.uint8) if buffer.dtype == torch.bool else buffer, 0)
-    ddp = torch.nn.parallel.DistributedDataParallel
-    renamed = "forward_sync_buffers" in inspect.signature(ddp).parameters  # in newer torch
-    options = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-    ids = [device.index] if device.type == "cuda" else None
-    return ddp(model, device_ids=ids, gradient_as_bucket_view=True, find_unused_parameters=False, **options)
-
-
 def unwrap(model: torch.nn.Module) -> torch.nn.Module:
+    """The model itself, out of DistributedDataParallel if it is in there."""
     return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
 
 
@@ -274,28 +387,6 @@ def seed_everything(seed: int, per_rank: bool = True) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-def random_state() -> dict:
-    """This process's random generators, as tensors and numbers that `torch.load(weights_only=True)` reads."""
-    version, words, gauss = random.getstate()
-    name, keys, *rest = np.random.get_state()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "python": [version, list(words), gauss],
-        "numpy": [name, keys.tolist(), *rest],
-    }
-
-
-def set_random_state(state: dict) -> None:
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
 
 
 def autocast(device: torch.device, precision: str):

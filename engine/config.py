@@ -74,7 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser, config: str | None = None, ou
         help="folder for all that the run writes",
     )
     add("--checkpoint", help="checkpoint to start from or to evaluate")
-    add("--resume", action="store_true", help="continue from OUTPUT_DIR/checkpoint_last.pth")
+    add("--resume", action="store_true", help="go on from OUTPUT_DIR/checkpoint_last.pth, or begin where there is none")
+    add("--other_ranks", action="store_true", help="let --resume go on with another number of processes")
     add("--evaluate", action="store_true", help="only evaluate")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--seed", type=int, help="replaces the configuration's seed")
@@ -308,6 +309,7 @@ COMMON = {
     "train.precision": choice("auto", "bf16", "fp32"),
     "train.log_every": whole(1),
     "train.checkpoint_every": whole(0),
+    "train.keep_checkpoints": whole(1),
 }
 CONTRAST = {  # ITC and the momentum model, in pre-training and retrieval
     "data.max_words": whole(1),
@@ -319,7 +321,8 @@ CONTRAST = {  # ITC and the momentum model, in pre-training and retrieval
 }
 MAY_CHANGE = (
     *(f"train.{key}" for key in ("epochs", "lr", "lr_vit", "min_lr", "warmup_steps", "weight_decay", "clip_grad")),
-    *(f"train.{key}" for key in ("precision", "log_every", "checkpoint_every", "lr_scaling", "base_batch")),
+    *(f"train.{key}" for key in ("precision", "log_every", "checkpoint_every", "keep_checkpoints")),
+    *("train.lr_scaling", "train.base_batch"),
     *(f"data.{key}" for key in ("image_root", "image_prefix_map", "max_bad_share", "cache_images", "num_workers")),
 )
 

@@ -10,12 +10,14 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from dataset import create_train_loader
+from engine.checkpoint import BestCheckpoint, begin, source_checkpoint
 from engine.config import Config, Stage
-from engine.loop import Progress, fit
-from engine.run import BestCheckpoint, Run, begin, source_checkpoint
+from engine.ddp import wrap_ddp
+from engine.loop import Progress, fit, position
+from engine.run import Run
 from models.semmim import SemMIM, load_backbone
 from optim import create_optimization
-from utils import seed_everything, wrap_ddp
+from utils import logger, seed_everything
 
 
 def start_stage(
@@ -23,9 +25,8 @@ def start_stage(
 ) -> tuple[SemMIM, dict, Run, dict | None]:
     """How a fine-tuning script begins: from --checkpoint, or with --resume from its own last checkpoint.
 
-    args: of `add_arguments`; decoder: whether the stage writes text. Returns (backbone, its description, the opened
-    run, the checkpoint to resume from or None). The run's folder is opened only after the checkpoint proved to be
-    readable, so that a typing error renames no earlier run.
+    args: of `add_arguments`; decoder: whether the stage writes text. Returns (backbone, its description, the run,
+    whose folder nothing has touched yet, the checkpoint to resume from or None).
     """
     resume_from, lines = begin(args, cfg, stage)
     seed_everything(cfg.seed, per_rank=False)  # every process builds the same model
@@ -36,10 +37,9 @@ def start_stage(
         checkpointing=cfg.checkpointing,
         loaded=resume_from,
     )
-    run = Run(args.output_dir, cfg, append=args.evaluate, resume_from=resume_from)
     for line in lines + loaded:
-        run.info(line)
-    return backbone, rest["description"], run, resume_from
+        logger.info(line)
+    return backbone, rest["description"], Run(args.output_dir, cfg), resume_from
 
 
 def finetune(
@@ -61,28 +61,34 @@ def finetune(
 ) -> None:
     """Train for the configuration's epochs; the model ends with the weights of the best one by validation.
 
+    The run is opened here, when everything that can be checked has been.
+
     score: the name of what `validate(step)` returns (higher is better;
     None: nothing to choose by, the last epoch stays), called in all processes after every epoch, and with
-    `validate_first` before the first one. loss_fn, after_step, log_fn, resume_from: see `engine.loop.fit`.
+    `validate_first` before a fresh run's first one. loss_fn, after_step, log_fn, resume_from: see `engine.loop.fit`.
     """
     loader = create_train_loader(dataset, cfg, collate, device)
-    optimizer, schedule = create_optimization(model, cfg, len(loader), run.info)
+    optimizer, schedule = create_optimization(model, cfg, loader)
     notes = {"description": model.backbone.description, "stage": stage.name, "config": cfg.to_dict()}
-    best = BestCheckpoint(run, score, notes, resume_from)
+    best = BestCheckpoint(run.dir, score, notes, resume_from)
     seed_everything(cfg.seed)  # from here on every process draws its own noise
-    if validate_first and not best.best:
+    fresh = resume_from is None
+    progress = position(model, optimizer, len(loader), cfg.train, device, resume_from)
+    run.open(resume_step=None if fresh else progress.step)
+    if validate_first and fresh:
         validate(0)
 
     def on_epoch_end(wrapped: nn.Module, progress: Progress) -> None:
         value = validate(progress.step)
         if value is not None:
-            best.offer(model, value, progress)
+            best.offer(model, value, progress.step, progress.epoch + 1)
 
     fit(
         wrap_ddp(model, device),
         loader,
         optimizer,
         schedule,
+        progress,
         train_cfg=cfg.train,
         run=run,
         device=device,
@@ -90,7 +96,6 @@ def finetune(
         after_step=after_step,
         on_epoch_end=on_epoch_end,
         extra_state=best.state,
-        resume_from=resume_from,
         log_fn=log_fn,
     )
     best.restore(model)

@@ -1,89 +1,102 @@
-"""A run's folder: its logs, images and metrics, the best checkpoint, and the checkpoint that `--resume` needs."""
+"""A run's folder: its lock, logs, images and metrics."""
 
 from __future__ import annotations
 
-import argparse
+import fcntl
 import json
 import math
 import os
+import re
 import shutil
+import socket
 import time
 from pathlib import Path
 
 import torch
 from torchvision.utils import save_image
 
-from engine.config import Config, Stage, differences, save_config
-from utils import (
-    UserError,
-    barrier,
-    is_main,
-    load_checkpoint,
-    load_state,
-    logger,
-    replacing,
-    save_checkpoint,
-    unwrap,
-    write_json,
-)
+from engine.checkpoint import UNFINISHED, last_path
+from engine.config import Config, save_config
+from utils import UserError, is_main, logger, on_main, replacing, write_json
 
-# Files that a new run in the same folder would write over; they are renamed to `*_previous` instead.
-EARLIER_RUN = ("log.jsonl", "tensorboard", "config.yaml", "checkpoint_last.pth", "checkpoint_best.pth")
+LOCK = "run.lock"
+# What a run writes; a new run in the same folder moves it into a numbered folder of its own.
+RUN_FILES = ("log.jsonl", "tensorboard", "images", "config*.yaml", "checkpoint_*.pth", "*.json")
 
 
 class Run:
-    """A run's folder: config.yaml, log.jsonl, metrics.json, TensorBoard's events; only rank 0 writes.
+    """A run's folder: config.yaml, log.jsonl, metrics.json, images, TensorBoard's events; only rank 0 writes.
 
-    With `append` (an evaluation) or `resume_from` (the checkpoint of a run that goes on) the logs go on; otherwise the
-    files of an earlier run are kept as `*_previous`. What was logged after the checkpoint's step will be logged again
-    and goes.
+    Nothing is touched before `open`, so that a start that fails on what can be checked leaves an earlier run alone.
     """
 
-    def __init__(self, output_dir, config: dict | None = None, append: bool = False, resume_from: dict | None = None):
-        self.dir, self.config = Path(output_dir), config
+    def __init__(self, output_dir: str | os.PathLike, config: Config | None = None):
+        self.dir, self.config = Path(output_dir).expanduser(), config
         self.start = time.time()
-        self.file = self.board = None
-        resume_step = resume_from["progress"]["step"] if resume_from else None
-        if not is_main():
-            return
-        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+        self._lock = self._log = None
+        self._boards: dict[str, object] = {}  # TensorBoard's writers by folder
+        self._purge_step: int | None = None
+        self._told: set[str] = set()  # of which file a failure has been told
 
+    def open(self, resume_step: int | None = None, evaluate: bool = False) -> None:
+        """Take the folder for this process, called in all processes. Raises UserError where it cannot be had.
+
+        resume_step: the step that a resumed run goes on from; what was logged after it will be logged again and goes.
+        evaluate: the logs of whatever ran here go on. Otherwise the files of an earlier run move to earlier_N/.
+        """
+        on_main(lambda: self._open(resume_step, evaluate))
+
+    def _open(self, resume_step: int | None, evaluate: bool) -> None:
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
-            for name in () if append or resume_step is not None else EARLIER_RUN:
-                previous = self.dir / f"{Path(name).stem}_previous{Path(name).suffix}"
-                if (self.dir / name).exists():
-                    shutil.rmtree(previous, ignore_errors=True)  # a folder; os.replace takes care of a file
-                    os.replace(self.dir / name, previous)
+            self._lock = lock(self.dir / LOCK)
+            remove_leftovers(self.dir)
             if resume_step is not None:
                 _forget_steps_after(resume_step, self.dir / "log.jsonl")
-            self.file = open(self.dir / "log.jsonl", "a", encoding="utf-8")
+                self._purge_step = resume_step + 1
+            elif not evaluate:
+                move_earlier_run(self.dir)
+            self._log = open(self.dir / "log.jsonl", "a", encoding="utf-8")
         except OSError as error:
             raise UserError(f"--output_dir {self.dir}: {error.strerror or error}") from None
-        if config is not None:
-            save_config(config, self.dir / "config.yaml")
-        purge = None if resume_step is None else resume_step + 1
-        self.board = SummaryWriter(str(self.dir / "tensorboard"), purge_step=purge)
+        if self.config is not None:
+            of_training = evaluate and last_path(self.dir).exists()
+            save_config(self.config, self.dir / ("config_evaluate.yaml" if of_training else "config.yaml"))
 
-    def log(self, step: int, values: dict[str, float], split: str = "train") -> None:
-        """A line of log.jsonl (values that are not finite as null) and TensorBoard points `split/name`."""
-        if self.file is None:
+    def log(self, step: int, values: dict[str, float], split: str = "train", final: bool = False) -> None:
+        """A line of log.jsonl (values that are not finite as null) and TensorBoard points `split/name`.
+
+        final: of an evaluation after training, or without it; repeated, its points take the place of the former ones.
+        """
+        if self._log is None:
             return
         values = {key: float(value) for key, value in values.items()}
-        for key, value in values.items():
-            self.board.add_scalar(f"{split}/{key}", value, step)
         finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
         line = {"step": step, "split": split, "seconds": round(time.time() - self.start, 1), **finite}
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
+        try:
+            self._log.write(json.dumps(line) + "\n")
+            self._log.flush()
+        except OSError as error:
+            self._tell("log.jsonl", error)
+        try:
+            board = self._board("tensorboard/final" if final else "tensorboard")
+            for key, value in values.items():
+                board.add_scalar(f"{split}/{key}", value, step)
+        except OSError as error:
+            self._tell("tensorboard", error)
 
     def image(self, step: int, name: str, image: torch.Tensor) -> None:
-        """A picture [3, H, W], float in [0, 1], for TensorBoard and as pictures/NAME_STEP.png."""
-        if self.board is not None:
-            self.board.add_image(name, image, step)
-            self.board.flush()
-            (self.dir / "pictures").mkdir(exist_ok=True)
-            save_image(image, self.dir / "pictures" / f"{name}_{step:07}.png")
+        """An image [3, H, W], float in [0, 1], for TensorBoard and as images/NAME_STEP.png."""
+        if self._log is None:
+            return
+        try:
+            board = self._board("tensorboard")
+            board.add_image(name, image, step)
+            board.flush()
+            (self.dir / "images").mkdir(exist_ok=True)
+            save_image(image, self.dir / "images" / f"{name}_{step:07}.png")
+        except OSError as error:
+            self._tell("images", error)
 
     def write_metrics(self, metrics: dict) -> None:
         """metrics.json: the numbers of the last evaluation."""
@@ -95,98 +108,88 @@ class Run:
         logger.info(message)
 
     def close(self) -> None:
-        if self.file is not None:
-            self.file.close()
-            self.board.close()
-            self.file = self.board = None
+        """Close the logs and give the folder back."""
+        if self._log is not None:
+            self._log.close()
+            for board in self._boards.values():
+                board.close()
+            self._lock.close()
+            self._log, self._boards = None, {}
+
+    def _board(self, folder: str):
+        """TensorBoard's writer for a folder of the run, made at its first use."""
+        if folder not in self._boards:
+            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+            path, purge = self.dir / folder, self._purge_step
+            if folder != "tensorboard":
+                shutil.rmtree(path, ignore_errors=True)  # the points of a former evaluation; log.jsonl keeps them
+                purge = None
+            self._boards[folder] = SummaryWriter(str(path), purge_step=purge)
+        return self._boards[folder]
+
+    def _tell(self, name: str, error: OSError) -> None:
+        """A warning, once for each file: a full disk must not end a training run over a line of its log."""
+        if name not in self._told:
+            self._told.add(name)
+            logger.warning("%s: cannot be written (%s); the run goes on", self.dir / name, error.strerror or error)
 
 
-def begin(args: argparse.Namespace, cfg: Config, stage: Stage) -> tuple[dict | None, list[str]]:
-    """What --resume and --seed ask for: (the checkpoint to go on from or None, lines for the log).
+def lock(path: Path):
+    """Open the lock file `path` and lock it for this process until it is closed or the process ends.
 
-    A resumed run keeps its seed, which is put into `cfg` here; only keys in `stage.may_change` may differ from the
-    checkpoint's configuration. Evaluation resumes nothing.
+    A lock that its process left behind counts for nothing. Raises UserError, which names host and process, where
+    another process holds it.
     """
-    resume_from = load_resumable(args.output_dir) if args.resume and not args.evaluate else None
-    if args.seed is not None:
-        cfg.seed = args.seed
-    elif resume_from:
-        cfg.seed = resume_from["config"]["seed"]
-    lines = check_resumable(cfg, resume_from["config"], stage.may_change) if resume_from else []
-    return resume_from, lines
+    file = open(path, "a+", encoding="utf-8")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        file.close()
+        raise UserError(f"--output_dir {path.parent}: in use by {owner}; wait for it, or take another folder") from None
+    except OSError:  # a file system without locks
+        logger.info("warning: %s: this file system has no locks; do not start two runs in this folder", path.parent)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
 
 
-def source_checkpoint(args: argparse.Namespace) -> str | Path:
-    """The file whose model is fine-tuned or evaluated: --checkpoint, or with --resume the run's last one."""
-    if args.resume:
-        return Path(args.output_dir).expanduser() / "checkpoint_last.pth"
-    if args.checkpoint is None:
-        raise UserError("--checkpoint is missing: name a pre-trained checkpoint, e.g. one that Pretrain.py wrote")
-    return args.checkpoint
+def remove_leftovers(folder: Path) -> None:
+    """Remove the files that a kill left unfinished; the folder's lock is held, so nobody writes them now."""
+    for path in folder.iterdir():
+        if path.name == UNFINISHED or re.search(r"\.tmp\d+$", path.name):
+            path.unlink()
 
 
-class BestCheckpoint:
-    """checkpoint_best.pth: the weights of the epoch with the highest validation score.
-
-    score: its name; notes: further entries of the file; resume_from: the checkpoint that a run continues.
-    """
-
-    def __init__(self, run: Run, score: str, notes: dict, resume_from: dict | None = None):
-        self.run, self.score, self.notes = run, score, notes
-        self.path = run.dir / "checkpoint_best.pth"
-        self.best = dict((resume_from or {}).get("best", {}))
-
-    def offer(self, model: torch.nn.Module, value: float, progress) -> None:
-        """Keep the model if its score is the best so far (the first of equals); called in all processes."""
-        if value > self.best.get(self.score, -math.inf):
-            self.best = {self.score: value, "epoch": progress.epoch + 1}
-            if is_main():
-                state = {"model": unwrap(model).state_dict(), "progress": {"step": progress.step}, **self.state()}
-                save_checkpoint(self.path, state)
-            barrier()  # no process reads the file before it is written
-
-    def state(self) -> dict:
-        """`extra_state` of `fit`."""
-        return {**self.notes, "best": dict(self.best)}
-
-    def restore(self, model: torch.nn.Module) -> None:
-        """Put the best epoch's weights into the model, which keeps its own where none was offered."""
-        if self.best:
-            self.run.info(
-                f"best epoch {self.best['epoch']}: {self.score} {self.best[self.score]:.2f} on val; {self.path}"
-            )
-            load_state(model, load_checkpoint(self.path)["model"], str(self.path))
-
-
-def load_resumable(output_dir) -> dict:
-    """The checkpoint that `--resume` continues from: checkpoint_last.pth in this very folder."""
-    path = Path(output_dir).expanduser() / "checkpoint_last.pth"
-    if not path.is_file():
-        raise UserError(f"--resume: {path} does not exist, there is nothing to resume; leave out --resume")
-    return load_checkpoint(path.resolve(), required=("model", "optimizer", "progress", "rng", "config"))
-
-
-def check_resumable(config: dict, earlier: dict, may_change: tuple[str, ...]) -> list[str]:
-    """Compare a run's configuration with that of the checkpoint it continues; returns a line for each difference.
-
-    A difference outside `may_change` (dotted keys) is a UserError: the run would silently become another one.
-    """
-    lines = []
-    for key, (before, now) in differences(earlier, config).items():
-        if key not in may_change:
-            raise UserError(
-                f"--resume: {key} is {now!r}, but the checkpoint was trained with {before!r}; use the same value, or "
-                "start a new run in another --output_dir with --checkpoint"
-            )
-        lines.append(f"resumed with {key} {now!r} instead of {before!r}")
-    return lines
+def move_earlier_run(folder: Path) -> None:
+    """Move what an earlier run wrote into earlier_1/, earlier_2/, ...: a new run deletes nothing."""
+    found = sorted({path for pattern in RUN_FILES for path in folder.glob(pattern)})
+    if not found:
+        return
+    number = 1
+    while (folder / f"earlier_{number}").exists():
+        number += 1
+    target = folder / f"earlier_{number}"
+    target.mkdir()
+    for path in found:
+        os.replace(path, target / path.name)
+    logger.info("%s holds an earlier run: its %d files are in %s now", folder, len(found), target)
 
 
 def _forget_steps_after(step: int, log: Path) -> None:
     """Drop the training lines after `step` from log.jsonl: a run that was killed logged steps that it did not save."""
     if not log.exists():
         return
-    lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-    kept = [line for line in lines if (entry := json.loads(line))["split"] != "train" or entry["step"] <= step]
+    kept = []
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+            if entry["split"] != "train" or entry["step"] <= step:
+                kept.append(line)
+        except (ValueError, TypeError, KeyError):  # a line that a kill or a full disk cut off
+            continue
     with replacing(log) as temporary:
         temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

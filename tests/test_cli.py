@@ -70,7 +70,7 @@ def refuse(capsys, *arguments) -> str:
 
 def test_pretraining_writes_what_a_run_promises_and_retrieval_evaluates_it(data, tmp_path):
     pretrain(data, tmp_path / "run")
-    assert {"checkpoint_last.pth", "config.yaml", "log.jsonl", "metrics.json", "tensorboard", "pictures"} <= {
+    assert {"checkpoint_last.pth", "config.yaml", "log.jsonl", "metrics.json", "tensorboard", "images"} <= {
         path.name for path in (tmp_path / "run").iterdir()
     }
     lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
@@ -211,19 +211,17 @@ def test_resume_with_another_loss_setting_is_refused(data, tmp_path, capsys):
     assert (tmp_path / "run/config.yaml").read_text() == before
 
 
-def test_resume_without_a_checkpoint_says_so(data, tmp_path, capsys):
-    from utils import run_main
-
-    with pytest.raises(SystemExit):
-        run_main(lambda: pretrain(data, tmp_path / "run", flags=["--resume"]))
-    assert "nothing to resume" in capsys.readouterr().err
+def test_resume_where_there_is_nothing_to_go_on_from_begins(data, tmp_path, caplog):
+    with caplog.at_level("INFO", "semmim"):
+        pretrain(data, tmp_path / "run", "train.epochs=1", flags=["--resume"])
+    assert "nothing to go on from" in caplog.text and (tmp_path / "run/checkpoint_last.pth").exists()
 
 
 def test_a_new_run_in_the_same_folder_keeps_the_earlier_checkpoint(data, tmp_path):
     pretrain(data, tmp_path / "run", "train.epochs=1")
     earlier = (tmp_path / "run/checkpoint_last.pth").read_bytes()
     pretrain(data, tmp_path / "run", "train.epochs=1", "seed=7")
-    assert (tmp_path / "run/checkpoint_last_previous.pth").read_bytes() == earlier
+    assert (tmp_path / "run/earlier_1/checkpoint_last.pth").read_bytes() == earlier
 
 
 def test_one_image_in_all_entries_is_refused(data, tmp_path, capsys):

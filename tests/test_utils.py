@@ -1,7 +1,9 @@
 import logging
 import os
+import platform
 import random
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from conftest import ROOT
 
 import utils
+from engine.checkpoint import random_state, set_random_state
 
 
 def test_find_file_looks_in_the_working_directory_then_in_the_repository(tmp_path, monkeypatch):
@@ -61,25 +64,25 @@ def test_a_stopped_script_ends_with_code_130_and_a_finished_one_with_0():
 def test_random_state_restores_every_generator(tmp_path):
     utils.seed_everything(3)
     random.gauss(0, 1), np.random.randn(1)  # both keep the second number of a pair
-    utils.save_checkpoint(tmp_path / "c.pth", {"model": {}, "rng": utils.random_state()})
+    utils.save_checkpoint(tmp_path / "c.pth", {"model": {}, "rng": random_state()})
     draw = lambda: (random.gauss(0, 1), np.random.randn(1)[0], torch.rand(1).item())  # noqa: E731
     first = draw()
-    utils.set_random_state(utils.load_checkpoint(tmp_path / "c.pth")["rng"])
+    set_random_state(utils.load_checkpoint(tmp_path / "c.pth")["rng"])
     assert draw() == first
 
 
-def test_auto_precision_on_a_cpu_says_what_it_measured(caplog):
-    with caplog.at_level(logging.INFO, "semmim"):
-        choice = utils.resolve_precision("auto", torch.device("cpu"))
-    assert choice in ("bf16", "fp32") and f"precision {choice} (auto" in caplog.text
+def test_auto_precision_on_a_cpu_is_what_its_hardware_has(caplog, monkeypatch):
+    for has_bf16, choice in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(utils, "cpu_has_bf16", lambda has_bf16=has_bf16: has_bf16)
+        with caplog.at_level(logging.INFO, "semmim"):
+            assert utils.resolve_precision("auto", torch.device("cpu")) == choice
+        assert f"precision {choice} (auto" in caplog.text
 
 
-def test_measuring_the_precision_leaves_the_random_state_alone():
-    torch.manual_seed(0)
-    utils.resolve_precision("auto", torch.device("cpu"))
-    after = torch.rand(1)
-    torch.manual_seed(0)
-    assert torch.equal(after, torch.rand(1))
+def test_the_cpu_is_asked_for_its_flags():
+    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else pytest.skip("no /proc")
+    if platform.machine() == "x86_64":
+        assert utils.cpu_has_bf16() == bool({"avx512_bf16", "amx_bf16"} & set(flags))
 
 
 def test_an_unknown_precision_is_an_error():

@@ -1,0 +1,277 @@
+"""A run's checkpoints: the last ones, the best one, and what `--resume` goes on from."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from engine.config import Config, Stage, differences
+from utils import (
+    UserError,
+    barrier,
+    is_main,
+    load_checkpoint,
+    load_state,
+    logger,
+    on_main,
+    save_checkpoint,
+    unwrap,
+    world_size,
+)
+
+LAST, BEST, DIVERGED = "checkpoint_last.pth", "checkpoint_best.pth", "checkpoint_diverged.pth"
+UNFINISHED = "checkpoint_new.pth"  # a checkpoint before it takes its place as the last one
+ENTRIES = ("model", "optimizer", "progress", "rng", "config")  # of a checkpoint that can be resumed
+
+
+class LastCheckpoints:
+    """checkpoint_last.pth and, counted backwards, the `keep - 1` before it: checkpoint_last_1.pth, ...
+
+    The files are complete at any moment: a new one is written beside the others and takes its place by renaming.
+    Methods are called in the main process alone.
+    """
+
+    def __init__(self, folder: Path, keep: int):
+        self.folder, self.keep = folder, keep
+
+    def save(self, checkpoint: dict) -> None:
+        """Write a checkpoint as the last one; the oldest of `keep` goes."""
+        save_checkpoint(self.folder / UNFINISHED, checkpoint)
+        for number in range(self.keep - 1, 1, -1):
+            if (newer := last_path(self.folder, number - 1)).exists():
+                os.replace(newer, last_path(self.folder, number))
+        last = last_path(self.folder)
+        if self.keep > 1 and last.exists():
+            with contextlib.suppress(OSError):  # a file system without links: the last one is simply replaced
+                last_path(self.folder, 1).unlink(missing_ok=True)
+                os.link(last, last_path(self.folder, 1))
+        os.replace(self.folder / UNFINISHED, last)
+
+    def withdraw(self, step: int) -> str | None:
+        """Put the last checkpoint aside if it is of `step` or later and there is one before it; returns a line.
+
+        Called when the loss that the weights of `step` gave shows that training had diverged by then.
+        """
+        paths = last_paths(self.folder)[:2]
+        steps = [torch.load(path, map_location="meta", weights_only=True)["progress"]["step"] for path in paths]
+        if len(paths) < 2 or steps[0] < step or steps[1] >= step:
+            return None
+        os.replace(paths[0], self.folder / DIVERGED)
+        _close_ranks(self.folder)
+        return f"{LAST} is the one of step {steps[1]} again; that of step {steps[0]} is {DIVERGED} now"
+
+
+def last_path(folder: Path, number: int = 0) -> Path:
+    """Where the last checkpoint is kept, or the `number`-th before it."""
+    return folder / (f"checkpoint_last_{number}.pth" if number else LAST)
+
+
+def last_paths(folder: Path) -> list[Path]:
+    """The last checkpoints that exist, the newest first."""
+    found = [(0, folder / LAST)] if (folder / LAST).exists() else []
+    for path in folder.glob("checkpoint_last_*.pth"):
+        if (number := path.stem.rsplit("_", 1)[1]).isdigit():
+            found.append((int(number), path))
+    return [path for _, path in sorted(found)]
+
+
+def _close_ranks(folder: Path) -> None:
+    """Number the last checkpoints without a gap, so that the newest is checkpoint_last.pth."""
+    for number, path in enumerate(last_paths(folder)):
+        os.replace(path, last_path(folder, number))
+
+
+class BestCheckpoint:
+    """checkpoint_best.pth: the weights of the epoch with the highest validation score.
+
+    score: its name; notes: further entries of the file; resume_from: the checkpoint that a run continues.
+    """
+
+    def __init__(self, folder: Path, score: str, notes: dict, resume_from: dict | None = None):
+        self.score, self.notes = score, notes
+        self.path = folder / BEST
+        self.best = dict((resume_from or {}).get("best", {}))
+        if self.best and (problem := self._unreadable()):
+            logger.info("warning: %s; the best epoch is chosen among those to come", problem)
+            self.best = {}
+
+    def _unreadable(self) -> str | None:
+        try:
+            load_checkpoint(self.path)
+        except UserError as error:
+            return f"the best epoch so far ({self.best.get('epoch')}) is lost: {error}"
+        return None
+
+    def offer(self, model: torch.nn.Module, value: float, step: int, epoch: int) -> None:
+        """Keep the model of `epoch` (from 1) if its score is the best so far; called in all processes."""
+        if value > self.best.get(self.score, -math.inf):
+            self.best = {self.score: value, "epoch": epoch}
+            if is_main():
+                state = {"model": unwrap(model).state_dict(), "progress": {"step": step}, **self.state()}
+                save_checkpoint(self.path, state)
+            barrier()  # no process reads the file before it is written
+
+    def state(self) -> dict:
+        """`extra_state` of `fit`."""
+        return {**self.notes, "best": dict(self.best)}
+
+    def restore(self, model: torch.nn.Module) -> None:
+        """Put the best epoch's weights into the model, which keeps its own where none was offered."""
+        if self.best:
+            found = f"best epoch {self.best['epoch']}: {self.score} {self.best[self.score]:.2f} on val"
+            logger.info("%s; %s", found, self.path)
+            load_state(model, load_checkpoint(self.path)["model"], str(self.path))
+
+
+# -------------------------------------------------------------------------------------------------------- resuming
+
+
+def begin(args: argparse.Namespace, cfg: Config, stage: Stage) -> tuple[dict | None, list[str]]:
+    """What --resume and --seed ask for: (the checkpoint to go on from or None, lines for the log).
+
+    --resume goes on where there is something to go on from, and else begins, so that one command line serves the
+    first start and every restart. A resumed run keeps its seed, which is put into `cfg` here; only keys in
+    `stage.may_change` may differ from the checkpoint's configuration. Evaluation resumes nothing.
+    """
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and not args.resume:
+        raise UserError("torchrun restarted this run, which would begin from nothing: add --resume to its command")
+    resume_from, lines = None, []
+    if args.resume and not args.evaluate:
+        resume_from, lines = load_resumable(Path(args.output_dir).expanduser())
+    if args.seed is not None:
+        cfg.seed = args.seed
+    elif resume_from:
+        cfg.seed = resume_from["config"]["seed"]
+    if resume_from:
+        lines += check_ranks(len(resume_from["rng"]), args.other_ranks)
+        may_change = stage.may_change + (("train.batch_size", "train.accumulation") if args.other_ranks else ())
+        lines += check_resumable(cfg, resume_from["config"], may_change)
+    return resume_from, lines
+
+
+def source_checkpoint(args: argparse.Namespace) -> str | Path:
+    """The file whose model is fine-tuned or evaluated: with --resume the run's last one if it has one, --checkpoint."""
+    last = Path(args.output_dir).expanduser() / LAST
+    if args.resume and last.exists():
+        return last
+    if args.checkpoint is None:
+        raise UserError("--checkpoint is missing: name a pre-trained checkpoint, e.g. one that Pretrain.py wrote")
+    return args.checkpoint
+
+
+def load_resumable(folder: Path) -> tuple[dict | None, list[str]]:
+    """(the newest whole checkpoint of a run's folder or None, lines for the log).
+
+    A damaged file is put aside as *_damaged.pth and the one before it is taken. Raises UserError where all are damaged.
+    """
+    paths = [path.resolve() for path in last_paths(folder)]
+    if not paths:
+        return None, [f"--resume: nothing to go on from in {folder}, beginning"]
+    problems = []
+    for path in paths:
+        try:
+            checkpoint = load_checkpoint(path, required=ENTRIES)
+            check_entries(checkpoint, path)
+        except UserError as error:
+            problems.append((path, str(error)))
+            continue
+        on_main(lambda: _put_aside(folder, [path for path, _ in problems]))
+        lines = [f"warning: {problem}; going on from {path.name}, the one before" for _, problem in problems]
+        return checkpoint, [*lines, f"--resume: going on from step {checkpoint['progress']['step']}"]
+    raise UserError(f"--resume: no whole checkpoint is left: {'; '.join(problem for _, problem in problems)}")
+
+
+def _put_aside(folder: Path, damaged: list[Path]) -> None:
+    for path in damaged:
+        os.replace(path, path.with_name(f"{path.stem}_damaged.pth"))
+    if damaged:
+        _close_ranks(folder)
+
+
+def check_entries(checkpoint: dict, path: Path) -> None:
+    """Raise UserError where an entry of a checkpoint is not what `fit` wrote, naming it."""
+    progress, states = checkpoint["progress"], checkpoint["rng"]
+    counts = ("step", "epoch", "steps_per_epoch")
+    words = {"precision": ("bf16", "fp32"), "device": ("cpu", "cuda")}
+    tests = {
+        "model": isinstance(checkpoint["model"], dict),
+        "optimizer": isinstance(checkpoint["optimizer"], dict) and "state" in checkpoint["optimizer"],
+        "config": isinstance(checkpoint["config"], dict) and isinstance(checkpoint["config"].get("seed"), int),
+        "progress": isinstance(progress, dict)
+        and all(isinstance(progress.get(key), int) and progress[key] >= 0 for key in counts)
+        and all(progress.get(key) in known for key, known in words.items()),
+        "rng": isinstance(states, list) and bool(states) and all(map(_is_random_state, states)),
+    }
+    wrong = [name for name, passed in tests.items() if not passed]
+    if wrong:
+        raise UserError(f"{path}: its entry {wrong[0]} is not what a training run writes; take another checkpoint")
+
+
+def random_state() -> dict:
+    """This process's random generators, as tensors and numbers that `torch.load(weights_only=True)` reads."""
+    version, words, gauss = random.getstate()
+    name, keys, *rest = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "python": [version, list(words), gauss],
+        "numpy": [name, keys.tolist(), *rest],
+    }
+
+
+def set_random_state(state: dict) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+
+
+def _is_random_state(state) -> bool:
+    """Whether `utils.random_state` may have made it."""
+    return (
+        isinstance(state, dict)
+        and {"torch", "cuda", "python", "numpy"} <= set(state)
+        and isinstance(state["torch"], torch.Tensor)
+        and state["torch"].dtype == torch.uint8
+        and all(isinstance(state[name], list | tuple) for name in ("python", "numpy"))
+        and len(state["python"]) == 3
+        and len(state["numpy"]) == 5
+    )
+
+
+def check_ranks(before: int, allowed: bool) -> list[str]:
+    """A line, or without `allowed` a UserError, where a run goes on with another number of processes than `before`."""
+    if before == world_size():
+        return []
+    if not allowed:
+        raise UserError(
+            f"--resume: the checkpoint is of {before} processes, this run has {world_size()}: start as many, or add "
+            "--other_ranks to go on with another order of the data and other random draws"
+        )
+    return [f"resumed with {world_size()} processes instead of {before}: order of the data and random draws are new"]
+
+
+def check_resumable(config: dict, earlier: dict, may_change: tuple[str, ...]) -> list[str]:
+    """Compare a run's configuration with that of the checkpoint it continues; returns a line for each difference.
+
+    A difference outside `may_change` (dotted keys) is a UserError: the run would silently become another one.
+    """
+    lines = []
+    for key, (before, now) in differences(earlier, config).items():
+        if key not in may_change:
+            raise UserError(
+                f"--resume: {key} is {now!r}, but the checkpoint was trained with {before!r}; use the same value, or "
+                "start a new run in another --output_dir with --checkpoint"
+            )
+        lines.append(f"resumed with {key} {now!r} instead of {before!r}")
+    return lines

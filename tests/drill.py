@@ -1,0 +1,306 @@
+"""Kills and stops real training runs and compares what they end with.
+
+    python tests/drill.py                     the long form, about an hour on 2 cores: every line of the table below
+    python tests/drill.py kill --stage pretrain --ranks 3 --workers 2 --kills 20
+    python tests/drill.py stop --signal USR1 --ranks 2 --workers 2
+
+`kill`: SIGKILL to the whole run at random moments, each time started again with the same command (--resume), until it
+is done; every tensor of its last checkpoint must be bit-identical to an undisturbed run's. `stop`: a stop signal to the
+process group; the run must end with exit code 130 and a checkpoint of the very step it was in. tests/test_drill.py runs
+a short form of both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+MODEL = [  # a model for which a step takes a fraction of a second
+    "model.image_encoder.image_size=32",
+    "model.image_encoder.args={embed_dim: 32, depth: 3, num_heads: 2, patch_size: 8}",
+    "model.bert.args={vocab_size: 273, hidden_size: 32, num_attention_heads: 2, intermediate_size: 64}",
+    "mim.inject_from=3",
+    "mim.head={hidden: 32, patterns: 24, normalize: true}",
+    "itc.negatives=queue",
+    "itc.queue_size=20",
+]
+SCRIPTS = {
+    "pretrain": ("Pretrain.py", "configs/demo/Pretrain.yaml", "train.batch_size=6"),
+    "retrieval": ("Retrieval.py", "configs/demo/Retrieval.yaml", "train.batch_size=6"),
+    "caption": ("Caption.py", "configs/demo/Caption.yaml", "train.batch_size=6"),
+    "scst": ("Caption.py", "configs/demo/Caption_scst.yaml", "train.batch_size=6"),
+    "vqa": ("VQA.py", "configs/demo/VQA.yaml", "train.batch_size=6"),
+}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": os.environ.get("PATH", "")}
+
+
+@dataclass
+class Setting:
+    """What a run is started with."""
+
+    stage: str = "pretrain"
+    ranks: int = 1
+    workers: int = 0
+    epochs: int = 2
+    checkpoint_every: int = 7
+
+
+class Drill:
+    """Demo data and starting checkpoints in a folder, and the runs on them."""
+
+    def __init__(self, folder: Path, scenes: int = 48):
+        self.folder = folder
+        self.data = folder / "data"
+        if not self.data.exists():
+            sizes = ("--train", scenes, "--val", 8, "--test", 8, "--size", 32, "--workers", 1)
+            self._call("tools/make_demo_data.py", "--output", self.data, *sizes)
+
+    def _call(self, *command) -> None:
+        done = subprocess.run(
+            [sys.executable, *map(str, command)], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
+        )
+        if done.returncode:
+            raise RuntimeError(f"{command[0]} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+    def pretrained(self) -> Path:
+        """A checkpoint that the fine-tuning stages start from."""
+        path = self.folder / "pretrained"
+        if not (path / "checkpoint_last.pth").exists():
+            self._call(*self.command(Setting(epochs=1), path)[1:])
+        return path / "checkpoint_last.pth"
+
+    def command(self, setting: Setting, out: Path, extra: Sequence[str] = ()) -> list[str]:
+        """The one command of first start and restart."""
+        script, config, *settings = SCRIPTS[setting.stage]
+        launcher = [sys.executable]
+        if setting.ranks > 1:
+            launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={setting.ranks}"]
+        start = [] if setting.stage == "pretrain" else ["--checkpoint", str(self.pretrained())]
+        files = {
+            "pretrain": {"train": "pretrain"},
+            "retrieval": {split: f"retrieval_{split}" for split in ("train", "val", "test")},
+            "vqa": {split: f"vqa_{split}" for split in ("train", "val", "test")},
+        }
+        caption = {split: f"caption_{split}" for split in ("train", "val", "test")}
+        for split, name in files.get(setting.stage, caption).items():
+            settings.append(f"data.{split}=[{self.data / name}.json]")
+        if setting.stage == "pretrain":
+            settings += MODEL
+        else:
+            settings.append("image_size=32")
+        if setting.stage in ("caption", "scst"):
+            settings += ["eval.spice=false", "generation.max_tokens=6", "generation.min_tokens=1", "scst.samples=2"]
+        settings += [
+            *(f"train.epochs={setting.epochs}", f"data.num_workers={setting.workers}", "train.warmup_steps=2"),
+            *("train.log_every=5", f"train.checkpoint_every={setting.checkpoint_every}", "train.precision=fp32"),
+        ]
+        options = ["--config", config, "--output_dir", str(out), "--device", "cpu", "--resume", *start]
+        return [*launcher, script, *options, "--override", *settings, *extra]
+
+    def start(self, setting: Setting, out: Path, extra: Sequence[str] = ()) -> subprocess.Popen:
+        """Start a run in a process group of its own; its output goes on at OUT.txt."""
+        with open(f"{out}.txt", "a", encoding="utf-8") as log:
+            return subprocess.Popen(
+                self.command(setting, out, extra),
+                cwd=ROOT,
+                env={**ENVIRONMENT, "PATH": "" if setting.stage in ("caption", "scst") else ENVIRONMENT["PATH"]},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def undisturbed(self, setting: Setting) -> Path:
+        """The last checkpoint of a run that nobody disturbs."""
+        out = self.folder / f"straight_{setting.stage}_{setting.ranks}_{setting.workers}_{setting.epochs}"
+        if not (out / "done").exists():
+            shutil.rmtree(out, ignore_errors=True)
+            if code := self.start(setting, out).wait():
+                raise RuntimeError(f"{out}: exit code {code}: {Path(f'{out}.txt').read_text()[-2000:]}")
+            (out / "done").touch()
+        return out / "checkpoint_last.pth"
+
+    def kill(self, setting: Setting, kills: int, seed: int = 0) -> dict:
+        """Kill a run `kills` times at random moments and let it end; returns what it took and which tensors differ."""
+        expected = self.undisturbed(setting)
+        out, rng, times = self.folder / f"killed_{os.getpid()}_{seed}", random.Random(seed), []
+        shutil.rmtree(out, ignore_errors=True)
+        Path(f"{out}.txt").unlink(missing_ok=True)
+        inside = 0
+        while True:
+            process = self.start(setting, out)
+            if len(times) < kills:
+                # Every other kill comes within a checkpoint's write, the others up to two seconds after a step.
+                if len(times) % 2:
+                    wait_for(process, lambda: any(out.glob("checkpoint_new.pth*")), seconds=60)
+                    inside += any(out.glob("checkpoint_new.pth*"))
+                else:
+                    wait_for(process, lambda: (out / "run.lock").exists(), seconds=60)
+                    time.sleep(rng.uniform(0, 2))
+                kill_session(process)
+                process.wait()
+                times.append(last_step(out))
+                if process.returncode == 0:
+                    break
+            elif (code := process.wait()) == 0:
+                break
+            else:
+                raise RuntimeError(f"exit code {code}: {Path(f'{out}.txt').read_text()[-2000:]}")
+        different = differing(expected, out / "checkpoint_last.pth")
+        leftovers = sorted(path.name for path in out.iterdir() if ".tmp" in path.name or "_new" in path.name)
+        return {"kills": len(times), "inside_a_write": inside, "different": different, "leftovers": leftovers}
+
+    def stop(self, setting: Setting, number: signal.Signals, to_group: bool = True) -> dict:
+        """Stop a run by a signal in its third step or later; returns exit code, seconds, step and saved step."""
+        out = self.folder / f"stopped_{os.getpid()}_{number.name}_{setting.ranks}_{setting.workers}"
+        shutil.rmtree(out, ignore_errors=True)
+        Path(f"{out}.txt").unlink(missing_ok=True)
+        process = self.start(setting, out, ["train.log_every=1", "train.checkpoint_every=0"])
+        wait_for(process, lambda: logged_step(out) >= 3, seconds=90)
+        before, start = logged_step(out), time.monotonic()
+        (os.killpg if to_group else os.kill)(process.pid, number)
+        code = process.wait(timeout=90)
+        deadline = time.monotonic() + 30  # a killed torchrun ends before its processes do
+        while last_step(out) == 0 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        seconds = time.monotonic() - start
+        return {"code": code, "seconds": round(seconds, 1), "step": before, "saved": last_step(out), "out": str(out)}
+
+
+def wait_for(process: subprocess.Popen, condition, seconds: float) -> None:
+    """Wait until `condition()` or the process has ended; RuntimeError after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition() and process.poll() is None:
+        if time.monotonic() > deadline:
+            kill_session(process)
+            raise RuntimeError(f"waited {seconds} s in vain for a run: {process.args}")
+        time.sleep(0.003)
+
+
+def kill_session(process: subprocess.Popen) -> None:
+    """SIGKILL to all descendants of a run; torchrun's processes have sessions of their own."""
+    for pid in [*descendants(process.pid), process.pid]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def descendants(pid: int) -> list[int]:
+    """The process ids below `pid`, by /proc."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            children.setdefault(parent, []).append(int(entry.name))
+    found, waiting = [], [pid]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found += below
+        waiting += below
+    return found
+
+
+def last_step(out: Path) -> int:
+    """The step of checkpoint_last.pth, 0 where there is none."""
+    path = out / "checkpoint_last.pth"
+    if not path.exists():
+        return 0
+    return torch.load(path, map_location="meta", weights_only=True)["progress"]["step"]
+
+
+def logged_step(out: Path) -> int:
+    """The last training step in log.jsonl."""
+    log = out / "log.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    steps = [json.loads(line)["step"] for line in lines if line.endswith("}") and '"split": "train"' in line]
+    return max(steps, default=0)
+
+
+def differing(expected: Path, found: Path) -> list[str]:
+    """The entries of two checkpoints that are not bit-identical."""
+    pairs = [flatten(torch.load(path, weights_only=True)) for path in (expected, found)]
+    return sorted(key for key in pairs[0] | pairs[1] if not same(pairs[0].get(key), pairs[1].get(key)))
+
+
+def flatten(value, name: str = "") -> dict:
+    """{"model.backbone...": tensor or number} of nested dicts and lists."""
+    if isinstance(value, dict):
+        parts = value.items()
+    elif isinstance(value, list | tuple):
+        parts = enumerate(value)
+    else:
+        return {name: value}
+    return {key: item for part, below in parts for key, item in flatten(below, f"{name}.{part}").items()}
+
+
+def same(first, second) -> bool:
+    """Equal to the bit."""
+    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+        return first.shape == second.shape and first.numpy().tobytes() == second.numpy().tobytes()
+    return type(first) is type(second) and first == second
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=("kill", "stop", "all"), default="all")
+    parser.add_argument("--stage", choices=tuple(SCRIPTS), default="pretrain")
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=25, help="of 8 / ranks steps each")
+    parser.add_argument("--signal", default="TERM")
+    parser.add_argument("--folder", type=Path, help="keep data and runs here")
+    args = parser.parse_args()
+    folder = args.folder or Path(tempfile.mkdtemp(prefix="drill_"))
+    folder.mkdir(parents=True, exist_ok=True)
+    drill, failed = Drill(folder), 0
+    one = Setting(args.stage, args.ranks, args.workers, args.epochs)
+    kills = [(one, args.kills)] if args.what == "kill" else []
+    stops = [(one, args.signal)] if args.what == "stop" else []
+    if args.what == "all":
+        kills = [
+            (Setting(ranks=ranks, workers=workers, epochs=25 * ranks), 20)
+            for ranks, workers in ((1, 0), (1, 2), (2, 0), (3, 0))
+        ]
+        kills += [(Setting(stage, epochs=4), 5) for stage in ("retrieval", "caption", "scst", "vqa")]
+        stops = [
+            (Setting(ranks=ranks, workers=workers, epochs=25), name)
+            for name in ("TERM", "INT", "USR1", "HUP")
+            for ranks in (1, 2)
+            for workers in (0, 2)
+        ]
+    for setting, count in kills:
+        result = drill.kill(setting, count)
+        passed = not result["different"] and not result["leftovers"]
+        failed += not passed
+        shown = {**result, "different": f"{len(result['different'])} entries"}
+        print("ok " if passed else "BAD", "kill", vars(setting), shown, result["different"][:3], flush=True)
+    for setting, name in stops:
+        result = drill.stop(setting, getattr(signal, f"SIG{name}"))
+        passed = result["saved"] in (result["step"], result["step"] + 1, result["step"] + 2) and result["code"] != 0
+        failed += not passed
+        print("ok " if passed else "BAD", f"stop {name}", vars(setting), result, flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
