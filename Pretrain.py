@@ -17,6 +17,7 @@ from dataset import create_dataset, create_train_loader
 from dataset.pretrain import PretrainCollate
 from dataset.text import Tokenizer
 from dataset.transforms import CLIP_MEAN, CLIP_STD
+from models.alignment import alpha_at
 from models.pretrain import PretrainModel, build_pretrain_model, start_from
 from optim import create_optimization
 from utils import (
@@ -77,9 +78,7 @@ def main() -> None:
     seed_everything(cfg.seed)  # from here on every process draws its own noise
 
     def loss_fn(wrapped, batch: dict, progress: Progress):
-        # The soft targets of ITC come in over the first epoch, while the twins are still worth little (ALBEF).
-        ramp = min(1.0, progress.step / max(1, progress.steps_per_epoch))
-        return wrapped(batch, cfg.itc.alpha * ramp)
+        return wrapped(batch, alpha_at(progress.step, progress.steps_per_epoch, cfg.itc.alpha))
 
     def on_epoch_end(wrapped, progress: Progress) -> None:
         if cfg.train.pictures and is_main() and cfg.mim.target != "none":

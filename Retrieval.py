@@ -25,6 +25,7 @@ from dataset import create_dataset, create_train_loader
 from dataset.pretrain import PretrainCollate
 from dataset.text import checkpoint_tokenizer
 from models import ranking
+from models.alignment import alpha_at
 from models.retrieval import RetrievalModel
 from models.semmim import start_stage
 from optim import create_optimization
@@ -90,8 +91,7 @@ def train(model: RetrievalModel, ranker: "Ranker", cfg, device, run, resume_from
     utils.seed_everything(cfg.seed)  # from here on every process draws its own noise
 
     def loss_fn(wrapped, batch: dict, progress: utils.Progress):
-        # The soft targets of ITC come in over the first epoch (ALBEF).
-        return wrapped(batch, cfg.itc.alpha * min(1.0, progress.step / max(1, progress.steps_per_epoch)))
+        return wrapped(batch, alpha_at(progress.step, progress.steps_per_epoch, cfg.itc.alpha))
 
     def on_epoch_end(wrapped, progress: utils.Progress) -> None:
         numbers, _ = ranker.evaluate(model.backbone, val, "val", progress.step)

@@ -233,6 +233,8 @@ def _merge(target: dict, values: dict, known: dict | None, source: str, optional
     """Lay `values` over `target`; `known` is the schema's map here, or None where anything is accepted."""
     for key, value in values.items():
         name = f"{prefix}{key}"
+        if known is not None and key not in known and name in RENAMED_KEYS:
+            raise UserError(f"{source}: {name} is now called {RENAMED_KEYS[name]}; rename it")
         if known is not None and key not in known:
             near = difflib.get_close_matches(str(key), map(str, known), n=1, cutoff=0)
             hint = f"; the nearest known key is {prefix}{near[0]}" if near else ""
@@ -454,8 +456,13 @@ def save_checkpoint(path, checkpoint: dict) -> None:
         os.fsync(file.fileno())
 
 
+# What earlier versions called something, and what it is called now: weights, and dotted keys of the configuration.
+RENAMED_WEIGHTS = {"cls_centre.value": "cls_center.value", "patch_centre.value": "patch_center.value"}
+RENAMED_KEYS = {"mim.centre_momentum": "mim.center_momentum"}
+
+
 def load_checkpoint(path, required=("model",)) -> dict:
-    """Read a checkpoint to the CPU without running any code that it may hold."""
+    """Read a checkpoint to the CPU without running any code that it may hold; names of earlier versions are today's."""
     path = find_file(path, "checkpoint")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -465,7 +472,23 @@ def load_checkpoint(path, required=("model",)) -> dict:
     missing = [key for key in required if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing:
         raise UserError(f"{path}: not a checkpoint of this project (it has no entry {', '.join(missing)})")
+    rename_old(checkpoint)
     return checkpoint
+
+
+def rename_old(checkpoint: dict) -> None:
+    """Give the weights and configuration keys of RENAMED_WEIGHTS and RENAMED_KEYS their present names, in place."""
+    weights = checkpoint.get("model", {})
+    for old, new in RENAMED_WEIGHTS.items():
+        if old in weights:
+            weights[new] = weights.pop(old)
+    for old, new in RENAMED_KEYS.items():
+        *path, name = old.split(".")
+        entries = checkpoint.get("config")
+        for key in path:
+            entries = entries.get(key) if isinstance(entries, dict) else None
+        if isinstance(entries, dict) and name in entries:
+            entries[new.rpartition(".")[2]] = entries.pop(name)
 
 
 # What a resumed run of any stage may change: neither the model, nor the losses, nor the order of the data.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from models.bert import KVCache, TextDecoder
+from models.tensors import take
 from utils import UserError
 
 MODES = ("beam", "greedy", "sample")
@@ -276,11 +277,6 @@ def written_tokens(sequences: Tensor, sep_id: int) -> Tensor:
     """[R, T] padded after [SEP] -> [R, T] bool, True up to [SEP], everywhere where there is none"""
     ends = sequences == sep_id
     return ends.cumsum(1) - ends.long() == 0
-
-
-def take(rows: Tensor, index: Tensor) -> Tensor:
-    """[A, n, T], [A, m] -> [A, m, T]"""
-    return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))
 
 
 # -------------------------------------------------------------------------------------------------------- sampling
