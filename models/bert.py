@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from models.weights import find_weights, load_exactly, read_weights
 from utils import UserError
 
-Memory = list[tuple[Tensor, Tensor]]  # one (keys, values) pair a layer, each [B, H, S, d]
+Memory = list[tuple[Tensor, Tensor]]  # one (keys, values) pair per layer, each [B, H, S, d]
 
 # ---------------------------------------------------------------------------------------------- configuration
 
@@ -59,7 +59,7 @@ class BertConfig:
         "transformers_version use_cache".split()
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.hidden_act != "gelu":
             raise UserError(f"bert config: hidden_act is {self.hidden_act!r}; only 'gelu' (BERT's) is supported")
         if self.hidden_size % self.num_attention_heads:
@@ -305,7 +305,7 @@ class Layers(nn.Module):
         self.layer = nn.ModuleList(BertLayer(config, cross) for _ in range(num_layers))
 
     def project_memory(self, memory: Tensor) -> Memory:
-        """memory [B, S, D] -> one (keys, values) pair a layer, each [B, H, S, d]."""
+        """memory [B, S, D] -> one (keys, values) pair per layer, each [B, H, S, d]."""
         return [layer.crossattention.project(memory) for layer in self.layer]
 
     def forward(
@@ -472,7 +472,7 @@ class LMHead(nn.Module):
 
 
 class KVCache:
-    """Self-attention keys and values of the tokens generated so far, one pair [R, H, T, d] a layer."""
+    """Self-attention keys and values of the tokens generated so far, one pair [R, H, T, d] per layer."""
 
     def __init__(self):
         self.pairs: list[tuple[Tensor, Tensor]] = []

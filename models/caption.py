@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from models.bert import Memory
 from models.generation import check_options, generate, written_tokens
 from models.losses import IGNORE, token_mean
-from models.semmim import SemMIM
+from models.semmim import SemMIM, SpecialTokens
 from models.tensors import fp32
 from utils import UserError
 
@@ -25,9 +25,9 @@ BASELINES = ("mean", "greedy")
 
 
 class CaptionModel(nn.Module):
-    """backbone: a SemMIM with a decoder; tokens: has cls_id, sep_id and pad_id (dataset.text.Tokenizer)."""
+    """A backbone with its decoder; `forward` gives the loss of an objective, `generate` writes captions."""
 
-    def __init__(self, backbone: SemMIM, tokens):
+    def __init__(self, backbone: SemMIM, tokens: SpecialTokens):
         super().__init__()
         self.backbone = backbone
         self.ids = {"cls_id": tokens.cls_id, "sep_id": tokens.sep_id, "pad_id": tokens.pad_id}

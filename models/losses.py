@@ -116,7 +116,7 @@ def mask_tokens(
 ) -> tuple[Tensor, Tensor]:
     """BERT's masking: `probability` of the maskable tokens, of these 80% [MASK], 10% a random token, 10% unchanged.
 
-    At least one token a row is chosen. input_ids, random_ids: [B, L]; maskable: [B, L] bool (no [CLS], [SEP], [PAD]);
+    At least one token per row is chosen. input_ids, random_ids: [B, L]; maskable: [B, L] bool (no [CLS], [SEP], [PAD]);
     select, replace: [B, L] uniform draws. Returns (masked ids [B, L], chosen [B, L] bool).
     """
     select = select.masked_fill(~maskable, torch.inf)

@@ -214,7 +214,8 @@ class CodebookTarget(nn.Module):
         self.codebook.eval().requires_grad_(False)
         self.vocab_size = self.codebook.vocab_size
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> nn.Module:
+        """Stay in eval mode whatever the surrounding model does."""
         return super().train(False)
 
     @full_precision  # hard codes must not depend on autocast

@@ -19,7 +19,7 @@ class MomentumTeacher(nn.Module):
             self.add_module(name, copy.deepcopy(module).requires_grad_(False))
         self.eval()
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> nn.Module:
         """Stay in eval mode whatever the surrounding model does."""
         return super().train(False)
 

@@ -1,6 +1,7 @@
 """SemMIM's pre-training: one step of all six losses (the paper, Section 3), read from top to bottom in `forward`."""
 
 from dataclasses import dataclass
+from os import PathLike
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +24,10 @@ from models.mim import (
     text_guided_mask,
 )
 from models.momentum import FeatureQueue, MomentumTeacher
-from models.semmim import PREFIX, SemMIM, build_backbone, load_weights, project
+from models.semmim import PREFIX, SemMIM, SpecialTokens, build_backbone, load_weights, project
 from models.tensors import fp32, interleave, take
 from models.vit import resize_positions
-from utils import UserError, check_choices, lookup
+from utils import Config, UserError, check_choices, lookup
 
 CHOICES = {
     "mim.target": ("encoding", "pixels", "dvae", "none"),
@@ -57,7 +58,7 @@ RANGES = {  # key: (type, lowest, highest)
 
 @dataclass
 class Draws:
-    """All random numbers of one step, one row a pair, uniform in [0, 1): pin them and the step is deterministic."""
+    """All random numbers of one step, one row per pair, uniform in [0, 1): pin them and the step is deterministic."""
 
     patches: Tensor  # [B, N] for the Gumbel noise of the masking
     itm_image: Tensor  # [B] which negative image each text gets
@@ -68,7 +69,14 @@ class Draws:
     plm_split: Tensor  # [B] where the caption is cut
 
     @classmethod
-    def sample(cls, batch: int, patches: int, length: int, device, generator: torch.Generator | None = None):
+    def sample(
+        cls,
+        batch: int,
+        patches: int,
+        length: int,
+        device: torch.device | str,
+        generator: torch.Generator | None = None,
+    ) -> "Draws":
         """Fresh draws, by default from the device's global generator."""
         shapes = [
             (batch, patches),
@@ -115,11 +123,10 @@ class TeacherView:
 class PretrainModel(nn.Module):
     """Backbone, encoding head, momentum teacher, queue and centers; `forward` gives the loss of one micro-batch.
 
-    cfg: the resolved configuration (`itc`, `mlm`, `mim`, `momentum`); tokens: ids of [CLS], [SEP], [MASK] and the
-    vocabulary's size, as attributes cls_id, sep_id, mask_id, vocab_size (dataset.text.Tokenizer has them).
+    cfg: the resolved configuration (`itc`, `mlm`, `mim`, `momentum`).
     """
 
-    def __init__(self, backbone: SemMIM, cfg, tokens):
+    def __init__(self, backbone: SemMIM, cfg: Config, tokens: SpecialTokens):
         super().__init__()
         if tokens.vocab_size != backbone.description["bert"]["vocab_size"]:
             raise UserError(
@@ -376,7 +383,9 @@ def check_values(cfg) -> None:
         )
 
 
-def build_pretrain_model(cfg, tokens, initial_weights: bool = True) -> tuple[PretrainModel, list[str]]:
+def build_pretrain_model(
+    cfg: Config, tokens: SpecialTokens, initial_weights: bool = True
+) -> tuple[PretrainModel, list[str]]:
     """The model of a pre-training config with its initial weights, and log lines that say where they came from.
 
     initial_weights: False where a checkpoint will replace them (see `build_backbone`).
@@ -389,7 +398,7 @@ def build_pretrain_model(cfg, tokens, initial_weights: bool = True) -> tuple[Pre
     return PretrainModel(backbone, cfg, tokens), lines
 
 
-def start_from(model: PretrainModel, state: dict[str, Tensor], path) -> list[str]:
+def start_from(model: PretrainModel, state: dict[str, Tensor], path: str | PathLike) -> list[str]:
     """Begin a new run with the weights of an earlier one; returns log lines.
 
     Takes the backbone (positions resized where the resolution differs), and head and centers where they fit. The queue

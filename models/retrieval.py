@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from models.alignment import Features, contrast, hard_negatives, match
 from models.momentum import FeatureQueue, MomentumTeacher
 from models.semmim import SemMIM, project
+from utils import Config
 
 
 class RetrievalModel(nn.Module):
@@ -14,7 +15,7 @@ class RetrievalModel(nn.Module):
     cfg: the configuration's `itc` and `momentum`. `models.ranking` evaluates the backbone.
     """
 
-    def __init__(self, backbone: SemMIM, cfg):
+    def __init__(self, backbone: SemMIM, cfg: Config):
         super().__init__()
         self.backbone, self.momentum = backbone, cfg.momentum
         backbone.image_encoder.mask_token.requires_grad_(False)  # nothing is masked here

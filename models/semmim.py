@@ -7,6 +7,7 @@ checkpoint alone is enough to rebuild the model at another resolution or without
 import math
 from dataclasses import asdict
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +17,23 @@ from models.bert import BertConfig, FusionEncoder, LMHead, Memory, TextDecoder, 
 from models.tensors import fp32
 from models.vit import ImageEncoder, resize_positions
 from models.weights import load_exactly
-from utils import Run, UserError, begin, find_file, load_checkpoint, seed_everything, source_checkpoint
+from utils import Config, Run, UserError, begin, find_file, load_checkpoint, seed_everything, source_checkpoint
 
 TEMPERATURE_RANGE = (0.001, 0.5)  # ALBEF clamps its temperature to this range
 PREFIX = "backbone."  # where every stage's model keeps its backbone, and so the prefix of its keys in a checkpoint
 
 
-def describe(cfg) -> dict:
+class SpecialTokens(Protocol):
+    """Ids that the models need, and the number of word pieces, as dataset.text.Tokenizer has them."""
+
+    cls_id: int
+    sep_id: int
+    pad_id: int
+    mask_id: int
+    vocab_size: int
+
+
+def describe(cfg: Config) -> dict:
     """The architecture in a config (`model`, `text.sep`, `itc.temperature`) as a plain dict for checkpoints."""
     bert = BertConfig.from_file(find_file(cfg.model.bert.config, "model.bert.config"), cfg.model.bert.args)
     return {
@@ -159,7 +170,7 @@ def project(layer: nn.Linear, tokens: Tensor) -> Tensor:
 
 
 def build_backbone(
-    cfg, decoder: bool = True, mlm_head: bool = True, initial_weights: bool = True
+    cfg: Config, decoder: bool = True, mlm_head: bool = True, initial_weights: bool = True
 ) -> tuple[SemMIM, list[str]]:
     """A new backbone with the initial weights that the config names, and log lines that say what came from where.
 

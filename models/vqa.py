@@ -10,19 +10,16 @@ from torch import Tensor, nn
 
 from models.bert import Memory, TextDecoder
 from models.generation import generate
-from models.semmim import SemMIM
+from models.semmim import SemMIM, SpecialTokens
 from models.tensors import fp32
 
 ROWS_AT_ONCE = 1024  # answers of one decoder pass in ranking: their scores over the whole vocabulary are large
 
 
 class VQAModel(nn.Module):
-    """A backbone with its decoder; `forward` gives the loss, `answer` writes answers, `rank` chooses from a list.
+    """A backbone with its decoder; `forward` gives the loss, `answer` writes answers, `rank` chooses from a list."""
 
-    tokens: ids as attributes cls_id, sep_id, pad_id (dataset.text.Tokenizer has them).
-    """
-
-    def __init__(self, backbone: SemMIM, tokens):
+    def __init__(self, backbone: SemMIM, tokens: SpecialTokens):
         super().__init__()
         self.backbone = backbone
         self.tokens = {name: getattr(tokens, name) for name in ("cls_id", "sep_id", "pad_id")}

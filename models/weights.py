@@ -141,5 +141,6 @@ def is_torchscript(path: str) -> bool:
 
 
 def first_line(error: Exception) -> str:
+    """The first line of its message, or its name where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
