@@ -22,6 +22,7 @@ from engine.config import PRETRAIN, add_arguments, load_config
 from engine.ddp import wrap_ddp
 from engine.loop import Progress, fit, position
 from engine.run import Run
+from models.alignment import alpha_at
 from models.pretrain import PretrainModel, build_pretrain_model, start_from
 from optim import create_optimization
 from utils import (
@@ -74,9 +75,7 @@ def main() -> None:
     run.open(resume_step=progress.step if resumed else None)
 
     def loss_fn(wrapped, batch: dict, progress: Progress):
-        # The soft targets of ITC come in over the first epoch, while the twins are still worth little (ALBEF).
-        ramp = min(1.0, progress.step / max(1, progress.steps_per_epoch))
-        return wrapped(batch, cfg.itc.alpha * ramp)
+        return wrapped(batch, alpha_at(progress.step, progress.steps_per_epoch, cfg.itc.alpha))
 
     def on_epoch_end(wrapped, progress: Progress) -> None:
         if cfg.train.pictures and is_main() and cfg.mim.target != "none":

@@ -29,6 +29,7 @@ from engine.finetune import finetune, start_stage
 from engine.loop import Progress
 from engine.run import Run
 from models import ranking
+from models.alignment import alpha_at
 from models.retrieval import RetrievalModel
 from utils import init_distributed, run_main
 
@@ -59,8 +60,7 @@ def train(
     val = ranker.dataset("val")
 
     def loss_fn(wrapped, batch: dict, progress: Progress):
-        # The soft targets of ITC come in over the first epoch (ALBEF).
-        return wrapped(batch, cfg.itc.alpha * min(1.0, progress.step / max(1, progress.steps_per_epoch)))
+        return wrapped(batch, alpha_at(progress.step, progress.steps_per_epoch, cfg.itc.alpha))
 
     def validate(step: int) -> float:
         numbers, _ = ranker.evaluate(model.backbone, val, "val", step)

@@ -98,6 +98,28 @@ class Console(logging.StreamHandler):
             super().handleError(record)
 
 
+class Config(dict):
+    """A dict whose entries are also attributes: `config.train.lr`."""
+
+    def __getattr__(self, key: str):
+        try:
+            return self[key]
+        except KeyError:
+            raise AttributeError(key) from None
+
+    def __setattr__(self, key: str, value) -> None:
+        self[key] = value
+
+    def to_dict(self) -> dict:
+        """A copy in plain dicts, as checkpoints hold it."""
+        return {key: value.to_dict() if isinstance(value, Config) else value for key, value in self.items()}
+
+
+def as_config(value):
+    """Turn the dicts inside `value` into Configs."""
+    return Config({key: as_config(item) for key, item in value.items()}) if isinstance(value, dict) else value
+
+
 # ------------------------------------------------------------------------------------------- files, checkpoint files
 
 
@@ -148,8 +170,13 @@ def save_checkpoint(path, checkpoint: dict) -> None:
         os.fsync(file.fileno())
 
 
+# What earlier versions called something, and what it is called now: weights, and dotted keys of the configuration.
+RENAMED_WEIGHTS = {"cls_centre.value": "cls_center.value", "patch_centre.value": "patch_center.value"}
+RENAMED_KEYS = {"mim.centre_momentum": "mim.center_momentum"}
+
+
 def load_checkpoint(path, required=("model",)) -> dict:
-    """Read a checkpoint to the CPU without running any code that it may hold."""
+    """Read a checkpoint to the CPU without running any code that it may hold; old names are today's."""
     path = find_file(path, "checkpoint")
     if (damaged := damaged_record(path)) is not None:
         raise UserError(f"{path}: damaged: the checksum of its record {damaged} is wrong; take another checkpoint")
@@ -161,10 +188,23 @@ def load_checkpoint(path, required=("model",)) -> dict:
     missing = [key for key in required if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing:
         raise UserError(f"{path}: not a checkpoint of this project (it has no entry {', '.join(missing)})")
+    rename_old(checkpoint)
     return checkpoint
 
 
-# What a resumed run of any stage may change: neither the model, nor the losses, nor the order of the data.
+def rename_old(checkpoint: dict) -> None:
+    """Give the weights and configuration keys of RENAMED_WEIGHTS and RENAMED_KEYS their present names, in place."""
+    weights = checkpoint["model"] if isinstance(checkpoint.get("model"), dict) else {}
+    for old, new in RENAMED_WEIGHTS.items():
+        if old in weights:
+            weights[new] = weights.pop(old)
+    for old, new in RENAMED_KEYS.items():
+        *path, name = old.split(".")
+        entries = checkpoint.get("config")
+        for key in path:
+            entries = entries.get(key) if isinstance(entries, dict) else None
+        if isinstance(entries, dict) and name in entries:
+            entries[new.rpartition(".")[2]] = entries.pop(name)
 
 
 def damaged_record(path: Path) -> str | None:

@@ -21,29 +21,7 @@ from ruamel.yaml.error import YAMLError
 
 from metrics import SCORING
 from models.generation import MODES, check_options
-from utils import UserError, find_file, replacing
-
-
-class Config(dict):
-    """A dict whose entries are also attributes: `config.train.lr`."""
-
-    def __getattr__(self, key: str):
-        try:
-            return self[key]
-        except KeyError:
-            raise AttributeError(key) from None
-
-    def __setattr__(self, key: str, value) -> None:
-        self[key] = value
-
-    def to_dict(self) -> dict:
-        """A copy in plain dicts, as checkpoints hold it."""
-        return {key: value.to_dict() if isinstance(value, Config) else value for key, value in self.items()}
-
-
-def as_config(value):
-    """Turn the dicts inside `value` into Configs."""
-    return Config({key: as_config(item) for key, item in value.items()}) if isinstance(value, dict) else value
+from utils import RENAMED_KEYS, Config, UserError, as_config, find_file, replacing
 
 
 @dataclass(frozen=True)
@@ -196,6 +174,8 @@ def _merge(target: dict, values: dict, known: dict | None, source: str, optional
     """Lay `values` over `target`; `known` is the schema's map here, or None where anything is accepted."""
     for key, value in values.items():
         name = f"{prefix}{key}"
+        if known is not None and key not in known and name in RENAMED_KEYS:
+            raise UserError(f"{source}: {name} is now called {RENAMED_KEYS[name]}; rename it")
         if known is not None and key not in known:
             near = difflib.get_close_matches(str(key), map(str, known), n=1, cutoff=0)
             hint = f"; the nearest known key is {prefix}{near[0]}" if near else ""
@@ -348,7 +328,7 @@ PRETRAIN = Stage(
         "mim.head.patterns": whole(2),
         "mim.student_temperature": number(0, above=True),
         "mim.teacher_temperature": number(0, above=True),
-        "mim.centre_momentum": number(0, 1),
+        "mim.center_momentum": number(0, 1),
     },
     may_change=(
         *MAY_CHANGE,

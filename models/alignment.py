@@ -1,13 +1,15 @@
-"""Image-text alignment, ITC and ITM, as pre-training and retrieval fine-tuning share it (ALBEF, Section 3.2)."""
+"""Image-text alignment, ITC and ITM, as pre-training and retrieval fine-tuning share it (after ALBEF)."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from models.bert import Memory
 from models.losses import global_mean, itc_loss, itm_loss, sample_hard_negatives
 from models.momentum import FeatureQueue
 from models.semmim import SemMIM
+from models.tensors import interleave
 from utils import all_gather, all_gather_with_grad
 
 
@@ -17,10 +19,18 @@ class Features:
 
     image: Tensor  # [B, E] the student's, L2-normalised
     text: Tensor  # [B, E]
-    image_m: Tensor  # [B, E] of the momentum twins; the student's own (without gradient) where there is no queue
+    image_m: Tensor  # [B, E] of the momentum teacher; the student's own (without gradient) where there is no queue
     text_m: Tensor  # [B, E]
     image_id: Tensor  # [B] equal ids: positives of each other
     caption_id: Tensor  # [B] equal for equal captions
+
+
+def alpha_at(step: int, steps_per_epoch: int, alpha: float) -> float:
+    """The weight of ITC's soft targets at an optimizer step (from 0), as ALBEF ramps it.
+
+    It rises from 0 to `alpha` over the first epoch, while the momentum teacher is still worth little.
+    """
+    return alpha * min(1.0, step / max(1, steps_per_epoch))
 
 
 def contrast(
@@ -51,42 +61,48 @@ def contrast(
     )
 
 
-def hard_negatives(
-    features: Features, temperature: Tensor, draw_image: Tensor, draw_text: Tensor, groups: int = 1
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(negative image of each text [B], negative text of each image [B], valid [3B]) for ITM.
+@dataclass
+class Negatives:
+    """The wrong partners of B pairs in ITM."""
 
-    A negative never shares the image or the caption with the pair it replaces. draw_image, draw_text: [B] uniform;
-    groups: negatives are drawn within this many equal groups of consecutive rows, as they would be on that many ranks.
-    valid: of the rows in the order of `match`: own pair and negative text by turns, then negative images.
+    image: Tensor  # [B] the row whose image each text gets
+    text: Tensor  # [B] the row whose text each image gets
+    valid: Tensor  # [3B] bool, in the order of `match`: own pair and negative text by turns, then negative images
+
+
+def legal_negatives(image_id: Tensor, caption_id: Tensor) -> Tensor:
+    """[B, B] bool: whether row j may be a negative of row i, which shares neither its image nor its caption."""
+    return (image_id[:, None] != image_id) & (caption_id[:, None] != caption_id)
+
+
+def hard_negatives(features: Features, temperature: Tensor, draw_image: Tensor, draw_text: Tensor) -> Negatives:
+    """One hard negative image per text and one hard negative text per image, from this rank's rows.
+
+    draw_image, draw_text: [B] uniform in [0, 1). A row without a legal negative is not valid.
     """
-    image_id, caption_id = features.image_id, features.caption_id
-    size = image_id.shape[0]
-    group = torch.arange(size, device=image_id.device) * groups // size
-    legal = (image_id[:, None] != image_id) & (caption_id[:, None] != caption_id) & (group[:, None] == group)
-    with torch.no_grad(), torch.autocast(image_id.device.type, enabled=False):
+    legal = legal_negatives(features.image_id, features.caption_id)
+    with torch.no_grad(), torch.autocast(legal.device.type, enabled=False):
         t2i = features.text @ features.image_m.T / temperature  # [B, B]
         i2t = features.image @ features.text_m.T / temperature
-    negative_image, valid_image = sample_hard_negatives(t2i, legal, draw_image)
-    negative_text, valid_text = sample_hard_negatives(i2t, legal, draw_text)
+    image, valid_image = sample_hard_negatives(t2i, legal, draw_image)
+    text, valid_text = sample_hard_negatives(i2t, legal, draw_text)
     own_and_text = interleave(torch.ones_like(valid_text), valid_text)
-    return negative_image, negative_text, torch.cat([own_and_text, valid_image])
+    return Negatives(image, text, torch.cat([own_and_text, valid_image]))
 
 
 def match(
-    net: SemMIM, text_embeds: Tensor, mask: Tensor, image_memory: list, negatives: tuple[Tensor, Tensor, Tensor]
+    net: SemMIM, text_embeds: Tensor, mask: Tensor, image_memory: Memory, negatives: Negatives
 ) -> tuple[Tensor, Tensor]:
     """ITM: the pair itself, the image with a wrong text, the text with a wrong image -> (loss, accuracy).
 
     text_embeds: [B, L, D]; mask: [B, L]; image_memory: keys and values of the B images
-    (`net.fusion_encoder.project_memory`), projected once and shared by all rows; negatives: from `hard_negatives`.
+    (`net.fusion_encoder.project_memory`), projected once and shared by all rows.
     Rows of one image stand together, so that nothing is copied for two thirds of them.
     """
-    negative_image, negative_text, valid = negatives
-    size = mask.shape[0]
-    texts = interleave(text_embeds, text_embeds[negative_text])  # [2B, L, D]
-    own_image = net.fuse(texts, interleave(mask, mask[negative_text]), image_memory, keep=1)
-    other_image = net.fuse(text_embeds, mask, image_memory, rows=negative_image, keep=1)
+    size, valid = mask.shape[0], negatives.valid
+    texts = interleave(text_embeds, text_embeds[negatives.text])  # [2B, L, D]
+    own_image = net.fuse(texts, interleave(mask, mask[negatives.text]), image_memory, keep=1)
+    other_image = net.fuse(text_embeds, mask, image_memory, rows=negatives.image, keep=1)
     logits = net.itm_logits(torch.cat([own_image, other_image]))  # [3B, 2]
     target = torch.zeros(3 * size, dtype=torch.long, device=mask.device)
     target[0 : 2 * size : 2] = 1
@@ -94,8 +110,3 @@ def match(
     with torch.no_grad():
         accuracy = ((logits.argmax(1) == target) & valid).sum() / valid.sum().clamp(min=1)
     return loss, accuracy
-
-
-def interleave(first: Tensor, second: Tensor) -> Tensor:
-    """Rows of two tensors by turns: [B, ...], [B, ...] -> [2B, ...], so that rows of one image stand together."""
-    return torch.stack([first, second], 1).flatten(0, 1)

@@ -25,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.weights import find_weights, read_weights
+from models.weights import find_weights, load_exactly, read_weights
 from utils import UserError
 
-Memory = list[tuple[Tensor, Tensor]]  # one (keys, values) pair a layer, each [B, H, S, d]
+Memory = list[tuple[Tensor, Tensor]]  # one (keys, values) pair per layer, each [B, H, S, d]
 
 # ---------------------------------------------------------------------------------------------- configuration
 
@@ -59,7 +59,7 @@ class BertConfig:
         "transformers_version use_cache".split()
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.hidden_act != "gelu":
             raise UserError(f"bert config: hidden_act is {self.hidden_act!r}; only 'gelu' (BERT's) is supported")
         if self.hidden_size % self.num_attention_heads:
@@ -127,23 +127,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, drop:
     if mask is not None:
         scores = scores + mask
     weights = scores.softmax(dim=-1)
-    return dropout(weights, drop).to(v.dtype) @ v
-
-
-def dropout(x: Tensor, p: float) -> Tensor:
-    """Set each element to 0 with probability p and scale the others by 1 / (1 - p).
-
-    On CPUs four elements share one 64-bit random number (p is rounded to 1/65536). torch's own function draws
-    one an element and takes twice as long; a text layer gains 4 to 11% (forward + backward in bf16, one core).
-    """
-    if p == 0.0:
-        return x
-    if x.device.type != "cpu":
-        return F.dropout(x, p)
-    dropped = round(p * 2**16)
-    bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    keep = bits[: x.numel()].view(x.shape) >= dropped - 2**15
-    return x * keep.to(x.dtype).mul_(2**16 / (2**16 - dropped))
+    return F.dropout(weights, drop).to(v.dtype) @ v
 
 
 def padding_mask(attention_mask: Tensor | None, like: Tensor) -> Tensor | None:
@@ -195,7 +179,7 @@ class SelfAttention(nn.Module):
     def __init__(self, config: BertConfig):
         super().__init__()
         self.heads = config.num_attention_heads
-        self.dropout = config.attention_probs_dropout_prob
+        self.drop_share = config.attention_probs_dropout_prob
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
@@ -205,7 +189,8 @@ class SelfAttention(nn.Module):
         return x.view(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)
 
     def drop(self) -> float:
-        return self.dropout if self.training else 0.0
+        """The probability with which an attention weight is dropped now."""
+        return self.drop_share if self.training else 0.0
 
 
 class AttentionOutput(nn.Module):
@@ -215,11 +200,11 @@ class AttentionOutput(nn.Module):
         super().__init__()
         self.dense = nn.Linear(inner or config.hidden_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = config.hidden_dropout_prob
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x, residual):
-        x = dropout(self.dense(x), self.dropout if self.training else 0.0)
-        return self.LayerNorm(x + residual)
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """x: [R, L, inner or D]; residual: [R, L, D] -> [R, L, D]"""
+        return self.LayerNorm(self.dropout(self.dense(x)) + residual)
 
 
 class Attention(nn.Module):
@@ -234,9 +219,16 @@ class Attention(nn.Module):
         """[B, S, D] -> keys and values, each [B, H, S, d]"""
         return self.self.split(self.self.key(memory)), self.self.split(self.self.value(memory))
 
-    def forward(self, x, mask=None, cache=None, index=0, keep=None):
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        index: int = 0,
+        keep: int | None = None,
+    ) -> Tensor:
         """x: [R, L, D]; mask: additive, broadcastable to [R, H, L, past + L]; cache: KVCache whose layer
-        `index` this is; keep: the number of leading tokens whose result is needed (None: all).
+        `index` this is; keep: the number of leading tokens whose result is needed (None: all). -> [R, L or keep, D]
         """
         k, v = self.project(x)
         x = x[:, :keep]
@@ -246,19 +238,30 @@ class Attention(nn.Module):
         out = attention(q, k, v, mask, self.self.drop())
         return self.output(out.transpose(1, 2).flatten(2), x)
 
-    def cross(self, x, memory, mask=None, rows=None):
-        """x: [R, L, D]; memory: this layer's (keys, values); mask: additive [B, 1, 1, S] or None."""
+    def cross(
+        self,
+        x: Tensor,
+        memory: tuple[Tensor, Tensor],
+        mask: Tensor | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """x: [R, L, D]; memory: this layer's (keys, values); mask: additive [B, 1, 1, S] or None; rows: see
+        `cross_attention`. -> [R, L, D]
+        """
         q = self.self.split(self.self.query(x))
         out = cross_attention(q, *memory, mask, rows, self.self.drop())
         return self.output(out.transpose(1, 2).flatten(2), x)
 
 
 class Intermediate(nn.Module):
+    """The first half of the feed-forward: dense and GELU."""
+
     def __init__(self, config: BertConfig):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
+        """[R, L, D] -> [R, L, inner]"""
         return F.gelu(self.dense(x))
 
 
@@ -273,7 +276,18 @@ class BertLayer(nn.Module):
         self.intermediate = Intermediate(config)
         self.output = AttentionOutput(config, inner=config.intermediate_size)
 
-    def forward(self, x, mask=None, memory=None, memory_mask=None, rows=None, cache=None, index=0, keep=None):
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        memory: tuple[Tensor, Tensor] | None = None,
+        memory_mask: Tensor | None = None,
+        rows: Tensor | None = None,
+        cache: KVCache | None = None,
+        index: int = 0,
+        keep: int | None = None,
+    ) -> Tensor:
+        """[R, L, D] -> [R, L or keep, D]; see `Attention.forward` and `Attention.cross`."""
         x = self.attention(x, mask, cache, index, keep)  # [R, L, D]
         if memory is not None:
             x = self.crossattention.cross(x, memory, memory_mask, rows)
@@ -291,10 +305,22 @@ class Layers(nn.Module):
         self.layer = nn.ModuleList(BertLayer(config, cross) for _ in range(num_layers))
 
     def project_memory(self, memory: Tensor) -> Memory:
-        """memory [B, S, D] -> one (keys, values) pair a layer, each [B, H, S, d]."""
+        """memory [B, S, D] -> one (keys, values) pair per layer, each [B, H, S, d]."""
         return [layer.crossattention.project(memory) for layer in self.layer]
 
-    def forward(self, x, mask, memory=None, memory_mask=None, rows=None, cache=None, keep=None):
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        memory: Memory | None = None,
+        memory_mask: Tensor | None = None,
+        rows: Tensor | None = None,
+        cache: KVCache | None = None,
+        keep: int | None = None,
+    ) -> Tensor:
+        """x: [R, L, D]; mask: additive; memory: `project_memory` of B memories; memory_mask: [B, S], 1 = attend; keep:
+        how many leading tokens are needed of the last layer. -> [R, L or keep, D]
+        """
         memory_mask = padding_mask(memory_mask, x)
         for i, layer in enumerate(self.layer):
             needed = keep if i == len(self.layer) - 1 else None
@@ -311,7 +337,7 @@ class Embeddings(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = config.hidden_dropout_prob
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: Tensor, start: int = 0) -> Tensor:
         """input_ids: [R, L], the first at position `start` -> [R, L, D]"""
@@ -324,7 +350,7 @@ class Embeddings(nn.Module):
             )
         words = self.word_embeddings(input_ids)  # [R, L, D]
         x = words + self.token_type_embeddings.weight[0] + self.position_embeddings.weight[start:end]
-        return dropout(self.LayerNorm(x), self.dropout if self.training else 0.0)
+        return self.dropout(self.LayerNorm(x))
 
 
 class TextEncoder(nn.Module):
@@ -446,10 +472,10 @@ class LMHead(nn.Module):
 
 
 class KVCache:
-    """Self-attention keys and values of the tokens generated so far, one pair [R, H, T, d] a layer."""
+    """Self-attention keys and values of the tokens generated so far, one pair [R, H, T, d] per layer."""
 
     def __init__(self):
-        self.pairs = []
+        self.pairs: list[tuple[Tensor, Tensor]] = []
 
     @property
     def length(self) -> int:
@@ -485,8 +511,9 @@ def init_weights(module: nn.Module, std: float) -> None:
 # buffer, and the output matrix that is tied to the word embeddings. Anything else that is left over, or
 # missing, is an error.
 IGNORED = r"pooler\.|cls\.seq_relationship\.|embeddings\.position_ids$|cls\.predictions\.decoder\."
-# What a module has and no BERT file: it starts at random.
+# What a layer has and no BERT file: it starts at random.
 RANDOM = "crossattention."
+ADVICE = "give a checkpoint in BertModel's layout, and set model.bert.args to its architecture"
 
 
 def load_bert_weights(
@@ -498,8 +525,7 @@ def load_bert_weights(
 ) -> list[str]:
     """Fill the given modules from a BERT checkpoint; -> one line for the log on each.
 
-    source: a local file or folder (`model.safetensors` or `pytorch_model.bin`), `package:NAME` or a hub name;
-    in
+    source: a local file or folder (`model.safetensors` or `pytorch_model.bin`), `package:NAME` or a hub name; in
         BertModel's or BertForMaskedLM's layout, also with the old `gamma`/`beta` names.
     The text encoder takes the first layers, the fusion encoder the last ones if the file has enough for both,
     the decoder the first ones; cross-attention and what the file lacks stay at their initial values. Another
@@ -579,7 +605,7 @@ def load_embeddings(module: nn.Module, embeddings: dict, path: str) -> None:
     for key in ("position_embeddings.weight", "token_type_embeddings.weight"):
         if key in embeddings and len(embeddings[key]) > len(own[key]):
             embeddings = {**embeddings, key: embeddings[key][: len(own[key])]}
-    load_exactly(module.embeddings, embeddings, path)
+    load_exactly(module.embeddings, embeddings, path, ADVICE)
 
 
 def load_layers(module: nn.Module, layers: list[dict], path: str, first: int = 0) -> str:
@@ -587,7 +613,7 @@ def load_layers(module: nn.Module, layers: list[dict], path: str, first: int = 0
     own = module.encoder.layer
     taken = layers[first : first + len(own)]
     for layer, weights in zip(own, taken, strict=False):
-        load_exactly(layer, weights, path)
+        load_exactly(layer, weights, path, ADVICE, lacking=RANDOM)
     text = f"layers {first + 1} to {first + len(taken)} of {len(layers)} from {path}"
     if len(taken) < len(own):
         text += f"; the last {len(own) - len(taken)} of its {len(own)} layers start at random"
@@ -600,22 +626,5 @@ def load_head(head: LMHead, weights: dict, path: str) -> str:
     """Fill an LMHead, if the file has one; -> what was done."""
     if not weights:
         return f"starts at random ({path} has no cls.predictions)"
-    load_exactly(head, weights, path)
+    load_exactly(head, weights, path, ADVICE)
     return f"from {path}"
-
-
-def load_exactly(module: nn.Module, weights: dict, path: str) -> None:
-    """load_state_dict where only RANDOM may be missing and nothing left over or of another shape."""
-    own = module.state_dict()
-    missing = [key for key in own if key not in weights and not key.startswith(RANDOM)]
-    unexpected = [key for key in weights if key not in own]
-    wrong = [key for key in weights if key in own and weights[key].shape != own[key].shape]
-    if missing or unexpected:
-        problem = f"{missing[0]!r} is missing" if missing else f"{unexpected[0]!r} has no place"
-        raise UserError(f"{path}: does not fit the model, {problem}; give a checkpoint in BertModel's layout")
-    if wrong:
-        raise UserError(
-            f"{path}: {wrong[0]} has the shape {list(weights[wrong[0]].shape)}, the model needs "
-            f"{list(own[wrong[0]].shape)}; change model.bert.args to the file's architecture"
-        )
-    module.load_state_dict(weights, strict=False)

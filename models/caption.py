@@ -14,41 +14,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.bert import Memory
 from models.generation import check_options, generate, written_tokens
-from models.losses import IGNORE, fp32, global_mean, token_loss
-from models.semmim import SemMIM
+from models.losses import IGNORE, token_mean
+from models.semmim import SemMIM, SpecialTokens
+from models.tensors import fp32
 from utils import UserError
 
 BASELINES = ("mean", "greedy")
-# What captioning leaves unused stays as it is and in the checkpoint, and gets no gradient.
-UNUSED = ("vision_proj", "text_proj", "itm_head")
 
 
 class CaptionModel(nn.Module):
-    """backbone: a SemMIM with a decoder; tokens: has cls_id, sep_id and pad_id (dataset.text.Tokenizer)."""
+    """A backbone with its decoder; `forward` gives the loss of an objective, `generate` writes captions."""
 
-    def __init__(self, backbone: SemMIM, tokens):
+    def __init__(self, backbone: SemMIM, tokens: SpecialTokens):
         super().__init__()
         self.backbone = backbone
         self.ids = {"cls_id": tokens.cls_id, "sep_id": tokens.sep_id, "pad_id": tokens.pad_id}
-        backbone.log_temperature.requires_grad_(False)
-        backbone.image_encoder.mask_token.requires_grad_(False)
-        for name in UNUSED:
-            getattr(backbone, name).requires_grad_(False)
-
-    def encode(self, images: Tensor, prompt_ids: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, 3, S, S], [B, P], [B, P] -> the decoder's memory [B, 1+N+P, D] and its mask [B, 1+N+P]"""
-        net = self.backbone
-        image_embeds = net.image_encoder(images)  # [B, 1+N, D]
-        text_embeds = net.text_encoder(prompt_ids, prompt_mask)  # [B, P, D]
-        fused = net.fuse(text_embeds, prompt_mask, net.fusion_encoder.project_memory(image_embeds))
-        visible = prompt_mask.new_ones(image_embeds.shape[:2])
-        return torch.cat([image_embeds, fused], 1), torch.cat([visible, prompt_mask], 1)
+        backbone.freeze_alignment()
 
     def generate(self, images: Tensor, prompt_ids: Tensor, prompt_mask: Tensor, **options) -> tuple[Tensor, Tensor]:
         """Captions as token ids [B * num_return, T] and their scores; options: those of `generation.generate`."""
         with torch.no_grad():
-            memory, memory_mask = self.encode(images, prompt_ids, prompt_mask)
+            memory, memory_mask = self.backbone.encode_memory(images, prompt_ids, prompt_mask)
             return generate(self.backbone.decoder, memory, memory_mask, **self.ids, **options)
 
     def forward(self, batch: dict, objective: Callable) -> tuple[Tensor, dict]:
@@ -56,10 +44,10 @@ class CaptionModel(nn.Module):
 
         batch: image [B, 3, S, S]; prompt_ids, prompt_mask [B, P]; input_ids, target [B, T]; references.
         """
-        memory, memory_mask = self.encode(batch["image"], batch["prompt_ids"], batch["prompt_mask"])
+        memory, memory_mask = self.backbone.encode_memory(batch["image"], batch["prompt_ids"], batch["prompt_mask"])
         return objective(self, batch, memory, memory_mask)
 
-    def logits(self, input_ids: Tensor, said: Tensor, projected: list, memory_mask: Tensor) -> Tensor:
+    def logits(self, input_ids: Tensor, said: Tensor, projected: Memory, memory_mask: Tensor) -> Tensor:
         """Scores of the next token at the N positions where `said` is True, in the order of the rows: [N, V] float32.
 
         input_ids, said: [R, T]; R a multiple of the images, an image's rows side by side. Nothing is computed over
@@ -81,14 +69,14 @@ class CrossEntropy:
         return loss, {"token_accuracy": accuracy}
 
     def of_captions(
-        self, model: CaptionModel, batch: dict, projected: list, memory_mask: Tensor
+        self, model: CaptionModel, batch: dict, projected: Memory, memory_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(loss, share of tokens that the model ranks first)"""
         said = batch["target"] != IGNORE  # [B, T]
         target = batch["target"][said]  # [N]
         logits = model.logits(batch["input_ids"], said, projected, memory_mask)  # [N, V]
         right = (logits.argmax(-1) == target).float().mean()
-        return global_mean(token_loss(logits, target, self.label_smoothing), said.sum()), right
+        return token_mean(logits, target, self.label_smoothing), right
 
 
 class SelfCritical:
@@ -96,7 +84,7 @@ class SelfCritical:
 
     reward: (token ids [R, T] padded after [SEP], references of B images) -> [R] rewards on the CPU, the R / B
         sentences of an image side by side.
-    mode: "sample" draws `samples` sentences an image, "beam" takes the best of as many beams.
+    mode: "sample" draws `samples` sentences per image, "beam" takes the best of as many beams.
     baseline: "mean" of the image's other sentences, or the reward of its "greedy" sentence.
     cross_entropy: weight of the cross-entropy of the batch's captions added to the loss.
     min_tokens, max_tokens: as in `generation.generate`.

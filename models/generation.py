@@ -11,10 +11,13 @@ candidates, length penalty and stopping rule.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from models.bert import KVCache, TextDecoder
+from models.tensors import take
 from utils import UserError
 
 MODES = ("beam", "greedy", "sample")
@@ -48,7 +51,7 @@ def generate(
     Args:
         memory: [B, S, D], what the decoder attends to; memory_mask: [B, S], 1 = attend, None: everything.
         cls_id, sep_id, pad_id: the start token, the token that ends a sentence, and what follows it.
-        mode: "beam" (the `num_return` best of `beams`), "greedy", or "sample" (`num_return` draws an image).
+        mode: "beam" (the `num_return` best of `beams`), "greedy", or "sample" (`num_return` draws per image).
         min_tokens: before so many tokens are written [SEP] is not allowed. max_tokens: the most of them, [SEP]
             included.
         length_penalty: p in score = log-probability / length^p, greater p prefer longer sentences.
@@ -84,7 +87,16 @@ def generate(
         decoder.train(training)
 
 
-def check_options(mode, beams, min_tokens, max_tokens, num_return=1, top_k=0, top_p=1.0, temperature=1.0) -> None:
+def check_options(
+    mode: str,
+    beams: int,
+    min_tokens: int,
+    max_tokens: int,
+    num_return: int = 1,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    temperature: float = 1.0,
+) -> None:
     """Raise UserError for options of `generate` that have no meaning, by name."""
     if mode not in MODES:
         raise UserError(f"mode of generation: {mode!r} is none of {', '.join(MODES)}")
@@ -123,6 +135,7 @@ class Rows:
 
     @property
     def images(self) -> int:
+        """How many images are still at work."""
         return self.memory[0][0].shape[0]
 
     def append(self, token: Tensor) -> None:
@@ -146,9 +159,16 @@ class Rows:
 
 
 def write_rows(
-    rows: Rows, choose, sep_id: int, pad_id: int, min_tokens: int, max_tokens: int, length_penalty: float, copies: int
+    rows: Rows,
+    choose: Callable[[Tensor], Tensor],
+    sep_id: int,
+    pad_id: int,
+    min_tokens: int,
+    max_tokens: int,
+    length_penalty: float,
+    copies: int,
 ) -> tuple[Tensor, Tensor]:
-    """`copies` independent sentences an image; `choose` gives a token [R] for log-probabilities [R, V]."""
+    """`copies` independent sentences per image; `choose` gives a token [R] for log-probabilities [R, V]."""
     device, total = rows.tokens.device, len(rows.tokens) * copies
     sequences = torch.full((total, max_tokens), pad_id, dtype=torch.int64, device=device)
     sums, lengths = torch.zeros(total, device=device), torch.zeros(total, device=device)
@@ -206,7 +226,7 @@ def beam_search(
     length_penalty: float,
     num_return: int,
 ) -> tuple[Tensor, Tensor]:
-    """The `num_return` best finished sentences an image, see `generate`.
+    """The `num_return` best finished sentences per image, see `generate`.
 
     At every step the 2 * beams best continuations of an image's beams are candidates: those that end among
     the first `beams` are finished sentences, and compete there by score = log-probability / length^p; the best
@@ -224,7 +244,7 @@ def beam_search(
 
     for step in range(1, max_tokens + 1):
         log_probs = rows.log_probs()
-        width = running.shape[1]  # rows an image in this step
+        width = running.shape[1]  # rows per image in this step
         if step <= min_tokens:
             log_probs[:, sep_id] = -torch.inf
         scores, beam, token = best_continuations(log_probs, running, 2 * beams)  # [A, 2 * beams] each
@@ -278,11 +298,6 @@ def written_tokens(sequences: Tensor, sep_id: int) -> Tensor:
     return ends.cumsum(1) - ends.long() == 0
 
 
-def take(rows: Tensor, index: Tensor) -> Tensor:
-    """[A, n, T], [A, m] -> [A, m, T]"""
-    return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))
-
-
 # -------------------------------------------------------------------------------------------------------- sampling
 
 
@@ -303,9 +318,9 @@ def filter_logits(logits: Tensor, top_k: int, top_p: float, temperature: float) 
 
 
 def draw(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """One token a row with the probabilities softmax(logits), [R, V] -> [R].
+    """One token per row with the probabilities softmax(logits), [R, V] -> [R].
 
-    By one uniform number a row and the cumulated probabilities; torch.multinomial takes one for every entry, which
+    By one uniform number per row and the cumulated probabilities; torch.multinomial takes one for every entry, which
     on a CPU was half the time of self-critical training (320 rows, 30,522 tokens).
     """
     cumulated = logits.softmax(-1).cumsum(-1)  # [R, V]

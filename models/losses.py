@@ -1,38 +1,19 @@
-"""The losses of SemMIM as pure functions: tensors in, one scalar (or one value a row) out.
+"""The losses on text, and on images with text, as pure functions: tensors in, one scalar out (models/mim.py has MIM's).
 
 Similarities and softmaxes are computed in fp32 whatever the surrounding autocast, because a half-precision
 similarity divided by a temperature of 0.07 overflows easily. Loss functions that average over a number of rows
 which differs between ranks (MLM, PLM, ITM) return the sum over the local rows; `global_mean` turns sum and
-count into the mean over all ranks.
+count into the mean over all ranks, as `token_mean` does for tokens.
 """
-
-from collections.abc import Callable
-from functools import wraps
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.tensors import full_precision
 from utils import all_reduce_sum, world_size
 
 IGNORE = -100  # target of a position that counts for no loss, torch's own convention
-
-
-def fp32(x):
-    """Half-precision tensors in fp32, everything else as it is."""
-    return x.float() if isinstance(x, Tensor) and x.dtype in (torch.bfloat16, torch.float16) else x
-
-
-def full_precision(function: Callable) -> Callable:
-    """Run `function` outside autocast, with every half-precision tensor argument in fp32."""
-
-    @wraps(function)
-    def wrapped(*args, **kwargs):
-        device = next(x.device.type for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
-        with torch.autocast(device, enabled=False):
-            return function(*(fp32(x) for x in args), **{name: fp32(x) for name, x in kwargs.items()})
-
-    return wrapped
 
 
 def global_mean(total: Tensor, count: Tensor) -> Tensor:
@@ -45,28 +26,7 @@ def global_mean(total: Tensor, count: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# Self-distillation: L_cls and L_patch (the paper, Section 3.2; the loss is DINO's)
-# ---------------------------------------------------------------------------------------------------------------
-
-
-@full_precision
-def teacher_distribution(logits: Tensor, centre: Tensor, temperature: float) -> Tensor:
-    """softmax((logits - centre) / temperature): the soft label over the K patterns. [..., K] -> [..., K]"""
-    return ((logits - centre) / temperature).softmax(-1)
-
-
-@full_precision
-def distillation_loss(student_logits: Tensor, teacher_probs: Tensor, student_temperature: float) -> Tensor:
-    """Cross-entropy of the student under the teacher's soft labels, one value a row.
-
-    L_cls is its mean over the B [CLS] rows, L_patch its mean over the B*M masked patches.
-    student_logits, teacher_probs: [..., K] -> [...]
-    """
-    return -(teacher_probs * (student_logits / student_temperature).log_softmax(-1)).sum(-1)
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# ITC: image-text contrastive loss (ALBEF, Section 3.2: momentum features, queue, soft targets)
+# ITC: image-text contrastive loss (as ALBEF: momentum features, queue, soft targets)
 # ---------------------------------------------------------------------------------------------------------------
 
 
@@ -110,7 +70,7 @@ def itc_loss(
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# ITM: image-text matching with hard negatives (ALBEF, Section 3.2)
+# ITM: image-text matching with hard negatives (as ALBEF)
 # ---------------------------------------------------------------------------------------------------------------
 
 
@@ -156,7 +116,7 @@ def mask_tokens(
 ) -> tuple[Tensor, Tensor]:
     """BERT's masking: `probability` of the maskable tokens, of these 80% [MASK], 10% a random token, 10% unchanged.
 
-    At least one token a row is chosen. input_ids, random_ids: [B, L]; maskable: [B, L] bool (no [CLS], [SEP], [PAD]);
+    At least one token per row is chosen. input_ids, random_ids: [B, L]; maskable: [B, L] bool (no [CLS], [SEP], [PAD]);
     select, replace: [B, L] uniform draws. Returns (masked ids [B, L], chosen [B, L] bool).
     """
     select = select.masked_fill(~maskable, torch.inf)
@@ -196,3 +156,8 @@ def split_prefix(
 def token_loss(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Sum of the cross-entropy over tokens (MLM at the masked positions, PLM over the suffix). [R, V], [R] -> scalar"""
     return F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum", label_smoothing=label_smoothing)
+
+
+def token_mean(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """The mean of `token_loss` over the tokens of all ranks. [R, V], [R] without IGNORE -> scalar"""
+    return global_mean(token_loss(logits, target, label_smoothing), target.new_full((), len(target)))

@@ -1,4 +1,4 @@
-"""Momentum twins of the encoders (the paper, Eq. 1) and the queue of their features (MoCo, ALBEF)."""
+"""The momentum teacher, slowly moving copies of the encoders, and the queue of their features (MoCo, ALBEF)."""
 
 import copy
 
@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 
-class MomentumTwin(nn.Module):
+class MomentumTeacher(nn.Module):
     """Slowly moving copies of some modules: no gradient, always in eval mode (no dropout).
 
     students: name -> module. The copies are attributes of the same name, so that the teacher reads as the student
-    does: `twin.image_encoder(images)`. The students themselves are not registered here.
+    does: `teacher.image_encoder(images)`. The students themselves are not registered here.
     """
 
     def __init__(self, students: dict[str, nn.Module]):
@@ -19,19 +19,23 @@ class MomentumTwin(nn.Module):
             self.add_module(name, copy.deepcopy(module).requires_grad_(False))
         self.eval()
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> nn.Module:
         """Stay in eval mode whatever the surrounding model does."""
         return super().train(False)
 
     @torch.no_grad()
     def update(self, students: dict[str, nn.Module], momentum: float) -> None:
-        """Eq. 1: theta^ = m theta^ + (1 - m) theta, for all tensors in one multi-tensor call."""
+        r"""Eq. 1: \theta_{\hat E_I} = m \theta_{\hat E_I} + (1 - m) \theta_{E_I}, all tensors in one multi-tensor call.
+
+        E_I is the image encoder among `students`, \hat E_I its copy here, m `momentum`; the head (H_I, \hat H_I) and
+        what ITC needs move alike. The paper prints \theta_{E_I} twice on the right, a misprint: nothing would move.
+        """
         pairs = [
             (mine, theirs)
             for name, module in students.items()
             for mine, theirs in zip(getattr(self, name).parameters(), module.parameters(), strict=True)
         ]
-        if not pairs:  # some configurations need no twin
+        if not pairs:  # some configurations need no teacher
             return
         torch._foreach_lerp_([mine for mine, _ in pairs], [theirs for _, theirs in pairs], 1 - momentum)
 

@@ -4,41 +4,37 @@ import torch
 from torch import Tensor, nn
 
 from models.alignment import Features, contrast, hard_negatives, match
-from models.momentum import FeatureQueue, MomentumTwin
+from models.momentum import FeatureQueue, MomentumTeacher
 from models.semmim import SemMIM, project
-
-CHOICES = {"itc.negatives": ("queue", "batch")}
+from utils import Config
 
 
 class RetrievalModel(nn.Module):
-    """A backbone without decoder, with momentum twins and a queue; `forward` gives the loss of one micro-batch.
+    """A backbone without decoder, with a momentum teacher and a queue; `forward` gives the loss of one micro-batch.
 
     cfg: the configuration's `itc` and `momentum`. `models.ranking` evaluates the backbone.
     """
 
-    def __init__(self, backbone: SemMIM, cfg):
+    def __init__(self, backbone: SemMIM, cfg: Config):
         super().__init__()
         self.backbone, self.momentum = backbone, cfg.momentum
         backbone.image_encoder.mask_token.requires_grad_(False)  # nothing is masked here
         self.queue = self.teacher = None
         if cfg.itc.negatives == "queue":
             self.queue = FeatureQueue(cfg.itc.queue_size, backbone.description["embed_dim"])
-            self.teacher = MomentumTwin(self.students())
+            self.teacher = MomentumTeacher(self.students())
 
     def students(self) -> dict[str, nn.Module]:
-        """The modules that have a momentum twin."""
+        """The modules that the momentum teacher copies."""
         names = ("image_encoder", "vision_proj", "text_encoder", "text_proj")
         return {name: getattr(self.backbone, name) for name in names}
 
-    def forward(
-        self, batch: dict, alpha: float, draws: Tensor | None = None, itm_groups: int = 1
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: dict, alpha: float, draws: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a micro-batch and the values to log.
 
         batch: image [B, 3, S, S], input_ids, attention_mask [B, L], image_id, caption_id [B]
         (PretrainCollate).
-        alpha: weight of ITC's soft targets now; draws: [2, B] uniform, for the negative images and texts; itm_groups:
-        see `hard_negatives`.
+        alpha: weight of ITC's soft targets now; draws: [2, B] uniform, for the negative images and texts.
         """
         net, ids, mask = self.backbone, batch["input_ids"], batch["attention_mask"]
         if draws is None:
@@ -48,16 +44,16 @@ class RetrievalModel(nn.Module):
         image_feat_m, text_feat_m = self.teach(batch, image_feat, text_feat)
         features = Features(image_feat, text_feat, image_feat_m, text_feat_m, batch["image_id"], batch["caption_id"])
         itc = contrast(features, net.temperature(), self.queue, alpha, remember=self.training)
-        negatives = hard_negatives(features, net.temperature(), *draws, itm_groups)
+        negatives = hard_negatives(features, net.temperature(), *draws)
         image_memory = net.fusion_encoder.project_memory(image_embeds)
         itm, accuracy = match(net, text_embeds, mask, image_memory, negatives)
         logs = {"loss/itc": itc.detach(), "loss/itm": itm.detach(), "itm/accuracy": accuracy}
-        logs |= {"temperature": net.temperature().detach(), "itm/rows_left_out": (~negatives[2]).sum()}
+        logs |= {"temperature": net.temperature().detach(), "itm/rows_left_out": (~negatives.valid).sum()}
         return itc + itm, logs
 
     @torch.no_grad()
     def teach(self, batch: dict, image_feat: Tensor, text_feat: Tensor) -> tuple[Tensor, Tensor]:
-        """(image, text) features [B, E] of the twins; the student's own where there is no queue."""
+        """(image, text) features [B, E] of the teacher; the student's own where there is no queue."""
         if self.teacher is None:
             return image_feat.detach(), text_feat.detach()
         teacher = self.teacher
@@ -67,7 +63,7 @@ class RetrievalModel(nn.Module):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """After the optimizer step: clamp the temperature, move the twins (Eq. 1), fill the queue."""
+        """After the optimizer step: clamp the temperature, move the teacher, fill the queue."""
         self.backbone.clamp_temperature()
         if self.teacher is not None:
             self.teacher.update(self.students(), self.momentum)

@@ -7,21 +7,33 @@ checkpoint alone is enough to rebuild the model at another resolution or without
 import math
 from dataclasses import asdict
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.bert import BertConfig, FusionEncoder, LMHead, TextDecoder, TextEncoder, load_bert_weights
-from models.losses import fp32
+from models.bert import BertConfig, FusionEncoder, LMHead, Memory, TextDecoder, TextEncoder, load_bert_weights
+from models.tensors import fp32
 from models.vit import ImageEncoder, resize_positions
-from utils import UserError, find_file, load_checkpoint
+from models.weights import load_exactly
+from utils import Config, UserError, find_file, load_checkpoint
 
 TEMPERATURE_RANGE = (0.001, 0.5)  # ALBEF clamps its temperature to this range
 PREFIX = "backbone."  # where every stage's model keeps its backbone, and so the prefix of its keys in a checkpoint
 
 
-def describe(cfg) -> dict:
+class SpecialTokens(Protocol):
+    """Ids that the models need, and the number of word pieces, as dataset.text.Tokenizer has them."""
+
+    cls_id: int
+    sep_id: int
+    pad_id: int
+    mask_id: int
+    vocab_size: int
+
+
+def describe(cfg: Config) -> dict:
     """The architecture in a config (`model`, `text.sep`, `itc.temperature`) as a plain dict for checkpoints."""
     bert = BertConfig.from_file(find_file(cfg.model.bert.config, "model.bert.config"), cfg.model.bert.args)
     return {
@@ -102,7 +114,7 @@ class SemMIM(nn.Module):
         self,
         text_embeds: Tensor,
         text_mask: Tensor,
-        image_memory: list,
+        image_memory: Memory,
         rows: Tensor | None = None,
         keep: int | None = None,
     ) -> Tensor:
@@ -112,6 +124,36 @@ class SemMIM(nn.Module):
         many leading tokens of each row are needed (matching needs [CLS] alone, which spares most of the last layer).
         """
         return self.fusion_encoder(text_embeds, text_mask, image_memory, rows=rows, keep=keep)
+
+    def decoder_memory(self, image_embeds: Tensor, fused: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """What the decoder attends to in every stage, [image tokens ; fused text] -> (memory, its mask [B, 1+N+L]).
+
+        image_embeds: [B, 1+N, D]; fused: [B, L, D], of a prefix, prompt or question; text_mask: [B, L].
+        """
+        memory = torch.cat([image_embeds, fused], 1)  # [B, 1+N+L, D]
+        return memory, torch.cat([text_mask.new_ones(image_embeds.shape[:2]), text_mask], 1)
+
+    def encode_memory(
+        self, images: Tensor, input_ids: Tensor, attention_mask: Tensor, image_rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`decoder_memory` of images and what is said or asked of them. [U, 3, S, S], [B, L], [B, L]
+
+        image_rows: [B] the image of each text; None: text b belongs to image b.
+        """
+        image_embeds = self.image_encoder(images)  # [U, 1+N, D]
+        text_embeds = self.text_encoder(input_ids, attention_mask)  # [B, L, D]
+        memory = self.fusion_encoder.project_memory(image_embeds)
+        fused = self.fuse(text_embeds, attention_mask, memory, image_rows)  # [B, L, D]
+        if image_rows is not None:
+            image_embeds = image_embeds[image_rows]
+        return self.decoder_memory(image_embeds, fused, attention_mask)
+
+    def freeze_alignment(self) -> None:
+        """No gradient for what writing text leaves unused: it stays as it is, and in the checkpoint."""
+        for module in (self.vision_proj, self.text_proj, self.itm_head):
+            module.requires_grad_(False)
+        self.log_temperature.requires_grad_(False)
+        self.image_encoder.mask_token.requires_grad_(False)
 
     def mlm_logits(self, fused: Tensor) -> Tensor:
         """[..., D] -> [..., V] with the text encoder's word embeddings as output layer"""
@@ -128,7 +170,7 @@ def project(layer: nn.Linear, tokens: Tensor) -> Tensor:
 
 
 def build_backbone(
-    cfg, decoder: bool = True, mlm_head: bool = True, initial_weights: bool = True
+    cfg: Config, decoder: bool = True, mlm_head: bool = True, initial_weights: bool = True
 ) -> tuple[SemMIM, list[str]]:
     """A new backbone with the initial weights that the config names, and log lines that say what came from where.
 
@@ -197,15 +239,6 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], path: str | Path) -
 
     Returns the names of the top-level parts in `state` that the model does not have.
     """
+    load_exactly(model, state, path, "use the config that the checkpoint was trained with", extra=True)
     own = model.state_dict()
-    missing = [key for key in own if key not in state]
-    if missing:
-        raise UserError(f"{path}: {len(missing)} weights are missing, the first is {missing[0]}")
-    for key, value in own.items():
-        if value.shape != state[key].shape:
-            raise UserError(
-                f"{path}: {key} has shape {tuple(state[key].shape)}, the model {tuple(value.shape)}: "
-                "use the config that the checkpoint was trained with"
-            )
-    model.load_state_dict({key: state[key] for key in own})
     return sorted({key.split(".")[0] for key in state if key not in own})

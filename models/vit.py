@@ -1,8 +1,8 @@
 """The image encoder: a timm Vision Transformer with a [MASK] token and text injection in its last layers.
 
-The paper, Section 3.2: some patches of the student's image become a learnable [MASK], and from layer
-`inject_from` on (layers are counted from 1) the text tokens join the sequence, so that the masked patches are
-recovered with the text's help.
+As the paper has it, some patches of the student's image become a learnable [MASK], and from layer `inject_from`
+on (layers are counted from 1) the text tokens join the sequence, so that the masked patches are recovered with the
+text's help.
 
 Shapes: B images, N = grid * grid patches, L text tokens, D the width.
 """
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.bert import fused_attention_pays, padding_mask
-from models.weights import find_weights, first_line, read_weights
+from models.weights import find_weights, first_line, load_exactly, read_weights
 from utils import UserError
 
 log = logging.getLogger("semmim")
@@ -70,7 +70,7 @@ class ImageEncoder(nn.Module):
         CLIP, which was trained with QuickGELU.
     args: timm.create_model's keyword arguments (`embed_dim`, `depth`, ...).
     weights: "random"; "openai" (timm's hub weights of that tag) or "hub" (the name's default tag); or a file,
-        a folder or a model of the Hugging Face hub, see `load_weights`. Positions are resized to
+        a folder or a model of the Hugging Face hub, see `load_vit_weights`. Positions are resized to
         `image_size`.
     checkpointing: recompute each layer in the backward pass instead of keeping its activations.
     """
@@ -93,7 +93,7 @@ class ImageEncoder(nn.Module):
         self.mask_token = nn.Parameter(torch.empty(self.width))
         nn.init.normal_(self.mask_token, std=0.02)
         if weights not in ("random", "openai", "hub"):
-            load_weights(self, weights)
+            load_vit_weights(self, weights)
 
     def embed(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """images: [B, 3, S, S] -> the first layer's input [B, 1 + N, D].
@@ -210,7 +210,7 @@ def create_vit(name: str, image_size: int, args: dict, weights: str = "random") 
 # ------------------------------------------------------------------------------------------ weights of others
 
 
-def load_weights(encoder: ImageEncoder, path: str) -> str:
+def load_vit_weights(encoder: ImageEncoder, path: str) -> str:
     """Load the ViT of `encoder` from a .safetensors, .pt or .pth file (`path`: see `weights.find_weights`).
 
     Known layouts: timm's; Hugging Face's CLIPModel and CLIPVisionModel; OpenAI's state dict of CLIP. Entries
@@ -220,22 +220,8 @@ def load_weights(encoder: ImageEncoder, path: str) -> str:
     path, _ = find_weights(str(path))
     layout, weights = to_timm(read_weights(path), path)
     weights = resize_positions(weights, "", encoder)
-    own = encoder.vit.state_dict()
-    missing, unexpected = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
-    if missing or unexpected:
-        what = f"{missing[0]!r} is missing" if missing else f"{unexpected[0]!r} has no place"
-        raise UserError(
-            f"{path}: read as a {layout} file, it does not fit the image encoder: {what} ({len(missing)} "
-            f"missing, {len(unexpected)} left over); choose the model.image_encoder.name that the file was "
-            f"made for"
-        )
-    for key, value in weights.items():
-        if value.shape != own[key].shape:
-            raise UserError(
-                f"{path}: {key} has the shape {list(value.shape)}, the image encoder needs "
-                f"{list(own[key].shape)}; set model.image_encoder.name and args to the file's architecture"
-            )
-    encoder.vit.load_state_dict(weights)
+    advice = "set model.image_encoder.name and args to the architecture that the file was made for"
+    load_exactly(encoder.vit, weights, f"{path} (read as a {layout} file)", advice)
     if layout == "openai" and not is_quick_gelu(encoder.vit):
         log.warning("%s: OpenAI's CLIP was trained with QuickGELU; use a *_clip_quickgelu_* image encoder", path)
     return layout
@@ -290,4 +276,5 @@ def resize_positions(state_dict: dict[str, Tensor], prefix: str, encoder: ImageE
 
 
 def is_quick_gelu(vit: VisionTransformer) -> bool:
+    """Whether its MLPs use the approximate GELU that OpenAI's CLIP was trained with."""
     return "quick" in type(vit.blocks[0].mlp.act).__name__.lower()

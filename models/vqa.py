@@ -8,44 +8,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.bert import Memory, TextDecoder
 from models.generation import generate
-from models.losses import fp32
-from models.semmim import SemMIM
+from models.semmim import SemMIM, SpecialTokens
+from models.tensors import fp32
 
-UNUSED = ("vision_proj", "text_proj", "itm_head")  # parts of the backbone that answering does not need
 ROWS_AT_ONCE = 1024  # answers of one decoder pass in ranking: their scores over the whole vocabulary are large
 
 
 class VQAModel(nn.Module):
-    """A backbone with its decoder; `forward` gives the loss, `answer` writes answers, `rank` chooses from a list.
+    """A backbone with its decoder; `forward` gives the loss, `answer` writes answers, `rank` chooses from a list."""
 
-    tokens: ids as attributes cls_id, sep_id, pad_id (dataset.text.Tokenizer has them).
-    """
-
-    def __init__(self, backbone: SemMIM, tokens):
+    def __init__(self, backbone: SemMIM, tokens: SpecialTokens):
         super().__init__()
         self.backbone = backbone
         self.tokens = {name: getattr(tokens, name) for name in ("cls_id", "sep_id", "pad_id")}
-        for name in UNUSED:
-            getattr(backbone, name).requires_grad_(False)
-        backbone.log_temperature.requires_grad_(False)
-        backbone.image_encoder.mask_token.requires_grad_(False)
+        backbone.freeze_alignment()
 
     def remember(self, batch: dict) -> tuple[Tensor, Tensor]:
         """What the decoder attends to: (memory [B, S+L, D], memory_mask [B, S+L]).
 
-        batch: image [U, 3, S, S], input_ids, attention_mask [B, L], and image_rows [B], the picture of each question,
+        batch: image [U, 3, S, S], input_ids, attention_mask [B, L], and image_rows [B], the image of each question,
         where U is not B.
         """
-        net, mask = self.backbone, batch["attention_mask"]
         rows = batch.get("image_rows")
-        image_embeds = net.image_encoder(batch["image"])  # [U, S, D]
-        text_embeds = net.text_encoder(batch["input_ids"], mask)
-        fused = net.fuse(text_embeds, mask, net.fusion_encoder.project_memory(image_embeds), rows)  # [B, L, D]
-        if rows is not None:
-            image_embeds = image_embeds[rows]
-        memory_mask = torch.cat([mask.new_ones(image_embeds.shape[:2]), mask], 1)
-        return torch.cat([image_embeds, fused], 1), memory_mask
+        return self.backbone.encode_memory(batch["image"], batch["input_ids"], batch["attention_mask"], rows)
 
     def forward(self, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean over the questions of their answers' weighted negative log-likelihoods (ALBEF), and values to log.
@@ -102,8 +89,8 @@ class VQAModel(nn.Module):
 
 
 def answer_log_probs(
-    decoder: nn.Module,
-    memory: list,
+    decoder: TextDecoder,
+    memory: Memory,
     memory_mask: Tensor,
     ids: Tensor,
     target: Tensor,

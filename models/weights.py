@@ -1,11 +1,13 @@
-"""Reading weight files that others published: safetensors and PyTorch files, found locally or on the hub."""
+"""Weights: reading the files that others published, found locally or on the hub, and putting them into a module."""
 
 import importlib.util
 import os
 import zipfile
+from collections.abc import Callable, Mapping
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from utils import UserError, find_file
 
@@ -13,7 +15,7 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 EXTENSIONS = (".safetensors", ".bin", ".pt", ".pth")
 
 
-def read_weights(path: str) -> dict[str, torch.Tensor]:
+def read_weights(path: str) -> dict[str, Tensor]:
     """-> the state dict in a .safetensors, .pt, .pth or .bin file, on the CPU. No code from the file is run.
 
     A dict under "state_dict" or "model" is unpacked and DDP's `module.` removed. A file that is absent,
@@ -39,7 +41,50 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
             weights = weights[key]
     if not isinstance(weights, dict):
         raise UserError(f"{path}: holds no state dict (a dict of tensors)")
-    return {k.removeprefix("module."): v for k, v in weights.items() if isinstance(v, torch.Tensor)}
+    return {k.removeprefix("module."): v for k, v in weights.items() if isinstance(v, Tensor)}
+
+
+def load_exactly(
+    module: nn.Module,
+    weights: Mapping[str, Tensor],
+    source: str | os.PathLike,
+    advice: str,
+    lacking: str | None = None,
+    extra: bool = False,
+) -> None:
+    """Copy `weights` into `module`, all that it has and nothing else; see `check_weights`, whose UserError this raises.
+
+    extra: whether `weights` may hold more, which is left out.
+    """
+    own = module.state_dict()
+    if extra:
+        weights = {name: value for name, value in weights.items() if name in own}
+    check_weights(own, weights, source, advice, lacking)
+    module.load_state_dict(weights, strict=False)
+
+
+def check_weights(
+    own: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    source: str | os.PathLike,
+    advice: str,
+    lacking: str | None = None,
+    shown: Callable[[str], str] = str,
+) -> None:
+    """Raise UserError unless `weights` have exactly the names and shapes of `own`, a module's state dict.
+
+    source: the file, which the one line names first; advice: what to do, with which it ends; lacking: prefix of the
+    names that may be missing; shown: how a name is called in the file, where it was renamed.
+    """
+    missing = [name for name in own if name not in weights and not (lacking and name.startswith(lacking))]
+    left_over = [name for name in weights if name not in own]
+    wrong = [name for name in own if name in weights and weights[name].shape != own[name].shape]
+    for names, problem in ((missing, "is missing"), (left_over, "has no place in the model"), (wrong, "")):
+        if names:
+            name, others = names[0], len(names) - 1
+            problem = problem or f"has the shape {list(weights[name].shape)} instead of {list(own[name].shape)}"
+            more = f" (and {others} more)" if others else ""
+            raise UserError(f"{source}: {shown(name)} {problem}{more}; {advice}")
 
 
 def find_weights(source: str) -> tuple[str, str | None]:
@@ -96,5 +141,6 @@ def is_torchscript(path: str) -> bool:
 
 
 def first_line(error: Exception) -> str:
+    """The first line of its message, or its name where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -1,6 +1,8 @@
 """Five optimizer steps of a tiny model on fixed data and draws; run by torchrun or as one process.
 
-    PYTHONPATH=.:tests python tests/distributed_steps.py pretrain|retrieval OUT.pth GROUPS [override ...]
+    PYTHONPATH=.:tests python tests/distributed_steps.py pretrain|retrieval OUT.pth RANKS [override ...]
+
+One process stands in for RANKS of them: ITM then draws its negatives within the rows that each of them would have.
 
 Everything is in fp64: AdamW divides by the root of the squared gradient, which blows rounding noise up to whole steps
 where the exact gradient is zero (the biases of attention keys).
@@ -11,6 +13,7 @@ import sys
 import torch
 from tiny import NO_DROPOUT, draws_part, make_batch, make_draws, tiny_config, tiny_model
 
+from models import alignment
 from models.retrieval import RetrievalModel
 from optim import create_optimizer
 from utils import all_reduce_sum, init_distributed, is_main, rank, run_main, unwrap, world_size, wrap_ddp
@@ -18,9 +21,22 @@ from utils import all_reduce_sum, init_distributed, is_main, rank, run_main, unw
 GLOBAL_BATCH, STEPS = 8, 5
 
 
-def main(stage: str, out: str, groups: str, *overrides: str) -> None:
+def negatives_within(ranks: int) -> None:
+    """Let ITM take negatives only from the rows that would be on the same one of `ranks` ranks."""
+    everywhere = alignment.legal_negatives
+
+    def legal_negatives(image_id, caption_id):
+        owner = torch.arange(len(image_id)) * ranks // len(image_id)
+        return everywhere(image_id, caption_id) & (owner[:, None] == owner)
+
+    alignment.legal_negatives = legal_negatives
+
+
+def main(stage: str, out: str, ranks: str, *overrides: str) -> None:
     device = init_distributed("cpu")
     torch.set_num_threads(1)
+    if world_size() == 1:
+        negatives_within(int(ranks))
     model = tiny_model(*NO_DROPOUT, *overrides).double()
     if stage == "retrieval":
         model.backbone.decoder = model.backbone.mlm_head = None
@@ -42,7 +58,7 @@ def main(stage: str, out: str, groups: str, *overrides: str) -> None:
             mine["image"], draws_mine = mine["image1"], torch.stack([draws.itm_image, draws.itm_text])[:, rows]
         else:
             draws_mine = draws_part(draws, rows, length)
-        loss, logs = wrapped(mine, 0.4, draws=draws_mine, itm_groups=int(groups))
+        loss, logs = wrapped(mine, 0.4, draws=draws_mine)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -52,7 +52,7 @@ def test_the_memory_is_that_of_pre_training():
     """The image's tokens, then the prompt through text and fusion encoder; an empty prompt is [CLS] alone."""
     model, batch = tiny_captioner().eval(), caption_batch()
     with torch.no_grad():
-        memory, mask = model.encode(batch["image"], batch["prompt_ids"], batch["prompt_mask"])
+        memory, mask = model.backbone.encode_memory(batch["image"], batch["prompt_ids"], batch["prompt_mask"])
         net = model.backbone
         image_embeds, _ = net.encode_image(batch["image"])
         text_embeds, _ = net.encode_text(batch["prompt_ids"], batch["prompt_mask"])
@@ -66,7 +66,7 @@ def test_the_memory_is_that_of_pre_training():
 def test_cross_entropy_is_the_mean_over_all_tokens_and_leaves_unused_parts_alone(smoothing):
     model, batch = tiny_captioner(), caption_batch()
     loss, logs = model(batch, CrossEntropy(smoothing))
-    memory, mask = model.encode(batch["image"], batch["prompt_ids"], batch["prompt_mask"])
+    memory, mask = model.backbone.encode_memory(batch["image"], batch["prompt_ids"], batch["prompt_mask"])
     projected = model.backbone.decoder.project_memory(memory)
     logits = model.backbone.decoder.lm_logits(
         model.backbone.decoder(batch["input_ids"], memory=projected, memory_mask=mask)
@@ -97,7 +97,7 @@ def test_the_self_critical_loss_equals_the_hand_formula():
     torch.manual_seed(4)
     loss, logs = model(batch, objective)
     sequences = seen[0]
-    memory, mask = model.encode(batch["image"], batch["prompt_ids"], batch["prompt_mask"])
+    memory, mask = model.backbone.encode_memory(batch["image"], batch["prompt_ids"], batch["prompt_mask"])
     total = 0.0
     baselines = [4.0, 3.5, 1.5, 0.0, 0.25, 0.25]
     for row, (ids, r, b) in enumerate(zip(sequences.tolist(), rewards.tolist(), baselines, strict=True)):

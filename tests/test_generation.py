@@ -1,12 +1,14 @@
 """Generation against transformers' `generate`, token for token."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from transformers import BertConfig as HFConfig
 from transformers import BertLMHeadModel, DynamicCache, EncoderDecoderCache, TopKLogitsWarper, TopPLogitsWarper
 
 from models.bert import BertConfig, TextDecoder
-from models.generation import Rows, draw, filter_logits, generate
+from models.generation import draw, filter_logits, generate, written_tokens
 from utils import UserError
 
 VOCAB = 60
@@ -133,51 +135,44 @@ def test_a_sentence_does_not_depend_on_its_neighbours_in_the_batch(pair, memory,
         torch.testing.assert_close(scores[i : i + 1], score)
 
 
+@contextmanager
+def decoder_calls(decoder):
+    """A list that receives, for every pass of the decoder, its number of rows and its memory."""
+    calls = []
+
+    def note(_, arguments, options):
+        calls.append((len(arguments[0]), options["memory"]))
+
+    hook = decoder.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        hook.remove()
+
+
 @pytest.mark.parametrize("mode", ["beam", "greedy", "sample"])
-def test_finished_sentences_leave_the_batch(pair, memory, mode, monkeypatch):
-    rows_of_step = []
-    original = Rows.log_probs
-
-    def counted(self):
-        rows_of_step.append(len(self.tokens))
-        return original(self)
-
-    monkeypatch.setattr(Rows, "log_probs", counted)
+def test_finished_sentences_leave_the_batch(pair, memory, mode):
     copies = 2 if mode == "sample" else 1
-    found, _ = generate(
-        pair[1],
-        *memory,
-        **TOKENS,
-        mode=mode,
-        beams=3,
-        num_return=copies,
-        max_tokens=20,
-        generator=torch.Generator().manual_seed(0),
-    )
-    if mode == "beam":
-        return_width = 3
-    else:
-        return_width = copies
+    with decoder_calls(pair[1]) as calls:
+        options = {"beams": 3, "num_return": copies, "max_tokens": 20}
+        found, _ = generate(
+            pair[1], *memory, **TOKENS, mode=mode, **options, generator=torch.Generator().manual_seed(0)
+        )
+    rows_of_step = [rows for rows, _ in calls]
+    width = 3 if mode == "beam" else copies
+    if mode != "beam":
         alive = [(found.view(7, copies, -1)[:, :, :t] != SEP).all(2) for t in range(1, found.shape[1])]
-        expected = [7] + [int(a.any(1).sum() * a.sum(1).max()) for a in alive]
-        assert rows_of_step == expected
-    full = [7] + [7 * return_width] * (len(rows_of_step) - 1)
-    if (found[:, -1] == PAD).any():
-        assert sum(rows_of_step) < sum(full)
+        assert rows_of_step == [7] + [int(a.any(1).sum() * a.sum(1).max()) for a in alive]
+    lengths = written_tokens(found, SEP).sum(1)
+    whole = 7 + 7 * width * (len(rows_of_step) - 1)
+    assert sum(rows_of_step) < whole or lengths.min() == lengths.max()
 
 
-def test_memory_is_projected_once_and_never_copied_for_beams(pair, memory, monkeypatch):
-    shapes = []
-    original = TextDecoder.forward
-
-    def seen(self, input_ids, *args, memory, **options):
-        shapes.append((len(input_ids), memory[0][0].shape[0], memory[0][0].data_ptr()))
-        return original(self, input_ids, *args, memory=memory, **options)
-
-    monkeypatch.setattr(TextDecoder, "forward", seen)
-    generate(pair[1], *memory, **TOKENS, beams=4, min_tokens=6, max_tokens=6)
-    assert [s[:2] for s in shapes] == [(7, 7)] + [(28, 7)] * 5
-    assert len({s[2] for s in shapes}) == 1
+def test_memory_is_projected_once_and_never_copied_for_beams(pair, memory):
+    with decoder_calls(pair[1]) as calls:
+        generate(pair[1], *memory, **TOKENS, beams=4, min_tokens=6, max_tokens=6)
+    assert [(rows, projected[0][0].shape[0]) for rows, projected in calls] == [(7, 7)] + [(28, 7)] * 5
+    assert len({projected[0][0].data_ptr() for _, projected in calls}) == 1
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (5, 1.0), (0, 0.7), (8, 0.5), (0, 0.01)])
@@ -193,12 +188,14 @@ def test_filtered_logits_equal_transformers(top_k, top_p):
 
 def test_samples_have_the_decoders_frequencies(pair, memory):
     one = memory[0][:1], memory[1][:1]
-    start = Rows(pair[1], *one, CLS, use_cache=False)
+    decoder = pair[1]
     with torch.no_grad():
-        log_probs = start.log_probs()[0]
+        projected = decoder.project_memory(one[0])
+        start = decoder(torch.tensor([[CLS]]), memory=projected, memory_mask=one[1])
+        log_probs = decoder.lm_logits(start[0, -1]).log_softmax(-1)
     log_probs[SEP] = -torch.inf
     draws, scores = generate(
-        pair[1],
+        decoder,
         *one,
         **TOKENS,
         mode="sample",

@@ -1,79 +1,146 @@
-"""Masking and targets of masked image modeling, against lightly, MAE's formula and enumerated probabilities."""
+"""Masking, losses and targets of masked image modeling, against lightly, MAE's formula and enumerated probabilities."""
 
 import itertools
+import math
 
 import pytest
 import torch
 from scipy.stats import chisquare
 
-from models.losses import distillation_loss, teacher_distribution
 from models.mim import (
     EncodingHead,
-    TeacherCentre,
+    TeacherCenter,
     as_mask,
+    cls_loss,
+    code_loss,
+    collapse_monitors,
+    draw_patches,
+    masked_count,
     normalised_patch_pixels,
-    patch_similarity,
+    patch_loss,
     patterns_in_use,
+    pixel_loss,
+    random_mask,
     relevant_share,
-    sample_patches,
+    text_guided_mask,
 )
-
-dino_loss = pytest.importorskip("lightly.loss.dino_loss")
-ibot_loss = pytest.importorskip("lightly.loss.ibot_loss")
+from models.tensors import take
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_cls_loss_and_centre_equal_lightly_dino():
+def uniform(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# ------------------------------------------------------------------------------------------------------- losses
+
+
+def slow_cross_entropy(student, teacher, center, student_temperature, teacher_temperature) -> float:
+    """Of one row each, pattern by pattern; all lists of numbers."""
+    t = [math.exp((x - c) / teacher_temperature) for x, c in zip(teacher, center, strict=True)]
+    s = [math.exp(x / student_temperature) for x in student]
+    return -sum(a / sum(t) * math.log(b / sum(s)) for a, b in zip(t, s, strict=True))
+
+
+def test_cls_loss_is_the_mean_cross_entropy_summed_over_patterns():
+    student, teacher = random(2, 3, 5)
+    center = torch.linspace(-1, 1, 5)
+    loss, probs = cls_loss(student, teacher, center, 0.1, 0.04)
+    rows = [slow_cross_entropy(student[b].tolist(), teacher[b].tolist(), center.tolist(), 0.1, 0.04) for b in range(3)]
+    assert loss.item() == pytest.approx(sum(rows) / 3, rel=1e-4)
+    torch.testing.assert_close(probs, ((teacher - center) / 0.04).softmax(-1))
+
+
+def test_patch_loss_is_the_mean_over_images_of_the_mean_over_their_masked_patches():
+    student, teacher = random(2, 3, 5), random(2, 7, 5, seed=1)
+    masked, center = torch.tensor([[4, 0, 6], [1, 2, 5]]), torch.linspace(-1, 1, 5)
+    loss, probs = patch_loss(student, teacher, masked, center, 0.1, 0.04)
+    images = []
+    for b in range(2):
+        rows = zip(student[b], teacher[b, masked[b]], strict=True)
+        images.append([slow_cross_entropy(s.tolist(), t.tolist(), center.tolist(), 0.1, 0.04) for s, t in rows])
+    assert loss.item() == pytest.approx(sum(sum(rows) / 3 for rows in images) / 2, rel=1e-4)
+    assert probs.shape == (2, 3, 5)
+
+
+def test_cls_loss_and_center_equal_lightly_dino():
+    dino_loss = pytest.importorskip("lightly.loss.dino_loss")
     oracle = dino_loss.DINOLoss(output_dim=16, center_momentum=0.9)
-    centre = TeacherCentre(16, 0.9)
+    center = TeacherCenter(16, 0.9)
     for step in range(3):
         teacher, student, other = (random(8, 16, seed=10 * step + i) for i in range(3))
         # lightly leaves out the pair (teacher view 0, student view 0): the student's view comes second.
         expected = oracle([teacher], [other, student])
-        probs = teacher_distribution(teacher, centre.value, 0.04)
-        assert torch.allclose(distillation_loss(student, probs, 0.1).mean(), expected, atol=1e-5)
-        centre.add(teacher)
-        centre.update()
-        assert torch.allclose(centre.value, oracle.center.flatten(), atol=1e-6)
+        assert torch.allclose(cls_loss(student, teacher, center.value, 0.1, 0.04)[0], expected, atol=1e-5)
+        center.add(teacher)
+        center.update()
+        assert torch.allclose(center.value, oracle.center.flatten(), atol=1e-6)
 
 
-def test_patch_loss_and_centre_equal_lightly_ibot():
+def test_patch_loss_and_center_equal_lightly_ibot():
+    ibot_loss = pytest.importorskip("lightly.loss.ibot_loss")
     oracle = ibot_loss.IBOTPatchLoss(output_dim=16, center_momentum=0.9)
-    centre = TeacherCentre(16, 0.9)
-    mask = as_mask(torch.stack([torch.randperm(9)[:3] for _ in range(4)]), 9).unflatten(1, (3, 3))
+    center = TeacherCenter(16, 0.9)
+    masked = torch.stack([torch.randperm(9)[:3] for _ in range(4)])
     for step in range(3):
-        teacher, student = random(12, 16, seed=step), random(12, 16, seed=100 + step)
-        expected = oracle(teacher, student, mask)
-        probs = teacher_distribution(teacher, centre.value, 0.04)
-        assert torch.allclose(distillation_loss(student, probs, 0.1).mean(), expected, atol=1e-5)
-        centre.add(teacher)
-        centre.update()
-        assert torch.allclose(centre.value, oracle.center.value.flatten(), atol=1e-6)
+        teacher, student = random(4, 9, 16, seed=step), random(4, 3, 16, seed=100 + step)
+        rows = take(teacher, masked)
+        expected = oracle(rows.flatten(0, 1), student.flatten(0, 1), as_mask(masked, 9).unflatten(1, (3, 3)))
+        assert torch.allclose(patch_loss(student, teacher, masked, center.value, 0.1, 0.04)[0], expected, atol=1e-5)
+        center.add(rows)
+        center.update()
+        assert torch.allclose(center.value, oracle.center.value.flatten(), atol=1e-6)
 
 
-def test_centre_of_two_micro_batches_equals_centre_of_one_batch():
+def test_center_is_the_moving_average_of_the_mean_logits_however_the_batch_is_cut():
     logits = random(10, 4, 6)
-    whole, parts = TeacherCentre(6, 0.9), TeacherCentre(6, 0.9)
-    whole.add(logits)
-    parts.add(logits[:3])
-    parts.add(logits[3:])
-    whole.update()
-    parts.update()
+    whole, parts = TeacherCenter(6, 0.9), TeacherCenter(6, 0.9)
+    for _ in range(2):
+        whole.add(logits)
+        parts.add(logits[:3])
+        parts.add(logits[3:])
+        whole.update()
+        parts.update()
+    assert torch.allclose(whole.value, (1 - 0.9**2) * logits.mean((0, 1)), atol=1e-6)
     assert torch.allclose(whole.value, parts.value, atol=1e-6)
 
 
-def test_exactly_the_requested_number_of_distinct_patches_is_drawn():
-    indices = sample_patches(random(50, 16), 5, 0.07, torch.rand(50, 16))
-    assert (as_mask(indices, 16).sum(1) == 5).all()
+def test_mim_losses_ignore_autocast():
+    student, teacher, center = random(2, 4, 8), random(2, 9, 8, seed=1), torch.linspace(-1, 1, 8)
+    masked = torch.tensor([[0, 1, 2, 3], [8, 7, 6, 5]])
+    arguments = (student, teacher, masked, center, 0.1, 0.04)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, _ = patch_loss(*arguments)
+    assert loss.dtype == torch.float32 and torch.equal(loss, patch_loss(*arguments)[0])
+
+
+# ------------------------------------------------------------------------------------------------------ masking
+
+
+def drawn_with_similarities(similarity: torch.Tensor, rows: int, ratio: float, seed: int) -> torch.Tensor:
+    """Masks of `rows` images whose patches all have these cosines [N] with the text, at temperature 0.2."""
+    count = len(similarity)
+    patches = torch.stack([similarity, (1 - similarity**2).sqrt()], 1)  # unit vectors; the text is the first axis
+    feats, text = 3 * patches.expand(rows, -1, -1), torch.tensor([[2.0, 0.0]]).expand(rows, -1)  # lengths do not matter
+    indices, found = text_guided_mask(feats, text, ratio, 0.2, uniform(rows, count, seed=seed))
+    assert torch.allclose(found[0], similarity, atol=1e-6)
+    return indices
+
+
+@pytest.mark.parametrize(("ratio", "count"), [(0.3, 5), (0.01, 1), (0.5, 8), (1, 16)])
+def test_the_requested_share_of_distinct_patches_is_drawn(ratio, count):
+    assert masked_count(16, ratio) == count
+    guided, _ = text_guided_mask(random(50, 16, 8), random(50, 8, seed=1), ratio, 0.07, uniform(50, 16))
+    for indices in (guided, random_mask(ratio, uniform(50, 16))):
+        assert (as_mask(indices, 16).sum(1) == count).all()
 
 
 def test_one_patch_is_drawn_with_the_softmax_probabilities():
     similarity = torch.tensor([0.3, -0.1, 0.25, 0.0])
-    uniform = torch.rand(40000, 4, generator=torch.Generator().manual_seed(1))
-    indices = sample_patches(similarity.expand(40000, -1), 1, 0.2, uniform)
+    indices = drawn_with_similarities(similarity, 40000, 0.25, seed=1)
     expected = (similarity.double() / 0.2).softmax(0)
     assert chisquare(torch.bincount(indices[:, 0], minlength=4), 40000 * expected).pvalue > 0.001
 
@@ -81,8 +148,7 @@ def test_one_patch_is_drawn_with_the_softmax_probabilities():
 def test_two_patches_follow_the_probabilities_of_drawing_one_after_another():
     similarity = torch.tensor([0.3, -0.1, 0.25, 0.0])
     p = (similarity.double() / 0.2).softmax(0)
-    uniform = torch.rand(40000, 4, generator=torch.Generator().manual_seed(2))
-    indices = sample_patches(similarity.expand(40000, -1), 2, 0.2, uniform)
+    indices = drawn_with_similarities(similarity, 40000, 0.5, seed=2)
     pairs = list(itertools.combinations(range(4), 2))
     expected = [float(p[a] * p[b] / (1 - p[a]) + p[b] * p[a] / (1 - p[b])) for a, b in pairs]
     drawn = [tuple(sorted(row)) for row in indices.tolist()]
@@ -90,27 +156,25 @@ def test_two_patches_follow_the_probabilities_of_drawing_one_after_another():
     assert chisquare([drawn.count(pair) for pair in pairs], [40000 * e for e in expected]).pvalue > 0.001
 
 
-def test_equal_similarities_give_uniform_random_masking():
-    uniform = torch.rand(30000, 6, generator=torch.Generator().manual_seed(3))
-    indices = sample_patches(torch.zeros(30000, 6), 2, 0.07, uniform)
+def test_random_masking_takes_all_patches_equally_often():
+    indices = random_mask(1 / 3, uniform(30000, 6, seed=3))
     assert chisquare(torch.bincount(indices.flatten(), minlength=6)).pvalue > 0.001
 
 
 def test_extreme_draws_give_finite_noise():
-    uniform = torch.tensor([[0.0, 1 - 2**-24, 0.5]])
-    assert sorted(sample_patches(torch.zeros(1, 3), 3, 0.07, uniform)[0].tolist()) == [0, 1, 2]
+    draws = torch.tensor([[0.0, 1 - 2**-24, 0.5]])
+    assert sorted(draw_patches(torch.zeros(1, 3), 3, draws)[0].tolist()) == [0, 1, 2]
 
 
 def test_patch_similarity_is_the_cosine():
     patches, text = random(2, 3, 5), random(2, 5, seed=1)
+    _, similarity = text_guided_mask(patches, text, 0.3, 0.07, uniform(2, 3))
     for b, n in itertools.product(range(2), range(3)):
         cosine = patches[b, n] @ text[b] / (patches[b, n].norm() * text[b].norm())
-        assert patch_similarity(patches, text)[b, n].item() == pytest.approx(cosine.item(), abs=1e-6)
+        assert similarity[b, n].item() == pytest.approx(cosine.item(), abs=1e-6)
 
 
-def test_relevant_share_counts_masked_patches_on_the_top_quarter():
-    similarity = torch.tensor([[8.0, 7, 6, 5, 4, 3, 2, 1]])  # the top quarter: patches 0 and 1
-    assert relevant_share(similarity, torch.tensor([[1, 5]])).item() == 0.5
+# ---------------------------------------------------------------------------------------- head and other targets
 
 
 def test_normalised_pixels_equal_maes_formula_patch_by_patch():
@@ -122,10 +186,51 @@ def test_normalised_pixels_equal_maes_formula_patch_by_patch():
         assert torch.allclose(target[b, 2 * row + column], expected, atol=1e-5)
 
 
+def test_pixel_and_code_losses_are_means_over_the_masked_patches():
+    images, masked = random(2, 3, 8, 8), torch.tensor([[3], [1]])
+    prediction, target = random(2, 1, 48, seed=1), normalised_patch_pixels(images, 4)
+    expected = sum(((prediction[b, 0] - target[b, masked[b, 0]]) ** 2).mean() for b in range(2)) / 2
+    assert pixel_loss(prediction, images, 4, masked).item() == pytest.approx(expected.item(), rel=1e-5)
+
+    logits, codes = random(2, 1, 6, seed=2), torch.tensor([[0, 1, 2, 3], [4, 5, 0, 1]])
+    expected = -(logits[0, 0].log_softmax(0)[3] + logits[1, 0].log_softmax(0)[5]) / 2
+    assert code_loss(logits, codes, masked).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_encoding_head_gives_cosines_and_has_the_papers_size():
     head = EncodingHead(768, 3072, 1024)
     assert sum(p.numel() for p in head.parameters()) == 5_508_096  # the paper: under 6M
     assert head(random(4, 768)).abs().max() <= 1 + 1e-5
+
+
+# ----------------------------------------------------------------------------------------------------- monitors
+
+
+def monitors(probs: torch.Tensor, student: torch.Tensor) -> list[float]:
+    """Entropy, KL and batch entropy, for the student's distributions `student`."""
+    found = collapse_monitors("cls", probs, -(probs * student.log()).sum(-1).mean())
+    return [found[f"teacher/cls_{name}"].item() for name in ("entropy", "kl", "batch_entropy")]
+
+
+def test_monitors_of_a_one_hot_teacher_tell_one_pattern_for_all_from_one_for_each():
+    uniform_student = torch.full((6, 4), 0.25)
+    collapsed = torch.eye(4)[torch.zeros(6, dtype=torch.long)]
+    assert monitors(collapsed, uniform_student) == pytest.approx([0, math.log(4), 0], abs=1e-6)
+    spread = torch.eye(4)[torch.tensor([0, 1, 2, 0, 1, 2])]
+    assert monitors(spread, uniform_student) == pytest.approx([0, math.log(4), math.log(3)], abs=1e-6)
+
+
+def test_monitors_of_a_uniform_teacher_are_at_ln_k_and_the_kl_is_zero_where_the_student_agrees():
+    probs = torch.full((2, 3, 8), 1 / 8)  # [B, M, K], as for patches
+    assert monitors(probs, probs) == pytest.approx([math.log(8), 0, math.log(8)], abs=1e-6)
+    student = torch.tensor([0.5] + [0.5 / 7] * 7).expand(2, 3, -1)
+    kl = sum(1 / 8 * math.log(1 / 8 / q) for q in [0.5] + [0.5 / 7] * 7)
+    assert monitors(probs, student) == pytest.approx([math.log(8), kl, math.log(8)], abs=1e-6)
+
+
+def test_relevant_share_counts_masked_patches_on_the_top_quarter():
+    similarity = torch.tensor([[8.0, 7, 6, 5, 4, 3, 2, 1]])  # the top quarter: patches 0 and 1
+    assert relevant_share(similarity, torch.tensor([[1, 5]])).item() == 0.5
 
 
 def test_patterns_in_use_counts_distinct_first_choices():

@@ -1,29 +1,29 @@
-"""Momentum twins (Eq. 1) and the feature queue."""
+"""The momentum teacher (Eq. 1) and the feature queue."""
 
 import pytest
 import torch
 from torch import nn
 
-from models.momentum import FeatureQueue, MomentumTwin
+from models.momentum import FeatureQueue, MomentumTeacher
 
 
-def test_twin_follows_equation_1_and_has_no_gradient():
+def test_the_teacher_follows_equation_1_and_has_no_gradient():
     student = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5), nn.Linear(3, 2))
-    twin = MomentumTwin({"net": student})
-    before = [p.clone() for p in twin.parameters()]
+    teacher = MomentumTeacher({"net": student})
+    before = [p.clone() for p in teacher.parameters()]
     with torch.no_grad():
         for p in student.parameters():
             p.add_(1.0)
-    twin.update({"net": student}, 0.995)
-    for old, new, theirs in zip(before, twin.parameters(), student.parameters(), strict=True):
+    teacher.update({"net": student}, 0.995)
+    for old, new, theirs in zip(before, teacher.parameters(), student.parameters(), strict=True):
         assert torch.allclose(new, 0.995 * old + 0.005 * theirs, atol=1e-6)
         assert not new.requires_grad
 
 
-def test_twin_stays_in_eval_mode():
-    model = nn.ModuleDict({"twin": MomentumTwin({"net": nn.Sequential(nn.Dropout(0.5))})})
+def test_the_teacher_stays_in_eval_mode():
+    model = nn.ModuleDict({"teacher": MomentumTeacher({"net": nn.Sequential(nn.Dropout(0.5))})})
     model.train()
-    assert not any(module.training for module in model["twin"].modules())
+    assert not any(module.training for module in model["teacher"].modules())
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 10])

@@ -23,7 +23,7 @@ class Model(nn.Module):
         self.backbone.image_encoder = Encoder()
         self.backbone.proj = nn.Linear(4, 4)
         self.backbone.log_temperature = nn.Parameter(torch.zeros(()))
-        self.twin = nn.Linear(4, 4).requires_grad_(False)
+        self.teacher = nn.Linear(4, 4).requires_grad_(False)
 
 
 def grouped():

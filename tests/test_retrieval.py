@@ -35,7 +35,7 @@ def test_itc_is_cross_entropy_with_shares_for_all_texts_of_an_image():
         _, logs = model(batch, 0.4)
         _, images = model.backbone.encode_image(batch["image"])
         _, texts = model.backbone.encode_text(batch["input_ids"], batch["attention_mask"])
-        # the twins equal the students before the first step, and the queue is empty
+        # the teacher equals the students before the first step, and the queue is empty
         sims = (images @ texts.T / 0.07, texts @ images.T / 0.07)
     expected = 0.0
     for sim in sims:
@@ -47,7 +47,7 @@ def test_itc_is_cross_entropy_with_shares_for_all_texts_of_an_image():
     assert logs["loss/itc"] == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_queue_and_twins_follow_the_steps():
+def test_queue_and_teacher_follow_the_steps():
     model, batch = retrieval_model(), batch_of_pairs()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     first = model.teacher.vision_proj.weight.clone()
@@ -71,7 +71,7 @@ def test_itm_rows_with_the_own_image_alone_are_left_out():
     assert logs["itm/rows_left_out"] == 12 and loss.isfinite()
 
 
-def test_in_batch_contrast_needs_no_twins():
+def test_in_batch_contrast_needs_no_teacher():
     model = retrieval_model("itc.negatives=batch")
     loss, _ = model(batch_of_pairs(), 0.4)
     loss.backward()
@@ -126,7 +126,7 @@ def test_fine_tuning_keeps_the_best_epoch_and_evaluates_with_it(project, caplog)
     assert numbers["val"]["itm_r_mean"] == pytest.approx(best["r_mean"])
     dropped = [line for line in caplog.messages if "not used here" in line]  # one line says what retrieval drops
     assert len(dropped) == 1
-    assert "decoder, mlm_head, cls_centre, head, patch_centre, queue, teacher" in dropped[0]
+    assert "decoder, mlm_head, cls_center, head, patch_center, queue, teacher" in dropped[0]
 
     fine_tune(project, project / "again", flags=["--evaluate", "--checkpoint", run / "checkpoint_best.pth"])
     again = json.loads((project / "again/metrics.json").read_text())["test"]
@@ -150,7 +150,7 @@ def test_resumed_fine_tuning_equals_an_uninterrupted_one(project, monkeypatch):
     fine_tune(project, project / "parts", "train.checkpoint_every=6", flags=["--resume"])
     whole, parts = (utils.load_checkpoint(project / name / "checkpoint_last.pth") for name in ("whole", "parts"))
     assert parts["best"] == whole["best"] and parts["progress"] == whole["progress"]
-    for name, value in whole["model"].items():  # weights, twins, queue
+    for name, value in whole["model"].items():  # weights, teacher, queue
         assert torch.equal(value, parts["model"][name]), name
 
 

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from models.bert import BertConfig  # noqa: E402
 from models.semmim import PREFIX, SemMIM  # noqa: E402
-from models.weights import read_weights  # noqa: E402
+from models.weights import check_weights, read_weights  # noqa: E402
 from utils import UserError, run_main, save_checkpoint  # noqa: E402
 
 TEXT_LAYERS = 6  # of ALBEF's BERT; the others, with cross-attention, fuse
@@ -83,29 +83,21 @@ def convert(weights: dict[str, Tensor], source: str) -> tuple[dict, dict[str, in
         )
     bert = "text_encoder.bert." if any(key.startswith("text_encoder.bert.") for key in weights) else "text_encoder."
 
+    def albefs(name: str) -> str:
+        return names.get(name) or old_name(name, bert)
+
     def error(name: str, what: str) -> UserError:
-        return UserError(f"{source}: {names.get(name) or old_name(name, bert)} {what}; {KNOWN}")
+        return UserError(f"{source}: {albefs(name)} {what}; {KNOWN}")
 
     description = describe(state, error)
     # ALBEF masks no patches; the model has the token, evaluation never reads it
     state["image_encoder.mask_token"] = torch.zeros(description["image_encoder"]["args"]["embed_dim"])
     has_mlm_head = any(name.startswith("mlm_head.") for name in state)
-    check(state, SemMIM(description, decoder=False, mlm_head=has_mlm_head).state_dict(), error)
+    own = SemMIM(description, decoder=False, mlm_head=has_mlm_head).state_dict()
+    check_weights(own, state, source, KNOWN, shown=albefs)
     state["log_temperature"] = state["log_temperature"].log()
     model = {PREFIX + name: value for name, value in state.items()}
     return {"model": model, "description": description, "stage": "converted from ALBEF"}, dropped
-
-
-def check(state: dict[str, Tensor], own: dict[str, Tensor], error: Callable[[str, str], UserError]) -> None:
-    """Raise error(name, what is wrong) unless `state` has exactly the names and shapes of `own`."""
-    for name, value in own.items():
-        if name not in state:
-            raise error(name, "is missing")
-        if state[name].shape != value.shape:
-            raise error(name, f"has the shape {list(state[name].shape)} instead of {list(value.shape)}")
-    for name in state:
-        if name not in own:
-            raise error(name, "has no place in the model")
 
 
 def new_name(key: str, source: str) -> str:

@@ -1,0 +1,37 @@
+"""Small tensor functions that the models share."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def fp32(x: T) -> T:
+    """Half-precision tensors in fp32, everything else as it is."""
+    return x.float() if isinstance(x, Tensor) and x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def full_precision(function: Callable) -> Callable:
+    """Run `function` outside autocast, with every half-precision tensor argument in fp32."""
+
+    @wraps(function)
+    def wrapped(*args, **kwargs):
+        device = next(x.device.type for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        with torch.autocast(device, enabled=False):
+            return function(*(fp32(x) for x in args), **{name: fp32(x) for name, x in kwargs.items()})
+
+    return wrapped
+
+
+def take(rows: Tensor, index: Tensor) -> Tensor:
+    """Some rows of each sequence. [B, N, D], [B, M] -> [B, M, D]"""
+    return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))
+
+
+def interleave(first: Tensor, second: Tensor) -> Tensor:
+    """Rows of two tensors by turns: [B, ...], [B, ...] -> [2B, ...], so that rows of one image stand together."""
+    return torch.stack([first, second], 1).flatten(0, 1)
