@@ -13,7 +13,7 @@ CHOICES = {"itc.negatives": ("queue", "batch")}
 class RetrievalModel(nn.Module):
     """A backbone without decoder, with momentum twins and a queue; `forward` gives the loss of one micro-batch.
 
-    cfg: the configuration's `itc` and `momentum`. `models.ranking` evaluates the backbone.
+    cfg: the configuration's `itc` and `momentum`. `evaluation.ranking` evaluates the backbone.
     """
 
     def __init__(self, backbone: SemMIM, cfg):
