@@ -49,7 +49,7 @@ def project(tmp_path):
     entries = []
     for i in range(7):
         Image.new("RGB", (40, 30), (30 * i, 255 - 30 * i, 9 * i)).save(tmp_path / f"{i}.png")
-        entries.append({"image": f"{i}.png", "caption": [f"picture number {i}", f"a {i} coloured thing"]})
+        entries.append({"image": f"{i}.png", "caption": [f"image number {i}", f"a {i} coloured thing"]})
     (tmp_path / "split.json").write_text(json.dumps(entries))
     model = tiny_model()
     checkpoint = {"model": model.state_dict(), "description": model.backbone.description}
@@ -82,7 +82,7 @@ def test_script_writes_metrics_and_rankings_of_both_splits(project):
     result = json.loads((project / "out" / "retrieval_result.json").read_text())["test"]
     assert len(result["text_retrieval"]) == 7 and len(result["image_retrieval"]) == 14
     first = result["image_retrieval"][0]
-    assert first["query"] == "picture number 0" and len(first["ranked"]) == len(first["scores"]) == 2
+    assert first["query"] == "image number 0" and len(first["ranked"]) == len(first["scores"]) == 2
     assert first["scores"][0] >= first["scores"][1] and first["ranked"][0].endswith(".png")
 
 
@@ -123,6 +123,6 @@ def test_missing_checkpoint_is_a_user_error(project):
 
 
 def test_unreadable_image_is_a_user_error_that_names_it(project):
-    (project / "5.png").write_bytes(b"not a picture")
+    (project / "5.png").write_bytes(b"not an image")
     with pytest.raises(utils.UserError, match="5.png"):
         Retrieval.main(arguments(project))
