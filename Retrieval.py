@@ -1,4 +1,4 @@
-"""Image-text retrieval (the paper, Table 1): fine-tune a pre-trained checkpoint, and rank the test pictures and texts.
+"""Image-text retrieval (the paper, Table 1): fine-tune a pre-trained checkpoint, and rank the test images and texts.
 
     python Retrieval.py --config configs/demo/Retrieval.yaml --output_dir output/demo/retrieval \
         --checkpoint output/demo/pretrain/checkpoint_last.pth
@@ -14,13 +14,9 @@ test split, MSCOCO's 1K) and retrieval_result.json (the first ranked items of ev
 """
 
 import argparse
-import time
 
 import torch
-from torch.utils.data import DataLoader
 
-import metrics
-import utils
 from dataset import create_dataset
 from dataset.pretrain import PretrainCollate
 from dataset.text import checkpoint_tokenizer
@@ -28,7 +24,7 @@ from engine.config import RETRIEVAL, Config, add_arguments, load_config
 from engine.finetune import finetune, start_stage
 from engine.loop import Progress
 from engine.run import Run
-from models import ranking
+from evaluation.retrieval import Ranker
 from models.alignment import alpha_at
 from models.retrieval import RetrievalModel
 from utils import init_distributed, run_main
@@ -53,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def train(
-    model: RetrievalModel, ranker: "Ranker", cfg: Config, device: torch.device, run: Run, resume_from: dict | None
+    model: RetrievalModel, ranker: Ranker, cfg: Config, device: torch.device, run: Run, resume_from: dict | None
 ) -> None:
     """Fine-tune; the model ends with the weights of the epoch with the best validation recall (mean of six columns)."""
     dataset = create_dataset("retrieval_train", cfg)
@@ -80,128 +76,6 @@ def train(
         after_step=lambda progress: model.after_step(),
         resume_from=resume_from,
     )
-
-
-class Ranker:
-    """Ranks the splits of a configuration; `datasets`, those of `eval.splits`, are read, and checked, at once."""
-
-    def __init__(self, cfg, tokenizer, device: torch.device, run: Run):
-        self.cfg, self.tokenizer, self.device, self.run = cfg, tokenizer, device, run
-        self.precision = utils.resolve_precision(cfg.train.precision, device)
-        self.datasets = {split: create_dataset("retrieval_eval", cfg, split) for split in cfg.eval.splits}
-        for split, dataset in self.datasets.items():
-            run.info(f"{split}: {len(dataset.images)} images, {len(dataset.captions)} captions")
-
-    def dataset(self, split: str):
-        return self.datasets.get(split) or create_dataset("retrieval_eval", self.cfg, split)
-
-    def evaluate_all(self, backbone) -> None:
-        """Rank all splits; write metrics.json and retrieval_result.json."""
-        numbers, results = {}, {}
-        for split, dataset in self.datasets.items():
-            folds = self.cfg.eval.folds if split == "test" else 0
-            numbers[split], found = self.evaluate(backbone, dataset, split, folds=folds)
-            if folds:
-                numbers["test_folds"] = found["folds"]
-            results[split] = result_entries(dataset, found["rankings"], self.cfg.eval.save_top)
-        self.run.write_metrics(numbers)
-        if utils.is_main():
-            utils.write_json(self.run.dir / "retrieval_result.json", results)
-
-    def evaluate(self, backbone, dataset, split: str, step: int = 0, folds: int = 0) -> tuple[dict, dict]:
-        """Rank one split in all processes.
-
-        Returns ({"itc_tr_r1": ..., "itm_...", "chance_...", "images", "texts", "seconds"}, {"rankings": see
-        ranking.two_stage, "folds": the mean of the columns over `folds` equal parts}).
-        """
-        cfg, start, training = self.cfg, time.perf_counter(), backbone.training
-        input_ids, attention_mask = self.tokenizer.encode(dataset.captions, cfg.text.max_tokens)
-        loader = DataLoader(
-            dataset,
-            batch_sampler=utils.eval_batches(len(dataset.images), cfg.eval.batch_size),
-            num_workers=cfg.data.num_workers,
-            pin_memory=self.device.type == "cuda",
-        )
-        images, texts = ranking.extract_features(
-            backbone,
-            loader,
-            len(dataset.images),
-            input_ids,
-            attention_mask,
-            cfg.eval.text_batch_size,
-            device=self.device,
-            precision=self.precision,
-            log=self.run.info,
-        )
-        image_of_text = torch.tensor(dataset.image_of_caption)
-        ranks, rankings = self.rank(backbone, images, texts, image_of_text)
-        columns = stage_columns(ranks, image_of_text)
-        numbers = {**columns, "images": len(images.feats), "texts": len(texts.feats)}
-        found = {"rankings": rankings}
-        if folds:
-            found["folds"] = self.evaluate_folds(backbone, images, texts, image_of_text, folds)
-        numbers["seconds"] = round(time.perf_counter() - start, 1)
-        backbone.train(training)
-        self.run.log(step, numbers, split)
-        self.run.info(metrics.retrieval_table(split, numbers))
-        if folds:
-            self.run.info(metrics.retrieval_table(f"{folds} folds", found["folds"]))
-        return numbers, found
-
-    def rank(self, backbone, images, texts, image_of_text):
-        """`ranking.two_stage` with the configuration's settings."""
-        rerank = self.cfg.rerank
-        return ranking.two_stage(
-            backbone,
-            images,
-            texts,
-            image_of_text,
-            k=rerank.k,
-            score=rerank.score,
-            batch_size=rerank.batch_size,
-            precision=self.precision,
-            log=self.run.info,
-        )
-
-    def evaluate_folds(self, backbone, images, texts, image_of_text, folds: int) -> dict[str, float]:
-        """The columns' mean over equal runs of consecutive images, each with its texts (MSCOCO 1K: five of 1,000)."""
-        size, rest = divmod(len(images.feats), folds)
-        if rest or not size:
-            raise utils.UserError(f"eval.folds: {len(images.feats)} images cannot be cut into {folds} equal parts")
-        every = []
-        for number in range(folds):
-            self.run.info(f"fold {number + 1} of {folds}")
-            part = ranking.fold(images, texts, image_of_text, number * size, (number + 1) * size)
-            ranks, _ = self.rank(backbone, *part)
-            every.append(stage_columns(ranks, part[2]))
-        return {key: sum(columns[key] for columns in every) / folds for key in every[0]}
-
-
-def stage_columns(ranks: dict, image_of_text: torch.Tensor) -> dict[str, float]:
-    """{"itc_tr_r1": percent, ...} of both stages, and of a random order (`chance_`)."""
-    columns = {stage: metrics.retrieval_metrics(found["tr"], found["ir"]) for stage, found in ranks.items()}
-    columns["chance"] = metrics.chance_metrics(image_of_text.bincount(minlength=len(ranks["itc"]["tr"])))
-    return {f"{stage}_{key}": value for stage, row in columns.items() for key, value in row.items()}
-
-
-def result_entries(dataset, rankings: dict, top: int) -> dict[str, list[dict]]:
-    """The first `top` items of every query, as lists of {query, ranked, scores}; pictures by their paths."""
-    images, captions = [str(path) for path in dataset.images], dataset.captions
-    entries = {}
-    for key, name, queries, items in (
-        ("tr", "text_retrieval", images, captions),
-        ("ir", "image_retrieval", captions, images),
-    ):
-        ids, scores = (part[:, :top].tolist() for part in rankings[key])
-        entries[name] = [
-            {
-                "query": query,
-                "ranked": [items[i] for i in row],
-                "scores": [round(value, 4) for value in values],
-            }
-            for query, row, values in zip(queries, ids, scores, strict=True)
-        ]
-    return entries
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -392,16 +392,6 @@ def gather_objects(item) -> list:
     items = [None] * world_size()
     dist.all_gather_object(items, item)
     return items
-
-
-def eval_batches(num_items: int, batch_size: int, order: Sequence[int] | None = None) -> list[list[int]]:
-    """Index lists of this rank: the items (in `order`, if given) cut into batches, every world-size-th batch.
-
-    The cut does not depend on the number of ranks; over all ranks every item occurs exactly once.
-    """
-    order = list(range(num_items)) if order is None else list(order)
-    batches = [order[start : start + batch_size] for start in range(0, num_items, batch_size)]
-    return batches[rank() :: world_size()]
 
 
 def unwrap(model: torch.nn.Module) -> torch.nn.Module:

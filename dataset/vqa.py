@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -207,6 +208,11 @@ class VQACollate:
         }
 
 
+def question_limits(cfg: Any) -> tuple[int, int, int]:
+    """Word pieces of question, OCR tokens and labels that a configuration allows, for `encode_questions`."""
+    return cfg.text.max_question_tokens, cfg.text.max_ocr_tokens, cfg.text.max_label_tokens
+
+
 def encode_questions(tokenizer: Tokenizer, parts: Sequence[Parts], limits: Sequence[int]) -> tuple[Tensor, Tensor]:
     """[CLS] question [SEP] OCR [SEP] labels -> (input_ids [B,L], attention_mask [B,L]).
 
@@ -249,8 +255,8 @@ class VQAEvalDataset(Dataset):
     reference comes from the first of these that has it: official files, its own `answer`, score files. Either all
     questions have one or none.
 
-    ids: question ids; paths: pictures; parts: see `question_parts`; references: list of metrics.Reference, or None;
-    answer_types, question_types: strings or None; source: where the references come from, for the log.
+    ids: question ids; paths: images; parts: see `question_parts`; references: list of evaluation.vqa.Reference, or
+    None; answer_types, question_types: strings or None; source: where the references come from, for the log.
     """
 
     def __init__(

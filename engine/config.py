@@ -19,7 +19,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from metrics import SCORING
+from evaluation.vqa import SCORING
 from models.generation import MODES, check_options
 from utils import RENAMED_KEYS, Config, UserError, as_config, find_file, replacing
 

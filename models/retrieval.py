@@ -12,7 +12,7 @@ from utils import Config
 class RetrievalModel(nn.Module):
     """A backbone without decoder, with a momentum teacher and a queue; `forward` gives the loss of one micro-batch.
 
-    cfg: the configuration's `itc` and `momentum`. `models.ranking` evaluates the backbone.
+    cfg: the configuration's `itc` and `momentum`. `evaluation.ranking` evaluates the backbone.
     """
 
     def __init__(self, backbone: SemMIM, cfg: Config):

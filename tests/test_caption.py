@@ -12,12 +12,12 @@ from tiny import NO_DROPOUT, TINY, TOKENIZER, make_batch, tiny_config
 from torch import nn
 
 import Caption
-import metrics
 import Pretrain
 from dataset.caption import IGNORE, CaptionCollate
-from dataset.cider import CiderD
 from engine import finetune
 from engine.loop import fit
+from evaluation import caption as caption_evaluation
+from evaluation.cider import CiderD
 from models.bert import BertConfig, TextDecoder
 from models.caption import (
     CaptionModel,
@@ -266,7 +266,7 @@ def data(tmp_path_factory):
 @pytest.fixture
 def no_java(monkeypatch):
     """Without Java the evaluation takes no seconds; its own numbers are tested elsewhere."""
-    monkeypatch.setattr(metrics.shutil, "which", lambda name: None)
+    monkeypatch.setattr(caption_evaluation.shutil, "which", lambda name: None)
 
 
 def arguments(folder, out, *overrides, flags=(), config="configs/demo/Caption.yaml") -> list[str]:
@@ -389,7 +389,7 @@ def test_two_processes_train_and_caption_every_picture_once(data, tmp_path):
         assert ids == wanted and len(ids) == count
     options["flags"] = ["--evaluate", "--checkpoint", tmp_path / "two/checkpoint_best.pth"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics.shutil, "which", lambda name: None)
+        patch.setattr(caption_evaluation.shutil, "which", lambda name: None)
         caption(data, tmp_path / "one", *overrides, **options)
     for name in ("caption_result.json", "caption_result_val.json"):
         assert json.loads((tmp_path / "one" / name).read_text()) == json.loads((tmp_path / "two" / name).read_text())

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from metrics import chance_metrics, vqa_metrics
+from evaluation.retrieval import chance_metrics
+from evaluation.vqa import vqa_metrics
 from tools import report
 from utils import UserError
 

@@ -11,11 +11,11 @@ import torch.multiprocessing as mp
 from PIL import Image
 from tiny import NO_DROPOUT, TINY, TOKENIZER, tiny_config
 
-import metrics
 import utils
 import VQA
 from dataset.text import Tokenizer
 from dataset.vqa import encode_answers, encode_questions
+from evaluation.vqa import Answerer, vqa_accuracy
 from models.semmim import build_backbone
 from models.vqa import VQAModel, answer_log_probs, answer_loss
 from tools import make_demo_data, predict, prepare_easyvqa
@@ -263,9 +263,7 @@ def test_script_trains_chooses_an_epoch_and_writes_every_answer(project, tmp_pat
     assert [row["question_id"] for row in result] == [entry["question_id"] for entry in asked]
     assert all(set(row) == {"question_id", "answer"} and isinstance(row["answer"], str) for row in result)
     numbers = read(tmp_path / "metrics.json")
-    accuracies = [
-        metrics.vqa_accuracy(row["answer"], entry["answer"]) for row, entry in zip(result, asked, strict=True)
-    ]
+    accuracies = [vqa_accuracy(row["answer"], entry["answer"]) for row, entry in zip(result, asked, strict=True)]
     assert numbers["test"]["accuracy"] == pytest.approx(100 * sum(accuracies) / len(asked))
     assert {"by_answer_type", "by_question_type", "constant"} <= set(numbers["test"])
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -282,14 +280,14 @@ def test_script_trains_chooses_an_epoch_and_writes_every_answer(project, tmp_pat
 
 def test_a_resumed_run_ends_with_the_same_weights_and_answers(project, tmp_path, monkeypatch):
     VQA.main(arguments(project, tmp_path / "straight"))
-    evaluate = VQA.Answerer.evaluate
+    evaluate = Answerer.evaluate
 
     def stop_in_the_first_validation(*args, **options):
         os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(*args, **options)
 
     with monkeypatch.context() as patch, pytest.raises(utils.Stopped):
-        patch.setattr(VQA.Answerer, "evaluate", stop_in_the_first_validation)
+        patch.setattr(Answerer, "evaluate", stop_in_the_first_validation)
         VQA.main(arguments(project, tmp_path / "parts"))
     assert utils.load_checkpoint(tmp_path / "parts/checkpoint_last.pth")["best"]["epoch"] == 1
     VQA.main(arguments(project, tmp_path / "parts", flags=("--resume",)))
@@ -331,14 +329,6 @@ def test_any_number_of_processes_writes_the_same_result(project, tmp_path, world
         for name in ("vqa_result.json", "vqa_result_val.json", "metrics.json"):
             assert (tmp_path / "many" / mode / name).read_text() == (tmp_path / "one" / mode / name).read_text()
         assert len(read(tmp_path / "many" / mode / "vqa_result.json")) == 21
-
-
-def test_a_result_is_written_only_when_it_is_whole(tmp_path):
-    with pytest.raises(utils.UserError, match="no answer or more than one"):
-        VQA.write_result([1, 1], ["yes", "no"], tmp_path / "result.json")
-    with pytest.raises(utils.UserError, match="no answer or more than one"):
-        VQA.write_result([1, 2], ["yes", None], tmp_path / "result.json")
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

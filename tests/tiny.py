@@ -1,6 +1,10 @@
 """A very small SemMIM and batches for it, shared by the tests."""
 
+from pathlib import Path
+
 import torch
+from PIL import Image
+from torch import Tensor
 
 from dataset.text import Tokenizer
 from engine.config import PRETRAIN, load_config
@@ -76,3 +80,32 @@ def draws_part(draws: Draws, rows: slice, length: int) -> Draws:
     """The draws of some rows, cut to `length` tokens."""
     cut = {name: value[rows] for name, value in vars(draws).items()}
     return Draws(**{name: x[:, :length] if name.startswith("mlm") else x for name, x in cut.items()})
+
+
+def gray_images(folder: Path, count: int) -> list[str]:
+    """Write images of one gray each, 0.png, 1.png, ...; `gray_level` tells a transformed image's number."""
+    for level in range(count):
+        Image.new("RGB", (40, 30), (20 * level,) * 3).save(folder / f"{level}.png")
+    return [f"{level}.png" for level in range(count)]
+
+
+def gray_level(images: Tensor) -> Tensor:
+    """[n, 3, S, S] -> [n] the number of each of `gray_images`"""
+    mean, std = 0.48145466, 0.26862954  # of the red channel, as CLIP normalises
+    return ((images[:, 0].mean((1, 2)) * std + mean) * 255 / 20).round().long()
+
+
+class Notes:
+    """An evaluation's record: a folder, and lists of what it was told."""
+
+    def __init__(self, folder: Path):
+        self.dir, self.lines, self.logged, self.metrics = folder, [], [], None
+
+    def info(self, message: str) -> None:
+        self.lines.append(message)
+
+    def log(self, step: int, values: dict[str, float], split: str) -> None:
+        self.logged.append((step, split, values))
+
+    def write_metrics(self, metrics: dict) -> None:
+        self.metrics = metrics

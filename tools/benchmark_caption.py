@@ -7,12 +7,11 @@ from collections.abc import Callable
 import torch
 
 import utils
-from Caption import CiderReward
 from dataset import scenes
 from dataset.caption import CaptionCollate
-from dataset.cider import CiderD, caption_words
 from dataset.text import Tokenizer
 from engine.config import PRETRAIN, load_config
+from evaluation.cider import CiderD, CiderReward, caption_words
 from models.bert import TextDecoder
 from models.caption import CaptionModel, SelfCritical
 from models.generation import generate

@@ -9,7 +9,8 @@ import utils
 from dataset import scenes
 from dataset.text import Tokenizer
 from engine.config import PRETRAIN, Config, load_config
-from models import ranking
+from evaluation import ranking
+from evaluation.sharded import eval_batches
 from models.semmim import SemMIM, build_backbone, describe
 
 MAX_TOKENS = 30  # ALBEF pads every text of an evaluation to this length
@@ -150,9 +151,7 @@ def make_case(backbone: SemMIM, tokenizer: Tokenizer, args: argparse.Namespace, 
     texts = [text for i in range(args.images) for text in scenes.captions(scenes.make_scene(0, i))]
     input_ids, attention_mask = tokenizer.encode(texts, MAX_TOKENS)
     size = backbone.image_encoder.image_size
-    batches = [
-        (torch.randn(len(rows), 3, size, size), torch.tensor(rows)) for rows in utils.eval_batches(args.images, 64)
-    ]
+    batches = [(torch.randn(len(rows), 3, size, size), torch.tensor(rows)) for rows in eval_batches(args.images, 64)]
     images, texts = ranking.extract_features(
         backbone, batches, args.images, input_ids, attention_mask, device=device, precision=precision
     )

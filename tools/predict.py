@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from dataset.caption import prompt_text, split_labels  # noqa: E402
 from dataset.text import checkpoint_tokenizer  # noqa: E402
 from dataset.transforms import ImageError, open_image, test_transform  # noqa: E402
-from dataset.vqa import check_question, encode_questions, question_parts  # noqa: E402
+from dataset.vqa import check_question, encode_questions, question_limits, question_parts  # noqa: E402
 from engine.config import CAPTION, VQA, checkpoint_config  # noqa: E402
 from models.caption import CaptionModel  # noqa: E402
 from models.generation import MODES  # noqa: E402
@@ -96,7 +96,7 @@ def vqa(args: argparse.Namespace) -> None:
     entry = {"question": args.question, "object_label": args.objects, "ocr": [[[], word] for word in args.ocr.split()]}
     if problem := check_question(entry):
         raise UserError(problem)
-    limits = (cfg.text.max_question_tokens, cfg.text.max_ocr_tokens, cfg.text.max_label_tokens)
+    limits = question_limits(cfg)
     ids, mask = encode_questions(tokenizer, [question_parts(entry, True, True, cfg.text.max_ocr_words)], limits)
     image = read_picture(args.image, backbone.image_encoder.image_size)
     options = {key: cfg.answer[key] for key in ("beams", "min_tokens", "max_tokens", "length_penalty")}

@@ -15,7 +15,7 @@ import utils
 from dataset.text import checkpoint_tokenizer, clean_caption
 from dataset.transforms import ImageError, open_image, test_transform
 from engine.config import RETRIEVAL, checkpoint_config
-from models import ranking
+from evaluation import ranking
 from models.semmim import load_backbone
 
 EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -56,8 +56,9 @@ def retrieve(args: argparse.Namespace) -> None:
     ids, mask = tokenizer.encode([clean_caption(text, cfg.data.max_words) for text in texts], cfg.text.max_tokens)
     pictures: list[Path] = []
     batches = picture_batches(paths, backbone.image_encoder.image_size, pictures)
-    images, text_features = ranking.extract_features(backbone, batches, len(paths), ids, mask, device=device)
-    images.feats = images.feats[: len(pictures)]  # the places of unreadable ones are left over at the end
+    images, text_features = ranking.extract_features(
+        backbone, batches, len(paths), ids, mask, device=device, exact=False
+    )
     results = rank(backbone, images, text_features, picture_asks, args.k)
     queries, items = (pictures, texts) if picture_asks else (texts, pictures)
     for query, found in zip(queries, results, strict=True):

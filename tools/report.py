@@ -10,7 +10,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from metrics import DOMAINS, caption_table, retrieval_table, vqa_table  # noqa: E402
+from evaluation.caption import caption_table  # noqa: E402
+from evaluation.retrieval import retrieval_table  # noqa: E402
+from evaluation.vqa import vqa_table  # noqa: E402
 from utils import UserError, run_main  # noqa: E402
 
 FILES = {  # what a user looks for, in the order of the report
@@ -80,7 +82,7 @@ def evaluation_lines(run: Path) -> list[str]:
         if not isinstance(values, dict):
             continue
         if "cider" in values:
-            result += caption_table(split, values, [name for name in DOMAINS if name in values])
+            result += caption_table(split, values)
         elif "accuracy" in values or "itc_tr_r1" in values:
             table = vqa_table if "accuracy" in values else retrieval_table
             result += table(split, values).splitlines()

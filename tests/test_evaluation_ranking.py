@@ -1,6 +1,5 @@
 """Two-stage retrieval against slow, obvious references: a pair, a query at a time, sorted in Python."""
 
-import json
 import os
 import socket
 from types import SimpleNamespace
@@ -10,10 +9,9 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
-import metrics
-import Retrieval
 import utils
-from models import ranking
+from evaluation import ranking, retrieval
+from evaluation.sharded import eval_batches
 from models.semmim import SemMIM
 
 CPU = torch.device("cpu")
@@ -55,7 +53,7 @@ def test_constant_scores_reach_no_more_than_index_order():
 
 def test_query_without_positive_is_a_miss():
     ranks = ranking.positive_ranks(torch.rand(2, 3), torch.zeros(2, 3, dtype=torch.bool))
-    assert metrics.recall_at_k(ranks, 10) == 0.0  # also with fewer than ten candidates
+    assert retrieval.recall_at_k(ranks, 10) == 0.0  # also with fewer than ten candidates
 
 
 def test_nan_scores_are_refused():
@@ -120,8 +118,8 @@ def table_case(seed, num_images=13, levels=None):
 
 
 def image_batches(num_images, batch_size, size=1):
-    """This rank's batches of pictures that show their index."""
-    for indices in utils.eval_batches(num_images, batch_size):
+    """This rank's batches of images that show their index."""
+    for indices in eval_batches(num_images, batch_size):
         images = torch.tensor(indices).float()[:, None, None, None].expand(-1, 3, size, size)
         yield images, torch.tensor(indices)
 
@@ -148,7 +146,7 @@ def reference_metrics(itc, itm, k, image_of_text):
     for text in range(itc.shape[1]):
         order = reference_order(itc[:, text].tolist(), itm[:, text].tolist(), k)
         ranks["ir"].append(order.index(int(image_of_text[text])))
-    return metrics.retrieval_metrics(torch.tensor(ranks["tr"]), torch.tensor(ranks["ir"]))
+    return retrieval.retrieval_metrics(torch.tensor(ranks["tr"]), torch.tensor(ranks["ir"]))
 
 
 @pytest.mark.parametrize("k", [1, 3, 8, 1000])
@@ -159,7 +157,7 @@ def test_both_stages_equal_a_query_by_query_reference(k):
         itc = backbone.image_feats @ backbone.text_feats.T
         for stage, size in (("itc", 0), ("itm", k)):
             expected = reference_metrics(itc, backbone.itm, size, texts[-1])
-            assert metrics.retrieval_metrics(ranks[stage]["tr"], ranks[stage]["ir"]) == pytest.approx(expected)
+            assert retrieval.retrieval_metrics(ranks[stage]["tr"], ranks[stage]["ir"]) == pytest.approx(expected)
         for image, row in enumerate(rankings["tr"][0].tolist()):
             assert row == reference_order(itc[image].tolist(), backbone.itm[image].tolist(), k)[:k]
         for text, row in enumerate(rankings["ir"][0].tolist()):
@@ -225,6 +223,15 @@ def test_matching_scores_that_are_not_finite_are_a_user_error():
         run_table(backbone, *texts)
 
 
+@pytest.mark.parametrize("wrong, message", [(slice(1, 4), "4 are missing"), (slice(0, 5), "4 were computed more")])
+def test_an_image_that_is_missing_or_comes_twice_stops_the_evaluation(wrong, message):
+    backbone, input_ids, attention_mask, _ = table_case(0)
+    batches = list(image_batches(13, 4))
+    batches = [*batches, batches[0]][wrong]
+    with pytest.raises(RuntimeError, match=f"encoding images: of 13 items .*{message}"):
+        ranking.extract_features(backbone, batches, 13, input_ids, attention_mask, 5, device=CPU)
+
+
 def test_blocks_do_not_change_the_candidates():
     backbone, *_, image_of_text = table_case(7)
     arguments = (backbone.image_feats, backbone.text_feats, torch.arange(13), image_of_text, 6)
@@ -263,7 +270,7 @@ def tiny_backbone(image_size=32, **bert):
 
 
 def tiny_case():
-    """11 pictures of noise, 27 texts of 2 to 7 tokens."""
+    """11 images of noise, 27 texts of 2 to 7 tokens."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(11, 3, 32, 32, generator=generator)
     image_of_text = torch.arange(27) % 11
@@ -274,7 +281,7 @@ def tiny_case():
 
 def run_tiny(backbone, precision="fp32"):
     images, *texts, image_of_text = tiny_case()
-    batches = [(images[rows], torch.tensor(rows)) for rows in utils.eval_batches(11, 6)]
+    batches = [(images[rows], torch.tensor(rows)) for rows in eval_batches(11, 6)]
     features = ranking.extract_features(backbone, batches, 11, *texts, 4, device=CPU, precision=precision)
     return ranking.two_stage(backbone, *features, image_of_text, k=5, batch_size=16, precision=precision)
 
@@ -324,19 +331,10 @@ def test_any_number_of_processes_gives_identical_results(world, tmp_path):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected, atol=0, rtol=0)
 
 
-def test_every_item_is_in_exactly_one_batch_of_one_rank(monkeypatch):
-    monkeypatch.setattr(utils, "world_size", lambda: 3)
-    seen = []
-    for rank in range(3):
-        monkeypatch.setattr(utils, "rank", lambda rank=rank: rank)
-        seen += [i for batch in utils.eval_batches(50, 7) for i in batch]
-    assert sorted(seen) == list(range(50))
-
-
 def test_a_fold_is_ranked_as_a_data_set_of_its_own():
     backbone = tiny_backbone()
     images, input_ids, attention_mask, image_of_text = tiny_case()
-    batches = [(images[rows], torch.tensor(rows)) for rows in utils.eval_batches(11, 4)]  # a border cuts one
+    batches = [(images[rows], torch.tensor(rows)) for rows in eval_batches(11, 4)]  # a border cuts one
     features = ranking.extract_features(backbone, batches, 11, input_ids, attention_mask, 4, device=CPU)
     found, _ = ranking.two_stage(backbone, *ranking.fold(*features, image_of_text, 5, 10), k=3, batch_size=16)
 
@@ -346,94 +344,3 @@ def test_a_fold_is_ranked_as_a_data_set_of_its_own():
     )
     expected, _ = ranking.two_stage(backbone, *alone, image_of_text[rows] - 5, k=3, batch_size=16)
     torch.testing.assert_close(found, expected, atol=0, rtol=0)
-
-
-# ------------------------------------------------------------------------------------------------------------
-# The script
-
-
-@pytest.fixture
-def project(tmp_path):
-    """A folder with pictures, annotations, a random checkpoint and a config."""
-    from PIL import Image
-
-    entries = []
-    for i in range(7):
-        Image.new("RGB", (40, 30), (30 * i, 255 - 30 * i, 9 * i)).save(tmp_path / f"{i}.png")
-        entries.append({"image": f"{i}.png", "caption": [f"picture number {i}", f"a {i} coloured thing"]})
-    (tmp_path / "split.json").write_text(json.dumps(entries))
-    backbone = tiny_backbone(vocab_size=30522)
-    model = {f"backbone.{key}": value for key, value in backbone.state_dict().items()}
-    utils.save_checkpoint(tmp_path / "model.pth", {"model": model, "description": backbone.description})
-    (tmp_path / "config.yaml").write_text(
-        f"data: {{val: [{tmp_path}/split.json], test: [{tmp_path}/split.json], image_root: none}}\n"
-        "image_size: 32\ntrain: {precision: fp32}\nrerank: {k: 4}\neval: {batch_size: 3, save_top: 2, folds: 0}\n"
-    )
-    return tmp_path
-
-
-def arguments(project, *more):
-    return [
-        *("--config", str(project / "config.yaml"), "--output_dir", str(project / "out"), "--device", "cpu"),
-        *("--checkpoint", str(project / "model.pth"), "--evaluate"),
-        *("--override", "data.num_workers=0", *more),
-    ]
-
-
-def test_script_writes_metrics_and_rankings_of_both_splits(project):
-    Retrieval.main(arguments(project))
-    numbers = json.loads((project / "out" / "metrics.json").read_text())
-    assert list(numbers) == ["val", "test"]
-    for split in numbers.values():
-        for stage in ("itc", "itm", "chance"):
-            assert {f"{stage}_{key}" for key in metrics.chance_metrics([1])} <= set(split)
-        assert (split["images"], split["texts"]) == (7, 14)
-        assert split["chance_ir_r1"] == pytest.approx(100 / 7)
-        assert split["itm_tr_r5"] >= split["itm_tr_r1"]
-    result = json.loads((project / "out" / "retrieval_result.json").read_text())["test"]
-    assert len(result["text_retrieval"]) == 7 and len(result["image_retrieval"]) == 14
-    first = result["image_retrieval"][0]
-    assert first["query"] == "picture number 0" and len(first["ranked"]) == len(first["scores"]) == 2
-    assert first["scores"][0] >= first["scores"][1] and first["ranked"][0].endswith(".png")
-
-
-def test_script_reports_the_mean_over_folds(project):
-    Retrieval.main(arguments(project, "--override", "eval.folds=7", "rerank.k=99"))
-    numbers = json.loads((project / "out" / "metrics.json").read_text())["test_folds"]
-    assert numbers["chance_ir_r1"] == numbers["itm_ir_r1"] == 100  # one picture a fold
-
-
-def test_script_evaluates_at_another_resolution(project):
-    Retrieval.main(arguments(project, "--override", "image_size=48"))
-    assert (project / "out" / "metrics.json").is_file()
-
-
-@pytest.mark.parametrize(
-    "override, message",
-    [
-        ("data.test=[nowhere.json]", "nowhere.json"),
-        ("image_size=40", "40"),
-        ("rerank.kk=3", "rerank.k"),
-        ("rerank.k=0", "rerank.k"),
-        ("eval.batch_size=0", "eval.batch_size"),
-        ("eval.splits=[train]", "eval.splits"),
-        ("eval.folds=3", "7 images cannot be cut into 3"),
-    ],
-)
-def test_wrong_input_is_a_user_error_that_names_it(project, override, message):
-    with pytest.raises(utils.UserError, match=message) as error:
-        Retrieval.main(arguments(project, "--override", override))
-    assert "\n" not in str(error.value)
-
-
-def test_missing_checkpoint_is_a_user_error(project):
-    with pytest.raises(utils.UserError, match="--checkpoint"):
-        Retrieval.main(["--config", str(project / "config.yaml"), "--output_dir", str(project), "--evaluate"])
-    with pytest.raises(utils.UserError, match="does not exist"):
-        Retrieval.main([*arguments(project), "--checkpoint", "nowhere.pth"])
-
-
-def test_unreadable_picture_is_a_user_error_that_names_it(project):
-    (project / "5.png").write_bytes(b"not a picture")
-    with pytest.raises(utils.UserError, match="5.png"):
-        Retrieval.main(arguments(project))

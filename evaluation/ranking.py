@@ -8,10 +8,9 @@ The score of an (image, text) pair does not depend on which of the two asked, so
 of both directions, are one set of work, visited image by image: an image's cross-attention keys and values
 are projected once, pairs that both directions want are scored once, and texts of like length share a batch.
 
-Many processes: the work is cut into batches whose content does not depend on the number of processes, and
-rank r takes batches r, r + world, ... So every item is computed exactly once, and always in the same
-company: the results are identical for any number of processes. An image's tokens, the only large tensors
-([1+N, D] each), stay with the rank that encoded it, which also scores all pairs of this image.
+Many processes share the work as `evaluation.sharded` says: the results are identical for any number of
+processes. An image's tokens, the only large tensors ([1+N, D] each), stay with the rank that encoded it, which
+also scores all pairs of this image.
 
 Memory at 5,000 images x 25,000 texts, k = 256 (ViT-B/16 at 384 px): similarities exist in blocks of 512
 queries (51 MB and some copies of that size); candidates, scores and rankings of both directions 0.3 GB;
@@ -27,7 +26,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 import utils
+from evaluation.sharded import Gathered, eval_batches, run_sharded
 
+Ranks = dict[str, dict[str, Tensor]]  # {"itc": {"tr": [N], "ir": [T]}, "itm": the same}
+Rankings = dict[str, tuple[Tensor, Tensor]]  # {"tr": (ids [N, k], scores [N, k]), "ir": (ids [T, k], scores [T, k])}
 MISS = torch.iinfo(torch.int64).max  # the rank of a query that no candidate answers
 
 
@@ -78,7 +80,7 @@ def two_stage(
     batch_size: int = 1024,
     precision: str = "fp32",
     log: Callable | None = None,
-) -> tuple[dict[str, dict[str, Tensor]], dict[str, tuple[Tensor, Tensor]]]:
+) -> tuple[Ranks, Rankings]:
     """Both stages on the features of a data set.
 
     Args:
@@ -90,9 +92,8 @@ def two_stage(
         log: called with a line of progress now and then.
 
     Returns:
-        (ranks, rankings), the same on every rank: ranks {"itc": {"tr": [N], "ir": [T]}, "itm": the same} of
-        each query's best positive, of text retrieval (tr: images ask) and image retrieval (ir: texts ask);
-        rankings {"tr": (ids [N, k], scores [N, k]), "ir": (ids [T, k], scores [T, k])}, best first.
+        (Ranks, Rankings), the same on every rank: ranks of each query's best positive, of text retrieval (tr: images
+        ask) and image retrieval (ir: texts ask), in both stages; the first k items of each query, best first.
     """
     image_of_text, image_ids = torch.as_tensor(image_of_text), torch.arange(len(images.feats))
     tr = topk_candidates(images.feats, texts.feats, image_ids, image_of_text, k)
@@ -146,24 +147,29 @@ def extract_features(
     device: torch.device,
     precision: str = "fp32",
     log: Callable | None = None,
+    exact: bool = True,
 ) -> tuple[ImageFeatures, TextFeatures]:
     """Every image and text through its encoder once, shared among the ranks.
 
     Args:
         backbone: models.semmim.SemMIM on `device`; it is put into eval mode and left there.
-        image_batches: (images [n, 3, S, S], indices [n]): this rank's batches, cut by utils.eval_batches.
+        image_batches: (images [n, 3, S, S], indices [n]): this rank's batches, cut by `eval_batches`.
         num_images: N.
         input_ids, attention_mask: [T, L] int64, padded on the right: all texts, on every rank.
         text_batch_size: texts of one forward pass.
         log: called with a line of progress now and then.
+        exact: False where fewer images than `num_images` may come, numbered without gaps; N is then their number.
+
     Returns:
         (ImageFeatures, TextFeatures)
+
     Raises:
+        RuntimeError: an image is missing or comes twice.
         utils.UserError: features that are not finite (any ranking of them would be meaningless).
     """
     backbone.eval()
     texts = _encode_texts(backbone, input_ids, attention_mask, text_batch_size, device, precision, log)
-    images = _encode_images(backbone, image_batches, num_images, device, precision, log)
+    images = _encode_images(backbone, image_batches, num_images, device, precision, log, exact)
     for name, feats in (("image", images.feats), ("text", texts.feats)):
         broken = int((~feats.isfinite()).any(dim=1).sum())
         if broken:
@@ -196,16 +202,14 @@ def topk_candidates(
     """
     device, k = query_feats.device, min(k, len(candidate_feats))
     query_ids, candidate_ids = query_ids.to(device), candidate_ids.to(device)
-    ids = torch.zeros(len(query_feats), k, dtype=torch.int64, device=device)
-    scores = torch.zeros(len(query_feats), k, device=device)
-    ranks = torch.zeros(len(query_feats), dtype=torch.int64, device=device)
-    for rows in utils.eval_batches(len(query_feats), block):
-        rows = slice(rows[0], rows[-1] + 1)
+    found = Gathered("candidates", device)
+    for batch in eval_batches(len(query_feats), block):
+        rows = slice(batch[0], batch[-1] + 1)
         similarity = query_feats[rows] @ candidate_feats.T  # [b, C]
         positive = query_ids[rows, None] == candidate_ids[None, :]  # [b, C]
-        ranks[rows] = positive_ranks(similarity, positive)
-        scores[rows], ids[rows] = _topk_by_index(similarity, k)
-    ids, scores, ranks = (utils.all_reduce_sum(part).cpu() for part in (ids, scores, ranks))
+        scores, ids = _topk_by_index(similarity, k)
+        found.put(batch, ids, scores, positive_ranks(similarity, positive))
+    ids, scores, ranks = (column.cpu() for column in found.collect(len(query_feats)))
     return Candidates(ids, scores, ranks)
 
 
@@ -241,7 +245,7 @@ def rerank(
     if score not in ("itm", "itm+itc"):
         raise utils.UserError(f"rerank.score is {score!r}: it must be itm or itm+itc")
     device = texts.tokens.device
-    tr_scores, ir_scores = torch.zeros(tr.ids.shape), torch.zeros(ir.ids.shape)
+    of_images, of_slots = Gathered("re-ranked texts", device), Gathered("re-ranked images", device)
     slots = ir.ids.flatten().argsort(stable=True)  # places in the [T, k'] table, grouped by the image they name
     asked = ir.ids.flatten().bincount(minlength=len(tr.ids))  # [N] texts that want each image
     slot_ends = asked.cumsum(0)
@@ -252,11 +256,13 @@ def rerank(
         plans = [_plan(tr.ids[i], place // ir.ids.shape[1], texts) for i, place in zip(indices, places, strict=True)]
         with utils.autocast(device, precision):
             pair_scores = _score_pairs(backbone, image_embeds.to(device), plans, texts, batch_size, progress)
-        for i, place, (_, back), values in zip(indices, places, plans, pair_scores, strict=True):
-            values = values[back]  # a pair that both directions want was scored once
-            tr_scores[i], ir_scores.view(-1)[place] = values[: tr.ids.shape[1]], values[tr.ids.shape[1] :]
+        # a pair that both directions want was scored once
+        values = [scores[back] for scores, (_, back) in zip(pair_scores, plans, strict=True)]  # n x [k + asked]
+        of_images.put(indices, torch.stack([row[: tr.ids.shape[1]] for row in values]))
+        of_slots.put(torch.cat(places), torch.cat([row[tr.ids.shape[1] :] for row in values]))
     progress.close()
-    tr_scores, ir_scores = (utils.all_reduce_sum(part.to(device)).cpu() for part in (tr_scores, ir_scores))
+    tr_scores = of_images.collect(len(tr.ids))[0].cpu()
+    ir_scores = of_slots.collect(ir.ids.numel())[0].cpu().view(ir.ids.shape)
     if not (tr_scores.isfinite().all() and ir_scores.isfinite().all()):
         raise utils.UserError(
             "re-ranking scores are NaN or infinite: the checkpoint is broken, or try --override train.precision=fp32"
@@ -316,63 +322,69 @@ def reranked_positive_ranks(positive: Tensor, fast_ranks: Tensor) -> Tensor:
 # Features
 
 
-def _encode_texts(backbone, input_ids, attention_mask, batch_size, device, precision, log):
+def _encode_texts(
+    backbone: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    batch_size: int,
+    device: torch.device,
+    precision: str,
+    log: Callable | None,
+) -> TextFeatures:
     lengths = attention_mask.sum(dim=1)  # [T]
-    starts = (lengths.cumsum(0) - lengths).to(device)
-    total, feats, tokens = int(lengths.sum()), None, None
-    own = utils.eval_batches(len(lengths), batch_size, lengths.argsort(stable=True).tolist())
-    progress = utils.ProgressLine("encoding texts", "texts", sum(map(len, own)), log)
-    for rows in own:
-        rows = torch.tensor(rows)
+    starts = lengths.cumsum(0) - lengths
+    tokens = Gathered("text tokens", device)
+
+    def encode(batch: list[int]) -> tuple[Tensor, Tensor]:
+        rows = torch.tensor(batch)
         width = int(lengths[rows].max())
-        mask = attention_mask[rows, :width].to(device)
+        mask = attention_mask[rows, :width]  # [b, L]
         with utils.autocast(device, precision):
-            text_embeds, text_feat = backbone.encode_text(input_ids[rows, :width].to(device), mask)
-        if feats is None:
-            feats = torch.zeros(len(lengths), text_feat.shape[1], device=device)
-            tokens = torch.zeros(total, text_embeds.shape[2], dtype=_stored(precision), device=device)
-        feats[rows.to(device)] = text_feat.float()
-        index = starts[rows.to(device)][:, None] + torch.arange(width, device=device)  # [b, L]
-        tokens[index[mask.bool()]] = text_embeds[mask.bool()].to(tokens.dtype)
-        progress.advance(len(rows))
-    progress.close()
-    feats, tokens = (_sum_over_ranks(part, device) for part in (feats, tokens))
-    return TextFeatures(feats, tokens, starts, lengths)
+            text_embeds, text_feat = backbone.encode_text(input_ids[rows, :width].to(device), mask.to(device))
+        index = starts[rows][:, None] + torch.arange(width)  # [b, L]
+        tokens.put(index[mask.bool()], text_embeds[mask.bool().to(device)].to(_stored(precision)))
+        return rows, text_feat.float()
+
+    batches = eval_batches(len(lengths), batch_size, lengths.argsort(stable=True).tolist())
+    shown = {"label": "encoding texts", "unit": "texts", "log": log}
+    feats = run_sharded(batches, encode, len(lengths), device=device, **shown)
+    return TextFeatures(feats, tokens.collect(int(lengths.sum()))[0], starts.to(device), lengths)
 
 
-def _encode_images(backbone, batches, num_images, device, precision, log):
-    feats, kept, storage = None, [], None
-    progress = utils.ProgressLine("encoding images", "images", -(-num_images // utils.world_size()), log)
-    for images, indices in batches:
+def _encode_images(
+    backbone: nn.Module,
+    batches: Iterable,
+    num_images: int,
+    device: torch.device,
+    precision: str,
+    log: Callable | None,
+    exact: bool,
+) -> ImageFeatures:
+    kept: list[tuple[Tensor, Tensor]] = []  # this rank's indices and tokens, batch by batch
+
+    def encode(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        images, indices = batch
         with utils.autocast(device, precision):
             image_embeds, image_feat = backbone.encode_image(images.to(device, non_blocking=True))
-        if feats is None:
-            feats = torch.zeros(num_images, image_feat.shape[1], device=device)
-        feats[indices.to(device)] = image_feat.float()
         image_embeds = image_embeds.to(_stored(precision))
-        if storage is None:
-            share = num_images / len(images) / utils.world_size()
-            storage = _storage(image_embeds, share, device)
+        if kept:
+            storage = kept[0][1].device
+        else:
+            storage = _storage(image_embeds, num_images / len(images) / utils.world_size(), device)
         kept.append((indices.cpu(), image_embeds.to(storage)))
-        progress.advance(len(images))
-    progress.close()
-    return ImageFeatures(_sum_over_ranks(feats, device), kept)
+        return indices, image_feat.float()
+
+    shown = {"label": "encoding images", "unit": "images", "log": log}
+    feats = run_sharded(batches, encode, num_images, device=device, exact=exact, **shown)
+    return ImageFeatures(feats, kept)
 
 
-def _sum_over_ranks(part, device):
-    """Add up tensors that are zero where another rank has the value; a rank without a batch passes None."""
-    description = None if part is None else (tuple(part.shape), str(part.dtype).removeprefix("torch."))
-    known = [d for d in utils.gather_objects(description) if d is not None]
-    if part is None:
-        part = torch.zeros(known[0][0], dtype=getattr(torch, known[0][1]), device=device)
-    return utils.all_reduce_sum(part)
-
-
-def _stored(precision):
+def _stored(precision: str) -> torch.dtype:
+    """What tokens are kept in until they are fused."""
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def _storage(image_embeds, batches, device):
+def _storage(image_embeds: Tensor, batches: float, device: torch.device) -> torch.device:
     """Where image tokens wait for re-ranking: on the GPU if they take under a quarter of its free memory."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -385,7 +397,7 @@ def _storage(image_embeds, batches, device):
 # Ranking
 
 
-def _topk_by_index(scores, k):
+def _topk_by_index(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """scores [b, C] -> (values [b, k], ids [b, k]), best first, equal ones by index (unlike topk)."""
     values, ids = scores.topk(k, dim=1)
     last = values[:, -1:]
@@ -403,7 +415,7 @@ def _topk_by_index(scores, k):
 _IMAGES_TOGETHER = 8
 
 
-def _plan(wanted_by_image, wanting_image, texts):
+def _plan(wanted_by_image: Tensor, wanting_image: Tensor, texts: TextFeatures) -> tuple[Tensor, Tensor]:
     """The texts to fuse with one image, each once, in order of length; where each request finds its score.
 
     Args:
@@ -419,7 +431,14 @@ def _plan(wanted_by_image, wanting_image, texts):
     return text_ids[order], place[back]
 
 
-def _score_pairs(backbone, image_embeds, plans, texts, batch_size, progress):
+def _score_pairs(
+    backbone: nn.Module,
+    image_embeds: Tensor,
+    plans: list[tuple[Tensor, Tensor]],
+    texts: TextFeatures,
+    batch_size: int,
+    progress: utils.ProgressLine,
+) -> list[Tensor]:
     """ITM logits of n images [n, S, D] with the texts of their n plans -> n x [g] scores on the CPU.
 
     Images with like numbers of texts are taken together, so that a batch is a full [images, texts] rectangle.
@@ -438,9 +457,11 @@ def _score_pairs(backbone, image_embeds, plans, texts, batch_size, progress):
     return scores
 
 
-def _score_rectangle(backbone, image_embeds, text_ids, texts, batch_size):
+def _score_rectangle(
+    backbone: nn.Module, image_embeds: Tensor, text_ids: list[Tensor], texts: TextFeatures, batch_size: int
+) -> Tensor:
     """image_embeds [B, S, D], B lists of texts, longest list first -> scores [B, G], G the longest's."""
-    memory = backbone.fusion_encoder.project_memory(image_embeds)  # keys and values once an image and layer
+    memory = backbone.fusion_encoder.project_memory(image_embeds)  # keys and values once per image and layer
     counts = [len(ids) for ids in text_ids]
     widest = max(1, batch_size // len(counts))
     width = -(-counts[0] // -(-counts[0] // widest))  # equal columns instead of a thin last one

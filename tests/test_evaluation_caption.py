@@ -1,4 +1,4 @@
-"""The reward against pycocoevalcap, and the metrics against pycocoevalcap called directly."""
+"""The reward against pycocoevalcap, the metrics against pycocoevalcap called directly; `Captioner`."""
 
 import gc
 import inspect
@@ -10,16 +10,20 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.cider.cider_scorer import CiderScorer
 from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+from tiny import TOKENIZER, Notes, gray_images, gray_level
+from torch import nn
 
-import metrics
 from dataset import scenes
-from dataset.cider import CiderD, caption_words, cider
+from engine.config import CAPTION, load_config
+from evaluation import caption
+from evaluation.cider import CiderD, CiderReward, caption_words, cider
 
 NEEDS_JAVA = pytest.mark.skipif(shutil.which("java") is None, reason="needs Java")
 
@@ -83,6 +87,16 @@ def test_document_frequencies_are_kept_and_counted_again_for_other_references(re
     assert CiderD.cached(path, texts).images == 40
 
 
+def test_the_reward_is_the_cider_of_the_decoded_sentences(references):
+    scorer = CiderD.from_references(words(texts) for texts in references.values())
+    batch = [references[5], references[0]]
+    texts = [references[5][1], "a red dog", references[0][0], references[5][0]]
+    sequences, _ = TOKENIZER.pad([[*ids, TOKENIZER.sep_id] for ids in TOKENIZER.word_pieces(texts)])
+    found = CiderReward(TOKENIZER, scorer)(sequences, batch)
+    expected = [float(scorer.scores([words([text])], [words(batch[i // 2])])[0]) for i, text in enumerate(texts)]
+    assert found.tolist() == pytest.approx(expected) and found[0] > 1 > found[3]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -100,7 +114,7 @@ def test_python_words_are_those_of_the_ptb_tokenizer(text, expected):
 @NEEDS_JAVA
 def test_metrics_equal_pycocoevalcap_called_directly(references, results):
     results = results | {3: "a"}  # pycocoevalcap's own METEOR is given no empty caption
-    found = metrics.caption_metrics(references, results)
+    found = caption.caption_metrics(references, results)
     tokenizer = PTBTokenizer()
     gts = tokenizer.tokenize({i: [{"caption": text} for text in texts] for i, texts in references.items()})
     res = tokenizer.tokenize({i: [{"caption": text}] for i, text in results.items()})
@@ -134,17 +148,77 @@ def test_a_scorer_whose_program_fails_is_reported_and_not_waited_for():
             assert self.lock.acquire(timeout=5)
             self.meteor_p.stdin.close()
 
-    assert metrics._by_java(Broken, ({}, {})).startswith("not computed: its Java program failed")
+    assert caption._by_java(Broken, ({}, {})).startswith("not computed: its Java program failed")
     gc.collect()
 
 
 def test_without_java_the_rest_is_computed_with_python_words_and_marked(references, results, monkeypatch):
-    monkeypatch.setattr(metrics.shutil, "which", lambda name: None)
-    found = metrics.caption_metrics(references, results)
+    monkeypatch.setattr(caption.shutil, "which", lambda name: None)
+    found = caption.caption_metrics(references, results)
     assert found["tokenizer"] == "python"
     assert found["cider"] == pytest.approx(cider(references, results))
     assert all(isinstance(found[name], float) for name in ("bleu1", "bleu4", "rouge_l"))
     assert all("install one" in found[name] for name in ("meteor", "spice"))
-    table = metrics.caption_table("test", found)
+    table = caption.caption_table("test", found)
     assert "python tokens" in table[0] and any(line.startswith("meteor: not computed") for line in table)
     json.dumps(found)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Captioning a split
+
+
+class Naming(nn.Module):
+    """Says of every image which gray level it has."""
+
+    def generate(self, images, prompt_ids, prompt_mask, **options):
+        assert not self.training and options["beams"] == 2
+        texts = [f"a gray of level {level}" for level in gray_level(images).tolist()]
+        return TOKENIZER.pad([[*ids, TOKENIZER.sep_id] for ids in TOKENIZER.word_pieces(texts)])[0], None
+
+
+@pytest.fixture
+def captioner(tmp_path, monkeypatch):
+    """Nine images with two captions each, in mixed order, of NoCaps' three domains; no Java."""
+    monkeypatch.setattr(caption.shutil, "which", lambda name: None)
+    names, order = gray_images(tmp_path, 9), [4, 0, 8, 2, 6, 1, 7, 3, 5]
+    entries = [
+        {"image": names[level], "image_id": f"id{level}", "domain": ("in", "near-domain", "out-domain")[level % 3]}
+        | {"caption": [f"a gray of level {level // 2 * 2}", f"plain gray number {level}"]}
+        for level in order
+    ]
+    (tmp_path / "val.json").write_text(json.dumps(entries))
+    overrides = [f"data.val=[{tmp_path / 'val.json'}]", "data.image_root=none", "data.num_workers=0", "image_size=32"]
+    overrides += ["eval.batch_size=4", "eval.splits=[val]", "generation.beams=2", "train.precision=fp32"]
+    cfg = load_config("configs/Caption_coco.yaml", overrides, CAPTION)
+    return caption.Captioner(cfg, TOKENIZER, torch.device("cpu"), Notes(tmp_path)), order
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_split_is_captioned_in_its_order_and_judged_by_domain(captioner, training):
+    captioner, order = captioner
+    model = Naming().train(training)
+    numbers = captioner.evaluate(model, "val")
+    assert model.training == training
+    said = {f"id{level}": f"a gray of level {level}" for level in order}
+    written = json.loads((captioner.run.dir / "caption_result.json").read_text())
+    assert written == [{"image_id": key, "caption": text} for key, text in said.items()]
+    references = {f"id{i}": [f"a gray of level {i // 2 * 2}", f"plain gray number {i}"] for i in order}
+    for number, name in enumerate(("in", "near", "out")):
+        chosen = [f"id{level}" for level in order if level % 3 == number]
+        expected = caption.caption_metrics({k: references[k] for k in chosen}, {k: said[k] for k in chosen})
+        assert numbers[name] == {"images": 3, **expected, "spice": numbers[name]["spice"]}
+    assert numbers["images"] == 9 and numbers["cider"] == pytest.approx(cider(references, said))
+    assert captioner.validate(model) == pytest.approx(numbers["cider"])
+    ((step, split, logged),) = captioner.run.logged
+    assert (step, split) == (0, "val") and logged["cider"] == numbers["cider"] and "in" not in logged
+
+
+def test_an_image_captioned_twice_or_never_stops_the_evaluation(captioner, monkeypatch):
+    captioner, _ = captioner
+    loader = caption.eval_loader
+    for wrong, message in ((lambda x: [*x, x[0]], "4 were computed more"), (lambda x: x[1:], "4 are missing")):
+        monkeypatch.setattr(caption, "eval_loader", lambda *a, wrong=wrong, **b: wrong(list(loader(*a, **b))))
+        with pytest.raises(RuntimeError, match=f"captioning val: of 9 items .*{message}"):
+            captioner.evaluate(Naming(), "val")
+        assert not (captioner.run.dir / "caption_result.json").exists()

@@ -1,4 +1,4 @@
-"""CIDEr-D as a reward: in Python, without Java, for many candidates at once, in milliseconds.
+"""CIDEr-D as a metric and as the reward of self-critical training: in Python, without Java, in milliseconds.
 
 The numbers are pycocoevalcap's (whose CIDEr is CIDEr-D) for the same words and document frequencies; these come
 from the training references, are counted once and kept in a file.
@@ -12,8 +12,12 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from utils import replacing
+from dataset.caption import CaptionTrainDataset
+from dataset.text import Tokenizer
+from utils import UserError, find_file, gather_objects, is_main, replacing
 
 NOT_WORDS = frozenset("'' ' `` ` \" -lcb- -rcb- “ ” . ? ! , : - -- ... ;".split())  # what pycocoevalcap does not count
 BRACKETS = str.maketrans({"(": " -lrb- ", ")": " -rrb- ", "{": " ", "}": " "})  # PTB's names of them do count
@@ -92,7 +96,7 @@ class CiderD:
         return made
 
     def scores(self, candidates: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> np.ndarray:
-        """Several candidates an image against the image's references -> [all candidates] float64, up to 10.
+        """Several candidates per image against the image's references -> [all candidates] float64, up to 10.
 
         candidates, references: per image, captions as words separated by spaces.
         """
@@ -190,3 +194,41 @@ class CiderD:
 def word_hash(word: str) -> int:
     """A 64-bit number for a word, the same in every process."""
     return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The reward
+
+
+class CiderReward:
+    """CIDEr-D of generated sentences, for models.caption.SelfCritical; cider: holds the document frequencies."""
+
+    def __init__(self, tokenizer: Tokenizer, cider: CiderD):
+        self.tokenizer, self.cider = tokenizer, cider
+
+    def __call__(self, sequences: Tensor, references: Sequence[Sequence[str]]) -> Tensor:
+        """[R, T] token ids, an image's R / B sentences side by side; the captions of B images -> [R] rewards to 10"""
+        words = [caption_words(self.tokenizer.decode_caption(row)) for row in sequences.tolist()]
+        each = len(words) // len(references)
+        candidates = [words[i * each : (i + 1) * each] for i in range(len(references))]
+        return torch.from_numpy(
+            self.cider.scores(candidates, [[caption_words(text) for text in texts] for texts in references])
+        )
+
+
+def load_document_frequencies(annotations: str | Path, dataset: CaptionTrainDataset, folder: Path) -> CiderD:
+    """Of all training references; counted once, and kept beside the file `annotations`, or in `folder` if that fails.
+
+    Called in all processes: the main one counts and writes, the others read.
+    """
+    first = find_file(annotations, "data.train")
+    path = first.with_name(f"{first.stem}_cider.npz")
+    references = [dataset.references(image) for image in range(len(dataset.paths))]
+    if is_main():
+        try:
+            CiderD.cached(path, references)
+        except UserError:
+            path = folder / path.name
+            CiderD.cached(path, references)
+    path = gather_objects(path)[0]
+    return CiderD.cached(path, references)

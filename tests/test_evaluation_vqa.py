@@ -1,11 +1,17 @@
-"""The official VQA accuracy against its definition, and its answer normalisation against cases checked by hand."""
+"""The official VQA accuracy against its definition, answer normalisation against cases checked by hand; `Answerer`."""
 
 import itertools
+import json
 import random
 
 import pytest
+import torch
+from tiny import TOKENIZER, Notes, gray_images, gray_level
+from torch import nn
 
-import metrics
+from engine.config import VQA, load_config
+from evaluation import vqa
+from utils import UserError
 
 # (answer, what the official program makes of it), worked out mark by mark from its rules.
 NORMALISED = [
@@ -109,17 +115,13 @@ NORMALISED = [
 
 @pytest.mark.parametrize("answer, expected", NORMALISED)
 def test_normalised_as_the_official_program_does(answer, expected):
-    assert metrics.normalise_answer(answer) == expected
-
-
-def test_the_table_has_sixty_cases_and_each_once():
-    assert len({answer for answer, _ in NORMALISED}) == len(NORMALISED) >= 60
+    assert vqa.normalise_answer(answer) == expected
 
 
 def test_normalising_twice_changes_nothing_for_words():
     for answer in ("two dogs", "the man", "dont", "new-york", "10,000 feet"):
-        once = metrics.normalise_answer(answer)
-        assert metrics.normalise_answer(once) == once
+        once = vqa.normalise_answer(answer)
+        assert vqa.normalise_answer(once) == once
 
 
 def brute_force(prediction, answers):
@@ -135,53 +137,53 @@ def test_accuracy_equals_all_ten_subsets_written_out():
         words = rng.sample(["yes", "no", "red", "blue", "dog", "cat", "left", "7"], rng.randint(1, 5))
         answers = [rng.choice(words) for _ in range(10)]
         prediction = rng.choice([*words, "something else"])
-        for scoring in metrics.SCORING:
-            assert metrics.vqa_accuracy(prediction, answers, scoring) == pytest.approx(brute_force(prediction, answers))
+        for scoring in vqa.SCORING:
+            assert vqa.vqa_accuracy(prediction, answers, scoring) == pytest.approx(brute_force(prediction, answers))
 
 
 @pytest.mark.parametrize("matches, expected", [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (10, 1)])
 def test_accuracy_by_number_of_matching_annotators(matches, expected):
     answers = ["yes"] * matches + ["no"] * (10 - matches)
-    assert metrics.vqa_accuracy("yes", answers) == pytest.approx(expected)
+    assert vqa.vqa_accuracy("yes", answers) == pytest.approx(expected)
 
 
 def test_rules_normalise_the_annotators_too():
     answers = ["two"] * 4 + ["2"] * 2 + ["The two!"] * 4
-    assert metrics.vqa_accuracy("Two.", answers, "rules") == 1
+    assert vqa.vqa_accuracy("Two.", answers, "rules") == 1
 
 
 def test_program_only_strips_the_annotators_punctuation_and_only_where_they_differ():
-    assert metrics.vqa_accuracy("two", ["two"] * 9 + ["2"], "program") == pytest.approx(0.3)
-    assert metrics.vqa_accuracy("new-york", ["new-york"] * 10, "program") == 0
-    assert metrics.vqa_accuracy("new-york", ["new-york"] * 9 + ["boston"], "program") == 1
-    assert metrics.vqa_accuracy("none", ["none"] * 10, "program") == 0
+    assert vqa.vqa_accuracy("two", ["two"] * 9 + ["2"], "program") == pytest.approx(0.3)
+    assert vqa.vqa_accuracy("new-york", ["new-york"] * 10, "program") == 0
+    assert vqa.vqa_accuracy("new-york", ["new-york"] * 9 + ["boston"], "program") == 1
+    assert vqa.vqa_accuracy("none", ["none"] * 10, "program") == 0
 
 
 def test_single_answer_is_an_exact_match_after_normalisation():
-    assert metrics.vqa_accuracy("Two", "2") == 1
-    assert metrics.vqa_accuracy("2", ["two"]) == 1
-    assert metrics.vqa_accuracy("3", "2") == 0
+    assert vqa.vqa_accuracy("Two", "2") == 1
+    assert vqa.vqa_accuracy("2", ["two"]) == 1
+    assert vqa.vqa_accuracy("3", "2") == 0
 
 
 def test_map_of_scores_is_looked_up():
-    assert metrics.vqa_accuracy("Skateboard.", {"skateboard": 0.9, "board": 0.3}) == 0.9
-    assert metrics.vqa_accuracy("dog", {"cat": 1.0}) == 0
+    assert vqa.vqa_accuracy("Skateboard.", {"skateboard": 0.9, "board": 0.3}) == 0.9
+    assert vqa.vqa_accuracy("dog", {"cat": 1.0}) == 0
 
 
 @pytest.mark.parametrize("answers", [[], ["yes"] * 9, ["yes"] * 11])
 def test_any_other_number_of_annotators_is_refused(answers):
     with pytest.raises(ValueError, match=f"{len(answers)} answers"):
-        metrics.vqa_accuracy("yes", answers)
+        vqa.vqa_accuracy("yes", answers)
 
 
 def test_unknown_scoring_is_refused():
     with pytest.raises(ValueError, match="loose"):
-        metrics.vqa_accuracy("yes", ["yes"] * 10, "loose")
+        vqa.vqa_accuracy("yes", ["yes"] * 10, "loose")
 
 
 def test_columns_are_means_over_the_questions_of_each_type():
     yes, red = ["yes"] * 10, ["red"] * 8 + ["dark red"] * 2
-    columns = metrics.vqa_metrics(
+    columns = vqa.vqa_metrics(
         ["yes", "no", "dark red", "2"],
         [yes, yes, red, "two"],
         ["yes/no", "yes/no", "other", None],
@@ -198,13 +200,73 @@ def test_constant_is_the_best_single_answer_of_each_question_type():
     said = ["yes", "no", "Two", "2", "red"]
     references = [[rng.choice(said) for _ in range(10)] for _ in range(30)] + ["red", {"yes": 0.6}]
     kinds = [rng.choice(["is", "how", None]) for _ in references]
-    columns = metrics.vqa_metrics(["yes"] * len(references), references, [None] * len(references), kinds)
+    columns = vqa.vqa_metrics(["yes"] * len(references), references, [None] * len(references), kinds)
     total = 0.0
     for kind in set(kinds):
         group = [reference for reference, k in zip(references, kinds, strict=True) if k == kind]
-        best = max(sum(metrics.vqa_accuracy(answer, reference) for reference in group) for answer in said)
+        best = max(sum(vqa.vqa_accuracy(answer, reference) for reference in group) for answer in said)
         if kind is not None:
             assert columns["constant_by_question_type"][kind] == pytest.approx(100 * best / len(group))
         total += best
     assert columns["constant"] == pytest.approx(100 * total / len(references))
     assert columns["accuracy"] <= columns["constant"]
+
+
+def test_a_result_is_written_only_when_it_is_whole(tmp_path):
+    with pytest.raises(UserError, match="no answer or more than one"):
+        vqa.write_result([1, 1], ["yes", "no"], tmp_path / "result.json")
+    with pytest.raises(UserError, match="no answer or more than one"):
+        vqa.write_result([1, 2], ["yes", None], tmp_path / "result.json")
+    assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Answering a split
+
+
+class Naming(nn.Module):
+    """Answers every question with the gray level of its image, as a word."""
+
+    def answer(self, batch, **options):
+        assert not self.training
+        levels = gray_level(batch["image"])[batch["image_rows"]].tolist()
+        return TOKENIZER.pad([[*TOKENIZER.word_pieces([str(level)])[0], TOKENIZER.sep_id] for level in levels])[0]
+
+
+@pytest.fixture
+def answerer(tmp_path):
+    """Nine questions about four images, in mixed order; that of image i is right where it is answered with i."""
+    names = gray_images(tmp_path, 4)
+    asked = [2, 0, 3, 2, 1, 0, 2, 3, 1]
+    entries = [
+        {"image": names[image], "question": "how many", "question_id": 10 * place, "dataset": "vqa"}
+        | {"answer": [str(image if place else 7)] * 10}
+        for place, image in enumerate(asked)
+    ]
+    (tmp_path / "val.json").write_text(json.dumps(entries))
+    overrides = [f"data.val=[{tmp_path / 'val.json'}]", "data.test=[]", "data.val_scores=[]", "data.num_workers=0"]
+    overrides += ["data.image_root=none", "image_size=32", "eval.batch_size=4", "train.precision=fp32"]
+    cfg = load_config("configs/VQA.yaml", overrides, VQA)
+    return vqa.Answerer(cfg, TOKENIZER, torch.device("cpu"), Notes(tmp_path)), asked
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_split_is_answered_in_its_order_scored_logged_and_written(answerer, training):
+    answerer, asked = answerer
+    model = Naming().train(training)
+    numbers = answerer.evaluate(model, "val", step=5, write=True)
+    written = json.loads((answerer.run.dir / "vqa_result_val.json").read_text())
+    assert written == [{"question_id": 10 * place, "answer": str(image)} for place, image in enumerate(asked)]
+    assert numbers["accuracy"] == pytest.approx(100 * 8 / 9) and numbers["questions"] == 9
+    assert answerer.run.logged == [(5, "val", {"accuracy": numbers["accuracy"], "constant": numbers["constant"]})]
+    assert model.training == training
+
+
+def test_a_question_answered_twice_or_never_stops_the_evaluation(answerer):
+    answerer, _ = answerer
+    batches = answerer.batches["val"].batches
+    for wrong, message in (([*batches, batches[0]], "4 were computed more"), (batches[1:], "4 are missing")):
+        answerer.batches["val"].batches = wrong
+        with pytest.raises(RuntimeError, match=f"answering val: of 9 items .*{message}"):
+            answerer.evaluate(Naming(), "val", write=True)
+        assert not (answerer.run.dir / "vqa_result_val.json").exists()

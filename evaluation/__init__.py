@@ -1,0 +1,27 @@
+"""What the tables of the paper report: recall of retrieval, BLEU to SPICE of captions, accuracy of answers.
+
+    sharded.py                 how all three share an evaluation among processes: every item once, checked
+    ranking.py, retrieval.py   two-stage ranking; recall@k, its chance level, and `Ranker`, which ranks splits
+    cider.py, caption.py       CIDEr-D, as a metric and as a reward; pycocoevalcap's metrics, and `Captioner`
+    vqa.py                     the official accuracy, and `Answerer`
+
+Nothing here imports the scripts or their engine: where lines, numbers and files go is handed over as a `Record`.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+
+class Record(Protocol):
+    """Where an evaluation leaves what it finds; only the main process writes."""
+
+    dir: Path  # folder for result files
+
+    def info(self, message: str) -> None:
+        """A line for the console."""
+
+    def log(self, step: int, values: dict[str, float], split: str) -> None:
+        """Numbers of a split after `step` optimizer steps."""
+
+    def write_metrics(self, metrics: dict) -> None:
+        """All splits' numbers, for metrics.json."""

@@ -1,0 +1,215 @@
+"""Captioning: BLEU, METEOR, ROUGE-L, CIDEr and SPICE by pycocoevalcap, and `Captioner`, which captions splits."""
+
+import contextlib
+import io
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import utils
+from dataset import create_dataset
+from dataset.caption import DOMAINS, CaptionEvalDataset
+from dataset.text import Tokenizer
+from evaluation import Record
+from evaluation.cider import caption_words, cider
+from evaluation.sharded import eval_loader, evaluating, run_sharded
+from models.caption import CaptionModel
+
+CAPTION_COLUMNS = ("bleu1", "bleu2", "bleu3", "bleu4", "meteor", "rouge_l", "cider", "spice")
+NO_JAVA = "not computed: it needs Java; install one (Debian, Ubuntu: apt install default-jre-headless)"
+NO_SPICE = (
+    "not computed: SPICE's parser is absent; fetch it once (400 MB): python -m pycocoevalcap.spice.get_stanford_models"
+)
+
+
+class Captioner:
+    """Captions the splits of a configuration and judges them; `datasets` are read, and checked, at once."""
+
+    def __init__(self, cfg: utils.Config, tokenizer: Tokenizer, device: torch.device, run: Record):
+        self.cfg, self.tokenizer, self.device, self.run = cfg, tokenizer, device, run
+        splits = dict.fromkeys([*cfg.eval.splits, "val"] if cfg.data.val else cfg.eval.splits)
+        self.datasets = {split: create_dataset("caption_eval", cfg, split) for split in splits}
+        self.precision = utils.resolve_precision(cfg.train.precision, device)
+
+    def caption(self, model: CaptionModel, split: str) -> list[str]:
+        """The captions of a split's images, in the data set's order, in every process."""
+        cfg, dataset = self.cfg, self.datasets[split]
+
+        def write(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, list[str]]:
+            images, indices = batch
+            prompts = [dataset.prompts[i] for i in indices.tolist()]
+            ids, mask = (x.to(self.device) for x in self.tokenizer.encode(prompts, cfg.text.max_prompt_tokens))
+            with utils.autocast(self.device, self.precision):
+                sequences, _ = model.generate(images.to(self.device), ids, mask, **cfg.generation)
+            return indices, [self.tokenizer.decode_caption(row) for row in sequences.tolist()]
+
+        loader = eval_loader(dataset, cfg.eval.batch_size, num_workers=cfg.data.num_workers, device=self.device)
+        shown = {"label": f"captioning {split}", "unit": "images", "log": self.run.info}
+        with evaluating(model):
+            return run_sharded(loader, write, len(dataset), **shown)
+
+    def validate(self, model: CaptionModel) -> float:
+        """CIDEr (times 100) on the validation split with the Python tokeniser, the same in every process."""
+        dataset = self.datasets["val"]
+        return cider(*judged(dataset, self.caption(model, "val")))
+
+    def evaluate(self, model: CaptionModel, split: str) -> dict:
+        """Caption a split, write the result file and -> its metrics (in the main process), NoCaps' by domain too."""
+        dataset, start = self.datasets[split], time.perf_counter()
+        captions = self.caption(model, split)
+        seconds = time.perf_counter() - start
+        if not utils.is_main():
+            return {}
+        name = "caption_result.json" if split == self.cfg.eval.splits[-1] else f"caption_result_{split}.json"
+        write_result(dataset.ids, captions, self.run.dir / name)
+        numbers = {"images": len(captions), "captions_per_second": round(len(captions) / seconds, 2)}
+        numbers["words"] = sum(len(caption.split()) for caption in captions) / len(captions)
+        if any(dataset.references):
+            self.run.info(f"{split}: judging {len(captions)} captions")
+            numbers |= self.judge(dataset, captions)
+            self.run.log(0, {key: x for key, x in numbers.items() if isinstance(x, int | float)}, split)
+            for line in caption_table(split, numbers):
+                self.run.info(line)
+        for index in range(min(3, len(captions))):
+            self.run.info(f"{split} {dataset.images[index]}: {captions[index]}")
+        return numbers
+
+    def judge(self, dataset: CaptionEvalDataset, captions: list[str]) -> dict:
+        """`caption_metrics`, and under the name of every domain that the data set has those of its images."""
+        spice = self.cfg.eval.spice
+        numbers: dict = caption_metrics(*judged(dataset, captions), spice=spice)
+        for domain in (domain for domain in DOMAINS if domain in dataset.domains):
+            subset = judged(dataset, captions, domain)
+            numbers[domain] = {"images": len(subset[1])} | caption_metrics(*subset, spice=spice)
+        return numbers
+
+
+def judged(
+    dataset: CaptionEvalDataset, captions: list[str], domain: str | None = None
+) -> tuple[dict[str | int, list[str]], dict[str | int, str]]:
+    """(references, results) by image id, of the images that have references and, if given, are of `domain`."""
+    chosen = [i for i, texts in enumerate(dataset.references) if texts and domain in (None, dataset.domains[i])]
+    return (
+        {dataset.ids[i]: dataset.references[i] for i in chosen},
+        {dataset.ids[i]: captions[i] for i in chosen},
+    )
+
+
+def write_result(ids: Sequence[str | int], captions: Sequence[str], path: Path) -> None:
+    """COCO's submission format, which is NoCaps' too: [{"image_id", "caption"}], each image once."""
+    utils.write_json(path, [{"image_id": key, "caption": caption} for key, caption in zip(ids, captions, strict=True)])
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Metrics
+
+
+def caption_metrics(
+    references: Mapping[str | int, Sequence[str]], results: Mapping[str | int, str], spice: bool = True
+) -> dict[str, float | str]:
+    """The columns of the captioning table, in percent (CIDEr: times 100), by pycocoevalcap.
+
+    Args:
+        references: all captions of every image; results: the caption to judge of the same images.
+        spice: whether to compute SPICE (minutes on COCO).
+
+    Returns:
+        CAPTION_COLUMNS, and `tokenizer`: "ptb", Stanford's as in COCO's official evaluation, or "python"
+        (`caption_words`, close to it) where Java is missing. A column that cannot be computed holds a line
+        that says why and what to do.
+    """
+    if set(references) != set(results) or not results:
+        raise ValueError("caption_metrics needs one result for every image with references, and at least one")
+    Bleu, Cider, Meteor, Rouge, Spice = _scorers()
+    tokens = _ptb_tokens(references, results) if shutil.which("java") else None
+    java = tokens is not None
+    tokens = tokens or _python_tokens(references, results)
+    columns: dict[str, float | str] = dict.fromkeys(CAPTION_COLUMNS, "")
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocoevalcap prints
+        bleu = Bleu(4).compute_score(*tokens)[0]
+        columns |= {f"bleu{n}": 100 * float(score) for n, score in enumerate(bleu, 1)}
+        columns["rouge_l"] = 100 * float(Rouge().compute_score(*tokens)[0])
+        columns["cider"] = 100 * float(Cider().compute_score(*tokens)[0])
+        columns["meteor"] = _by_java(Meteor, tokens) if java else NO_JAVA
+        columns["spice"] = NO_JAVA
+        if not spice:
+            columns["spice"] = "not computed: eval.spice is false"
+        elif java:
+            jars = Path(_spice_folder(), "lib").glob("stanford-corenlp-*-models.jar")
+            columns["spice"] = _by_java(Spice, tokens) if any(jars) else NO_SPICE
+    return {**columns, "tokenizer": "ptb" if java else "python"}
+
+
+def _scorers() -> tuple:
+    try:
+        from pycocoevalcap.bleu.bleu import Bleu
+        from pycocoevalcap.cider.cider import Cider
+        from pycocoevalcap.meteor.meteor import Meteor
+        from pycocoevalcap.rouge.rouge import Rouge
+        from pycocoevalcap.spice.spice import Spice
+    except ImportError as error:
+        raise utils.UserError(
+            f"captions are evaluated by pycocoevalcap: pip install -r requirements.txt ({error})"
+        ) from None
+    return Bleu, Cider, Meteor, Rouge, Spice
+
+
+def _spice_folder() -> Path:
+    from pycocoevalcap.spice import get_stanford_models
+
+    return Path(get_stanford_models.__file__).parent
+
+
+def _python_tokens(references: Mapping, results: Mapping) -> tuple[dict, dict]:
+    return (
+        {i: [caption_words(text) for text in references[i]] for i in results},
+        {i: [caption_words(results[i])] for i in results},
+    )
+
+
+def _ptb_tokens(references: Mapping, results: Mapping) -> tuple[dict, dict] | None:
+    """Both sides through Stanford's tokenizer; None where its Java program does not run."""
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    def tokenize(texts: dict) -> dict:
+        # one line a caption, and none empty: the tokenizer tells captions apart by lines
+        lines = {i: [{"caption": " ".join(text.split()) or "."} for text in group] for i, group in texts.items()}
+        return PTBTokenizer().tokenize(lines)
+
+    try:
+        found = tokenize({i: references[i] for i in results}), tokenize({i: [results[i]] for i in results})
+    except OSError:  # its temporary file lies in pycocoevalcap's own folder, which may be read-only
+        return None
+    complete = all(len(found[0].get(i, ())) == len(references[i]) and i in found[1] for i in results)
+    return found if complete else None
+
+
+def _by_java(scorer: type, tokens: tuple[dict, dict]) -> float | str:
+    """A scorer that runs a Java program: its score in percent, or why there is none."""
+    program = None
+    try:
+        program = scorer()
+        return 100 * float(program.compute_score(*tokens)[0])
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        lock = getattr(program, "lock", None)
+        if lock is not None and lock.locked():
+            lock.release()  # pycocoevalcap's METEOR keeps it after an error, and its destructor would wait for ever
+        with contextlib.suppress(AttributeError, OSError):
+            program.meteor_p.stdin.close()  # what the dead program did not read; the destructor would print a traceback
+        reason = " ".join(str(error).split())[:100]
+        return f"not computed: its Java program failed ({reason}); it needs Java 8 or newer and a path without spaces"
+
+
+def caption_table(split: str, numbers: Mapping) -> list[str]:
+    """`Captioner.judge`'s numbers as lines: a row for the split, one for each domain, then what is missing."""
+    rows = {split: numbers, **{f"  {name}": numbers[name] for name in DOMAINS if name in numbers}}
+    lines = [f"{'':8}" + "".join(f"{column:>9}" for column in CAPTION_COLUMNS) + f"   ({numbers['tokenizer']} tokens)"]
+    for name, row in rows.items():
+        cells = (row[column] for column in CAPTION_COLUMNS)
+        lines.append(f"{name:8}" + "".join(f"{x:9.2f}" if isinstance(x, float) else f"{'-':>9}" for x in cells))
+    return lines + [f"{column}: {numbers[column]}" for column in CAPTION_COLUMNS if isinstance(numbers[column], str)]

@@ -1,0 +1,151 @@
+"""How an evaluation is shared among processes: every process takes its share of the batches, all results are gathered.
+
+Batches are cut before they are shared out, so that their content, and with it every result to the last digit, does not
+depend on the number of processes. Every process gets all results, and each item must have exactly one.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from utils import ProgressLine, all_reduce_sum, gather_objects, rank, world_size
+
+CPU = torch.device("cpu")
+
+
+def eval_batches(num_items: int, batch_size: int, order: Sequence[int] | None = None) -> list[list[int]]:
+    """Index lists of this process: the items (in `order`, if given) cut into batches, every world-size-th batch.
+
+    The cut does not depend on the number of processes; over all of them every item occurs exactly once.
+    """
+    order = list(range(num_items)) if order is None else list(order)
+    batches = [order[start : start + batch_size] for start in range(0, num_items, batch_size)]
+    return batches[rank() :: world_size()]
+
+
+def eval_loader(dataset: Dataset, batch_size: int | None, *, num_workers: int, device: torch.device) -> DataLoader:
+    """This process's share of a data set; batch_size None: the data set's items are batches already."""
+    options = {"num_workers": num_workers, "pin_memory": device.type == "cuda"}
+    if batch_size is None:
+        return DataLoader(Subset(dataset, range(rank(), len(dataset), world_size())), batch_size=None, **options)
+    return DataLoader(dataset, batch_sampler=eval_batches(len(dataset), batch_size), **options)
+
+
+def run_sharded(
+    batches: Iterable,
+    compute: Callable[..., tuple[Sequence[int] | Tensor, Tensor | Sequence]],
+    total: int,
+    *,
+    label: str,
+    unit: str,
+    log: Callable[[str], object] | None,
+    device: torch.device = CPU,
+    exact: bool = True,
+) -> Tensor | list:
+    """The results of all items, in their order, in every process; called in all processes.
+
+    Args:
+        batches: this process's share, of `eval_batches` or `eval_loader`.
+        compute: batch -> (places [n] of its items among all, results: a tensor [n, ...] or n picklable objects).
+        total: the number of items, over all processes.
+        label, unit: what is done with what, for the log ("answering val", "questions"); log: takes a line now and then.
+        device: where a tensor of results lies.
+        exact: False where fewer than `total` may come, numbered without gaps.
+
+    Returns:
+        A tensor [total, ...] or a list of `total` objects, as `compute` gives them.
+
+    Raises:
+        RuntimeError: an item has no result, or more than one.
+    """
+    found, progress = Gathered(label, device), ProgressLine(label, unit, -(-total // world_size()), log)
+    for batch in batches:
+        places, results = compute(batch)
+        found.put(places, results)
+        progress.advance(len(places))
+    progress.close()
+    return found.collect(total if exact else None)[0]
+
+
+class Gathered:
+    """Columns of results (a row an item) to which every process adds the rows that it has computed.
+
+    what: names them in an error; device: where tensors are gathered, by the processes' sum over zeros (exact).
+    """
+
+    def __init__(self, what: str, device: torch.device = CPU):
+        self.what, self.device = what, device
+        self.places: list[Tensor] = []
+        self.columns: list[list[Tensor | Sequence]] = []  # per column the parts that `put` was given
+
+    def put(self, places: Sequence[int] | Tensor, *columns: Tensor | Sequence) -> None:
+        """Add n rows. places: [n] of each among all rows; columns: tensors [n, ...] or n picklable objects each."""
+        places = torch.as_tensor(places, dtype=torch.int64).cpu()
+        if any(len(column) != len(places) for column in columns):
+            raise ValueError(f"{self.what}: {[len(column) for column in columns]} results for {len(places)} places")
+        self.places.append(places)
+        self.columns = self.columns or [[] for _ in columns]
+        for parts, column in zip(self.columns, columns, strict=True):
+            parts.append(column)
+
+    def collect(self, total: int | None) -> list[Tensor | list]:
+        """Every column with all processes' rows in order, in every process; called in all, and once.
+
+        total: how many rows there must be; None: as many as were put, numbered without gaps.
+
+        Raises:
+            RuntimeError: in all processes alike, naming how many rows are missing or were put more than once.
+        """
+        mine = torch.cat([torch.zeros(0, dtype=torch.int64), *self.places])
+        total = sum(gather_objects(len(mine))) if total is None else total
+        self._check(mine, total)
+        # A process without a batch learns from the others what there is.
+        kinds = next((kind for kind in gather_objects([_kind(parts[0]) for parts in self.columns]) if kind), [])
+        columns = self.columns or [[] for _ in kinds]
+        return [
+            self._list(parts, total) if kind is None else self._tensor(parts, total, *kind)
+            for kind, parts in zip(kinds, columns, strict=True)
+        ]
+
+    def _check(self, mine: Tensor, total: int) -> None:
+        counts = all_reduce_sum(mine.clamp(max=total).bincount(minlength=total + 1))  # the last: beyond all items
+        missing, doubled, beyond = (counts[:total] == 0).sum(), (counts[:total] > 1).sum(), counts[total]
+        if missing or doubled or beyond:
+            raise RuntimeError(
+                f"{self.what}: of {total} items {missing} are missing, {doubled} were computed more than once and "
+                f"{beyond} are unknown"
+            )
+
+    def _tensor(self, parts: list[Tensor], total: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        result = torch.zeros(total, *shape, dtype=dtype, device=self.device)
+        for places, rows in zip(self.places, parts, strict=True):
+            result[places.to(self.device)] = rows.to(self.device)
+        parts.clear()  # before the sum, which takes as much memory again
+        return result if world_size() == 1 else all_reduce_sum(result)
+
+    def _list(self, parts: list[Sequence], total: int) -> list:
+        result: list = [None] * total
+        mine = [(places.tolist(), list(rows)) for places, rows in zip(self.places, parts, strict=True)]
+        for places, rows in (part for parts in gather_objects(mine) for part in parts):
+            for place, row in zip(places, rows, strict=True):
+                result[place] = row
+        return result
+
+
+def _kind(part: Tensor | Sequence) -> tuple | None:
+    """(shape of a row, dtype) of a tensor, None of a list."""
+    return (tuple(part.shape[1:]), part.dtype) if isinstance(part, Tensor) else None
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode, and afterwards in the mode that it was in."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
