@@ -47,7 +47,10 @@ def main(argv: list[str] | None = None) -> None:
         run.open(evaluate=True)
     else:
         train(model, captioner, cfg, device, run, resume_from)
-    run.write_metrics({split: captioner.evaluate(model, split) for split in cfg.eval.splits})
+    numbers = {}
+    for split in cfg.eval.splits:  # written split by split: what is computed is kept
+        numbers[split] = captioner.evaluate(model, split)
+        run.write_metrics(numbers)
     run.close()
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from utils import UserError, rank, user_message, world_size
+from utils import UserError, init_worker, rank, user_message, world_size
 
 log = logging.getLogger("semmim")
 
@@ -258,6 +258,7 @@ class Loader:
             collate_fn=collate,
             num_workers=num_workers,
             pin_memory=pin_memory,
+            worker_init_fn=init_worker,
             **options,
         )
 

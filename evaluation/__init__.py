@@ -20,8 +20,8 @@ class Record(Protocol):
     def info(self, message: str) -> None:
         """A line for the console."""
 
-    def log(self, step: int, values: dict[str, float], split: str) -> None:
-        """Numbers of a split after `step` optimizer steps."""
+    def log(self, step: int, values: dict[str, float], split: str, final: bool = False) -> None:
+        """Numbers of a split after `step` optimizer steps; final: of the evaluation that ends a script."""
 
     def write_metrics(self, metrics: dict) -> None:
         """All splits' numbers, for metrics.json."""

@@ -72,7 +72,7 @@ class Captioner:
         if any(dataset.references):
             self.run.info(f"{split}: judging {len(captions)} captions")
             numbers |= self.judge(dataset, captions)
-            self.run.log(0, {key: x for key, x in numbers.items() if isinstance(x, int | float)}, split)
+            self.run.log(0, {key: x for key, x in numbers.items() if isinstance(x, int | float)}, split, final=True)
             for line in caption_table(split, numbers):
                 self.run.info(line)
         for index in range(min(3, len(captions))):

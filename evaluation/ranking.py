@@ -252,6 +252,8 @@ def rerank(
     own = torch.cat([indices for indices, _ in images.batches] or [asked.new_zeros(0)])
     progress = utils.ProgressLine("re-ranking", "pairs", int(asked[own].sum()) + len(own) * tr.ids.shape[1], log)
     for indices, image_embeds in images.batches:
+        if utils.stop_requested():
+            break
         places = [slots[slot_ends[i] - asked[i] : slot_ends[i]] for i in indices]  # n x [asked]
         plans = [_plan(tr.ids[i], place // ir.ids.shape[1], texts) for i, place in zip(indices, places, strict=True)]
         with utils.autocast(device, precision):

@@ -28,6 +28,10 @@ class Ranker:
         self.datasets = {split: create_dataset("retrieval_eval", cfg, split) for split in cfg.eval.splits}
         for split, dataset in self.datasets.items():
             run.info(f"{split}: {len(dataset.images)} images, {len(dataset.captions)} captions")
+        folds = cfg.eval.folds if "test" in self.datasets else 0
+        if folds and len(self.datasets["test"].images) % folds:
+            images = len(self.datasets["test"].images)
+            raise utils.UserError(f"eval.folds: {images} images cannot be cut into {folds} equal parts; 0 is for none")
 
     def dataset(self, split: str) -> RetrievalEvalDataset:
         """A split's data set; one that `eval.splits` does not name is read now."""
@@ -38,24 +42,30 @@ class Ranker:
         numbers, results = {}, {}
         for split, dataset in self.datasets.items():
             folds = self.cfg.eval.folds if split == "test" else 0
-            numbers[split], found = self.evaluate(backbone, dataset, split, folds=folds)
+            numbers[split], found = self.evaluate(backbone, dataset, split, folds=folds, final=True)
             if folds:
                 numbers["test_folds"] = found["folds"]
             results[split] = result_entries(dataset, found["rankings"], self.cfg.eval.save_top)
-        self.run.write_metrics(numbers)
-        if utils.is_main():
-            utils.write_json(self.run.dir / "retrieval_result.json", results)
+            self.run.write_metrics(numbers)  # split by split: what is computed is kept
+            if utils.is_main():
+                utils.write_json(self.run.dir / "retrieval_result.json", results)
 
     def evaluate(
-        self, backbone: nn.Module, dataset: RetrievalEvalDataset, split: str, step: int = 0, folds: int = 0
+        self,
+        backbone: nn.Module,
+        dataset: RetrievalEvalDataset,
+        split: str,
+        step: int = 0,
+        folds: int = 0,
+        final: bool = False,
     ) -> tuple[dict[str, float], dict]:
         """Rank one split in all processes; the backbone keeps its mode.
 
-        step: optimizer steps done, for the log.
+        step: optimizer steps done, for the log; final: see `Record.log`.
 
         Returns ({"itc_tr_r1": ..., "itm_...", "chance_...", "images", "texts", "seconds"}, {"rankings": see
-        ranking.two_stage, "folds": the mean of the columns over `folds` equal parts}). Raises UserError where the
-        images cannot be cut into `folds` equal parts, or a feature or score is not finite.
+        ranking.two_stage, "folds": the mean of the columns over `folds` equal parts}). Raises UserError where a
+        feature or score is not finite.
         """
         start, image_of_text = time.perf_counter(), torch.tensor(dataset.image_of_caption)
         with evaluating(backbone):
@@ -66,7 +76,7 @@ class Ranker:
                 found["folds"] = self.evaluate_folds(backbone, images, texts, image_of_text, folds)
         numbers = {**stage_columns(ranks, image_of_text), "images": len(images.feats), "texts": len(texts.feats)}
         numbers["seconds"] = round(time.perf_counter() - start, 1)
-        self.run.log(step, numbers, split)
+        self.run.log(step, numbers, split, final)
         self.run.info(retrieval_table(split, numbers))
         if folds:
             self.run.info(retrieval_table(f"{folds} folds", found["folds"]))
@@ -118,10 +128,7 @@ class Ranker:
         folds: int,
     ) -> dict[str, float]:
         """The columns' mean over equal runs of consecutive images, each with its texts (MSCOCO 1K: five of 1,000)."""
-        size, rest = divmod(len(images.feats), folds)
-        if rest or not size:
-            raise utils.UserError(f"eval.folds: {len(images.feats)} images cannot be cut into {folds} equal parts")
-        every = []
+        size, every = len(images.feats) // folds, []
         for number in range(folds):
             self.run.info(f"fold {number + 1} of {folds}")
             part = ranking.fold(images, texts, image_of_text, number * size, (number + 1) * size)

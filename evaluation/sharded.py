@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from utils import ProgressLine, all_reduce_sum, gather_objects, rank, world_size
+from utils import ProgressLine, Stopped, all_reduce_sum, gather_objects, init_worker, rank, stop_requested, world_size
 
 CPU = torch.device("cpu")
 
@@ -28,7 +28,7 @@ def eval_batches(num_items: int, batch_size: int, order: Sequence[int] | None = 
 
 def eval_loader(dataset: Dataset, batch_size: int | None, *, num_workers: int, device: torch.device) -> DataLoader:
     """This process's share of a data set; batch_size None: the data set's items are batches already."""
-    options = {"num_workers": num_workers, "pin_memory": device.type == "cuda"}
+    options = {"num_workers": num_workers, "pin_memory": device.type == "cuda", "worker_init_fn": init_worker}
     if batch_size is None:
         return DataLoader(Subset(dataset, range(rank(), len(dataset), world_size())), batch_size=None, **options)
     return DataLoader(dataset, batch_sampler=eval_batches(len(dataset), batch_size), **options)
@@ -60,9 +60,12 @@ def run_sharded(
 
     Raises:
         RuntimeError: an item has no result, or more than one.
+        Stopped: a process was asked to stop meanwhile.
     """
     found, progress = Gathered(label, device), ProgressLine(label, unit, -(-total // world_size()), log)
     for batch in batches:
+        if stop_requested():
+            break
         places, results = compute(batch)
         found.put(places, results)
         progress.advance(len(places))
@@ -97,8 +100,11 @@ class Gathered:
         total: how many rows there must be; None: as many as were put, numbered without gaps.
 
         Raises:
+            Stopped: in all processes alike, where one was asked to stop, which leaves rows out.
             RuntimeError: in all processes alike, naming how many rows are missing or were put more than once.
         """
+        if any(gather_objects(stop_requested())):
+            raise Stopped
         mine = torch.cat([torch.zeros(0, dtype=torch.int64), *self.places])
         total = sum(gather_objects(len(mine))) if total is None else total
         self._check(mine, total)

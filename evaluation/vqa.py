@@ -64,15 +64,15 @@ class Answerer:
         for split, dataset in datasets.items():
             run.info(f"{split}: {len(dataset)} questions; answers from: {dataset.source}")
 
-    def evaluate(self, model: VQAModel, split: str, step: int = 0, write: bool = False) -> dict:
+    def evaluate(self, model: VQAModel, split: str, step: int = 0, final: bool = False) -> dict:
         """Answer a split in all processes; -> its metrics (percent; without references only the number of questions).
 
-        step: optimizer steps done, for the log; write: whether to write the answers to vqa_result.json (test) or
-        vqa_result_val.json.
+        step: optimizer steps done, for the log; final: at the end of the script (see `Record.log`), when the answers go
+        into vqa_result.json (test) or vqa_result_val.json.
         """
         dataset = self.batches[split].dataset
         answers = self.predict(model, split)
-        if write and utils.is_main():
+        if final and utils.is_main():
             name = "vqa_result.json" if split == "test" else "vqa_result_val.json"
             write_result(dataset.ids, answers, self.run.dir / name)
         if dataset.references is None:
@@ -81,7 +81,7 @@ class Answerer:
             answers, dataset.references, dataset.answer_types, dataset.question_types, self.cfg.eval.scoring
         )
         types = {f"accuracy/{key}": value for key, value in numbers["by_answer_type"].items()}
-        self.run.log(step, {key: numbers[key] for key in ("accuracy", "constant")} | types, split)
+        self.run.log(step, {key: numbers[key] for key in ("accuracy", "constant")} | types, split, final)
         self.run.info(vqa_table(split, numbers))
         return numbers
 

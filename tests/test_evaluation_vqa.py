@@ -254,7 +254,7 @@ def answerer(tmp_path):
 def test_a_split_is_answered_in_its_order_scored_logged_and_written(answerer, training):
     answerer, asked = answerer
     model = Naming().train(training)
-    numbers = answerer.evaluate(model, "val", step=5, write=True)
+    numbers = answerer.evaluate(model, "val", step=5, final=True)
     written = json.loads((answerer.run.dir / "vqa_result_val.json").read_text())
     assert written == [{"question_id": 10 * place, "answer": str(image)} for place, image in enumerate(asked)]
     assert numbers["accuracy"] == pytest.approx(100 * 8 / 9) and numbers["questions"] == 9
@@ -268,5 +268,5 @@ def test_a_question_answered_twice_or_never_stops_the_evaluation(answerer):
     for wrong, message in (([*batches, batches[0]], "4 were computed more"), (batches[1:], "4 are missing")):
         answerer.batches["val"].batches = wrong
         with pytest.raises(RuntimeError, match=f"answering val: of 9 items .*{message}"):
-            answerer.evaluate(Naming(), "val", write=True)
+            answerer.evaluate(Naming(), "val", final=True)
         assert not (answerer.run.dir / "vqa_result_val.json").exists()
