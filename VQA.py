@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader, Subset
 import metrics
 import utils
 from dataset import create_dataset, create_train_loader
+from dataset.annotations import read_answer_list
 from dataset.text import checkpoint_tokenizer
-from dataset.vqa import EvalBatches, VQACollate, encode_answers, read_answer_list
+from dataset.vqa import EvalBatches, VQACollate, encode_answers
 from models.generation import check_options
 from models.semmim import start_stage
 from models.vqa import VQAModel
