@@ -23,6 +23,7 @@ import torch.distributed as dist
 
 ROOT = Path(__file__).resolve().parent
 logger = logging.getLogger("semmim")
+IGNORE = -100  # target of a token that counts for no loss, torch's own convention
 
 
 # --------------------------------------------------------------------------------------- errors, the end of a script
@@ -217,15 +218,6 @@ def damaged_record(path: Path) -> str | None:
             return archive.testzip()
     except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError):
         return None  # no archive, or one that torch.load will find unreadable
-
-
-def load_state(module: torch.nn.Module, state: dict, source: str) -> None:
-    """`module.load_state_dict(state)`; a difference is a UserError naming `source` and parameters."""
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3])[:300]
-        raise UserError(f"{source}: the checkpoint is of another model; use its configuration ({reason})") from None
 
 
 # ------------------------------------------------------------------------------------------------------- processes

@@ -22,9 +22,7 @@ from dataset.common import (
 )
 from dataset.text import Tokenizer
 from dataset.transforms import Augment
-from utils import UserError
-
-IGNORE = -100  # target of a position that counts for no loss, torch's own convention
+from utils import IGNORE, UserError
 
 
 def target_text(caption: str) -> str:

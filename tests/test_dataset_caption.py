@@ -7,11 +7,11 @@ from PIL import Image
 from tiny import TOKENIZER
 
 from dataset.annotations import Source
-from dataset.caption import IGNORE, CaptionCollate, CaptionEvalDataset, CaptionTrainDataset, caption_tokens
+from dataset.caption import CaptionCollate, CaptionEvalDataset, CaptionTrainDataset, caption_tokens
 from dataset.loader import BatchIndices, Loader
 from dataset.transforms import Augment
 from dataset.transforms import test_transform as square  # not collected as a test
-from utils import UserError
+from utils import IGNORE, UserError
 
 KARPATHY = {
     "dataset": "coco",
