@@ -106,7 +106,7 @@ def test_broken_images_and_empty_captions_are_replaced_and_reported(tmp_path):
     data = pairs_set(write_pairs(tmp_path, entries, broken=("1.png",)), image_size=8)
     sample = data[1]
     assert sample["path"] != str(tmp_path / "1.png")
-    assert f"{tmp_path / '1.png'}: not an image that PIL can read" in sample["bad"]
+    assert f"{tmp_path / '1.png'}: not an image in JPEG, PNG, WEBP, GIF, BMP, TIFF or PPM format" in sample["bad"]
     assert data[4]["path"] != str(tmp_path / "4.png")
     assert "4.png: nothing is left of the caption '?!'" in data[4]["bad"][0]
     assert data[1]["path"] == sample["path"]  # the replacement is drawn from the sample's own seed
