@@ -6,8 +6,8 @@ from functools import partial
 import torch
 from torch.utils.data import Dataset
 
-from dataset.annotations import Source
 from dataset.caption import CaptionEvalDataset, CaptionTrainDataset
+from dataset.entries import Source
 from dataset.loader import BatchIndices, Loader
 from dataset.pretrain import PretrainDataset
 from dataset.retrieval import RetrievalEvalDataset, RetrievalTrainDataset

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dataset.annotations import Source, load_captions
+from dataset.annotations import load_captions
 from dataset.cache import StringTable
 from dataset.common import (
     EmptyCaption,
@@ -20,6 +20,7 @@ from dataset.common import (
     sample_rng,
     starts,
 )
+from dataset.entries import Source
 from dataset.text import Tokenizer
 from dataset.transforms import Augment
 from utils import UserError
@@ -117,11 +118,7 @@ class CaptionEvalDataset(Dataset):
         prompt: str = "",
         object_labels: bool = False,
     ):
-        every = load_captions(source, split)
-        for entry in every:
-            if "image_id" not in entry:
-                raise UserError(f"{source.files}: the entry of {entry['image']} has no 'image_id', which results need")
-        entries = _merged(every, "image_id")
+        entries = _merged(load_captions(source, split, need_ids=True), "image_id")
         self.ids = [entry["image_id"] for entry in entries]
         self.images = [entry["image"] for entry in entries]
         self.references = [entry["captions"] for entry in entries]

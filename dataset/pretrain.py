@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataset.annotations import Source, load_annotations, strings
+from dataset.annotations import load_annotations
 from dataset.cache import StringTable
 from dataset.common import (
     TrainDataset,
@@ -18,6 +18,7 @@ from dataset.common import (
     starts,
     usable_caption,
 )
+from dataset.entries import Source, strings
 from dataset.text import Tokenizer
 from dataset.transforms import PretrainViews
 

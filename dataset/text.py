@@ -49,7 +49,10 @@ class Tokenizer:
 
     def __init__(self, vocab_file: str | Path, sep: bool = False):
         path = Path(find_file(vocab_file, "vocabulary (text.vocab)"))
-        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # splitlines() would also cut at U+2028
+        try:
+            lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # splitlines() would also cut at U+2028
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"vocabulary (text.vocab): {path} cannot be read ({error})") from None
         vocab = {line.rstrip("\r"): i for i, line in enumerate(lines)}
         missing = [token for token in SPECIAL_TOKENS if token not in vocab]
         if missing:
@@ -60,8 +63,14 @@ class Tokenizer:
         self._backend = _word_pieces(path, vocab)
 
     def word_pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids without special tokens, unpadded and untruncated."""
-        return [encoding.ids for encoding in self._backend.encode_batch(list(texts), add_special_tokens=False)]
+        """Token ids without special tokens, unpadded and untruncated; UserError for a text that is none."""
+        try:
+            return [encoding.ids for encoding in self._backend.encode_batch(list(texts), add_special_tokens=False)]
+        except TypeError:  # halves of surrogate pairs: of a configuration or command line, annotations are checked
+            wrong = next((text for text in texts if not _encodable(text)), None)
+            if wrong is None:
+                raise
+            raise UserError(f"the text {wrong[:60]!r} holds half of a surrogate pair, which is no character") from None
 
     def encode(self, texts: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:
         """Texts to (input_ids [B,L] int64, attention_mask [B,L] int64), L the longest text of the batch.
@@ -95,6 +104,14 @@ class Tokenizer:
     def decode_answer(self, ids: Sequence[int] | Tensor) -> str:
         """`decode_caption`, and b&w without spaces."""
         return AMPERSAND.sub("&", self.decode_caption(ids))
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+        return True
+    except UnicodeEncodeError:
+        return False
 
 
 # Where word pieces were cut inside what is written as one word: (pattern, replacement) in order.

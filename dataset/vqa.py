@@ -12,9 +12,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dataset.annotations import Files, Source, load_questions, load_references, load_training_questions, strings
+from dataset.annotations import load_questions, load_references, load_training_questions
 from dataset.cache import StringTable
 from dataset.common import TrainDataset, may_flip, numbered, read_for_evaluation, sample_places, starts
+from dataset.entries import Files, Source, strings
 from dataset.text import SPECIAL_TOKENS, Tokenizer, clean_question
 from dataset.transforms import Augment
 

@@ -105,3 +105,18 @@ def test_a_checkpoint_with_another_vocabulary_is_refused():
     assert checkpoint_tokenizer(VOCAB, description).vocab_size == 30522
     with pytest.raises(UserError, match="configs/demo/vocab.txt has 273 word pieces, the checkpoint 30522"):
         checkpoint_tokenizer("configs/demo/vocab.txt", description)
+
+
+@pytest.mark.parametrize("half", ["a dog \ud83d", "\udc80"])
+def test_half_of_a_surrogate_pair_is_an_error_in_one_line(tokenizer, half):
+    with pytest.raises(UserError, match="holds half of a surrogate pair") as caught:
+        tokenizer.encode(["a dog", half], 5)
+    str(caught.value).encode("utf-8")  # can be printed
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", None])
+def test_a_vocabulary_that_is_no_text_is_named(tmp_path, content):
+    path = tmp_path / "vocab.txt"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(UserError, match="vocab.txt cannot be read"):
+        Tokenizer(path)

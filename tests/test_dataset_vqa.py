@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from dataset import create_dataset
-from dataset.annotations import Source, read_answer_list
+from dataset.annotations import read_answer_list
+from dataset.entries import Source
 from dataset.loader import BatchIndices, Loader
 from dataset.text import Tokenizer
 from dataset.transforms import Augment
