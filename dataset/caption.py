@@ -21,7 +21,7 @@ from dataset.common import (
     starts,
 )
 from dataset.entries import Source
-from dataset.text import Tokenizer
+from dataset.text import Tokenizer, share_cut
 from dataset.transforms import Augment
 from utils import UserError
 
@@ -163,6 +163,15 @@ class CaptionCollate:
         batch["input_ids"], batch["target"] = caption_tokens(self.tokenizer, captions, self.max_tokens)
         references = [sample["references"] for sample in samples]
         return {**batch, "references": references, **places}
+
+    def cut(self, dataset: CaptionTrainDataset) -> dict[str, float]:
+        """{what is cut at which limit: its share among the texts of `dataset`}; a caption's end counts as a piece."""
+        captions = share_cut(self.tokenizer, dataset.captions, self.max_tokens - 1, target_text)
+        prompts = share_cut(self.tokenizer, dataset.prompts, self.max_prompt_tokens - 1 - self.tokenizer.sep)
+        return {
+            f"captions (text.max_tokens {self.max_tokens})": captions,
+            f"prompts (text.max_prompt_tokens {self.max_prompt_tokens})": prompts,
+        }
 
 
 def caption_tokens(tokenizer: Tokenizer, captions: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,10 +15,11 @@ from utils import UserError, find_file
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 PUNCTUATION = re.compile(r"[,.'!?\"()*#:;~]")
+CUT_PROBES = 10_000  # texts that tell well enough how many are cut
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
-def clean_caption(text: str, max_words: int) -> str:
+def clean_caption(text: str, max_words: int | None) -> str:
     """ALBEF's `pre_caption`: lower case, punctuation out, `-` and `/` to spaces, at most `max_words` words.
 
     Returns "" where nothing is left (ALBEF raises): the data sets decide what an empty caption means.
@@ -104,6 +105,23 @@ class Tokenizer:
     def decode_answer(self, ids: Sequence[int] | Tensor) -> str:
         """`decode_caption`, and b&w without spaces."""
         return AMPERSAND.sub("&", self.decode_caption(ids))
+
+
+def share_cut(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    room: int,
+    clean: Callable[[str], str] = str,
+    max_words: int | None = None,
+) -> float:
+    """The share of `texts` that have more than `room` word pieces, or `max_words` words, after `clean`; judged by
+    CUT_PROBES of them, evenly spaced."""
+    some = [clean(texts[i]) for i in range(0, len(texts), max(1, -(-len(texts) // CUT_PROBES)))]
+    cut = [
+        len(ids) > room or (max_words is not None and len(text.split()) > max_words)
+        for text, ids in zip(some, tokenizer.word_pieces(some), strict=True)
+    ]
+    return sum(cut) / max(1, len(cut))
 
 
 def _encodable(text: str) -> bool:

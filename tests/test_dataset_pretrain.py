@@ -206,3 +206,15 @@ def test_caption_lengths_are_those_of_the_captions_that_will_be_drawn(tmp_path):
     data = pairs_set(write_pairs(tmp_path, entries), image_size=8)
     for visit in ((epoch, index) for epoch in range(10) for index in range(3)):
         assert data.caption_length(*visit) == len(data[visit]["caption"])
+
+
+CUT = [(30, 25, False, 0), (30, 4, False, 0.5), (30, 5, False, 0.25), (30, 5, True, 0.5), (4, 25, False, 0.25)]
+
+
+@pytest.mark.parametrize(("max_words", "max_tokens", "sep", "share"), CUT)
+def test_captions_cut_at_either_limit_are_counted(tmp_path, max_words, max_tokens, sep, share):
+    captions = ["a dog", "a very small dog!", ["a dog on a mat", "dogs"]]
+    entries = [{"image": f"{i}.png", "caption": caption} for i, caption in enumerate(captions)]
+    data = pairs_set(write_pairs(tmp_path, entries), image_size=8, max_words=max_words)
+    found = PretrainCollate(Tokenizer(VOCAB, sep=sep), max_tokens).cut(data)
+    assert found == {f"captions (data.max_words {max_words}, text.max_tokens {max_tokens})": share}

@@ -244,6 +244,17 @@ def test_an_answer_that_is_too_long_does_not_end():
     )
 
 
+def test_cut_parts_and_answers_are_counted(folder):
+    texts = {"ocr": [[[], "stop here"]], "object_label": "dog&&cat&&bus"}
+    data = train_set(folder, [entry(), entry(2, "b.png", question="what?", answer="one two", **texts)])
+    found = VQACollate(TOKENIZER, (2, 2, 2), 2).cut(data)  # answers: yes, no, maybe, "one two"
+    assert list(found.values()) == [0.5, 0, 0.5, 0.25]
+    assert " ".join(found) == (
+        "questions (text.max_question_tokens 2) OCR (text.max_ocr_tokens 2) labels (text.max_label_tokens 2) "
+        "answers (text.max_answer_tokens 2)"
+    )
+
+
 def test_a_broken_training_image_is_replaced_and_counted(folder):
     (folder / "coco/b.png").write_bytes(b"oops")
     data = train_set(folder, [entry(), entry(2, "b.png")])
