@@ -1,19 +1,22 @@
 """The data sets and the training loader of a stage, made from its configuration."""
 
+import logging
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch.utils.data import Dataset
 
-from dataset.annotations import Source
-from dataset.caption import CaptionEvalDataset, CaptionTrainDataset
+from dataset.caption import CaptionCollate, CaptionEvalDataset, CaptionTrainDataset
+from dataset.entries import Source
 from dataset.loader import BatchIndices, Loader
-from dataset.pretrain import PretrainDataset
+from dataset.pretrain import PretrainCollate, PretrainDataset
 from dataset.retrieval import RetrievalEvalDataset, RetrievalTrainDataset
 from dataset.transforms import Augment, PretrainViews, test_transform
-from dataset.vqa import VQAEvalDataset, VQATrainDataset, question_parts
+from dataset.vqa import VQACollate, VQAEvalDataset, VQATrainDataset, question_parts
 from utils import rank, world_size
+
+log = logging.getLogger("semmim")
 
 
 def create_dataset(kind: str, cfg, split: str | None = None, codebook_size: int | None = None) -> Dataset:
@@ -79,8 +82,15 @@ def _question_parts(cfg) -> Callable:
     return partial(question_parts, ocr=data.ocr, labels=data.labels, max_ocr_words=cfg.text.max_ocr_words)
 
 
-def create_train_loader(dataset: Dataset, cfg, collate: Callable[[list], dict], device: torch.device) -> Loader:
-    """This process's loader of a stage's training set, with the configuration's `data`, `train` and `seed`."""
+def create_train_loader(
+    dataset: Dataset, cfg, collate: PretrainCollate | CaptionCollate | VQACollate, device: torch.device
+) -> Loader:
+    """This process's loader of a stage's training set, with the configuration's `data`, `train` and `seed`.
+
+    collate: a PretrainCollate, CaptionCollate or VQACollate; what it cuts of the texts is logged.
+    """
+    shares = [f"{share:.1%} of {what}" for what, share in collate.cut(dataset).items()]
+    log.info("training texts that are longer than their limits and cut: %s", ", ".join(shares))
     batches = BatchIndices(
         dataset,
         cfg.train.batch_size,

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
-from dataset.transforms import ImageError, open_image
+from dataset.transforms import ImageError, image_size, open_image
 from utils import UserError
 
 log = logging.getLogger("semmim")
@@ -106,9 +106,9 @@ def _estimate_bytes(paths: StringTable, probes: int = 200) -> float:
     sizes = []
     for i in range(0, len(paths), step):
         try:
-            with Image.open(paths[i]) as image:
-                sizes.append(image.width * image.height * 3)
-        except Exception:  # a broken image takes no memory; decoding reports it
+            width, height = image_size(paths[i])
+            sizes.append(width * height * 3)
+        except ImageError:  # a broken image takes no memory; decoding reports it
             sizes.append(0)
     return float(np.mean(sizes)) * len(paths)
 

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dataset.annotations import Source, load_captions
+from dataset.annotations import load_captions
 from dataset.cache import StringTable
 from dataset.common import (
     EmptyCaption,
@@ -20,7 +20,8 @@ from dataset.common import (
     sample_rng,
     starts,
 )
-from dataset.text import Tokenizer
+from dataset.entries import Source
+from dataset.text import Tokenizer, share_cut
 from dataset.transforms import Augment
 from utils import IGNORE, UserError
 
@@ -115,11 +116,7 @@ class CaptionEvalDataset(Dataset):
         prompt: str = "",
         object_labels: bool = False,
     ):
-        every = load_captions(source, split)
-        for entry in every:
-            if "image_id" not in entry:
-                raise UserError(f"{source.files}: the entry of {entry['image']} has no 'image_id', which results need")
-        entries = _merged(every, "image_id")
+        entries = _merged(load_captions(source, split, need_ids=True), "image_id")
         self.ids = [entry["image_id"] for entry in entries]
         self.images = [entry["image"] for entry in entries]
         self.references = [entry["captions"] for entry in entries]
@@ -164,6 +161,15 @@ class CaptionCollate:
         batch["input_ids"], batch["target"] = caption_tokens(self.tokenizer, captions, self.max_tokens)
         references = [sample["references"] for sample in samples]
         return {**batch, "references": references, **places}
+
+    def cut(self, dataset: CaptionTrainDataset) -> dict[str, float]:
+        """{what is cut at which limit: its share among the texts of `dataset`}; a caption's end counts as a piece."""
+        captions = share_cut(self.tokenizer, dataset.captions, self.max_tokens - 1, target_text)
+        prompts = share_cut(self.tokenizer, dataset.prompts, self.max_prompt_tokens - 1 - self.tokenizer.sep)
+        return {
+            f"captions (text.max_tokens {self.max_tokens})": captions,
+            f"prompts (text.max_prompt_tokens {self.max_prompt_tokens})": prompts,
+        }
 
 
 def caption_tokens(tokenizer: Tokenizer, captions: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:

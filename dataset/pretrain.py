@@ -1,12 +1,13 @@
 """Image-text pairs for pre-training: two random views of an image and one of its captions."""
 
 import random
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dataset.annotations import Source, load_annotations, strings
+from dataset.annotations import load_annotations
 from dataset.cache import StringTable
 from dataset.common import (
     TrainDataset,
@@ -18,7 +19,8 @@ from dataset.common import (
     starts,
     usable_caption,
 )
-from dataset.text import Tokenizer
+from dataset.entries import Source, strings
+from dataset.text import Tokenizer, clean_caption, share_cut
 from dataset.transforms import PretrainViews
 
 
@@ -94,3 +96,10 @@ class PretrainCollate:
         batch["image_id"] = torch.tensor([sample["image_id"] for sample in samples], dtype=torch.int64)
         batch["caption_id"] = torch.tensor([caption_id(caption) for caption in captions], dtype=torch.int64)
         return {**batch, **places}
+
+    def cut(self, dataset: TrainDataset) -> dict[str, float]:
+        """{what is cut at which limits: its share among the texts of `dataset`}"""
+        room = self.max_tokens - 1 - self.tokenizer.sep
+        words = dataset.max_words
+        share = share_cut(self.tokenizer, dataset.captions, room, partial(clean_caption, max_words=None), words)
+        return {f"captions (data.max_words {words}, text.max_tokens {self.max_tokens})": share}

@@ -9,9 +9,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dataset.annotations import Source, load_annotations, strings
+from dataset.annotations import load_annotations, load_pairs
 from dataset.cache import StringTable
 from dataset.common import TrainDataset, may_flip, numbered, read_for_evaluation, sample_rng, usable_caption
+from dataset.entries import Source, strings
 from dataset.text import clean_caption
 from dataset.transforms import Augment
 from utils import UserError
@@ -40,7 +41,7 @@ class RetrievalTrainDataset(TrainDataset):
         per: str = "caption",
         cache_images: bool = False,
     ):
-        entries = load_annotations(source, "retrieval_train")
+        entries = load_pairs(source)
         captions = [strings(entry["caption"]) for entry in entries]
         ids, paths = (numbered(entry[key] for entry in entries) for key in ("image_id", "image"))
         if len(ids) < 2:

@@ -6,8 +6,11 @@ seed. PIL works on the image and one pass of NumPy makes the tensor: on 64x64 im
 """
 
 import math
+import os
 import random
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +28,11 @@ _SHIFT = (-np.array(CLIP_MEAN) / np.array(CLIP_STD)).astype(np.float32)[:, None,
 BICUBIC = Image.Resampling.BICUBIC
 BILINEAR = Image.Resampling.BILINEAR
 FLIP = Image.Transpose.FLIP_LEFT_RIGHT
+
+
+# Raster formats that image data sets come in. PIL would open more, some of them by starting another program
+# (PostScript), whatever a file is called. JPEG includes phones' multi-picture files (MPO).
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
 class ImageError(Exception):
@@ -46,13 +54,30 @@ def open_image(path: str | Path) -> Image.Image:
 
     PIL's own limits stay on: truncated files are errors and so are decompression bombs.
     """
+    with _opened(path) as image:
+        return to_rgb(image)
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(width, height) from the header of an image, or ImageError."""
+    with _opened(path) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """A regular file in one of FORMATS, opened by PIL; whatever is raised on it becomes an ImageError."""
     try:
-        with Image.open(path) as image:
-            return to_rgb(image)
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its other end
+            raise ImageError(path, "not a regular file")
+        with Image.open(path, formats=FORMATS) as image:
+            yield image
+    except ImageError:
+        raise
     except FileNotFoundError:
         raise ImageError(path, "no such file") from None
     except UnidentifiedImageError:
-        raise ImageError(path, "not an image that PIL can read") from None
+        raise ImageError(path, f"not an image in {', '.join(FORMATS[:-1])} or {FORMATS[-1]} format") from None
     except Exception as error:  # decoders raise nearly anything on broken files (struct.error, KeyError, ...)
         reason = " ".join(str(error).split()) or "unreadable"
         raise ImageError(path, f"{type(error).__name__}: {reason}") from error

@@ -13,10 +13,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dataset.annotations import Files, Source, load_questions, load_references, load_training_questions, strings
+from dataset.annotations import load_questions, load_references, load_training_questions
 from dataset.cache import StringTable
 from dataset.common import TrainDataset, may_flip, numbered, read_for_evaluation, sample_places, starts
-from dataset.text import SPECIAL_TOKENS, Tokenizer, clean_question
+from dataset.entries import Files, Source, strings
+from dataset.text import SPECIAL_TOKENS, Tokenizer, clean_question, share_cut
 from dataset.transforms import Augment
 
 SPECIAL = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
@@ -137,6 +138,16 @@ class VQACollate:
             "answer_weights": torch.tensor([weight for sample in samples for weight in sample["weights"]]),
             **places,
         }
+
+    def cut(self, dataset: VQATrainDataset) -> dict[str, float]:
+        """{what is cut at which limit: its share among the texts of `dataset`}; an answer's end counts as a piece."""
+        names = ("questions (text.max_question_tokens", "OCR (text.max_ocr_tokens", "labels (text.max_label_tokens")
+        shares = {
+            f"{name} {limit})": share_cut(self.tokenizer, column, limit, plain)
+            for name, limit, column in zip(names, self.limits, dataset.parts, strict=True)
+        }
+        answers = share_cut(self.tokenizer, dataset.answers, self.max_answer_tokens - 1, plain)
+        return shares | {f"answers (text.max_answer_tokens {self.max_answer_tokens})": answers}
 
 
 def question_limits(cfg: Any) -> tuple[int, int, int]:

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from dataset.annotations import Source, load_annotations
+from dataset.annotations import load_annotations
+from dataset.entries import Source
 from utils import UserError
 
 PAIR = {"image": "a.png", "caption": "a dog"}

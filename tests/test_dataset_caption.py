@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from tiny import TOKENIZER
 
-from dataset.annotations import Source
 from dataset.caption import CaptionCollate, CaptionEvalDataset, CaptionTrainDataset, caption_tokens
+from dataset.entries import Source
 from dataset.loader import BatchIndices, Loader
 from dataset.transforms import Augment
 from dataset.transforms import test_transform as square  # not collected as a test
@@ -145,3 +145,15 @@ def test_batches_hold_prompts_captions_and_references_and_replace_broken_images(
     assert batch["input_ids"].shape == batch["target"].shape == (3, 3)
     assert len(batch["references"]) == 3 and "b.png" in batch["bad"][0]
     assert torch.equal(batch["target"][:, -1], torch.full((3,), TOKENIZER.sep_id))
+
+
+def test_cut_captions_and_prompts_are_counted(folder):
+    texts = {"a.png": "a dog", "b.png": "a red dog", "c.png": "dog"}
+    entries = [{"image": name, "caption": text} for name, text in texts.items()]
+    data = train_set(write(folder, entries), prompt="a photo of")
+    for tokens, prompt, cut in ((3, 4, (1 / 3, 0)), (4, 3, (0, 1)), (2, 4, (2 / 3, 0))):
+        found = CaptionCollate(TOKENIZER, tokens, prompt).cut(data)
+        names = f"captions (text.max_tokens {tokens})", f"prompts (text.max_prompt_tokens {prompt})"
+        assert found == dict(zip(names, cut, strict=True))
+        targets = [caption_tokens(TOKENIZER, [data[i]["caption"]], tokens)[1] for i in range(3)]
+        assert sum((target != TOKENIZER.sep_id).all().item() for target in targets) / 3 == cut[0]  # do not end

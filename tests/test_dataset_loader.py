@@ -23,8 +23,17 @@ class Pairs(Dataset):
         return (index * 7 + epoch) % 10
 
 
-def collate(items):
-    return {"paths": items, "bad": []}
+class Collate:
+    """Passes on what was asked for."""
+
+    def __call__(self, items):
+        return {"paths": items, "bad": []}
+
+    def cut(self, dataset):
+        return {"captions (text.max_tokens 5)": 0.25, "prompts (text.max_prompt_tokens 3)": 0.0}
+
+
+collate = Collate()
 
 
 def make_loader(size=20, batch_size=3, workers=0, **options):
@@ -106,6 +115,14 @@ def test_a_stage_s_loader_takes_its_settings_from_the_configuration():
     made.set_epoch(1)
     assert [batch["paths"] for batch in made] == batches(21, 4, epoch=1, seed=3, bucket_batches=2)
     assert made.max_bad_share == 0.25
+
+
+def test_the_share_of_texts_that_will_be_cut_is_said_at_the_start(caplog):
+    data = {"num_workers": 0, "max_bad_share": 0.25, "bucket_batches": 0}
+    cfg = as_config({"seed": 3, "train": {"batch_size": 4}, "data": data})
+    with caplog.at_level("INFO", logger="semmim"):
+        create_train_loader(Pairs(21), cfg, collate, torch.device("cpu"))
+    assert "25.0% of captions (text.max_tokens 5), 0.0% of prompts (text.max_prompt_tokens 3)" in caplog.text
 
 
 def test_the_dataset_is_reachable_from_the_loader():

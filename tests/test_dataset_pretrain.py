@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from dataset import cache, common, create_dataset
-from dataset.annotations import Source
 from dataset.common import caption_id, may_flip
+from dataset.entries import Source
 from dataset.loader import BatchIndices, Loader
 from dataset.pretrain import PretrainCollate, PretrainDataset
 from dataset.text import Tokenizer
@@ -106,7 +106,7 @@ def test_broken_images_and_empty_captions_are_replaced_and_reported(tmp_path):
     data = pairs_set(write_pairs(tmp_path, entries, broken=("1.png",)), image_size=8)
     sample = data[1]
     assert sample["path"] != str(tmp_path / "1.png")
-    assert f"{tmp_path / '1.png'}: not an image that PIL can read" in sample["bad"]
+    assert f"{tmp_path / '1.png'}: not an image in JPEG, PNG, WEBP, GIF, BMP, TIFF or PPM format" in sample["bad"]
     assert data[4]["path"] != str(tmp_path / "4.png")
     assert "4.png: nothing is left of the caption '?!'" in data[4]["bad"][0]
     assert data[1]["path"] == sample["path"]  # the replacement is drawn from the sample's own seed
@@ -206,3 +206,15 @@ def test_caption_lengths_are_those_of_the_captions_that_will_be_drawn(tmp_path):
     data = pairs_set(write_pairs(tmp_path, entries), image_size=8)
     for visit in ((epoch, index) for epoch in range(10) for index in range(3)):
         assert data.caption_length(*visit) == len(data[visit]["caption"])
+
+
+CUT = [(30, 25, False, 0), (30, 4, False, 0.5), (30, 5, False, 0.25), (30, 5, True, 0.5), (4, 25, False, 0.25)]
+
+
+@pytest.mark.parametrize(("max_words", "max_tokens", "sep", "share"), CUT)
+def test_captions_cut_at_either_limit_are_counted(tmp_path, max_words, max_tokens, sep, share):
+    captions = ["a dog", "a very small dog!", ["a dog on a mat", "dogs"]]
+    entries = [{"image": f"{i}.png", "caption": caption} for i, caption in enumerate(captions)]
+    data = pairs_set(write_pairs(tmp_path, entries), image_size=8, max_words=max_words)
+    found = PretrainCollate(Tokenizer(VOCAB, sep=sep), max_tokens).cut(data)
+    assert found == {f"captions (data.max_words {max_words}, text.max_tokens {max_tokens})": share}

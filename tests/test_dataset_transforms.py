@@ -1,3 +1,4 @@
+import os
 import random
 from pathlib import Path
 
@@ -297,3 +298,48 @@ def test_fine_tuning_crops_at_least_half_of_the_image_and_pre_training_a_fifth(n
         for stage in (name, "Pretrain")
     ]
     assert low == [[0.5, 1.0], [0.2, 1.0]]
+
+
+# ------------------------------------------------------------------------------------------ what is opened at all
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n/x 5 def\n%%EOF\n"
+
+
+@pytest.mark.parametrize("name", ["image.jpg", "image.eps"])
+def test_postscript_is_no_image_whatever_it_is_called_and_starts_no_program(tmp_path, monkeypatch, name):
+    from PIL import EpsImagePlugin
+
+    def started(*args, **kwargs):
+        raise AssertionError("Ghostscript was started")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", started)
+    (tmp_path / name).write_bytes(EPS)
+    with Image.open(tmp_path / name) as image, pytest.raises(AssertionError):
+        image.load()  # PIL itself would
+    for read in (open_image, transforms.image_size):
+        with pytest.raises(ImageError, match=f"{name}: not an image in JPEG, PNG, WEBP, GIF, BMP, TIFF or PPM format"):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tif", "ppm"])
+def test_the_formats_of_image_data_sets_are_read_under_any_name(tmp_path, suffix):
+    noise(20, 10).save(tmp_path / f"image.{suffix}")
+    (tmp_path / "plain").write_bytes((tmp_path / f"image.{suffix}").read_bytes())
+    assert open_image(tmp_path / "plain").size == transforms.image_size(tmp_path / "plain") == (20, 10)
+
+
+def test_phones_multi_picture_jpegs_are_read(tmp_path):
+    noise(20, 10).save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=[noise(20, 10, 1)])
+    assert Image.open(tmp_path / "phone.jpg").format == "MPO"
+    assert open_image(tmp_path / "phone.jpg").size == (20, 10)
+
+
+def test_only_regular_files_are_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "link.png").symlink_to(tmp_path / "pipe.png")
+    for name in ("pipe.png", "folder.png", "link.png"):
+        for read in (open_image, transforms.image_size):
+            with pytest.raises(ImageError, match=f"{name}: not a regular file"):
+                read(tmp_path / name)

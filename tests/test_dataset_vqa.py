@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from dataset import create_dataset
-from dataset.annotations import Source, read_answer_list
+from dataset.annotations import read_answer_list
+from dataset.entries import Source
 from dataset.loader import BatchIndices, Loader
 from dataset.text import Tokenizer
 from dataset.transforms import Augment
@@ -241,6 +242,17 @@ def test_an_answer_that_is_too_long_does_not_end():
         words(ids[0]) == "[CLS] one two"
         and words(target[0]) == "one two three"
         and mask.tolist() == [[1, 1, 1], [1, 1, 0]]
+    )
+
+
+def test_cut_parts_and_answers_are_counted(folder):
+    texts = {"ocr": [[[], "stop here"]], "object_label": "dog&&cat&&bus"}
+    data = train_set(folder, [entry(), entry(2, "b.png", question="what?", answer="one two", **texts)])
+    found = VQACollate(TOKENIZER, (2, 2, 2), 2).cut(data)  # answers: yes, no, maybe, "one two"
+    assert list(found.values()) == [0.5, 0, 0.5, 0.25]
+    assert " ".join(found) == (
+        "questions (text.max_question_tokens 2) OCR (text.max_ocr_tokens 2) labels (text.max_label_tokens 2) "
+        "answers (text.max_answer_tokens 2)"
     )
 
 
