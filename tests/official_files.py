@@ -8,6 +8,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dataset import create_dataset
+from utils import ROOT, load_config
+
+STAGES = {"pretrain": "Pretrain", "retrieval": "Retrieval_coco", "caption": "Caption_coco", "vqa": "VQA"}
+
+
+def open_set(kind: str, *overrides: str, split: str | None = None, config: str | None = None):
+    """A data set of the project made from one of its configurations, as its stage makes it."""
+    schema = STAGES[kind.split("_")[0]]
+    path = ROOT / "configs" / f"{config or schema}.yaml"
+    cfg = load_config(path, overrides, ROOT / "configs" / f"{schema}.yaml", optional=("data.image_root",))
+    return create_dataset(kind, cfg, split)
+
 
 def write_json(path: Path, content) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)

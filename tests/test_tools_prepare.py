@@ -8,10 +8,6 @@ from itertools import count
 import official_files as official
 import pytest
 
-from dataset.caption import CaptionEvalDataset, CaptionTrainDataset
-from dataset.pretrain import PretrainDataset
-from dataset.retrieval import RetrievalEvalDataset, RetrievalTrainDataset
-from dataset.vqa import VQAEvalDataset, VQATrainDataset
 from metrics import vqa_accuracy
 from tools import prepare
 from tools.preparing.files import stream_entries
@@ -101,25 +97,18 @@ def test_a_missing_image_number_is_named(run, source):
 def test_the_outputs_are_where_the_configurations_look_and_their_readers_take_them(run, tmp_path, monkeypatch):
     run("coco")
     run("flickr30k")
-    from ruamel.yaml import YAML
-
-    def named(config):
-        return YAML(typ="safe").load(open(f"configs/{config}.yaml", encoding="utf-8"))["data"]
-
-    coco, flickr, caption = named("Retrieval_coco"), named("Retrieval_flickr"), named("Caption_coco")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data/coco/images").mkdir(parents=True)
-    for data in (coco, flickr):
-        trained = RetrievalTrainDataset(data["train"], image_size=16, image_root=data["image_root"])
-        ranked = RetrievalEvalDataset(data["test"], image_size=16, image_root=data["image_root"])
-        assert len(trained) in (10, 15) and len(ranked) in (1, 2)
-    learned = CaptionTrainDataset(caption["train"], image_size=16, image_root=caption["image_root"])
-    judged = CaptionEvalDataset(caption["test"], "test", image_size=16, image_root=caption["image_root"])
-    assert len(learned) == 15 and judged.ids == [391895, 60623]
+    sets = {config: official.open_set("retrieval_train", config=f"Retrieval_{config}") for config in ("coco", "flickr")}
+    assert [len(set_) for set_ in sets.values()] == [15, 10]
+    for config, size in (("coco", 2), ("flickr", 1)):
+        assert len(official.open_set("retrieval_eval", config=f"Retrieval_{config}", split="test")) == size
+    judged = official.open_set("caption_eval", split="test")
+    assert len(official.open_set("caption_train")) == 15 and judged.ids == [391895, 60623]
     official.save(tmp_path / "data/coco/images" / TRAIN[0], 1)
-    pairs = PretrainDataset(named_path := tmp_path / "data/pretrain/coco.json", image_size=16)
+    pairs = official.open_set("pretrain", "data.train=[data/pretrain/coco.json]")
     own = next(i for i in range(len(pairs)) if pairs.paths[pairs.image_id[i]].endswith(TRAIN[0]))
-    assert pairs[own]["bad"] == [] and named_path.is_file()
+    assert pairs[own]["bad"] == []
 
 
 def test_coco_without_karpathys_file_gives_pretraining_alone_and_no_validation_images(run, source, tmp_path):
@@ -261,13 +250,15 @@ def test_the_command_says_one_line_of_an_error(tmp_path):
 # ------------------------------------------------------------------------------------------------ NoCaps
 
 
-def test_nocaps_becomes_captioning_evaluation(run, source, tmp_path):
+def test_nocaps_becomes_captioning_evaluation(run, source, tmp_path, monkeypatch):
     official.nocaps(source)
     out = run("nocaps")
     entries = read(tmp_path / "data/nocaps/nocaps_val.json")
     assert entries[0]["img_id"] == 0 and entries[0]["image"] == "0000000000000000.jpg"
     assert len(entries[0]["caption"]) == 9 and entries[1]["domain"] == "near-domain"
-    judged = CaptionEvalDataset(tmp_path / "data/nocaps/nocaps_val.json", "val", image_size=16)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/nocaps/images").mkdir()
+    judged = official.open_set("caption_eval", config="Caption_nocaps", split="val")
     assert judged.ids == [0, 1, 2, 3] and judged.domains == ["in", "near", "out", "in"]
     assert "odd: 1 x blank caption" in out and "first: image 4 is missing" in out
     lines = [line.split() for line in out.splitlines()]
@@ -321,17 +312,18 @@ def test_vqa_becomes_questions_with_ten_answers(run, vqa_source, tmp_path):
     assert "question 50" not in out or "v2_OpenEnded_mscoco_train2014_questions.json question 11" in out
 
 
-def test_vqas_files_train_and_judge(run, vqa_source, tmp_path):
+def test_vqas_files_train_and_judge(run, vqa_source, tmp_path, monkeypatch):
     run("coco")
+    official.visual_genome(vqa_source, {1: None})
     run("vqa")
-    folder = tmp_path / "data/vqa"
-    (tmp_path / "data/coco/images").mkdir(parents=True, exist_ok=True)
-    options = {"image_size": 16, "image_root": {"vqa": str(tmp_path / "data/coco/images")}}
-    parts = [folder / f"vqa_{part}_ocr.json" for part in ("train", "nominival", "minival")]
-    assert len(VQATrainDataset(parts, left_out=[parts[2]], **options)) == 11
-    judged = VQAEvalDataset(parts[2], score_files=[folder / "minival.json"], **options)
+    monkeypatch.chdir(tmp_path)
+    for folder in ("data/coco/images", "data/visual_genome"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    trained = official.open_set("vqa_train")  # all files of the configuration, the minival's questions left out
+    assert len(trained) == 12 and trained.left_out == 2
+    judged = official.open_set("vqa_eval", split="val")
     assert judged.references == [TEN, TEN] and judged.answer_types == ["other"] * 2
-    assert VQAEvalDataset(folder / "vqa_test_ocr.json", **options).references is None
+    assert official.open_set("vqa_eval", split="test").references is None
 
 
 def test_minival_scores_are_the_official_accuracy(run, vqa_source, tmp_path):
@@ -385,4 +377,3 @@ def test_visual_genomes_questions_of_validation_images_are_left_out(run, vqa_sou
     entries = read(tmp_path / "data/vqa/vg_qa.json")
     assert [entry["image"] for entry in entries] == ["VG_100K_2/1.jpg", "VG_100K_2/3.jpg"]
     assert entries[0]["answer"] == "green" and entries[0]["dataset"] == "vg"
-    assert len(VQATrainDataset(tmp_path / "data/vqa/vg_qa.json", image_size=16)) == 2

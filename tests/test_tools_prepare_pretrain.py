@@ -10,7 +10,6 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from dataset.official import coco_number, flickr_photo, soft_scores, tidy
-from dataset.pretrain import PretrainDataset
 from dataset.transforms import ImageError
 from tools import prepare
 from tools.preparing.held_out import read_refs
@@ -74,7 +73,7 @@ def test_visual_genomes_filters_are_albefs_and_each_is_counted(run, source, tmp_
     assert "odd: 2 x region without a word, left out; first: region_descriptions.json entry 0 region 5" in out
     questions = read(tmp_path / "data/vqa/vg_qa.json")
     assert [entry["image"] for entry in questions] == ["VG_100K_2/1.jpg", "VG_100K_2/3.jpg"]
-    assert len(PretrainDataset(tmp_path / "data/pretrain/vg.json", image_size=16)) == 4
+    assert len(official.open_set("pretrain", f"data.train=[{tmp_path}/data/pretrain/vg.json]")) == 4
 
 
 def test_the_smallest_region_follows_from_the_number_of_captions(run, source, tmp_path):
@@ -181,7 +180,7 @@ def test_cc3m_as_img2dataset_left_it(run, source, tmp_path, tar, header):
         "warning: pairs listed: 6, 3,318,327 fewer than the published 3,318,333",
     ):
         assert line in out
-    assert PretrainDataset(tmp_path / "data/pretrain/cc3m.json", image_size=16)[0]["bad"] == []
+    assert official.open_set("pretrain", f"data.train=[{tmp_path}/data/pretrain/cc3m.json]")[0]["bad"] == []
     assert "nothing has changed" in run("cc3m")
 
 

@@ -9,7 +9,9 @@ decides.
 import hashlib
 import io
 import multiprocessing
+import os
 import signal
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +25,8 @@ MARGIN = 3  # grey levels: smaller differences are noise of the compression in e
 SHORT_BITS, LONG_BITS = 3, 16  # of 64 and of 256: how far copies may be apart
 MIN_EDGES = 24  # bits that must be set among the 256: a nearly even image looks like every other
 PARTS = 4
+NO_FILE = "no such file"
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM")  # none that starts another program
 
 
 class Fingerprint(NamedTuple):
@@ -36,11 +40,15 @@ class Fingerprint(NamedTuple):
 def fingerprint(path: str | Path) -> Fingerprint:
     """Raises ImageError where the file is missing or no image."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ImageError(path, "no regular file")  # a pipe would be waited for
         content = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise ImageError(path, NO_FILE) from None
     except OSError as error:
         raise ImageError(path, error.strerror or "cannot be read") from None
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             image.draft("RGB", (64, 64))  # a JPEG decoder then skips most of its work
             grey = to_rgb(image).convert("L")
     except Exception as error:  # decoders raise nearly anything on broken files
