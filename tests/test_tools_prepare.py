@@ -63,7 +63,7 @@ def test_coco_becomes_retrieval_captioning_and_pretraining_files(run, tmp_path):
     assert "odd: 1 x caption repeated at the same image, kept as published" in out
     lines = [line.split() for line in out.splitlines()]
     assert ["images,", "train", "(with", "restval)", "3", "113,287"] in lines
-    assert "warning: images, val: 2, 4,998 fewer than the published 5,000; first: " in out
+    assert "warning: images, val: 2, 4,998 fewer than the published 5,000\n" in out
 
 
 def test_flickr30k_becomes_retrieval_files(run, tmp_path):
@@ -219,6 +219,17 @@ def test_nothing_is_left_behind_where_a_file_breaks_off(run, source, tmp_path):
     with pytest.raises(UserError, match="incomplete download"):
         run("flickr30k")
     assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
+
+
+def test_what_cannot_be_written_is_one_clear_line(run, tmp_path, monkeypatch):
+    (tmp_path / "data").write_text("a file")
+    with pytest.raises(UserError, match="--output .*data: is a file"):
+        run("coco")
+    (tmp_path / "data").unlink()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/prepared").write_text("a file")
+    with pytest.raises(UserError, match="coco: .*prepared.*: (File exists|Not a directory)"):
+        run("coco")
 
 
 def test_broken_entries_are_counted_and_named(run, source):

@@ -51,8 +51,9 @@ def counts(tmp_path, name):
 def test_visual_genomes_filters_are_albefs_and_each_is_counted(run, source, tmp_path):
     run("coco")
     run("flickr30k")
-    # 1: not COCO's; 2: COCO's test; 3: COCO's train; 4: Flickr30K's test; 5: RefCOCO+'s testA
-    official.visual_genome(source, {1: None, 2: 391895, 3: 57870, 4: None, 5: 222016}, {4: 1007129816})
+    # 1: not COCO's; 2: COCO's test; 3: COCO's train; 4: Flickr30K's test; 5: RefCOCO+'s testA; 6: COCO's val
+    coco_ids = {1: None, 2: 391895, 3: 57870, 4: None, 5: 222016, 6: 184613}
+    official.visual_genome(source, coco_ids, {4: 1007129816})
     refs = [{"image_id": 57870, "split": "train", "ref_id": 0}, {"image_id": 222016, "split": "testA", "ref_id": 1}]
     (source / "refcoco+").mkdir()
     (source / "refcoco+" / "refs(unc).p").write_bytes(pickle.dumps(refs))
@@ -64,15 +65,21 @@ def test_visual_genomes_filters_are_albefs_and_each_is_counted(run, source, tmp_
         for caption in ("the clock is green in colour", "a man & a bicycle")
     ]
     found = counts(tmp_path, "vg")
-    assert found["images that are also COCO's"] == found["validation and test images left out, by id"] == 3
+    assert found["images that are also COCO's"] == found["validation and test images left out, by id"] == 4
     filters = {what.removeprefix("filter: "): number for what, number in found.items() if what.startswith("filter")}
-    assert list(filters.values()) == [18, 2, 2, 2] and found["region descriptions"] == 30
-    assert found["questions"] == 10 and found["questions of images left out"] == 6
+    assert list(filters.values()) == [24, 2, 2, 2] and found["region descriptions"] == 36
+    assert found["questions"] == 12 and found["questions of images left out"] == 2
     assert ["filter:", "fewer", "than", "3", "words", "2"] in [line.split() for line in out.splitlines()]
     assert "VG_100K_2/5.jpg = RefCOCO+ evaluation" in out and "VG_100K/4.jpg = flickr30k test" in out
     assert "odd: 2 x region without a word, left out; first: region_descriptions.json entry 0 region 5" in out
     questions = read(tmp_path / "data/vqa/vg_qa.json")
-    assert [entry["image"] for entry in questions] == ["VG_100K_2/1.jpg", "VG_100K_2/3.jpg"]
+    assert [entry["question_id"] for entry in questions] == [
+        1001,
+        1002,
+        1003,
+        1004,
+        1005,
+    ]  # VQA validates on COCO's val
     assert len(official.open_set("pretrain", f"data.train=[{tmp_path}/data/pretrain/vg.json]")) == 4
 
 
@@ -198,6 +205,19 @@ def test_without_images_the_paths_are_those_that_img2dataset_will_give(run, sour
 def test_predicted_paths_are_img2datasets():
     assert predicted_path(10_005) == "00001/000010005.jpg"  # the example of its guide
     assert predicted_path(0) == "00000/000000000.jpg" and predicted_path(3_318_332) == "00331/003318332.jpg"
+
+
+def test_statuses_are_read_from_parquet_where_the_json_is_gone(run, source, tmp_path):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    cc3m_list(source)
+    folder = tmp_path / "data/cc3m/images"
+    cc3m_downloads(folder, tar=False)
+    (folder / "00000_stats.json").unlink()
+    rows = {"status": ["success", "failed_to_download"], "error_message": [None, "timed out"]}
+    parquet.write_table(arrow.table(rows), folder / "00000.parquet")
+    assert "why: 1 x timed out" in run("cc3m")
+    (folder / "00000.parquet").write_bytes(b"PAR1 no table")
+    assert "odd: 1 x parquet file that cannot be read; first: 00000.parquet" in run("cc3m", "--force")
 
 
 def test_a_damaged_shard_is_read_up_to_the_damage_and_hostile_names_stay_inside(run, source, tmp_path):

@@ -91,9 +91,12 @@ def prepare(options: argparse.Namespace) -> None:
     job = Job(options.set, options, images)
     try:
         module.prepare(job, found)
-    finally:
-        print("\n".join(job.report.lines()), flush=True)
-    write_record(record, state_of(options, found, images), job.report, job.files)
+        write_record(record, state_of(options, found, images), job.report, job.files)
+    except OSError as error:
+        raise UserError(f"{options.set}: {error.filename or options.output}: {error.strerror or error}") from None
+    finally:  # what was found explains a failure too
+        if job.report.counts or job.report.odd_entries:
+            print("\n".join(job.report.lines()), flush=True)
     print_files(job.files)
     print(f"{options.set}: prepared in {time.monotonic() - start:.0f} s; these numbers are also in {record}")
 

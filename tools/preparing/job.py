@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,9 +50,12 @@ class Job:
     def pretrain_path(self, image: str) -> str:
         """An image's path as pre-training files name it: relative to their folder, or absolute where the images are
         not below OUTPUT."""
+        return f"{self._pretrain_prefix}/{image}"
+
+    @functools.cached_property
+    def _pretrain_prefix(self) -> str:
         images, folder = self.images.resolve(), (self.output / "pretrain").resolve()
-        inside = images.is_relative_to(self.output.resolve())
-        return f"{os.path.relpath(images, folder) if inside else images}/{image}"
+        return os.path.relpath(images, folder) if images.is_relative_to(self.output.resolve()) else str(images)
 
     def held_out(self, *needed: str) -> HeldOut:
         """The validation and test images that earlier preparations found, their contents read with --check-leaks."""

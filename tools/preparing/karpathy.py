@@ -32,6 +32,7 @@ PUBLISHED = {
     "coco": {"train": 113_287, "val": 5_000, "test": 5_000, "captions": 566_747},
     "flickr30k": {"train": 29_000, "val": 1_014, "test": 1_000, "captions": 145_000},
 }
+BROKEN, FEW = "entry that is not as Karpathy's, left out", "image with fewer than 5 captions, kept"
 SPLIT_OF = {"restval": "train", "train": "train", "val": "val", "test": "test"}
 
 
@@ -73,6 +74,7 @@ class SplitFile:
         self.job, self.path, self.report = job, path, job.report
         self.folder = FLICKR30K_FOLDER if job.name == "flickr30k" else ""
         self.numbers: set[int] = set()
+        self.captions: Counter = Counter()
 
     def read(self) -> list[dict]:
         entries = [entry for i, entry in enumerate(stream_entries(self.path, "images")) if self.usable(entry, i)]
@@ -81,8 +83,8 @@ class SplitFile:
         for split in ("train", "val", "test"):
             what = f"images, {split}{' (with restval)' if split == 'train' and self.job.name == 'coco' else ''}"
             self.report.count(what, images[split], published[split], first=self.first_missing())
-        captions = sum(len(entry["sentences"]) for entry in entries if SPLIT_OF[entry["split"]] == "train")
-        self.report.count("captions, train", captions, published["captions"], first=self.report.first_odd())
+        first = self.report.first_odd(FEW) or self.first_missing()
+        self.report.count("captions, train", self.captions["train"], published["captions"], first=first)
         return [entry for entry in entries if self.job.has(karpathy_path(entry, self.folder))]
 
     def usable(self, entry, index: int) -> bool:
@@ -96,8 +98,9 @@ class SplitFile:
                 entry.setdefault("cocoid", coco_number(path))
             self.numbers.add(entry.get("imgid", index))
         except ValueError as error:
-            self.report.odd("entry that is not as Karpathy's, left out", f"{where} {error}")
+            self.report.odd(BROKEN, f"{where} {error}")
             return False
+        self.captions[SPLIT_OF[entry["split"]]] += len(captions)
         self.count_odd(entry, captions, f"{where} ({path})")
         entry["sentences"] = [  # without the tokens, which are most of the file
             {key: value for key, value in sentence.items() if key != "tokens"}
@@ -114,7 +117,7 @@ class SplitFile:
         for _ in range(len(captions) - len(set(captions)) - max(captions.count("") - 1, 0)):
             self.report.odd("caption repeated at the same image, kept as published", where)
         if len(captions) < 5:
-            self.report.odd("image with fewer than 5 captions, kept", where)
+            self.report.odd(FEW, where)
         if "sentids" in entry and len(entry["sentids"]) != len(captions):
             self.report.odd("image whose sentids are not as many as its sentences, kept", where)
 
@@ -122,7 +125,7 @@ class SplitFile:
         """The first number that is not among the images' (they count from 0), else the first odd entry."""
         total = max(self.numbers, default=-1) + 1
         missing = next((number for number in range(total) if number not in self.numbers), None)
-        return self.report.first_odd() if missing is None else f"imgid {missing} is missing"
+        return self.report.first_odd(BROKEN) if missing is None else f"imgid {missing} is missing"
 
 
 def flickr_photos(found: dict[str, Path]) -> dict[int, int]:

@@ -12,6 +12,7 @@ from utils import UserError
 NAME = "nocaps_val_4500_captions.json"
 URL = "https://nocaps.org/download; https://nocaps.s3.amazonaws.com/nocaps_val_4500_captions.json"
 IMAGES, CAPTIONS = 4_500, 10  # captions of an image
+BLANK, UNEVEN = "blank caption, left out", f"image with another number of captions than {CAPTIONS}, kept"
 DOMAINS = {"in": 648, "near": 2_938, "out": 914}  # images of each, as published
 
 
@@ -29,8 +30,9 @@ def prepare(job: Job, found: dict[str, Path]) -> None:
     entries = read_entries(job, path, content)
     numbers = {entry["img_id"] for entry in entries}
     first = next((f"image {number} is missing" for number in range(IMAGES) if number not in numbers), "")
-    report.count("images", len(entries), IMAGES, first=first or report.first_odd())
-    report.count("captions", sum(len(e["caption"]) for e in entries), IMAGES * CAPTIONS, first=report.first_odd())
+    report.count("images", len(entries), IMAGES, first=first)
+    captions = sum(len(entry["caption"]) for entry in entries)
+    report.count("captions", captions, IMAGES * CAPTIONS, first=first or report.first_odd(BLANK, UNEVEN))
     domains = Counter(str(entry.get("domain", "")).removesuffix("-domain") for entry in entries)
     for domain in DOMAINS:
         report.count(f"images, {domain}-domain", domains[domain], DOMAINS[domain])
@@ -62,9 +64,9 @@ def read_entries(job: Job, path: Path, content: dict) -> list[dict]:
         if domain and domain not in DOMAINS:
             job.report.odd("unknown domain, removed", f"{where}: {entry.pop('domain')!r}")
         for _ in range(len(own) - len(entry["caption"])):
-            job.report.odd("blank caption, left out", where)
+            job.report.odd(BLANK, where)
         if len(entry["caption"]) != CAPTIONS:
-            job.report.odd(f"image with another number of captions than {CAPTIONS}, kept", where)
+            job.report.odd(UNEVEN, where)
         if not entry["caption"]:
             job.report.odd("image without a caption, left out", where)
         else:

@@ -40,12 +40,9 @@ class Report:
         if found["count"] <= SHOWN:
             found["first"].append(where)
 
-    def number_odd(self, kind: str) -> int:
-        return self.odd_entries.get(kind, {"count": 0})["count"]
-
-    def first_odd(self) -> str:
-        """The first odd entry of all, for the warnings of counts."""
-        kind = next(iter(self.odd_entries), None)
+    def first_odd(self, *kinds: str) -> str:
+        """The first odd entry of these kinds, for the warnings of counts; "" where there is none."""
+        kind = next((kind for kind in kinds if kind in self.odd_entries), None)
         return f"{self.odd_entries[kind]['first'][0]} ({kind})" if kind else ""
 
     def warn(self, line: str) -> None:

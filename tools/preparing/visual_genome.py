@@ -16,7 +16,7 @@ import numpy as np
 from dataset.official import genome_id, genome_image, genome_question, genome_region
 from dataset.text import clean_caption, clean_question
 from tools.preparing.files import find_official, stream_entries
-from tools.preparing.held_out import evaluation_refs
+from tools.preparing.held_out import HeldOut, evaluation_refs
 from tools.preparing.job import Job
 from tools.preparing.karpathy import LeakFilter
 from tools.preparing.report import Report
@@ -28,6 +28,8 @@ OFFICIAL = {name: GENOME_URL for name in ("image_data.json", "region_description
 QUESTIONS = "question_answers.json"
 REFS = "refs(unc).p"
 ALBEF_CAPTIONS = 769_000
+BROKEN_IMAGE = "image that is not as Visual Genome's, left out"
+BROKEN_ENTRY = "entry that is not as Visual Genome's, left out"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,10 +58,12 @@ def sources(options: argparse.Namespace) -> dict[str, Path]:
 def prepare(job: Job, found: dict[str, Path]) -> None:
     check_options(job.options)
     images = read_images(job, found["image_data.json"])
-    kept = usable_images(job, images, found)
-    write_regions(job, kept, found["region_descriptions.json"])
-    if QUESTIONS in found:
-        write_questions(job, kept, images, found[QUESTIONS])
+    present = {number: image for number, image in images.items() if job.has(image["image"])}
+    held_out = held_out_images(job, found)
+    write_regions(job, usable_images(job, present, held_out), images, found["region_descriptions.json"])
+    if QUESTIONS in found:  # VQA validates on Karpathy's val, if its own preparation was given no other list
+        asked = {n: image for n, image in present.items() if held_out.coco.get(image["coco_id"]) != "coco val"}
+        write_questions(job, asked, images, found[QUESTIONS])
     else:
         job.report.warn(f"{QUESTIONS} is not in SOURCE: vqa/vg_qa.json is not written")
 
@@ -81,17 +85,17 @@ def read_images(job: Job, path: Path) -> dict[int, dict]:
         try:
             image = genome_image(entry)
         except ValueError as error:
-            job.report.odd("image that is not as Visual Genome's, left out", f"{path.name} entry {index} {error}")
+            job.report.odd(BROKEN_IMAGE, f"{path.name} entry {index} {error}")
             continue
         images[image["image_id"]] = image
     without = sum(image["coco_id"] is None for image in images.values())
-    job.report.count("images", len(images), 108_077, first=job.report.first_odd())
+    job.report.count("images", len(images), 108_077, first=job.report.first_odd(BROKEN_IMAGE))
     job.report.count("images that are also COCO's", len(images) - without)
     return images
 
 
-def usable_images(job: Job, images: dict[int, dict], found: dict[str, Path]) -> dict[int, dict]:
-    """Those on disk (where asked) that belong to no evaluation set: the first of ALBEF's filters."""
+def held_out_images(job: Job, found: dict[str, Path]) -> HeldOut:
+    """COCO's, Flickr30K's and RefCOCO+'s evaluation images."""
     held_out = job.held_out("coco", "flickr30k")
     if not held_out.coco:
         raise UserError(
@@ -103,10 +107,14 @@ def usable_images(job: Job, images: dict[int, dict], found: dict[str, Path]) -> 
         job.report.warn(f"{REFS} of RefCOCO+ is not there ({REFCOCO_URL}): its evaluation images stay in")
     for number in refs - held_out.coco.keys():
         held_out.coco[number] = "RefCOCO+ evaluation"
-    present = {number: image for number, image in images.items() if job.has(image["image"])}
-    copies = job.leaks(held_out, [image["image"] for image in present.values()])
+    return held_out
+
+
+def usable_images(job: Job, images: dict[int, dict], held_out: HeldOut) -> dict[int, dict]:
+    """Those that belong to no evaluation set: the first of ALBEF's filters."""
+    copies = job.leaks(held_out, [image["image"] for image in images.values()])
     allowed = LeakFilter(job, held_out, copies)
-    kept = {n: image for n, image in present.items() if allowed(image["image"], image["coco_id"], image["flickr_id"])}
+    kept = {n: image for n, image in images.items() if allowed(image["image"], image["coco_id"], image["flickr_id"])}
     allowed.report()
     return kept
 
@@ -125,14 +133,16 @@ class RegionFile:
 
     def read(self, report: Report) -> Iterator[tuple[dict, list[tuple[str, float]]]]:
         self.listed = self.of_left_out = self.repeated = self.short = 0
+        self.seen: set[int] = set()
         for index, entry in enumerate(stream_entries(self.path)):
             where = f"{self.path.name} entry {index}"
             try:
                 number, regions = genome_id(entry), entry["regions"]
             except (ValueError, KeyError, TypeError) as error:
-                report.odd("entry that is not as Visual Genome's, left out", f"{where} {error}")
+                report.odd(BROKEN_ENTRY, f"{where} {error}")
                 continue
             self.listed += len(regions)
+            self.seen.add(number)
             if number not in self.images:
                 self.of_left_out += len(regions)
                 continue
@@ -159,7 +169,7 @@ class RegionFile:
         return list(kept.values())
 
 
-def write_regions(job: Job, images: dict[int, dict], path: Path) -> None:
+def write_regions(job: Job, images: dict[int, dict], every: dict[int, dict], path: Path) -> None:
     options, report = job.options, job.report
     regions = RegionFile(path, images, options.min_words, options.all_regions)
     smallest = 0.0 if options.all_regions else options.min_area
@@ -174,7 +184,9 @@ def write_regions(job: Job, images: dict[int, dict], path: Path) -> None:
                     write({"image": job.pretrain_path(image["image"]), "caption": phrase})
                 else:
                     small += 1
-    report.count("region descriptions", regions.listed, 5_408_689, rounded=20_000, first=report.first_odd())
+    without = next((f"image {number} has none" for number in every if number not in regions.seen), "")
+    first = report.first_odd(BROKEN_ENTRY) or without
+    report.count("region descriptions", regions.listed, 5_400_000, rounded=100_000, first=first)
     report.count("  filter: of images left out", regions.of_left_out)
     report.count(f"  filter: fewer than {options.min_words} words", regions.short)
     report.count("  filter: repeated at the same image", regions.repeated)
@@ -199,7 +211,7 @@ def smallest_region(regions: RegionFile, captions: int) -> float:
 
 
 def write_questions(job: Job, images: dict[int, dict], every: dict[int, dict], path: Path) -> None:
-    """vqa/vg_qa.json: the questions of all images that are not held out."""
+    """vqa/vg_qa.json: the questions of `images`; every: what image_data.json lists."""
     report, listed, left_out = job.report, 0, 0
     with job.writing("vqa/vg_qa.json") as write:
         for index, entry in enumerate(stream_entries(path)):
@@ -207,7 +219,7 @@ def write_questions(job: Job, images: dict[int, dict], every: dict[int, dict], p
             try:
                 number, pairs = genome_id(entry), entry["qas"]
             except (ValueError, KeyError, TypeError) as error:
-                report.odd("entry that is not as Visual Genome's, left out", f"{where} {error}")
+                report.odd(BROKEN_ENTRY, f"{where} {error}")
                 continue
             listed += len(pairs)
             if number not in images:
@@ -219,7 +231,7 @@ def write_questions(job: Job, images: dict[int, dict], every: dict[int, dict], p
                 question = usable_question(job, pair, images[number]["image"], f"{where} question {place}")
                 if question:
                     write(question)
-    report.count("questions", listed, 1_445_322, rounded=1_000, first=report.first_odd())
+    report.count("questions", listed, 1_400_000, rounded=100_000, first=report.first_odd(BROKEN_ENTRY))
     report.count("questions of images left out", left_out)
     report.count("questions written for VQA", job.files[job.output / "vqa/vg_qa.json"])
 

@@ -31,28 +31,28 @@ PUBLISHED = {  # questions, images
     "train2014": (443_757, 82_783),
     "val2014": (214_354, 40_504),
     "test2015": (447_793, 81_434),
-    "test-dev2015": (107_394, 36_807),
+    "test-dev2015": (107_394, None),
 }
 MINIVAL_IMAGES = 5_000
 ANSWERS, MIN_OCCURRENCES = 3_129, 9  # the list of Anderson et al. 2018: answers of nine questions and more
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
+    add, files = parser.add_argument, {"type": Path, "nargs": "+", "default": [], "metavar": "FILE"}
     add("--minival", type=Path, help="list of the validation images (default: minival.json in SOURCE, else Karpathy's)")
-    add("--objects", type=Path, help="JSON of objects: image -> labels, or entries with object_label (mPLUG's)")
-    add("--ocr", type=Path, help="JSON of read words: image -> [[box, word], ...], or entries with ocr (mPLUG's)")
+    add("--objects", help="JSON of objects: image -> labels, or entries with object_label (mPLUG's)", **files)
+    add("--ocr", help="JSON of read words: image -> [[box, word], ...], or entries with ocr (mPLUG's)", **files)
 
 
 def sources(options: argparse.Namespace) -> dict[str, Path]:
     genome = {name: visual_genome.GENOME_URL for name in ("image_data.json", visual_genome.QUESTIONS)}
     found = find_official(options.source, OFFICIAL, {TEST_DEV: VQA_URL, MINIVAL: MINIVAL_URL, **genome})
-    for name in ("minival", "objects", "ocr"):
-        path = getattr(options, name)
-        if path is not None and not path.is_file():
-            raise UserError(f"--{name} {path}: no such file")
-        if path is not None:
-            found[MINIVAL if name == "minival" else f"--{name}"] = path
+    own = {"minival": [options.minival] if options.minival else [], "objects": options.objects, "ocr": options.ocr}
+    for name, paths in own.items():
+        for number, path in enumerate(paths):
+            if not path.is_file():
+                raise UserError(f"--{name} {path}: no such file")
+            found[MINIVAL if name == "minival" else f"--{name} {number}"] = path
     if MINIVAL not in found:
         found["held_out_coco.json"] = _karpathy_val(options)
     return found
@@ -160,8 +160,9 @@ def _entries(job: Job, path: Path, split: str, annotations: dict, answered: bool
         else:
             yield entry
     published = PUBLISHED[split]
-    job.report.count(f"questions, {split}", count, published[0], first=job.report.first_odd())
-    job.report.count(f"  images, {split}", len(images), published[1], first=job.report.first_odd())
+    first = f"question {next(iter(annotations))} has an annotation only" if annotations else ""
+    job.report.count(f"questions, {split}", count, published[0], first=first)
+    job.report.count(f"  images, {split}", len(images), published[1], first=first)
 
 
 def usable(job: Job, entry: dict, training: bool) -> bool:
@@ -227,13 +228,15 @@ class Extras:
 
     def __init__(self, job: Job, found: dict[str, Path]):
         self.job = job
-        self.labels = self._read(found.get("--objects"), "object_label", _labels)
-        self.words = self._read(found.get("--ocr"), "ocr", _words)
+        self.labels, self.words = {}, {}
+        for name, path in found.items():
+            if name.startswith("--objects"):
+                self.labels |= self._read(path, "object_label", _labels)
+            elif name.startswith("--ocr"):
+                self.words |= self._read(path, "ocr", _words)
         self.with_labels = self.with_words = 0
 
-    def _read(self, path: Path | None, key: str, convert: Callable) -> dict:
-        if path is None:
-            return {}
+    def _read(self, path: Path, key: str, convert: Callable) -> dict:
         content, result = read_json(path), {}
         if isinstance(content, list):
             content = {entry.get("image", ""): entry.get(key) for entry in content if isinstance(entry, dict)}

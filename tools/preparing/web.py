@@ -24,6 +24,7 @@ SBU_NAME = "sbu-captions-all.json"
 SBU_LINES = ("SBU_captioned_photo_dataset_urls.txt", "SBU_captioned_photo_dataset_captions.txt")
 PUBLISHED = {"cc3m": 3_318_333, "sbu": 1_000_000}
 REASONS_SHOWN = 5
+NO_PAIR = "line that is no caption and address, left out"
 BLOCK = 20_000  # pairs whose images are compared with the held-out ones at a time
 
 
@@ -59,7 +60,7 @@ def prepare(job: Job, found: dict[str, Path]) -> None:
         pairs, predicted = predicted_pairs(job, listing), True
     read, written = write_pairs(job, pairs, listing)
     total = len(listing.addresses)
-    job.report.count("pairs listed", total, PUBLISHED[job.name], first=job.report.first_odd())
+    job.report.count("pairs listed", total, PUBLISHED[job.name], first=job.report.first_odd(NO_PAIR))
     job.report.count("pairs written for pre-training", written)
     missing = total if predicted else max(total - read, 0)
     job.report.count("listed pairs without an image", missing)
@@ -84,7 +85,7 @@ class Listing:
         hashes = []
         for row, (caption, url) in enumerate(self.rows()):
             if url is None or not isinstance(caption, str) or not isinstance(url, str):
-                self.report.odd("line that is no caption and address, left out", f"row {row}")
+                self.report.odd(NO_PAIR, f"row {row}")
                 continue
             hashes.append(_hash(url))
             yield row, caption, url
