@@ -56,7 +56,7 @@ def test_sound_data_end_with_0(check, workers):
     assert code == 0 and "nothing would stop a run" in out and report["would_stop"] == []
     found = report["splits"]
     assert found["train"]["images"]["count"] == 12 and found["val"]["items"]["count"] == 3
-    assert all(line["count"] == 0 for split in found.values() for name, line in split.items() if "in training" in name)
+    assert all(line["count"] == 0 for split in found.values() for name, line in split.items() if "training has" in name)
 
 
 def test_a_missing_and_a_broken_image_of_evaluation_stop(check, folder):
@@ -96,9 +96,9 @@ def test_copies_between_training_and_evaluation_are_told_by_kind(check, folder):
     code, out, report = check()
     assert code == 0  # no reason to stop, but told
     test, val = report["splits"]["test"], report["splits"]["val"]
-    assert test["images that are in training too (the same file)"]["first"] == [f"{images}/c0.jpg = {images}/a0.jpg"]
-    assert test["images that are in training too (the same image)"]["first"] == [f"{images}/c1.jpg = {images}/a1.jpg"]
-    assert val["images that are in training too (the same path)"]["count"] == 1
+    assert test["images that training has too (a copy)"]["first"] == [f"{images}/c0.jpg = {images}/a0.jpg"]
+    assert test["images that training has too (a look-alike)"]["first"] == [f"{images}/c1.jpg = {images}/a1.jpg"]
+    assert val["images that training has too (the same path)"]["count"] == 1
 
 
 def test_pretraining_is_compared_with_another_stages_test_set(check, folder):
@@ -110,7 +110,7 @@ def test_pretraining_is_compared_with_another_stages_test_set(check, folder):
     )
     code, _, report = check("pretrain", splits=("train",), options=("--against", str(config)))
     assert code == 0
-    assert report["splits"]["Retrieval_own test"]["images that are in training too (the same file)"]["count"] == 1
+    assert report["splits"]["Retrieval_own test"]["images that training has too (a copy)"]["count"] == 1
 
 
 def test_empty_long_and_unknown_texts_are_counted(check, folder):

@@ -28,7 +28,7 @@ from dataset.text import Tokenizer, clean_caption  # noqa: E402
 from dataset.transforms import ImageError  # noqa: E402
 from engine import config  # noqa: E402
 from tools.preparing.files import progress  # noqa: E402
-from tools.preparing.image_hash import NO_FILE, KnownImages, fingerprints  # noqa: E402
+from tools.preparing.image_hash import COPY, LOOK_ALIKE, NO_FILE, KnownImages, fingerprints  # noqa: E402
 from utils import Config, UserError, run_main, write_json  # noqa: E402
 
 KINDS = {  # stage: the kind of data set of each split
@@ -38,6 +38,7 @@ KINDS = {  # stage: the kind of data set of each split
     "vqa": {"train": "vqa_train", "val": "vqa_eval", "test": "vqa_eval"},
 }
 SHOWN = 3  # examples of each finding
+SAME_PATH = "the same path"
 BLOCK = 10_000  # texts tokenized at a time
 
 
@@ -257,9 +258,9 @@ def check_images(datasets: dict, spared: dict, cfg: Config, workers: int, findin
     copies = _check_training_images(datasets["train"], known, bad, cfg, workers, findings)
     for split, paths in held_out.items():
         shared = [(path, copies[path]) for path in paths if path in copies]
-        for what in ("the same path", "the same file", "the same image"):
+        for what in (SAME_PATH, COPY, LOOK_ALIKE):
             found = [f"{path} = {copy}" for path, (copy, how) in shared if how == what]
-            findings.line(split, f"images that are in training too ({what})", len(found), len(paths), found)
+            findings.line(split, f"images that training has too ({what})", len(found), len(paths), found)
 
 
 def _opened(paths: list[str], workers: int, label: str) -> Iterator:
@@ -276,7 +277,7 @@ def _check_training_images(dataset, known: KnownImages, bad: dict, cfg: Config, 
         if isinstance(mark, ImageError):
             bad[path] = mark.reason
         elif found := known.find(mark):
-            how = "the same path" if os.path.abspath(path) == os.path.abspath(found[0]) else found[1]
+            how = SAME_PATH if os.path.abspath(path) == os.path.abspath(found[0]) else found[1]
             copies.setdefault(found[0], (path, how))
     _report_bad("train", list(counts), bad, findings)
     entries = sum(count for path, count in counts.items() if path in bad)

@@ -90,7 +90,7 @@ def leaks_by_content(paths: Iterable[str], held_out: HeldOut, workers: int, repo
         if isinstance(mark, ImageError):
             report.odd("image that cannot be compared (missing or unreadable)", str(mark))
         elif found := held_out.known.find(mark):
-            leaks[path] = f"{found[1]} as {found[0]}"
+            leaks[path] = f"{found[1]} of {found[0]}"
     return leaks
 
 

@@ -26,6 +26,7 @@ SHORT_BITS, LONG_BITS = 3, 16  # of 64 and of 256: how far copies may be apart
 MIN_EDGES = 24  # bits that must be set among the 256: a nearly even image looks like every other
 PARTS = 4
 NO_FILE = "no such file"
+COPY, LOOK_ALIKE = "a copy", "a look-alike"  # the same bytes; the same picture in other bytes
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM")  # none that starts another program
 
 
@@ -49,19 +50,19 @@ def fingerprint(path: str | Path) -> Fingerprint:
         raise ImageError(path, error.strerror or "cannot be read") from None
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            image.draft("RGB", (64, 64))  # a JPEG decoder then skips most of its work
+            image.draft("RGB", (128, 128))  # a JPEG decoder then skips most of its work
             grey = to_rgb(image).convert("L")
     except Exception as error:  # decoders raise nearly anything on broken files
         raise ImageError(path, " ".join(str(error).split())[:100] or type(error).__name__) from error
     long = _differences(grey, 16)
-    if bin(long).count("1") < MIN_EDGES:
+    if long.bit_count() < MIN_EDGES:
         return Fingerprint(hashlib.sha256(content).hexdigest(), None, None)
     return Fingerprint(hashlib.sha256(content).hexdigest(), _differences(grey, 8), long)
 
 
 def _differences(grey: Image.Image, side: int) -> int:
     """Bits of a side x side table: is a pixel of the shrunk image brighter than its left neighbour?"""
-    small = np.asarray(grey.resize((side + 1, side), Image.Resampling.BOX), dtype=np.int16)  # [side, side + 1]
+    small = np.asarray(grey.resize((side + 1, side), Image.Resampling.BILINEAR), dtype=np.int16)  # [side, side + 1]
     bits = small[:, 1:] > small[:, :-1] + MARGIN
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
@@ -83,20 +84,26 @@ class KnownImages:
                 table.setdefault(part, []).append((mark.short, mark.long, name))
 
     def find(self, mark: Fingerprint) -> tuple[str, str] | None:
-        """(name, "the same file" or "the same image"), or None."""
+        """(name, COPY or LOOK_ALIKE), or None."""
         if mark.sha256 in self._by_bytes:
-            return self._by_bytes[mark.sha256], "the same file"
+            return self._by_bytes[mark.sha256], COPY
         if mark.short is None:
             return None
         for table, part in zip(self._by_part, _parts(mark.short), strict=True):
             for short, long, name in table.get(part, ()):
-                if (short ^ mark.short).bit_count() <= SHORT_BITS and (long ^ mark.long).bit_count() <= LONG_BITS:
-                    return name, "the same image"
+                if (short ^ mark.short).bit_count() <= SHORT_BITS and _alike(long, mark.long):
+                    return name, LOOK_ALIKE
         return None
 
     def find_bytes(self, sha256: str | None) -> str | None:
         """By the bytes alone, for a file that is known by its sum only (img2dataset keeps that of the original)."""
         return self._by_bytes.get(sha256) if sha256 else None
+
+
+def _alike(one: int, other: int) -> bool:
+    """Few bits apart, also for the number of edges that the images have: skies over horizons are no copies."""
+    edges = min(one.bit_count(), other.bit_count())
+    return (one ^ other).bit_count() <= min(LONG_BITS, edges // 4)
 
 
 def _parts(short: int) -> list[int]:
