@@ -129,6 +129,13 @@ def test_seeds_share_a_row_and_other_settings_get_their_own(tmp_path):
     assert "a1 and" in ours[0][0] and ours[1][0].endswith("/b")
 
 
+def test_a_seed_that_was_run_again_is_no_further_seed(tmp_path):
+    for name, value in (("a", 80.0), ("again", 90.0)):
+        make_run(tmp_path / name, COCO, recalls(value))
+    ours = [cells for cells in tables(tmp_path)[0].rows if cells[0].startswith("this code")]
+    assert [cells[2] for cells in ours] == ["80.0", "90.0"]
+
+
 def test_zero_shot_and_other_data_stand_apart_from_the_papers_columns(tmp_path):
     make_run(tmp_path / "zero", COCO, recalls(60.0), trained=False)
     make_run(tmp_path / "demo", "output/demo/data/retrieval_test.json", recalls(20.0))

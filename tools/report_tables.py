@@ -157,9 +157,11 @@ def groups(runs: Iterable[Run], stage: str, kind: str | None = None, data: str |
     """Runs of one experiment (equal settings) together, ordered by folder; ablations only where there are no others."""
     chosen = [r for r in runs if r.stage == stage and kind in (None, r.kind) and data in (None, r.data)]
     plain = [run for run in chosen if run.row is None] or [run for run in chosen if run.row == "semmim"]
-    found: dict[str, list[Run]] = {}
+    found: dict[tuple[str, int], list[Run]] = {}
+    repeats: dict[tuple[str, int], int] = {}
     for run in plain:
-        found.setdefault(run.settings, []).append(run)
+        again = repeats[run.settings, run.seed] = repeats.get((run.settings, run.seed), -1) + 1
+        found.setdefault((run.settings, again), []).append(run)  # a seed counts once per experiment
     return list(found.values())
 
 
