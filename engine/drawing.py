@@ -107,6 +107,13 @@ def pad(image: Image.Image, height: int) -> Image.Image:
     return canvas
 
 
+def widen(image: Image.Image, width: int) -> Image.Image:
+    """White to the right of the image up to `width`."""
+    canvas = Image.new("RGB", (max(width, image.width), image.height), PAPER)
+    canvas.paste(image, (0, 0))
+    return canvas
+
+
 # ------------------------------------------------------------------------------------------------ images and patches
 
 
@@ -204,7 +211,9 @@ def crop_patch(image: Image.Image, place: int, grid: int, context: int, side: in
     if context:
         step = side / count
         x, y = (column - left) * step, (row - top) * step
-        ImageDraw.Draw(crop).rectangle([x, y, x + step - 1, y + step - 1], outline=ACCENT, width=max(2, side // 40))
+        draw, width = ImageDraw.Draw(crop), max(2, side // 40)
+        draw.rectangle([x - 1, y - 1, x + step, y + step], outline=PAPER)  # so that it shows on red as well
+        draw.rectangle([x, y, x + step - 1, y + step - 1], outline=ACCENT, width=width)
     return crop
 
 

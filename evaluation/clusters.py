@@ -113,3 +113,16 @@ def named_share(masks: Tensor, kinds: Tensor) -> dict[str, float]:
     masked = kinds[masks]
     names = ("background", "named", "unnamed")
     return {name: float((masked == kind).float().mean()) for kind, name in enumerate(names)}
+
+
+def agreement(clusters: Tensor, labels: dict[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """{"nmi_NAME": ..., "purity_NAME": ...} for each labelling, and the number of clusters.
+
+    clusters: [P]; labels: {NAME: (label of each patch [P], whether the patch counts [P] bool)}.
+    """
+    found: dict[str, float] = {"clusters": len(clusters.unique())}
+    for name, (label, counts) in labels.items():
+        if counts.any():
+            found[f"nmi_{name}"] = normalized_mutual_information(label[counts], clusters[counts])
+            found[f"purity_{name}"] = purity(label[counts], clusters[counts])
+    return found

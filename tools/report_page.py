@@ -71,15 +71,16 @@ def write_page(folder: Path, runs: Sequence[Run], tables: Sequence[Table], outpu
     parts += ["<h2 id=curves>Training curves</h2>"]
     for name, chart in curves.items():
         parts.append(figure(output / f"curves_{slug(name)}.png", name, chart))
-    body = "\n".join(parts)
-    page = output / "index.html"
+    path = output / "index.html"
+    path.write_text(page(f"Report: {folder}", "\n".join(parts)), encoding="utf-8")
+    return path
+
+
+def page(title: str, body: str) -> str:
+    """An HTML document in this project's style. title: plain text; body: HTML."""
     head = "<meta charset=utf-8><meta name=viewport content='width=device-width'>"
-    page.write_text(
-        f"<!doctype html><html lang=en><head>{head}<title>Report: {html.escape(str(folder))}</title>"
-        f"<style>{STYLE}</style></head><body>{body}</body></html>\n",
-        encoding="utf-8",
-    )
-    return page
+    head += f"<title>{html.escape(title)}</title><style>{STYLE}</style>"
+    return f"<!doctype html><html lang=en><head>{head}</head><body>{body}</body></html>\n"
 
 
 def figure(path: Path, caption: str, image: Image.Image) -> str:
