@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from utils import load_config
+from engine.config import PRETRAIN, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 PAPER = json.loads((ROOT / "tools/paper_tables.json").read_text())
@@ -35,7 +35,7 @@ def flat(config: dict, prefix: str = "") -> dict:
 
 
 def resolved(path: str) -> dict:
-    return flat(load_config(path, schema=SCHEMA, optional=("mim.inject_from",)))
+    return flat(load_config(path, (), PRETRAIN))
 
 
 @pytest.mark.parametrize("name", CHANGES)

@@ -38,14 +38,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils import UserError, find_file, load_config, run_main, write_json  # noqa: E402
+from engine import config as settings  # noqa: E402
+from utils import UserError, find_file, run_main, write_json  # noqa: E402
 
 TABLES = ("4", "5", "6", "7")
 PAPER_DEPTH = 12  # layers of the image encoder whose numbers Table 7 names
 SWITCHES = ("mim.target", "mim.masking", "mim.mask_ratio", "mim.inject_from")
-SCHEMAS = {"Pretrain.py": "configs/Pretrain.yaml", "Retrieval.py": "configs/Retrieval_coco.yaml"}
-SCHEMAS |= {"VQA.py": "configs/VQA.yaml"}
-OPTIONAL = ("mim.inject_from", "data.image_root")
+KINDS = {"Pretrain.py": settings.PRETRAIN, "Retrieval.py": settings.RETRIEVAL, "VQA.py": settings.VQA}
 STAGES = {"pretrain": "Pretrain.py", "zeroshot": "Retrieval.py", "retrieval": "Retrieval.py", "vqa": "VQA.py"}
 # Settings that change no number: finished stages stay finished when one of them differs.
 HARMLESS = ("data.num_workers", "data.cache_images", "train.log_every", "train.checkpoint_every")
@@ -125,7 +124,7 @@ class AblationRun:
 
 def plan(args: argparse.Namespace) -> tuple[list[AblationRun], dict[str, str], list[str]]:
     """-> (the runs in order, {row: the row whose runs it shares}, lines about rows that cannot be run)."""
-    base = load_config(args.base, args.override, schema=SCHEMAS["Pretrain.py"], optional=OPTIONAL)
+    base = settings.load_config(args.base, args.override, settings.PRETRAIN)
     depth = image_depth(base)
     rows, first, switches_of, left_out = {}, {}, {}, []
     for row in rows_of(args.tables):
@@ -154,12 +153,12 @@ def row_switches(row: str, depth: int, codebook: str | None = None) -> dict:
 
     codebook: the base's own folder of dVAE weights, which goes before the row file's.
     """
-    settings = read_settings(f"configs/ablation/{row}.yaml", (), SCHEMAS["Pretrain.py"])
-    switches = {key: settings[key] for key in SWITCHES}
+    values = read_settings(f"configs/ablation/{row}.yaml", (), "Pretrain.py")
+    switches = {key: values[key] for key in SWITCHES}
     if switches["mim.inject_from"] is not None:
         switches["mim.inject_from"] = scaled_layer(switches["mim.inject_from"], depth)
     if switches["mim.target"] == "dvae":
-        switches["mim.codebook"] = codebook or settings["mim.codebook"]
+        switches["mim.codebook"] = codebook or values["mim.codebook"]
     return switches
 
 
@@ -193,15 +192,15 @@ def make_run(args: argparse.Namespace, row: str, switches: dict, seed: int) -> A
 
 
 def make_stage(name: str, config: str, overrides: list[str]) -> Stage:
-    settings = dict(read_settings(str(config), tuple(overrides), SCHEMAS[STAGES[name]]))
-    if settings.get("mim.target") != "dvae":
-        settings.pop("mim.codebook", None)  # read by that target alone
-    return Stage(name, str(config), list(overrides), settings)
+    values = dict(read_settings(str(config), tuple(overrides), STAGES[name]))
+    if values.get("mim.target") != "dvae":
+        values.pop("mim.codebook", None)  # read by that target alone
+    return Stage(name, str(config), list(overrides), values)
 
 
 @functools.cache  # seeds and rows ask for the same files again and again
-def read_settings(config: str, overrides: tuple[str, ...], schema: str) -> dict:
-    return flatten(load_config(config, overrides, schema=schema, optional=OPTIONAL))
+def read_settings(config: str, overrides: tuple[str, ...], script: str) -> dict:
+    return flatten(settings.load_config(config, overrides, KINDS[script]))
 
 
 def beside(base: str, script: str) -> str:
