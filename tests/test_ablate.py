@@ -111,6 +111,15 @@ def test_the_dvae_row_is_left_out_without_its_weights(tmp_path, fake, capsys):
     assert ("table4_dvae", 42, "pretrain") in fake.calls
 
 
+def test_the_time_left_follows_from_the_stages_seen():
+    counter = ablate.Counter(["pretrain", "vqa"] * 3, slots=2)
+    counter.count("vqa")
+    counter.count("pretrain", 3600.0)
+    assert str(counter) == "[2/6]" and counter.left() == "more than 1:00:00"
+    counter.count("vqa", 60.0)
+    assert counter.left() == "about 1:00:30"
+
+
 def test_cores_are_divided_among_the_runs(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 3, 5, 7}, raising=False)
     assert [slot.cores for slot in ablate.make_slots(2, "cpu")] == [(0, 2), (3, 5, 7)]

@@ -223,6 +223,15 @@ def test_html_escapes_what_a_folder_may_be_called():
 def test_the_page_holds_all_tables_and_charts_and_its_charts_lie_beside_it(tmp_path, monkeypatch, capsys):
     ablation(tmp_path, "semmim", 1, 50.0, 70.0)
     ablation(tmp_path, "table4_none", 1, 45.0, 70.0)
+    for name in ("semmim", "table4_none"):
+        folder = tmp_path / name / "seed_1/pretrain"
+        make_run(folder, "x.json", {"loss": 1.0}, {"mim": {}, "seed": 1})
+        (folder / "log.jsonl").write_text(
+            "".join(f'{{"step": {n}, "split": "train", "loss/itc": {n}}}\n' for n in (1, 2))
+        )
+        result = {"row": name, "seed": 1, "stages": {"pretrain": {}, "retrieval": {}, "vqa": {}}}
+        (folder.parent / "result.json").write_text(json.dumps(result))
+    make_run(tmp_path / "zeroshot", "x/demo/data/retrieval_test.json", recalls(20.0))
     monkeypatch.setattr(report, "count_parameters", lambda: PARAMETERS)
     report.main([str(tmp_path), "--format", "html"])
     page = tmp_path / "report/index.html"
@@ -231,7 +240,8 @@ def test_the_page_holds_all_tables_and_charts_and_its_charts_lie_beside_it(tmp_p
     assert all(f"Table {number}." in text for number in range(1, 9)) and "not run" in text
     images = {path.name for path in page.parent.glob("*.png")}
     assert len([name for name in images if name.startswith("table_")]) == 4
-    assert "curves_semmim_seed_1_retrieval.png" in images and text.count("data:image/png") == len(images)
+    assert "curves_zeroshot.png" in images and text.count("data:image/png") == len(images) > 5
+    assert "curves_table_4_pre_training_of_its_rows_first_seed.png" in images
     assert "http" not in re.sub(r"base64,[^\"]*", "", text)  # nothing is loaded from elsewhere
 
 

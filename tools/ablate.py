@@ -18,6 +18,7 @@ and a global batch is train.batch_size (per process) x train.accumulation x GPUs
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import fcntl
 import functools
@@ -39,7 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from engine import config as settings  # noqa: E402
-from utils import UserError, find_file, run_main, write_json  # noqa: E402
+from utils import UserError, clock, find_file, run_main, write_json  # noqa: E402
 
 TABLES = ("4", "5", "6", "7")
 PAPER_DEPTH = 12  # layers of the image encoder whose numbers Table 7 names
@@ -63,9 +64,11 @@ def main(argv: list[str] | None = None) -> None:
             check_same(run)
         for line in left_out:
             say(line)
-        say(f"{len(runs)} runs of {', '.join(['pretrain', *args.stages])}; {len(slots)} side by side")
+        done = sum(stage.name in read_result(run.folder)["stages"] for run in runs for stage in run.stages)
+        names = ", ".join(stage.name for stage in runs[0].stages)
+        say(f"{len(runs)} runs of {names}, {len(slots)} side by side; {done} stages are done already")
         failed = run_all(runs, slots, Launcher(args.device, lock_file))
-    if failed:
+    if failed:  # everything else is done
         raise UserError(f"{len(failed)} runs failed: {'; '.join(failed)}; the same command tries them again")
     say(f"done; python tools/report.py {args.output} --format text shows the tables")
 
@@ -381,7 +384,7 @@ def run_all(runs: list[AblationRun], slots: list[Slot], launch: Callable) -> lis
     free: queue.Queue[Slot] = queue.Queue()
     for slot in slots:
         free.put(slot)
-    done = Counter(sum(len(run.stages) for run in runs))
+    done = Counter([stage.name for run in runs for stage in run.stages], len(slots))
 
     def work(run: AblationRun) -> str | None:
         slot = free.get()
@@ -416,7 +419,7 @@ def run_stages(run: AblationRun, slot: Slot, launch: Callable, done: Counter) ->
     result = {**run.notes, "stages": read_result(run.folder)["stages"]}
     for stage in run.stages:
         if stage.name in result["stages"]:
-            say(f"{done.next()} {run.name}: {stage.name} is done already")
+            done.count(stage.name)
             continue
         output = run.folder / stage.name
         if output.exists() and not (output / "checkpoint_last.pth").is_file():
@@ -431,20 +434,35 @@ def run_stages(run: AblationRun, slot: Slot, launch: Callable, done: Counter) ->
         record = {"settings": stage.settings, "seconds": seconds, "metrics": json.loads(metrics.read_text())}
         result["stages"][stage.name] = record
         write_json(run.folder / "result.json", result)
-        say(f"{done.next()} {run.name}: {stage.name} took {seconds / 60:.1f} min on {describe(slot)}")
+        done.count(stage.name, seconds)
+        say(f"{done} {run.name}: {stage.name} took {clock(seconds)} on {describe(slot)}; {done.left()} left")
     return None
 
 
 class Counter:
-    """Numbers what is done: [3/20]."""
+    """Counts finished stages, and guesses the time left from those that this program saw."""
 
-    def __init__(self, total: int):
-        self.total, self.count, self.guard = total, 0, threading.Lock()
+    def __init__(self, names: Sequence[str], slots: int):
+        self.waiting, self.total, self.slots = collections.Counter(names), len(names), slots
+        self.seconds: dict[str, list[float]] = {}
+        self.guard = threading.Lock()
 
-    def next(self) -> str:
+    def count(self, name: str, seconds: float | None = None) -> None:
+        """A stage has ended, after so many seconds where it ran now."""
         with self.guard:
-            self.count += 1
-            return f"[{self.count}/{self.total}]"
+            self.waiting[name] -= 1
+            if seconds is not None:
+                self.seconds.setdefault(name, []).append(seconds)
+
+    def left(self) -> str:
+        """Mean seconds of each stage's kind x how many wait / runs side by side; kinds not seen yet are not counted."""
+        means = {name: sum(seen) / len(seen) for name, seen in self.seconds.items()}
+        known = sum(count * means[name] for name, count in self.waiting.items() if name in means)
+        more = any(count and name not in means for name, count in self.waiting.items())
+        return f"{'more than' if more else 'about'} {clock(known / self.slots)}"
+
+    def __str__(self) -> str:
+        return f"[{self.total - self.waiting.total()}/{self.total}]"
 
 
 def describe(slot: Slot) -> str:

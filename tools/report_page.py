@@ -50,6 +50,11 @@ VALIDATION = {
     "validation: accuracy": {"accuracy": "accuracy", "constant": "constant answers"},
     "validation: CIDEr": {"cider": "CIDEr"},
 }
+COMPARED = {
+    "loss/itc": "image-text contrast",
+    "loss/itm": "image-text matching",
+    "loss/mlm": "masked language modeling",
+}
 COLUMNS = 3  # panels side by side
 
 
@@ -57,7 +62,8 @@ def write_page(folder: Path, runs: Sequence[Run], tables: Sequence[Table], outpu
     """Write OUTPUT/index.html and its charts as PNG; -> the page's path. The page needs no other file."""
     output.mkdir(parents=True, exist_ok=True)
     ablations = ablation_charts(folder, runs)
-    curves = {run_title(folder, run): chart for run in runs if (chart := curve_chart(run)) is not None}
+    curves = row_charts(folder, runs)
+    curves |= {title(folder, run): chart for run in runs if run.row is None and (chart := curve_chart(run)) is not None}
     parts = [
         f"<h1>{html.escape(str(folder))}</h1>",
         f"<p class=note>{len(runs)} finished runs, {time.strftime('%F')}; ",
@@ -102,7 +108,7 @@ def slug(name: str) -> str:
     return "_".join("".join(letter if letter.isalnum() else " " for letter in name).split()).lower()
 
 
-def run_title(folder: Path, run: Run) -> str:
+def title(folder: Path, run: Run) -> str:
     """A run's folder relative to the report's, and its stage."""
     relative = run.folder.relative_to(folder)
     return str(relative) if relative.parts else run.stage
@@ -116,6 +122,26 @@ def ablation_charts(folder: Path, runs: Sequence[Run]) -> dict[str, Image.Image]
         table = read_paper()["tables"][number]
         panels = [bar_chart(label, rows, "points") for label, rows in ablation_effects(table, found).items()]
         charts[f"Table {number}. {table['title']}"] = beside(panels)
+    return charts
+
+
+def row_charts(folder: Path, runs: Sequence[Run]) -> dict[str, Image.Image]:
+    """{"Table 4: curves of its rows": pre-training of each row's first seed in one chart per value}."""
+    found = ablation_runs(folder, list(runs))
+    charts = {}
+    for number in "4567":
+        logs = {}
+        for row in read_paper()["tables"][number]["rows"]:
+            first = next((run for run in found.get(row["config"], []) if run.stage == "pretrain"), None)
+            if first is not None:
+                logs[row["name"]] = [entry for entry in read_log(first.folder) if entry.get("split") == "train"]
+        panels = []
+        for key, heading in COMPARED.items():
+            series = {name: points for name, entries in logs.items() if (points := curve(entries, key))}
+            if len(series) > 1:
+                panels.append(line_chart(heading, series, width=390))
+        if panels:
+            charts[f"Table {number}: pre-training of its rows, first seed"] = beside(panels)
     return charts
 
 
