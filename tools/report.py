@@ -36,7 +36,7 @@ FORMATS: dict[str, Callable] = {
 FILES = {  # what a user looks for, in the order of the report
     "checkpoint": "checkpoint_last.pth",
     "best": "checkpoint_best.pth",
-    "pictures": "pictures",
+    "images": "images",
     "TensorBoard": "tensorboard",
     "log": "log.jsonl",
     "numbers": "metrics.json",
