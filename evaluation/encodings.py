@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.losses import fp32
-from models.mim import as_mask, masked_count, patch_similarity, sample_patches
-from models.pretrain import PretrainModel, take
+from models.mim import as_mask, draw_patches, masked_count, random_mask, text_guided_mask
+from models.pretrain import PretrainModel
 from models.semmim import SemMIM, project
+from models.tensors import fp32, take
 
 
 @dataclass
@@ -40,15 +40,12 @@ def encode(model: PretrainModel, images: Tensor, input_ids: Tensor, attention_ma
     plain, injected = encoder.forward_twice(images, text_embeds, attention_mask, model.mim.inject_from)
     probabilities = None
     if model.mim.target == "encoding":
-        logits = fp32(teacher.head(injected[:, 1:])) - patch_center(model)
+        logits = fp32(teacher.head(injected[:, 1:])) - model.patch_center.value
         probabilities = (logits / model.mim.teacher_temperature).softmax(-1).cpu()
-    similarity = patch_similarity(vision_proj(plain[:, 1:]), text_feat)
+    unused = plain.new_zeros(plain.shape[0], plain.shape[1] - 1)  # the draws: only the similarity is wanted
+    settings = model.mim.mask_ratio, model.mim.mask_temperature
+    _, similarity = text_guided_mask(vision_proj(plain[:, 1:]), text_feat, *settings, unused)
     return Encodings(similarity.cpu(), fp32(plain[:, 1:]).cpu(), probabilities)
-
-
-def patch_center(model: PretrainModel) -> Tensor:
-    """[K] what is subtracted from the teacher's logits of patches."""
-    return model.patch_centre.value
 
 
 def draw_masks(similarity: Tensor, ratio: float, temperature: float, uniform: Tensor, guided: bool) -> Tensor:
@@ -56,9 +53,10 @@ def draw_masks(similarity: Tensor, ratio: float, temperature: float, uniform: Te
 
     uniform: [B, N] draws in [0, 1).
     """
-    relevance = similarity if guided else torch.zeros_like(similarity)
-    count = masked_count(similarity.shape[1], ratio)
-    return as_mask(sample_patches(relevance, count, temperature, uniform), similarity.shape[1])
+    patches = similarity.shape[1]
+    if guided:
+        return as_mask(draw_patches(similarity / temperature, masked_count(patches, ratio), uniform), patches)
+    return as_mask(random_mask(ratio, uniform), patches)
 
 
 @torch.no_grad()

@@ -37,7 +37,6 @@ from dataset.common import EmptyCaption, usable_caption  # noqa: E402
 from dataset.text import Tokenizer  # noqa: E402
 from dataset.transforms import ImageError, open_image, to_tensor, to_unit_tensor  # noqa: E402
 from engine import drawing, figures  # noqa: E402
-from engine.config import as_config  # noqa: E402
 from engine.figures import Cluster  # noqa: E402
 from evaluation import clusters, encodings  # noqa: E402
 from models.mim import CodebookTarget  # noqa: E402
@@ -53,7 +52,7 @@ from tools.visualize_scenes import (  # noqa: E402
     patch_labels,
     scene_numbers,
 )
-from utils import UserError, load_checkpoint, load_state, run_main, write_json  # noqa: E402
+from utils import UserError, as_config, load_checkpoint, load_state, run_main, write_json  # noqa: E402
 
 BATCH = 50
 OURS, PIXELS, TOKENS, DVAE = "encoding head", "k-means of pixels", "k-means of encoder tokens", "dVAE"
