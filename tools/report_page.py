@@ -14,7 +14,16 @@ from PIL import Image
 from engine.drawing import below, beside
 from tools.charts import bar_chart, line_chart
 from tools.report_formats import as_html
-from tools.report_tables import Run, Table, ablation_effects, ablation_runs, read_log, read_paper
+from tools.report_tables import (
+    Run,
+    Table,
+    ablation_effects,
+    ablation_runs,
+    effect_note,
+    read_log,
+    read_paper,
+    retrieval_kind,
+)
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #191c22; margin: 0 auto; max-width: 1200px; padding: 1.5rem; }
@@ -61,7 +70,8 @@ COLUMNS = 3  # panels side by side
 def write_page(folder: Path, runs: Sequence[Run], tables: Sequence[Table], output: Path) -> Path:
     """Write OUTPUT/index.html and its charts as PNG; -> the page's path. The page needs no other file."""
     output.mkdir(parents=True, exist_ok=True)
-    ablations = ablation_charts(folder, runs)
+    ablations, everything = ablation_charts(folder, runs), [run for run in runs if run.row is not None]
+    note = effect_note(everything, retrieval_kind(everything))
     curves = row_charts(folder, runs)
     curves |= {title(folder, run): chart for run in runs if run.row is None and (chart := curve_chart(run)) is not None}
     parts = [
@@ -73,7 +83,7 @@ def write_page(folder: Path, runs: Sequence[Run], tables: Sequence[Table], outpu
     parts += [as_html(table) for table in tables]
     parts += ["</div><h2 id=ablations>Effect of each ablation, in points</h2>"]
     for name, chart in ablations.items():
-        parts.append(figure(output / f"{slug(name)}.png", name, chart))
+        parts.append(figure(output / f"{slug(name)}.png", f"{name}. {note}", chart))
     parts += ["<h2 id=curves>Training curves</h2>"]
     for name, chart in curves.items():
         parts.append(figure(output / f"curves_{slug(name)}.png", name, chart))

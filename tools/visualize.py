@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from dataset import scenes  # noqa: E402
-from dataset.annotations import load_annotations  # noqa: E402
+from dataset.annotations import Source, load_annotations  # noqa: E402
 from dataset.common import EmptyCaption, usable_caption  # noqa: E402
 from dataset.text import Tokenizer  # noqa: E402
 from dataset.transforms import ImageError, open_image, to_tensor, to_unit_tensor  # noqa: E402
@@ -131,7 +131,7 @@ def load_model(path: Path, device: torch.device) -> tuple[PretrainModel, Tokeniz
     config = as_config(checkpoint["config"])
     tokenizer = Tokenizer(config.text.vocab, sep=config.text.sep)
     model, _ = build_pretrain_model(config, tokenizer, initial_weights=False)
-    load_exactly(model, checkpoint["model"], path, "use the code and configuration that wrote it")
+    load_exactly(model, checkpoint["model"], path, "it is of another version of this code")
     return model.to(device).eval(), tokenizer, config.text.max_tokens, config.data.max_words
 
 
@@ -144,7 +144,7 @@ def draw_scenes(count: int, seed: int, size: int, max_words: int) -> Samples:
 
 def read_samples(args: argparse.Namespace, size: int, max_words: int) -> Samples:
     """Every n-th entry of --data, so that --images of them cover the files; unreadable images are left out."""
-    entries = load_annotations(args.data, "pretrain", args.image_root)
+    entries = load_annotations(Source(args.data, args.image_root), "pretrain")
     step = max(1, len(entries) // args.images)
     images, captions = [], []
     for entry in entries[::step][: args.images]:

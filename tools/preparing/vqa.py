@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from metrics import normalise_answer
+from evaluation.vqa import normalise_answer
 
 from dataset.official import ANNOTATORS, coco_number, soft_scores, vqa_entry
 from dataset.text import clean_question
