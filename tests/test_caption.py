@@ -380,7 +380,7 @@ def test_two_processes_train_and_caption_every_picture_once(data, tmp_path):
         capture_output=True,
         text=True,
         env=environment,
-        cwd=Caption.utils.ROOT,
+        cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     for name, split, count in (("caption_result", "test", 7), ("caption_result_val", "val", 9)):
