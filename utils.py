@@ -23,6 +23,7 @@ import torch.distributed as dist
 
 ROOT = Path(__file__).resolve().parent
 logger = logging.getLogger("semmim")
+IGNORE = -100  # target of a token that counts for no loss, torch's own convention
 
 
 # --------------------------------------------------------------------------------------- errors, the end of a script
@@ -234,15 +235,6 @@ def damaged_record(path: Path) -> str | None:
             return archive.testzip()
     except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError):
         return None  # no archive, or one that torch.load will find unreadable
-
-
-def load_state(module: torch.nn.Module, state: dict, source: str) -> None:
-    """`module.load_state_dict(state)`; a difference is a UserError naming `source` and parameters."""
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        reason = "; ".join(line.strip() for line in str(error).splitlines()[1:3])[:300]
-        raise UserError(f"{source}: the checkpoint is of another model; use its configuration ({reason})") from None
 
 
 # ------------------------------------------------------------------------------------------------------- processes
@@ -465,30 +457,6 @@ def cpu_has_bf16() -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------- progress lines
-
-
-class ProgressLine:
-    """A line with done/total, speed and time left, every `interval` seconds, counted on this rank."""
-
-    def __init__(self, label: str, unit: str, total: int, log: Callable | None, interval: float = 10.0):
-        self.label, self.unit, self.total, self.interval = label, unit, total, interval
-        self.log = log or (lambda line: None)
-        self.done, self.start = 0, time.perf_counter()
-        self.last = self.start
-
-    def advance(self, count: int) -> None:
-        self.done += count
-        now = time.perf_counter()
-        if now - self.last >= self.interval:
-            self.last = now
-            speed = self.done / (now - self.start)
-            left = max(self.total - self.done, 0) / max(speed, 1e-9)
-            self.log(f"{self.label}: {self.done:,}/{self.total:,} {self.unit}, {speed:,.0f}/s, {clock(left)} left")
-
-    def close(self) -> None:
-        seconds = time.perf_counter() - self.start
-        speed = self.done / max(seconds, 1e-9)
-        self.log(f"{self.label}: {self.done:,} {self.unit} in {clock(seconds)}, {speed:,.0f}/s")
 
 
 def clock(seconds: float) -> str:

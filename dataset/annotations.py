@@ -1,147 +1,366 @@
-"""Annotation files: reading, checking and resolving the JSON lists that ALBEF and mPLUG published."""
+"""Annotation files: every layout that the stages read, checked entry by entry and resolved to the images' paths.
 
-import json
+    {"image", "caption": str | [str]}                                                 pre-training
+    {"image", "caption", "image_id"}  and  {"image", "caption": [str]}                retrieval: train, and val and test
+    {"filepath", "filename", "sentences": [{"raw"}], "cocoid" | "imgid", "split"}     captioning: Karpathy's file,
+    {"image", "caption": str | [str], "image_id"}                                     plain lists (ALBEF, BLIP)
+    {"image", "caption": [str], "img_id", "domain"}                                   and NoCaps
+    {"image", "question", "question_id", "dataset": "vqa" | "vg" | ..., "answer": [str x 10] | str,
+     "object_label": "dog&&frisbee", "ocr": [[position, token], ...]}                 VQA (ALBEF, mPLUG)
+
+Captioning's entries may carry `object_label` too, and where they name a `split`, only those of the asked one are
+taken. VQA's references may also lie in the official annotation files (v2_mscoco_val2014_annotations.json) and in
+LXMERT's and mPLUG's minival file ({"question_id", "label": {answer: score}}).
+"""
+
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
+from dataset.entries import (
+    IDENTIFIER,
+    TEXT,
+    Files,
+    Source,
+    check_encodable,
+    check_kind,
+    file_list,
+    located_entries,
+    read_json,
+    shown,
+    strings,
+)
+from dataset.text import clean_question
 from utils import UserError, find_file
 
-# Required keys of an entry and the kinds of value they may have; other keys are kept as they are.
-TEXT = (str,)
-TEXT_OR_LIST = (str, list)
-IDENTIFIER = (str, int)
-KINDS: dict[str, dict[str, tuple[type, ...]]] = {
-    "pretrain": {"image": TEXT, "caption": TEXT_OR_LIST},
-    "retrieval_train": {"image": TEXT, "caption": TEXT_OR_LIST, "image_id": IDENTIFIER},
-    "retrieval_eval": {"image": TEXT, "caption": TEXT_OR_LIST},
-    "vqa_train": {"image": TEXT, "question": TEXT, "answer": TEXT_OR_LIST},
-    "vqa_eval": {"image": TEXT, "question": TEXT, "question_id": IDENTIFIER},
-    "caption": {"image": TEXT},
-}
-NAMES = {str: "a string", list: "a list of strings", int: "a whole number"}
+# Karpathy's test and val are 5,000 images each; `restval`, the rest of COCO's validation set, is trained on.
+KARPATHY_SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
+DOMAINS = ("in", "near", "out")  # of NoCaps; its files say "near-domain"
+COCO_NAME = re.compile(r"COCO_\w+_0*(\d{1,18})\.\w+$")
+
+ANNOTATORS = 10  # of a VQA question
 
 
-def load_annotations(
-    files: str | Path | Sequence[str | Path],
-    kind: str,
-    image_root: str | Path | Mapping[str, str] | None = None,
-    image_prefix_map: Mapping[str, str] | None = None,
-    check: Callable[[dict], str | None] | None = None,
-    convert: Callable[[dict, str], dict | None] | None = None,
-) -> list[dict]:
-    """Reads JSON lists and returns their entries, `image` replaced by the path to open.
+def load_annotations(source: Source, kind: str) -> list[dict]:
+    """The entries of a kind of file (a key of KINDS), `image` replaced by the path to open.
 
-    files: one path or several, looked up in the working directory, then in the repository.
-    kind: a key of KINDS: which keys an entry must have.
-    image_root: folder of relative `image` paths, or a map to one by the entry's `dataset`; None: the JSON
-        file's own folder. image_prefix_map: {old: new}, the longest prefix that an `image` starts with is
-        replaced before that (published files say val2014/ where a disk says otherwise).
-    check: a further test of every entry; it returns what is wrong, or None.
-    convert: for files of other layouts, called first with an entry and its place (for errors): the entry in
-        this layout, or None to leave it out.
     Raises UserError naming the file, the entry's index and the key.
     """
-    folders = _image_folders(image_root)
-    entries = []
-    for name in [files] if isinstance(files, str | Path) else files:
-        path = Path(find_file(name, "annotation file"))
-        for index, entry in enumerate(_read_list(path)):
-            where = f"{path}: entry {index}"
-            if convert is not None and isinstance(entry, dict):
-                entry = convert(entry, where)
-                if entry is None:
-                    continue
-            _check_entry(entry, kind, where)
-            if problem := check and check(entry):
-                raise UserError(f"{where}: {problem}")
-            image = _rewrite_prefix(entry["image"], image_prefix_map or {})
-            folder = path.parent if folders is None else _choose_folder(entry, folders, where)
-            entries.append({**entry, "image": os.path.join(folder, image)})  # an absolute `image` stays as it is
+    return [entry for _, entry in located_entries(source, kind)]
+
+
+def _one_image_per_id(located: Iterable[tuple[str, dict]], one_id_per_image: bool = False) -> list[dict]:
+    """The entries, after checking that no `image_id` stands for two images (and, if asked, no image for two ids)."""
+    entries, image_of, id_of = [], {}, {}
+    for where, entry in located:
+        identifier, image = entry["image_id"], os.path.normpath(entry["image"])
+        first, known = image_of.setdefault(identifier, (where, image))
+        if known != image:
+            raise UserError(
+                f"{where}: image_id {shown(identifier)} names {image}, but {known} in {first}; over all files, "
+                "an id must stand for one image (have two files counted from 0?)"
+            )
+        if one_id_per_image:
+            first, other = id_of.setdefault(image, (where, identifier))
+            if other != identifier:
+                raise UserError(
+                    f"{where}: {image} has the image_id {shown(identifier)}, but {shown(other)} in {first}; "
+                    "an image needs one id, or it would be its own negative"
+                )
+        entries.append(entry)
     return entries
 
 
-def read_json(path: Path):
-    """The content of a JSON file; UserError where it is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); annotation files are JSON lists of objects") from None
+# ------------------------------------------------------------------------------------------------- retrieval
 
 
-def _read_list(path: Path) -> list:
-    data = read_json(path)
-    if isinstance(data, dict) and isinstance(data.get("images"), list):  # Karpathy's files
-        data = data["images"]
-    if not isinstance(data, list):
-        raise UserError(f"{path}: holds {type(data).__name__}, not a list; annotation files are JSON lists of objects")
-    if not data:
-        raise UserError(f"{path}: the list is empty")
-    return data
+def load_pairs(source: Source) -> list[dict]:
+    """The entries to fine-tune retrieval on; each `image_id` names one image, in all files, and each image has one."""
+    return _one_image_per_id(located_entries(source, "retrieval_train"), one_id_per_image=True)
 
 
-def _check_entry(entry, kind: str, where: str) -> None:
-    if not isinstance(entry, dict):
-        raise UserError(f"{where} is {type(entry).__name__}, not an object with {', '.join(KINDS[kind])}")
-    for key, types in KINDS[kind].items():
-        if key not in entry:
-            raise UserError(f"{where} has no {key!r}; a {kind} entry needs {', '.join(KINDS[kind])}")
-        value = entry[key]
-        if not isinstance(value, types) or isinstance(value, bool):
-            expected = " or ".join(NAMES[t] for t in types)
-            raise UserError(f"{where}: {key!r} is {type(value).__name__}, it must be {expected}")
-        if isinstance(value, list) and not (value and all(isinstance(item, str) for item in value)):
-            raise UserError(f"{where}: {key!r} must be a list of strings with at least one")
-    if not entry["image"]:
-        raise UserError(f"{where}: 'image' is empty")
+# ------------------------------------------------------------------------------------------------- captioning
 
 
-def _rewrite_prefix(image: str, prefixes: Mapping[str, str]) -> str:
-    old = max((prefix for prefix in prefixes if image.startswith(prefix)), key=len, default=None)
-    return image if old is None else prefixes[old] + image[len(old) :]
+def load_captions(source: Source, split: str, need_ids: bool = False) -> list[dict]:
+    """The entries of a split ("train", "val" or "test") as {image, captions, image_id, labels, domain}.
 
-
-def _image_folders(image_root: str | Path | Mapping[str, str] | None) -> Path | dict[str, str | Path] | None:
-    if image_root is None:
-        return None
-    if isinstance(image_root, Mapping):
-        return {key: str(path) for key, path in image_root.items()}  # looked for when an entry names them
-    return Path(find_file(image_root, "data.image_root"))
-
-
-def _choose_folder(entry: dict, folders: Path | dict[str, str | Path], where: str) -> Path:
-    if isinstance(folders, Path):
-        return folders
-    name = entry.get("dataset")
-    if name not in folders:
-        known = ", ".join(folders) or "nothing"
-        raise UserError(f"{where} has the dataset {name!r}, but data.image_root names only {known}; add it there")
-    if isinstance(folders[name], str):
-        folders[name] = find_file(folders[name], f"data.image_root.{name}")
-    return folders[name]
-
-
-class StringTable:
-    """A read-only list of strings in one block of memory.
-
-    Millions of Python strings cost ten times their text, and forked data workers copy them page by page
-    because counting references writes to them; one array of bytes is shared as it is.
+    image: the path to open; captions: list of str, as they stand (empty where a test set publishes none);
+    image_id: the entry's, else COCO's number in the file name, else missing; labels: list of str; domain: one of
+    DOMAINS or missing. need_ids: every entry must have an `image_id`, and no two images the same.
+    Raises UserError naming file, entry and key.
     """
 
-    def __init__(self, strings: Iterable[str]):
-        encoded = [string.encode("utf-8", "surrogatepass") for string in strings]
-        self._ends = np.cumsum([0] + [len(item) for item in encoded], dtype=np.int64)  # [n+1]
-        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+    def plain(entry: dict, where: str) -> dict | None:
+        if "split" in entry and entry["split"] not in KARPATHY_SPLITS[split]:
+            return None
+        return _plain_entry(entry, where)
 
-    def __len__(self) -> int:
-        return len(self._ends) - 1
+    def has_id(entry: dict) -> str | None:
+        return None if "image_id" in entry else "no 'image_id', which results need"
 
-    def __getitem__(self, index: int) -> str:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        piece = self._bytes[self._ends[index] : self._ends[index + 1]]
-        return piece.tobytes().decode("utf-8", "surrogatepass")
+    located = located_entries(source, "caption", has_id if need_ids else None, plain)
+    entries = _one_image_per_id(located) if need_ids else [entry for _, entry in located]
+    if not entries:
+        raise UserError(f"{source.files}: no entry has the split {' or '.join(KARPATHY_SPLITS[split])}")
+    return entries
+
+
+def split_labels(object_label: str) -> list[str]:
+    """mPLUG's "dog&&frisbee&&dog" -> ["dog", "frisbee"]"""
+    return list(dict.fromkeys(label.strip() for label in object_label.split("&&") if label.strip()))
+
+
+def _plain_entry(entry: dict, where: str) -> dict:
+    """Any of the three kinds of entry in the form that `load_captions` returns."""
+    image, key, captions = entry.get("image"), "caption", entry.get("caption", [])
+    if "sentences" in entry and "filename" in entry:
+        key, sentences = "sentences", entry["sentences"]
+        if not isinstance(sentences, list) or not all(isinstance(s, dict) and "raw" in s for s in sentences):
+            raise UserError(f"{where}: 'sentences' must be a list of {{\"raw\": text}} (Karpathy's format)")
+        captions = [sentence["raw"] for sentence in sentences]
+        for name in ("filename", "filepath"):
+            if entry.get(name) is not None:
+                check_kind(entry[name], name, TEXT, where)
+        image = "/".join(part for part in (entry.get("filepath"), entry["filename"]) if part)
+    if image is None:
+        raise UserError(f"{where} has no 'image', and no 'filename' with 'sentences'; see dataset/annotations.py")
+    if isinstance(captions, str):
+        captions = [captions]
+    if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
+        raise UserError(f"{where}: {key!r} must be a string or a list of strings")
+    labels = entry.get("object_label") or ""
+    if not isinstance(labels, str):
+        raise UserError(f"{where}: 'object_label' must be a string, labels joined by && (mPLUG's format)")
+    plain = {"image": image, "dataset": entry.get("dataset"), "captions": captions, "labels": split_labels(labels)}
+    plain |= {"image_id": _image_id(entry, image, where), "domain": _domain(entry.get("domain"), where)}
+    return {key: value for key, value in plain.items() if value is not None}
+
+
+def _image_id(entry: dict, image: str, where: str) -> str | int | None:
+    for key in ("image_id", "img_id", "cocoid", "imgid"):
+        if entry.get(key) is not None:
+            check_kind(entry[key], key, IDENTIFIER, where)
+            return entry[key]
+    number = COCO_NAME.search(str(image))
+    return int(number[1]) if number else None
+
+
+def _domain(name, where: str) -> str | None:
+    if name is None:
+        return None
+    short = name.removesuffix("-domain") if isinstance(name, str) else None
+    if short not in DOMAINS:
+        raise UserError(
+            f"{where}: 'domain' is {shown(name)}, it must be one of {', '.join(DOMAINS)} (or in-domain, ...)"
+        )
+    return short
+
+
+# ------------------------------------------------------------------------------------------------- VQA
+
+
+def load_training_questions(source: Source, left_out: Files = ()) -> tuple[list[dict], int]:
+    """(the entries to train on, the number left out): those that are among the questions of the files `left_out`.
+
+    The same question has the same id and the same image; where a training entry has no id, the same words and the
+    same image. Raises UserError naming file, entry and key; where an id of one data set names different images in
+    `source` and `left_out`, so that nothing can be said; and where nothing remains.
+    """
+    held_ids, held_words, image_of = set(), set(), {}
+    for where, entry in located_entries(replace(source, files=left_out), "vqa_eval") if left_out else ():
+        identifier, image = str(entry["question_id"]), os.path.normpath(entry["image"])
+        held_ids.add((identifier, image))
+        held_words.add((clean_question(entry["question"]), image))
+        image_of[entry.get("dataset"), identifier] = image, where
+    entries, count = [], 0
+    for where, entry in located_entries(source, "vqa_train", check_training):
+        image = os.path.normpath(entry["image"])
+        if entry.get("question_id") is None:
+            held_out = bool(held_words) and (clean_question(entry["question"]), image) in held_words
+        else:
+            identifier = str(entry["question_id"])
+            held_out = (identifier, image) in held_ids
+            if not held_out and (other := image_of.get((entry.get("dataset"), identifier))):
+                raise UserError(
+                    f"{where}: question_id {shown(entry['question_id'])} asks about {image}, but about {other[0]} in "
+                    f"{other[1]}: a data set's ids must be unique over data.train and data.val, so that validation is "
+                    "never trained on (data.train_on_minival: true trains on all and skips this check)"
+                )
+        count += held_out
+        if not held_out:
+            entries.append(entry)
+    if not entries:
+        raise UserError("data.train: all questions are those of data.val; set data.train_on_minival, or other files")
+    return entries, count
+
+
+def load_questions(source: Source) -> list[dict]:
+    """The entries of an evaluation split, each `question_id` once, with or without answers."""
+    entries, first = [], {}
+    for where, entry in located_entries(source, "vqa_eval", check_reference):
+        identifier = entry["question_id"]
+        if first.setdefault(identifier, where) != where:
+            raise UserError(
+                f"{where}: question_id {shown(identifier)} occurs more than once, first in {first[identifier]}; "
+                "each question of a split needs its own"
+            )
+        entries.append(entry)
+    return entries
+
+
+@dataclass(frozen=True)
+class References:
+    """What a split's questions are judged by, in their order.
+
+    answers: per question the annotators' answers (str or list of str) or {answer: score}; None where no question has
+    any. answer_types, question_types: strings, or None where nothing names them. origin: where the answers come from,
+    in words.
+    """
+
+    answers: list[str | list[str] | dict[str, float]] | None
+    answer_types: list[str | None]
+    question_types: list[str | None]
+    origin: str
+
+
+def load_references(entries: list[dict], files: Files, official: Files = (), score_files: Files = ()) -> References:
+    """The references of the questions `entries` (of `files`, for errors), each from the first of these that has it:
+    official annotation files, its own `answer`, lists of {"question_id", "label": {answer: score}}.
+
+    Raises UserError naming file and entry, and where some questions have answers and others none.
+    """
+    sources = {
+        "official files": _by_id(official, "annotations", _official_reference),
+        "entries": {entry["question_id"]: _own_reference(entry) for entry in entries},
+        "score files": _by_id(score_files, None, _score_reference),
+    }
+    used: Counter[str] = Counter()
+    answers, types = [], {"answer_type": [], "question_type": []}
+    for entry in entries:
+        known = {name: found[entry["question_id"]] for name, found in sources.items() if entry["question_id"] in found}
+        name = next((name for name, found in known.items() if found["reference"] is not None), "nothing")
+        used[name] += 1
+        answers.append(known[name]["reference"] if name != "nothing" else None)
+        for key, column in types.items():
+            column.append(next((found[key] for found in known.values() if found[key] is not None), None))
+    if len(used) > 1 and used["nothing"]:
+        missing = entries[answers.index(None)]["question_id"]
+        raise UserError(f"{files}: question {shown(missing)} has no answers, others have; all or none must")
+    origin = ", ".join(f"{name} ({count} questions)" for name, count in used.items())
+    return References(None if used["nothing"] else answers, types["answer_type"], types["question_type"], origin)
+
+
+def read_answer_list(path: str | Path) -> list[str]:
+    """A JSON list of different answers, for ranking; UserError naming what is wrong."""
+    path = find_file(path, "data.answer_list")
+    answers = read_json(path)
+    if not isinstance(answers, list) or not answers:
+        raise UserError(f"{path}: an answer list is a JSON list of strings with at least one")
+    first: dict[str, int] = {}
+    for number, answer in enumerate(answers):
+        if not isinstance(answer, str) or not answer.strip():
+            raise UserError(f"{path}: entry {number} ({shown(answer)}) is no answer")
+        check_encodable({"answer": answer}, ["answer"], f"{path}: entry {number}")
+        if answer in first:
+            raise UserError(f"{path}: {shown(answer)} stands there twice (entries {first[answer]} and {number})")
+        first[answer] = number
+    return answers
+
+
+def check_question(entry: dict) -> str | None:
+    """What is wrong with an entry beyond missing keys, or None."""
+    if not clean_question(entry["question"]):
+        return f"the question {shown(entry['question'])} has no word"
+    if not isinstance(entry.get("object_label") or "", str):
+        return "'object_label' must be labels joined by &&, such as \"dog&&frisbee\""
+    ocr = entry.get("ocr") or []
+    if not isinstance(ocr, list):
+        return "'ocr' must be a list of [position, token]"
+    for item in ocr:
+        if not (isinstance(item, list) and len(item) == 2 and isinstance(item[1], str)):
+            return f"'ocr' must hold [position, token] pairs, not {shown(item)}"
+    return None
+
+
+def check_training(entry: dict) -> str | None:
+    """As `check_question`; and some annotator must have said something."""
+    if problem := check_question(entry):
+        return problem
+    return None if any(answer.strip() for answer in strings(entry["answer"])) else "'answer' is blank"
+
+
+def check_reference(entry: dict) -> str | None:
+    """As `check_question`; and answers, where there are some, are ten annotators' or a single one."""
+    answers = entry.get("answer")
+    if answers is None or isinstance(answers, str):
+        return check_question(entry)
+    return _answers_problem(answers, entry["question_id"]) or check_question(entry)
+
+
+def _answers_problem(answers, identifier: str | int) -> str | None:
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+        return "'answer' must be a string or a list of strings"
+    if len(answers) not in (1, ANNOTATORS):
+        return (
+            f"question {shown(identifier)} has {len(answers)} answers: the official accuracy needs those of "
+            f"{ANNOTATORS} annotators, or a single one, which is compared exactly"
+        )
+    return None
+
+
+def _own_reference(entry: dict) -> dict:
+    return {key: entry.get(key) for key in ("answer_type", "question_type")} | {"reference": entry.get("answer")}
+
+
+def _official_reference(entry: dict) -> dict:
+    answers = [item["answer"] for item in entry["answers"]]
+    if problem := _answers_problem(answers, entry["question_id"]):
+        raise ValueError(problem)
+    return _own_reference({**entry, "answer": answers})
+
+
+def _score_reference(entry: dict) -> dict:
+    label = entry["label"]
+    if not isinstance(label, dict):
+        raise TypeError("label is no map")
+    if not all(type(score) in (int, float) and 0 <= score < float("inf") for score in label.values()):
+        raise ValueError("label maps an answer to something that is no score")
+    return _own_reference({**entry, "answer": label})
+
+
+def _by_id(files: Files, key: str | None, convert: Callable[[dict], dict]) -> dict:
+    """{question id: convert(entry)} of the files' lists (under `key`, if any)."""
+    found, first = {}, {}
+    for name in file_list(files):
+        path = find_file(name, "annotation file")
+        content = read_json(path)
+        entries = content.get(key) if key and isinstance(content, dict) else content
+        if not isinstance(entries, list):
+            raise UserError(f"{path}: holds no list{f' under {key!r}' if key else ''}; is it the right file?")
+        for index, entry in enumerate(entries):
+            where = f"{path}: entry {index}"
+            try:
+                reference, identifier = convert(entry), entry["question_id"]
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                raise UserError(f"{where} is not as expected ({shown(error)})") from None
+            _check_reference_entry(entry, where)
+            if found.setdefault(identifier, reference) != reference:
+                raise UserError(
+                    f"{where}: question_id {shown(identifier)} occurs more than once with different answers, first in "
+                    f"{first[identifier]}"
+                )
+            first.setdefault(identifier, where)
+    return found
+
+
+def _check_reference_entry(entry: dict, where: str) -> None:
+    """UserError where the id, types or texts of an official or score file's entry cannot be used."""
+    check_kind(entry["question_id"], "question_id", IDENTIFIER, where)
+    for key in ("answer_type", "question_type"):
+        if entry.get(key) is not None:
+            check_kind(entry[key], key, TEXT, where)
+    check_encodable(entry, ("question_id", "answers", "label", "answer_type", "question_type"), where)

@@ -1,4 +1,4 @@
-"""Decoded pictures in memory, for data sets that fit there."""
+"""What data sets keep in memory, in large blocks that forked workers share: strings, and decoded images."""
 
 import logging
 import os
@@ -9,8 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
-from dataset.annotations import StringTable
-from dataset.transforms import ImageError, open_image
+from dataset.transforms import ImageError, image_size, open_image
 from utils import UserError
 
 log = logging.getLogger("semmim")
@@ -18,16 +17,38 @@ log = logging.getLogger("semmim")
 CACHE_SHARE_OF_MEMORY = 0.25
 
 
+class StringTable:
+    """A read-only list of strings in one block of memory.
+
+    Millions of Python strings cost ten times their text, and forked data workers copy them page by page
+    because counting references writes to them; one array of bytes is shared as it is.
+    """
+
+    def __init__(self, strings: Iterable[str]):
+        encoded = [string.encode("utf-8", "surrogatepass") for string in strings]
+        self._ends = np.cumsum([0] + [len(item) for item in encoded], dtype=np.int64)  # [n+1]
+        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        piece = self._bytes[self._ends[index] : self._ends[index + 1]]
+        return piece.tobytes().decode("utf-8", "surrogatepass")
+
+
 class ImageCache:
-    """Decoded RGB pictures in a few large blocks of memory, indexed like `paths`; a broken picture raises its
+    """Decoded RGB images in a few large blocks of memory, indexed like `paths`; a broken image raises its
     ImageError again at every visit.
 
-    Large blocks, so that forked workers share them. Raises UserError where the pictures, estimated from 200
+    Large blocks, so that forked workers share them. Raises UserError where the images, estimated from 200
     of them, would take more than a quarter of the machine's memory (divided among the processes on this
     machine).
     """
 
-    BLOCK = 1000  # pictures
+    BLOCK = 1000  # images
 
     def __init__(self, paths: StringTable, threads: int | None = None):
         limit = _memory_bytes() * CACHE_SHARE_OF_MEMORY / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -35,7 +56,7 @@ class ImageCache:
         self._errors: dict[int, tuple[str, str]] = {}
         self._blocks: list[np.ndarray] = []
         self._sizes = np.zeros((len(paths), 2), dtype=np.int64)  # height, width
-        self._starts = np.zeros(len(paths), dtype=np.int64)  # in the picture's block
+        self._starts = np.zeros(len(paths), dtype=np.int64)  # in the image's block
         total, started, told = 0, time.monotonic(), time.monotonic()
         with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
             for first in range(0, len(paths), self.BLOCK):
@@ -44,19 +65,19 @@ class ImageCache:
                 _check_fits(total, limit, len(paths))
                 if time.monotonic() - told > 5:
                     told = time.monotonic()
-                    log.info("decoded %d of %d pictures (%.0f MB)", numbers.stop, len(paths), total / 1e6)
+                    log.info("decoded %d of %d images (%.0f MB)", numbers.stop, len(paths), total / 1e6)
         usable, seconds = len(paths) - len(self._errors), time.monotonic() - started
-        log.info("cached %d pictures (%.0f MB) in %.1f s", usable, total / 1e6, seconds)
+        log.info("cached %d images (%.0f MB) in %.1f s", usable, total / 1e6, seconds)
 
-    def _add_block(self, first: int, pictures: Iterable["np.ndarray | ImageError"]) -> int:
+    def _add_block(self, first: int, images: Iterable["np.ndarray | ImageError"]) -> int:
         arrays, size = [], 0
-        for i, picture in enumerate(pictures, first):
-            if isinstance(picture, ImageError):
-                self._errors[i] = (picture.path, picture.reason)
+        for i, image in enumerate(images, first):
+            if isinstance(image, ImageError):
+                self._errors[i] = (image.path, image.reason)
                 continue
-            self._sizes[i], self._starts[i] = picture.shape[:2], size
-            arrays.append(picture.reshape(-1))
-            size += picture.size
+            self._sizes[i], self._starts[i] = image.shape[:2], size
+            arrays.append(image.reshape(-1))
+            size += image.size
         self._blocks.append(np.concatenate(arrays) if arrays else np.empty(0, dtype=np.uint8))
         return size
 
@@ -80,14 +101,14 @@ def _decode(path: str) -> np.ndarray | ImageError:
 
 
 def _estimate_bytes(paths: StringTable, probes: int = 200) -> float:
-    """Expected size of all decoded pictures, from the headers of evenly spaced ones."""
+    """Expected size of all decoded images, from the headers of evenly spaced ones."""
     step = max(1, len(paths) // probes)
     sizes = []
     for i in range(0, len(paths), step):
         try:
-            with Image.open(paths[i]) as image:
-                sizes.append(image.width * image.height * 3)
-        except Exception:  # a broken picture takes no memory; decoding reports it
+            width, height = image_size(paths[i])
+            sizes.append(width * height * 3)
+        except ImageError:  # a broken image takes no memory; decoding reports it
             sizes.append(0)
     return float(np.mean(sizes)) * len(paths)
 
@@ -95,7 +116,7 @@ def _estimate_bytes(paths: StringTable, probes: int = 200) -> float:
 def _check_fits(size: float, limit: float, count: int) -> None:
     if size > limit:
         raise UserError(
-            f"data.cache_images: {count} decoded pictures need {size / 1e9:.2f} GB, this process may take "
+            f"data.cache_images: {count} decoded images need {size / 1e9:.2f} GB, this process may take "
             f"{limit / 1e9:.2f} (a quarter of the memory, over all processes here); set it to false"
         )
 

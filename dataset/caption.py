@@ -1,100 +1,29 @@
-"""Captioning: pictures with reference captions, from Karpathy's split file, plain lists or NoCaps.
+"""Captioning: images with reference captions, for training and for evaluation."""
 
-Entries of one file may be
-    {"filepath", "filename", "sentences": [{"raw"}], "cocoid" | "imgid", "split"}     Karpathy's dataset_coco.json
-    {"image", "caption": str | [str], "image_id"}                                     plain lists (ALBEF, BLIP)
-    {"image", "caption": [str], "img_id", "domain"}                                   NoCaps
-and may all carry mPLUG's "object_label": "dog&&frisbee". Where entries name a `split`, only those of the asked
-one are taken.
-"""
-
-import logging
 import random
-import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dataset.annotations import StringTable, load_annotations
-from dataset.common import EmptyCaption, TrainDataset, may_flip, read_for_evaluation, sample_places, sample_rng
-from dataset.text import Tokenizer
-from dataset.transforms import open_image, test_transform, train_transform
-from utils import UserError
-
-log = logging.getLogger(__name__)
-
-# Karpathy's test and val are 5,000 pictures each; `restval`, the rest of COCO's validation set, is trained on.
-KARPATHY_SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
-DOMAINS = ("in", "near", "out")  # of NoCaps; its files say "near-domain"
-IGNORE = -100  # target of a position that counts for no loss, torch's own convention
-COCO_NAME = re.compile(r"COCO_\w+_0*(\d+)\.\w+$")
-
-
-def load_captions(
-    files: str | Path | Sequence[str | Path],
-    split: str,
-    image_root: str | Path | Mapping[str, str] | None = None,
-    image_prefix_map: Mapping[str, str] | None = None,
-) -> list[dict]:
-    """The entries of a split ("train", "val" or "test") as {image, captions, image_id, labels, domain}.
-
-    image: the path to open; captions: list of str, as they stand (empty where a test set publishes none);
-    image_id: the entry's, else COCO's number in the file name, else None; labels: list of str; domain: one of
-    DOMAINS or None. Raises UserError naming file, entry and key.
-    """
-
-    def plain(entry: dict, where: str) -> dict | None:
-        if "split" in entry and entry["split"] not in KARPATHY_SPLITS[split]:
-            return None
-        return _plain_entry(entry, where)
-
-    entries = load_annotations(files, "caption", image_root, image_prefix_map, convert=plain)
-    if not entries:
-        raise UserError(f"{files}: no entry has the split {' or '.join(KARPATHY_SPLITS[split])}")
-    return entries
-
-
-def _plain_entry(entry: dict, where: str) -> dict:
-    """Any of the three kinds of entry in the form that `load_captions` returns."""
-    plain = {"image": entry.get("image"), "dataset": entry.get("dataset"), "captions": entry.get("caption", [])}
-    identifiers = [entry[key] for key in ("image_id", "img_id", "cocoid", "imgid") if key in entry]
-    if "sentences" in entry and "filename" in entry:
-        sentences = entry["sentences"]
-        if not isinstance(sentences, list) or not all(isinstance(s, dict) and "raw" in s for s in sentences):
-            raise UserError(f"{where}: 'sentences' must be a list of {{\"raw\": text}} (Karpathy's format)")
-        plain["captions"] = [sentence["raw"] for sentence in sentences]
-        plain["image"] = "/".join(part for part in (entry.get("filepath"), entry["filename"]) if part)
-    if plain["image"] is None:
-        raise UserError(f"{where} has no 'image', and no 'filename' with 'sentences'; see dataset/caption.py's formats")
-    if isinstance(plain["captions"], str):
-        plain["captions"] = [plain["captions"]]
-    if not isinstance(plain["captions"], list) or not all(isinstance(text, str) for text in plain["captions"]):
-        raise UserError(f"{where}: 'caption' must be a string or a list of strings")
-    if not isinstance(entry.get("object_label", ""), str):
-        raise UserError(f"{where}: 'object_label' must be a string, labels joined by && (mPLUG's format)")
-    number = COCO_NAME.search(str(plain["image"]))
-    plain["image_id"] = identifiers[0] if identifiers else int(number[1]) if number else None
-    plain["labels"] = split_labels(entry.get("object_label", ""))
-    plain["domain"] = _domain(entry.get("domain"), where)
-    return {key: value for key, value in plain.items() if value is not None}
-
-
-def _domain(name, where: str) -> str | None:
-    if name is None:
-        return None
-    short = str(name).removesuffix("-domain")
-    if short not in DOMAINS:
-        raise UserError(f"{where}: 'domain' is {name!r}, it must be one of {', '.join(DOMAINS)} (or in-domain, ...)")
-    return short
-
-
-def split_labels(object_label: str) -> list[str]:
-    """mPLUG's "dog&&frisbee&&dog" -> ["dog", "frisbee"]"""
-    return list(dict.fromkeys(label.strip() for label in object_label.split("&&") if label.strip()))
+from dataset.annotations import load_captions
+from dataset.cache import StringTable
+from dataset.common import (
+    EmptyCaption,
+    TrainDataset,
+    may_flip,
+    read_for_evaluation,
+    sample_places,
+    sample_rng,
+    starts,
+)
+from dataset.entries import Source
+from dataset.text import Tokenizer, share_cut
+from dataset.transforms import Augment
+from utils import IGNORE, UserError
 
 
 def target_text(caption: str) -> str:
@@ -108,45 +37,35 @@ def prompt_text(prompt: str, labels: Sequence[str]) -> str:
 
 
 class CaptionTrainDataset(TrainDataset):
-    """Pictures and captions to learn from.
+    """Images and captions to learn from.
 
-    per: "caption", an epoch visits every (picture, caption); "image", every picture with one of its captions
+    per: "caption", an epoch visits every (image, caption); "image", every image with one of its captions
     drawn. object_labels: whether the prompt names the entry's labels.
 
     `dataset[(epoch, index)]` (or `dataset[index]` for epoch 0) is a dict: image [3,S,S], caption (lower case),
-    prompt, references (all captions of the picture, as they stand), path, bad (as PretrainDataset).
+    prompt, references (all captions of the image, as they stand), path, bad (as PretrainDataset).
     """
 
     def __init__(
         self,
-        files: str | Path | Sequence[str | Path],
+        source: Source,
+        transform: Augment,
         *,
-        image_size: int,
         seed: int = 0,
-        image_root: str | Path | Mapping[str, str] | None = None,
-        image_prefix_map: Mapping[str, str] | None = None,
         per: str = "caption",
         prompt: str = "",
         object_labels: bool = False,
-        crop_scale: tuple[float, float] = (0.5, 1.0),
-        flip: bool = True,
-        ops: int = 2,
-        magnitude: float = 7,
     ):
-        merged: dict[str, dict] = {}
-        for entry in load_captions(files, "train", image_root, image_prefix_map):
-            merged.setdefault(entry["image"], {**entry, "captions": []})["captions"] += entry["captions"]
-        entries = [entry for entry in merged.values() if entry["captions"]]
+        entries = [entry for entry in _merged(load_captions(source, "train"), "image") if entry["captions"]]
         if not entries:
-            raise UserError(f"{files}: no entry has a caption to learn from")
-        counts = [len(entry["captions"]) for entry in entries]
-        self.paths = StringTable(entry["image"] for entry in entries)
+            raise UserError(f"{source.files}: no entry has a caption to learn from")
+        captions = [entry["captions"] for entry in entries]
         self.prompts = StringTable(prompt_text(prompt, entry["labels"] if object_labels else ()) for entry in entries)
-        self.captions = StringTable(caption for entry in entries for caption in entry["captions"])
-        self.start = np.cumsum([0, *counts], dtype=np.int64)  # [images + 1], an image's captions
-        self.image_of_caption = np.repeat(np.arange(len(entries)), counts)
-        self.per, self.seed = per, seed
-        self.transform = train_transform(image_size, crop_scale, flip, ops, magnitude)
+        self.captions = StringTable(text for group in captions for text in group)
+        self.start = starts(captions)  # [images + 1], an image's captions
+        self.image_of_caption = np.repeat(np.arange(len(entries)), np.diff(self.start))
+        self.transform, self.per = transform, per
+        super().__init__((entry["image"] for entry in entries), seed)
 
     def __len__(self) -> int:
         return len(self.captions) if self.per == "caption" else len(self.paths)
@@ -156,67 +75,68 @@ class CaptionTrainDataset(TrainDataset):
         return len(self.captions[self._draw(index, sample_rng(self.seed, epoch, index))[1]])
 
     def references(self, image: int) -> list[str]:
-        """All captions of a picture (by its number in `paths`), as they stand."""
+        """All captions of an image (by its number in `paths`), as they stand."""
         return [self.captions[i] for i in range(self.start[image], self.start[image + 1])]
 
     def _draw(self, index: int, rng: random.Random) -> tuple[int, int]:
-        """(picture, caption) of a visit"""
+        """(image, caption) of a visit"""
         if self.per == "caption":
             return int(self.image_of_caption[index]), index
         return index, rng.randrange(self.start[index], self.start[index + 1])
 
     def _sample(self, index: int, rng: random.Random) -> dict:
-        image, caption = self._draw(index, rng)
-        path, references = self.paths[image], self.references(image)
+        number, caption = self._draw(index, rng)
+        path, references = self.paths[number], self.references(number)
         text = target_text(self.captions[caption])
         if not text:
             raise EmptyCaption(f"{path}: an empty caption")
-        picture = self.transform(open_image(path), rng, all(may_flip(reference.lower()) for reference in references))
+        allow_flip = all(may_flip(reference.lower()) for reference in references)
         return {
-            "image": picture,
+            "image": self.transform(self.read_image(number), rng, allow_flip),
             "caption": text,
-            "prompt": self.prompts[image],
+            "prompt": self.prompts[number],
             "references": references,
             "path": path,
         }
 
 
 class CaptionEvalDataset(Dataset):
-    """The pictures of a split, each `image_id` once: `dataset[i]` is (picture i as float32 [3,S,S], i).
+    """The images of a split, each `image_id` once: `dataset[i]` is (image i as float32 [3,S,S], i).
 
-    images, ids, prompts: of each picture; references: its captions; domains: NoCaps' in, near or out, else
-    None. An unreadable picture is a UserError: results must stay comparable.
+    images, ids, prompts: of each image; references: its captions; domains: NoCaps' in, near or out, else
+    None. An unreadable image is a UserError: results must stay comparable.
     """
 
     def __init__(
         self,
-        files: str | Path | Sequence[str | Path],
+        source: Source,
+        transform: Callable[[Image.Image], Tensor],
         split: str,
         *,
-        image_size: int,
-        image_root: str | Path | Mapping[str, str] | None = None,
-        image_prefix_map: Mapping[str, str] | None = None,
         prompt: str = "",
         object_labels: bool = False,
     ):
-        merged: dict[str | int, dict] = {}
-        for entry in load_captions(files, split, image_root, image_prefix_map):
-            if "image_id" not in entry:
-                raise UserError(f"{files}: the entry of {entry['image']} has no 'image_id', which results need")
-            merged.setdefault(entry["image_id"], {**entry, "captions": []})["captions"] += entry["captions"]
-        entries = list(merged.values())
-        self.ids = list(merged)
+        entries = _merged(load_captions(source, split, need_ids=True), "image_id")
+        self.ids = [entry["image_id"] for entry in entries]
         self.images = [entry["image"] for entry in entries]
         self.references = [entry["captions"] for entry in entries]
         self.domains = [entry.get("domain") for entry in entries]
         self.prompts = [prompt_text(prompt, entry["labels"] if object_labels else ()) for entry in entries]
-        self.transform = test_transform(image_size)
+        self.transform = transform
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return read_for_evaluation(self.images[index], self.transform), index
+
+
+def _merged(entries: list[dict], key: str) -> list[dict]:
+    """Entries with the same value of `key` as one with all their captions; the rest is the first one's."""
+    merged: dict[str | int, dict] = {}
+    for entry in entries:
+        merged.setdefault(entry[key], {**entry, "captions": []})["captions"] += entry["captions"]
+    return list(merged.values())
 
 
 class CaptionCollate:
@@ -241,6 +161,15 @@ class CaptionCollate:
         batch["input_ids"], batch["target"] = caption_tokens(self.tokenizer, captions, self.max_tokens)
         references = [sample["references"] for sample in samples]
         return {**batch, "references": references, **places}
+
+    def cut(self, dataset: CaptionTrainDataset) -> dict[str, float]:
+        """{what is cut at which limit: its share among the texts of `dataset`}; a caption's end counts as a piece."""
+        captions = share_cut(self.tokenizer, dataset.captions, self.max_tokens - 1, target_text)
+        prompts = share_cut(self.tokenizer, dataset.prompts, self.max_prompt_tokens - 1 - self.tokenizer.sep)
+        return {
+            f"captions (text.max_tokens {self.max_tokens})": captions,
+            f"prompts (text.max_prompt_tokens {self.max_prompt_tokens})": prompts,
+        }
 
 
 def caption_tokens(tokenizer: Tokenizer, captions: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:

@@ -1,14 +1,16 @@
-"""What the data sets of all stages share: draws, replacement of unusable samples, pictures for evaluation."""
+"""What the data sets of all stages share: draws, replacement of unusable samples, images for evaluation."""
 
 import hashlib
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dataset.cache import ImageCache, StringTable
 from dataset.text import clean_caption
 from dataset.transforms import ImageError, open_image
 from utils import UserError
@@ -22,14 +24,20 @@ class EmptyCaption(Exception):
 
 
 class TrainDataset(Dataset):
-    """`dataset[(epoch, index)]` (or `dataset[index]` for epoch 0): a sample, a pure function of (seed, epoch, index).
+    """`dataset[(epoch, index)]` (or `dataset[index]` for epoch 0): a sample, a pure function of (seed, epoch, index):
+    number of workers, ranks and resumes do not change it.
 
-    A subclass has `seed`, `__len__` and `_sample(index, rng) -> dict` with the key `path`. Where that raises
-    ImageError or EmptyCaption, another index is drawn; `bad` has a line for each that was replaced, and is the
-    sample's only key where no replacement was found either.
+    A subclass has `__len__`, `caption_length(epoch, index) -> int` and `_sample(index, rng) -> dict` with the key
+    `path`. Where that raises ImageError or EmptyCaption, another index is drawn; `bad` has a line for each that was
+    replaced, and is the sample's only key where no replacement was found either.
+
+    paths: of the images, each once; cache_images: keep the decoded images in memory.
     """
 
-    takes_epoch = True  # the loader asks for (epoch, index)
+    def __init__(self, paths: Iterable[str], seed: int, cache_images: bool = False):
+        self.paths = StringTable(paths)
+        self.seed = seed
+        self.cache = ImageCache(self.paths) if cache_images else None
 
     def __getitem__(self, item: int | tuple[int, int]) -> dict:
         epoch, index = item if isinstance(item, tuple) else (0, item)
@@ -43,6 +51,10 @@ class TrainDataset(Dataset):
                 index = rng.randrange(len(self))
         return {"bad": bad}
 
+    def read_image(self, number: int) -> Image.Image:
+        """The image with this number in `paths`, as RGB; ImageError where it cannot be used."""
+        return open_image(self.paths[number]) if self.cache is None else self.cache[number]
+
 
 def sample_places(samples: list[dict]) -> dict:
     """{"paths", "bad"} of a batch, and "unusable" where a sample holds `bad` alone: the loader then stops the run."""
@@ -54,11 +66,11 @@ def sample_places(samples: list[dict]) -> dict:
 
 
 def read_for_evaluation(path: str, transform: Callable[[Image.Image], Tensor]) -> Tensor:
-    """`transform` of a picture, [3, S, S]; nothing is replaced, so that results stay comparable."""
+    """`transform` of an image, [3, S, S]; nothing is replaced, so that results stay comparable."""
     try:
         return transform(open_image(path))
     except ImageError as error:
-        raise UserError(f"{error}; evaluation needs every picture (check data.image_root)") from None
+        raise UserError(f"{error}; evaluation needs every image (check data.image_root)") from None
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> random.Random:
@@ -66,7 +78,18 @@ def sample_rng(seed: int, epoch: int, index: int) -> random.Random:
     return random.Random(f"{seed} {epoch} {index}")
 
 
+def numbered(keys: Iterable[Hashable]) -> dict:
+    """{key: its number in order of first appearance}"""
+    return {key: number for number, key in enumerate(dict.fromkeys(keys))}
+
+
+def starts(groups: Sequence[Sequence]) -> np.ndarray:
+    """Where each group begins in their concatenation, and its length at the end: [groups + 1] int64."""
+    return np.cumsum([0, *map(len, groups)], dtype=np.int64)
+
+
 def usable_caption(raw: str, max_words: int, path: str) -> str:
+    """The cleaned caption; EmptyCaption naming the image's `path` where no word is left."""
     caption = clean_caption(raw, max_words)
     if not caption:
         raise EmptyCaption(f"{path}: nothing is left of the caption {raw!r} after cleaning")
@@ -74,7 +97,7 @@ def usable_caption(raw: str, max_words: int, path: str) -> str:
 
 
 def may_flip(caption: str) -> bool:
-    """A mirrored picture would make a caption with left or right wrong."""
+    """A mirrored image would make a caption with left or right wrong."""
     return DIRECTION.search(caption) is None
 
 

@@ -2,28 +2,29 @@
 
 import logging
 import random
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dataset.annotations import StringTable, load_annotations
-from dataset.cache import ImageCache
-from dataset.common import TrainDataset, may_flip, read_for_evaluation, sample_rng, usable_caption
+from dataset.annotations import load_annotations, load_pairs
+from dataset.cache import StringTable
+from dataset.common import TrainDataset, may_flip, numbered, read_for_evaluation, sample_rng, usable_caption
+from dataset.entries import Source, strings
 from dataset.text import clean_caption
-from dataset.transforms import open_image, test_transform, train_transform
+from dataset.transforms import Augment
 from utils import UserError
 
 log = logging.getLogger("semmim")
 
 
 class RetrievalTrainDataset(TrainDataset):
-    """(picture, caption) pairs; those with the same `image_id` are positives of each other.
+    """(image, caption) pairs; those with the same `image_id` are positives of each other.
 
-    per: "caption", an epoch visits every pair; "image", every `image_id` with one of its pairs drawn. cache_images:
-    keep the decoded pictures in memory.
+    max_words: of a caption; per: "caption", an epoch visits every pair; "image", every `image_id` with one of its
+    pairs drawn; cache_images: keep the decoded images in memory.
 
     `dataset[(epoch, index)]` (or `dataset[index]` for epoch 0) is a dict: image [3,S,S], caption (cleaned),
     image_id (number of the entry's `image_id` in order of first appearance), path, bad (as PretrainDataset;
@@ -32,39 +33,27 @@ class RetrievalTrainDataset(TrainDataset):
 
     def __init__(
         self,
-        files: str | Path | Sequence[str | Path],
+        source: Source,
+        transform: Augment,
         *,
-        image_size: int,
         seed: int = 0,
-        image_root: str | Path | Mapping[str, str] | None = None,
-        image_prefix_map: Mapping[str, str] | None = None,
         max_words: int = 30,
         per: str = "caption",
         cache_images: bool = False,
-        crop_scale: tuple[float, float] = (0.5, 1.0),
-        flip: bool = True,
-        ops: int = 2,
-        magnitude: float = 7,
     ):
-        entries = load_annotations(files, "retrieval_train", image_root, image_prefix_map)
-        captions = [[e["caption"]] if isinstance(e["caption"], str) else e["caption"] for e in entries]
-        each = [len(group) for group in captions]
-        ids, paths = (
-            {key: i for i, key in enumerate(dict.fromkeys(entry[name] for entry in entries))}
-            for name in ("image_id", "image")
-        )
+        entries = load_pairs(source)
+        captions = [strings(entry["caption"]) for entry in entries]
+        ids, paths = (numbered(entry[key] for entry in entries) for key in ("image_id", "image"))
         if len(ids) < 2:
             raise UserError(f"data.train: all entries have the image_id {next(iter(ids))!r}: matching has no negative")
+        each = [len(group) for group in captions]
         self.image_id = np.repeat([ids[entry["image_id"]] for entry in entries], each)  # [pairs]
         self.path_id = np.repeat([paths[entry["image"]] for entry in entries], each)  # [pairs], in `paths`
-        self.paths = StringTable(paths)
         self.captions = StringTable(text for group in captions for text in group)
         order = np.argsort(self.image_id, kind="stable")  # the pairs of an image_id stand together in it
         self.pairs_of_image = order, np.searchsorted(self.image_id[order], np.arange(len(ids) + 1))
-        self.per, self.seed = per, seed
-        self.max_words = max_words
-        self.transform = train_transform(image_size, crop_scale, flip, ops, magnitude)
-        self.cache = ImageCache(self.paths) if cache_images else None
+        self.transform, self.per, self.max_words = transform, per, max_words
+        super().__init__(paths, seed, cache_images)
 
     def __len__(self) -> int:
         return len(self.image_id) if self.per == "caption" else len(self.pairs_of_image[1]) - 1
@@ -81,50 +70,33 @@ class RetrievalTrainDataset(TrainDataset):
         return int(order[rng.randrange(start[index], start[index + 1])])
 
     def _sample(self, index: int, rng: random.Random) -> dict:
-        index = self._draw(index, rng)  # first, so that `caption_length` draws the same one
-        path_id = int(self.path_id[index])
+        pair = self._draw(index, rng)  # first, so that `caption_length` draws the same one
+        path_id = int(self.path_id[pair])
         path = self.paths[path_id]
-        caption = usable_caption(self.captions[index], self.max_words, path)
-        picture = open_image(path) if self.cache is None else self.cache[path_id]
-        image = self.transform(picture, rng, may_flip(caption))
-        return {"image": image, "caption": caption, "image_id": int(self.image_id[index]), "path": path}
+        caption = usable_caption(self.captions[pair], self.max_words, path)
+        image = self.transform(self.read_image(path_id), rng, may_flip(caption))
+        return {"image": image, "caption": caption, "image_id": int(self.image_id[pair]), "path": path}
 
 
 class RetrievalEvalDataset(Dataset):
-    """All pictures and captions of a split: `dataset[i]` is (picture i as float32 [3,S,S], i).
+    """All images and captions of a split: `dataset[i]` is (image i as float32 [3,S,S], i).
 
-    images: paths, each once (entries that repeat a picture are merged); captions: cleaned texts;
-    image_of_caption: index of each caption's picture; captions_of_image: indices of each picture's captions.
-    Nothing is replaced here: an unreadable picture is a UserError, and a caption that cleaning leaves empty
-    stays a query, so that results stay comparable.
+    images: paths, each once (entries that repeat an image are merged); captions: cleaned texts, of at most
+    `max_words`; image_of_caption: index of each caption's image.
+    Nothing is replaced here: an unreadable image is a UserError, and a caption that cleaning leaves empty stays a
+    query, so that results stay comparable.
     """
 
-    def __init__(
-        self,
-        files: str | Path | Sequence[str | Path],
-        *,
-        image_size: int,
-        image_root: str | Path | Mapping[str, str] | None = None,
-        image_prefix_map: Mapping[str, str] | None = None,
-        max_words: int = 30,
-    ):
-        index_of: dict[str, int] = {}
-        self.captions: list[str] = []
-        self.image_of_caption: list[int] = []
-        self.captions_of_image: list[list[int]] = []
-        for entry in load_annotations(files, "retrieval_eval", image_root, image_prefix_map):
-            image = index_of.setdefault(entry["image"], len(index_of))
-            if image == len(self.captions_of_image):
-                self.captions_of_image.append([])
-            texts = [entry["caption"]] if isinstance(entry["caption"], str) else entry["caption"]
-            for text in texts:
-                self.captions_of_image[image].append(len(self.captions))
-                self.image_of_caption.append(image)
-                self.captions.append(clean_caption(text, max_words))
-        self.images = list(index_of)
-        self.transform = test_transform(image_size)
+    def __init__(self, source: Source, transform: Callable[[Image.Image], Tensor], *, max_words: int = 30):
+        entries = load_annotations(source, "retrieval_eval")
+        number = numbered(entry["image"] for entry in entries)
+        pairs = [(number[entry["image"]], text) for entry in entries for text in strings(entry["caption"])]
+        self.images = list(number)
+        self.captions = [clean_caption(text, max_words) for _, text in pairs]
+        self.image_of_caption = [image for image, _ in pairs]
+        self.transform = transform
         if empty := self.captions.count(""):
-            log.warning("%s: %d captions have no word left after cleaning", files, empty)
+            log.warning("%s: %d captions have no word left after cleaning", source.files, empty)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,10 +15,11 @@ from utils import UserError, find_file
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 PUNCTUATION = re.compile(r"[,.'!?\"()*#:;~]")
+CUT_PROBES = 10_000  # texts that tell well enough how many are cut
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
-def clean_caption(text: str, max_words: int) -> str:
+def clean_caption(text: str, max_words: int | None) -> str:
     """ALBEF's `pre_caption`: lower case, punctuation out, `-` and `/` to spaces, at most `max_words` words.
 
     Returns "" where nothing is left (ALBEF raises): the data sets decide what an empty caption means.
@@ -49,7 +50,10 @@ class Tokenizer:
 
     def __init__(self, vocab_file: str | Path, sep: bool = False):
         path = Path(find_file(vocab_file, "vocabulary (text.vocab)"))
-        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # splitlines() would also cut at U+2028
+        try:
+            lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # splitlines() would also cut at U+2028
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"vocabulary (text.vocab): {path} cannot be read ({error})") from None
         vocab = {line.rstrip("\r"): i for i, line in enumerate(lines)}
         missing = [token for token in SPECIAL_TOKENS if token not in vocab]
         if missing:
@@ -60,8 +64,14 @@ class Tokenizer:
         self._backend = _word_pieces(path, vocab)
 
     def word_pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids without special tokens, unpadded and untruncated."""
-        return [encoding.ids for encoding in self._backend.encode_batch(list(texts), add_special_tokens=False)]
+        """Token ids without special tokens, unpadded and untruncated; UserError for a text that is none."""
+        try:
+            return [encoding.ids for encoding in self._backend.encode_batch(list(texts), add_special_tokens=False)]
+        except TypeError:  # halves of surrogate pairs: of a configuration or command line, annotations are checked
+            wrong = next((text for text in texts if not _encodable(text)), None)
+            if wrong is None:
+                raise
+            raise UserError(f"the text {wrong[:60]!r} holds half of a surrogate pair, which is no character") from None
 
     def encode(self, texts: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:
         """Texts to (input_ids [B,L] int64, attention_mask [B,L] int64), L the longest text of the batch.
@@ -95,6 +105,31 @@ class Tokenizer:
     def decode_answer(self, ids: Sequence[int] | Tensor) -> str:
         """`decode_caption`, and b&w without spaces."""
         return AMPERSAND.sub("&", self.decode_caption(ids))
+
+
+def share_cut(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    room: int,
+    clean: Callable[[str], str] = str,
+    max_words: int | None = None,
+) -> float:
+    """The share of `texts` that have more than `room` word pieces, or `max_words` words, after `clean`; judged by
+    CUT_PROBES of them, evenly spaced."""
+    some = [clean(texts[i]) for i in range(0, len(texts), max(1, -(-len(texts) // CUT_PROBES)))]
+    cut = [
+        len(ids) > room or (max_words is not None and len(text.split()) > max_words)
+        for text, ids in zip(some, tokenizer.word_pieces(some), strict=True)
+    ]
+    return sum(cut) / max(1, len(cut))
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+        return True
+    except UnicodeEncodeError:
+        return False
 
 
 # Where word pieces were cut inside what is written as one word: (pattern, replacement) in order.

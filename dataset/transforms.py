@@ -1,13 +1,16 @@
-"""Pictures: opening and conversion to RGB, the two pre-training views, fine-tuning and test transforms.
+"""Images: opening and conversion to RGB, the two pre-training views, fine-tuning and test transforms.
 
 All randomness comes from the `random.Random` that the caller passes, so a view is a pure function of its
-seed. PIL works on the picture and one pass of NumPy makes the tensor: on 64x64 pictures a view costs about
+seed. PIL works on the image and one pass of NumPy makes the tensor: on 64x64 images a view costs about
 0.2 ms.
 """
 
 import math
+import os
 import random
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -27,8 +30,13 @@ BILINEAR = Image.Resampling.BILINEAR
 FLIP = Image.Transpose.FLIP_LEFT_RIGHT
 
 
+# Raster formats that image data sets come in. PIL would open more, some of them by starting another program
+# (PostScript), whatever a file is called. JPEG includes phones' multi-picture files (MPO).
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
+
 class ImageError(Exception):
-    """A picture that cannot be used: `path` and the `reason` in one line."""
+    """An image that cannot be used: `path` and the `reason` in one line."""
 
     def __init__(self, path: str | Path, reason: str):
         self.path, self.reason = str(path), reason
@@ -42,24 +50,41 @@ class ImageError(Exception):
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """Reads one picture completely, as RGB, or raises ImageError.
+    """Reads one image completely, as RGB, or raises ImageError.
 
     PIL's own limits stay on: truncated files are errors and so are decompression bombs.
     """
+    with _opened(path) as image:
+        return to_rgb(image)
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(width, height) from the header of an image, or ImageError."""
+    with _opened(path) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """A regular file in one of FORMATS, opened by PIL; whatever is raised on it becomes an ImageError."""
     try:
-        with Image.open(path) as image:
-            return to_rgb(image)
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its other end
+            raise ImageError(path, "not a regular file")
+        with Image.open(path, formats=FORMATS) as image:
+            yield image
+    except ImageError:
+        raise
     except FileNotFoundError:
         raise ImageError(path, "no such file") from None
     except UnidentifiedImageError:
-        raise ImageError(path, "not a picture that PIL can read") from None
+        raise ImageError(path, f"not an image in {', '.join(FORMATS[:-1])} or {FORMATS[-1]} format") from None
     except Exception as error:  # decoders raise nearly anything on broken files (struct.error, KeyError, ...)
         reason = " ".join(str(error).split()) or "unreadable"
         raise ImageError(path, f"{type(error).__name__}: {reason}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL picture as upright 8-bit RGB: transparency on white, 16-bit and float grey scaled, EXIF
+    """Any PIL image as upright 8-bit RGB: transparency on white, 16-bit and float grey scaled, EXIF
     applied.
 
     `convert("RGB")` alone shows whatever colours lie under transparent pixels and clips 16-bit grey to white.
@@ -91,7 +116,7 @@ def _grey_to_8_bit(image: Image.Image, png: bool) -> Image.Image:
     values = np.asarray(image).astype(np.float64)  # [H,W]
     top = float(values.max(initial=0.0))
     if not math.isfinite(top):
-        raise ValueError("the picture has values that are not finite")
+        raise ValueError("the image has values that are not finite")
     if image.mode.startswith("I;16") or (png and top <= 65535):
         full = 65535.0
     else:
@@ -103,7 +128,7 @@ def _grey_to_8_bit(image: Image.Image, png: bool) -> Image.Image:
 # ------------------------------------------------------------------------------------------ RandAugment
 # ALBEF's ten operations with its ranges at magnitude 10. Values: enhancement factor, shear, share of the
 # side, degrees. Empty areas are filled with grey 128 as there. ALBEF shifts by up to 10 pixels of a 256-pixel
-# picture; here it is the same share of the side at every resolution.
+# image; here it is the same share of the side at every resolution.
 
 GREY = (128, 128, 128)
 
@@ -162,6 +187,7 @@ def draw_operations(rng: random.Random, ops: int, magnitude: float) -> list[tupl
 
 
 def apply_operations(image: Image.Image, drawn: list[tuple[str, float]]) -> Image.Image:
+    """The image after the operations that `draw_operations` gave, in their order."""
     for name, value in drawn:
         image = OPERATIONS[name][1](image, value)
     return image
@@ -190,7 +216,7 @@ def random_crop(width: int, height: int, scale: tuple[float, float], rng: random
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """RGB picture to float32 [3,H,W], normalised with CLIP's mean and standard deviation."""
+    """RGB image to float32 [3,H,W], normalised with CLIP's mean and standard deviation."""
     pixels = np.asarray(image).transpose(2, 0, 1)  # [3,H,W] uint8
     out = np.empty(pixels.shape, dtype=np.float32)
     np.multiply(pixels, _SCALE, out=out)
@@ -199,7 +225,7 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def to_unit_tensor(image: Image.Image) -> Tensor:
-    """RGB picture to float32 [3,H,W] in [0,1], not normalised (the dVAE codebook brings its own mapping)."""
+    """RGB image to float32 [3,H,W] in [0,1], not normalised (the dVAE codebook brings its own mapping)."""
     return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).astype(np.float32) / 255)
 
 
@@ -207,7 +233,7 @@ class Augment:
     """One random view: crop and resize, flip, RandAugment, normalise.
 
     image_size: side S in pixels; crop_scale: area share of the crop; ops and magnitude (of 10): RandAugment's
-    N and M; codebook_size: side C of the extra picture for the dVAE target, None for none.
+    N and M; codebook_size: side C of the extra image for the dVAE target, None for none.
     """
 
     def __init__(
@@ -226,7 +252,7 @@ class Augment:
         self.codebook_size = codebook_size
 
     def __call__(self, image: Image.Image, rng: random.Random, allow_flip: bool = True) -> Tensor:
-        """RGB picture to float32 [3,S,S]."""
+        """RGB image to float32 [3,S,S]."""
         return self.with_codebook(image, rng, allow_flip)[0]
 
     def with_codebook(
@@ -252,24 +278,13 @@ def _crop(image: Image.Image, box: tuple[int, int, int, int], size: int, flipped
 
 
 class PretrainViews:
-    """Two independent random views of a picture (the paper, Section 3.2), or one where no MIM target needs
-    two."""
+    """Two independent random views of an image (the paper, Section 3.2), or one where no MIM target needs two."""
 
-    def __init__(
-        self,
-        image_size: int,
-        crop_scale: tuple[float, float] = (0.2, 1.0),
-        flip: bool = True,
-        ops: int = 2,
-        magnitude: float = 7,
-        codebook_size: int | None = None,
-        two_views: bool = True,
-    ):
-        self.augment = Augment(image_size, crop_scale, flip, ops, magnitude, codebook_size)
-        self.two_views = two_views
+    def __init__(self, augment: Augment, two_views: bool = True):
+        self.augment, self.two_views = augment, two_views
 
     def __call__(self, image: Image.Image, rng: random.Random, allow_flip: bool = True) -> dict[str, Tensor]:
-        """RGB picture to image1 [3,S,S], image2 [3,S,S] (with two views), codebook_image [3,C,C] (where
+        """RGB image to image1 [3,S,S], image2 [3,S,S] (with two views), codebook_image [3,C,C] (where
         asked)."""
         first = random.Random(rng.getrandbits(64))  # view 1 is the same whether or not view 2 is made
         views = {"image1": self.augment(image, first, allow_flip)}
@@ -280,19 +295,8 @@ class PretrainViews:
         return views
 
 
-def train_transform(
-    image_size: int,
-    crop_scale: tuple[float, float] = (0.5, 1.0),
-    flip: bool = True,
-    ops: int = 2,
-    magnitude: float = 7,
-) -> Augment:
-    """Fine-tuning's random view, called as `transform(image, rng, allow_flip)` -> [3,S,S]."""
-    return Augment(image_size, crop_scale, flip, ops, magnitude)
-
-
 def test_transform(image_size: int) -> Callable[[Image.Image], Tensor]:
-    """Square bicubic resize without cropping, as ALBEF: RGB picture -> float32 [3,S,S]."""
+    """Square bicubic resize without cropping, as ALBEF: RGB image -> float32 [3,S,S]."""
     return partial(_resize_square, image_size=image_size)
 
 

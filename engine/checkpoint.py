@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from engine.config import Config, Stage, differences
+from models.weights import load_exactly
 from utils import (
     UserError,
     barrier,
     is_main,
     load_checkpoint,
-    load_state,
     logger,
     on_main,
     save_checkpoint,
@@ -127,7 +127,7 @@ class BestCheckpoint:
         if self.best:
             found = f"best epoch {self.best['epoch']}: {self.score} {self.best[self.score]:.2f} on val"
             logger.info("%s; %s", found, self.path)
-            load_state(model, load_checkpoint(self.path)["model"], str(self.path))
+            load_exactly(model, load_checkpoint(self.path)["model"], self.path, "take the run's own configuration")
 
 
 # -------------------------------------------------------------------------------------------------------- resuming

@@ -16,12 +16,12 @@ from engine.ddp import rehearse
 from engine.run import Run
 from engine.signals import stop_signals
 from engine.window import Window, log_window
+from models.weights import load_exactly
 from utils import (
     Stopped,
     UserError,
     autocast,
     gather_objects,
-    load_state,
     logger,
     on_main,
     rank,
@@ -194,7 +194,7 @@ def _resume(checkpoint: dict, model, optimizer, progress: Progress, precision: s
             f"--resume: the checkpoint's epoch has {found['steps_per_epoch']} steps, this run's has "
             f"{progress.steps_per_epoch}: use the same data, batch size, accumulation and number of processes"
         )
-    load_state(unwrap(model), checkpoint["model"], "--resume")
+    load_exactly(unwrap(model), checkpoint["model"], "--resume", "the checkpoint is of another model")
     settings = [{key: item for key, item in group.items() if key != "params"} for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(checkpoint["optimizer"])

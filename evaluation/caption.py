@@ -13,7 +13,8 @@ from torch import Tensor
 
 import utils
 from dataset import create_dataset
-from dataset.caption import DOMAINS, CaptionEvalDataset
+from dataset.annotations import DOMAINS
+from dataset.caption import CaptionEvalDataset
 from dataset.text import Tokenizer
 from evaluation import Record
 from evaluation.cider import caption_words, cider

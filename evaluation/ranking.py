@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 import utils
-from evaluation.sharded import Gathered, eval_batches, run_sharded
+from evaluation.sharded import Gathered, ProgressLine, eval_batches, run_sharded
 
 Ranks = dict[str, dict[str, Tensor]]  # {"itc": {"tr": [N], "ir": [T]}, "itm": the same}
 Rankings = dict[str, tuple[Tensor, Tensor]]  # {"tr": (ids [N, k], scores [N, k]), "ir": (ids [T, k], scores [T, k])}
@@ -250,7 +250,7 @@ def rerank(
     asked = ir.ids.flatten().bincount(minlength=len(tr.ids))  # [N] texts that want each image
     slot_ends = asked.cumsum(0)
     own = torch.cat([indices for indices, _ in images.batches] or [asked.new_zeros(0)])
-    progress = utils.ProgressLine("re-ranking", "pairs", int(asked[own].sum()) + len(own) * tr.ids.shape[1], log)
+    progress = ProgressLine("re-ranking", "pairs", int(asked[own].sum()) + len(own) * tr.ids.shape[1], log)
     for indices, image_embeds in images.batches:
         if utils.stop_requested():
             break
@@ -439,7 +439,7 @@ def _score_pairs(
     plans: list[tuple[Tensor, Tensor]],
     texts: TextFeatures,
     batch_size: int,
-    progress: utils.ProgressLine,
+    progress: ProgressLine,
 ) -> list[Tensor]:
     """ITM logits of n images [n, S, D] with the texts of their n plans -> n x [g] scores on the CPU.
 

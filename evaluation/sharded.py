@@ -5,13 +5,14 @@ depend on the number of processes. Every process gets all results, and each item
 """
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from utils import ProgressLine, Stopped, all_reduce_sum, gather_objects, init_worker, rank, stop_requested, world_size
+from utils import Stopped, all_reduce_sum, clock, gather_objects, init_worker, rank, stop_requested, world_size
 
 CPU = torch.device("cpu")
 
@@ -155,3 +156,27 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(training)
+
+
+class ProgressLine:
+    """A line with done/total, speed and time left, every `interval` seconds, counted on this rank."""
+
+    def __init__(self, label: str, unit: str, total: int, log: Callable | None, interval: float = 10.0):
+        self.label, self.unit, self.total, self.interval = label, unit, total, interval
+        self.log = log or (lambda line: None)
+        self.done, self.start = 0, time.perf_counter()
+        self.last = self.start
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        now = time.perf_counter()
+        if now - self.last >= self.interval:
+            self.last = now
+            speed = self.done / (now - self.start)
+            left = max(self.total - self.done, 0) / max(speed, 1e-9)
+            self.log(f"{self.label}: {self.done:,}/{self.total:,} {self.unit}, {speed:,.0f}/s, {clock(left)} left")
+
+    def close(self) -> None:
+        seconds = time.perf_counter() - self.start
+        speed = self.done / max(seconds, 1e-9)
+        self.log(f"{self.label}: {self.done:,} {self.unit} in {clock(seconds)}, {speed:,.0f}/s")

@@ -15,8 +15,9 @@ from torch import Tensor
 
 import utils
 from dataset import create_dataset
+from dataset.annotations import ANNOTATORS, read_answer_list
 from dataset.text import Tokenizer
-from dataset.vqa import ANNOTATORS, EvalBatches, encode_answers, question_limits, read_answer_list
+from dataset.vqa import EvalBatches, encode_answers, question_limits
 from evaluation import Record
 from evaluation.sharded import eval_loader, evaluating, run_sharded
 from models.vqa import VQAModel

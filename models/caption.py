@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from models.bert import Memory
 from models.generation import check_options, generate, written_tokens
-from models.losses import IGNORE, token_mean
+from models.losses import token_mean
 from models.semmim import SemMIM, SpecialTokens
 from models.tensors import fp32
-from utils import UserError
+from utils import IGNORE, UserError
 
 BASELINES = ("mean", "greedy")
 

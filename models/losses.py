@@ -11,9 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.tensors import full_precision
-from utils import all_reduce_sum, world_size
-
-IGNORE = -100  # target of a position that counts for no loss, torch's own convention
+from utils import IGNORE, all_reduce_sum, world_size
 
 
 def global_mean(total: Tensor, count: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from models.alignment import Features, contrast, hard_negatives, match
-from models.losses import IGNORE, mask_tokens, split_prefix, token_mean
+from models.losses import mask_tokens, split_prefix, token_mean
 from models.mim import (
     CodebookTarget,
     EncodingHead,
@@ -27,7 +27,7 @@ from models.momentum import FeatureQueue, MomentumTeacher
 from models.semmim import PREFIX, SemMIM, SpecialTokens, build_backbone, load_weights, project
 from models.tensors import fp32, interleave, take
 from models.vit import resize_positions
-from utils import Config, UserError
+from utils import IGNORE, Config, UserError
 
 
 @dataclass

@@ -13,10 +13,11 @@ import sys
 import torch
 from tiny import NO_DROPOUT, draws_part, make_batch, make_draws, tiny_config, tiny_model
 
+from engine.ddp import wrap_ddp
 from models import alignment
 from models.retrieval import RetrievalModel
 from optim import create_optimizer
-from utils import all_reduce_sum, init_distributed, is_main, rank, run_main, unwrap, world_size, wrap_ddp
+from utils import all_reduce_sum, init_distributed, is_main, rank, run_main, unwrap, world_size
 
 GLOBAL_BATCH, STEPS = 8, 5
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import Caption
 import Pretrain
-from dataset.caption import IGNORE, CaptionCollate
+from dataset.caption import CaptionCollate
 from engine import finetune
 from engine.loop import fit
 from evaluation import caption as caption_evaluation
@@ -29,7 +29,7 @@ from models.caption import (
 )
 from models.semmim import build_backbone
 from tools import make_demo_data
-from utils import Stopped, UserError, load_checkpoint, run_main
+from utils import IGNORE, Stopped, UserError, load_checkpoint, run_main
 
 
 def tiny_captioner(seed=0):

@@ -56,6 +56,17 @@ def test_a_picture_that_cannot_be_read_is_named(folder):
         predict.main(["caption", str(folder / "absent.png"), "--checkpoint", str(folder / "pre.pth")])
 
 
+@pytest.mark.parametrize("command", ["caption", "vqa", "retrieve"])
+def test_pipes_and_postscript_are_no_images(folder, tmp_path, capsys, command):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "script.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n%%EOF\n")
+    options = {"caption": [], "vqa": ["is it red?"], "retrieve": ["--text", "a red bus", "--device", "cpu"]}[command]
+    for name, words in (("pipe.png", "not a regular file"), ("script.jpg", "not an image in JPEG, PNG, ")):
+        with pytest.raises(UserError) as caught:
+            predict.main([command, str(tmp_path / name), *options, "--checkpoint", str(folder / "pre.pth")])
+        assert f"{name}: {words}" in capsys.readouterr().err + str(caught.value)
+
+
 def test_pictures_are_ranked_for_a_sentence_and_shown_on_a_sheet(folder, capsys, tmp_path):
     broken = tmp_path / "pictures" / "broken <x>.png"
     broken.parent.mkdir()

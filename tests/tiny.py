@@ -104,7 +104,7 @@ class Notes:
     def info(self, message: str) -> None:
         self.lines.append(message)
 
-    def log(self, step: int, values: dict[str, float], split: str) -> None:
+    def log(self, step: int, values: dict[str, float], split: str, final: bool = False) -> None:
         self.logged.append((step, split, values))
 
     def write_metrics(self, metrics: dict) -> None:

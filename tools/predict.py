@@ -16,10 +16,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dataset.caption import prompt_text, split_labels  # noqa: E402
+from dataset.annotations import check_question, split_labels  # noqa: E402
+from dataset.caption import prompt_text  # noqa: E402
 from dataset.text import checkpoint_tokenizer  # noqa: E402
 from dataset.transforms import ImageError, open_image, test_transform  # noqa: E402
-from dataset.vqa import check_question, encode_questions, question_limits, question_parts  # noqa: E402
+from dataset.vqa import encode_questions, question_limits, question_parts  # noqa: E402
 from engine.config import CAPTION, VQA, checkpoint_config  # noqa: E402
 from models.caption import CaptionModel  # noqa: E402
 from models.generation import MODES  # noqa: E402

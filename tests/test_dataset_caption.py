@@ -6,9 +6,12 @@ import torch
 from PIL import Image
 from tiny import TOKENIZER
 
-from dataset import create_loader
-from dataset.caption import IGNORE, CaptionCollate, CaptionEvalDataset, CaptionTrainDataset, caption_tokens
-from utils import UserError
+from dataset.caption import CaptionCollate, CaptionEvalDataset, CaptionTrainDataset, caption_tokens
+from dataset.entries import Source
+from dataset.loader import BatchIndices, Loader
+from dataset.transforms import Augment
+from dataset.transforms import test_transform as square  # not collected as a test
+from utils import IGNORE, UserError
 
 KARPATHY = {
     "dataset": "coco",
@@ -42,37 +45,45 @@ def write(folder, content):
     return path
 
 
+def train_set(file, **options):
+    return CaptionTrainDataset(Source(file), Augment(16), **options)
+
+
+def eval_set(file, split, **options):
+    return CaptionEvalDataset(Source(file), square(16), split, **options)
+
+
 def test_karpathys_file_gives_train_with_restval_and_the_asked_evaluation_split(folder):
     file = write(folder, KARPATHY)
-    train = CaptionTrainDataset(file, image_size=16)
+    train = train_set(file)
     assert [train[i]["caption"] for i in range(len(train))] == ["a a one.", "a two", "a b one.", "b two"]
     assert train[3]["references"] == ["A b one.", "b two"] and train[3]["path"] == str(folder / "val2014/b.png")
     for split, name in (("val", "c"), ("test", "d")):
-        data = CaptionEvalDataset(file, split, image_size=16)
+        data = eval_set(file, split)
         assert data.images == [str(folder / f"val2014/{name}.png")] and len(data.references[0]) == 2
     assert data.ids == [13] and data[0][0].shape == (3, 16, 16)
 
 
 def test_object_labels_follow_the_prompt_once_each(folder):
     file = write(folder, KARPATHY)
-    data = CaptionTrainDataset(file, image_size=16, prompt="A picture of", object_labels=True)
+    data = train_set(file, prompt="A picture of", object_labels=True)
     assert data[0]["prompt"] == "a picture of dog frisbee"
-    assert CaptionTrainDataset(file, image_size=16)[0]["prompt"] == ""
-    assert CaptionEvalDataset(file, "val", image_size=16, object_labels=True).prompts == ["dog frisbee"]
+    assert train_set(file)[0]["prompt"] == ""
+    assert eval_set(file, "val", object_labels=True).prompts == ["dog frisbee"]
 
 
 def test_an_epoch_of_images_draws_one_of_each_images_captions(folder):
     entries = [{"image": "a.png", "caption": list("wxyz"), "image_id": 1}, {"image": "b.png", "caption": "v"}]
-    data = CaptionTrainDataset(write(folder, entries), image_size=16, per="image")
+    data = train_set(write(folder, entries), per="image")
     assert len(data) == 2 and data[1]["caption"] == "v"
     drawn = {data[(epoch, 0)]["caption"] for epoch in range(40)}
     assert drawn == set("wxyz") and data[(3, 0)]["caption"] == data[(3, 0)]["caption"]
     assert data.caption_length(5, 0) == len(data[(5, 0)]["caption"])
 
 
-def test_a_picture_whose_captions_say_left_is_never_mirrored(folder, monkeypatch):
+def test_a_image_whose_captions_say_left_is_never_mirrored(folder, monkeypatch):
     entries = [{"image": "a.png", "caption": ["a dog", "a dog on the LEFT"]}, {"image": "b.png", "caption": "a dog"}]
-    data = CaptionTrainDataset(write(folder, entries), image_size=16)
+    data = train_set(write(folder, entries))
     allowed = {}
     data.transform = lambda image, rng, flip: allowed.setdefault(image.getpixel((0, 0)), flip)
     for i in range(3):
@@ -86,13 +97,13 @@ def test_nocaps_keeps_domains_and_ids(folder):
         {"image": "b.png", "img_id": 6, "caption": ["y"], "domain": "out"},
         {"image": "c.png", "img_id": 7, "domain": "in-domain"},
     ]
-    data = CaptionEvalDataset(write(folder, entries), "val", image_size=16)
+    data = eval_set(write(folder, entries), "val")
     assert data.ids == [5, 6, 7] and data.domains == ["near", "out", "in"] and data.references == [["x"], ["y"], []]
 
 
 def test_an_image_id_occurs_once_and_coco_names_give_it(folder):
     entries = [{"image": "val2014/COCO_val2014_000000391895.jpg", "caption": "x"}] * 2
-    data = CaptionEvalDataset(write(folder, entries), "val", image_size=16)
+    data = eval_set(write(folder, entries), "val")
     assert data.ids == [391895] and data.references == [["x", "x"]]
 
 
@@ -109,13 +120,13 @@ def test_an_image_id_occurs_once_and_coco_names_give_it(folder):
 )
 def test_a_wrong_entry_is_named(folder, entry, words):
     with pytest.raises(UserError, match=words):
-        CaptionEvalDataset(write(folder, [entry]), "val", image_size=16)
+        eval_set(write(folder, [entry]), "val")
 
 
 def test_a_file_without_the_split_is_an_error(folder):
     content = {"images": [e for e in KARPATHY["images"] if e["split"] != "val"]}
     with pytest.raises(UserError, match="split val"):
-        CaptionEvalDataset(write(folder, content), "val", image_size=16)
+        eval_set(write(folder, content), "val")
 
 
 def test_targets_are_the_words_and_sep_and_a_cut_caption_does_not_end():
@@ -125,12 +136,24 @@ def test_targets_are_the_words_and_sep_and_a_cut_caption_does_not_end():
     assert target.tolist() == [[a, red, dog], [dog, TOKENIZER.sep_id, IGNORE]]
 
 
-def test_batches_hold_prompts_captions_and_references_and_replace_broken_pictures(folder):
+def test_batches_hold_prompts_captions_and_references_and_replace_broken_images(folder):
     (folder / "b.png").write_bytes(b"oops")
     entries = [{"image": f"{name}.png", "caption": [f"a {name}"]} for name in "abc"]
-    data = CaptionTrainDataset(write(folder, entries), image_size=16, prompt="look")
-    (batch,) = create_loader(data, 3, collate=CaptionCollate(TOKENIZER, 25, 25))
+    data = train_set(write(folder, entries), prompt="look")
+    (batch,) = Loader(BatchIndices(data, 3), CaptionCollate(TOKENIZER, 25, 25))
     assert batch["image"].shape == (3, 3, 16, 16) and batch["prompt_ids"].shape == (3, 2)
     assert batch["input_ids"].shape == batch["target"].shape == (3, 3)
     assert len(batch["references"]) == 3 and "b.png" in batch["bad"][0]
     assert torch.equal(batch["target"][:, -1], torch.full((3,), TOKENIZER.sep_id))
+
+
+def test_cut_captions_and_prompts_are_counted(folder):
+    texts = {"a.png": "a dog", "b.png": "a red dog", "c.png": "dog"}
+    entries = [{"image": name, "caption": text} for name, text in texts.items()]
+    data = train_set(write(folder, entries), prompt="a photo of")
+    for tokens, prompt, cut in ((3, 4, (1 / 3, 0)), (4, 3, (0, 1)), (2, 4, (2 / 3, 0))):
+        found = CaptionCollate(TOKENIZER, tokens, prompt).cut(data)
+        names = f"captions (text.max_tokens {tokens})", f"prompts (text.max_prompt_tokens {prompt})"
+        assert found == dict(zip(names, cut, strict=True))
+        targets = [caption_tokens(TOKENIZER, [data[i]["caption"]], tokens)[1] for i in range(3)]
+        assert sum((target != TOKENIZER.sep_id).all().item() for target in targets) / 3 == cut[0]  # do not end

@@ -1,9 +1,12 @@
+import os
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from ruamel.yaml import YAML
 
 from dataset import transforms
 from dataset.transforms import CLIP_MEAN, CLIP_STD, Augment, ImageError, PretrainViews, open_image, to_rgb
@@ -33,7 +36,7 @@ def test_grey_with_alpha_is_composited_on_white():
     assert pixel(to_rgb(Image.new("LA", (1, 1), (9, 255)))) == (9, 9, 9)
 
 
-def test_palette_pictures_lose_neither_colour_nor_transparency(tmp_path):
+def test_palette_images_lose_neither_colour_nor_transparency(tmp_path):
     image = Image.new("P", (2, 1), 0)
     image.putpalette([10, 20, 30, 200, 100, 50])
     image.putpixel((1, 0), 1)
@@ -101,7 +104,7 @@ def test_exif_orientation_is_applied(tmp_path):
 # ------------------------------------------------------------------------------------------ open_image
 
 
-def test_truncated_pictures_are_errors(tmp_path):
+def test_truncated_images_are_errors(tmp_path):
     noise(200, 200).save(tmp_path / "whole.jpg")
     data = (tmp_path / "whole.jpg").read_bytes()
     (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
@@ -110,7 +113,7 @@ def test_truncated_pictures_are_errors(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp"])
-def test_pictures_with_damaged_bytes_raise_image_error_or_open(tmp_path, suffix):
+def test_images_with_damaged_bytes_raise_image_error_or_open(tmp_path, suffix):
     noise(60, 50).save(tmp_path / f"whole.{suffix}")
     data = (tmp_path / f"whole.{suffix}").read_bytes()
     rng = random.Random(0)
@@ -130,7 +133,7 @@ def test_missing_and_foreign_files_are_named(tmp_path):
     (tmp_path / "text.png").write_text("hello")
     with pytest.raises(ImageError, match="gone.png: no such file"):
         open_image(tmp_path / "gone.png")
-    with pytest.raises(ImageError, match="text.png: not a picture"):
+    with pytest.raises(ImageError, match="text.png: not an image"):
         open_image(tmp_path / "text.png")
 
 
@@ -168,7 +171,7 @@ def test_the_test_transform_equals_torchvisions_square_resize():
 
 
 def test_views_are_a_function_of_the_seed():
-    views = PretrainViews(32)
+    views = PretrainViews(Augment(32))
     first, again, other = (views(noise(), random.Random(seed)) for seed in (1, 1, 2))
     assert first.keys() == {"image1", "image2"}
     assert all(value.shape == (3, 32, 32) and value.dtype == torch.float32 for value in first.values())
@@ -178,13 +181,13 @@ def test_views_are_a_function_of_the_seed():
 
 
 def test_the_first_view_does_not_depend_on_the_second():
-    both = PretrainViews(32)(noise(), random.Random(3))
-    one = PretrainViews(32, two_views=False)(noise(), random.Random(3))
+    both = PretrainViews(Augment(32))(noise(), random.Random(3))
+    one = PretrainViews(Augment(32), two_views=False)(noise(), random.Random(3))
     assert one.keys() == {"image1"}
     assert torch.equal(one["image1"], both["image1"])
 
 
-def test_a_crop_of_the_whole_picture_without_operations_is_the_plain_resize_or_its_mirror():
+def test_a_crop_of_the_whole_image_without_operations_is_the_plain_resize_or_its_mirror():
     image = noise(40, 40)
     augment = Augment(32, crop_scale=(1.0, 1.0), ops=0)
     plain = transforms.test_transform(32)(image)
@@ -217,7 +220,7 @@ def test_crops_have_the_asked_area_and_aspect_ratio():
     assert boxes[:, 0].min() == 0 and boxes[:, 1].min() == 0
 
 
-def test_very_long_pictures_give_a_central_crop():
+def test_very_long_images_give_a_central_crop():
     assert transforms.random_crop(1000, 10, (0.9, 1.0), random.Random(0)) == (493, 0, 506, 10)
     assert transforms.random_crop(10, 1000, (0.9, 1.0), random.Random(0)) == (0, 493, 10, 506)
 
@@ -257,14 +260,14 @@ def test_translation_moves_by_its_share_of_the_side_and_fills_with_grey():
     assert (moved[:, 36:] == 128).all()
 
 
-def test_the_codebook_picture_shares_crop_flip_and_geometry_with_the_second_view():
+def test_the_codebook_image_shares_crop_flip_and_geometry_with_the_second_view():
     spot = Image.new("RGB", (64, 64), (0, 0, 0))
     spot.paste((255, 255, 255), (10, 30, 22, 42))
 
-    def centre(picture):  # [3,H,W] in any scale -> centre of the bright spot as shares of the side
-        weight = (picture[0] - picture[0].min()) > 0.5 * (picture[0].max() - picture[0].min())
+    def center(image):  # [3,H,W] in any scale -> center of the bright spot as shares of the side
+        weight = (image[0] - image[0].min()) > 0.5 * (image[0].max() - image[0].min())
         places = weight.nonzero().float().mean(0)
-        return (places + 0.5) / picture.shape[-1]
+        return (places + 0.5) / image.shape[-1]
 
     checked = 0
     for seed in range(60):
@@ -274,20 +277,69 @@ def test_the_codebook_picture_shares_crop_flip_and_geometry_with_the_second_view
         assert codebook.shape == (3, 32, 32)
         assert 0 <= codebook.min() and codebook.max() <= 1
         if codebook.max() > 0.9 and not ((codebook[0] > 0.45) & (codebook[0] < 0.55)).any():  # no grey filling
-            torch.testing.assert_close(centre(view), centre(codebook), rtol=0, atol=0.03)
+            torch.testing.assert_close(center(view), center(codebook), rtol=0, atol=0.03)
             checked += 1
     assert checked > 15
 
 
-def test_the_codebook_picture_has_no_photometric_change():
+def test_the_codebook_image_has_no_photometric_change():
     image = Image.new("RGB", (64, 64), (100, 100, 100))
     for seed in range(30):
         augment = Augment(32, ops=4, codebook_size=16)
         _, codebook = augment.with_codebook(image, random.Random(seed))
         values = set((codebook * 255).round().int().flatten().tolist())
-        assert 100 in values and all(100 <= value <= 128 for value in values)  # the picture, and grey filling
+        assert 100 in values and all(100 <= value <= 128 for value in values)  # the image, and grey filling
 
 
-def test_fine_tuning_crops_at_least_half_of_the_picture_by_default():
-    assert transforms.train_transform(32).crop_scale == (0.5, 1.0)
-    assert transforms.train_transform(32)(noise(), random.Random(0)).shape == (3, 32, 32)
+@pytest.mark.parametrize("name", ["Retrieval_coco", "Caption_coco", "VQA"])
+def test_fine_tuning_crops_at_least_half_of_the_image_and_pre_training_a_fifth(name):
+    low = [
+        YAML(typ="safe", pure=True).load(Path(f"configs/{stage}.yaml"))["augment"]["crop_scale"]
+        for stage in (name, "Pretrain")
+    ]
+    assert low == [[0.5, 1.0], [0.2, 1.0]]
+
+
+# ------------------------------------------------------------------------------------------ what is opened at all
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n/x 5 def\n%%EOF\n"
+
+
+@pytest.mark.parametrize("name", ["image.jpg", "image.eps"])
+def test_postscript_is_no_image_whatever_it_is_called_and_starts_no_program(tmp_path, monkeypatch, name):
+    from PIL import EpsImagePlugin
+
+    def started(*args, **kwargs):
+        raise AssertionError("Ghostscript was started")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", started)
+    (tmp_path / name).write_bytes(EPS)
+    with Image.open(tmp_path / name) as image, pytest.raises(AssertionError):
+        image.load()  # PIL itself would
+    for read in (open_image, transforms.image_size):
+        with pytest.raises(ImageError, match=f"{name}: not an image in JPEG, PNG, WEBP, GIF, BMP, TIFF or PPM format"):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tif", "ppm"])
+def test_the_formats_of_image_data_sets_are_read_under_any_name(tmp_path, suffix):
+    noise(20, 10).save(tmp_path / f"image.{suffix}")
+    (tmp_path / "plain").write_bytes((tmp_path / f"image.{suffix}").read_bytes())
+    assert open_image(tmp_path / "plain").size == transforms.image_size(tmp_path / "plain") == (20, 10)
+
+
+def test_phones_multi_picture_jpegs_are_read(tmp_path):
+    noise(20, 10).save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=[noise(20, 10, 1)])
+    assert Image.open(tmp_path / "phone.jpg").format == "MPO"
+    assert open_image(tmp_path / "phone.jpg").size == (20, 10)
+
+
+def test_only_regular_files_are_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "link.png").symlink_to(tmp_path / "pipe.png")
+    for name in ("pipe.png", "folder.png", "link.png"):
+        for read in (open_image, transforms.image_size):
+            with pytest.raises(ImageError, match=f"{name}: not a regular file"):
+                read(tmp_path / name)

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from dataset.annotations import StringTable, load_annotations
+from dataset.annotations import load_annotations
+from dataset.entries import Source
 from utils import UserError
 
 PAIR = {"image": "a.png", "caption": "a dog"}
@@ -16,14 +17,14 @@ def write(path, value):
 
 def test_paths_are_relative_to_the_json_file_by_default(tmp_path):
     path = write(tmp_path / "sub" / "pairs.json", [PAIR, {"image": "/abs/b.png", "caption": ["x"], "extra": 1}])
-    first, second = load_annotations(path, "pretrain")
+    first, second = load_annotations(Source(path), "pretrain")
     assert first["image"] == str(tmp_path / "sub" / "a.png")
     assert second == {"image": "/abs/b.png", "caption": ["x"], "extra": 1}
 
 
 def test_several_files_are_read_in_order(tmp_path):
     one, two = write(tmp_path / "1.json", [PAIR]), write(tmp_path / "2.json", [{**PAIR, "image": "b.png"}])
-    images = [entry["image"] for entry in load_annotations([one, two], "pretrain")]
+    images = [entry["image"] for entry in load_annotations(Source([one, two]), "pretrain")]
     assert images == [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
 
 
@@ -32,16 +33,16 @@ def test_image_root_is_one_folder_or_one_per_dataset(tmp_path):
     path = write(tmp_path / "pairs.json", entries)
     for name in ("coco", "genome"):
         (tmp_path / name).mkdir()
-    one = load_annotations(path, "pretrain", tmp_path / "coco")
+    one = load_annotations(Source(path, tmp_path / "coco"), "pretrain")
     assert [entry["image"] for entry in one] == [str(tmp_path / "coco" / "a.png")] * 2
     roots = {"vqa": str(tmp_path / "coco"), "vg": str(tmp_path / "genome")}
-    both = load_annotations(path, "pretrain", roots)
+    both = load_annotations(Source(path, roots), "pretrain")
     assert [entry["image"] for entry in both] == [str(tmp_path / name / "a.png") for name in ("coco", "genome")]
 
 
 def test_the_longest_matching_prefix_is_rewritten(tmp_path):
     path = write(tmp_path / "p.json", [{**PAIR, "image": f"{name}/x.jpg"} for name in ("val2014", "val", "other")])
-    entries = load_annotations(path, "pretrain", tmp_path, {"val": "V", "val2014/": "images/val/"})
+    entries = load_annotations(Source(path, tmp_path, {"val": "V", "val2014/": "images/val/"}), "pretrain")
     expected = ["images/val/x.jpg", "V/x.jpg", "other/x.jpg"]
     assert [entry["image"] for entry in entries] == [str(tmp_path / name) for name in expected]
 
@@ -68,36 +69,27 @@ def test_the_longest_matching_prefix_is_rewritten(tmp_path):
 def test_a_wrong_file_is_an_error_that_names_file_entry_and_key(tmp_path, content, message):
     path = write(tmp_path / "p.json", content)
     with pytest.raises(UserError, match=message) as caught:
-        load_annotations(path, "pretrain")
+        load_annotations(Source(path), "pretrain")
     assert "\n" not in str(caught.value)
 
 
 def test_missing_files_and_folders_are_named(tmp_path):
     with pytest.raises(UserError, match="annotation file: .*gone.json does not exist"):
-        load_annotations(tmp_path / "gone.json", "pretrain")
+        load_annotations(Source(tmp_path / "gone.json"), "pretrain")
     path = write(tmp_path / "p.json", [{**PAIR, "dataset": "flickr"}])
     with pytest.raises(UserError, match="data.image_root: .*gone does not exist"):
-        load_annotations(path, "pretrain", tmp_path / "gone")
+        load_annotations(Source(path, tmp_path / "gone"), "pretrain")
     with pytest.raises(UserError, match="entry 0 has the dataset 'flickr', but data.image_root names only vqa"):
-        load_annotations(path, "pretrain", {"vqa": str(tmp_path)})
+        load_annotations(Source(path, {"vqa": str(tmp_path)}), "pretrain")
 
 
 def test_retrieval_training_entries_need_a_caption_and_an_image_id(tmp_path):
     path = write(tmp_path / "p.json", [{**PAIR, "image_id": True}])
     with pytest.raises(UserError, match="'image_id' is bool, it must be a string or a whole number"):
-        load_annotations(path, "retrieval_train")
+        load_annotations(Source(path), "retrieval_train")
     path = write(tmp_path / "p.json", [{**PAIR, "caption": [], "image_id": 1}])
     with pytest.raises(UserError, match="'caption' must be a list of strings with at least one"):
-        load_annotations(path, "retrieval_train")
+        load_annotations(Source(path), "retrieval_train")
     path = write(tmp_path / "p.json", [{**PAIR, "image_id": "7"}, PAIR])
     with pytest.raises(UserError, match="p.json: entry 1 has no 'image_id'; a retrieval_train entry needs image, cap"):
-        load_annotations(path, "retrieval_train")
-
-
-def test_string_tables_return_what_was_put_in():
-    strings = ["a", "", "naïve 中文 🙂", "odd \udc80 surrogate"]
-    table = StringTable(strings)
-    assert [table[i] for i in range(len(table))] == strings
-    with pytest.raises(IndexError):
-        table[len(strings)]
-    assert len(StringTable([])) == 0
+        load_annotations(Source(path), "retrieval_train")

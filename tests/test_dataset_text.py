@@ -1,6 +1,7 @@
 import pytest
 
-from dataset.text import Tokenizer, checkpoint_tokenizer, clean_caption, clean_question
+from dataset import text
+from dataset.text import Tokenizer, checkpoint_tokenizer, clean_caption, clean_question, share_cut
 from utils import UserError
 
 VOCAB = "configs/bert/vocab.txt"
@@ -105,3 +106,33 @@ def test_a_checkpoint_with_another_vocabulary_is_refused():
     assert checkpoint_tokenizer(VOCAB, description).vocab_size == 30522
     with pytest.raises(UserError, match="configs/demo/vocab.txt has 273 word pieces, the checkpoint 30522"):
         checkpoint_tokenizer("configs/demo/vocab.txt", description)
+
+
+def test_the_share_of_cut_texts_counts_word_pieces_and_words(tokenizer):
+    texts = ["a dog", "a very small dog", "unbelievably", "A, dog!"]  # "unbelievably" is five pieces
+    assert [len(ids) for ids in tokenizer.word_pieces(texts)] == [2, 4, 5, 4]
+    assert [share_cut(tokenizer, texts, room) for room in (1, 2, 3, 4, 5)] == [1, 0.75, 0.75, 0.25, 0]
+    assert share_cut(tokenizer, texts, 2, lambda text: clean_caption(text, None)) == 0.5  # "a dog" twice
+    assert share_cut(tokenizer, texts, 5, max_words=3) == 0.25
+    assert share_cut(tokenizer, [], 4) == 0
+
+
+def test_the_share_of_cut_texts_is_judged_by_texts_from_everywhere(tokenizer, monkeypatch):
+    monkeypatch.setattr(text, "CUT_PROBES", 40)
+    texts = ["a dog"] * 600 + ["a very small dog"] * 400
+    assert share_cut(tokenizer, texts, 3) == pytest.approx(0.4, abs=0.03)
+
+
+@pytest.mark.parametrize("half", ["a dog \ud83d", "\udc80"])
+def test_half_of_a_surrogate_pair_is_an_error_in_one_line(tokenizer, half):
+    with pytest.raises(UserError, match="holds half of a surrogate pair") as caught:
+        tokenizer.encode(["a dog", half], 5)
+    str(caught.value).encode("utf-8")  # can be printed
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", None])
+def test_a_vocabulary_that_is_no_text_is_named(tmp_path, content):
+    path = tmp_path / "vocab.txt"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(UserError, match="vocab.txt cannot be read"):
+        Tokenizer(path)

@@ -7,18 +7,20 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset import cache, common, create_dataset, create_loader
+from dataset import cache, common, create_dataset
 from dataset.common import caption_id, may_flip
+from dataset.entries import Source
+from dataset.loader import BatchIndices, Loader
 from dataset.pretrain import PretrainCollate, PretrainDataset
 from dataset.text import Tokenizer
-from dataset.transforms import open_image
+from dataset.transforms import Augment, PretrainViews, open_image
 from utils import UserError, as_config
 
 VOCAB = "configs/bert/vocab.txt"
 
 
 def write_pairs(folder, entries, broken=()):
-    """Writes pairs.json and a 24x20 picture for every image that it names; `broken` ones get four bytes."""
+    """Writes pairs.json and a 24x20 image for every image that it names; `broken` ones get four bytes."""
     for number, name in enumerate(dict.fromkeys(entry["image"] for entry in entries)):
         if name in broken:
             (folder / name).write_bytes(b"oops")
@@ -29,13 +31,18 @@ def write_pairs(folder, entries, broken=()):
     return folder / "pairs.json"
 
 
-def pairs(count, caption="picture number {}"):
+def pairs(count, caption="image number {}"):
     return [{"image": f"{i}.png", "caption": caption.format(i)} for i in range(count)]
+
+
+def pairs_set(path, image_size, two_views=True, codebook_size=None, ops=2, **options):
+    views = PretrainViews(Augment(image_size, ops=ops, codebook_size=codebook_size), two_views)
+    return PretrainDataset(Source(path), views, **options)
 
 
 def test_a_sample_has_two_views_a_clean_caption_and_ids(tmp_path):
     entries = [*pairs(3), {"image": "1.png", "caption": "Another, of 1!"}]
-    data = PretrainDataset(write_pairs(tmp_path, entries), image_size=16)
+    data = pairs_set(write_pairs(tmp_path, entries), image_size=16)
     sample = data[(0, 3)]
     assert sample["image1"].shape == sample["image2"].shape == (3, 16, 16)
     assert not torch.equal(sample["image1"], sample["image2"])
@@ -47,41 +54,41 @@ def test_a_sample_has_two_views_a_clean_caption_and_ids(tmp_path):
 
 def test_a_sample_is_a_function_of_seed_epoch_and_index(tmp_path):
     path = write_pairs(tmp_path, pairs(2))
-    data = PretrainDataset(path, image_size=16, seed=1)
-    assert torch.equal(data[(2, 1)]["image1"], PretrainDataset(path, image_size=16, seed=1)[(2, 1)]["image1"])
-    for other in (data[(3, 1)], PretrainDataset(path, image_size=16, seed=2)[(2, 1)]):
+    data = pairs_set(path, image_size=16, seed=1)
+    assert torch.equal(data[(2, 1)]["image1"], pairs_set(path, image_size=16, seed=1)[(2, 1)]["image1"])
+    for other in (data[(3, 1)], pairs_set(path, image_size=16, seed=2)[(2, 1)]):
         assert not torch.equal(data[(2, 1)]["image1"], other["image1"])
 
 
 def test_caching_changes_no_sample(tmp_path):
     path = write_pairs(tmp_path, pairs(5), broken=("2.png",))
-    plain = PretrainDataset(path, image_size=16)
-    cached = PretrainDataset(path, image_size=16, cache_images=True)
+    plain = pairs_set(path, image_size=16)
+    cached = pairs_set(path, image_size=16, cache_images=True)
     for i in range(5):
         assert torch.equal(plain[i]["image2"], cached[i]["image2"])
         assert plain[i]["bad"] == cached[i]["bad"]
 
 
-def test_cached_pictures_are_the_opened_ones_across_blocks(tmp_path, monkeypatch):
+def test_cached_images_are_the_opened_ones_across_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(cache.ImageCache, "BLOCK", 2)
-    data = PretrainDataset(write_pairs(tmp_path, pairs(5)), image_size=16, cache_images=True)
+    data = pairs_set(write_pairs(tmp_path, pairs(5)), image_size=16, cache_images=True)
     assert all(data.cache[i] == open_image(data.paths[i]) for i in range(5))
 
 
 def test_a_cache_larger_than_its_share_of_memory_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "_memory_bytes", lambda: 1000)
     with pytest.raises(UserError, match="data.cache_images.*set it to false"):
-        PretrainDataset(write_pairs(tmp_path, pairs(3)), image_size=16, cache_images=True)
+        pairs_set(write_pairs(tmp_path, pairs(3)), image_size=16, cache_images=True)
 
 
 def test_every_caption_of_a_list_is_drawn_equally_often(tmp_path):
     path = write_pairs(tmp_path, [{"image": "a.png", "caption": ["one", "two", "three"]}])
-    data = PretrainDataset(path, image_size=8)
+    data = pairs_set(path, image_size=8)
     counts = Counter(data[(epoch, 0)]["caption"] for epoch in range(600))
     assert counts.keys() == {"one", "two", "three"} and all(150 < count < 250 for count in counts.values())
 
 
-def test_pictures_of_captions_with_left_or_right_are_not_mirrored(tmp_path):
+def test_images_of_captions_with_left_or_right_are_not_mirrored(tmp_path):
     assert not may_flip("a dog left of a cat") and not may_flip("the right arrow")
     assert not may_flip("the leftmost cup") and not may_flip("a rightward arrow")
     assert may_flip("a bright leftover")
@@ -89,32 +96,32 @@ def test_pictures_of_captions_with_left_or_right_are_not_mirrored(tmp_path):
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
     for caption, expected in (("a dog on the left", False), ("a dog", True)):
         (tmp_path / "p.json").write_text(json.dumps([{"image": "ramp.png", "caption": caption}]))
-        data = PretrainDataset(tmp_path / "p.json", image_size=8, ops=0)
+        data = pairs_set(tmp_path / "p.json", image_size=8, ops=0)
         views = [data[(epoch, 0)][key] for epoch in range(30) for key in ("image1", "image2")]
         assert any((view[0, :, 0] > view[0, :, -1]).all() for view in views) == expected
 
 
-def test_broken_pictures_and_empty_captions_are_replaced_and_reported(tmp_path):
+def test_broken_images_and_empty_captions_are_replaced_and_reported(tmp_path):
     entries = [*pairs(4), {"image": "4.png", "caption": "?!"}]
-    data = PretrainDataset(write_pairs(tmp_path, entries, broken=("1.png",)), image_size=8)
+    data = pairs_set(write_pairs(tmp_path, entries, broken=("1.png",)), image_size=8)
     sample = data[1]
     assert sample["path"] != str(tmp_path / "1.png")
-    assert f"{tmp_path / '1.png'}: not a picture that PIL can read" in sample["bad"]
+    assert f"{tmp_path / '1.png'}: not an image in JPEG, PNG, WEBP, GIF, BMP, TIFF or PPM format" in sample["bad"]
     assert data[4]["path"] != str(tmp_path / "4.png")
     assert "4.png: nothing is left of the caption '?!'" in data[4]["bad"][0]
     assert data[1]["path"] == sample["path"]  # the replacement is drawn from the sample's own seed
 
 
-def test_targets_choose_the_pictures_of_a_sample(tmp_path):
+def test_targets_choose_the_images_of_a_sample(tmp_path):
     path = write_pairs(tmp_path, pairs(1))
-    assert "image2" not in PretrainDataset(path, image_size=8, two_views=False)[0]
-    sample = PretrainDataset(path, image_size=16, codebook_size=12)[0]
+    assert "image2" not in pairs_set(path, image_size=8, two_views=False)[0]
+    sample = pairs_set(path, image_size=16, codebook_size=12)[0]
     assert sample["codebook_image"].shape == (3, 12, 12)
 
 
 def test_the_batch_holds_tensors_ids_and_paths(tmp_path):
-    entries = [*pairs(2), {"image": "0.png", "caption": "Picture number 1."}]
-    data = PretrainDataset(write_pairs(tmp_path, entries), image_size=8, codebook_size=4)
+    entries = [*pairs(2), {"image": "0.png", "caption": "Image number 1."}]
+    data = pairs_set(write_pairs(tmp_path, entries), image_size=8, codebook_size=4)
     batch = PretrainCollate(Tokenizer(VOCAB), max_tokens=25)([data[i] for i in range(3)])
     assert batch["image1"].shape == batch["image2"].shape == (3, 3, 8, 8)
     assert batch["codebook_image"].shape == (3, 3, 4, 4)
@@ -134,9 +141,9 @@ def test_caption_ids_are_the_same_in_every_process():
 def test_the_run_stops_past_the_allowed_share_of_bad_samples(tmp_path, caplog):
     entries = pairs(40)
     broken = [f"{i}.png" for i in range(20)]
-    data = PretrainDataset(write_pairs(tmp_path, entries, broken), image_size=8)
-    loader = create_loader(data, 4, collate=PretrainCollate(Tokenizer(VOCAB), 25), max_bad_share=0.3)
-    with pytest.raises(UserError, match=r"1\d of \d+ visited samples are unusable.*\.png: not a picture") as caught:
+    data = pairs_set(write_pairs(tmp_path, entries, broken), image_size=8)
+    loader = Loader(BatchIndices(data, 4), PretrainCollate(Tokenizer(VOCAB), 25), max_bad_share=0.3)
+    with pytest.raises(UserError, match=r"1\d of \d+ visited samples are unusable.*\.png: not an image") as caught:
         for _ in loader:
             pass
     assert "\n" not in str(caught.value)
@@ -144,16 +151,16 @@ def test_the_run_stops_past_the_allowed_share_of_bad_samples(tmp_path, caplog):
 
 
 def test_a_few_bad_samples_do_not_stop_the_run(tmp_path):
-    data = PretrainDataset(write_pairs(tmp_path, pairs(40), broken=("7.png",)), image_size=8)
-    loader = create_loader(data, 4, collate=PretrainCollate(Tokenizer(VOCAB), 25), max_bad_share=0)
+    data = pairs_set(write_pairs(tmp_path, pairs(40), broken=("7.png",)), image_size=8)
+    loader = Loader(BatchIndices(data, 4), PretrainCollate(Tokenizer(VOCAB), 25), max_bad_share=0)
     assert sum(len(batch["paths"]) for batch in loader) == 40
     assert 1 <= loader.bad < 10 and loader.visited == 40 + loader.bad
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_set_without_any_usable_sample_stops_at_once(tmp_path, workers):
-    data = PretrainDataset(write_pairs(tmp_path, pairs(4), [f"{i}.png" for i in range(4)]), image_size=8)
-    loader = create_loader(data, 2, collate=PretrainCollate(Tokenizer(VOCAB), 25), num_workers=workers)
+    data = pairs_set(write_pairs(tmp_path, pairs(4), [f"{i}.png" for i in range(4)]), image_size=8)
+    loader = Loader(BatchIndices(data, 2), PretrainCollate(Tokenizer(VOCAB), 25), num_workers=workers)
     with pytest.raises(UserError, match="42 of 42 visited samples are unusable"):
         next(iter(loader))
 
@@ -181,7 +188,7 @@ def test_the_configuration_makes_the_data_set(tmp_path):
     )
     data = create_dataset("pretrain", cfg)
     assert data[0].keys() == {"image1", "caption", "image_id", "path", "bad"}
-    assert data[0]["caption"] == "picture number" and data[0]["image1"].shape == (3, 16, 16)
+    assert data[0]["caption"] == "image number" and data[0]["image1"].shape == (3, 16, 16)
     assert data.cache is not None and data.seed == 5
     augment = data.views.augment
     assert (augment.crop_scale, augment.flip, augment.ops, augment.magnitude) == ((0.5, 1.0), False, 1, 3)
@@ -196,6 +203,18 @@ def test_near_seeds_give_unrelated_draws():
 def test_caption_lengths_are_those_of_the_captions_that_will_be_drawn(tmp_path):
     captions = [["one", "three", "seventeen"], "ten", ["a", "seven"]]
     entries = [{"image": f"{i}.png", "caption": caption} for i, caption in enumerate(captions)]
-    data = PretrainDataset(write_pairs(tmp_path, entries), image_size=8)
+    data = pairs_set(write_pairs(tmp_path, entries), image_size=8)
     for visit in ((epoch, index) for epoch in range(10) for index in range(3)):
         assert data.caption_length(*visit) == len(data[visit]["caption"])
+
+
+CUT = [(30, 25, False, 0), (30, 4, False, 0.5), (30, 5, False, 0.25), (30, 5, True, 0.5), (4, 25, False, 0.25)]
+
+
+@pytest.mark.parametrize(("max_words", "max_tokens", "sep", "share"), CUT)
+def test_captions_cut_at_either_limit_are_counted(tmp_path, max_words, max_tokens, sep, share):
+    captions = ["a dog", "a very small dog!", ["a dog on a mat", "dogs"]]
+    entries = [{"image": f"{i}.png", "caption": caption} for i, caption in enumerate(captions)]
+    data = pairs_set(write_pairs(tmp_path, entries), image_size=8, max_words=max_words)
+    found = PretrainCollate(Tokenizer(VOCAB, sep=sep), max_tokens).cut(data)
+    assert found == {f"captions (data.max_words {max_words}, text.max_tokens {max_tokens})": share}

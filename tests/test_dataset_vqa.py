@@ -7,8 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset import create_dataset, create_loader
+from dataset import create_dataset
+from dataset.annotations import read_answer_list
+from dataset.entries import Source
+from dataset.loader import BatchIndices, Loader
 from dataset.text import Tokenizer
+from dataset.transforms import Augment
+from dataset.transforms import test_transform as square  # not collected as a test
 from dataset.vqa import (
     EvalBatches,
     VQACollate,
@@ -17,7 +22,6 @@ from dataset.vqa import (
     encode_answers,
     encode_questions,
     question_parts,
-    read_answer_list,
 )
 from engine.config import VQA, load_config
 from utils import UserError
@@ -51,12 +55,13 @@ def roots(folder):
     return {"vqa": str(folder / "coco"), "vg": str(folder / "vg")}
 
 
-def train_set(folder, entries, **options):
-    return VQATrainDataset(write(folder, entries), image_size=16, image_root=roots(folder), **options)
+def train_set(folder, entries, image_root=None, image_prefix_map=None, **options):
+    source = Source(write(folder, entries), image_root or roots(folder), image_prefix_map or {})
+    return VQATrainDataset(source, Augment(16), **options)
 
 
 def eval_set(folder, entries, **options):
-    return VQAEvalDataset(write(folder, entries), image_size=16, image_root=roots(folder), **options)
+    return VQAEvalDataset(Source(write(folder, entries), roots(folder)), square(16), **options)
 
 
 def words(ids):
@@ -156,22 +161,20 @@ def test_answers_weigh_what_their_share_of_annotators_is(folder):
     assert found[4] == {"red": 0.5, "blue": 0.25}
 
 
-def test_pictures_lie_under_the_root_of_their_data_set(folder):
+def test_images_lie_under_the_root_of_their_data_set(folder):
     data = train_set(folder, [entry(), entry(2, "d.png", dataset="vg", answer="x")])
     assert [data[i]["path"] for i in (0, 1)] == [str(folder / "coco/a.png"), str(folder / "vg/d.png")]
 
 
 def test_a_root_is_looked_for_only_when_an_entry_needs_it(folder):
-    files, missing = write(folder, [entry()]), {"vqa": str(folder / "coco"), "vg": "/nowhere"}
-    VQATrainDataset(files, image_size=16, image_root=missing)
-    files = write(folder, [entry(), entry(2, dataset="vg")])
+    missing = {"vqa": str(folder / "coco"), "vg": "/nowhere"}
+    assert len(train_set(folder, [entry()], missing)) == 1
     with pytest.raises(UserError, match="data.image_root.vg"):
-        VQATrainDataset(files, image_size=16, image_root=missing)
+        train_set(folder, [entry(), entry(2, dataset="vg")], missing)
 
 
-def test_prefixes_of_pictures_are_rewritten(folder):
-    files = write(folder, [entry(image="val2014/a.png")])
-    data = VQATrainDataset(files, image_size=16, image_root=roots(folder), image_prefix_map={"val2014/": ""})
+def test_prefixes_of_images_are_rewritten(folder):
+    data = train_set(folder, [entry(image="val2014/a.png")], image_prefix_map={"val2014/": ""})
     assert data[0]["path"] == str(folder / "coco/a.png")
 
 
@@ -214,7 +217,7 @@ def test_a_sample_is_a_function_of_seed_epoch_and_index(folder):
     assert not torch.equal(data[(3, 1)]["image"], data[(4, 1)]["image"])
 
 
-def test_cached_pictures_are_the_same(folder):
+def test_cached_images_are_the_same(folder):
     plain, cached = (train_set(folder, [entry()], cache_images=cache) for cache in (False, True))
     assert torch.equal(plain[0]["image"], cached[0]["image"])
 
@@ -222,8 +225,8 @@ def test_cached_pictures_are_the_same(folder):
 def test_a_batch_has_every_answer_beside_its_question(folder):
     entries = [entry(), entry(2, "b.png", question="What is it, then?", answer=["t-shirt"] * 10)]
     collate = VQACollate(TOKENIZER, LIMITS, 20)
-    loader = create_loader(train_set(folder, entries), 2, collate=collate, shuffle=False, bucket_batches=0)
-    (batch,) = loader
+    data = train_set(folder, entries)
+    batch = collate([data[0], data[1]])
     assert batch["image"].shape == (2, 3, 16, 16) and batch["input_ids"].shape == (2, 5)
     assert batch["answer_rows"].tolist() == [0, 0, 0, 1]
     assert batch["answer_weights"].tolist() == pytest.approx([0.6, 0.3, 0.1, 1.0])
@@ -242,12 +245,21 @@ def test_an_answer_that_is_too_long_does_not_end():
     )
 
 
-def test_a_broken_training_picture_is_replaced_and_counted(folder):
-    (folder / "coco/b.png").write_bytes(b"oops")
-    loader = create_loader(
-        train_set(folder, [entry(), entry(2, "b.png")]), 2, collate=VQACollate(TOKENIZER, LIMITS, 20), shuffle=False
+def test_cut_parts_and_answers_are_counted(folder):
+    texts = {"ocr": [[[], "stop here"]], "object_label": "dog&&cat&&bus"}
+    data = train_set(folder, [entry(), entry(2, "b.png", question="what?", answer="one two", **texts)])
+    found = VQACollate(TOKENIZER, (2, 2, 2), 2).cut(data)  # answers: yes, no, maybe, "one two"
+    assert list(found.values()) == [0.5, 0, 0.5, 0.25]
+    assert " ".join(found) == (
+        "questions (text.max_question_tokens 2) OCR (text.max_ocr_tokens 2) labels (text.max_label_tokens 2) "
+        "answers (text.max_answer_tokens 2)"
     )
-    (batch,) = loader
+
+
+def test_a_broken_training_image_is_replaced_and_counted(folder):
+    (folder / "coco/b.png").write_bytes(b"oops")
+    data = train_set(folder, [entry(), entry(2, "b.png")])
+    (batch,) = Loader(BatchIndices(data, 2), VQACollate(TOKENIZER, LIMITS, 20))
     assert len(batch["paths"]) == 2 and "b.png" in batch["bad"][0]
 
 
@@ -290,7 +302,7 @@ def test_a_split_without_answers_has_no_references(folder):
     assert eval_set(folder, [entry(answer=None)]).references is None
 
 
-def test_eval_batches_hold_every_question_once_and_every_picture_once(folder):
+def test_eval_batches_hold_every_question_once_and_every_image_once(folder):
     images = ["a.png", "b.png", "a.png", "c.png", "a.png", "b.png", "a.png"]
     entries = [entry(i, image, question=f"question {i}") for i, image in enumerate(images)]
     data = eval_set(folder, entries)
@@ -357,9 +369,9 @@ def test_answers_for_some_questions_only_are_refused(folder):
         eval_set(folder, [entry(1), entry(2, answer=None)])
 
 
-def test_an_unreadable_evaluation_picture_is_named(folder):
+def test_an_unreadable_evaluation_image_is_named(folder):
     batches = EvalBatches(eval_set(folder, [entry(image="gone.png")]), TOKENIZER, LIMITS, 2)
-    with pytest.raises(UserError, match="gone.png: no such file; evaluation needs every picture"):
+    with pytest.raises(UserError, match="gone.png: no such file; evaluation needs every image"):
         batches[0]
 
 

@@ -2,14 +2,13 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from dataset import create_loader, create_train_loader
+from dataset import create_train_loader
+from dataset.loader import BatchIndices, Loader
 from utils import UserError, as_config
 
 
 class Pairs(Dataset):
     """Returns what it is asked for."""
-
-    takes_epoch = True
 
     def __init__(self, size):
         self.size = size
@@ -24,14 +23,28 @@ class Pairs(Dataset):
         return (index * 7 + epoch) % 10
 
 
-class Plain(Pairs):
-    takes_epoch = False
+class Collate:
+    """Passes on what was asked for."""
+
+    def __call__(self, items):
+        return {"paths": items, "bad": []}
+
+    def cut(self, dataset):
+        return {"captions (text.max_tokens 5)": 0.25, "prompts (text.max_prompt_tokens 3)": 0.0}
 
 
-def batches(size=20, batch_size=3, data=Pairs, epoch=0, start_batch=0, **options):
-    loader = create_loader(data(size), batch_size, collate=list, **options)
+collate = Collate()
+
+
+def make_loader(size=20, batch_size=3, workers=0, **options):
+    return Loader(BatchIndices(Pairs(size), batch_size, **options), collate, num_workers=workers)
+
+
+def batches(size=20, batch_size=3, epoch=0, start_batch=0, **options):
+    """Lists of (epoch, index)"""
+    loader = make_loader(size, batch_size, **options)
     loader.set_epoch(epoch, start_batch)
-    return list(loader)
+    return [batch["paths"] for batch in loader]
 
 
 def indices(epoch_batches):
@@ -51,81 +64,70 @@ def test_neighbouring_seeds_do_not_share_orders():
 
 
 def test_data_sets_are_told_the_epoch_also_by_persistent_workers():
-    loader = create_loader(Pairs(6), 3, collate=list, num_workers=1)
+    loader = make_loader(6, 3, workers=1)
     for epoch in (0, 7):
         loader.set_epoch(epoch)
-        assert {e for batch in loader for e, _ in batch} == {epoch}
+        assert {e for batch in loader for e, _ in batch["paths"]} == {epoch}
 
 
 def test_workers_change_nothing():
-    assert batches(num_workers=2, epoch=3) == batches(num_workers=0, epoch=3)
+    assert batches(workers=2, epoch=3) == batches(workers=0, epoch=3)
 
 
-def test_data_sets_that_do_not_take_an_epoch_get_plain_indices():
-    assert batches(5, 2, Plain, shuffle=False, drop_last=False) == [[0, 1], [2, 3], [4]]
-
-
-def test_training_ranks_split_the_global_batches_of_one_process():
+def test_ranks_split_the_global_batches_of_one_process():
     alone = batches(20, 6, epoch=2)
     ranks = [batches(20, 3, epoch=2, rank=rank, world_size=2) for rank in (0, 1)]
     assert alone == [first + second for first, second in zip(*ranks, strict=True)]
 
 
-def test_training_drops_the_last_incomplete_global_batch_on_every_rank():
+def test_the_last_incomplete_global_batch_is_dropped_on_every_rank():
     for rank in range(3):
-        loader = create_loader(Pairs(20), 2, rank=rank, world_size=3, collate=list)
+        loader = make_loader(20, 2, rank=rank, world_size=3)
         assert len(loader) == 3 == len(list(loader))
-        assert all(len(batch) == 2 for batch in loader)
-
-
-@pytest.mark.parametrize("size", [1, 2, 7, 8, 9])
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_evaluation_visits_every_item_exactly_once_over_all_ranks(size, world_size):
-    seen = []
-    for rank in range(world_size):
-        loader = create_loader(
-            Plain(size), 2, collate=list, shuffle=False, drop_last=False, rank=rank, world_size=world_size
-        )
-        mine = list(loader)
-        assert len(mine) == len(loader)
-        seen += [index for batch in mine for index in batch]
-    assert sorted(seen) == list(range(size))
+        assert all(len(batch["paths"]) == 2 for batch in loader)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_epoch_continues_at_any_batch_with_its_length_unchanged(workers):
     whole = batches(epoch=4)
-    loader = create_loader(Pairs(20), 3, collate=list, num_workers=workers)
+    loader = make_loader(20, 3, workers=workers)
     loader.set_epoch(4, start_batch=2)
-    assert list(loader) == whole[2:]
+    assert [batch["paths"] for batch in loader] == whole[2:]
     assert len(loader) == len(whole) == 6
     loader.set_epoch(4)
-    assert list(loader) == whole
+    assert [batch["paths"] for batch in loader] == whole
 
 
 def test_a_set_smaller_than_the_global_batch_is_an_error():
     with pytest.raises(UserError, match="has 5 entries, fewer than one batch of 3 on each of 2 process"):
-        create_loader(Pairs(5), 3, world_size=2)
+        BatchIndices(Pairs(5), 3, world_size=2)
 
 
-def test_the_default_collate_makes_tensors():
-    (batch,) = create_loader(Plain(3), 3, shuffle=False)
-    assert torch.equal(batch, torch.arange(3))
+def test_a_batch_of_nothing_is_an_error():
+    with pytest.raises(UserError, match="batch size 0: it must be at least 1"):
+        BatchIndices(Pairs(5), 0)
 
 
 def test_a_stage_s_loader_takes_its_settings_from_the_configuration():
     data = {"num_workers": 0, "max_bad_share": 0.25, "bucket_batches": 2}
     cfg = as_config({"seed": 3, "train": {"batch_size": 4}, "data": data})
-    made = create_train_loader(Pairs(21), cfg, list, torch.device("cpu"))
+    made = create_train_loader(Pairs(21), cfg, collate, torch.device("cpu"))
     made.set_epoch(1)
-    expected = create_loader(Pairs(21), 4, collate=list, seed=3, bucket_batches=2)
-    expected.set_epoch(1)
-    assert list(made) == list(expected) and made.max_bad_share == 0.25
+    assert [batch["paths"] for batch in made] == batches(21, 4, epoch=1, seed=3, bucket_batches=2)
+    assert made.max_bad_share == 0.25
+
+
+def test_the_share_of_texts_that_will_be_cut_is_said_at_the_start(caplog):
+    data = {"num_workers": 0, "max_bad_share": 0.25, "bucket_batches": 0}
+    cfg = as_config({"seed": 3, "train": {"batch_size": 4}, "data": data})
+    with caplog.at_level("INFO", logger="semmim"):
+        create_train_loader(Pairs(21), cfg, collate, torch.device("cpu"))
+    assert "25.0% of captions (text.max_tokens 5), 0.0% of prompts (text.max_prompt_tokens 3)" in caplog.text
 
 
 def test_the_dataset_is_reachable_from_the_loader():
     data = Pairs(4)
-    assert create_loader(data, 2).dataset is data
+    assert Loader(BatchIndices(data, 2), collate).dataset is data
 
 
 def spread(epoch_batches):

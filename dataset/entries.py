@@ -1,0 +1,209 @@
+"""Entries of annotation files: reading JSON lists, checking keys and texts, resolving the images' paths."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from utils import UserError, find_file
+
+Files = str | Path | Sequence[str | Path]
+
+# Required keys of an entry and the kinds of value they may have; other keys are kept as they are.
+TEXT = (str,)
+TEXT_OR_LIST = (str, list)
+IDENTIFIER = (str, int)
+KINDS: dict[str, dict[str, tuple[type, ...]]] = {
+    "pretrain": {"image": TEXT, "caption": TEXT_OR_LIST},
+    "retrieval_train": {"image": TEXT, "caption": TEXT_OR_LIST, "image_id": IDENTIFIER},
+    "retrieval_eval": {"image": TEXT, "caption": TEXT_OR_LIST},
+    "vqa_train": {"image": TEXT, "question": TEXT, "answer": TEXT_OR_LIST},
+    "vqa_eval": {"image": TEXT, "question": TEXT, "question_id": IDENTIFIER},
+    "caption": {"image": TEXT},
+}
+NAMES = {str: "a string", list: "a list of strings", int: "a whole number"}
+# Keys that may be missing or null, else must be of these kinds.
+OPTIONAL: dict[str, dict[str, tuple[type, ...]]] = {
+    "vqa_train": {"dataset": TEXT, "question_id": IDENTIFIER},
+    "vqa_eval": {"dataset": TEXT, "answer_type": TEXT, "question_type": TEXT},
+}
+# What else is read as text of an entry: all of these must be encodable.
+TEXTS = {
+    "vqa_train": ("object_label", "ocr"),
+    "vqa_eval": ("answer", "object_label", "ocr"),
+    "caption": (
+        "caption",
+        "sentences",
+        "filename",
+        "filepath",
+        "object_label",
+        "image_id",
+        "img_id",
+        "cocoid",
+        "imgid",
+    ),
+}
+
+HALF_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Annotation files and where their images are.
+
+    files: one path or several, looked up in the working directory, then in the repository. image_root: folder of
+    relative `image` paths, or a map to one by the entry's `dataset`; None: the JSON file's own folder.
+    image_prefix_map: {old: new}, the longest prefix that an `image` starts with is replaced before that (published
+    files say val2014/ where a disk says otherwise).
+    """
+
+    files: Files
+    image_root: str | Path | Mapping[str, str] | None = None
+    image_prefix_map: Mapping[str, str] = field(default_factory=dict)
+
+
+def located_entries(
+    source: Source,
+    kind: str,
+    check: Callable[[dict], str | None] | None = None,
+    convert: Callable[[dict, str], dict | None] | None = None,
+) -> Iterator[tuple[str, dict]]:
+    """Reads JSON lists and yields their entries, `image` replaced by the path to open, each after its place in words
+    ("FILE: entry 3").
+
+    kind: a key of KINDS: which keys an entry must have.
+    check: a further test of every entry; it returns what is wrong, or None.
+    convert: for files of other layouts, called first with an entry and its place (for errors): the entry in
+        this layout, or None to leave it out.
+    Raises UserError naming the file, the entry's index and the key.
+    """
+    folders = _image_folders(source.image_root)
+    for name in file_list(source.files):
+        path = Path(find_file(name, "annotation file"))
+        for index, read in enumerate(_read_list(path)):
+            where, entry = f"{path}: entry {index}", read
+            if convert is not None and isinstance(read, dict):
+                entry = convert(read, where)
+                if entry is None:
+                    continue
+            _check_entry(entry, kind, where)
+            check_encodable(read, (*KINDS[kind], *OPTIONAL.get(kind, ()), *TEXTS.get(kind, ())), where)
+            if problem := check and check(entry):
+                raise UserError(f"{where}: {problem}")
+            image = _rewrite_prefix(entry["image"], source.image_prefix_map)
+            folder = path.parent if folders is None else _choose_folder(entry, folders, where)
+            yield where, {**entry, "image": os.path.join(folder, image)}  # an absolute `image` stays as it is
+
+
+def file_list(files: Files) -> Sequence[str | Path]:
+    """One path or several, as several."""
+    return [files] if isinstance(files, str | Path) else files
+
+
+def strings(value: str | list[str]) -> list[str]:
+    """The value of a key that may be one string or a list of them, as a list."""
+    return [value] if isinstance(value, str) else value
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; UserError where it is none."""
+    if not path.is_file():  # a pipe would be waited for without end
+        raise UserError(f"{path}: cannot be read (not a regular file)")
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); annotation files are JSON lists of objects") from None
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply; annotation files are JSON lists of objects") from None
+    except ValueError as error:  # Python reads no number of more than 4,300 digits
+        raise UserError(f"{path}: holds a number that is too long ({str(error).split(';')[0]})") from None
+
+
+def _read_list(path: Path) -> list:
+    data = read_json(path)
+    if isinstance(data, dict) and isinstance(data.get("images"), list):  # Karpathy's files
+        data = data["images"]
+    if not isinstance(data, list):
+        raise UserError(f"{path}: holds {type(data).__name__}, not a list; annotation files are JSON lists of objects")
+    if not data:
+        raise UserError(f"{path}: the list is empty")
+    return data
+
+
+def _check_entry(entry, kind: str, where: str) -> None:
+    if not isinstance(entry, dict):
+        raise UserError(f"{where} is {type(entry).__name__}, not an object with {', '.join(KINDS[kind])}")
+    for key, types in KINDS[kind].items():
+        if key not in entry:
+            raise UserError(f"{where} has no {key!r}; a {kind} entry needs {', '.join(KINDS[kind])}")
+        check_kind(entry[key], key, types, where)
+    for key, types in OPTIONAL.get(kind, {}).items():
+        if entry.get(key) is not None:
+            check_kind(entry[key], key, types, where)
+    if not entry["image"]:
+        raise UserError(f"{where}: 'image' is empty")
+
+
+def check_kind(value, key: str, types: tuple[type, ...], where: str) -> None:
+    """UserError where the value of `key` is of none of the `types`, or a list of anything but strings."""
+    if not isinstance(value, types) or isinstance(value, bool):
+        expected = " or ".join(NAMES[t] for t in types)
+        raise UserError(f"{where}: {key!r} is {type(value).__name__}, it must be {expected}")
+    if isinstance(value, list) and not (value and all(isinstance(item, str) for item in value)):
+        raise UserError(f"{where}: {key!r} must be a list of strings with at least one")
+
+
+def check_encodable(entry: dict, keys: Iterable[str], where: str) -> None:
+    """UserError where a text holds half of a surrogate pair, which neither a tokenizer nor a result file can take."""
+    for key in keys:
+        pending = [entry.get(key)]
+        while pending:
+            value = pending.pop()
+            if isinstance(value, list):
+                pending += value
+            elif isinstance(value, dict):
+                pending += [*value, *value.values()]
+            elif isinstance(value, str) and not value.isascii() and HALF_SURROGATE.search(value):
+                raise UserError(
+                    f"{where}: {key!r} holds half of a surrogate pair, which is no character: {shown(value)}; "
+                    "write the whole character, or leave it out"
+                )
+
+
+def shown(value) -> str:
+    """The value as it is named in an error: in one line, and cut where it is long."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = type(value).__name__
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _rewrite_prefix(image: str, prefixes: Mapping[str, str]) -> str:
+    old = max((prefix for prefix in prefixes if image.startswith(prefix)), key=len, default=None)
+    return image if old is None else prefixes[old] + image[len(old) :]
+
+
+def _image_folders(image_root: str | Path | Mapping[str, str] | None) -> Path | dict[str, str | Path] | None:
+    if image_root is None:
+        return None
+    if isinstance(image_root, Mapping):
+        return {key: str(path) for key, path in image_root.items()}  # looked for when an entry names them
+    return Path(find_file(image_root, "data.image_root"))
+
+
+def _choose_folder(entry: dict, folders: Path | dict[str, str | Path], where: str) -> Path:
+    if isinstance(folders, Path):
+        return folders
+    name = entry.get("dataset")
+    if not isinstance(name, str) or name not in folders:
+        known = ", ".join(folders) or "nothing"
+        raise UserError(f"{where} has the dataset {shown(name)}, but data.image_root names only {known}; add it there")
+    if isinstance(folders[name], str):
+        folders[name] = find_file(folders[name], f"data.image_root.{name}")
+    return folders[name]

@@ -1,0 +1,153 @@
+"""The loader of every stage's training set.
+
+Its order is a function of (seed, epoch), and data sets are asked for (epoch, index): what a run sees does not depend
+on the number of workers or on where it was resumed.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from utils import UserError, init_worker, user_message
+
+log = logging.getLogger("semmim")
+
+MIN_BAD = 10  # a share of very few samples says nothing
+
+
+class BatchIndices(Sampler):
+    """The batches of one rank in an epoch, as lists of (epoch, index), in an order drawn from (seed, epoch).
+
+    Batch g of rank r is slice r of the g-th global batch of batch_size * world_size indices, so that N ranks see
+    together what one process with the N-fold batch sees; the last incomplete global batch is dropped and every rank
+    has the same number of batches.
+    bucket_batches: sort the captions by length within this many global batches, so that a batch holds captions of
+    similar length and little padding; needs `dataset.caption_length(epoch, index)`. 0: do not sort.
+    Raises UserError where the set has less than one global batch.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        bucket_batches: int = 0,
+    ):
+        if batch_size < 1:
+            raise UserError(f"batch size {batch_size}: it must be at least 1")
+        if len(dataset) < batch_size * world_size:
+            raise UserError(
+                f"the training set has {len(dataset)} entries, fewer than one batch of {batch_size} on each of "
+                f"{world_size} process(es); lower train.batch_size"
+            )
+        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+        self.rank, self.step = rank, batch_size * world_size  # step: entries of a global batch
+        self.bucket = bucket_batches * self.step
+        self.epoch = self.start_batch = 0
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, wherever the next iteration starts."""
+        return len(self.dataset) // self.step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, order = self.epoch, self._order()
+        for g in range(self.start_batch, len(self)):
+            first = g * self.step + self.rank * self.batch_size
+            yield [(epoch, i) for i in order[first : first + self.batch_size].tolist()]
+
+    def _order(self) -> torch.Tensor:
+        # Mixed by multiplication: seed + epoch would give run 43 the orders of run 42, one epoch later.
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
+        order = torch.randperm(len(self.dataset), generator=generator)
+        return self._bucketed(order, generator) if self.bucket else order
+
+    def _bucketed(self, order: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Sorted by caption length within windows; the batches of a window and the entries of a batch are
+        shuffled."""
+        parts = []
+        for window in order[: len(self) * self.step].split(self.bucket):
+            lengths = torch.tensor([self.dataset.caption_length(self.epoch, i) for i in window.tolist()])
+            batches = window[lengths.argsort(stable=True)].view(-1, self.step)  # [batches, step]
+            within = torch.rand(batches.shape, generator=generator).argsort(1)
+            parts.append(batches.gather(1, within)[torch.randperm(len(batches), generator=generator)].flatten())
+        return torch.cat(parts)
+
+
+class Loader:
+    """Iterates over the batches of one epoch; `set_epoch` chooses which, and where to start in it.
+
+    Counts the unusable samples that the batches report (keys `paths` and `bad` of what `collate` returns), warns of
+    the first ten and then of every hundredth, and stops the run with a UserError when more than `max_bad_share` of
+    those visited are bad.
+    """
+
+    def __init__(
+        self,
+        batches: BatchIndices,
+        collate: Callable[[list], dict],
+        *,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        max_bad_share: float = 0.01,
+    ):
+        self.batches, self.dataset = batches, batches.dataset
+        self.max_bad_share = max_bad_share
+        self.visited, self.bad = 0, 0
+        self.first_bad: list[str] = []
+        options = {}
+        if num_workers > 0:
+            # Forked workers share the annotations and the cached images; other start methods copy them.
+            options = {
+                "persistent_workers": True,
+                "multiprocessing_context": "fork" if sys.platform == "linux" else None,
+            }
+        self._loader = DataLoader(
+            self.dataset,
+            batch_sampler=batches,
+            collate_fn=collate,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            worker_init_fn=init_worker,
+            **options,
+        )
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """The next iteration yields this epoch's batches from `start_batch` on."""
+        self.batches.epoch, self.batches.start_batch = epoch, start_batch
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch on this rank (also when `start_batch` skips some)."""
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[dict]:
+        batches = iter(self._loader)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except UserError as error:
+                raise UserError(user_message(error)) from None
+            self._count(batch)
+            yield batch
+
+    def _count(self, batch: dict) -> None:
+        self.visited += len(batch["paths"]) + len(batch["bad"])
+        for line in batch["bad"]:
+            self.bad += 1
+            if self.bad <= 10:
+                self.first_bad.append(line)
+            if self.bad <= 10 or self.bad % 100 == 0:
+                log.warning("unusable sample %d of %d visited, replaced: %s", self.bad, self.visited, line)
+        too_many = self.bad >= MIN_BAD and self.bad > self.max_bad_share * self.visited
+        if too_many or batch.get("unusable"):
+            raise UserError(
+                f"{self.bad} of {self.visited} visited samples are unusable, data.max_bad_share allows "
+                f"{self.max_bad_share:g}; check data.image_root and files: {'; '.join(self.first_bad[:3])}"
+            )

@@ -1,0 +1,367 @@
+"""What no stage may stumble over: each of these is one line that names file, entry and key, before the work."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from dataset.annotations import read_answer_list
+from dataset.caption import CaptionEvalDataset, CaptionTrainDataset
+from dataset.entries import Source
+from dataset.pretrain import PretrainDataset
+from dataset.retrieval import RetrievalEvalDataset, RetrievalTrainDataset
+from dataset.transforms import Augment, PretrainViews
+from dataset.transforms import test_transform as square  # not collected as a test
+from dataset.vqa import VQAEvalDataset, VQATrainDataset
+from utils import UserError, user_message
+
+TRAIN = ("pretrain", "retrieval_train", "caption_train", "vqa_train")
+EVAL = ("retrieval_eval", "caption_eval", "vqa_eval")
+HALF = "a dog \ud83d"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in "abc":
+        pixels = np.random.default_rng(ord(name)).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def no_hanging():
+    """Ends the test run where something waits without end."""
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+
+
+def entry(number=0, **changes):
+    """An entry that every stage can use; a key that is None is left out."""
+    values = {"image": f"{'abc'[number]}.png", "caption": f"dog {number}", "image_id": number, "dataset": "vqa"}
+    values |= {"question": "is it red?", "question_id": number, "answer": "yes", "object_label": "dog&&cat", "ocr": []}
+    return {key: value for key, value in {**values, **changes}.items() if value is not None}
+
+
+def write(folder, content, name="split.json"):
+    (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    return folder / name
+
+
+def make(stage, files, image_root=None, **options):
+    """The data set of a stage from annotation files."""
+    source = Source(files, image_root)
+    if stage == "pretrain":
+        return PretrainDataset(source, PretrainViews(Augment(8)), **options)
+    if stage == "caption_eval":
+        return CaptionEvalDataset(source, square(8), "val", **options)
+    kinds = {"retrieval": RetrievalTrainDataset, "caption": CaptionTrainDataset, "vqa": VQATrainDataset}
+    if stage.endswith("train"):
+        return kinds[stage.split("_")[0]](source, Augment(8), **options)
+    return {"retrieval_eval": RetrievalEvalDataset, "vqa_eval": VQAEvalDataset}[stage](source, square(8), **options)
+
+
+def refused(stage, files, message, **options):
+    """The line that the user sees."""
+    with pytest.raises(UserError, match=message) as caught:
+        make(stage, files, **options)
+    line = str(caught.value)
+    assert "\n" not in line and len(line) < 1000
+    line.encode("utf-8")  # can be printed and logged
+    return line
+
+
+@pytest.mark.parametrize("stage", TRAIN + EVAL)
+def test_the_entry_that_the_others_vary_is_usable(folder, stage):
+    assert len(make(stage, write(folder, [entry(0), entry(1), entry(2)]))) == 3
+
+
+# ------------------------------------------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("stage", TRAIN + EVAL)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[" * 100_000 + "]" * 100_000, "split.json: nested too deeply"),
+        ('[{"image_id": ' + "7" * 5000 + "}]", "split.json: holds a number that is too long"),
+        ('[{"image": "a.png"', "split.json: not valid JSON"),
+        ("", "split.json: not valid JSON"),
+        ('"text"', "split.json: holds str, not a list"),
+        ("[null]", "split.json: entry 0 is NoneType, not an object"),
+    ],
+)
+def test_json_that_is_no_list_of_entries(folder, stage, content, message):
+    refused(stage, write(folder, content), message)
+
+
+@pytest.mark.parametrize("stage", TRAIN + EVAL)
+def test_an_annotation_file_that_is_a_pipe_a_folder_or_no_text(folder, stage):
+    os.mkfifo(folder / "pipe.json")
+    (folder / "folder.json").mkdir()
+    (folder / "latin.json").write_bytes('[{"image": "é.png"}]'.encode("latin-1"))
+    refused(stage, folder / "pipe.json", "pipe.json: cannot be read \\(not a regular file\\)")
+    refused(stage, folder / "folder.json", "folder.json: cannot be read \\(not a regular file\\)")
+    refused(stage, folder / "latin.json", "latin.json: cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("stage", "cache_images"),
+    [*((stage, False) for stage in TRAIN), *((stage, True) for stage in TRAIN if stage != "caption_train")],
+)
+def test_a_pipe_among_training_images_is_replaced_and_named(folder, stage, cache_images):
+    (folder / "b.png").unlink()
+    os.mkfifo(folder / "b.png")
+    options = {"cache_images": True} if cache_images else {}
+    sample = make(stage, write(folder, [entry(0), entry(1), entry(2)]), **options)[1]
+    assert sample["path"][-5:] in ("a.png", "c.png")
+    assert f"{folder / 'b.png'}: not a regular file" in sample["bad"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("stage", EVAL)
+def test_a_pipe_among_evaluation_images_stops_with_one_line(folder, stage, workers):
+    (folder / "b.png").unlink()
+    os.mkfifo(folder / "b.png")
+    data = make(stage, write(folder, [entry(0), entry(1)]))
+    with pytest.raises(UserError, match="b.png: not a regular file; evaluation needs every image") as caught:
+        list(DataLoader(data, batch_size=None, num_workers=workers))
+    assert user_message(caught.value) == (
+        f"{folder / 'b.png'}: not a regular file; evaluation needs every image (check data.image_root)"
+    )
+
+
+# ------------------------------------------------------------------------------------------------- texts
+
+
+def sentences(*texts):
+    return {"image": None, "caption": None, "filename": "b.png", "sentences": [{"raw": text} for text in texts]}
+
+
+HALVES = [
+    *((stage, "image", {"image": HALF}) for stage in TRAIN + EVAL),
+    *((stage, "caption", {"caption": HALF}) for stage in TRAIN[:3] + EVAL[:2]),
+    *((stage, "caption", {"caption": ["fine", HALF]}) for stage in TRAIN[:3] + EVAL[:2]),
+    *(
+        (f"caption_{split}", key, change)
+        for split in ("train", "eval")
+        for key, change in (
+            ("sentences", sentences("fine", HALF)),
+            ("filename", {**sentences("fine"), "filename": HALF}),
+            ("object_label", {"object_label": HALF}),
+            ("image_id", {"image_id": HALF}),
+        )
+    ),
+    *(
+        (f"vqa_{split}", key, {key: value})
+        for split in ("train", "eval")
+        for key, value in (
+            ("question", HALF),
+            ("answer", HALF),
+            ("answer", [HALF] * 10),
+            ("object_label", HALF),
+            ("ocr", [[[0, 0], "stop"], [[1, 1], HALF]]),
+            ("question_id", HALF),
+        )
+    ),
+    ("vqa_eval", "question_type", {"question_type": HALF}),
+    ("vqa_eval", "answer_type", {"answer_type": HALF}),
+]
+
+
+@pytest.mark.parametrize(("stage", "key", "changes"), HALVES)
+def test_half_of_a_surrogate_pair_is_named(folder, stage, key, changes):
+    line = refused(stage, write(folder, [entry(0), entry(1, **changes)]), "holds half of a surrogate pair")
+    assert line.startswith(f"{folder / 'split.json'}: entry 1: {key!r} holds half of a surrogate pair")
+
+
+def test_half_of_a_surrogate_pair_in_files_of_references_and_answers(folder):
+    split = write(folder, [entry(0)])
+    answers = [{"answer": HALF}] * 10
+    official = write(folder, {"annotations": [{"question_id": 0, "answers": answers}]}, "official.json")
+    refused("vqa_eval", split, "official.json: entry 0: 'answers' holds half", official=[official])
+    scores = write(folder, [{"question_id": 0, "label": {HALF: 1}}], "scores.json")
+    refused("vqa_eval", split, "scores.json: entry 0: 'label' holds half", score_files=[scores])
+    with pytest.raises(UserError, match="answers.json: entry 1: 'answer' holds half"):
+        read_answer_list(write(folder, ["yes", HALF], "answers.json"))
+
+
+@pytest.mark.parametrize("stage", TRAIN + EVAL)
+def test_whole_surrogate_pairs_and_unread_keys_are_no_error(folder, stage):
+    text = "a dog \U0001f436"  # in the file as two escapes
+    entries = [entry(n, caption=text, question=text, answer=text, comment=HALF) for n in (0, 1)]
+    assert len(make(stage, write(folder, entries))) == 2
+
+
+# ------------------------------------------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "message"),
+    [
+        ("retrieval_train", {"image_id": [1]}, "entry 1: 'image_id' is list, it must be a string or a whole number"),
+        ("retrieval_train", {"image_id": 1.5}, "entry 1: 'image_id' is float, it must be a string or a whole number"),
+        ("retrieval_train", {"image_id": float("nan")}, "entry 1: 'image_id' is float"),
+        ("caption_train", {"image_id": [1]}, "entry 1: 'image_id' is list, it must be a string or a whole number"),
+        ("caption_eval", {"image_id": [1]}, "entry 1: 'image_id' is list, it must be a string or a whole number"),
+        ("caption_eval", {"image_id": {"a": 1}}, "entry 1: 'image_id' is dict"),
+        ("caption_eval", {"image_id": True}, "entry 1: 'image_id' is bool"),
+        ("caption_eval", {"image_id": None, "img_id": [1]}, "entry 1: 'img_id' is list"),
+        ("caption_eval", {"image_id": None, "cocoid": [1]}, "entry 1: 'cocoid' is list"),
+        ("caption_eval", {"image_id": None, "imgid": [1]}, "entry 1: 'imgid' is list"),
+        ("caption_eval", {"filename": 3, "sentences": []}, "entry 1: 'filename' is int, it must be a string"),
+        ("caption_eval", {"filename": "b.png", "filepath": ["x"], "sentences": []}, "entry 1: 'filepath' is list"),
+        ("caption_eval", {"filename": "b.png", "sentences": [{"raw": 3}]}, "entry 1: 'sentences' must be"),
+        ("caption_eval", {"domain": ["in"]}, "entry 1: 'domain' is \\['in'\\], it must be one of in, near, out"),
+        ("caption_eval", {"domain": "x" * 3000}, "entry 1: 'domain' is 'xxx"),
+        ("vqa_train", {"question_id": [1]}, "entry 1: 'question_id' is list, it must be a string or a whole number"),
+        ("vqa_train", {"dataset": ["vqa"]}, "entry 1: 'dataset' is list, it must be a string"),
+        ("vqa_eval", {"question_id": [1]}, "entry 1: 'question_id' is list, it must be a string or a whole number"),
+        ("vqa_eval", {"question_id": 1.0}, "entry 1: 'question_id' is float"),
+        ("vqa_eval", {"dataset": {"a": 1}}, "entry 1: 'dataset' is dict, it must be a string"),
+        ("vqa_eval", {"answer_type": ["other"]}, "entry 1: 'answer_type' is list, it must be a string"),
+        ("vqa_eval", {"question_type": 3}, "entry 1: 'question_type' is int, it must be a string"),
+        ("vqa_eval", {"answer": ["yes"] * 9, "question_id": "9" * 4000}, "entry 1: question '999.* has 9 answers"),
+        ("vqa_eval", {"ocr": [["x" * 4000]]}, "entry 1: 'ocr' must hold \\[position, token\\] pairs, not \\['xxx"),
+        ("vqa_eval", {"question": "?" * 4000}, "entry 1: the question '\\?\\?"),
+    ],
+)
+def test_values_of_another_kind_are_named(folder, stage, changes, message):
+    refused(stage, write(folder, [entry(0), entry(1, **changes)]), f"split.json: {message}")
+
+
+@pytest.mark.parametrize("stage", TRAIN + EVAL)
+@pytest.mark.parametrize("name", [["vqa"], {"a": 1}, 3, None])
+def test_a_data_set_that_image_root_does_not_know(folder, stage, name):
+    message = "entry 1: 'dataset' is|entry 1 has the dataset"
+    refused(stage, write(folder, [entry(0), entry(1, dataset=name)]), message, image_root={"vqa": str(folder)})
+
+
+def test_values_nested_as_deep_as_json_allows_do_not_crash_the_message(folder):
+    deep = "[" * 900 + "]" * 900
+    text = json.dumps([entry(0)])[:-2] + f', "ocr": [{deep}]}}]'
+    refused("vqa_eval", write(folder, text), "entry 0: 'ocr' must hold")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([{"label": {"a": 1}}], "entry 0 is not as expected \\(KeyError\\('question_id'\\)\\)"),
+        ([{"question_id": [0], "label": {"a": 1}}], "entry 0: 'question_id' is list"),
+        ([{"question_id": 0, "label": {"a": "much"}}], "entry 0 is not as expected .*no score"),
+        ([{"question_id": 0, "label": {"a": -1}}], "entry 0 is not as expected .*no score"),
+        ([{"question_id": 0, "label": {"a": float("nan")}}], "entry 0 is not as expected .*no score"),
+        ([{"question_id": 0, "label": {}, "question_type": [1]}], "entry 0: 'question_type' is list"),
+        ([{"question_id": 0, "label": {"a": 1}}, {"question_id": 0, "label": {"b": 1}}], "entry 1: question_id 0 occ"),
+    ],
+)
+def test_files_of_scores_are_checked(folder, content, message):
+    scores = write(folder, content, "scores.json")
+    refused("vqa_eval", write(folder, [entry(0)]), f"scores.json: {message}", score_files=[scores])
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        (["yes"], "entry 0 is not as expected \\(TypeError"),
+        ([{"answer": 3}] * 10, "entry 0 is not as expected .*must be a string"),
+        ([{"answer": "yes"}] * 9, "entry 0 is not as expected .*has 9 answers"),
+    ],
+)
+def test_official_files_are_checked(folder, answers, message):
+    official = write(folder, {"annotations": [{"question_id": 0, "answers": answers}]}, "official.json")
+    refused("vqa_eval", write(folder, [entry(0)]), f"official.json: {message}", official=[official])
+
+
+# ------------------------------------------------------------------------------------------------- ids
+
+
+def karpathy(folder, file, names, start=0):
+    """A Karpathy file whose entries count `imgid` from `start`."""
+    images = [
+        {"filename": f"{name}.png", "imgid": start + i, "split": "val", "sentences": [{"raw": f"a {name}"}]}
+        for i, name in enumerate(names)
+    ]
+    return write(folder, {"images": images}, file)
+
+
+def test_two_karpathy_files_that_both_count_from_zero_are_refused(folder):
+    files = [karpathy(folder, "one.json", "ab"), karpathy(folder, "two.json", "cd")]
+    line = refused("caption_eval", files, "image_id 0 names")
+    assert f"{folder / 'two.json'}: entry 0: image_id 0 names {folder / 'c.png'}" in line
+    assert f"but {folder / 'a.png'} in {folder / 'one.json'}: entry 0" in line
+    files[1] = karpathy(folder, "two.json", "cd", start=2)
+    assert make("caption_eval", files).ids == [0, 1, 2, 3]
+
+
+def test_images_that_share_an_id_are_refused_in_evaluation(folder):
+    entries = [entry(0, image=f"{number}.png") for number in range(24)]
+    line = refused("caption_eval", write(folder, entries), "image_id 0 names")
+    assert "entry 1: " in line and "entry 0;" in line
+
+
+def test_one_image_may_have_several_entries_and_spellings(folder):
+    entries = [entry(0, caption="one"), entry(0, caption="two", image="./a.png"), entry(1)]
+    assert make("caption_eval", write(folder, entries)).references == [["one", "two"], ["dog 1"]]
+    assert len(make("retrieval_train", write(folder, entries))) == 3
+
+
+def test_a_retrieval_id_stands_for_one_image_and_an_image_has_one(folder):
+    one, two = write(folder, [entry(0), entry(1)], "one.json"), write(folder, [entry(2, image_id=0)], "two.json")
+    line = refused("retrieval_train", [one, two], "image_id 0 names")
+    assert f"{two}: entry 0" in line and f"{one}: entry 0" in line
+    line = refused("retrieval_train", write(folder, [entry(0), entry(1), entry(0, image_id=5)]), "has the image_id 5")
+    assert "entry 2: " in line and "but 0 in" in line and "entry 0;" in line
+
+
+def test_repeated_questions_are_named_both(folder):
+    line = refused("vqa_eval", write(folder, [entry(0), entry(1), entry(2, question_id=0)]), "question_id 0 occurs")
+    assert "entry 2: " in line and f"first in {folder / 'split.json'}: entry 0" in line
+
+
+# ------------------------------------------------------------------------------------------------- validation
+
+
+def held(folder, train, val):
+    """The data set to train on, with the questions of `val` left out."""
+    files = write(folder, train, "train.json")
+    return make("vqa_train", files, image_root=str(folder), left_out=[write(folder, val, "val.json")])
+
+
+def test_validation_without_its_data_set_named_is_not_trained_on(folder):
+    questions = [entry(n % 3, question_id=n) for n in range(24)]
+    data = held(folder, [*questions, entry(0, question_id=24)], [{**q, "dataset": None} for q in questions])
+    assert len(data) == 1 and data.left_out == 24
+
+
+def test_ids_of_another_type_and_spelling_of_the_path_are_the_same_question(folder):
+    train = [entry(0, question_id=7), entry(1, question_id=8)]
+    data = held(folder, train, [entry(0, question_id="7", image=str(folder / "x" / ".." / "a.png"))])
+    assert len(data) == 1 and data.left_out == 1
+
+
+def test_a_training_question_without_an_id_is_recognised_by_its_words_and_image(folder):
+    train = [entry(0, question_id=None), entry(0, question_id=None, question="is it big?"), entry(1, question_id=None)]
+    data = held(folder, train, [entry(0, question_id=7, question="Is it RED?")])
+    assert len(data) == 2 and data.left_out == 1
+
+
+def test_the_same_id_in_another_data_set_is_another_question(folder):
+    assert len(held(folder, [entry(0, question_id=7)], [entry(1, question_id=7, dataset="vg")])) == 1
+
+
+@pytest.mark.parametrize("name", ["vqa", None])
+def test_an_id_that_names_another_image_in_validation_is_refused(folder, name):
+    train, val = [entry(0), entry(1, dataset=name)], [entry(2, question_id=1, dataset=name)]
+    with pytest.raises(UserError, match="train.json: entry 1: question_id 1 asks about .*b.png, but about .*c.png in "):
+        held(folder, train, val)
+
+
+def test_validation_entries_that_image_root_cannot_place_are_refused(folder):
+    train, val = write(folder, [entry(0)], "train.json"), write(folder, [entry(0, dataset=None)], "val.json")
+    with pytest.raises(UserError, match="val.json: entry 0 has the dataset None, but data.image_root names only vqa"):
+        make("vqa_train", train, image_root={"vqa": str(folder)}, left_out=[val])

@@ -1,0 +1,186 @@
+"""Whatever a JSON file holds, a stage either reads it or says in one line what is wrong with it."""
+
+import json
+import random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_dataset_bad_input import EVAL, TRAIN, entry, make
+from tiny import TOKENIZER
+
+from dataset.annotations import check_question, read_answer_list, split_labels
+from dataset.caption import caption_tokens, prompt_text, target_text
+from dataset.common import EmptyCaption, caption_id, usable_caption
+from dataset.text import clean_caption, clean_question
+from dataset.vqa import encode_answers, encode_questions, question_parts, weighted_answers
+from utils import UserError
+
+# Drawn anew at every run would make the test command a lottery; hypothesis still tries its edge cases.
+SETTINGS = settings(
+    max_examples=50,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+KEYS = (
+    *("image", "caption", "image_id", "img_id", "cocoid", "imgid", "filename", "filepath", "sentences", "split"),
+    *("domain", "dataset", "question", "question_id", "answer", "answer_type", "question_type", "object_label", "ocr"),
+)
+texts = st.text(st.characters(exclude_categories=())) | st.sampled_from(  # halves of surrogate pairs, too
+    ["", " ", "\0", "?!", "[SEP]", "a dog", "left", "\ud83d", "a\u2028b", "COCO_val2014_" + "1" * 5000 + ".jpg", "&&"]
+)
+scalars = st.none() | st.booleans() | st.integers() | st.integers(10**4000, 10**4000 + 9) | st.floats() | texts
+values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3))
+plausible = st.lists(texts, max_size=10) | st.lists(st.fixed_dictionaries({"raw": texts}), max_size=2) | values
+changes = st.dictionaries(st.sampled_from(KEYS), plausible, max_size=4)
+
+
+@st.composite
+def entries(draw):
+    """Usable entries with some keys replaced by anything, and now and then no entry at all."""
+    changed = [{**entry(n), **draw(changes)} for n in range(draw(st.integers(1, 3)))]
+    return draw(st.just(changed) | st.lists(values, max_size=2).map(lambda rest: changed + rest) | values)
+
+
+def write(folder, content):
+    path = folder / "drawn.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def one_line(error):
+    line = str(error)
+    assert len(line.splitlines()) == 1 and len(line) < 2000
+    line.encode("utf-8")
+    assert "drawn.json" in line or line.startswith("data.train: "), line
+
+
+@pytest.mark.parametrize("stage", TRAIN + EVAL)
+def test_annotations_are_read_or_refused_in_one_line(tmp_path, stage):
+    @SETTINGS
+    @given(entries())
+    def check(content):
+        try:
+            data = make(stage, write(tmp_path, content))
+        except UserError as error:
+            return one_line(error)
+        assert len(data) > 0
+        read_texts(stage, data)
+
+    check()
+
+
+def read_texts(stage, data):
+    """Everything that the stage does with an entry's texts until they are tensors."""
+    if stage in ("pretrain", "retrieval_train"):
+        for number in range(len(data.captions)):
+            try:
+                caption = usable_caption(data.captions[number], 30, "image")
+            except EmptyCaption:
+                continue
+            TOKENIZER.encode([caption], 25)
+            assert caption_id(caption) >= 0
+    elif stage == "retrieval_eval":
+        TOKENIZER.encode(data.captions, 25)
+    elif stage == "caption_train":
+        for number in range(len(data.captions)):
+            caption_tokens(TOKENIZER, [target_text(data.captions[number])], 25)
+        assert all(data.caption_length(0, index) >= 0 for index in range(len(data)))
+    elif stage == "caption_eval":
+        TOKENIZER.encode(data.prompts, 25)
+        assert len(set(data.ids)) == len(data.ids)
+    elif stage == "vqa_train":
+        encode_answers(TOKENIZER, [data.answers[i] for i in range(len(data.answers))], 10)
+        encode_questions(TOKENIZER, list(zip(*(map(list_of, data.parts)), strict=True)), (30, 25, 22))
+    else:
+        encode_questions(TOKENIZER, data.parts, (30, 25, 22))
+        assert len(set(data.ids)) == len(data.ids)
+
+
+def list_of(table):
+    return [table[i] for i in range(len(table))]
+
+
+@SETTINGS
+@given(st.lists(plausible, max_size=4) | values)
+def test_answer_lists_are_read_or_refused_in_one_line(tmp_path, content):
+    try:
+        answers = read_answer_list(write(tmp_path, content))
+    except UserError as error:
+        return one_line(error)
+    assert answers == content and len(set(answers)) == len(answers)
+
+
+@pytest.mark.parametrize("option", ["official", "score_files"])
+def test_files_of_references_are_read_or_refused_in_one_line(tmp_path, option):
+    base = {"question_id": 0, "answers": [{"answer": "yes"}] * 10, "label": {"yes": 1.0}}
+    change = st.dictionaries(st.sampled_from([*base, "answer_type", "question_type"]), plausible, max_size=3)
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps([entry(0)]))
+
+    @SETTINGS
+    @given(change.map(lambda drawn: [{**base, **drawn}]) | values)
+    def check(content):
+        path = write(tmp_path, {"annotations": content} if option == "official" else content)
+        try:
+            data = make("vqa_eval", split, **{option: [path]})
+        except UserError as error:
+            return one_line(error)
+        assert len(data.references) == 1
+
+    check()
+
+
+@SETTINGS
+@given(st.text(), st.integers(1, 40))
+def test_cleaned_texts_have_at_most_so_many_words_and_no_punctuation(text, max_words):
+    for clean in (clean_caption, clean_question):
+        cleaned = clean(text, max_words)
+        assert len(cleaned.split()) <= max_words and cleaned == " ".join(cleaned.split())
+        assert not set(",.'!?\"()*#:;~-/") & set(cleaned)
+        if max_words == 40 and "<person>" not in cleaned:
+            assert clean(cleaned, max_words) == cleaned  # cleaning twice changes nothing
+
+
+@SETTINGS
+@given(st.lists(st.text(), min_size=1, max_size=4), st.integers(2, 12))
+def test_encoded_texts_begin_with_cls_and_keep_their_limit(some, max_tokens):
+    ids, mask = TOKENIZER.encode(some, max_tokens)
+    assert ids.shape == mask.shape and ids.shape[1] <= max_tokens
+    assert (ids[:, 0] == TOKENIZER.cls_id).all() and ((ids == TOKENIZER.pad_id) == (mask == 0)).all()
+    assert isinstance(TOKENIZER.decode_caption(ids[0]), str) and isinstance(TOKENIZER.decode_answer(ids[0]), str)
+
+
+@SETTINGS
+@given(st.lists(st.text(), min_size=1, max_size=10))
+def test_weights_of_answers_are_shares_of_annotators(answers):
+    weights = weighted_answers({"answer": answers, "dataset": "vg"}, {"vg": 0.5})
+    blank = sum(not answer.strip() for answer in answers)
+    assert sum(weights.values()) == pytest.approx(0.5 * (len(answers) - blank) / len(answers))
+    assert all(answer == answer.strip() != "" for answer in weights)
+
+
+@SETTINGS
+@given(st.text(), st.lists(st.text(), max_size=4), st.text(), st.integers(0, 5))
+def test_questions_have_their_parts_or_are_refused(question, words, labels, max_ocr_words):
+    drawn = {"question": question, "ocr": [[[], word] for word in words], "object_label": labels}
+    if check_question(drawn) is not None:
+        assert not clean_question(question)
+        return
+    parts = question_parts(drawn, True, True, max_ocr_words)
+    assert parts[0] and len(parts[1].split()) <= max_ocr_words
+    names = split_labels(labels)
+    assert len(set(names)) == len(names) and all(name == name.strip() != "" for name in names)
+    assert prompt_text(" A list of ", names).startswith("a list of")
+    ids, mask = encode_questions(TOKENIZER, [parts], (30, 25, 22))
+    assert ids.shape[1] <= 80 and mask.all() and (ids == TOKENIZER.cls_id).sum() == 1
+
+
+def test_draws_of_an_entry_do_not_depend_on_what_was_drawn_before(tmp_path):
+    data = make("pretrain", write(tmp_path, [entry(0, caption=["one", "two", "three"]), entry(1)]))
+    visits = [(epoch, index) for epoch in range(5) for index in range(2)]
+    lengths = {visit: data.caption_length(*visit) for visit in visits}
+    random.Random(0).shuffle(visits)
+    assert {visit: data.caption_length(*visit) for visit in visits} == lengths
