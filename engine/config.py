@@ -369,7 +369,7 @@ RETRIEVAL = Stage(
 
 
 def _check_caption(cfg: Config) -> None:
-    check_options(**{key: value for key, value in cfg.generation.items() if key != "length_penalty"})
+    check_options(**cfg.generation)
 
 
 CAPTION = Stage(
@@ -405,7 +405,8 @@ CAPTION = Stage(
 
 
 def _check_vqa(cfg: Config) -> None:
-    check_options("beam", cfg.answer.beams, cfg.answer.min_tokens, cfg.answer.max_tokens)
+    options = {key: cfg.answer[key] for key in ("beams", "min_tokens", "max_tokens", "length_penalty")}
+    check_options("beam", **options)
 
 
 VQA = Stage(
