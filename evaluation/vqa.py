@@ -4,7 +4,6 @@ The accuracy is the mean over all ten sets of nine annotators of min(annotators 
 is a matter of the official program's version; `answer_scores` has both.
 """
 
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from dataset.text import Tokenizer
 from dataset.vqa import EvalBatches, encode_answers, question_limits
 from evaluation import Record
 from evaluation.sharded import eval_loader, evaluating, run_sharded
+from models.generation import check_vocabulary
 from models.vqa import VQAModel
 
 ARTICLES = ("a", "an", "the")
@@ -65,10 +65,11 @@ class Answerer:
             self.answers = read_answer_list(cfg.data.answer_list)
             parts = encode_answers(tokenizer, self.answers, cfg.text.max_answer_tokens)
             self.answer_tensors = [part.to(device) for part in parts]
+        else:
+            check_vocabulary("beam", cfg.answer.beams, tokenizer.vocab_size, "answer.beams")
         for split, dataset in datasets.items():
             run.info(f"{split}: {len(dataset)} questions; answers from: {dataset.source}")
             if dataset.references is not None:
-                check_references(dataset.ids, dataset.references)
                 if empty := sum(map(is_empty, dataset.references)):
                     run.info(f"{split}: {empty} of {len(dataset)} references hold no answer; their questions score 0")
 
@@ -189,20 +190,6 @@ def leave_one_out(matches: int) -> float:
 def is_empty(reference: Reference) -> bool:
     """Whether a reference holds no answer: an empty map, or nothing but white space."""
     return not any(answer.strip() for answer in ([reference] if isinstance(reference, str) else reference))
-
-
-def check_references(ids: Sequence[int | str], references: Sequence[Reference]) -> None:
-    """Raise UserError, naming the question, where a reference cannot be scored: before answering, not after it."""
-    for key, reference in zip(ids, references, strict=True):
-        if isinstance(reference, Mapping):
-            good = all(isinstance(score, int | float) and math.isfinite(score) for score in reference.values())
-            problem = None if good else "scores that are no numbers"
-        else:
-            answers = [reference] if isinstance(reference, str) else reference
-            good = len(answers) in (1, ANNOTATORS) and all(isinstance(answer, str) for answer in answers)
-            problem = None if good else f"{len(answers)} answers; {ANNOTATORS} texts or a single one are needed"
-        if problem:
-            raise utils.UserError(f"data.val, data.test, data.official: the reference of question {key} has {problem}")
 
 
 def _look_up(prediction: str, normalised: bool, scores: Mapping[str, float]) -> float:

@@ -217,15 +217,6 @@ def test_a_question_type_whose_references_are_all_empty_scores_0_and_is_counted(
     assert "how" in vqa.vqa_table("val", columns)
 
 
-@pytest.mark.parametrize(
-    ("reference", "words"),
-    [(["yes"] * 9, "9 answers"), ([], "0 answers"), ([1] * 10, "10 texts"), ({"yes": "1"}, "no numbers")],
-)
-def test_a_reference_that_cannot_be_scored_is_refused_before_the_work(reference, words):
-    with pytest.raises(UserError, match=f"question 7 has .*{words}"):
-        vqa.check_references([6, 7], ["yes", reference])
-
-
 @pytest.mark.parametrize("answers", [[], ["yes"] * 9, ["yes"] * 11])
 def test_any_other_number_of_annotators_is_refused(answers):
     with pytest.raises(ValueError, match=f"{len(answers)} answers"):
@@ -319,6 +310,20 @@ def test_a_split_is_answered_in_its_order_scored_logged_and_written(answerer, tr
     assert numbers["accuracy"] == pytest.approx(100 * 8 / 9) and numbers["questions"] == 9
     assert answerer.run.logged == [(5, "val", {"accuracy": numbers["accuracy"], "constant": numbers["constant"]})]
     assert model.training == training
+
+
+def test_more_beams_than_the_vocabulary_allows_and_empty_references_are_told_before_the_work(answerer):
+    answerer, _ = answerer
+    path = answerer.run.dir / "val.json"
+    entries = json.loads(path.read_text())
+    entries[0]["answer"], entries[1]["answer"] = "", [" "] * 10
+    path.write_text(json.dumps(entries))
+    again = vqa.Answerer(answerer.cfg, TOKENIZER, torch.device("cpu"), answerer.run)
+    assert again.run.lines[-1] == "val: 2 of 9 references hold no answer; their questions score 0"
+    assert again.evaluate(Naming(), "val")["empty_references"] == 2
+    answerer.cfg.answer.beams = 15262
+    with pytest.raises(UserError, match="answer.beams: 15262 beams .* vocabulary has 30522"):
+        vqa.Answerer(answerer.cfg, TOKENIZER, torch.device("cpu"), answerer.run)
 
 
 def test_a_question_answered_twice_or_never_stops_the_evaluation(answerer):
