@@ -11,15 +11,16 @@ TensorBoard's events and, every epoch, a picture of what is masked.
 import argparse
 
 import torch
-import torch.nn.functional as F
 
 from dataset import create_dataset, create_train_loader
 from dataset.pretrain import PretrainCollate
 from dataset.text import Tokenizer
-from dataset.transforms import CLIP_MEAN, CLIP_STD
+from dataset.transforms import CLIP_MEAN, CLIP_STD, to_unit_tensor
 from engine.checkpoint import begin
 from engine.config import PRETRAIN, add_arguments, load_config
 from engine.ddp import wrap_ddp
+from engine.drawing import to_image
+from engine.figures import masking_figure
 from engine.loop import Progress, fit, position
 from engine.run import Run
 from models.alignment import alpha_at
@@ -111,7 +112,7 @@ def main() -> None:
 
 @torch.no_grad()
 def masking_picture(model: PretrainModel, dataset, tokenizer, max_tokens: int, device) -> torch.Tensor:
-    """[3, H, W] in [0, 1]; a row a pair: view 1, view 2, masked view 2, patch-text similarity, patterns."""
+    """[3, H, W] in [0, 1]: for some pairs both views, the mask, the patch-text similarity and the patterns."""
     count = min(PICTURES, len(dataset))
     samples = [dataset[(0, index * len(dataset) // count)] for index in range(count)]
     batch = to_device(PretrainCollate(tokenizer, max_tokens)(samples), device)
@@ -119,24 +120,16 @@ def masking_picture(model: PretrainModel, dataset, tokenizer, max_tokens: int, d
     model.eval()
     shown = model.inspect(batch)
     model.train(training)
-
-    views = [denormalise(batch[name]) for name in ("image1", "image2")]
-    size, grid = views[0].shape[-1], model.backbone.image_encoder.grid
-
-    def as_picture(values: torch.Tensor) -> torch.Tensor:  # [B, N, 3] -> [B, 3, S, S]
-        squares = values.float().transpose(1, 2).unflatten(2, (grid, grid))
-        return F.interpolate(squares, size=(size, size), mode="nearest")
-
-    columns = [*views, views[1] * as_picture(1 - shown["mask"].float()[..., None].expand(-1, -1, 3))]
-    if shown["similarity"] is not None:
-        low, high = shown["similarity"].amin(1, keepdim=True), shown["similarity"].amax(1, keepdim=True)
-        relative = (shown["similarity"] - low) / (high - low).clamp(min=1e-6)
-        columns.append(as_picture(relative[..., None].expand(-1, -1, 3)))
-    if shown["patterns"] is not None:
-        colours = torch.rand(int(shown["patterns"].max()) + 1, 3, generator=torch.Generator().manual_seed(0))
-        columns.append(as_picture(colours.to(device)[shown["patterns"]]))
-    rows = torch.cat(columns, 3)  # [B, 3, S, columns * S]
-    return rows.transpose(0, 1).flatten(1, 2).clamp(0, 1).cpu()
+    clean, views = ([to_image(image) for image in denormalise(batch[name])] for name in ("image1", "image2"))
+    figure = masking_figure(
+        views,
+        {"masked by the text" if shown["similarity"] is not None else "masked at random": shown["mask"]},
+        [sample["caption"] for sample in samples],
+        similarity=shown["similarity"],
+        patterns=shown["patterns"],
+        clean=clean,
+    )
+    return to_unit_tensor(figure)
 
 
 def denormalise(images: torch.Tensor) -> torch.Tensor:

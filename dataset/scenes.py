@@ -17,6 +17,7 @@ import hashlib
 import itertools
 import math
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -529,6 +530,28 @@ def render(scene: Scene, size: int) -> Image.Image:
         paint, mask = _paint_object(o, x1 - x0, y1 - y0, rng)
         picture.paste(paint, (x0, y0), mask)
     return picture
+
+
+def patch_objects(scene: Scene, size: int, grid: int, least: float = 0.25) -> list[int]:
+    """Which object each of grid x grid patches of the rendered picture shows, from left to right, top to bottom.
+
+    The number of the object in `scene.objects` that covers most of the patch, or -1 (background) where none covers
+    `least` of it. What counts is the drawn shape, not its box: the hole of a ring is background.
+    """
+    canvas = np.zeros((len(scene.objects), size, size), np.float32)
+    for layer, o in zip(canvas, scene.objects, strict=True):
+        x0, y0, x1, y1 = o.pixel_box(size)
+        outer, _ = _masks(o.shape, x1 - x0, y1 - y0)
+        layer[y0:y1, x0:x1] = np.asarray(outer.reduce(SUPERSAMPLE), np.float32) / 255
+    edges = [size * k // grid for k in range(grid)]
+    covered = np.add.reduceat(np.add.reduceat(canvas, edges, axis=1), edges, axis=2) * (grid / size) ** 2  # [O, g, g]
+    best = covered.argmax(0)
+    return np.where(covered.max(0) >= least, best, -1).flatten().tolist()
+
+
+def named_objects(scene: Scene, caption: str) -> list[bool]:
+    """Whether the caption names each object: by color and shape, which no two objects of a scene share."""
+    return [re.search(rf"\b{o.label}\b", caption) is not None for o in scene.objects]
 
 
 def _paint_background(scene: Scene, size: int, rng: np.random.Generator) -> Image.Image:

@@ -438,3 +438,5 @@ VQA = Stage(
     ),
     check=_check_vqa,
 )
+
+STAGES = {stage.name: stage for stage in (PRETRAIN, RETRIEVAL, CAPTION, VQA)}

@@ -4,6 +4,7 @@
     ranking.py, retrieval.py   two-stage ranking; recall@k, its chance level, and `Ranker`, which ranks splits
     cider.py, caption.py       CIDEr-D, as a metric and as a reward; pycocoevalcap's metrics, and `Captioner`
     vqa.py                     the official accuracy, and `Answerer`
+    encodings.py, clusters.py  what a pre-training checkpoint sees in patches, and how its patterns agree with labels
 
 Nothing here imports the scripts or their engine: where lines, numbers and files go is handed over as a `Record`.
 """

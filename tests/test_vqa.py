@@ -18,7 +18,8 @@ from dataset.vqa import encode_answers, encode_questions
 from evaluation.vqa import Answerer, vqa_accuracy
 from models.semmim import build_backbone
 from models.vqa import VQAModel, answer_log_probs, answer_loss
-from tools import make_demo_data, predict, prepare_easyvqa
+from tools import make_demo_data, predict, prepare
+from tools.preparing import easyvqa as prepare_easyvqa
 
 LIMITS = (30, 25, 22)
 ANSWERS = ["yes", "no", "red", "a red dog", "2", "on the left", "stop", "light blue"]
@@ -429,7 +430,7 @@ def pieces(vocab, texts):
 
 def test_easyvqa_becomes_entries_with_captions_from_training_questions_alone(easyvqa):
     out = easyvqa / "out"
-    prepare_easyvqa.main(["--output", str(out), "--source", str(easyvqa / "source"), "--val", "2"])
+    prepare.main(["easyvqa", "--output", str(out), "--source", str(easyvqa / "source"), "--val", "2"])
     train, val, test = (read(out / f"vqa_{split}.json") for split in ("train", "val", "test"))
     assert [len(part) for part in (train, val, test)] == [20, 10, 5]
     assert not {entry["image"] for entry in train} & {entry["image"] for entry in val}
@@ -468,6 +469,6 @@ def test_what_a_question_names(question, expected):
 
 def test_easyvqa_that_is_not_there_is_an_error(easyvqa):
     with pytest.raises(utils.UserError, match="questions.json"):
-        prepare_easyvqa.main(["--output", str(easyvqa / "out"), "--source", str(easyvqa)])
+        prepare.main(["easyvqa", "--output", str(easyvqa / "out"), "--source", str(easyvqa)])
     with pytest.raises(utils.UserError, match="--val 6"):
-        prepare_easyvqa.main(["--output", str(easyvqa / "out"), "--source", str(easyvqa / "source"), "--val", "6"])
+        prepare.main(["easyvqa", "--output", str(easyvqa / "out"), "--source", str(easyvqa / "source"), "--val", "6"])

@@ -1,24 +1,42 @@
-"""Print what the runs below a folder reached: losses and teacher of a training, numbers of an evaluation, files.
+"""What the runs below a folder reached: a summary of each, or the paper's tables with this code's numbers.
 
-python tools/report.py output/demo
+    python tools/report.py output/demo                              what each run reached, and its files
+    python tools/report.py output --format text|markdown|latex      Tables 1 to 8 of the paper, ours beside them
+    python tools/report.py output --format html                     output/report/index.html: tables, curves, ablations
+
+Numbers of MSCOCO, Flickr30K, NoCaps and VQA v2 (told by the folder of a run's test file) stand in the paper's columns,
+with the difference to the paper; other data have tables of their own. Where nothing was run, the cell says so. Runs
+that differ in nothing but the seed are one row: mean, standard deviation and their number. For Table 8, give a speed
+measured at the paper's size by --pairs_per_second X --gpus N. VQA's test-dev and test-std come from server.json beside
+metrics.json, {"test_dev": 78.12, "test_std": 78.18}, as the evaluation server answered.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
 from evaluation.caption import caption_table  # noqa: E402
 from evaluation.retrieval import retrieval_table  # noqa: E402
 from evaluation.vqa import vqa_table  # noqa: E402
+from tools import report_formats, report_tables  # noqa: E402
 from utils import UserError, run_main  # noqa: E402
 
+FORMATS: dict[str, Callable] = {
+    "text": report_formats.as_text,
+    "markdown": report_formats.as_markdown,
+    "latex": report_formats.as_latex,
+}
 FILES = {  # what a user looks for, in the order of the report
     "checkpoint": "checkpoint_last.pth",
     "best": "checkpoint_best.pth",
-    "pictures": "pictures",
+    "images": "images",
     "TensorBoard": "tensorboard",
     "log": "log.jsonl",
     "numbers": "metrics.json",
@@ -35,13 +53,52 @@ TEACHER = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="folder of one run, or of several")
-    folder = parser.parse_args().folder
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    folder = args.folder
     runs = [path.parent for path in sorted(folder.rglob("config.yaml"), key=lambda path: path.stat().st_mtime)]
     if not runs:
         raise UserError(f"{folder}: no run in it (a run's folder holds config.yaml); give a script's --output_dir")
+    if args.format == "summary":
+        print_summaries(runs)
+        return
+    found = report_tables.find_runs(folder)
+    tables = report_tables.all_tables(folder, found, count_parameters(), args.pairs_per_second, args.gpus)
+    if args.format == "html":
+        from tools.report_page import write_page
+
+        print(write_page(folder, found, tables, args.output or folder / "report"))
+        return
+    text = "\n".join(FORMATS[args.format](table) for table in tables)
+    if args.output:
+        args.output.write_text(text, encoding="utf-8")
+    else:
+        print(text)
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("folder", type=Path, help="folder of one run, or of several")
+    add("--format", choices=("summary", *FORMATS, "html"), default="summary", help="default: %(default)s")
+    add("--output", type=Path, help="file instead of the console; of html, the folder (default: FOLDER/report)")
+    add("--pairs_per_second", type=float, help="pre-training speed measured with configs/Pretrain.yaml, of all GPUs")
+    add("--gpus", type=int, default=1, help="GPUs that reached it (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if args.gpus < 1 or (args.pairs_per_second is not None and not args.pairs_per_second > 0):
+        raise UserError("--gpus and --pairs_per_second must be above 0")
+    return args
+
+
+def count_parameters() -> dict[str, int]:
+    """Trainable parameters per module at the paper's size (tools/benchmark.py)."""
+    from tools import benchmark
+
+    arguments = argparse.Namespace(config="configs/Pretrain.yaml", override=[])
+    return benchmark.run_params(arguments)["trainable_parameters"]
+
+
+def print_summaries(runs: list[Path]) -> None:
     for run in runs:
         print(f"\n{run}")
         for line in [*training_lines(run), *evaluation_lines(run), *file_lines(run)]:
@@ -50,9 +107,7 @@ def main() -> None:
 
 def training_lines(run: Path) -> list[str]:
     """First and last logged value of every loss, validations, and whether the teacher still uses its patterns."""
-    log = run / "log.jsonl"
-    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    entries = [json.loads(line) for line in lines]
+    entries = report_tables.read_log(run)
     steps = [entry for entry in entries if entry.get("split") == "train"]
     if not steps:
         return []

@@ -1,10 +1,10 @@
-"""Write the easy-VQA data set (PyPI package easy-vqa, MIT licence, 5,000 pictures) in this project's formats.
+"""easy-VQA (PyPI package easy-vqa, MIT licence, 5,000 images) in this project's formats.
 
     pip install easy-vqa
-    python tools/prepare_easyvqa.py --output data/easyvqa
+    python tools/prepare.py easyvqa --output data/easyvqa
 
-Writes images/<split>/, vqa_train.json, vqa_val.json (the questions of `--val` training pictures, for the set has no
-validation split), vqa_test.json, answer_list.json, and pretrain.json: captions of the training pictures, made from
+Writes images/<split>/, vqa_train.json, vqa_val.json (the questions of `--val` training images, for the set has no
+validation split), vqa_test.json, answer_list.json, and pretrain.json: captions of the training images, made from
 their own questions and answers alone. `--source` names the folder of the package's data where it is not installed.
 """
 
@@ -14,24 +14,22 @@ import json
 import random
 import re
 import shutil
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from utils import UserError, replacing, run_main  # noqa: E402
+from utils import UserError, replacing
 
 SHAPES = ("circle", "rectangle", "triangle")
 NEGATION = re.compile(r"\b(no|not)\b")
 NAMED = re.compile(r"\b(?:a|the|no) (\w+)\b")
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write into")
     parser.add_argument("--source", type=Path, help="the package's folder `data` (default: the installed package's)")
-    parser.add_argument("--val", type=int, default=400, help="training pictures held out for validation")
-    args = parser.parse_args(argv)
+    parser.add_argument("--val", type=int, default=400, help="training images held out for validation")
+
+
+def prepare(args: argparse.Namespace) -> None:
     source = args.source or installed_data()
     questions = {split: read_questions(source, split) for split in ("train", "test")}
     pictures = sorted({picture for _, _, picture in questions["train"]})
@@ -143,7 +141,3 @@ def sentences(facts: dict[str, str], missing: list[str]) -> list[str]:
     for absent in sorted(set(missing)):
         captions.append(f"a {name} and no {absent if absent in SHAPES else f'{absent} shape'}")
     return captions
-
-
-if __name__ == "__main__":
-    run_main(main)

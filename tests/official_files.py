@@ -1,0 +1,291 @@
+"""Small files in the layouts in which the data sets are published, written from their published descriptions."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dataset import create_dataset
+from engine.config import STAGES, load_config
+
+
+def open_set(kind: str, *overrides: str, split: str | None = None, config: str | None = None):
+    """A data set of the project made from one of its configurations, as its stage makes it."""
+    stage = STAGES[kind.split("_")[0]]
+    cfg = load_config(f"configs/{config}.yaml" if config else stage.schema, overrides, stage)
+    return create_dataset(kind, cfg, split)
+
+
+def write_json(path: Path, content) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def picture(number: int, size: tuple[int, int] = (96, 72)) -> Image.Image:
+    """A smooth random image that no other number has."""
+    coarse = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+def save(path: Path, number: int, size: tuple[int, int] = (96, 72), quality: int = 90) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture(number, size).save(path, quality=quality)
+    return path
+
+
+# ------------------------------------------------------------------------------------------------ Karpathy, COCO
+
+
+def karpathy_image(imgid: int, split: str, captions: list[str], cocoid: int | None = None, photo: int = 0) -> dict:
+    sentences = [
+        {"tokens": text.lower().split(), "raw": text, "imgid": imgid, "sentid": 100 * imgid + i}
+        for i, text in enumerate(captions)
+    ]
+    entry = {"sentids": [s["sentid"] for s in sentences], "imgid": imgid, "sentences": sentences, "split": split}
+    if cocoid is None:
+        return {**entry, "filename": f"{photo}.jpg"}
+    folder = "train2014" if split == "train" else "val2014"
+    return {**entry, "filepath": folder, "filename": f"COCO_{folder}_{cocoid:012d}.jpg", "cocoid": cocoid}
+
+
+def five(subject: str) -> list[str]:
+    return [f"A {subject} number {i}.\n" for i in range(5)]
+
+
+def karpathy_coco(folder: Path) -> Path:
+    """Two images of train, one of restval (as in the file: the splits are mixed), two of val, two of test."""
+    images = [
+        karpathy_image(0, "test", five("dog"), 391895),
+        karpathy_image(1, "restval", [*five("cat"), "A cat &amp; a mat"], 522418),
+        karpathy_image(2, "val", five("bus"), 184613),
+        karpathy_image(3, "train", ["A red kite", "A red kite", " \n", "a kite", "kites"], 57870),
+        karpathy_image(4, "train", five("horse"), 222016),
+        karpathy_image(5, "test", five("bird"), 60623),
+        karpathy_image(6, "val", five("boat"), 318219),
+    ]
+    return write_json(folder / "dataset_coco.json", {"images": images, "dataset": "coco"})
+
+
+def karpathy_flickr(folder: Path) -> Path:
+    images = [
+        karpathy_image(0, "train", five("girl"), photo=1000092795),
+        karpathy_image(1, "train", five("boy"), photo=10002456),
+        karpathy_image(2, "val", five("man"), photo=1018148011),
+        karpathy_image(3, "test", five("woman"), photo=1007129816),
+    ]
+    return write_json(folder / "dataset_flickr30k.json", {"images": images, "dataset": "flickr30k"})
+
+
+def coco_captions(folder: Path, split: str, numbers: list[int], photos: dict[int, int] | None = None) -> Path:
+    images = [
+        {
+            "license": 5,
+            "file_name": f"COCO_{split}_{n:012d}.jpg" if split.endswith("2014") else f"{n:012d}.jpg",
+            "coco_url": f"http://images.cocodataset.org/{split}/COCO_{split}_{n:012d}.jpg",
+            "height": 480,
+            "width": 640,
+            "date_captured": "2013-11-14 16:28:13",
+            "flickr_url": f"http://farm5.staticflickr.com/4153/{(photos or {}).get(n, 5000 + n)}_cc378fbbc8_z.jpg",
+            "id": n,
+        }
+        for n in numbers
+    ]
+    captions = [{"image_id": n, "id": 10 * n, "caption": f"A thing {n}"} for n in numbers]
+    captions += [{"image_id": numbers[0], "id": 7, "caption": "  "}, {"image_id": 999, "id": 8, "caption": "lost"}]
+    info = {"description": "COCO 2014 Dataset", "url": "http://cocodataset.org", "year": 2014}
+    content = {
+        "info": info,
+        "images": images,
+        "licenses": [{"id": 5, "name": "x", "url": "y"}],
+        "annotations": captions,
+    }
+    return write_json(folder / "annotations" / f"captions_{split}.json", content)
+
+
+# ------------------------------------------------------------------------------------------------ Visual Genome
+
+
+def region(number: int, phrase: str, side: int) -> dict:
+    return {
+        "region_id": number,
+        "width": side,
+        "height": side,
+        "image_id": 0,
+        "phrase": phrase,
+        "y": 1,
+        "x": 2,
+        "synsets": [],
+    }
+
+
+def visual_genome(folder: Path, coco_ids: dict[int, int | None], flickr_ids: dict[int, int] | None = None) -> None:
+    """One element an image, 100 x 100 pixels, whose regions are the phrases of `PHRASES`."""
+    flickr_ids = flickr_ids or {}
+    images = [
+        {
+            "width": 100,
+            "url": f"https://cs.stanford.edu/people/rak248/VG_100K{'_2' if number % 2 else ''}/{number}.jpg",
+            "height": 100,
+            "image_id": number,
+            "coco_id": coco_id,
+            "flickr_id": flickr_ids.get(number),
+        }
+        for number, coco_id in coco_ids.items()
+    ]
+    regions = [
+        {"regions": [region(100 * n + i, text, side) for i, (text, side) in enumerate(PHRASES)], "id": n}
+        for n in coco_ids
+    ]
+    pairs = [
+        {
+            "id": n,
+            "qas": [
+                {
+                    "a_objects": [],
+                    "question": "What color is the clock?",
+                    "image_id": n,
+                    "qa_id": 1000 + n,
+                    "answer": "Green.",
+                    "q_objects": [],
+                },
+                {"a_objects": [], "question": "Who?", "image_id": n, "qa_id": 2000 + n, "answer": ".", "q_objects": []},
+            ],
+        }
+        for n in coco_ids
+    ]
+    write_json(folder / "image_data.json", images)
+    write_json(folder / "region_descriptions.json", regions)
+    write_json(folder / "question_answers.json", pairs)
+
+
+PHRASES = [  # phrase, side of its square region in an image of 100 x 100
+    ("the clock is green in colour", 50),
+    ("The clock is green in colour.", 80),  # the same sentence of a larger region
+    ("a man &amp; a bicycle", 40),
+    ("shade is along the street", 10),
+    ("clock", 90),
+    (" ", 30),
+]
+
+
+# ------------------------------------------------------------------------------------------------ NoCaps, VQA
+
+
+def nocaps(folder: Path, count: int = 4) -> Path:
+    domains = ["in-domain", "near-domain", "out-domain"]
+    images = [
+        {
+            "id": n,
+            "open_images_id": f"{n:016x}",
+            "height": 1024,
+            "width": 732,
+            "coco_url": f"https://s3.amazonaws.com/nocaps/val/{n:016x}.jpg",
+            "file_name": f"{n:016x}.jpg",
+            "license": 0,
+            "date_captured": "2018-11-06 11:04:33",
+            "domain": domains[n % 3],
+        }
+        for n in range(count)
+    ]
+    captions = [
+        {"image_id": n, "id": 10 * n + i, "caption": f"Thing {n} {i}."} for n in range(count) for i in range(10)
+    ]
+    captions[3]["caption"] = "\n"
+    info = {"url": "http://nocaps.org", "version": "0.1", "year": 2018}
+    content = {"licenses": [], "info": info, "images": images, "annotations": captions}
+    return write_json(folder / "nocaps_val_4500_captions.json", content)
+
+
+def vqa_questions(folder: Path, split: str, pairs: list[tuple[int, int, str]]) -> Path:
+    """pairs: (question id, image id, question)"""
+    questions = [{"image_id": image, "question": text, "question_id": number} for number, image, text in pairs]
+    task = {
+        "info": {"description": "This is v2.0 of the VQA dataset.", "version": "2.0", "year": 2017},
+        "task_type": "Open-Ended",
+        "data_type": "mscoco",
+        "license": {"url": "http://creativecommons.org/licenses/by/4.0/", "name": "CC BY 4.0"},
+        "data_subtype": split,
+        "questions": questions,
+    }
+    return write_json(folder / f"v2_OpenEnded_mscoco_{split}_questions.json", task)
+
+
+def vqa_annotations(folder: Path, split: str, answers: dict[tuple[int, int], list[str]]) -> Path:
+    """answers: {(question id, image id): ten answers}"""
+    annotations = [
+        {
+            "question_type": "what is",
+            "multiple_choice_answer": max(given, key=given.count),
+            "answers": [
+                {"answer": answer, "answer_confidence": "yes", "answer_id": i} for i, answer in enumerate(given, 1)
+            ],
+            "image_id": image,
+            "answer_type": "other",
+            "question_id": number,
+        }
+        for (number, image), given in answers.items()
+    ]
+    content = {
+        "info": {},
+        "license": {},
+        "data_subtype": split,
+        "annotations": annotations,
+        "data_type": "mscoco",
+    }
+    return write_json(folder / f"v2_mscoco_{split}_annotations.json", content)
+
+
+# ------------------------------------------------------------------------------------------------ img2dataset
+
+
+def img2dataset_sample(key: str, caption: str, url: str, image: bytes) -> dict[str, bytes]:
+    meta = {
+        "caption": caption,
+        "url": url,
+        "key": key,
+        "status": "success",
+        "error_message": None,
+        "width": 96,
+        "height": 72,
+        "original_width": 500,
+        "original_height": 375,
+        "exif": "{}",
+        "sha256": f"of the original {key}",
+    }
+    return {f"{key}.jpg": image, f"{key}.txt": caption.encode(), f"{key}.json": json.dumps(meta, indent=4).encode()}
+
+
+def img2dataset_shard(folder: Path, shard: int, samples: dict[str, bytes], failed: dict[str, int], tar: bool) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    count = sum(name.endswith(".json") for name in samples)
+    stats = {
+        "count": count + sum(failed.values()),
+        "successes": count,
+        "failed_to_download": sum(failed.values()),
+        "failed_to_resize": 0,
+        "duration": 1.5,
+        "start_time": 0.0,
+        "end_time": 1.5,
+        "status_dict": {"success": count, **failed},
+    }
+    write_json(folder / f"{shard:05d}_stats.json", stats)
+    if not tar:
+        for name, content in samples.items():
+            (folder / f"{shard:05d}").mkdir(exist_ok=True)
+            (folder / f"{shard:05d}" / name).write_bytes(content)
+        return
+    with tarfile.open(folder / f"{shard:05d}.tar", "w") as file:
+        for name, content in samples.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
+
+
+def jpeg(number: int, size: tuple[int, int] = (96, 72), quality: int = 90) -> bytes:
+    content = io.BytesIO()
+    picture(number, size).save(content, "JPEG", quality=quality)
+    return content.getvalue()

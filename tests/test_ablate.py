@@ -1,0 +1,233 @@
+"""tools/ablate.py: which rows it runs, that none is run twice, and that it goes on where it stopped."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+from test_cli import call
+from tiny import TINY
+
+from tools import ablate, make_demo_data
+from utils import UserError
+
+BASE = "configs/demo/Pretrain.yaml"
+ROWS = ["semmim", "table4_none", "table4_pixels", "table5_random", "table6_15", "table6_45"]
+ROWS += ["table7_none", "table7_1", "table7_6", "table7_9"]
+
+
+class FakeLauncher:
+    """Stands in for the scripts: writes metrics.json, or fails where `fails` says so."""
+
+    def __init__(self, fails=()):
+        self.calls, self.fails = [], set(fails)
+
+    def __call__(self, run, stage, slot):
+        self.calls.append((run.row, run.seed, stage.name))
+        if self.calls[-1] in self.fails or (run.row, stage.name) in self.fails:
+            (run.folder / f"{stage.name}.log").write_text("error: no luck\n")
+            return 2
+        output = run.folder / stage.name
+        output.mkdir()
+        (output / "metrics.json").write_text(json.dumps({"test": {"itm_tr_r1": 1.0}}))
+        return 0
+
+    def stop(self):
+        pass
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    launcher = FakeLauncher()
+    monkeypatch.setattr(ablate, "Launcher", lambda device, lock_file: launcher)
+    return launcher
+
+
+def arguments(tmp_path, *more) -> list[str]:
+    return [*map(str, more), "--base", BASE, "--output", str(tmp_path / "out"), "--device", "cpu"]
+
+
+def test_start_layers_scale_with_depth():
+    assert [ablate.scaled_layer(layer, 12) for layer in (1, 6, 9, 12)] == [1, 6, 9, 12]
+    assert [ablate.scaled_layer(layer, 6) for layer in (1, 6, 9, 12)] == [1, 3, 5, 6]
+    assert [ablate.scaled_layer(layer, 24) for layer in (1, 6, 9, 12)] == [2, 12, 18, 24]
+    assert [ablate.scaled_layer(layer, 2) for layer in (1, 6, 9, 12)] == [1, 1, 2, 2]
+
+
+def test_all_tables_run_each_row_once_a_seed_and_the_papers_model_first(tmp_path, fake):
+    ablate.main(arguments(tmp_path, "all", "--seeds", 2))
+    expected = [(row, seed, stage) for seed in (42, 43) for row in ROWS for stage in ("pretrain", "retrieval", "vqa")]
+    assert fake.calls == expected
+
+
+def test_rows_that_scaling_makes_equal_share_their_runs(tmp_path, fake):
+    depth = "model.image_encoder.args={embed_dim: 192, depth: 2, num_heads: 3, patch_size: 16}"
+    ablate.main(arguments(tmp_path, 7, "--seeds", 1, "--override", depth, "mim.inject_from=2"))
+    rows = json.loads((tmp_path / "out/rows.json").read_text())["rows"]
+    assert rows == {
+        "semmim": "semmim",
+        "table7_none": "table7_none",
+        "table7_1": "table7_1",
+        "table7_6": "table7_1",
+        "table7_9": "semmim",
+    }
+    assert {row for row, _, _ in fake.calls} == {"semmim", "table7_none", "table7_1"}
+
+
+def test_a_second_call_and_another_table_run_nothing_twice(tmp_path, fake):
+    ablate.main(arguments(tmp_path, 5, "--seeds", 1, "--stages", "zeroshot"))
+    ablate.main(arguments(tmp_path, 5, 6, "--seeds", 2, "--stages", "zeroshot"))
+    ablate.main(arguments(tmp_path, 5, 6, "--seeds", 2, "--stages", "zeroshot", "vqa"))
+    assert len(fake.calls) == len(set(fake.calls)) == 4 * 2 * 3
+    result = json.loads((tmp_path / "out/table6_45/seed_43/result.json").read_text())
+    assert list(result["stages"]) == ["pretrain", "zeroshot", "vqa"] and result["switches"]["mim.mask_ratio"] == 0.45
+
+
+def test_a_failed_run_is_named_and_tried_again_and_the_others_go_on(tmp_path, fake):
+    fake.fails = {("table5_random", "retrieval")}
+    with pytest.raises(UserError, match="1 runs failed: table5_random seed 42: retrieval ended with 2 .*no luck"):
+        ablate.main(arguments(tmp_path, 5, 6, "--seeds", 1))
+    fake.fails = set()
+    ablate.main(arguments(tmp_path, 5, 6, "--seeds", 1))
+    assert fake.calls.count(("table5_random", 42, "pretrain")) == 1
+    assert fake.calls[-2:] == [("table5_random", 42, "retrieval"), ("table5_random", 42, "vqa")]
+
+
+def test_finished_stages_of_other_settings_are_refused(tmp_path, fake):
+    ablate.main(arguments(tmp_path, 5, "--seeds", 1))
+    ablate.main(arguments(tmp_path, 5, "--seeds", 1, "--override", "data.num_workers=2"))
+    with pytest.raises(UserError, match="pretrain was run with train.epochs 7, now it is 1; use another --output"):
+        ablate.main(arguments(tmp_path, 5, "--seeds", 1, "--override", "train.epochs=1"))
+
+
+def test_the_dvae_row_is_left_out_without_its_weights(tmp_path, fake, capsys):
+    ablate.main(arguments(tmp_path, 4, "--seeds", 1))
+    assert "table4_dvae: left out" in capsys.readouterr().out
+    (tmp_path / "codebook").mkdir()
+    ablate.main(arguments(tmp_path, 4, "--seeds", 1, "--override", f"mim.codebook={tmp_path / 'codebook'}"))
+    assert ("table4_dvae", 42, "pretrain") in fake.calls
+
+
+def test_the_time_left_follows_from_the_stages_seen():
+    counter = ablate.Counter(["pretrain", "vqa"] * 3, slots=2)
+    counter.count("vqa")
+    counter.count("pretrain", 3600.0)
+    assert str(counter) == "[2/6]" and counter.left() == "more than 1:00:00"
+    counter.count("vqa", 60.0)
+    assert counter.left() == "about 1:00:30"
+
+
+def test_cores_are_divided_among_the_runs(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 3, 5, 7}, raising=False)
+    assert [slot.cores for slot in ablate.make_slots(2, "cpu")] == [(0, 2), (3, 5, 7)]
+    monkeypatch.setattr(ablate, "visible_gpus", lambda: ["0", "1", "2", "3"])
+    assert [slot.gpus for slot in ablate.make_slots(2)] == [("0", "1"), ("2", "3")]
+    with pytest.raises(UserError, match="--jobs 6: there are only 5 CPU cores"):
+        ablate.make_slots(6, "cpu")
+
+
+def test_as_many_runs_as_slots_go_side_by_side(tmp_path, monkeypatch, fake):
+    monkeypatch.setattr(ablate, "make_slots", lambda jobs, device: [ablate.Slot((n,)) for n in range(jobs)])
+    together = threading.Barrier(2, timeout=10)
+    original = FakeLauncher.__call__
+
+    def meet(self, run, stage, slot):
+        if stage.name == "pretrain":
+            together.wait()  # breaks unless two runs are here at once
+        return original(self, run, stage, slot)
+
+    monkeypatch.setattr(FakeLauncher, "__call__", meet)
+    ablate.main(arguments(tmp_path, 5, "--seeds", 1, "--jobs", 2))
+    assert len(fake.calls) == 6
+
+
+def test_a_second_program_in_the_same_folder_is_refused(tmp_path):
+    with ablate.lock(tmp_path), pytest.raises(UserError, match="another tools/ablate.py"), ablate.lock(tmp_path):
+        pass
+
+
+def test_a_stage_uses_its_slot_and_goes_on_from_its_checkpoint(tmp_path):
+    parsed = ablate.parse_arguments(arguments(tmp_path, 5, "--seeds", 1))
+    run = ablate.plan(parsed)[0][1]
+    pretrain, retrieval, _ = run.stages
+    slot = ablate.Slot((0,), ("2", "5"))
+    assert run.row == "table5_random" and 'mim.masking="random"' in pretrain.overrides
+    line = ablate.command(run, pretrain, slot, "auto")
+    assert "--nproc_per_node=2" in line and "--checkpoint" not in line and "--resume" not in line
+    checkpoint = str(run.folder / "pretrain/checkpoint_last.pth")
+    assert checkpoint in ablate.command(run, retrieval, slot, "auto")
+    (run.folder / "retrieval").mkdir(parents=True)
+    (run.folder / "retrieval/checkpoint_last.pth").touch()
+    line = ablate.command(run, retrieval, slot, "auto")
+    assert "--resume" in line and checkpoint not in line
+
+
+PROGRAM = """
+import json, os, pathlib, signal, sys, time
+output = pathlib.Path(sys.argv[sys.argv.index("--output_dir") + 1])
+output.mkdir(exist_ok=True)
+cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+print(cores, os.environ["OMP_NUM_THREADS"], "--resume" in sys.argv, flush=True)
+if output.name == "pretrain" and "--resume" not in sys.argv:
+    def stop(*_):
+        (output / "checkpoint_last.pth").touch()
+        sys.exit(130)
+    signal.signal(signal.SIGTERM, stop)
+    (output / "started").touch()
+    time.sleep(60)
+(output / "metrics.json").write_text("{}")
+"""
+
+
+def test_sigterm_reaches_the_running_stages_and_the_next_call_resumes_them(tmp_path, monkeypatch):
+    real = ablate.command
+    monkeypatch.setattr(ablate, "command", lambda *a: [sys.executable, "-c", PROGRAM, *real(*a)[2:]])
+    started = [tmp_path / f"out/{row}/seed_42/pretrain/started" for row in ("semmim", "table5_random")]
+    stop_when(lambda: started[0].exists())
+    with pytest.raises(KeyboardInterrupt):
+        ablate.main(arguments(tmp_path, 5, "--seeds", 1))
+    assert not started[1].exists() and not (tmp_path / "out/semmim/seed_42/result.json").exists()
+    monkeypatch.setattr(ablate, "rows_of", lambda tables: ["semmim"])
+    ablate.main(arguments(tmp_path, 5, "--seeds", 1))
+    cores = ablate.make_slots(1, "cpu")[0].cores
+    lines = (tmp_path / "out/semmim/seed_42/pretrain.log").read_text().splitlines()
+    shown = list(cores) if hasattr(os, "sched_getaffinity") else None
+    assert lines == [f"{shown} {len(cores)} False", f"{shown} {len(cores)} True"]
+    assert len(json.loads((tmp_path / "out/semmim/seed_42/result.json").read_text())["stages"]) == 3
+
+
+def stop_when(ready) -> None:
+    """Send this process SIGTERM once `ready()` is true, from another thread."""
+
+    def watch():
+        deadline = time.monotonic() + 300
+        while not ready() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def test_the_real_scripts_go_on_where_they_stopped_and_end_with_numbers(tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    call(make_demo_data, "--output", data, "--train", 24, "--val", 12, "--test", 12, "--size", 32, "--workers", 1)
+    monkeypatch.setattr(ablate, "rows_of", lambda tables: ["semmim"])
+    line = arguments(tmp_path, 5, "--seeds", 1, "--stages", "zeroshot")
+    line += ["--override", *TINY, f"data.train=[{data / 'pretrain.json'}]", "data.bucket_batches=0"]
+    line += ["train.epochs=10", "train.precision=fp32", "train.log_every=1", "train.pictures=false"]
+    line += ["model.bert.args.vocab_size=273", "--retrieval_override", "image_size=32", "rerank.k=4"]
+    line += [f"data.{split}=[{data / f'retrieval_{split}.json'}]" for split in ("train", "val", "test")]
+    folder = tmp_path / "out/semmim/seed_42"
+    log = folder / "pretrain/log.jsonl"
+    stop_when(lambda: log.is_file() and log.read_text().count("\n") > 2)
+    with pytest.raises(KeyboardInterrupt):
+        ablate.main(line)
+    assert 2 < log.read_text().count("\n") < 40 and not (folder / "result.json").exists()
+    ablate.main(line)
+    assert "resumed at step" in (folder / "pretrain.log").read_text()
+    assert [json.loads(entry)["step"] for entry in log.read_text().splitlines()] == list(range(1, 41))
+    stages = json.loads((folder / "result.json").read_text())["stages"]
+    assert 0 <= stages["zeroshot"]["metrics"]["test"]["itm_tr_r1"] <= 100

@@ -1,0 +1,103 @@
+"""docs/reproduce.md's commands, in their order, on small stand-ins of the official files: every file that the
+configurations name is then there, and check_data.py finds nothing that would stop a run."""
+
+import json
+import shlex
+import shutil
+from itertools import count
+from pathlib import Path
+
+import official_files as official
+import pytest
+
+from engine.config import STAGES, load_config
+from tools import check_data, prepare
+from utils import ROOT
+
+DOCUMENT = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
+CONFIGS = {
+    "Pretrain": "pretrain",
+    "Retrieval_coco": "retrieval",
+    "Retrieval_flickr": "retrieval",
+    "Caption_coco": "caption",
+    "Caption_nocaps": "caption",
+    "VQA": "vqa",
+}
+
+
+def commands(tool):
+    """The document's command lines of a tool, with one line for every turn of a shell loop, as argument lists."""
+    lines = []
+    for line in DOCUMENT.splitlines():
+        loop, body = line.split("; do ", 1) if line.startswith("for config in") else ("", line)
+        for config in loop.removeprefix("for config in ").split() or [""]:
+            if body.startswith(f"python tools/{tool}.py"):
+                lines.append(shlex.split(body.replace("; done", "").replace("$config", config))[2:])
+    return lines
+
+
+@pytest.fixture
+def downloads(tmp_path, monkeypatch):
+    """The stand-ins where the document puts the downloads; its web images are img2dataset's."""
+    folder = tmp_path / "downloads"
+    official.karpathy_coco(folder / "coco")
+    official.coco_captions(folder / "coco", "train2014", [57870, 222016])
+    official.karpathy_flickr(folder / "flickr30k")
+    official.visual_genome(folder / "vg", {1: None, 2: 391895, 3: 57870})
+    official.nocaps(folder / "nocaps")
+    ten = ["red"] * 10
+    for split, image in (("train2014", 57870), ("val2014", 184613)):
+        questions = [(100 * image + i, image, f"What colour is it, {i}?") for i in range(9)]
+        if split == "val2014":
+            questions += [(7, 522418, "Is it red?")]
+        official.vqa_questions(folder / "vqa", split, questions)
+        official.vqa_annotations(folder / "vqa", split, {(number, place): ten for number, place, _ in questions})
+    official.vqa_questions(folder / "vqa", "test2015", [(201, 262144, "What is this?")])
+    official.write_json(folder / "vqa/minival.json", [{"img_id": "COCO_val2014_000000184613", "question_id": 1}])
+    rows = [(f"a thing {i}", f"http://x.org/{i}.jpg") for i in range(3)]
+    (folder / "cc3m").mkdir()
+    (folder / "cc3m/Train_GCC-training.tsv").write_text("".join(f"{text}\t{url}\n" for text, url in rows))
+    captions, urls = zip(*rows, strict=True)
+    official.write_json(folder / "sbu/sbu-captions-all.json", {"image_urls": urls, "captions": captions})
+    for number, name in enumerate(("cc3m", "sbu")):
+        samples = {}
+        for i, (caption, url) in enumerate(rows):
+            samples |= official.img2dataset_sample(f"{i:09d}", caption, url, official.jpeg(500 + 10 * number + i))
+        official.img2dataset_shard(tmp_path / f"data/{name}/images", 0, samples, {}, tar=False)
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def save_images():
+    """An image of its own for every path that the prepared files name."""
+    numbers = count()
+    roots = {"data/pretrain": "data/pretrain", "data/coco/annotations": "data/coco/images"}
+    roots |= {"data/flickr30k/annotations": "data/flickr30k", "data/nocaps": "data/nocaps/images"}
+    for path in sorted(Path("data").rglob("*.json")):
+        root = roots.get(str(path.parent))
+        for entry in json.loads(path.read_text()) if root or str(path.parent) == "data/vqa" else []:
+            if isinstance(entry, dict) and "image" in entry:
+                folder = root or ("data/visual_genome" if entry["dataset"] == "vg" else "data/coco/images")
+                image = (Path(folder) / entry["image"]).resolve()
+                if not image.exists():
+                    official.save(image, next(numbers))
+
+
+def test_the_documents_commands_lead_from_the_downloads_to_sound_data(downloads, capsys):
+    steps = commands("prepare")
+    assert [step[0] for step in steps] == ["flickr30k", "coco", "vg", "cc3m", "sbu", "nocaps", "vqa"]
+    for step in steps:
+        prepare.main([*step, "--workers", "1"])
+    out = capsys.readouterr().out
+    assert "run prepare.py" not in out  # nothing that a later step needs is missing
+    for name, stage in CONFIGS.items():
+        data = load_config(f"configs/{name}.yaml", (), STAGES[stage]).data
+        for key in ("train", "val", "test", "val_scores", "answer_list"):
+            files = data.get(key, [])
+            for file in [files] if isinstance(files, str) else files:
+                assert Path(file).is_file(), (name, file)
+    save_images()
+    for step in commands("check_data"):
+        check_data.main([*step, "--workers", "1"])  # would leave by SystemExit
+    assert capsys.readouterr().out.count("nothing would stop a run") == 6

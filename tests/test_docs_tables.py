@@ -1,0 +1,76 @@
+"""docs/reproduce_tables.md: the scripts accept its commands, its numbers are the paper's, its hours the formula's."""
+
+import re
+import shlex
+
+import pytest
+
+from engine.config import STAGES, load_config
+from tools import ablate, report, report_tables, visualize
+from utils import ROOT
+
+DOCUMENT = (ROOT / "docs/reproduce_tables.md").read_text(encoding="utf-8")
+PAPER = report_tables.read_paper()["tables"]
+STAGE_OF_SCRIPT = {"Pretrain": "pretrain", "Retrieval": "retrieval", "Caption": "caption", "VQA": "vqa"}
+TOOLS = {"ablate": ablate, "report": report, "visualize": visualize}
+
+
+def commands() -> list[list[str]]:
+    """The lines of the document's code blocks, without comments, as words."""
+    blocks = "\n".join(re.findall(r"```\n(.*?)```", DOCUMENT, re.S)).replace("\\\n", " ")
+    return [words for line in blocks.splitlines() if (words := shlex.split(line, comments=True))]
+
+
+def ours(number: str) -> list:
+    return next(row["values"] for row in PAPER[number]["rows"] if row.get("paper"))
+
+
+def test_every_script_gets_a_configuration_that_it_accepts():
+    seen = set()
+    for words in commands():
+        if words[0] == "$run":
+            script, stage = words[1], STAGE_OF_SCRIPT[words[1].removesuffix(".py")]
+            assert (ROOT / script).is_file() and load_config(words[words.index("--config") + 1], (), STAGES[stage])
+            seen.add(words[words.index("--output_dir") + 1])
+    assert len(seen) == 7
+    assert {folder for folder in re.findall(r"\| `(output/\w+)` \|", DOCUMENT)} <= seen
+
+
+def test_every_tool_accepts_its_arguments():
+    lines = [words for words in commands() if words[0] == "python"]
+    lines += [shlex.split(line) for line in re.findall(r"`(python tools/report\.py [^`]*)`", DOCUMENT)]
+    assert {words[1] for words in lines} == {f"tools/{name}.py" for name in TOOLS}
+    for words in lines:
+        values = ["8" if word in ("X", "N") else word for word in words[2:]]
+        TOOLS[words[1].removeprefix("tools/").removesuffix(".py")].parse_arguments(values)
+
+
+def test_the_rows_of_tables_1_to_3_are_the_papers():
+    one, two, three = (report_tables.printed_row(PAPER[number], {"values": ours(number)}) for number in "123")
+    halves = [", ".join(" / ".join(one[start : start + 3]) for start in (at, at + 3)) for at in (0, 6)]
+    for expected in (*halves, ", ".join(two[:4]), ", ".join(two[4:8]), ", ".join(two[8:]), ", ".join(three)):
+        assert f"| {expected} |" in DOCUMENT
+
+
+@pytest.mark.parametrize("number", list("4567"))
+def test_the_rows_of_the_ablations_are_the_papers(number):
+    line = next(line for line in DOCUMENT.splitlines() if line.startswith(f"| {number}, "))
+    found = re.findall(r"[\d.]+ / [\d.]+ / [\d.]+", line)
+    assert found == [" / ".join(report_tables.printed_row(PAPER[number], row)) for row in PAPER[number]["rows"]]
+
+
+def test_the_hours_follow_from_the_formula():
+    seconds_per_gflop = 1e9 / (0.4 * 312e12)
+    samples = {
+        "pre-training, 224 px": report_tables.CAPTIONS * report_tables.EPOCHS,
+        "retrieval MSCOCO, 384 px": 566_747 * 5,
+        "retrieval Flickr30K": 145_000 * 10,
+        "captioning, cross-entropy": 566_747 * 5,
+        "VQA v2 with Visual Genome's questions": 1.36e6 * 8,
+    }
+    for stage, count in samples.items():
+        cells = next(line for line in DOCUMENT.splitlines() if line.startswith(f"| {stage} |")).strip("| ").split(" | ")
+        gflop, hours, on_eight = (float(re.match(r"[\d.]+", cell)[0]) for cell in cells[2:5])
+        expected = count * gflop * seconds_per_gflop / 3600
+        assert hours == pytest.approx(expected, rel=0.03) and on_eight == pytest.approx(expected / 8, abs=0.06)
+    assert f"{report_tables.implied_pairs_per_second(32):.1f} pairs/s per GPU" in DOCUMENT

@@ -1,0 +1,406 @@
+"""tools/prepare.py on small files in the official layouts: Visual Genome, CC3M, SBU; and images that must not leak."""
+
+import json
+import pickle
+import tarfile
+
+import numpy as np
+import official_files as official
+import pytest
+from PIL import Image, ImageEnhance
+
+from dataset.official import coco_number, flickr_photo, soft_scores, tidy
+from dataset.transforms import ImageError
+from tools import prepare
+from tools.preparing.held_out import read_refs
+from tools.preparing.image_hash import KnownImages, fingerprint
+from tools.preparing.img2dataset import predicted_path
+from utils import UserError
+
+
+@pytest.fixture
+def source(tmp_path):
+    folder = tmp_path / "downloads"
+    official.karpathy_coco(folder)
+    official.karpathy_flickr(folder)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path, source, capsys):
+    def run(name, *options):
+        prepare.main([name, "--source", str(source), "--output", str(tmp_path / "data"), "--workers", "1", *options])
+        return capsys.readouterr().out
+
+    return run
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def counts(tmp_path, name):
+    """{what: number} as the record of the last run has it, which is what was printed."""
+    report = read(tmp_path / f"data/prepared/{name}.json")["report"]
+    return {count["what"].strip(): count["files"] for count in report["counts"]}
+
+
+# ------------------------------------------------------------------------------------------------ Visual Genome
+
+
+def test_visual_genomes_filters_are_albefs_and_each_is_counted(run, source, tmp_path):
+    run("coco")
+    run("flickr30k")
+    # 1: not COCO's; 2: COCO's test; 3: COCO's train; 4: Flickr30K's test; 5: RefCOCO+'s testA; 6: COCO's val
+    coco_ids = {1: None, 2: 391895, 3: 57870, 4: None, 5: 222016, 6: 184613}
+    official.visual_genome(source, coco_ids, {4: 1007129816})
+    refs = [{"image_id": 57870, "split": "train", "ref_id": 0}, {"image_id": 222016, "split": "testA", "ref_id": 1}]
+    (source / "refcoco+").mkdir()
+    (source / "refcoco+" / "refs(unc).p").write_bytes(pickle.dumps(refs))
+    out = run("vg", "--min-area", "0.05")
+    pairs = read(tmp_path / "data/pretrain/vg.json")
+    assert pairs == [
+        {"image": f"../visual_genome/VG_100K_2/{number}.jpg", "caption": caption}
+        for number in (1, 3)
+        for caption in ("the clock is green in colour", "a man & a bicycle")
+    ]
+    found = counts(tmp_path, "vg")
+    assert found["images that are also COCO's"] == found["validation and test images left out, by id"] == 4
+    filters = {what.removeprefix("filter: "): number for what, number in found.items() if what.startswith("filter")}
+    assert list(filters.values()) == [24, 2, 2, 2] and found["region descriptions"] == 36
+    assert found["questions"] == 12 and found["questions of images left out"] == 2
+    assert ["filter:", "fewer", "than", "3", "words", "2"] in [line.split() for line in out.splitlines()]
+    assert "VG_100K_2/5.jpg = RefCOCO+ evaluation" in out and "VG_100K/4.jpg = flickr30k test" in out
+    assert "odd: 2 x region without a word, left out; first: region_descriptions.json entry 0 region 5" in out
+    questions = read(tmp_path / "data/vqa/vg_qa.json")
+    assert [entry["question_id"] for entry in questions] == [
+        1001,
+        1002,
+        1003,
+        1004,
+        1005,
+    ]  # VQA validates on COCO's val
+    assert len(official.open_set("pretrain", f"data.train=[{tmp_path}/data/pretrain/vg.json]")) == 4
+
+
+def test_the_smallest_region_follows_from_the_number_of_captions(run, source, tmp_path):
+    run("coco")
+    official.visual_genome(source, {1: None, 3: 57870})
+    out = run("vg", "--captions", "2")
+    assert {pair["caption"] for pair in read(tmp_path / "data/pretrain/vg.json")} == {"the clock is green in colour"}
+    assert "smallest region for 2 captions: 0.6400 of the image" in out  # the larger region of the repeated sentence
+    run("vg")  # 769,000: more than there are, no region is too small
+    assert len(read(tmp_path / "data/pretrain/vg.json")) == 6
+
+
+def test_all_regions_keeps_everything_that_has_a_word(run, source, tmp_path):
+    run("coco")
+    official.visual_genome(source, {1: None, 2: 391895})
+    run("vg", "--all-regions")
+    captions = [pair["caption"] for pair in read(tmp_path / "data/pretrain/vg.json")]
+    assert captions == [tidy(text) for text, _ in official.PHRASES[:5]]
+
+
+def test_visual_genome_needs_cocos_test_images(run, source):
+    official.visual_genome(source, {1: None})
+    with pytest.raises(UserError, match="run prepare.py coco with --output"):
+        run("vg")
+    run("coco")
+    assert "refs(unc).p of RefCOCO+ is not there" in run("vg")
+    with pytest.raises(UserError, match="--min-area 2.0"):
+        run("vg", "--min-area", "2")
+
+
+def test_visual_genomes_odd_entries_are_counted(run, source, tmp_path):
+    run("coco")
+    official.visual_genome(source, {1: None, 3: 57870})
+    content = read(source / "region_descriptions.json")
+    del content[0]["regions"][0]["phrase"], content[1]["regions"]
+    official.write_json(source / "region_descriptions.json", content)
+    images = read(source / "image_data.json")
+    official.write_json(source / "image_data.json", [*images, {"image_id": 9, "url": None, "width": 1, "height": 1}])
+    out = run("vg")
+    assert "region that is not as Visual Genome's, left out; first: region_descriptions.json entry 0 region 0" in out
+    assert "region_descriptions.json entry 1 'regions'" in out and "'url' is NoneType" in out
+
+
+def test_references_are_read_without_running_what_is_in_them(tmp_path):
+    path = tmp_path / "refs(unc).p"
+    path.write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "hacked").encode() + b"'\ntR.")
+    with pytest.raises(UserError, match="holds os.system, which is not plain data"):
+        read_refs(path)
+    assert not (tmp_path / "hacked").exists()
+    path.write_bytes(b"junk")
+    with pytest.raises(UserError, match="not RefCOCO's references"):
+        read_refs(path)
+
+
+# ------------------------------------------------------------------------------------------------ CC3M and SBU
+
+
+CC3M = [
+    ("a very typical bus station", "http://lh6.ggpht.com/a.jpg"),
+    ("the cat &amp; the dog", "https://live.staticflickr.com/65535/777_ab12.jpg"),
+    (" ", "http://x.org/blank.jpg"),
+    ("a very typical bus station", "http://lh6.ggpht.com/a.jpg"),
+    ("woman of the test set", "http://static.flickr.com/1/1007129816_deadbeef.jpg"),
+    ("gone", "http://x.org/gone.jpg"),
+]
+
+
+def cc3m_list(source, header=False):
+    lines = ["caption\turl"] * header + ["\t".join(pair) for pair in CC3M] + ["a line without an address"]
+    (source / "Train_GCC-training.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def cc3m_downloads(folder, tar):
+    samples = {}
+    for i, (caption, url) in enumerate(CC3M[:5]):
+        samples |= official.img2dataset_sample(f"{i:09d}", caption, url, official.jpeg(i))
+    official.img2dataset_shard(folder, 0, samples, {"HTTP Error 404: Not Found": 1}, tar)
+    odd = official.img2dataset_sample("000010000", "not listed", "http://x.org/other.jpg", official.jpeg(50))
+    odd |= {"000010001.json": b"{", "000010002.json": b'{"status": "success", "caption": "no image", "url": "u"}'}
+    official.img2dataset_shard(folder, 1, odd, {}, tar)
+
+
+@pytest.mark.parametrize("tar", [False, True])
+@pytest.mark.parametrize("header", [False, True])
+def test_cc3m_as_img2dataset_left_it(run, source, tmp_path, tar, header):
+    run("flickr30k")
+    cc3m_list(source, header)
+    cc3m_downloads(tmp_path / "data/cc3m/images", tar)
+    out = run("cc3m")
+    assert read(tmp_path / "data/pretrain/cc3m.json") == [
+        {"image": "../cc3m/images/00000/000000000.jpg", "caption": "a very typical bus station"},
+        {"image": "../cc3m/images/00000/000000001.jpg", "caption": "the cat & the dog"},
+        {"image": "../cc3m/images/00001/000010000.jpg", "caption": "not listed"},
+    ]
+    for line in (
+        "1 x HTTP Error 404: Not Found",
+        "odd: 1 x line that is no caption and address, left out; first: row 6",
+        "odd: 1 x caption without a word, left out; first: 00000/000000002.jpg",
+        "odd: 1 x pair that is listed again, left out; first: 00000/000000003.jpg",
+        "00000/000000004.jpg = flickr30k test",
+        "1 downloaded images have an address that the list does not name",
+        "odd: 1 x sample whose .json cannot be read",
+        "odd: 1 x sample whose image is missing or empty",
+        "warning: pairs listed: 6, 3,318,327 fewer than the published 3,318,333",
+    ):
+        assert line in out
+    assert official.open_set("pretrain", f"data.train=[{tmp_path}/data/pretrain/cc3m.json]")[0]["bad"] == []
+    assert "nothing has changed" in run("cc3m")
+
+
+def test_without_images_the_paths_are_those_that_img2dataset_will_give(run, source, tmp_path):
+    cc3m_list(source)
+    out = run("cc3m", "--shard-size", "2")
+    pairs = read(tmp_path / "data/pretrain/cc3m.json")
+    assert [pair["image"] for pair in pairs][:2] == [f"../cc3m/images/00000/00000{i}.jpg" for i in range(2)]
+    assert pairs[-1]["image"] == "../cc3m/images/00002/000021.jpg"
+    assert "without an image: 100.0% of the list" in out
+    with pytest.raises(UserError, match="no entry is left to write"):
+        run("cc3m", "--require-images")
+
+
+def test_predicted_paths_are_img2datasets():
+    assert predicted_path(10_005) == "00001/000010005.jpg"  # the example of its guide
+    assert predicted_path(0) == "00000/000000000.jpg" and predicted_path(3_318_332) == "00331/003318332.jpg"
+
+
+def test_statuses_are_read_from_parquet_where_the_json_is_gone(run, source, tmp_path):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    cc3m_list(source)
+    folder = tmp_path / "data/cc3m/images"
+    cc3m_downloads(folder, tar=False)
+    (folder / "00000_stats.json").unlink()
+    rows = {"status": ["success", "failed_to_download"], "error_message": [None, "timed out"]}
+    parquet.write_table(arrow.table(rows), folder / "00000.parquet")
+    assert "why: 1 x timed out" in run("cc3m")
+    (folder / "00000.parquet").write_bytes(b"PAR1 no table")
+    assert "odd: 1 x parquet file that cannot be read; first: 00000.parquet" in run("cc3m", "--force")
+
+
+def test_a_damaged_shard_is_read_up_to_the_damage_and_hostile_names_stay_inside(run, source, tmp_path):
+    cc3m_list(source)
+    folder = tmp_path / "data/cc3m/images"
+    cc3m_downloads(folder, tar=True)
+    whole = (folder / "00000.tar").read_bytes()
+    (folder / "00000.tar").write_bytes(whole[:9000])
+    with tarfile.open(folder / "00001.tar", "a") as tar:
+        member = tarfile.TarInfo("../../escaped.jpg")
+        tar.addfile(member)
+        link = tarfile.TarInfo("link.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    out = run("cc3m")
+    assert "damaged tar shard, read up to the damage; first: 00000.tar" in out
+    assert not list(tmp_path.glob("data/**/../escaped.jpg")) and not (folder / "00001/link.jpg").exists()
+    assert {p.name for p in folder.iterdir() if p.is_dir()} == {"00000", "00001"}
+
+
+SBU = [
+    ("A wooden chair in the living room", "http://static.flickr.com/2723/4385058960_b0f291553e.jpg"),
+    ("A bottle in the main door of Tiffany &amp;amp; Co.", "http://static.flickr.com/2048/2113_5f.jpg"),
+    ("a photo of the test set", "http://static.flickr.com/1/1007129816_deadbeef.jpg"),
+]
+
+
+@pytest.mark.parametrize("layout", ["json", "lines"])
+def test_sbu_in_both_published_layouts(run, source, tmp_path, layout):
+    run("flickr30k")
+    captions, urls = zip(*SBU, strict=True)
+    if layout == "json":
+        content = {"image_urls": urls, "user_ids": ["1", "2", "3"], "captions": captions}
+        official.write_json(source / "sbu-captions-all.json", content)
+    else:
+        folder = source / "dataset"
+        folder.mkdir()
+        (folder / "SBU_captioned_photo_dataset_urls.txt").write_text("\n".join(urls) + "\n")
+        (folder / "SBU_captioned_photo_dataset_captions.txt").write_text("\r\n".join(captions) + "\n")
+    for number, name in enumerate(("4385058960_b0f291553e.jpg", "1007129816_deadbeef.jpg")):
+        official.save(tmp_path / "data/sbu/images" / name, number)
+    out = run("sbu")
+    expected = [{"image": "../sbu/images/4385058960_b0f291553e.jpg", "caption": SBU[0][0]}]
+    assert read(tmp_path / "data/pretrain/sbu.json") == expected
+    assert "without an image: 33.3% of the list" in out and "1007129816_deadbeef.jpg = flickr30k test" in out
+
+
+def test_sbu_lists_that_do_not_match_are_refused(run, source):
+    official.write_json(source / "sbu-captions-all.json", {"image_urls": ["a"], "captions": ["b", "c"]})
+    with pytest.raises(UserError, match="lacks the equally long lists captions and image_urls"):
+        run("sbu")
+    (source / "sbu-captions-all.json").unlink()
+    (source / "SBU_captioned_photo_dataset_urls.txt").write_text("a\n")
+    with pytest.raises(UserError, match="sbu-captions-all.tar.gz; or SBU_captioned_photo_dataset_urls.txt and"):
+        run("sbu")
+
+
+def test_html_entities_and_odd_characters_are_tidied():
+    assert tidy("Tiffany &amp;amp; Co.\n  &quot;x&quot;\u00a0y") == 'Tiffany & Co. "x" y'
+    assert tidy("a dog \ud83d") == "a dog ?"
+
+
+@pytest.mark.parametrize(
+    ("url", "photo"),
+    [
+        ("http://static.flickr.com/2723/4385058960_b0f291553e.jpg", 4385058960),
+        ("http://farm9.staticflickr.com/8186/8119368305_4e622c8349_z.jpg", 8119368305),
+        ("https://live.staticflickr.com/65535/12_a.jpg", 12),
+        ("http://farm1.static.flickr.com/1/2_3.jpg", 2),
+        ("http://x.org/1/2_3.jpg", None),
+        (None, None),
+    ],
+)
+def test_flickrs_photo_numbers(url, photo):
+    assert flickr_photo(url) == photo
+
+
+def test_coco_numbers_of_both_years():
+    assert coco_number("val2014/COCO_val2014_000000391895.jpg") == coco_number("val2017/000000391895.jpg") == 391895
+    assert coco_number("flickr30k-images/a.jpg") is None
+
+
+def test_soft_scores_are_leave_one_out_means():
+    ten = ["a"] * 4 + ["b"] * 3 + ["c"] * 2 + ["d"]
+    for answer, score in soft_scores(ten).items():
+        nine = [[x for j, x in enumerate(ten) if j != i] for i in range(10)]
+        assert score == pytest.approx(np.mean([min(1, part.count(answer) / 3) for part in nine]))
+
+
+# ------------------------------------------------------------------------------------------------ leaks by content
+
+
+def test_planted_copies_of_test_images_are_found_and_left_out(run, source, tmp_path):
+    coco, genome = tmp_path / "data/coco/images", tmp_path / "data/visual_genome"
+    official.save(coco / "val2014/COCO_val2014_000000391895.jpg", 1, (640, 480), 95)  # test
+    official.save(coco / "val2014/COCO_val2014_000000184613.jpg", 2, (640, 480), 95)  # val
+    official.save(coco / "train2014/COCO_train2014_000000057870.jpg", 3)
+    leaked = official.save(coco / "train2014/COCO_train2014_000000222016.jpg", 1, (640, 480), 95)
+    out = run("coco", "--check-leaks")
+    images = {pair["image"] for pair in read(tmp_path / "data/pretrain/coco.json")}
+    assert not any(image.endswith(leaked.name) for image in images) and len(images) == 2
+    assert counts(tmp_path, "coco")["validation and test images left out, by content"] == 1
+    assert "222016.jpg: a copy of coco test COCO_val2014_000000391895.jpg" in out
+    assert "4 of 6 held-out images" not in out and "2 of 4 held-out images are not on disk" in out
+
+    official.visual_genome(source, {1: None, 3: 57870, 5: None})  # 1 and 5: no COCO id, so that ids find nothing
+    official.save(genome / "VG_100K_2/1.jpg", 2, (500, 375), 70)
+    official.save(genome / "VG_100K_2/3.jpg", 9, (500, 375), 70)
+    (genome / "VG_100K_2/5.jpg").write_bytes(b"no image")
+    assert len(read_after(run, tmp_path, "vg")) == 9  # without --check-leaks
+    out = run("vg", "--check-leaks")
+    assert {p["image"][-5] for p in read(tmp_path / "data/pretrain/vg.json")} == {"3", "5"}
+    assert "VG_100K_2/1.jpg: a look-alike of coco val COCO_val2014_000000184613.jpg" in out
+    assert "1 x image that cannot be compared (missing or unreadable)" in out
+
+
+def read_after(run, tmp_path, name):
+    run(name)
+    return read(tmp_path / f"data/pretrain/{name}.json")
+
+
+def test_downloaded_copies_are_found_by_their_pixels_and_by_the_sum_of_the_original(run, source, tmp_path):
+    original = official.save(tmp_path / "data/flickr30k/flickr30k-images/1007129816.jpg", 5, (500, 375), 95)
+    official.save(tmp_path / "data/flickr30k/flickr30k-images/1018148011.jpg", 6, (500, 375), 95)
+    run("flickr30k")
+    samples = {}
+    for i, number in enumerate((5, 7, 8)):  # the first shows the test image, resized
+        samples |= official.img2dataset_sample(f"{i:09d}", f"thing {i}", f"u{i}", official.jpeg(number, (256, 192), 60))
+    meta = json.loads(samples["000000002.json"])
+    samples["000000002.json"] = json.dumps({**meta, "sha256": fingerprint(original).sha256}).encode()
+    official.img2dataset_shard(tmp_path / "data/cc3m/images", 0, samples, {}, tar=True)
+    cc3m_list(source)
+    run("cc3m", "--check-leaks")
+    assert [pair["caption"] for pair in read(tmp_path / "data/pretrain/cc3m.json")] == ["thing 1"]
+    assert counts(tmp_path, "cc3m")["validation and test images left out, by content"] == 2
+
+
+def test_nothing_to_compare_with_is_said(run, source):
+    cc3m_list(source)
+    out = run("cc3m", "--check-leaks")
+    assert "--check-leaks compared nothing" in out and "coco's test images are not known here" in out
+
+
+# ------------------------------------------------------------------------------------------------ fingerprints
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda image: image.resize((200, 150), Image.Resampling.LANCZOS),
+        lambda image: image.resize((1000, 700), Image.Resampling.BICUBIC),
+        lambda image: ImageEnhance.Brightness(image).enhance(1.05),
+        lambda image: image.convert("L").convert("RGB"),
+    ],
+)
+def test_copies_are_recognised_after_resizing_and_compression(tmp_path, change):
+    known = KnownImages()
+    for number in range(20):
+        known.add(fingerprint(official.save(tmp_path / f"{number}.jpg", number, (640, 480), 95)), str(number))
+    for number in range(20):
+        change(official.picture(number, (640, 480))).save(tmp_path / "copy.jpg", quality=60)
+        assert known.find(fingerprint(tmp_path / "copy.jpg"))[0] == str(number)
+
+
+def test_other_images_are_not_taken_for_copies(tmp_path):
+    known = KnownImages()
+    for number in range(100):
+        known.add(fingerprint(official.save(tmp_path / f"{number}.jpg", number)), str(number))
+    for number in range(100, 300):
+        assert known.find(fingerprint(official.save(tmp_path / "other.jpg", number))) is None
+
+
+def test_even_images_are_compared_by_their_bytes_alone(tmp_path):
+    known = KnownImages()
+    for name, colour, size in (("white.png", "white", 64), ("copy.png", "white", 64), ("other.png", "white", 65)):
+        Image.new("RGB", (size, size), colour).save(tmp_path / name)
+    known.add(fingerprint(tmp_path / "white.png"), "white")
+    assert known.find(fingerprint(tmp_path / "copy.png")) == ("white", "a copy")
+    assert known.find(fingerprint(tmp_path / "other.png")) is None
+
+
+def test_what_is_no_image_has_no_fingerprint(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"GIF89a")
+    for name in ("a.jpg", "gone.jpg"):
+        with pytest.raises(ImageError, match=name):
+            fingerprint(tmp_path / name)

@@ -1,0 +1,123 @@
+"""tools/visualize.py on checkpoints of a very small model: files, numbers, choices, and wrong input."""
+
+import json
+import re
+
+import pytest
+import torch
+from PIL import Image
+from tiny import TOKENIZER, tiny_config, tiny_model
+
+from dataset import scenes
+from tools import visualize, visualize_scenes
+from tools.visualize_scenes import Clustering, Samples
+from utils import UserError, save_checkpoint
+
+
+def write_checkpoint(path, *overrides, stage="pretrain") -> None:
+    model, config = tiny_model(*overrides), tiny_config(*overrides)
+    save_checkpoint(path, {"model": model.state_dict(), "config": config.to_dict(), "stage": stage})
+
+
+def draw(path, *more) -> dict:
+    arguments = ["--checkpoint", path, "--images", 24, "--show", 2, "--device", "cpu", *more]
+    visualize.main(list(map(str, arguments)))
+    return {file.name: file for file in (path.parent / "figures").iterdir()}
+
+
+def test_figures_numbers_and_page_of_the_built_in_scenes(tmp_path, capsys):
+    write_checkpoint(tmp_path / "checkpoint.pth")
+    files = draw(tmp_path / "checkpoint.pth")
+    names = ["attention", "figure2_encoding_head", "figure2_kmeans_of_pixels", "figure3", "masking", "predictions"]
+    assert sorted(files) == sorted([*(f"{name}.png" for name in names), "index.html", "numbers.json"])
+    page = files["index.html"].read_text()
+    assert page.count("data:image/png;base64,") == len(names) and "http" not in re.sub(r"base64,[^\"]*", "", page)
+    assert all(Image.open(files[f"{name}.png"]).width > 500 for name in names)
+    numbers = json.loads(files["numbers.json"].read_text())
+    assert numbers["images"] == 24 and numbers["patches"] == 24 * 16
+    kinds = {"encoding head", "encoding head, shuffled", "k-means of pixels", "k-means of encoder tokens"}
+    assert set(numbers["agreement"]) == kinds
+    values = [value for row in numbers["agreement"].values() for key, value in row.items() if key != "clusters"]
+    assert len(values) == 8 * 4 and all(0 <= value <= 1 for value in values)
+    assert all(sum(shares.values()) == pytest.approx(1) for shares in numbers["masked"].values())
+    pixels, chance = numbers["agreement"]["k-means of pixels"], numbers["agreement"]["encoding head, shuffled"]
+    assert pixels["nmi_background"] > 0.3 > chance["nmi_background"]  # colors are what pixels are about
+    assert "masked by the text" in capsys.readouterr().out
+
+
+def test_images_of_ones_own_with_the_dvae_beside_ours(tmp_path):
+    from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
+
+    config = FlavaImageCodebookConfig(hidden_size=8, vocab_size=32, num_blocks_per_group=1)
+    FlavaImageCodebook(config).save_pretrained(tmp_path / "codebook")
+    entries = []
+    for number in range(6):
+        scene = scenes.make_scene(1, number)
+        scenes.render(scene, 40).save(tmp_path / f"{number}.png")
+        entries.append({"image": f"{number}.png", "caption": scenes.captions(scene)})
+    (tmp_path / "data.json").write_text(json.dumps([*entries, {"image": "absent.png", "caption": "nothing"}]))
+    write_checkpoint(tmp_path / "checkpoint.pth")
+    files = draw(tmp_path / "checkpoint.pth", "--data", tmp_path / "data.json", "--codebook", tmp_path / "codebook")
+    assert "figure2_dvae.png" in files and "numbers.json" not in files
+
+
+@pytest.mark.parametrize("target", ["pixels", "none"])
+def test_models_without_an_encoding_head(tmp_path, target):
+    write_checkpoint(tmp_path / "checkpoint.pth", f"mim.target={target}")
+    files = draw(tmp_path / "checkpoint.pth")
+    assert ("predictions.png" in files) == (target == "pixels") and "figure2_encoding_head.png" not in files
+
+
+def test_wrong_input_is_one_line(tmp_path):
+    write_checkpoint(tmp_path / "checkpoint.pth")
+    with pytest.raises(UserError, match="--patterns 99: no patch .* in use: "):
+        draw(tmp_path / "checkpoint.pth", "--patterns", 99)
+    with pytest.raises(UserError, match="--images 0: must be 1 or more"):
+        draw(tmp_path / "checkpoint.pth", "--images", 0)
+    write_checkpoint(tmp_path / "vqa.pth", stage="vqa")
+    with pytest.raises(UserError, match="a checkpoint of vqa; the figures need one of Pretrain.py"):
+        draw(tmp_path / "vqa.pth")
+
+
+def test_examples_are_the_clearest_and_at_most_two_of_an_image():
+    assignment = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 1]])
+    score = torch.tensor([[0.5, 0.9, 0.7, 1.0], [0.1, 1.0, 1.0, 0.8]])
+    assert visualize.examples(Clustering(assignment, score), 1, 4) == [(0, 1), (1, 3), (0, 2), (1, 0)]
+
+
+def test_labels_of_patches_follow_the_scene():
+    scene = scenes.make_scene(0, 3)
+    caption = scenes.captions(scene)[0]
+    known = visualize_scenes.patch_labels(Samples([scenes.render(scene, 64)], [caption], [scene]), 8)
+    places = scenes.patch_objects(scene, 64, 8)
+    named = scenes.named_objects(scene, caption)
+    for patch, place in enumerate(places):
+        assert bool(known.labels["object"][0][patch]) == (place >= 0) == bool(known.labels["class"][1][patch])
+        assert int(known.named[patch]) == (0 if place < 0 else 1 if named[place] else 2)
+        if place >= 0:
+            shape, color = (known.names[kind][int(known.labels[kind][0][patch])] for kind in ("class", "color"))
+            assert f"{color} {shape}" == scene.objects[place].label
+        else:
+            assert known.names["background"][int(known.labels["background"][0][patch])] == scene.background
+
+
+def test_a_perfect_clustering_is_described_as_such():
+    chosen = [scenes.make_scene(2, index) for index in range(12)]
+    samples = Samples([scenes.render(s, 64) for s in chosen], [scenes.captions(s)[0] for s in chosen], chosen)
+    known = visualize_scenes.patch_labels(samples, 8)
+    color, inside = known.labels["color"]
+    flat = torch.where(inside, color, 100 + known.labels["background"][0])
+    for cluster, (text, quality, label) in visualize_scenes.describe(flat, known).items():
+        kind = "background" if cluster >= 100 else "color"
+        assert quality == 1 and f"100% {known.names[kind][cluster % 100]}" in text and f"100% {label}" in text
+
+
+def test_words_are_found_at_their_tokens():
+    caption = "a turquoise ring above a ring"
+    spans = visualize.word_spans(TOKENIZER, caption, 20)
+    ids = TOKENIZER.encode([caption], 20)[0][0]
+    assert {word: TOKENIZER.decode(ids[start:end]) for word, (start, end) in spans.items()} == {
+        word: word for word in caption.split()
+    }
+    assert spans["ring"][0] < spans["above"][0] and "above" not in visualize.word_spans(TOKENIZER, caption, 4)
+    assert visualize.content_words("there is a red ring in the middle") == ["ring", "red", "middle"]

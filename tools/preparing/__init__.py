@@ -1,0 +1,1 @@
+"""What tools/prepare.py is made of: one module a data set, and what they share."""

@@ -1,0 +1,189 @@
+"""Files of the prepare tools: finding the official ones, reading large JSON lists entry by entry, writing lists."""
+
+import contextlib
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from evaluation.sharded import ProgressLine
+from utils import UserError, replacing
+
+SPACE = re.compile(r"[ \t\n\r]*")
+CHUNK = 1 << 20  # characters read at a time
+
+
+def find_official(source: Path, names: dict[str, str], optional: dict[str, str] | None = None) -> dict[str, Path]:
+    """{name: path} of official files in `source` or a folder directly in it.
+
+    names, optional: {official name: where it is published}. Missing names are one UserError that lists them all;
+    missing optional ones are left out.
+    """
+    if not source.is_dir():
+        raise UserError(f"--source {source}: no such folder; it holds the official files under their official names")
+    found = {name: path for name in {**names, **(optional or {})} if (path := _locate(source, name))}
+    missing = [name for name in names if name not in found]
+    if missing:
+        listed = ", ".join(f"{name} ({names[name]}{_packed_hint(source, name)})" for name in missing)
+        raise UserError(f"--source {source} lacks {listed}")
+    return found
+
+
+def _locate(source: Path, name: str) -> Path | None:
+    places = [source / name, *sorted(source.glob(f"*/{name}"))]
+    return next((place for place in places if place.is_file()), None)
+
+
+def _packed_hint(source: Path, name: str) -> str:
+    packed = [f"{name}.zip", f"{name}.gz", f"{name}.tar.gz"]
+    there = next((other for other in packed if _locate(source, other)), None)
+    return f"; {there} is there: unpack it" if there else ""
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def stream_entries(path: Path, key: str | None = None, label: str = "") -> Iterator:
+    """The elements of a JSON list one at a time: of the file's top-level list, or of the list under `key` of its
+    top-level object. Memory holds one element, so that files of gigabytes can be read. UserError where the file is
+    no such JSON (a truncated download, say).
+    """
+    with _JsonStream(path, label or path.name) as stream:
+        if stream.peek() == "{" and key is not None:
+            stream.enter_key(key)
+        elif stream.peek() == "{":
+            raise UserError(f"{path}: holds an object, not a list; is it the official file?")
+        yield from stream.elements()
+
+
+class _JsonStream:
+    """A JSON text that is decoded value by value."""
+
+    def __init__(self, path: Path, label: str):
+        self.path = path
+        self.text, self.at, self.number = "", 0, 0
+        self.decoder = json.JSONDecoder()
+        self.progress = progress(f"reading {label}", "MB", max(path.stat().st_size // 1_000_000, 1))
+        self.read_bytes = 0
+
+    def __enter__(self):
+        self.file = open(self.path, encoding="utf-8-sig")
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.file.close()
+
+    def more(self) -> bool:
+        """Read on, at least as much as is waiting to be decoded: a long value is tried a few times only."""
+        try:
+            piece = self.file.read(max(CHUNK, len(self.text) - self.at))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{self.path}: cannot be read ({error})") from None
+        self.text, self.at = self.text[self.at :] + piece, 0
+        megabytes = self.file.buffer.tell() // 1_000_000
+        self.progress.advance(megabytes - self.read_bytes)
+        self.read_bytes = megabytes
+        return bool(piece)
+
+    def peek(self) -> str:
+        """The next character that is no white space; "" at the end."""
+        while True:
+            self.at = SPACE.match(self.text, self.at).end()
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self.more():
+                return ""
+
+    def take(self, mark: str) -> None:
+        if self.peek() != mark:
+            raise self.broken(f"{mark!r} is missing")
+        self.at += 1
+
+    def value(self):
+        self.peek()
+        while True:
+            try:
+                value, end = self.decoder.raw_decode(self.text, self.at)
+            except json.JSONDecodeError as error:
+                cut = error.msg.startswith("Unterminated string") or error.pos > len(self.text) - 100
+                if cut and self.more():
+                    continue
+                raise self.broken(error.msg) from None
+            except (ValueError, RecursionError) as error:
+                raise self.broken(str(error)) from None
+            if end == len(self.text) and self.more():  # a number may go on
+                continue
+            self.at = end
+            return value
+
+    def enter_key(self, key: str) -> None:
+        """Go to the value of a key of the top-level object."""
+        self.take("{")
+        while self.peek() == '"':
+            name = self.value()
+            self.take(":")
+            if name == key:
+                return
+            self.value()
+            if self.peek() == ",":
+                self.take(",")
+        raise UserError(f"{self.path}: has no {key!r}; is it the official file?")
+
+    def elements(self) -> Iterator:
+        self.take("[")
+        while (mark := self.peek()) != "]":
+            if mark == "":
+                raise self.broken("the file ends")
+            if self.number:
+                self.take(",")
+            yield self.value()
+            self.number += 1
+
+    def broken(self, reason: str) -> UserError:
+        return UserError(f"{self.path}: entry {self.number}: not valid JSON ({reason}); an incomplete download?")
+
+
+def read_json(path: Path):
+    """The content of a small JSON file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a readable JSON file ({' '.join(str(error).split())[:150]})") from None
+
+
+def progress(label: str, unit: str, total: int) -> ProgressLine:
+    """A line on stderr every ten seconds with how much is done and the time left."""
+    return ProgressLine(label, unit, total, log=lambda line: print(line, file=sys.stderr, flush=True))
+
+
+# ------------------------------------------------------------------------------------------------ writing
+
+
+class ListWriter:
+    """Writes a JSON list, an entry a line; `count` entries so far."""
+
+    def __init__(self, file):
+        self.file, self.count = file, 0
+        file.write("[")
+
+    def __call__(self, entry) -> None:
+        self.file.write((",\n" if self.count else "\n") + json.dumps(entry))
+        self.count += 1
+
+
+@contextlib.contextmanager
+def writing_list(path: Path) -> Iterator[Callable]:
+    """A function that appends an entry to the JSON list `path`, which is in place only when the block has ended."""
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{path.parent}: cannot be made ({error.strerror or error})") from None
+        temporary = stack.enter_context(replacing(path))
+        with open(temporary, "w", encoding="utf-8") as file:
+            writer = ListWriter(file)
+            yield writer
+            file.write("\n]\n")
+        if not writer.count:
+            raise UserError(f"{path}: no entry is left to write; see the counts above")

@@ -1,0 +1,129 @@
+"""What img2dataset made of a list of addresses (github.com/rom1504/img2dataset): folders or tar shards of
+key.jpg + key.json, beside each a SHARD_stats.json and a SHARD.parquet with the status of every address.
+"""
+
+import json
+import os
+import re
+import shutil
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from tools.preparing.files import progress, read_json
+from tools.preparing.report import Report
+from utils import UserError
+
+SHARD = re.compile(r"\d{5,}")
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+KEPT_ENDINGS = (*IMAGE_ENDINGS, ".json", ".txt")
+SHARD_SIZE = 10_000  # img2dataset's default
+
+
+def predicted_path(row: int, shard_size: int = SHARD_SIZE) -> str:
+    """Where img2dataset puts the image of a list's row: 00001/000010005.jpg for row 10,005."""
+    digits = len(str(shard_size - 1))
+    shard, index = divmod(row, shard_size)
+    return f"{shard:05d}/{shard * 10**digits + index:0{5 + digits}d}.jpg"
+
+
+def shard_names(folder: Path) -> list[str]:
+    """Names of the shards in a folder, whether unpacked or tar files."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    found = {Path(name).stem for name in names if name.endswith(".tar") or (folder / name).is_dir()}
+    return sorted(name for name in found if SHARD.fullmatch(name))
+
+
+def unpack_shards(folder: Path, report: Report) -> None:
+    """SHARD.tar -> SHARD/, each whole or not at all; what is unpacked already is left alone."""
+    packed = [name for name in shard_names(folder) if not (folder / name).is_dir()]
+    line = progress("unpacking tar shards", "shards", len(packed))
+    for name in packed:
+        partial = folder / f"{name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            partial.mkdir()
+            _unpack(folder / f"{name}.tar", partial, report)
+            partial.replace(folder / name)
+        except OSError as error:
+            raise UserError(f"{folder / name}.tar: cannot be unpacked ({error.strerror or error})") from None
+        line.advance(1)
+
+
+def _unpack(path: Path, folder: Path, report: Report) -> None:
+    try:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                name = os.path.basename(member.name)  # never a path that leads out of the folder
+                if member.isfile() and name.endswith(KEPT_ENDINGS):
+                    with open(folder / name, "wb") as file:
+                        shutil.copyfileobj(tar.extractfile(member), file)
+    except (tarfile.TarError, EOFError) as error:
+        report.odd("damaged tar shard, read up to the damage", f"{path.name} ({error})")
+
+
+def samples(folder: Path, report: Report) -> Iterator[dict]:
+    """{"image": path in `folder`, "caption", "url", "sha256"} of every image of the unpacked shards; sha256 is that of
+    the file at its address, from before it was resized."""
+    shards = shard_names(folder)
+    line = progress("reading shards", "shards", len(shards))
+    for shard in shards:
+        names = set(os.listdir(folder / shard))
+        for name in sorted(name for name in names if name.endswith(".json")):
+            sample = _sample(folder, shard, name, names, report)
+            if sample is not None:
+                yield sample
+        line.advance(1)
+
+
+def _sample(folder: Path, shard: str, name: str, names: set[str], report: Report) -> dict | None:
+    where, stem = f"{shard}/{name}", name.removesuffix(".json")
+    try:
+        content = json.loads((folder / shard / name).read_text(encoding="utf-8"))
+        caption, url = content.get("caption"), content.get("url") or ""
+    except (OSError, ValueError, AttributeError):
+        report.odd("sample whose .json cannot be read, left out", where)
+        return None
+    if content.get("status", "success") != "success":
+        return None
+    image = next((stem + ending for ending in IMAGE_ENDINGS if stem + ending in names), None)
+    if image is None or not os.path.getsize(folder / shard / image):
+        report.odd("sample whose image is missing or empty, left out", where)
+        return None
+    if caption is None and f"{stem}.txt" in names:
+        caption = (folder / shard / f"{stem}.txt").read_text(encoding="utf-8", errors="replace")
+    return {
+        "image": f"{shard}/{image}",
+        "caption": caption or "",
+        "url": str(url),
+        "sha256": content.get("sha256"),
+    }
+
+
+def failures(folder: Path, report: Report) -> Counter:
+    """{reason: addresses} of what could not be downloaded, from SHARD_stats.json, else from SHARD.parquet."""
+    reasons: Counter = Counter()
+    for shard in shard_names(folder):
+        stats, table = folder / f"{shard}_stats.json", folder / f"{shard}.parquet"
+        if stats.is_file():
+            reasons.update(read_json(stats).get("status_dict", {}))
+        elif table.is_file():
+            reasons.update(_parquet_reasons(table, report))
+    reasons.pop("success", None)
+    return reasons
+
+
+def _parquet_reasons(path: Path, report: Report) -> Counter:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError:
+        report.odd("shard whose statuses need the package pyarrow, not counted", path.name)
+        return Counter()
+    try:
+        columns = parquet.read_table(path, columns=["status", "error_message"]).to_pydict()
+    except (OSError, ValueError, KeyError) as error:
+        report.odd("parquet file that cannot be read", f"{path.name} ({error})")
+        return Counter()
+    pairs = zip(columns["status"], columns["error_message"], strict=True)
+    return Counter("success" if status == "success" else message or status for status, message in pairs)
