@@ -33,7 +33,7 @@ from models.caption import (
 )
 from models.semmim import build_backbone
 from tools import make_demo_data
-from utils import IGNORE, Stopped, UserError, load_checkpoint, run_main
+from utils import IGNORE, ROOT, Stopped, UserError, load_checkpoint, run_main
 
 
 def tiny_captioner(seed=0):
@@ -439,7 +439,7 @@ def test_two_processes_train_and_caption_every_picture_once(data, tmp_path):
         capture_output=True,
         text=True,
         env=environment,
-        cwd=Caption.utils.ROOT,
+        cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     for name, split, count in (("caption_result", "test", 7), ("caption_result_val", "val", 9)):
