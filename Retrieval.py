@@ -34,7 +34,7 @@ OPTIONAL = ("data.image_root",)
 CHOICES = {
     "data.per": ("caption", "image"),
     "itc.negatives": ("queue", "batch"),
-    "rerank.score": ("itm", "itm+itc"),
+    "rerank.score": ranking.SCORES,
 }
 POSITIVE = (
     *("rerank.k", "rerank.batch_size", "eval.batch_size", "eval.text_batch_size", "text.max_tokens"),

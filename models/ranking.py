@@ -29,6 +29,7 @@ from torch.nn.utils.rnn import pad_sequence
 import utils
 
 MISS = torch.iinfo(torch.int64).max  # the rank of a query that no candidate answers
+SCORES = ("itm", "itm+itc", "itm+itc/t")  # what `rerank` sorts by
 
 
 @dataclass
@@ -75,6 +76,7 @@ def two_stage(
     *,
     k: int = 256,
     score: str = "itm",
+    temperature: float | None = None,
     batch_size: int = 1024,
     precision: str = "fp32",
     log: Callable | None = None,
@@ -86,7 +88,7 @@ def two_stage(
         images, texts: from extract_features (N images, T texts).
         image_of_text: [T] index of each text's image.
         k: candidates re-ranked for a query (at most all).
-        score, batch_size: see `rerank`.
+        score, temperature, batch_size: see `rerank`.
         log: called with a line of progress now and then.
 
     Returns:
@@ -98,7 +100,16 @@ def two_stage(
     tr = topk_candidates(images.feats, texts.feats, image_ids, image_of_text, k)
     ir = topk_candidates(texts.feats, images.feats, image_of_text, image_ids, k)
     tr_scores, ir_scores = rerank(
-        backbone, images, texts, tr, ir, batch_size=batch_size, score=score, precision=precision, log=log
+        backbone,
+        images,
+        texts,
+        tr,
+        ir,
+        batch_size=batch_size,
+        score=score,
+        temperature=temperature,
+        precision=precision,
+        log=log,
     )
     rankings = {"tr": sort_candidates(tr.ids, tr_scores), "ir": sort_candidates(ir.ids, ir_scores)}
     tr_hits = image_of_text[rankings["tr"][0]] == image_ids[:, None]  # [N, k]
@@ -219,10 +230,17 @@ def rerank(
     *,
     batch_size: int = 1024,
     score: str = "itm",
+    temperature: float | None = None,
     precision: str = "fp32",
     log: Callable | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Second stage of both directions: the fusion encoder's matching logit for every candidate.
+    """Second stage of both directions: the fusion encoder's matching score for every candidate.
+
+    Why "itm+itc/t": matching learns to tell pairs from negatives that are drawn with the weights
+    q = softmax(cosine/t), so the log-odds that it can reach at best are log p(text|image) - log q(text|image) and a
+    number that is the same for all candidates of a query. They say what the contrast does *not* know, and order the
+    candidates well only together with it: log-odds + cosine/t is log p. With nothing learned they are constant, and
+    the order is the first stage's.
 
     Args:
         backbone: models.semmim.SemMIM in eval mode.
@@ -230,7 +248,9 @@ def rerank(
         tr, ir: Candidates of text retrieval ([N, k] text ids) and image retrieval ([T, k'] image ids).
         batch_size: (image, text) pairs of one fusion forward, at most (but at least one for each of the few
             images that are visited together).
-        score: "itm", the matching logit alone (ALBEF), or "itm+itc", plus the cosine similarity (BLIP).
+        score: "itm", the matching logit alone (ALBEF); "itm+itc", plus the cosine similarity (BLIP); "itm+itc/t",
+            the match's log-odds plus the cosine over the temperature of the negatives.
+        temperature: that temperature; None: the contrast's own, with which ALBEF draws negatives.
 
     Returns:
         (tr_scores [N, k], ir_scores [T, k']) float32 on the CPU, in the order of the candidates, equal on all
@@ -238,8 +258,9 @@ def rerank(
     Raises:
         utils.UserError: unknown `score`; scores that are not finite.
     """
-    if score not in ("itm", "itm+itc"):
-        raise utils.UserError(f"rerank.score is {score!r}: it must be itm or itm+itc")
+    if score not in SCORES:
+        raise utils.UserError(f"rerank.score is {score!r}: it must be one of {', '.join(SCORES)}")
+    odds = score == "itm+itc/t"
     device = texts.tokens.device
     tr_scores, ir_scores = torch.zeros(tr.ids.shape), torch.zeros(ir.ids.shape)
     slots = ir.ids.flatten().argsort(stable=True)  # places in the [T, k'] table, grouped by the image they name
@@ -251,7 +272,7 @@ def rerank(
         places = [slots[slot_ends[i] - asked[i] : slot_ends[i]] for i in indices]  # n x [asked]
         plans = [_plan(tr.ids[i], place // ir.ids.shape[1], texts) for i, place in zip(indices, places, strict=True)]
         with utils.autocast(device, precision):
-            pair_scores = _score_pairs(backbone, image_embeds.to(device), plans, texts, batch_size, progress)
+            pair_scores = _score_pairs(backbone, image_embeds.to(device), plans, texts, batch_size, odds, progress)
         for i, place, (_, back), values in zip(indices, places, plans, pair_scores, strict=True):
             values = values[back]  # a pair that both directions want was scored once
             tr_scores[i], ir_scores.view(-1)[place] = values[: tr.ids.shape[1]], values[tr.ids.shape[1] :]
@@ -261,9 +282,12 @@ def rerank(
         raise utils.UserError(
             "re-ranking scores are NaN or infinite: the checkpoint is broken, or try --override train.precision=fp32"
         )
-    if score == "itm+itc":
-        tr_scores, ir_scores = tr_scores + tr.scores, ir_scores + ir.scores
-    return tr_scores, ir_scores
+    if score == "itm":
+        return tr_scores, ir_scores
+    if odds and temperature is None:
+        temperature = backbone.temperature().item()
+    scale = temperature if odds else 1.0
+    return tr_scores + tr.scores / scale, ir_scores + ir.scores / scale
 
 
 def sort_candidates(ids: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -419,8 +443,8 @@ def _plan(wanted_by_image, wanting_image, texts):
     return text_ids[order], place[back]
 
 
-def _score_pairs(backbone, image_embeds, plans, texts, batch_size, progress):
-    """ITM logits of n images [n, S, D] with the texts of their n plans -> n x [g] scores on the CPU.
+def _score_pairs(backbone, image_embeds, plans, texts, batch_size, odds, progress):
+    """ITM logits (or log-odds) of n images [n, S, D] with the texts of their n plans -> n x [g] scores on the CPU.
 
     Images with like numbers of texts are taken together, so that a batch is a full [images, texts] rectangle.
     """
@@ -430,7 +454,7 @@ def _score_pairs(backbone, image_embeds, plans, texts, batch_size, progress):
     while start < len(order):
         together = max(_IMAGES_TOGETHER, batch_size // len(text_ids[order[start]]))
         group = order[start : start + together]
-        table = _score_rectangle(backbone, image_embeds[group], [text_ids[i] for i in group], texts, batch_size)
+        table = _score_rectangle(backbone, image_embeds[group], [text_ids[i] for i in group], texts, batch_size, odds)
         for row, i in zip(table.cpu(), group, strict=True):
             scores[i] = row[: len(text_ids[i])]
             progress.advance(len(plans[i][1]))
@@ -438,7 +462,7 @@ def _score_pairs(backbone, image_embeds, plans, texts, batch_size, progress):
     return scores
 
 
-def _score_rectangle(backbone, image_embeds, text_ids, texts, batch_size):
+def _score_rectangle(backbone, image_embeds, text_ids, texts, batch_size, odds):
     """image_embeds [B, S, D], B lists of texts, longest list first -> scores [B, G], G the longest's."""
     memory = backbone.fusion_encoder.project_memory(image_embeds)  # keys and values once an image and layer
     counts = [len(ids) for ids in text_ids]
@@ -454,6 +478,7 @@ def _score_rectangle(backbone, image_embeds, text_ids, texts, batch_size):
         text_embeds, mask = texts.padded(part.reshape(-1))  # row r of the batch belongs to image r // w
         some = [(keys[:rows], values[:rows]) for keys, values in memory]
         fused = backbone.fuse(text_embeds, mask, some, keep=1)  # matching reads [CLS] alone
-        logits = backbone.itm_logits(fused)[:, 1].float()
-        scores[:rows, start : start + width] = logits.view(part.shape)
+        logits = backbone.itm_logits(fused).float()  # [rows * w, 2]
+        values = logits[:, 1] - logits[:, 0] if odds else logits[:, 1]
+        scores[:rows, start : start + width] = values.view(part.shape)
     return scores
