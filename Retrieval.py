@@ -80,7 +80,10 @@ def check_config(cfg) -> None:
 
 
 def train(model: RetrievalModel, ranker: "Ranker", cfg, device, run, resume_from: dict | None) -> None:
-    """Fine-tune; the model ends with the weights of the epoch with the best validation recall (mean of six columns)."""
+    """Fine-tune; the model ends with the weights of the epoch with the best validation recall (mean of six columns).
+
+    Each epoch counts with the better of its two orders, whose name checkpoint_best.pth holds as best.order.
+    """
     dataset = create_dataset("retrieval_train", cfg)
     val = ranker.dataset("val")
     loader = create_train_loader(dataset, cfg, PretrainCollate(ranker.tokenizer, cfg.text.max_tokens), device)
@@ -95,7 +98,8 @@ def train(model: RetrievalModel, ranker: "Ranker", cfg, device, run, resume_from
 
     def on_epoch_end(wrapped, progress: utils.Progress) -> None:
         numbers, _ = ranker.evaluate(model.backbone, val, "val", progress.step)
-        best.offer(model, numbers["itm_r_mean"], progress)
+        order, value = better_order(numbers, cfg.rerank.score)
+        best.offer(model, value, progress, order=order)
 
     utils.fit(
         utils.wrap_ddp(model, device),
@@ -176,6 +180,8 @@ class Ranker:
         backbone.train(training)
         self.run.log(step, numbers, split)
         self.run.info(metrics.retrieval_table(split, numbers))
+        if split == "val" and (warning := not_worth_it(numbers, cfg.rerank.score)):
+            self.run.info(warning)
         if folds:
             self.run.info(metrics.retrieval_table(f"{folds} folds", found["folds"]))
         return numbers, found
@@ -207,6 +213,25 @@ class Ranker:
             ranks, _ = self.rank(backbone, *part)
             every.append(stage_columns(ranks, part[2]))
         return {key: sum(columns[key] for columns in every) / folds for key in every[0]}
+
+
+def better_order(numbers: dict, score: str) -> tuple[str, float]:
+    """(`itc` or the name of the re-ranking score, its mean recall): which of the two is better; re-ranked if equal."""
+    by = {score: numbers["itm_r_mean"], "itc": numbers["itc_r_mean"]}
+    order = max(by, key=by.get)
+    return order, by[order]
+
+
+def not_worth_it(numbers: dict, score: str) -> str | None:
+    """A line of warning where re-ranking lowers the mean recall, with the remedy."""
+    order, value = better_order(numbers, score)
+    if order != "itc":
+        return None
+    other = "" if score == "itm+itc/t" else ", or try rerank.score=itm+itc/t"
+    return (
+        f"warning: re-ranking by {score} is not worth its cost here, it lowers the mean recall on val from "
+        f"{value:.2f} to {numbers['itm_r_mean']:.2f}: take the order by ITC (itc_*){other}"
+    )
 
 
 def stage_columns(ranks: dict, image_of_text: torch.Tensor) -> dict[str, float]:

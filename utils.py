@@ -511,10 +511,13 @@ class BestCheckpoint:
         self.path = run.dir / "checkpoint_best.pth"
         self.best = dict((resume_from or {}).get("best", {}))
 
-    def offer(self, model: torch.nn.Module, value: float, progress: Progress) -> None:
-        """Keep the model if its score is the best so far (the first of equals); called in all processes."""
+    def offer(self, model: torch.nn.Module, value: float, progress: Progress, **more) -> None:
+        """Keep the model if its score is the best so far (the first of equals); called in all processes.
+
+        more: what else the file's entry `best` says of that epoch.
+        """
         if value > self.best.get(self.score, -math.inf):
-            self.best = {self.score: value, "epoch": progress.epoch + 1}
+            self.best = {self.score: value, "epoch": progress.epoch + 1, **more}
             if is_main():
                 state = {"model": unwrap(model).state_dict(), "progress": {"step": progress.step}, **self.state()}
                 save_checkpoint(self.path, state)
