@@ -17,6 +17,7 @@ from dataset import create_dataset, create_train_loader
 from dataset.pretrain import PretrainCollate
 from dataset.text import Tokenizer
 from dataset.transforms import CLIP_MEAN, CLIP_STD
+from models.alignment import MatchingWatch
 from models.pretrain import PretrainModel, build_pretrain_model, start_from
 from optim import create_optimization
 from utils import (
@@ -79,7 +80,7 @@ def main() -> None:
     def loss_fn(wrapped, batch: dict, progress: Progress):
         # The soft targets of ITC come in over the first epoch, while the twins are still worth little (ALBEF).
         ramp = min(1.0, progress.step / max(1, progress.steps_per_epoch))
-        return wrapped(batch, cfg.itc.alpha * ramp)
+        return wrapped(batch, cfg.itc.alpha * ramp, done=progress.step / progress.total_steps)
 
     def on_epoch_end(wrapped, progress: Progress) -> None:
         if cfg.train.pictures and is_main() and cfg.mim.target != "none":
@@ -87,9 +88,12 @@ def main() -> None:
             run.image(progress.step, "masking", picture)
 
     latest: dict[str, float] = {}
+    watch = MatchingWatch(cfg.train)
 
     def log_fn(progress: Progress, means: dict) -> dict:
         latest.update(means)
+        if line := watch.line(progress, means):
+            run.info(line)
         return {"data/unusable": float(all_reduce_sum(torch.tensor(loader.bad)))}
 
     fit(

@@ -25,6 +25,7 @@ from dataset import create_dataset, create_train_loader
 from dataset.pretrain import PretrainCollate
 from dataset.text import checkpoint_tokenizer
 from models import ranking
+from models.alignment import MatchingWatch, check_itm
 from models.retrieval import RetrievalModel
 from models.semmim import start_stage
 from optim import create_optimization
@@ -68,6 +69,7 @@ def check_config(cfg) -> None:
     """Raise UserError for a setting that makes no sense, naming its key."""
     utils.check_choices(cfg, CHOICES)
     utils.check_positive(cfg, POSITIVE)
+    check_itm(cfg.itm)
     splits = cfg.eval.splits
     if not splits or not set(splits) <= {"val", "test"}:
         raise utils.UserError(f"eval.splits: {splits} must name val, test or both")
@@ -94,7 +96,14 @@ def train(model: RetrievalModel, ranker: "Ranker", cfg, device, run, resume_from
 
     def loss_fn(wrapped, batch: dict, progress: utils.Progress):
         # The soft targets of ITC come in over the first epoch (ALBEF).
-        return wrapped(batch, cfg.itc.alpha * min(1.0, progress.step / max(1, progress.steps_per_epoch)))
+        ramp = min(1.0, progress.step / max(1, progress.steps_per_epoch))
+        return wrapped(batch, cfg.itc.alpha * ramp, done=progress.step / progress.total_steps)
+
+    watch = MatchingWatch(cfg.train)
+
+    def log_fn(progress: utils.Progress, means: dict) -> None:
+        if line := watch.line(progress, means):
+            run.info(line)
 
     def on_epoch_end(wrapped, progress: utils.Progress) -> None:
         numbers, _ = ranker.evaluate(model.backbone, val, "val", progress.step)
@@ -114,6 +123,7 @@ def train(model: RetrievalModel, ranker: "Ranker", cfg, device, run, resume_from
         on_epoch_end=on_epoch_end,
         extra_state=best.state,
         resume_from=resume_from,
+        log_fn=log_fn,
     )
     best.restore(model)
 

@@ -1,5 +1,6 @@
 """Image-text alignment, ITC and ITM, as pre-training and retrieval fine-tuning share it (ALBEF, Section 3.2)."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,10 @@ from torch import Tensor
 from models.losses import global_mean, itc_loss, itm_loss, sample_hard_negatives
 from models.momentum import FeatureQueue
 from models.semmim import SemMIM
-from utils import all_gather, all_gather_with_grad
+from utils import UserError, all_gather, all_gather_with_grad, world_size
+
+STUCK = 0.98  # matching has learned next to nothing while its loss is above this share of what constant answers give
+PATIENCE = 10_000  # pairs after which that is worth a warning
 
 
 @dataclass
@@ -51,12 +55,62 @@ def contrast(
     )
 
 
+def check_itm(itm) -> None:
+    """Raise UserError for a value of the configuration's `itm` that has no meaning, naming its key."""
+    for key, (low, high) in {"temperature": (0.001, 10**6), "harden": (0.001, 1)}.items():
+        value = itm[key]
+        if value is None and key == "temperature":
+            continue  # ITC's own
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise UserError(f"itm.{key}: {value!r} is not a number from {low} to {high}")
+
+
+def negative_temperature(itm, itc_temperature: Tensor, done: float) -> Tensor:
+    """Temperature of the softmax that ITM's negatives are drawn from, after the share `done` of the training.
+
+    It begins at itm.temperature and falls, by equal factors, to ITC's own within the first share itm.harden; without
+    itm.temperature it is ITC's own from the beginning (ALBEF). Easy negatives first, because matching learns nothing
+    from those that ITC finds most alike before it can tell any pair from another.
+    """
+    own = itc_temperature.detach()
+    if itm.temperature is None or done >= itm.harden:
+        return own
+    share = done / itm.harden
+    return own**share * itm.temperature ** (1 - share)
+
+
+class MatchingWatch:
+    """Says once in a run, after some thousand pairs, that matching has learned next to nothing, with the remedy."""
+
+    def __init__(self, train_cfg):
+        self.pairs_a_step = train_cfg.batch_size * train_cfg.accumulation * world_size()
+        self.said = False
+
+    def line(self, progress, means: dict[str, float]) -> str | None:
+        """progress: `step` optimizer steps are done; means: of the last interval, with `loss/itm`. -> a line or None
+
+        Two of three rows are negatives: the constant answer "no match, 2 to 1" is right on 66.7% of them and costs
+        0.6365, the entropy of one third.
+        """
+        constant, loss = math.log(3) - 2 / 3 * math.log(2), means["loss/itm"]
+        pairs = progress.step * self.pairs_a_step
+        if self.said or pairs < PATIENCE or loss < STUCK * constant:
+            return None
+        self.said = True
+        return (
+            f"warning: matching has learned next to nothing from {pairs} pairs (loss {loss:.3f}, a constant answer has "
+            f"{constant:.3f}): its negatives are those that ITC finds most alike. Begin with easier ones "
+            "(itm.temperature=1.0), and re-rank with rerank.score=itm+itc/t, which loses nothing meanwhile"
+        )
+
+
 def hard_negatives(
     features: Features, temperature: Tensor, draw_image: Tensor, draw_text: Tensor, groups: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(negative image of each text [B], negative text of each image [B], valid [3B]) for ITM.
 
-    A negative never shares the image or the caption with the pair it replaces. draw_image, draw_text: [B] uniform;
+    A negative never shares the image or the caption with the pair it replaces. temperature: of the softmax that it is
+    drawn from, see `negative_temperature`; draw_image, draw_text: [B] uniform;
     groups: negatives are drawn within this many equal groups of consecutive rows, as they would be on that many ranks.
     valid: of the rows in the order of `match`: own pair and negative text by turns, then negative images.
     """

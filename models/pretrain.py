@@ -5,7 +5,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.alignment import Features, contrast, hard_negatives, interleave, match
+from models.alignment import (
+    Features,
+    check_itm,
+    contrast,
+    hard_negatives,
+    interleave,
+    match,
+    negative_temperature,
+)
 from models.losses import (
     IGNORE,
     distillation_loss,
@@ -112,7 +120,7 @@ class PretrainModel(nn.Module):
                 f"text.vocab: {tokens.vocab_size} word pieces, but the text model has embeddings for "
                 f"{backbone.description['bert']['vocab_size']}; set model.bert.args.vocab_size"
             )
-        self.itc, self.mlm, self.mim, self.momentum = cfg.itc, cfg.mlm, cfg.mim, cfg.momentum
+        self.itc, self.itm, self.mlm, self.mim, self.momentum = cfg.itc, cfg.itm, cfg.mlm, cfg.mim, cfg.momentum
         self.tokens = tokens
         self.backbone = backbone
         encoder = backbone.image_encoder
@@ -161,13 +169,14 @@ class PretrainModel(nn.Module):
         return self.second_view and self.mim.masking == "text_guided"
 
     def forward(
-        self, batch: dict, alpha: float, draws: Draws | None = None, itm_groups: int = 1
+        self, batch: dict, alpha: float, draws: Draws | None = None, itm_groups: int = 1, done: float = 1.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a micro-batch and the values to log.
 
         batch: image1, image2 [B, 3, S, S], input_ids, attention_mask [B, L], image_id, caption_id [B]
         (dataset.pretrain). alpha: weight of ITC's soft targets now. itm_groups: ITM negatives are drawn within this
-        many equal groups of consecutive rows, as they would be on that many ranks.
+        many equal groups of consecutive rows, as they would be on that many ranks. done: share of the training that
+        is over, see `negative_temperature`.
         """
         net, ids, mask = self.backbone, batch["input_ids"], batch["attention_mask"]
         size = ids.shape[0]
@@ -216,7 +225,8 @@ class PretrainModel(nn.Module):
 
         # Matching. All fusion rows of the step share the keys and values of their B images, which are projected once.
         image_memory = net.fusion_encoder.project_memory(image_embeds)
-        negatives = hard_negatives(features, net.temperature(), draws.itm_image, draws.itm_text, itm_groups)
+        temperature = negative_temperature(self.itm, net.temperature(), done)
+        negatives = hard_negatives(features, temperature, draws.itm_image, draws.itm_text, itm_groups)
         losses["itm"], logs["itm/accuracy"] = match(net, text_embeds, mask, image_memory, negatives)
 
         # Masked language modelling, and the fused prefix for the decoder, in one pass.
@@ -239,6 +249,7 @@ class PretrainModel(nn.Module):
         with torch.no_grad():
             logs |= {f"loss/{name}": value.detach() for name, value in losses.items()}
             logs["temperature"] = net.temperature().detach()
+            logs["itm/temperature"] = temperature
             logs["itm/rows_left_out"] = (~negatives[2]).sum()
         return sum(losses.values()), logs
 
@@ -370,6 +381,7 @@ def check_values(cfg) -> None:
         if not (isinstance(value, kind) and low <= value <= high):
             what = "a whole number" if kind is int else "a number"
             raise UserError(f"{key}: {value!r} is not {what} from {low} to {high}")
+    check_itm(cfg.itm)
     if cfg.train.batch_size < 2:
         raise UserError(
             f"train.batch_size: {cfg.train.batch_size} image on a rank leaves image-text matching no negative; "
