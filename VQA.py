@@ -57,8 +57,8 @@ def train(
     if val is not None and val.dataset.references is None:
         raise UserError("data.val has no answers to choose the best epoch by; name data.official or data.val_scores")
 
-    def validate(step: int) -> float | None:
-        return None if val is None else answerer.evaluate(model, "val", step=step)["accuracy"]
+    def validate(step: int) -> dict[str, float] | None:
+        return None if val is None else {"accuracy": answerer.evaluate(model, "val", step=step)["accuracy"]}
 
     finetune(
         model,

@@ -16,7 +16,7 @@ train() {  # script, its configuration, the run's folder, the checkpoint to star
 }
 
 echo "== 1. Data: pictures of simple scenes, captions, questions, boxes"
-$python tools/make_demo_data.py --output $demo/data --train 8000 --val 300 --test 600 --size 64
+$python tools/make_demo_data.py --output $demo/data --train 8000 --val 300 --test 600 --size 72
 
 echo "== 2. Pre-training: all six losses (configs/demo/Pretrain.yaml)"
 train Pretrain.py Pretrain.yaml pretrain
