@@ -147,10 +147,10 @@ class Drill:
             if len(times) < kills:
                 # Every other kill comes within a checkpoint's write, the others up to two seconds after a step.
                 if len(times) % 2:
-                    wait_for(process, lambda: any(out.glob("checkpoint_new.pth*")), seconds=60)
+                    wait_for(process, lambda: any(out.glob("checkpoint_new.pth*")), seconds=240)
                     inside += any(out.glob("checkpoint_new.pth*"))
                 else:
-                    wait_for(process, lambda: (out / "run.lock").exists(), seconds=60)
+                    wait_for(process, lambda: (out / "run.lock").exists(), seconds=240)
                     time.sleep(rng.uniform(0, 2))
                 kill_session(process)
                 process.wait()
@@ -171,7 +171,7 @@ class Drill:
         shutil.rmtree(out, ignore_errors=True)
         Path(f"{out}.txt").unlink(missing_ok=True)
         process = self.start(setting, out, ["train.log_every=1", "train.checkpoint_every=0"])
-        wait_for(process, lambda: logged_step(out) >= 3, seconds=90)
+        wait_for(process, lambda: logged_step(out) >= 3, seconds=240)
         before, start = logged_step(out), time.monotonic()
         (os.killpg if to_group else os.kill)(process.pid, number)
         code = process.wait(timeout=90)

@@ -7,8 +7,8 @@ from itertools import count
 
 import official_files as official
 import pytest
-from evaluation.vqa import vqa_accuracy
 
+from evaluation.vqa import vqa_accuracy
 from tools import prepare
 from tools.preparing.files import stream_entries
 from utils import UserError

@@ -6,10 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from evaluation.vqa import normalise_answer
-
 from dataset.official import ANNOTATORS, coco_number, soft_scores, vqa_entry
 from dataset.text import clean_question
+from evaluation.vqa import normalise_answer
 from tools.preparing import visual_genome
 from tools.preparing.files import find_official, read_json, stream_entries
 from tools.preparing.held_out import held_out_files, read_coco_ids

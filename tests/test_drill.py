@@ -1,0 +1,76 @@
+"""The short form of drill.py: real runs are killed, stopped and restarted; `python tests/drill.py` is the long one."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+from drill import Drill, Setting, descendants, differing, last_step, logged_step, wait_for
+
+
+@pytest.fixture(scope="module")
+def drill(tmp_path_factory):
+    return Drill(tmp_path_factory.mktemp("drill"), scenes=24)
+
+
+def test_killed_and_restarted_runs_end_bit_identical(drill):
+    result = drill.kill(Setting(ranks=2, workers=1, epochs=6, checkpoint_every=3), kills=2)
+    assert result["kills"] >= 1 and result["different"] == [] and result["leftovers"] == []
+
+
+@pytest.mark.parametrize(
+    "name, ranks, workers", [("SIGTERM", 1, 2), ("SIGHUP", 1, 0), ("SIGUSR1", 2, 0), ("SIGUSR2", 1, 0)]
+)
+def test_a_stop_signal_leaves_a_checkpoint_of_the_next_step(drill, name, ranks, workers):
+    setting = Setting(ranks=ranks, workers=workers, epochs=100)
+    result = drill.stop(setting, getattr(signal, name))
+    assert result["step"] <= result["saved"] <= result["step"] + 2
+    assert result["code"] == (130 if ranks == 1 else -getattr(signal, name))  # torchrun itself dies of SIGUSR1
+    assert "continue with --resume" in open(result["out"] + ".txt").read()
+
+
+def test_a_stop_within_a_validation_is_a_stop_and_the_validation_is_repeated(drill):
+    setting = Setting("retrieval", epochs=2)
+    out = drill.folder / "stopped_in_validation"
+    # one image and one text at a time, so that the validation lasts
+    slow = ["eval.batch_size=1", "eval.text_batch_size=1", "rerank.batch_size=1", "train.log_every=1"]
+    process = drill.start(setting, out, slow)
+    wait_for(process, lambda: logged_step(out) >= 4, seconds=120)  # the last step of the first epoch
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 130 and last_step(out) == 4
+    assert drill.start(setting, out, slow).wait(timeout=120) == 0
+    straight = drill.folder / "validation_undisturbed"
+    assert drill.start(setting, straight, slow).wait(timeout=120) == 0
+    assert differing(straight / "checkpoint_last.pth", out / "checkpoint_last.pth") == []
+
+
+def test_a_lost_process_is_named_by_the_others(drill):
+    setting = Setting(ranks=2, epochs=100)
+    out = drill.folder / "lost"
+    process = drill.start(setting, out)
+    wait_for(process, lambda: logged_step(out) >= 3, seconds=120)
+    ranks = [pid for pid in descendants(process.pid) if b"Pretrain.py" in open(f"/proc/{pid}/cmdline", "rb").read()]
+    start = time.monotonic()
+    os.kill(ranks[1], signal.SIGKILL)
+    assert process.wait(timeout=60) != 0 and time.monotonic() - start < 60
+    text = open(f"{out}.txt").read()
+    assert re.search(rf"process \d \(pid {ranks[1]}\) is gone", text) or "Signal 9 (SIGKILL)" in text
+
+
+def test_a_restart_by_torchrun_goes_on_from_the_last_checkpoint(drill):
+    setting = Setting(ranks=2, epochs=6, checkpoint_every=2)
+    expected = drill.undisturbed(setting)
+    out = drill.folder / "restarted"
+    command = drill.command(setting, out)
+    command.insert(command.index("--standalone"), "--max_restarts=3")
+    with open(f"{out}.txt", "w") as log:
+        process = subprocess.Popen(
+            command, cwd=os.path.dirname(os.path.dirname(__file__)), stdout=log, stderr=log, start_new_session=True
+        )
+    wait_for(process, lambda: last_step(out) >= 2, seconds=120)
+    ranks = [pid for pid in descendants(process.pid) if b"Pretrain.py" in open(f"/proc/{pid}/cmdline", "rb").read()]
+    os.kill(ranks[0], signal.SIGKILL)
+    assert process.wait(timeout=180) == 0
+    assert differing(expected, out / "checkpoint_last.pth") == []

@@ -1,0 +1,261 @@
+"""What is kept of a run, and what a restart goes on from: see also drill.py, which kills and stops real runs."""
+
+import argparse
+import multiprocessing
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from torch import nn
+
+from engine.checkpoint import BestCheckpoint, LastCheckpoints, begin, check_ranks, last_paths, load_resumable
+from engine.checkpoint import random_state as state_of_generators
+from engine.config import Config, Stage
+from engine.run import Run
+from engine.window import USUAL_STEPS, find_jump
+from utils import UserError, load_checkpoint, save_checkpoint
+
+
+def checkpoint(step: int, **changes) -> dict:
+    """A small checkpoint of one process that can be resumed."""
+    progress = {"step": step, "epoch": 0, "steps_per_epoch": 10, "total_steps": 10, "precision": "fp32"}
+    return {
+        "model": {"weight": torch.full((1000,), float(step))},
+        "optimizer": {"state": {}, "param_groups": []},
+        "progress": {**progress, "device": "cpu", "losses": []},
+        "rng": [state_of_generators()],
+        "config": {"seed": 3, "train": {"lr": 1.0}},
+        **changes,
+    }
+
+
+def arguments(folder, **changes):
+    """What a script was called with."""
+    values = {"output_dir": str(folder), "resume": True, "evaluate": False, "seed": None, "other_ranks": False}
+    return argparse.Namespace(**{**values, **changes})
+
+
+def flip(path, count=64):
+    """Turn `count` bytes in the middle of a weight file around."""
+    content = bytearray(path.read_bytes())
+    start = content.index(torch.full((4,), 2.0).numpy().tobytes())
+    for place in range(start, start + count):
+        content[place] ^= 0xFF
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_the_last_checkpoints_are_kept_newest_first(tmp_path, keep):
+    files = LastCheckpoints(tmp_path, keep)
+    for step in range(1, 6):
+        files.save(checkpoint(step))
+    steps = [load_checkpoint(path)["progress"]["step"] for path in last_paths(tmp_path)]
+    assert steps == [5, 4, 3][:keep]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in last_paths(tmp_path))
+
+
+def test_a_write_that_fails_leaves_all_that_was_kept(tmp_path, monkeypatch):
+    files = LastCheckpoints(tmp_path, 2)
+    files.save(checkpoint(1)), files.save(checkpoint(2))
+
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", no_space)
+    with pytest.raises(UserError, match="No space left"):
+        files.save(checkpoint(3))
+    assert [load_checkpoint(path)["progress"]["step"] for path in last_paths(tmp_path)] == [2, 1]
+
+
+def test_flipped_bytes_are_found_and_the_checkpoint_before_is_taken(tmp_path):
+    files = LastCheckpoints(tmp_path, 2)
+    files.save(checkpoint(1)), files.save(checkpoint(2))
+    flip(tmp_path / "checkpoint_last.pth")
+    with pytest.raises(UserError, match="checkpoint_last.pth: damaged: the checksum of its record"):
+        load_checkpoint(tmp_path / "checkpoint_last.pth")
+    found, lines = load_resumable(tmp_path)
+    assert found["progress"]["step"] == 1 and "damaged" in lines[0] and "the one before" in lines[0]
+    assert (tmp_path / "checkpoint_last_damaged.pth").exists()
+    assert load_checkpoint(tmp_path / "checkpoint_last.pth")["progress"]["step"] == 1
+    files.save(checkpoint(3))  # the good one is kept beside it
+    assert [load_checkpoint(path)["progress"]["step"] for path in last_paths(tmp_path)] == [3, 1]
+
+
+def test_nothing_whole_is_an_error_and_nothing_at_all_a_beginning(tmp_path):
+    assert load_resumable(tmp_path)[0] is None
+    LastCheckpoints(tmp_path, 2).save(checkpoint(2))
+    flip(tmp_path / "checkpoint_last.pth")
+    with pytest.raises(UserError, match="no whole checkpoint is left") as error:
+        load_resumable(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "entry, value",
+    [
+        *(("progress", x) for x in ([], None, {}, {"step": "2"}, {**checkpoint(2)["progress"], "epoch": -1})),
+        ("progress", {**checkpoint(2)["progress"], "precision": "fp8"}),
+        *(("rng", x) for x in (None, [], [None], [{}], {"torch": 1}, [{**state_of_generators(), "torch": [1, 2]}])),
+        *(("config", x) for x in (None, [], {}, {"seed": "3"})),
+        *(("optimizer", x) for x in (None, [], {})),
+        ("model", None),
+    ],
+)
+def test_an_entry_that_no_run_wrote_is_one_line(tmp_path, entry, value):
+    save_checkpoint(tmp_path / "checkpoint_last.pth", checkpoint(2, **{entry: value}))
+    with pytest.raises(UserError, match=f"its entry {entry} is not what a training run writes") as error:
+        load_resumable(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_diverged_checkpoint_gives_way_to_the_one_before(tmp_path):
+    files = LastCheckpoints(tmp_path, 2)
+    files.save(checkpoint(200)), files.save(checkpoint(201))
+    assert files.withdraw(300) is None  # of an earlier step: it was good
+    assert "step 200 again" in files.withdraw(201)
+    assert load_checkpoint(tmp_path / "checkpoint_diverged.pth")["progress"]["step"] == 201
+    assert load_resumable(tmp_path)[0]["progress"]["step"] == 200
+    assert files.withdraw(100) is None  # there is no other one to go on from
+
+
+def test_a_loss_that_doubles_is_a_jump_and_noise_is_none():
+    usual = [4.0, 4.4, 3.8, 4.1, 4.2]
+    assert find_jump(usual, 7, 5.0) is None and find_jump(usual[:2], 7, 1e9) is None
+    jump = find_jump(usual, 7, 18.0)
+    assert (jump.step, jump.loss, jump.usual) == (7, 18.0, 4.1)
+    assert find_jump(usual, 8, 30.0, jump) is jump  # it lasts
+    assert find_jump(usual, 9, 4.3, jump) is None  # and ends
+    rewards = [-0.9, 0.8, -0.4, 0.6, 0.1]  # a loss around 0, as self-critical training has
+    assert find_jump(rewards, 7, 1.0) is None
+    assert USUAL_STEPS >= 10
+
+
+def test_a_missing_or_damaged_best_checkpoint_is_told_before_training(tmp_path, caplog):
+    best = BestCheckpoint(tmp_path, "cider", {})
+    model = nn.Linear(2, 2)
+    best.offer(model, 50.0, step=10, epoch=1)
+    resumed = BestCheckpoint(tmp_path, "cider", {}, {"best": best.best})
+    assert resumed.best == {"cider": 50.0, "epoch": 1}
+    (tmp_path / "checkpoint_best.pth").unlink()
+    with caplog.at_level("INFO", "semmim"):
+        resumed = BestCheckpoint(tmp_path, "cider", {}, {"best": best.best})
+    assert "the best epoch so far (1) is lost" in caplog.text and resumed.best == {}
+    resumed.restore(model)  # keeps the last weights
+    resumed.offer(model, 40.0, step=20, epoch=2)
+    assert load_checkpoint(tmp_path / "checkpoint_best.pth")["best"] == {"cider": 40.0, "epoch": 2}
+
+
+def test_a_resumed_run_keeps_its_seed_and_says_what_changed(tmp_path):
+    LastCheckpoints(tmp_path, 2).save(checkpoint(4))
+    stage = Stage("test", "none", may_change=("train.lr",))
+    cfg = Config(seed=9, train=Config(lr=0.5))
+    found, lines = begin(arguments(tmp_path), cfg, stage)
+    assert found["progress"]["step"] == 4 and cfg.seed == 3
+    assert lines == ["--resume: going on from step 4", "resumed with train.lr 0.5 instead of 1.0"]
+    with pytest.raises(UserError, match="--resume: train.lr is 0.5, but the checkpoint was trained with 1.0"):
+        begin(arguments(tmp_path), cfg, Stage("test", "none"))
+
+
+def test_another_number_of_processes_needs_a_flag():
+    assert check_ranks(1, allowed=False) == []
+    with pytest.raises(UserError, match="of 3 processes, this run has 1.*--other_ranks"):
+        check_ranks(3, allowed=False)
+    assert "order of the data and random draws are new" in check_ranks(3, allowed=True)[0]
+
+
+def test_a_restart_by_torchrun_without_resume_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with pytest.raises(UserError, match="would begin from nothing: add --resume"):
+        begin(arguments(tmp_path, resume=False), Config(seed=1), Stage("test", "none"))
+
+
+# ------------------------------------------------------------------------------------------ the folder and its lock
+
+
+def _open(folder, queue):
+    run = Run(folder)
+    try:
+        run.open()
+        queue.put("open")
+    except UserError as error:
+        queue.put(str(error))
+
+
+def test_a_folder_in_use_is_refused_and_a_lock_left_behind_is_not(tmp_path):
+    (tmp_path / "run.lock").write_text("process 4711 on elsewhere\n")  # of a process that a kill ended
+    run = Run(tmp_path)
+    run.open()
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    for expected in (f"in use by process {os.getpid()} on ", "open"):
+        other = context.Process(target=_open, args=(tmp_path, queue))
+        other.start()
+        assert expected in queue.get(timeout=60)
+        other.join()
+        run.close()
+
+
+def test_what_a_kill_left_unfinished_goes_at_the_next_start(tmp_path):
+    for name in ("checkpoint_last.pth.tmp4711", "checkpoint_new.pth", "checkpoint_new.pth.tmp12", "my.tmpfile"):
+        (tmp_path / name).write_text("half")
+    run = Run(tmp_path)
+    run.open(evaluate=True)
+    run.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "my.tmpfile", "run.lock"]
+
+
+def test_evaluating_twice_leaves_one_point_a_number(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for value in (1.0, 2.0):
+        run = Run(tmp_path)
+        run.open(evaluate=True)
+        run.log(0, {"cider": value}, "test", final=True)
+        run.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard/final"))
+    board.Reload()
+    assert [event.value for event in board.Scalars("test/cider")] == [2.0]
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_evaluating_in_a_training_runs_folder_keeps_its_configuration(tmp_path):
+    run = Run(tmp_path, Config(seed=1))
+    run.open()
+    LastCheckpoints(tmp_path, 2).save(checkpoint(1))
+    run.close()
+    run = Run(tmp_path, Config(seed=2))
+    run.open(evaluate=True)
+    run.close()
+    assert (tmp_path / "config.yaml").read_text() == "seed: 1\n"
+    assert (tmp_path / "config_evaluate.yaml").read_text() == "seed: 2\n"
+
+
+def test_a_full_disk_is_told_once_and_ends_no_training(tmp_path, caplog):
+    run = Run(tmp_path)
+    run.open()
+    run._log.close()
+    run._log = open("/dev/full", "w") if os.path.exists("/dev/full") else pytest.skip("no /dev/full")
+    for step in (1, 2):
+        run.log(step, {"loss": 1.0})
+    assert caplog.text.count("cannot be written") == 1 and "No space left" in caplog.text
+
+
+def test_a_reader_that_goes_ends_a_tool_in_silence_and_no_training():
+    script = (
+        "import logging, utils\n"
+        "utils.init_distributed('cpu')\n"
+        "def main():\n"
+        "    for line in range(20000): utils.logger.info('a line of the log %d', line)\n"
+        "    open('/dev/stderr', 'w').write('trained to the end')\n"
+        "utils.run_main(main)\n"
+    )
+    tool = "import utils\nutils.run_main(lambda: [print('a line', i) for i in range(20000)])\n"
+    for text, code, expected in ((script, 0, "trained to the end"), (tool, 141, "")):
+        command = f'{sys.executable} -c "$TEXT" | head -1; exit ${{PIPESTATUS[0]}}'
+        done = subprocess.run(
+            ["bash", "-c", command], env={**os.environ, "TEXT": text}, cwd=ROOT, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr.strip()) == (code, expected)
