@@ -72,12 +72,12 @@ def train(
     objective = create_objective(cfg, dataset, captioner.tokenizer, run)
     reward_clock = RewardClock(objective)
 
-    def validate(step: int) -> float:
+    def validate(step: int) -> dict[str, float]:
         found = captioner.validate(model)
         run.log(step, {"cider": found}, "val")
         run.info(f"val at step {step}: CIDEr {found:.2f}")
         reward_clock.restart()
-        return found
+        return {"cider": found}
 
     finetune(
         model,

@@ -23,7 +23,7 @@ from engine.drawing import to_image
 from engine.figures import masking_figure
 from engine.loop import Progress, fit, position
 from engine.run import Run
-from models.alignment import alpha_at
+from models.alignment import MatchingWatch, alpha_at
 from models.pretrain import PretrainModel, build_pretrain_model, start_from
 from optim import create_optimization
 from utils import (
@@ -37,6 +37,7 @@ from utils import (
     seed_everything,
     to_device,
     unwrap,
+    world_size,
 )
 
 PICTURES = 8  # pairs in the picture of an epoch
@@ -76,7 +77,8 @@ def main() -> None:
     run.open(resume_step=progress.step if resumed else None)
 
     def loss_fn(wrapped, batch: dict, progress: Progress):
-        return wrapped(batch, alpha_at(progress.step, progress.steps_per_epoch, cfg.itc.alpha))
+        alpha = alpha_at(progress.step, progress.steps_per_epoch, cfg.itc.alpha)
+        return wrapped(batch, alpha, done=progress.step / progress.total_steps)
 
     def on_epoch_end(wrapped, progress: Progress) -> None:
         if cfg.train.pictures and is_main() and cfg.mim.target != "none":
@@ -84,9 +86,12 @@ def main() -> None:
             run.image(progress.step, "masking", picture)
 
     latest: dict[str, float] = {}
+    watch = MatchingWatch(cfg.itm, cfg.train.batch_size * cfg.train.accumulation * world_size())
 
     def log_fn(progress: Progress, means: dict) -> dict:
         latest.update(means)
+        if line := watch.line(progress.step, means["loss/itm"]):
+            run.info(line)
         return {"data/unusable": float(all_reduce_sum(torch.tensor(loader.bad)))}
 
     fit(

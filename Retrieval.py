@@ -5,8 +5,9 @@
     torchrun --nproc_per_node=8 Retrieval.py --config configs/Retrieval_coco.yaml --output_dir output/retrieval \
         --checkpoint output/pretrain/checkpoint_last.pth
 
-Every epoch the validation split is ranked; checkpoint_best.pth is the epoch with the best mean recall there, and ranks
-the splits of `eval.splits` at the end. `--evaluate` ranks them with the checkpoint as it is, also one of pre-training.
+Every epoch the validation split is ranked; checkpoint_best.pth is the epoch with the best mean recall there, in the
+better of its two orders (the file's entry best.order), and ranks the splits of `eval.splits` at the end. `--evaluate`
+ranks them with the checkpoint as it is, also one of pre-training.
 
 Two stages: contrastive ranking (`itc_*`), then the first k of every query re-ranked by the fusion encoder (`itm_*`).
 Writes metrics.json (percent; `chance_*`: what a random order reaches; `test_folds`: the mean over equal parts of the
@@ -24,10 +25,10 @@ from engine.config import RETRIEVAL, Config, add_arguments, load_config
 from engine.finetune import finetune, start_stage
 from engine.loop import Progress
 from engine.run import Run
-from evaluation.retrieval import Ranker
-from models.alignment import alpha_at
+from evaluation.retrieval import Ranker, better_order
+from models.alignment import MatchingWatch, alpha_at
 from models.retrieval import RetrievalModel
-from utils import init_distributed, run_main
+from utils import init_distributed, run_main, world_size
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -51,16 +52,27 @@ def main(argv: list[str] | None = None) -> None:
 def train(
     model: RetrievalModel, ranker: Ranker, cfg: Config, device: torch.device, run: Run, resume_from: dict | None
 ) -> None:
-    """Fine-tune; the model ends with the weights of the epoch with the best validation recall (mean of six columns)."""
+    """Fine-tune; the model ends with the weights of the epoch with the best validation recall (mean of six columns).
+
+    Each epoch counts with the better of its two orders, whose name checkpoint_best.pth holds as best.order.
+    """
     dataset = create_dataset("retrieval_train", cfg)
     val = ranker.dataset("val")
 
     def loss_fn(wrapped, batch: dict, progress: Progress):
-        return wrapped(batch, alpha_at(progress.step, progress.steps_per_epoch, cfg.itc.alpha))
+        alpha = alpha_at(progress.step, progress.steps_per_epoch, cfg.itc.alpha)
+        return wrapped(batch, alpha, done=progress.step / progress.total_steps)
 
-    def validate(step: int) -> float:
+    watch = MatchingWatch(cfg.itm, cfg.train.batch_size * cfg.train.accumulation * world_size())
+
+    def log_fn(progress: Progress, means: dict) -> None:
+        if line := watch.line(progress.step, means["loss/itm"]):
+            run.info(line)
+
+    def validate(step: int) -> dict[str, float | str]:
         numbers, _ = ranker.evaluate(model.backbone, val, "val", step)
-        return numbers["itm_r_mean"]
+        order, value = better_order(numbers, cfg.rerank.score)
+        return {"r_mean": value, "order": order}
 
     finetune(
         model,
@@ -74,6 +86,7 @@ def train(
         loss_fn=loss_fn,
         validate=validate,
         after_step=lambda progress: model.after_step(),
+        log_fn=log_fn,
         resume_from=resume_from,
     )
 

@@ -59,8 +59,8 @@ def train(
     if val is not None and all(map(is_empty, val.dataset.references)):
         raise UserError("data.val: all references are empty, which leaves nothing to choose the best epoch by")
 
-    def validate(step: int) -> float | None:
-        return None if val is None else answerer.evaluate(model, "val", step=step)["accuracy"]
+    def validate(step: int) -> dict[str, float] | None:
+        return None if val is None else {"accuracy": answerer.evaluate(model, "val", step=step)["accuracy"]}
 
     finetune(
         model,

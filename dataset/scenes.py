@@ -1,6 +1,6 @@
 """The built-in demo data: drawn scenes with captions, labels, printed words, questions and boxes.
 
-A scene holds two to four objects, each with a shape, a colour, a size, a texture and a place; one of them may
+A scene holds two or three objects, each with a shape, a colour, a size and a place; one of them may
 be a sign with a printed word. Nothing is downloaded, everything is a pure function of (seed, index):
 
     scene = make_scene(seed=0, index=7)
@@ -41,27 +41,21 @@ BACKGROUNDS = {
     "brown": (122, 86, 62),
     "turquoise": (88, 176, 172),
 }
-FINISHES = ("plain", "shaded", "noisy", "cloudy")  # how the background is filled
-SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond", "cross", "moon", "ring", "arrow")
-TEXTURES = ("plain", "striped", "dotted", "checked")
-SIZES = {"small": 0.20, "large": 0.31}
+FINISHES = ("plain", "cloudy")  # how the background is filled
+SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond", "cross", "ring")
+SIZES = {"small": 0.23, "large": 0.33}
 SIGN_SIZE = (0.46, 0.23)
-WORDS = tuple(
-    "stop open exit cafe sale taxi zoo park food gift book news bank shop help slow "
-    "home free tea pub gym art bus hot ice wood toy menu door kids milk rice".split()
-)
+WORDS = ("stop", "open", "exit", "taxi", "zoo", "sale")
 PLACES = (
     ("top left", "top", "top right"),
     ("left", "middle", "right"),
     ("bottom left", "bottom", "bottom right"),
 )
 NUMBERS = ("zero", "one", "two", "three", "four")
-PATTERN_NAMES = {"plain": "none", "striped": "stripes", "dotted": "dots", "checked": "checks"}
 SPLITS = ("train", "val", "test")
 
 MAX_WORDS = 24  # of a caption, commas counted; with [CLS] the 25 tokens of pre-training
-SIGN_SHARE = 0.4  # scenes with a sign
-GAP = 0.02  # least distance between objects, and between an object and the border
+SIGN_SHARE = 0.3  # scenes with a sign
 SUPERSAMPLE = 4
 
 
@@ -73,7 +67,6 @@ class SceneObject:
     shape: str  # one of SHAPES, or "sign"
     colour: str
     size: str
-    texture: str
     word: str  # "" unless the object is a sign
     place: str  # a word of PLACES
     box: tuple[float, float, float, float]  # x0, y0, x1, y1 as shares of the side
@@ -102,7 +95,7 @@ class Scene:
     @property
     def signature(self) -> tuple:
         """What the objects are, wherever they lie: scenes with equal signatures count as the same scene."""
-        return tuple(sorted((o.shape, o.colour, o.size, o.texture, o.word) for o in self.objects))
+        return tuple(sorted((o.shape, o.colour, o.size, o.word) for o in self.objects))
 
     def rng(self, purpose: str) -> random.Random:
         return random.Random(f"{self.seed}/{self.index}/{purpose}")
@@ -147,47 +140,44 @@ def plan(seed: int, counts: dict[str, int]) -> dict[str, list[int]]:
         chosen[split].append(index)
 
 
-def _draw_kinds(rng: random.Random) -> list[tuple[str, str, str, str, str]]:
-    """(shape, colour, size, texture, word) of each object.
+def _draw_kinds(rng: random.Random) -> list[tuple[str, str, str, str]]:
+    """(shape, colour, size, word) of each object.
 
     An object often shares its shape or colour with the one before, otherwise few counts would exceed one.
     """
-    count = rng.choices((2, 3, 4), weights=(3, 4, 3))[0]
-    kinds: list[tuple[str, str, str, str, str]] = []
+    count = rng.choice((2, 3))
+    kinds: list[tuple[str, str, str, str]] = []
     if rng.random() < SIGN_SHARE:
-        kinds.append(("sign", rng.choice(list(COLOURS)), "large", "plain", rng.choice(WORDS)))
+        kinds.append(("sign", rng.choice(list(COLOURS)), "large", rng.choice(WORDS)))
     while len(kinds) < count:
         shape, colour = rng.choice(SHAPES), rng.choice(list(COLOURS))
         if kinds and rng.random() < 0.3:
             shape, colour = rng.choice([(shape, kinds[-1][1]), (kinds[-1][0], colour)])
         if shape == "sign" or any((shape, colour) == kind[:2] for kind in kinds):
             continue
-        texture = rng.choices(TEXTURES, weights=(3, 1, 1, 1))[0]
-        kinds.append((shape, colour, rng.choice(list(SIZES)), texture, ""))
+        kinds.append((shape, colour, rng.choice(list(SIZES)), ""))
     return kinds
 
 
 def _draw_layout(rng: random.Random, shapes: list[str], sizes: list[str]) -> tuple[list[str], list[tuple]]:
-    """Cells of a 3x3 grid with jitter, drawn again until no two boxes come nearer than GAP."""
-    extents = []
-    for shape, size in zip(shapes, sizes, strict=True):
-        side = SIZES[size] * rng.uniform(0.94, 1.06)
-        extents.append(SIGN_SIZE if shape == "sign" else (side, side))
+    """Different cells of a 3x3 grid, drawn again until no two boxes overlap (a sign is wider than its cell).
+
+    Objects lie in the middle of their cells: a small image encoder sees shapes many times sooner so.
+    """
+    extents = [SIGN_SIZE if shape == "sign" else (SIZES[size],) * 2 for shape, size in zip(shapes, sizes, strict=True)]
     while True:
         cells = rng.sample([(row, column) for row in range(3) for column in range(3)], len(shapes))
         boxes = []
         for (row, column), (width, height) in zip(cells, extents, strict=True):
-            x0 = (column + 0.5) / 3 + rng.uniform(-0.05, 0.05) - width / 2
-            y0 = (row + 0.5) / 3 + rng.uniform(-0.05, 0.05) - height / 2
-            x0 = min(max(x0, GAP), 1 - GAP - width)
-            y0 = min(max(y0, GAP), 1 - GAP - height)
+            x0 = min(max((column + 0.5) / 3 - width / 2, 0), 1 - width)
+            y0 = min(max((row + 0.5) / 3 - height / 2, 0), 1 - height)
             boxes.append((x0, y0, x0 + width, y0 + height))
-        if not any(_too_near(a, b) for a, b in itertools.combinations(boxes, 2)):
+        if not any(_overlap(a, b) for a, b in itertools.combinations(boxes, 2)):
             return [PLACES[row][column] for row, column in cells], boxes
 
 
-def _too_near(a: tuple, b: tuple) -> bool:
-    return a[0] < b[2] + GAP and b[0] < a[2] + GAP and a[1] < b[3] + GAP and b[1] < a[3] + GAP
+def _overlap(a: tuple, b: tuple) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 # ---------------------------------------------------------------- labels and relations
@@ -253,10 +243,9 @@ def _short_enough(wording: Callable[[Scene, random.Random], str], scene: Scene, 
             return caption
 
 
-def _name(o: SceneObject, rng: random.Random, article: str = "a", size: float = 0.5, word: float = 0.8) -> str:
+def _name(o: SceneObject, rng: random.Random, article: str = "a", size: float = 0.4, word: float = 0.8) -> str:
     """A noun phrase; `size` and `word` are the chances that the size and the printed word are named."""
     adjectives = [o.size] if not o.word and rng.random() < size else []
-    adjectives += [o.texture] if o.texture != "plain" else []
     words = [*adjectives, o.colour, o.shape]
     if article == "a":
         article = "an" if words[0][0] in "aeiou" else "a"
@@ -281,10 +270,10 @@ def _background_words(scene: Scene) -> str:
     return f"a {scene.finish} {scene.background} background"
 
 
-def _shuffled(scene: Scene, rng: random.Random) -> list[SceneObject]:
-    """The objects in random order, a sign last so that "that says stop" does not cut a sentence in two."""
-    objects = rng.sample(scene.objects, len(scene.objects))
-    return sorted(objects, key=lambda o: bool(o.word))
+def _in_order(scene: Scene) -> list[SceneObject]:
+    """The objects as one reads a page, a sign last so that "that says stop" does not cut a sentence in two."""
+    rows = [place for row in PLACES for place in row]
+    return sorted(scene.objects, key=lambda o: (bool(o.word), rows.index(o.place)))
 
 
 def _pair(scene: Scene, rng: random.Random) -> tuple[SceneObject, SceneObject]:
@@ -293,42 +282,46 @@ def _pair(scene: Scene, rng: random.Random) -> tuple[SceneObject, SceneObject]:
     return (b, a) if a.word else (a, b)
 
 
+def _rest(scene: Scene, rng: random.Random, *named: SceneObject) -> str:
+    """The end of a caption that has named all objects but at most one."""
+    others = [o for o in scene.objects if o not in named]
+    place = f" {_place_words(others[0])}" if others and rng.random() < 0.5 else ""
+    return f" with {_name(others[0], rng, size=0, word=0)}{place}" if others else ""
+
+
+def _list(scene: Scene, rng: random.Random) -> str:
+    names = [_name(o, rng) for o in _in_order(scene)]
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
 def _relation_phrase(scene: Scene, rng: random.Random) -> str:
     a, b = _pair(scene, rng)
-    others = [o for o in scene.objects if o not in (a, b)]
-    text = f"{_name(a, rng, size=0.3)} {_relation_words(a, b)} {_name(b, rng, size=0.3)}"
-    if not others:
-        return text
-    c = rng.choice(others)
-    return f"{text} with {_name(c, rng, size=0, word=0)} {_place_words(c)}"
+    return f"{_name(a, rng)} {_relation_words(a, b)} {_name(b, rng)}{_rest(scene, rng, a, b)}"
 
 
 def _relation_sentence(scene: Scene, rng: random.Random) -> str:
     a, b = _pair(scene, rng)
-    return f"{_name(a, rng, 'the')} is {_relation_words(a, b)} {_name(b, rng, 'the')}"
+    return f"{_name(a, rng, 'the')} is {_relation_words(a, b)} {_name(b, rng, 'the')}{_rest(scene, rng, a, b)}"
 
 
 def _places(scene: Scene, rng: random.Random) -> str:
     a, b = _pair(scene, rng)
-    return f"there is {_name(a, rng)} {_place_words(a)} and {_name(b, rng)} {_place_words(b)}"
+    return f"{_name(a, rng)} {_place_words(a)} and {_name(b, rng)} {_place_words(b)}{_rest(scene, rng, a, b)}"
 
 
 def _listing(scene: Scene, rng: random.Random) -> str:
-    """Names every object."""
-    names = [_name(o, rng, size=0.2 if len(scene.objects) < 4 else 0) for o in _shuffled(scene, rng)]
-    start = rng.choice(("a picture of", f"{NUMBERS[len(names)]} objects:", "we see", "this picture shows"))
-    return f"{start} {', '.join(names[:-1])} and {names[-1]}"
+    start = rng.choice(("a picture of", f"{NUMBERS[len(scene.objects)]} objects:", "we see", "this picture shows"))
+    return f"{start} {_list(scene, rng)}"
 
 
 def _background_first(scene: Scene, rng: random.Random) -> str:
-    a, b = _pair(scene, rng)
-    return f"on {_background_words(scene)} {_name(a, rng)} is {_relation_words(a, b)} {_name(b, rng)}"
+    return f"on {_background_words(scene)} {_list(scene, rng)}"
 
 
 def _relation_first(scene: Scene, rng: random.Random) -> str:
     """The inverse order: "above the blue star there is a red circle"."""
     b, a = _pair(scene, rng)
-    return f"{_relation_words(a, b)} {_name(b, rng, 'the')} there is {_name(a, rng)}"
+    return f"{_relation_words(a, b)} {_name(b, rng, 'the')} there is {_name(a, rng)}{_rest(scene, rng, a, b)}"
 
 
 def _chains(scene: Scene) -> list[tuple[SceneObject, SceneObject, SceneObject]]:
@@ -352,14 +345,14 @@ def _sign_first(scene: Scene, rng: random.Random) -> str:
     sign = next(o for o in scene.objects if o.word)
     other = rng.choice([o for o in scene.objects if o is not sign])
     verb = rng.choice(("says", "reads"))
-    sentence = f"the {sign.label} {_place_words(sign)} {verb} {sign.word}"
-    return f"{sentence} and {_name(other, rng)} is {_relation_words(other, sign)} it"
+    relation = f"{_name(other, rng)} is {_relation_words(other, sign)} it"
+    return f"the {sign.label} {verb} {sign.word} and {relation}{_rest(scene, rng, sign, other)}"
 
 
 def _side_by_side(scene: Scene, rng: random.Random) -> str:
     pairs = [pair for pair in itertools.combinations(scene.objects, 2) if _neighbours(*pair)]
     a, b = sorted(rng.choice(pairs), key=lambda o: (bool(o.word), rng.random()))
-    return f"{_name(a, rng)} next to {_name(b, rng)} on {_background_words(scene)}"
+    return f"{_name(a, rng)} next to {_name(b, rng)} on {_background_words(scene)}{_rest(scene, rng, a, b)}"
 
 
 # ---------------------------------------------------------------- questions
@@ -393,7 +386,7 @@ def questions(scene: Scene, count: int) -> list[dict]:
 
 def answer_list() -> list[str]:
     """Every answer that can be true, each once."""
-    lists = (["yes", "no"], map(str, range(5)), COLOURS, BACKGROUNDS, SHAPES, PATTERN_NAMES.values())
+    lists = (["yes", "no"], map(str, range(5)), COLOURS, BACKGROUNDS, SHAPES)
     return list(dict.fromkeys(itertools.chain(*lists, *PLACES, WORDS)))
 
 
@@ -417,7 +410,7 @@ def _near_misses(kind: str, truth: str) -> list[str]:
     if kind == "where":
         coarse = truth.split()
         return coarse if len(coarse) == 2 else ["center", "in the center"] if truth == "middle" else [f"{truth} side"]
-    lists = (list(COLOURS), list(BACKGROUNDS), list(SHAPES), list(PATTERN_NAMES.values()), WORDS)
+    lists = (list(COLOURS), list(BACKGROUNDS), list(SHAPES), WORDS)
     answers = next(answers for answers in lists if truth in answers)
     at = answers.index(truth)
     return [answers[at - 1], answers[(at + 1) % len(answers)]]
@@ -468,7 +461,7 @@ def _ask_yes_no(scene: Scene, rng: random.Random) -> tuple[str, str]:
     """Yes and no are equally likely, whatever is asked."""
     truth = rng.random() < 0.5
     o = rng.choice([o for o in scene.objects if not o.word])
-    form = rng.randrange(4)
+    form = rng.randrange(3)
     if form == 0:  # an absent object shares the colour or the shape of one that is there
         mixed = [(c, o.shape) for c in COLOURS] + [(o.colour, s) for s in SHAPES]
         absent = [pair for pair in mixed if all(pair != (x.colour, x.shape) for x in scene.objects)]
@@ -477,9 +470,6 @@ def _ask_yes_no(scene: Scene, rng: random.Random) -> tuple[str, str]:
     elif form == 1:
         other = next(size for size in SIZES if size != o.size)
         question = f"Is the {o.label} {o.size if truth else other}?"
-    elif form == 2:
-        texture = o.texture if truth else rng.choice([t for t in TEXTURES if t != o.texture])
-        question = f"Is the {o.label} {texture}?"
     else:
         b = rng.choice([x for x in scene.objects if x is not o])
         pair = (o, b) if truth else (b, o)
@@ -490,11 +480,6 @@ def _ask_yes_no(scene: Scene, rng: random.Random) -> tuple[str, str]:
 def _ask_where(scene: Scene, rng: random.Random) -> tuple[str, str]:
     o = rng.choice(scene.objects)
     return f"Where is the {o.label}?", o.place
-
-
-def _ask_pattern(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    o = rng.choice([o for o in scene.objects if not o.word])
-    return f"What pattern does the {o.label} have?", PATTERN_NAMES[o.texture]
 
 
 def _ask_background(scene: Scene, rng: random.Random) -> tuple[str, str]:
@@ -512,7 +497,6 @@ _QUESTIONS = {
     "how many": _ask_count,
     "yes or no": _ask_yes_no,
     "where": _ask_where,
-    "what pattern": _ask_pattern,
     "background": _ask_background,
     "text": _ask_text,
 }
@@ -556,13 +540,7 @@ def named_objects(scene: Scene, caption: str) -> list[bool]:
 
 def _paint_background(scene: Scene, size: int, rng: np.random.Generator) -> Image.Image:
     base = np.asarray(BACKGROUNDS[scene.background], np.float32) + rng.uniform(-10, 10, 3).astype(np.float32)
-    if scene.finish == "shaded":
-        angle = rng.uniform(0, 2 * math.pi)
-        y, x = np.mgrid[-0.5 : 0.5 : size * 1j, -0.5 : 0.5 : size * 1j].astype(np.float32)
-        change = 70 * (math.cos(angle) * x + math.sin(angle) * y)  # [S, S]
-    elif scene.finish == "noisy":
-        change = rng.normal(0, 16, (size, size)).astype(np.float32)
-    elif scene.finish == "cloudy":
+    if scene.finish == "cloudy":
         coarse = Image.fromarray(rng.uniform(-45, 45, (5, 5)).astype(np.float32))
         change = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
     else:
@@ -576,7 +554,6 @@ def _paint_object(o: SceneObject, width: int, height: int, rng: random.Random) -
     outer, inner = _masks(o.shape, width, height)
     paint = Image.new("RGB", outer.size, _blend(colour, 0, 0.5) if o.colour != "black" else (95, 95, 100))
     fill = Image.new("RGB", outer.size, colour)
-    _draw_texture(fill, o.texture, _second_colour(colour), rng)
     paint.paste(fill, mask=inner)
     if o.word:
         ink = (255, 255, 255) if _luminance(colour) < 130 else (15, 15, 15)
@@ -588,32 +565,8 @@ def _blend(colour: tuple, towards: int, share: float) -> tuple[int, ...]:
     return tuple(round(channel + (towards - channel) * share) for channel in colour)
 
 
-def _second_colour(colour: tuple) -> tuple[int, ...]:
-    """The pattern's colour on an object: a lighter shade of a dark colour, a darker one of a light colour."""
-    return _blend(colour, 255, 0.5) if _luminance(colour) < 150 else _blend(colour, 0, 0.4)
-
-
 def _luminance(colour: tuple) -> float:
     return 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
-
-
-def _draw_texture(fill: Image.Image, texture: str, ink: tuple, rng: random.Random) -> None:
-    draw = ImageDraw.Draw(fill)
-    width, height = fill.size
-    step = width / rng.uniform(3.3, 3.8)
-    if texture == "striped":
-        for k in range(-5, 6):  # slanted bands, wide enough to survive the reduction
-            x = k * step * 1.4
-            draw.line([(x, height), (x + height, 0)], fill=ink, width=max(2, round(step / 2)))
-    elif texture == "dotted":
-        radius = step * 0.28
-        for row, column in itertools.product(range(6), repeat=2):
-            x, y = (column + 0.5 * (row % 2)) * step, row * step * 0.9
-            draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=ink)
-    elif texture == "checked":
-        for row, column in itertools.product(range(6), repeat=2):
-            if (row + column) % 2:
-                draw.rectangle([column * step, row * step, (column + 1) * step, (row + 1) * step], fill=ink)
 
 
 @lru_cache(maxsize=4096)
@@ -623,12 +576,10 @@ def _masks(shape: str, width: int, height: int) -> tuple[Image.Image, Image.Imag
     outer = Image.new("L", size, 0)
     draw = ImageDraw.Draw(outer)
     everything = [0, 0, size[0] - 1, size[1] - 1]
-    if shape in ("circle", "ring", "moon"):
+    if shape in ("circle", "ring"):
         draw.ellipse(everything, fill=255)
     if shape == "ring":
         draw.ellipse([0.27 * size[0], 0.27 * size[1], 0.73 * size[0], 0.73 * size[1]], fill=0)
-    elif shape == "moon":
-        draw.ellipse([0.36 * size[0], 0.06 * size[1], 1.24 * size[0], 0.94 * size[1]], fill=0)
     elif shape == "square":
         draw.rectangle(everything, fill=255)
     elif shape == "sign":
@@ -660,13 +611,12 @@ def _outline(shape: str) -> tuple[tuple[float, float], ...]:
         ]
     else:
         points = {
-            "triangle": [(0, 1), (0.5, 0), (1, 1)],
             "diamond": [(0.5, 0), (1, 0.5), (0.5, 1), (0, 0.5)],
+            "triangle": [(0, 1), (0.5, 0), (1, 1)],
             "cross": [
                 *[(0.33, 0), (0.67, 0), (0.67, 0.33), (1, 0.33), (1, 0.67), (0.67, 0.67)],
                 *[(0.67, 1), (0.33, 1), (0.33, 0.67), (0, 0.67), (0, 0.33), (0.33, 0.33)],
             ],
-            "arrow": [(0.5, 0), (1, 0.5), (0.7, 0.5), (0.7, 1), (0.3, 1), (0.3, 0.5), (0, 0.5)],  # points up
         }[shape]
     columns, rows = zip(*points, strict=True)
     return tuple(

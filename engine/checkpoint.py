@@ -109,10 +109,13 @@ class BestCheckpoint:
             return f"the best epoch so far ({self.best.get('epoch')}) is lost: {error}"
         return None
 
-    def offer(self, model: torch.nn.Module, value: float, step: int, epoch: int) -> None:
-        """Keep the model of `epoch` (from 1) if its score is the best so far; called in all processes."""
-        if value > self.best.get(self.score, -math.inf):
-            self.best = {self.score: value, "epoch": epoch}
+    def offer(self, model: torch.nn.Module, found: dict, step: int, epoch: int) -> None:
+        """Keep the model of `epoch` (from 1) if its score is the best so far; called in all processes.
+
+        found: the score, and what else the file's entry `best` says of that epoch.
+        """
+        if found[self.score] > self.best.get(self.score, -math.inf):
+            self.best = {**found, "epoch": epoch}
             if is_main():
                 state = {"model": unwrap(model).state_dict(), "progress": {"step": step}, **self.state()}
                 save_checkpoint(self.path, state)

@@ -19,6 +19,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from evaluation.ranking import SCORES
 from evaluation.vqa import SCORING
 from models.generation import MODES, check_options
 from utils import RENAMED_KEYS, RENAMED_VALUES, Config, UserError, as_config, find_file, replacing
@@ -222,6 +223,16 @@ def number(low: float = 0.0, high: float = math.inf, above: bool = False) -> Cal
     return check
 
 
+def or_none(rule: Callable[[str, object], None]) -> Callable[[str, object], None]:
+    """What `rule` accepts, or null."""
+
+    def check(key: str, value) -> None:
+        if value is not None:
+            rule(key, value)
+
+    return check
+
+
 def choice(*known: str) -> Callable[[str, object], None]:
     """One of these words."""
 
@@ -293,12 +304,14 @@ COMMON = {
     "train.checkpoint_every": whole(0),
     "train.keep_checkpoints": whole(1),
 }
-CONTRAST = {  # ITC and the momentum model, in pre-training and retrieval
+CONTRAST = {  # ITC, ITM and the momentum model, in pre-training and retrieval
     "data.max_words": whole(1),
     "text.max_tokens": whole(3, 512),
     "itc.negatives": choice("queue", "batch"),
     "itc.queue_size": whole(0, 10**9),
     "itc.alpha": number(0, 1),
+    "itm.temperature": or_none(number(0.001)),
+    "itm.harden": number(0.001, 1),
     "momentum": number(0, 1),
 }
 MAY_CHANGE = (
@@ -311,7 +324,7 @@ MAY_CHANGE = (
 PRETRAIN = Stage(
     name="pretrain",
     schema="configs/Pretrain.yaml",
-    optional=("mim.inject_from",),
+    optional=("itm.temperature", "mim.inject_from"),
     rules={
         **COMMON,
         **CONTRAST,
@@ -344,14 +357,14 @@ PRETRAIN = Stage(
 RETRIEVAL = Stage(
     name="retrieval",
     schema="configs/Retrieval_coco.yaml",
-    optional=("data.image_root",),
+    optional=("data.image_root", "itm.temperature"),
     rules={
         **COMMON,
         **CONTRAST,
         "image_size": whole(1),
         "data.per": choice("caption", "image"),
         "rerank.k": whole(1),
-        "rerank.score": choice("itm", "itm+itc"),
+        "rerank.score": choice(*SCORES),
         "rerank.batch_size": whole(1),
         "eval.splits": splits,
         "eval.batch_size": whole(1),

@@ -53,7 +53,7 @@ def finetune(
     run: Run,
     device: torch.device,
     loss_fn: Callable,
-    validate: Callable[[int], float | None],
+    validate: Callable[[int], dict | None],
     validate_first: bool = False,
     after_step: Callable[[Progress], object] | None = None,
     log_fn: Callable[[Progress, dict], dict | None] | None = None,
@@ -64,10 +64,10 @@ def finetune(
 
     The run is opened here, when everything that can be checked has been.
 
-    score: the name of what `validate(step)` returns (higher is better;
-    None: nothing to choose by, the last epoch stays), called in all processes after every epoch, and with
-    `validate_first` before a fresh run's first one. loss_fn, after_step, log_fn, count_fn,
-    resume_from: see `engine.loop.fit`.
+    validate(step): called in all processes after every epoch, and with `validate_first` before a fresh run's first
+    one; returns what checkpoint_best.pth says of the epoch as its entry `best` (None: nothing to choose by, the last
+    epoch stays). score: which of these decides (higher is better).
+    loss_fn, after_step, log_fn, count_fn, resume_from: see `engine.loop.fit`.
     """
     loader = create_train_loader(dataset, cfg, collate, device)
     optimizer, schedule = create_optimization(model, cfg, loader)
@@ -81,9 +81,9 @@ def finetune(
         validate(0)
 
     def on_epoch_end(wrapped: nn.Module, progress: Progress) -> None:
-        value = validate(progress.step)
-        if value is not None:
-            best.offer(model, value, progress.step, progress.epoch + 1)
+        found = validate(progress.step)
+        if found is not None:
+            best.offer(model, found, progress.step, progress.epoch + 1)
 
     fit(
         wrap_ddp(model, device),

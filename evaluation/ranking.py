@@ -30,6 +30,7 @@ from evaluation.sharded import Gathered, ProgressLine, eval_batches, run_sharded
 
 Ranks = dict[str, dict[str, Tensor]]  # {"itc": {"tr": [N], "ir": [T]}, "itm": the same}
 Rankings = dict[str, tuple[Tensor, Tensor]]  # {"tr": (ids [N, k], scores [N, k]), "ir": (ids [T, k], scores [T, k])}
+SCORES = ("itm", "itm+itc", "itm+itc/t")  # what `rerank` sorts by
 MISS = torch.iinfo(torch.int64).max  # the rank of a query that no candidate answers
 
 
@@ -226,7 +227,13 @@ def rerank(
     precision: str = "fp32",
     log: Callable | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Second stage of both directions: the fusion encoder's matching logit for every candidate.
+    """Second stage of both directions: the fusion encoder's matching score for every candidate.
+
+    Why "itm+itc/t": matching learns to tell pairs from negatives that are drawn with the weights
+    q = softmax(cosine/t), so the log-odds that it can reach at best are log p(text|image) - log q(text|image) and a
+    number that is the same for all candidates of a query. They say what the contrast does *not* know, and order the
+    candidates well only together with it: log-odds + cosine/t is log p. With nothing learned they are constant, and
+    the order is the first stage's.
 
     Args:
         backbone: models.semmim.SemMIM in eval mode.
@@ -234,7 +241,8 @@ def rerank(
         tr, ir: Candidates of text retrieval ([N, k] text ids) and image retrieval ([T, k'] image ids).
         batch_size: (image, text) pairs of one fusion forward, at most (but at least one for each of the few
             images that are visited together).
-        score: "itm", the matching logit alone (ALBEF), or "itm+itc", plus the cosine similarity (BLIP).
+        score: "itm", the matching logit alone (ALBEF); "itm+itc", plus the cosine similarity (BLIP); "itm+itc/t",
+            the match's log-odds plus the cosine over the contrast's temperature t, with which negatives are drawn.
 
     Returns:
         (tr_scores [N, k], ir_scores [T, k']) float32 on the CPU, in the order of the candidates, equal on all
@@ -242,8 +250,9 @@ def rerank(
     Raises:
         utils.UserError: unknown `score`; scores that are not finite.
     """
-    if score not in ("itm", "itm+itc"):
-        raise utils.UserError(f"rerank.score is {score!r}: it must be itm or itm+itc")
+    if score not in SCORES:
+        raise utils.UserError(f"rerank.score is {score!r}: it must be one of {', '.join(SCORES)}")
+    odds = score == "itm+itc/t"
     device = texts.tokens.device
     of_images, of_slots = Gathered("re-ranked texts", device), Gathered("re-ranked images", device)
     slots = ir.ids.flatten().argsort(stable=True)  # places in the [T, k'] table, grouped by the image they name
@@ -257,7 +266,7 @@ def rerank(
         places = [slots[slot_ends[i] - asked[i] : slot_ends[i]] for i in indices]  # n x [asked]
         plans = [_plan(tr.ids[i], place // ir.ids.shape[1], texts) for i, place in zip(indices, places, strict=True)]
         with utils.autocast(device, precision):
-            pair_scores = _score_pairs(backbone, image_embeds.to(device), plans, texts, batch_size, progress)
+            pair_scores = _score_pairs(backbone, image_embeds.to(device), plans, texts, batch_size, odds, progress)
         # a pair that both directions want was scored once
         values = [scores[back] for scores, (_, back) in zip(pair_scores, plans, strict=True)]  # n x [k + asked]
         of_images.put(indices, torch.stack([row[: tr.ids.shape[1]] for row in values]))
@@ -269,9 +278,10 @@ def rerank(
         raise utils.UserError(
             "re-ranking scores are NaN or infinite: the checkpoint is broken, or try --override train.precision=fp32"
         )
-    if score == "itm+itc":
-        tr_scores, ir_scores = tr_scores + tr.scores, ir_scores + ir.scores
-    return tr_scores, ir_scores
+    if score == "itm":
+        return tr_scores, ir_scores
+    scale = backbone.temperature().item() if odds else 1.0
+    return tr_scores + tr.scores / scale, ir_scores + ir.scores / scale
 
 
 def sort_candidates(ids: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -439,10 +449,12 @@ def _score_pairs(
     plans: list[tuple[Tensor, Tensor]],
     texts: TextFeatures,
     batch_size: int,
+    odds: bool,
     progress: ProgressLine,
 ) -> list[Tensor]:
     """ITM logits of n images [n, S, D] with the texts of their n plans -> n x [g] scores on the CPU.
 
+    odds: their log-odds instead, match against no match.
     Images with like numbers of texts are taken together, so that a batch is a full [images, texts] rectangle.
     """
     text_ids = [ids for ids, _ in plans]
@@ -451,7 +463,7 @@ def _score_pairs(
     while start < len(order):
         together = max(_IMAGES_TOGETHER, batch_size // len(text_ids[order[start]]))
         group = order[start : start + together]
-        table = _score_rectangle(backbone, image_embeds[group], [text_ids[i] for i in group], texts, batch_size)
+        table = _score_rectangle(backbone, image_embeds[group], [text_ids[i] for i in group], texts, batch_size, odds)
         for row, i in zip(table.cpu(), group, strict=True):
             scores[i] = row[: len(text_ids[i])]
             progress.advance(len(plans[i][1]))
@@ -460,7 +472,12 @@ def _score_pairs(
 
 
 def _score_rectangle(
-    backbone: nn.Module, image_embeds: Tensor, text_ids: list[Tensor], texts: TextFeatures, batch_size: int
+    backbone: nn.Module,
+    image_embeds: Tensor,
+    text_ids: list[Tensor],
+    texts: TextFeatures,
+    batch_size: int,
+    odds: bool,
 ) -> Tensor:
     """image_embeds [B, S, D], B lists of texts, longest list first -> scores [B, G], G the longest's."""
     memory = backbone.fusion_encoder.project_memory(image_embeds)  # keys and values once per image and layer
@@ -477,6 +494,7 @@ def _score_rectangle(
         text_embeds, mask = texts.padded(part.reshape(-1))  # row r of the batch belongs to image r // w
         some = [(keys[:rows], values[:rows]) for keys, values in memory]
         fused = backbone.fuse(text_embeds, mask, some, keep=1)  # matching reads [CLS] alone
-        logits = backbone.itm_logits(fused)[:, 1].float()
-        scores[:rows, start : start + width] = logits.view(part.shape)
+        logits = backbone.itm_logits(fused).float()  # [rows * w, 2]
+        values = logits[:, 1] - logits[:, 0] if odds else logits[:, 1]
+        scores[:rows, start : start + width] = values.view(part.shape)
     return scores

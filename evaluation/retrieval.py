@@ -78,6 +78,8 @@ class Ranker:
         numbers["seconds"] = round(time.perf_counter() - start, 1)
         self.run.log(step, numbers, split, final)
         self.run.info(retrieval_table(split, numbers))
+        if split == "val" and (warning := not_worth_it(numbers, self.cfg.rerank.score)):
+            self.run.info(warning)
         if folds:
             self.run.info(retrieval_table(f"{folds} folds", found["folds"]))
         return numbers, found
@@ -135,6 +137,25 @@ class Ranker:
             ranks, _ = self.rank(backbone, *part)
             every.append(stage_columns(ranks, part[2]))
         return {key: sum(columns[key] for columns in every) / folds for key in every[0]}
+
+
+def better_order(numbers: dict[str, float], score: str) -> tuple[str, float]:
+    """(`itc` or the re-ranking score's name, its mean recall): the better of the two orders; re-ranked if equal."""
+    by = {score: numbers["itm_r_mean"], "itc": numbers["itc_r_mean"]}
+    order = max(by, key=by.get)
+    return order, by[order]
+
+
+def not_worth_it(numbers: dict[str, float], score: str) -> str | None:
+    """A line of warning where re-ranking lowers the mean recall on val, with the remedy."""
+    order, value = better_order(numbers, score)
+    if order != "itc":
+        return None
+    other = "" if score == "itm+itc/t" else ", or try rerank.score=itm+itc/t"
+    return (
+        f"warning: re-ranking by {score} is not worth its cost here, it lowers the mean recall on val from "
+        f"{value:.2f} to {numbers['itm_r_mean']:.2f}: take the order by ITC (itc_*){other}"
+    )
 
 
 def stage_columns(ranks: ranking.Ranks, image_of_text: Tensor) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Image-text alignment, ITC and ITM, as pre-training and retrieval fine-tuning share it (after ALBEF)."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,10 @@ from models.losses import global_mean, itc_loss, itm_loss, sample_hard_negatives
 from models.momentum import FeatureQueue
 from models.semmim import SemMIM
 from models.tensors import interleave
-from utils import all_gather, all_gather_with_grad
+from utils import Config, all_gather, all_gather_with_grad
+
+STUCK = 0.98  # matching has learned next to nothing while its loss is above this share of what constant answers give
+PATIENCE = 10_000  # pairs after which that is worth a warning
 
 
 @dataclass
@@ -70,6 +74,49 @@ class Negatives:
     valid: Tensor  # [3B] bool, in the order of `match`: own pair and negative text by turns, then negative images
 
 
+def negative_temperature(itm: Config, itc_temperature: Tensor, done: float) -> Tensor:
+    """Temperature of the softmax that ITM's negatives are drawn from, after the share `done` of the training.
+
+    It begins at itm.temperature and falls, by equal factors, to ITC's own within the first share itm.harden; without
+    itm.temperature it is ITC's own from the beginning (ALBEF). Easy negatives first, because matching learns nothing
+    from those that ITC finds most alike before it can tell any pair from another.
+    """
+    own = itc_temperature.detach()
+    if itm.temperature is None or done >= itm.harden:
+        return own
+    share = done / itm.harden
+    return own**share * itm.temperature ** (1 - share)
+
+
+class MatchingWatch:
+    """Says once in a run, after some thousand pairs, that matching has learned next to nothing, with the remedy.
+
+    itm: the configuration's `itm`; pairs_per_step: of all ranks, in one optimizer step.
+    """
+
+    def __init__(self, itm: Config, pairs_per_step: int):
+        self.easy_first, self.pairs_per_step = itm.temperature is not None, pairs_per_step
+        self.said = False
+
+    def line(self, step: int, loss: float) -> str | None:
+        """A line of warning or None; `loss`: the mean ITM loss of the last steps, when `step` of them are done.
+
+        Two of three rows are negatives: the constant answer "no match, 2 to 1" is right on 66.7% of them and costs
+        0.6365, the entropy of one third.
+        """
+        constant, pairs = math.log(3) - 2 / 3 * math.log(2), step * self.pairs_per_step
+        if self.said or pairs < PATIENCE or loss < STUCK * constant:
+            return None
+        self.said = True
+        remedy = "its negatives are those that ITC finds most alike. Begin with easier ones (itm.temperature=1.0)"
+        if self.easy_first:
+            remedy = "take more steps with fewer pairs each (train.batch_size), or harden later (itm.harden)"
+        return (
+            f"warning: matching has learned next to nothing from {pairs} pairs (loss {loss:.3f}, a constant answer has "
+            f"{constant:.3f}): {remedy}, and re-rank with rerank.score=itm+itc/t, which loses nothing meanwhile"
+        )
+
+
 def legal_negatives(image_id: Tensor, caption_id: Tensor) -> Tensor:
     """[B, B] bool: whether row j may be a negative of row i, which shares neither its image nor its caption."""
     return (image_id[:, None] != image_id) & (caption_id[:, None] != caption_id)
@@ -78,7 +125,8 @@ def legal_negatives(image_id: Tensor, caption_id: Tensor) -> Tensor:
 def hard_negatives(features: Features, temperature: Tensor, draw_image: Tensor, draw_text: Tensor) -> Negatives:
     """One hard negative image per text and one hard negative text per image, from this rank's rows.
 
-    draw_image, draw_text: [B] uniform in [0, 1). A row without a legal negative is not valid.
+    temperature: see `negative_temperature`; draw_image, draw_text: [B] uniform in [0, 1).
+    A row without a legal negative is not valid.
     """
     legal = legal_negatives(features.image_id, features.caption_id)
     with torch.no_grad(), torch.autocast(legal.device.type, enabled=False):

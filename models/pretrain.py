@@ -6,7 +6,7 @@ from os import PathLike
 import torch
 from torch import Tensor, nn
 
-from models.alignment import Features, contrast, hard_negatives, match
+from models.alignment import Features, contrast, hard_negatives, match, negative_temperature
 from models.losses import mask_tokens, split_prefix, token_mean
 from models.mim import (
     CodebookTarget,
@@ -97,7 +97,7 @@ class TeacherView:
 class PretrainModel(nn.Module):
     """Backbone, encoding head, momentum teacher, queue and centers; `forward` gives the loss of one micro-batch.
 
-    cfg: the resolved configuration (`itc`, `mlm`, `mim`, `momentum`).
+    cfg: the resolved configuration (`itc`, `itm`, `mlm`, `mim`, `momentum`).
     """
 
     def __init__(self, backbone: SemMIM, cfg: Config, tokens: SpecialTokens):
@@ -107,7 +107,7 @@ class PretrainModel(nn.Module):
                 f"text.vocab: {tokens.vocab_size} word pieces, but the text model has embeddings for "
                 f"{backbone.description['bert']['vocab_size']}; set model.bert.args.vocab_size"
             )
-        self.itc, self.mlm, self.mim, self.momentum = cfg.itc, cfg.mlm, cfg.mim, cfg.momentum
+        self.itc, self.itm, self.mlm, self.mim, self.momentum = cfg.itc, cfg.itm, cfg.mlm, cfg.mim, cfg.momentum
         self.tokens = tokens
         self.backbone = backbone
         encoder = backbone.image_encoder
@@ -159,11 +159,14 @@ class PretrainModel(nn.Module):
             students |= {"head": self.head}
         return students
 
-    def forward(self, batch: dict, alpha: float, draws: Draws | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, batch: dict, alpha: float, draws: Draws | None = None, done: float = 1.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Eq. 4: L = L_cls + L_patch + L_itc + L_itm + L_mlm + L_plm of a micro-batch -> (L, values to log).
 
         batch: image1, image2 (the paper's I_1, I_2) [B, 3, S, S], input_ids, attention_mask [B, L], image_id,
-        caption_id [B] (dataset.pretrain). alpha: weight of ITC's soft targets now.
+        caption_id [B] (dataset.pretrain). alpha: weight of ITC's soft targets now; done: share of the training that is
+        over, see `negative_temperature`.
         """
         net, ids, mask = self.backbone, batch["input_ids"], batch["attention_mask"]
         size = ids.shape[0]
@@ -203,7 +206,8 @@ class PretrainModel(nn.Module):
 
         # Matching. All fusion rows of the step share the keys and values of their B images, which are projected once.
         image_memory = net.fusion_encoder.project_memory(image_embeds)
-        negatives = hard_negatives(features, net.temperature(), draws.itm_image, draws.itm_text)
+        temperature = negative_temperature(self.itm, net.temperature(), done)
+        negatives = hard_negatives(features, temperature, draws.itm_image, draws.itm_text)
         losses["itm"], logs["itm/accuracy"] = match(net, text_embeds, mask, image_memory, negatives)
 
         # Masked language modelling, and the fused prefix for the decoder, in one pass.
@@ -218,7 +222,8 @@ class PretrainModel(nn.Module):
         losses["plm"] = token_mean(net.decoder.lm_logits(hidden.flatten(0, 1)[split.places]), split.target)
 
         logs |= {f"loss/{name}": value.detach() for name, value in losses.items()}
-        logs |= {"temperature": net.temperature().detach(), "itm/rows_left_out": (~negatives.valid).sum()}
+        logs |= {"temperature": net.temperature().detach(), "itm/temperature": temperature}
+        logs["itm/rows_left_out"] = (~negatives.valid).sum()
         return sum(losses.values()), logs
 
     # -----------------------------------------------------------------------------------------------------------

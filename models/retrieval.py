@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from models.alignment import Features, contrast, hard_negatives, match
+from models.alignment import Features, contrast, hard_negatives, match, negative_temperature
 from models.momentum import FeatureQueue, MomentumTeacher
 from models.semmim import SemMIM, project
 from utils import Config
@@ -12,12 +12,12 @@ from utils import Config
 class RetrievalModel(nn.Module):
     """A backbone without decoder, with a momentum teacher and a queue; `forward` gives the loss of one micro-batch.
 
-    cfg: the configuration's `itc` and `momentum`. `evaluation.ranking` evaluates the backbone.
+    cfg: the configuration's `itc`, `itm` and `momentum`. `evaluation.ranking` evaluates the backbone.
     """
 
     def __init__(self, backbone: SemMIM, cfg: Config):
         super().__init__()
-        self.backbone, self.momentum = backbone, cfg.momentum
+        self.backbone, self.itm, self.momentum = backbone, cfg.itm, cfg.momentum
         backbone.image_encoder.mask_token.requires_grad_(False)  # nothing is masked here
         self.queue = self.teacher = None
         if cfg.itc.negatives == "queue":
@@ -29,12 +29,15 @@ class RetrievalModel(nn.Module):
         names = ("image_encoder", "vision_proj", "text_encoder", "text_proj")
         return {name: getattr(self.backbone, name) for name in names}
 
-    def forward(self, batch: dict, alpha: float, draws: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, batch: dict, alpha: float, draws: Tensor | None = None, done: float = 1.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a micro-batch and the values to log.
 
         batch: image [B, 3, S, S], input_ids, attention_mask [B, L], image_id, caption_id [B]
         (PretrainCollate).
-        alpha: weight of ITC's soft targets now; draws: [2, B] uniform, for the negative images and texts.
+        alpha: weight of ITC's soft targets now; draws: [2, B] uniform, for the negative images and texts; done: share
+        of the training that is over, see `negative_temperature`.
         """
         net, ids, mask = self.backbone, batch["input_ids"], batch["attention_mask"]
         if draws is None:
@@ -44,11 +47,13 @@ class RetrievalModel(nn.Module):
         image_feat_m, text_feat_m = self.teach(batch, image_feat, text_feat)
         features = Features(image_feat, text_feat, image_feat_m, text_feat_m, batch["image_id"], batch["caption_id"])
         itc = contrast(features, net.temperature(), self.queue, alpha, remember=self.training)
-        negatives = hard_negatives(features, net.temperature(), *draws)
+        temperature = negative_temperature(self.itm, net.temperature(), done)
+        negatives = hard_negatives(features, temperature, *draws)
         image_memory = net.fusion_encoder.project_memory(image_embeds)
         itm, accuracy = match(net, text_embeds, mask, image_memory, negatives)
         logs = {"loss/itc": itc.detach(), "loss/itm": itm.detach(), "itm/accuracy": accuracy}
-        logs |= {"temperature": net.temperature().detach(), "itm/rows_left_out": (~negatives.valid).sum()}
+        logs |= {"temperature": net.temperature().detach(), "itm/temperature": temperature}
+        logs["itm/rows_left_out"] = (~negatives.valid).sum()
         return itc + itm, logs
 
     @torch.no_grad()

@@ -39,13 +39,13 @@ def test_the_hole_of_a_ring_is_background():
 
 
 def test_a_caption_names_what_its_words_say():
-    for scene in MANY:
-        for caption in scenes.captions(scene):
+    for scene, other in zip(MANY, MANY[1:] + MANY[:1], strict=True):
+        for caption in scenes.captions(scene) + scenes.captions(other):  # its own name all objects, another's few
             named = scenes.named_objects(scene, caption)
             words = caption.replace(",", "").split()
             pairs = set(zip(words, words[1:], strict=False))
             assert named == [(o.colour, o.shape) in pairs for o in scene.objects]
-            assert sum(named) >= 2
+            assert all(named) or caption not in scenes.captions(scene)
     listing = [c for scene in MANY for c in scenes.captions(scene) if c.startswith(("a picture of", "we see"))]
     assert listing and all(
         all(scenes.named_objects(scene, c)) for scene in MANY for c in scenes.captions(scene) if c in listing

@@ -18,15 +18,15 @@ MANY = [scenes.make_scene(3, index) for index in range(400)]
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 COLOUR = "red|orange|yellow|green|blue|purple|black|white"
-SHAPE = "circle|square|triangle|star|heart|diamond|cross|moon|ring|arrow|sign"
+SHAPE = "circle|square|triangle|star|heart|diamond|cross|ring|sign"
 PHRASE = re.compile(
-    rf"(?P<article>an?|the) (?:(?P<size>small|large) )?(?:(?P<texture>striped|dotted|checked) )?"
+    rf"(?P<article>an?|the) (?:(?P<size>small|large) )?"
     rf"(?P<colour>{COLOUR}) (?P<shape>{SHAPE})(?: that says (?P<word>\w+))?"
 )
 REL = r"((?:above|below)(?: and to the (?:left|right) of)?|to the (?:left|right) of)"
 CORNERS = r"in the (?:top|bottom) (?:left|right) corner"
 PLACE = rf"({CORNERS}|at the top|at the bottom|on the left|on the right|in the middle)"
-GROUND = r"on a (plain|shaded|noisy|cloudy) (gray|pink|brown|turquoise) background"
+GROUND = r"on a (plain|cloudy) (gray|pink|brown|turquoise) background"
 
 
 # ---------------------------------------------------------------- an independent judge of captions
@@ -67,6 +67,10 @@ def is_true(caption, scene, mirrored=False):
     if len(set(named)) != len(named):
         return False
     skeleton = PHRASE.sub("#", caption)
+    if m := re.fullmatch(rf"(.*) with #(?: {PLACE})?", skeleton):  # the last of the objects, after all the others
+        if m[2] is not None and not place_holds(boxes[named[-1]], m[2]):
+            return False
+        skeleton = m[1]
 
     def match(pattern):
         return re.fullmatch(pattern, skeleton)
@@ -74,24 +78,23 @@ def is_true(caption, scene, mirrored=False):
     def related(i, j, words):
         return relation_holds(boxes[named[i]], boxes[named[j]], words)
 
-    if m := match(rf"# {REL} #(?: with # {PLACE})?"):
-        return related(0, 1, m[1]) and (m[2] is None or place_holds(boxes[named[2]], m[2]))
+    if m := match(rf"# {REL} #"):
+        return related(0, 1, m[1])
     if m := match(rf"# is {REL} #"):
         return related(0, 1, m[1])
-    if m := match(rf"there is # {PLACE} and # {PLACE}"):
+    if m := match(rf"# {PLACE} and # {PLACE}"):
         return place_holds(boxes[named[0]], m[1]) and place_holds(boxes[named[1]], m[2])
-    if m := match(r"(?:a picture of|(two|three|four) objects:|we see|this picture shows) #(?:, #)* and #"):
+    if m := match(r"(?:a picture of|(two|three) objects:|we see|this picture shows) #(?:, #)* and #"):
         count = len(scene.objects)
-        return len(named) == count and m[1] in (None, {2: "two", 3: "three", 4: "four"}[count])
-    if m := match(rf"{GROUND} # is {REL} #"):
-        return (m[1], m[2]) == (scene.finish, scene.background) and related(0, 1, m[3])
+        return len(named) == count and m[1] in (None, {2: "two", 3: "three"}[count])
+    if m := match(rf"{GROUND} #(?:, #)* and #"):
+        return (m[1], m[2]) == (scene.finish, scene.background)
     if m := match(rf"{REL} # there is #"):
         return related(1, 0, m[1])
     if m := match(rf"# is {REL} # and (?:{REL} )?#"):
         return related(0, 1, m[1]) and related(0, 2, m[2] or m[1])
-    if m := match(rf"# {PLACE} (?:says|reads) (\w+) and # is {REL} it"):
-        sign = named[0]
-        return scene.objects[sign].word == m[2] and place_holds(boxes[sign], m[1]) and related(1, 0, m[3])
+    if m := match(rf"# (?:says|reads) (\w+) and # is {REL} it"):
+        return scene.objects[named[0]].word == m[1] and related(1, 0, m[2])
     m = match(rf"# next to # {GROUND}")
     assert m, f"unknown wording: {caption}"
     a, b = boxes[named[0]], boxes[named[1]]
@@ -132,7 +135,7 @@ def test_captions_are_five_distinct_wordings_of_bounded_length():
         skeletons = {PHRASE.sub("#", caption) for caption in written}
         assert len(set(written)) == len(skeletons) == 5
         assert all(len(caption.replace(",", " ,").split()) <= 24 for caption in written)
-        assert all(len(PHRASE.findall(caption)) >= 2 for caption in written)
+        assert all(len(PHRASE.findall(caption)) == len(scene.objects) for caption in written)
 
 
 def test_grammar_of_articles():
@@ -200,12 +203,12 @@ def test_splits_of_different_seeds_share_no_scene():
 
 def test_scenes_hold_what_they_promise():
     counts = Counter(len(scene.objects) for scene in MANY)
-    assert set(counts) == {2, 3, 4} and min(counts.values()) > 50
+    assert set(counts) == {2, 3} and min(counts.values()) > 150
     for scene in MANY:
         labels = [o.label for o in scene.objects]
         assert len(set(labels)) == len(labels)
         assert sum(bool(o.word) for o in scene.objects) <= 1
-    assert 0.25 < sum(any(o.word for o in scene.objects) for scene in MANY) / len(MANY) < 0.55
+    assert 0.2 < sum(any(o.word for o in scene.objects) for scene in MANY) / len(MANY) < 0.4
 
 
 @pytest.mark.parametrize("size", [32, 64, 225])
@@ -228,16 +231,16 @@ def test_box_holds_exactly_the_pixels_of_its_object(size):
             rows, columns = np.nonzero(np.abs(picture - ground).sum(-1) > 30)
             x0, y0, x1, y1 = o.pixel_box(size)
             assert x0 <= columns.min() and columns.max() < x1 and y0 <= rows.min() and rows.max() < y1
-            assert columns.max() + 1 - columns.min() >= 0.6 * (x1 - x0), o  # a moon is narrower than its circle
+            assert columns.max() + 1 - columns.min() >= 0.75 * (x1 - x0), o
             assert rows.max() + 1 - rows.min() >= 0.75 * (y1 - y0), o
 
 
 def test_objects_have_their_colour():
-    """The median pixel of a plain shape's middle is nearest to the named colour."""
+    """The median pixel of a full shape's middle is nearest to the named colour."""
     for scene in MANY[:100]:
         picture = np.asarray(scenes.render(scene, 128), float)
         for o in scene.objects:
-            if o.texture == "plain" and o.shape in ("circle", "square", "diamond", "cross", "heart"):
+            if o.shape in ("circle", "square", "diamond", "cross", "heart"):
                 x, y = (round(part * 128) for part in o.centre)
                 middle = np.median(picture[y - 3 : y + 4, x - 3 : x + 4].reshape(-1, 3), 0)
                 nearest = min(scenes.COLOURS, key=lambda name: np.abs(scenes.COLOURS[name] - middle).sum())  # noqa: B023
@@ -281,16 +284,13 @@ def truth_of(question, scene):
     if m := re.fullmatch(r"Is there an? ([\w ]+)\?", question):
         return "yes" if m[1] in objects else "no"
     if m := re.fullmatch(rf"Is the ((?:{COLOUR}) \w+) (\w+)\?", question):
-        return "yes" if m[2] in (objects[m[1]].size, objects[m[1]].texture) else "no"
+        return "yes" if m[2] == objects[m[1]].size else "no"
     if m := re.fullmatch(rf"Is the ([\w ]+?) {REL} the ([\w ]+)\?", question):
         return "yes" if relation_holds(boxes[m[1]], boxes[m[3]], m[2]) else "no"
     if m := re.fullmatch(r"Where is the ([\w ]+)\?", question):
         places = [place for row in scenes.PLACES for place in row]
         (answer,) = [place for place in places if place_holds(boxes[m[1]], place)]
         return answer
-    if m := re.fullmatch(r"What pattern does the ([\w ]+) have\?", question):
-        names = {"plain": "none", "striped": "stripes", "dotted": "dots", "checked": "checks"}
-        return names[objects[m[1]].texture]
     if question == "What color is the background?":
         return scene.background
     assert re.fullmatch(rf"What does the (?:(?:{COLOUR}) )?sign say\?", question), question
@@ -313,7 +313,7 @@ def test_questions_cover_every_kind_and_balance_yes_and_no():
     asked = [question for scene in MANY for question in scenes.questions(scene, 4)]
     assert len(asked) == 4 * len(MANY)
     kinds = Counter(question["kind"] for question in asked)
-    assert len(kinds) == 8 and min(kinds.values()) > 50
+    assert len(kinds) == 7 and min(kinds.values()) > 50
     answers = Counter(Counter(q["answer"]).most_common(1)[0][0] for q in asked if q["kind"] == "yes or no")
     assert 0.35 < answers["yes"] / answers.total() < 0.65
     assert sum(len(set(question["answer"])) > 1 for question in asked) > len(asked) / 4  # annotators do disagree

@@ -136,15 +136,15 @@ def test_a_loss_that_doubles_is_a_jump_and_noise_is_none():
 def test_a_missing_or_damaged_best_checkpoint_is_told_before_training(tmp_path, caplog):
     best = BestCheckpoint(tmp_path, "cider", {})
     model = nn.Linear(2, 2)
-    best.offer(model, 50.0, step=10, epoch=1)
+    best.offer(model, {"cider": 50.0, "beams": 3}, step=10, epoch=1)
     resumed = BestCheckpoint(tmp_path, "cider", {}, {"best": best.best})
-    assert resumed.best == {"cider": 50.0, "epoch": 1}
+    assert resumed.best == {"cider": 50.0, "beams": 3, "epoch": 1}
     (tmp_path / "checkpoint_best.pth").unlink()
     with caplog.at_level("INFO", "semmim"):
         resumed = BestCheckpoint(tmp_path, "cider", {}, {"best": best.best})
     assert "the best epoch so far (1) is lost" in caplog.text and resumed.best == {}
     resumed.restore(model)  # keeps the last weights
-    resumed.offer(model, 40.0, step=20, epoch=2)
+    resumed.offer(model, {"cider": 40.0}, step=20, epoch=2)
     assert load_checkpoint(tmp_path / "checkpoint_best.pth")["best"] == {"cider": 40.0, "epoch": 2}
 
 

@@ -204,6 +204,37 @@ def test_itm_plus_itc_adds_the_cosine():
         assert torch.equal(values, scores.gather(1, ids))
 
 
+def test_itm_plus_itc_over_t_adds_the_cosine_over_the_temperature_to_the_log_odds():
+    backbone, *texts = table_case(6)
+    backbone.temperature = lambda: torch.tensor(0.25)
+    logits, backbone.itm_logits = backbone.itm_logits, lambda fused: logits(fused) + torch.tensor([1.0, 0.0])
+    itc = backbone.image_feats @ backbone.text_feats.T
+    _, rankings = run_table(backbone, *texts, k=1000, score="itm+itc/t")
+    for key, scores in (("tr", backbone.itm - 1 + 4 * itc), ("ir", (backbone.itm - 1 + 4 * itc).T)):
+        ids, values = rankings[key]
+        assert torch.equal(values, scores.gather(1, ids))
+        assert torch.equal(values, values.sort(1, descending=True)[0])
+
+
+def test_matching_that_learned_nothing_leaves_the_first_order_with_itc_over_t():
+    backbone, *texts = table_case(8)
+    backbone.temperature, backbone.itm = lambda: torch.tensor(0.03), torch.full_like(backbone.itm, 0.7)
+    ranks, _ = run_table(backbone, *texts, k=5, score="itm+itc/t")
+    assert torch.equal(ranks["itm"]["tr"], ranks["itc"]["tr"]) and torch.equal(ranks["itm"]["ir"], ranks["itc"]["ir"])
+
+
+def test_log_odds_of_optimal_matching_plus_cosine_over_t_order_as_the_true_probability():
+    """Closed form: the best log-odds against negatives from softmax(cosine/t), on a small table of probabilities."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.rand(6, 9, generator=generator).log_softmax(1)  # log p(text | image)
+    cosine, t = 0.2 * torch.rand(6, 9, generator=generator), 0.05
+    negatives = (cosine / t).log_softmax(1)  # log q(text | image)
+    positive, negative = truth.exp() / 3, 2 * negatives.exp() / 3  # a third of the rows match
+    odds = (positive / (positive + negative)).logit()
+    assert torch.equal((odds + cosine / t).argsort(1), truth.argsort(1))
+    assert not torch.equal(odds.argsort(1), truth.argsort(1))  # alone they do not
+
+
 def test_unknown_score_is_a_user_error():
     with pytest.raises(utils.UserError, match="rerank.score"):
         run_table(*table_case(0), score="best")

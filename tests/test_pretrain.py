@@ -1,9 +1,13 @@
 """The pre-training step as a whole: what sees what, who gets gradient, and every switch of the ablations."""
 
+import math
+from collections import Counter
+
 import pytest
 import torch
 from tiny import CAPTIONS, NO_DROPOUT, TOKENIZER, draws_part, make_batch, make_draws, tiny_config, tiny_model
 
+from models.alignment import Features, MatchingWatch, hard_negatives, negative_temperature
 from models.pretrain import build_pretrain_model
 from utils import UserError
 
@@ -139,6 +143,52 @@ def test_accumulated_micro_batches_give_the_gradient_and_center_of_the_whole_bat
     assert whole.patch_center.value.abs().sum() > 0
 
 
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+def test_itm_negatives_are_drawn_with_the_enumerated_probabilities(temperature):
+    torch.manual_seed(1)
+    rows, times = 5, 1000
+    image, text = torch.nn.functional.normalize(torch.randn(2, rows, 8), dim=-1)
+    ids = torch.tensor([0, 1, 2, 3, 0])
+    features = Features(image, text, image, text, ids, torch.arange(rows))
+    drawn = [hard_negatives(features, torch.tensor(temperature), *torch.rand(2, rows)) for _ in range(times)]
+    for part, similarity in (("image", text @ image.T), ("text", image @ text.T)):
+        for row in range(rows):
+            legal = [other for other in range(rows) if ids[other] != ids[row]]
+            weights = [math.exp(float(similarity[row, other]) / temperature) for other in legal]
+            counts = Counter(int(getattr(negatives, part)[row]) for negatives in drawn)
+            assert set(counts) <= set(legal)
+            for other, weight in zip(legal, weights, strict=True):
+                share = weight / sum(weights)
+                assert abs(counts[other] - times * share) < 1 + 4.5 * math.sqrt(times * share * (1 - share))
+
+
+def test_negatives_become_as_hard_as_itc_s_own_within_the_share_that_is_set():
+    itm, own = tiny_config("itm.temperature=1.6", "itm.harden=0.5").itm, torch.tensor(0.1)
+    found = [negative_temperature(itm, own, done).item() for done in (0.0, 0.125, 0.25, 0.5, 1.0)]
+    assert found == pytest.approx([1.6, 0.8, 0.4, 0.1, 0.1])
+    assert negative_temperature(tiny_config().itm, own, 0.0) == own  # ALBEF's rule is the default
+    learned = torch.tensor(0.1, requires_grad=True)
+    assert not negative_temperature(itm, learned, 0.25).requires_grad
+
+
+def test_a_step_draws_with_the_temperature_of_its_place_in_the_training():
+    model = tiny_model("itm.temperature=2.0")
+    for done, expected in ((0.0, 2.0), (0.9, 0.07)):
+        assert step(model, make_batch(), done=done)[1]["itm/temperature"].item() == pytest.approx(expected)
+
+
+def test_matching_that_stays_at_its_share_of_negatives_is_said_once_with_the_remedy():
+    constant = -(math.log(1 / 3) / 3 + 2 * math.log(2 / 3) / 3)
+    watch = MatchingWatch(tiny_config().itm, pairs_per_step=128)
+    assert watch.line(70, constant) is None  # 8,960 pairs are too few to tell
+    said = watch.line(80, 0.99 * constant)
+    assert "10240 pairs" in said and "itm.temperature=1.0" in said and "rerank.score=itm+itc/t" in said
+    assert "\n" not in said and watch.line(90, constant) is None
+    assert MatchingWatch(tiny_config().itm, pairs_per_step=128).line(1000, 0.6) is None  # it learns
+    easy = MatchingWatch(tiny_config("itm.temperature=1.0").itm, pairs_per_step=128).line(80, constant)
+    assert "itm.temperature" not in easy and "train.batch_size" in easy  # the remedy that is left
+
+
 def test_rows_without_a_legal_negative_are_left_out_and_counted():
     model = tiny_model()
     batch = make_batch(4, captions=[CAPTIONS[0]] * 4)
@@ -228,6 +278,9 @@ def test_temperature_is_clamped_after_a_step():
         ("train.batch_size=6.5", "train.batch_size"),
         ("train.accumulation=0", "train.accumulation"),
         ("itc.temperature=0", "itc.temperature"),
+        ("itm.temperature=0", "itm.temperature"),
+        ("itm.temperature=cold", "itm.temperature"),
+        ("itm.harden=1.5", "itm.harden"),
         ("text.max_tokens=1", "text.max_tokens"),
         ("mim.target=dvae", "mim.codebook"),
         ("model.bert.args={hidden_size: 48, num_attention_heads: 2, intermediate_size: 64}", "hidden_size"),

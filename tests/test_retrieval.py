@@ -11,6 +11,7 @@ from tiny import NO_DROPOUT, make_batch, tiny_config, tiny_model
 
 import Retrieval
 import utils
+from evaluation.retrieval import better_order, not_worth_it
 from models.retrieval import RetrievalModel
 
 
@@ -119,11 +120,11 @@ def test_fine_tuning_keeps_the_best_epoch_and_evaluates_with_it(project, caplog)
     names = {path.name for path in run.iterdir()}
     assert {"checkpoint_last.pth", "checkpoint_best.pth", "retrieval_result.json", "metrics.json"} <= names
     assert [line["step"] for line in log_lines(run, "train")] == list(range(1, 9))  # 24 pairs, 6 a step, 2 epochs
-    every_epoch = [line["itm_r_mean"] for line in log_lines(run, "val")][:2]
+    every_epoch = [max(line["itm_r_mean"], line["itc_r_mean"]) for line in log_lines(run, "val")][:2]
     best = utils.load_checkpoint(run / "checkpoint_best.pth")["best"]
     assert best["r_mean"] == max(every_epoch)
     numbers = json.loads((run / "metrics.json").read_text())
-    assert numbers["val"]["itm_r_mean"] == pytest.approx(best["r_mean"])
+    assert numbers["val"][f"{best['order']}_r_mean"] == pytest.approx(best["r_mean"])  # the score's name is itm here
     dropped = [line for line in caplog.messages if "not used here" in line]  # one line says what retrieval drops
     assert len(dropped) == 1
     assert "decoder, mlm_head, cls_center, head, patch_center, queue, teacher" in dropped[0]
@@ -131,6 +132,16 @@ def test_fine_tuning_keeps_the_best_epoch_and_evaluates_with_it(project, caplog)
     fine_tune(project, project / "again", flags=["--evaluate", "--checkpoint", run / "checkpoint_best.pth"])
     again = json.loads((project / "again/metrics.json").read_text())["test"]
     assert {**again, "seconds": 0} == {**numbers["test"], "seconds": 0}
+
+
+def test_the_better_order_is_kept_and_a_worse_re_ranking_is_said_with_the_remedy():
+    worse, better = ({"itc_r_mean": 50.0, "itm_r_mean": value} for value in (35.25, 50.0))
+    assert better_order(worse, "itm") == ("itc", 50.0)
+    assert better_order(better, "itm+itc") == ("itm+itc", 50.0)
+    line = not_worth_it(worse, "itm")
+    assert "from 50.00 to 35.25" in line and "rerank.score=itm+itc/t" in line and "\n" not in line
+    assert "rerank.score" not in not_worth_it(worse, "itm+itc/t")
+    assert not_worth_it(better, "itm") is None
 
 
 def test_resumed_fine_tuning_equals_an_uninterrupted_one(project, monkeypatch):

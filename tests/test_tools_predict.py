@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from tiny import TOKENIZER, tiny_config
 
-from engine.config import CAPTION, load_config
+from engine.config import CAPTION, RETRIEVAL, load_config
 from models.caption import CaptionModel
 from models.semmim import build_backbone, load_backbone
 from tools import predict, predict_retrieve
-from utils import UserError, save_checkpoint
+from utils import UserError, load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +113,47 @@ def test_sentences_are_ranked_for_a_picture_as_the_model_scores_them(folder, cap
         assert (float(itm), float(itc)) == pytest.approx(expected[text], abs=6e-3)
 
 
+def test_the_order_that_was_better_on_val_is_taken_and_k_0_is_the_contrast_alone(folder, capsys, tmp_path):
+    texts = ["a red bus", "two dogs", "nothing at all"]
+
+    def ranked(best, *options):
+        cfg = load_config("configs/Retrieval_coco.yaml", ["rerank.score=itm+itc"], RETRIEVAL).to_dict()
+        content = {**load_checkpoint(folder / "pre.pth"), "stage": "retrieval", "config": cfg, "best": best}
+        save_checkpoint(tmp_path / "best.pth", content)
+        command = ["retrieve", str(folder / "a.png"), "--device", "cpu", "--checkpoint", str(tmp_path / "best.pth")]
+        predict.main([*command, *(f"--text={text}" for text in texts), *options])
+        found = [line.split(maxsplit=3) for line in capsys.readouterr().out.splitlines()[1:]]
+        return [(row[3], None if row[1] == "-" else float(row[1]), float(row[2])) for row in found]
+
+    backbone, _, _ = load_backbone(folder / "pre.pth")
+    backbone.eval()
+    scores = {}
+    with torch.no_grad():
+        image = predict.read_picture(str(folder / "a.png"), backbone.image_encoder.image_size)
+        embeds, feat = backbone.encode_image(image)
+        for text in texts:
+            ids, mask = TOKENIZER.encode([text], 30)
+            text_embeds, text_feat = backbone.encode_text(ids, mask)
+            logits = backbone.itm_logits(
+                backbone.fuse(text_embeds, mask, backbone.fusion_encoder.project_memory(embeds))
+            )
+            wrong, right, cosine = *logits[0].tolist(), float(feat @ text_feat.T)
+            odds = right - wrong + cosine / float(backbone.temperature())
+            scores[text] = {"itc": cosine, "itm": right, "itm+itc": right + cosine, "itm+itc/t": odds}
+
+    def expect(found, order):
+        assert [text for text, _, _ in found] == sorted(texts, key=lambda text: -scores[text][order])
+        for text, score, cosine in found:
+            assert cosine == pytest.approx(scores[text]["itc"], abs=6e-4)
+            assert score == (None if order == "itc" else pytest.approx(scores[text][order], abs=6e-3))
+
+    for order in ("itc", "itm", "itm+itc", "itm+itc/t"):
+        expect(ranked({"order": order, "r_mean": 1.0, "epoch": 1}), order)
+        expect(ranked({"order": order}, "--k", "0"), "itc")
+    expect(ranked({}), "itm+itc")  # an earlier checkpoint: the score of its configuration
+    expect(ranked({"order": "itc"}, "--k", "3"), "itm+itc")  # asked for
+
+
 def test_a_folder_is_ranked_for_each_sentence_even_if_only_one_picture_can_be_read(folder, capsys, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")  # before and after the good one: numbers must not shift
     (tmp_path / "good.png").write_bytes((folder / "a.png").read_bytes())
@@ -167,7 +208,7 @@ def test_a_file_name_that_is_not_utf8_is_shown_all_the_same(folder, capsys, tmp_
         (["a.png", "--text", "!?"], "nothing is left"),
         (["absent", "--text", "x"], "absent"),
         (["pre.pth", "--text", "x"], "can be read"),
-        (["a.png", "--text", "x", "--k", "0"], "--k"),
+        (["a.png", "--text", "x", "--k", "-1"], "--k"),
         (["a.png", "--text", "x", "--output", "absent/sheet.html"], "--output absent/sheet.html"),
     ],
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import nn
 
 import utils
 from dataset.text import checkpoint_tokenizer, clean_caption
@@ -21,6 +22,7 @@ from models.semmim import load_backbone
 EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 THUMBNAIL = 160  # pixels of the longer side
 BATCH = 64  # pictures of one forward
+K = 64  # candidates to re-rank
 
 
 def add_retrieve(commands) -> None:
@@ -29,7 +31,12 @@ def add_retrieve(commands) -> None:
     parser.add_argument("--text", action="append", default=[], help="a sentence; may be given several times")
     parser.add_argument("--texts", help="file with a sentence a line")
     parser.add_argument("--checkpoint", required=True, help="of Retrieval.py, or of Pretrain.py (zero-shot)")
-    parser.add_argument("--k", type=int, default=64, help="candidates to re-rank by fusion (default: %(default)s)")
+    parser.add_argument(
+        "--k",
+        type=int,
+        help=f"candidates to re-rank by fusion; 0: none, the order is ITC's (default: {K}, or 0 where the checkpoint's "
+        "entry best.order says that ITC alone was better on val)",
+    )
     parser.add_argument("--top", type=int, default=20, help="results to show (default: %(default)s)")
     parser.add_argument("--output", help="HTML contact sheet to write")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -37,12 +44,12 @@ def add_retrieve(commands) -> None:
 
 
 def retrieve(args: argparse.Namespace) -> None:
-    """Print `query`, and below it a line a result: place, matching logit, cosine, item; write the sheet if asked to.
+    """Print `query`, and below it a line a result: place, re-ranking score, cosine, item; write the sheet if asked to.
 
     One picture file and several sentences: the picture asks. Otherwise every sentence asks for pictures.
     """
-    if args.k < 1 or args.top < 1:
-        raise utils.UserError("--k and --top must be at least 1")
+    if args.top < 1 or (args.k is not None and args.k < 0):
+        raise utils.UserError("--top must be at least 1, --k at least 0 (0: no re-ranking)")
     if args.output and (Path(args.output).is_dir() or not Path(args.output).parent.is_dir()):
         raise utils.UserError(f"--output {args.output}: give a file in a folder that exists, such as sheet.html")
     texts, paths = read_texts(args), find_pictures(args.pictures)
@@ -59,13 +66,14 @@ def retrieve(args: argparse.Namespace) -> None:
     images, text_features = ranking.extract_features(
         backbone, batches, len(paths), ids, mask, device=device, exact=False
     )
-    results = rank(backbone, images, text_features, picture_asks, args.k)
+    score, k = order_of(rest, cfg, args.k)
+    results = rank(backbone, images, text_features, picture_asks, k, score)
     queries, items = (pictures, texts) if picture_asks else (texts, pictures)
     for query, found in zip(queries, results, strict=True):
         print(printable(query))
         for place, (item, itm, itc) in enumerate(found[: args.top], 1):
-            logit = "      -" if itm is None else f"{itm:7.2f}"
-            print(f"{place:5} {logit} {itc:6.3f}  {printable(items[item])}")
+            shown = "      -" if itm is None else f"{itm:7.2f}"
+            print(f"{place:5} {shown} {itc:6.3f}  {printable(items[item])}")
     if args.output:
         shown = [
             (query, [(items[i], itm, itc) for i, itm, itc in found[: args.top]])
@@ -73,6 +81,18 @@ def retrieve(args: argparse.Namespace) -> None:
         ]
         write_sheet(Path(args.output), shown)
         print(f"wrote {args.output}")
+
+
+def order_of(checkpoint: dict, cfg: utils.Config, k: int | None) -> tuple[str, int]:
+    """(score, candidates to re-rank by it, 0 for none), from what --k says and what was better on val.
+
+    That is the checkpoint's entry best.order: `itc`, or the name of a re-ranking score; without it the score is the
+    configuration's.
+    """
+    order = checkpoint.get("best", {}).get("order", cfg.rerank.score)
+    if k is None:
+        k = 0 if order == "itc" else K
+    return (cfg.rerank.score if order == "itc" else order), k
 
 
 def read_texts(args: argparse.Namespace) -> list[str]:
@@ -132,15 +152,25 @@ def printable(item: object) -> str:
     return str(item).encode(errors="replace").decode()
 
 
-def rank(backbone, images, texts, picture_asks: bool, k: int) -> list[list[tuple[int, float | None, float]]]:
-    """For every query its items, best first: (number, matching logit or None below the first k, cosine)."""
+def rank(
+    backbone: nn.Module,
+    images: ranking.ImageFeatures,
+    texts: ranking.TextFeatures,
+    picture_asks: bool,
+    k: int,
+    score: str,
+) -> list[list[tuple[int, float | None, float]]]:
+    """For every query its items, best first: (number, re-ranking `score` or None below the first k, cosine)."""
     asking, asked = (images.feats, texts.feats) if picture_asks else (texts.feats, images.feats)
     ids = [torch.zeros(len(feats), dtype=torch.int64) for feats in (asking, asked)]
     first = ranking.topk_candidates(asking, asked, *ids, len(asked))  # the whole order of the first stage
     some = ranking.Candidates(first.ids[:, :k], first.scores[:, :k], first.ranks)
     nothing = ranking.Candidates(*(x.new_zeros(len(asked), 0) for x in (first.ids, first.scores)), first.ranks[:0])
     tr, ir = (some, nothing) if picture_asks else (nothing, some)
-    scores = ranking.rerank(backbone, images, texts, tr, ir)[0 if picture_asks else 1]
+    if k:
+        scores = ranking.rerank(backbone, images, texts, tr, ir, score=score)[0 if picture_asks else 1]
+    else:
+        scores = some.scores  # of nothing
     order = scores.argsort(dim=1, descending=True, stable=True)
     results = []
     for query, places in enumerate(order.tolist()):
@@ -161,7 +191,7 @@ def write_sheet(path: Path, results: list[tuple[object, list[tuple]]]) -> None:
     parts = []
     for query, found in results:
         cards = [
-            f"<li>{show(item)}<br>{'' if itm is None else f'match {itm:.2f}, '}cosine {itc:.3f}</li>"
+            f"<li>{show(item)}<br>{'' if itm is None else f'score {itm:.2f}, '}cosine {itc:.3f}</li>"
             for item, itm, itc in found
         ]
         parts.append(f"<h2>{show(query)}</h2>\n<ol>\n" + "\n".join(cards) + "\n</ol>")
