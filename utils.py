@@ -174,7 +174,7 @@ def save_checkpoint(path, checkpoint: dict) -> None:
 # What earlier versions called something, and what it is called now: weights, dotted keys of the configuration, and
 # values of such keys; and what they did where a key was not known to them.
 RENAMED_WEIGHTS = {"cls_centre.value": "cls_center.value", "patch_centre.value": "patch_center.value"}
-RENAMED_KEYS = {"mim.centre_momentum": "mim.center_momentum"}
+RENAMED_KEYS = {"mim.centre_momentum": "mim.center_momentum", "train.pictures": "train.images"}
 RENAMED_VALUES = {"eval.scoring": {"program": "official_2017", "rules": "official"}}
 ADDED_KEYS = {"scst.eos": False}
 

@@ -186,15 +186,15 @@ def test_entry_without_caption_is_named(data, tmp_path, capsys):
     assert "pairs.json" in message and "entry 1" in message and "caption" in message
 
 
-def test_unreadable_pictures_past_the_allowed_share_are_named(data, tmp_path, capsys):
+def test_unreadable_images_past_the_allowed_share_are_named(data, tmp_path, capsys):
     entries = []
     for i in range(24):
         path = tmp_path / f"{i}.png"
         if i % 2:
-            path.write_bytes(b"no picture")
+            path.write_bytes(b"no image")
         else:
             Image.fromarray(np.full((32, 32, 3), 9 * i, dtype=np.uint8)).save(path)
-        entries.append({"image": path.name, "caption": f"picture number {i}"})
+        entries.append({"image": path.name, "caption": f"image number {i}"})
     (tmp_path / "pairs.json").write_text(json.dumps(entries))
     message = refuse(capsys, data, tmp_path / "run", f"data.train=[{tmp_path / 'pairs.json'}]")
     assert "data.max_bad_share" in message and ".png" in message
