@@ -32,6 +32,8 @@ OPTIONAL: dict[str, dict[str, tuple[type, ...]]] = {
 }
 # What else is read as text of an entry: all of these must be encodable.
 TEXTS = {
+    "retrieval_train": ("sentences", "filename", "filepath"),
+    "retrieval_eval": ("sentences", "filename", "filepath"),
     "vqa_train": ("object_label", "ocr"),
     "vqa_eval": ("answer", "object_label", "ocr"),
     "caption": (
@@ -46,6 +48,8 @@ TEXTS = {
         "imgid",
     ),
 }
+
+OFFICIAL_LISTS = ("images", "questions")  # where Karpathy's files and VQA's question files keep their entries
 
 HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -65,37 +69,49 @@ class Source:
     image_prefix_map: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Place:
+    """Where an entry stands, in errors "FILE: entry 3"; header: the texts that an official file holds beside its list
+    (`dataset` of Karpathy's, `data_subtype` of VQA's)."""
+
+    path: Path
+    index: int
+    header: Mapping[str, str]
+
+    def __str__(self) -> str:
+        return f"{self.path}: entry {self.index}"
+
+
 def located_entries(
     source: Source,
     kind: str,
     check: Callable[[dict], str | None] | None = None,
-    convert: Callable[[dict, str], dict | None] | None = None,
-) -> Iterator[tuple[str, dict]]:
-    """Reads JSON lists and yields their entries, `image` replaced by the path to open, each after its place in words
-    ("FILE: entry 3").
+    convert: Callable[[dict, Place], list[dict]] | None = None,
+) -> Iterator[tuple[Place, dict]]:
+    """Reads JSON lists, and the lists of official files, and yields their entries, `image` replaced by the path to
+    open, each after its place.
 
     kind: a key of KINDS: which keys an entry must have.
     check: a further test of every entry; it returns what is wrong, or None.
-    convert: for files of other layouts, called first with an entry and its place (for errors): the entry in
-        this layout, or None to leave it out.
+    convert: for files of other layouts, called first with an entry and its place: what it is in this layout, as one
+        entry, several, or none.
     Raises UserError naming the file, the entry's index and the key.
     """
     folders = _image_folders(source.image_root)
     for name in file_list(source.files):
         path = Path(find_file(name, "annotation file"))
-        for index, read in enumerate(_read_list(path)):
-            where, entry = f"{path}: entry {index}", read
-            if convert is not None and isinstance(read, dict):
-                entry = convert(read, where)
-                if entry is None:
-                    continue
-            _check_entry(entry, kind, where)
-            check_encodable(read, (*KINDS[kind], *OPTIONAL.get(kind, ()), *TEXTS.get(kind, ())), where)
-            if problem := check and check(entry):
-                raise UserError(f"{where}: {problem}")
-            image = _rewrite_prefix(entry["image"], source.image_prefix_map)
-            folder = path.parent if folders is None else _choose_folder(entry, folders, where)
-            yield where, {**entry, "image": os.path.join(folder, image)}  # an absolute `image` stays as it is
+        header, values = _read_list(path)
+        for index, read in enumerate(values):
+            where = Place(path, index, header)
+            for entry in convert(read, where) if convert and isinstance(read, dict) else [read]:
+                _check_entry(entry, kind, where)
+                for texts in [read] if entry is read else [read, entry]:
+                    check_encodable(texts, (*KINDS[kind], *OPTIONAL.get(kind, ()), *TEXTS.get(kind, ())), where)
+                if problem := check and check(entry):
+                    raise UserError(f"{where}: {problem}")
+                image = _rewrite_prefix(entry["image"], source.image_prefix_map)
+                folder = path.parent if folders is None else _choose_folder(entry, folders, where)
+                yield where, {**entry, "image": os.path.join(folder, image)}  # an absolute `image` stays as it is
 
 
 def file_list(files: Files) -> Sequence[str | Path]:
@@ -124,18 +140,25 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: holds a number that is too long ({str(error).split(';')[0]})") from None
 
 
-def _read_list(path: Path) -> list:
-    data = read_json(path)
-    if isinstance(data, dict) and isinstance(data.get("images"), list):  # Karpathy's files
-        data = data["images"]
+def _read_list(path: Path) -> tuple[dict[str, str], list]:
+    """(the header of an official file, else {}; the entries)"""
+    data, header = read_json(path), {}
+    if isinstance(data, dict):
+        header = {key: value for key, value in data.items() if isinstance(value, str)}
+        lists = [key for key in (*OFFICIAL_LISTS, "annotations") if isinstance(data.get(key), list)]
+        if lists == ["annotations"]:
+            raise UserError(f"{path}: holds annotations without their questions; name the question file in its place")
+        if "annotations" in lists:
+            raise UserError(f"{path}: images and captions lie apart, as COCO publishes them; see tools/prepare.py")
+        data = data[lists[0]] if lists else data
     if not isinstance(data, list):
         raise UserError(f"{path}: holds {type(data).__name__}, not a list; annotation files are JSON lists of objects")
     if not data:
         raise UserError(f"{path}: the list is empty")
-    return data
+    return header, data
 
 
-def _check_entry(entry, kind: str, where: str) -> None:
+def _check_entry(entry, kind: str, where: Place) -> None:
     if not isinstance(entry, dict):
         raise UserError(f"{where} is {type(entry).__name__}, not an object with {', '.join(KINDS[kind])}")
     for key, types in KINDS[kind].items():
@@ -149,7 +172,7 @@ def _check_entry(entry, kind: str, where: str) -> None:
         raise UserError(f"{where}: 'image' is empty")
 
 
-def check_kind(value, key: str, types: tuple[type, ...], where: str) -> None:
+def check_kind(value, key: str, types: tuple[type, ...], where: Place | str) -> None:
     """UserError where the value of `key` is of none of the `types`, or a list of anything but strings."""
     if not isinstance(value, types) or isinstance(value, bool):
         expected = " or ".join(NAMES[t] for t in types)
@@ -158,7 +181,7 @@ def check_kind(value, key: str, types: tuple[type, ...], where: str) -> None:
         raise UserError(f"{where}: {key!r} must be a list of strings with at least one")
 
 
-def check_encodable(entry: dict, keys: Iterable[str], where: str) -> None:
+def check_encodable(entry: dict, keys: Iterable[str], where: Place | str) -> None:
     """UserError where a text holds half of a surrogate pair, which neither a tokenizer nor a result file can take."""
     for key in keys:
         pending = [entry.get(key)]
@@ -197,7 +220,7 @@ def _image_folders(image_root: str | Path | Mapping[str, str] | None) -> Path | 
     return Path(find_file(image_root, "data.image_root"))
 
 
-def _choose_folder(entry: dict, folders: Path | dict[str, str | Path], where: str) -> Path:
+def _choose_folder(entry: dict, folders: Path | dict[str, str | Path], where: Place) -> Path:
     if isinstance(folders, Path):
         return folders
     name = entry.get("dataset")

@@ -30,14 +30,17 @@ class Stage:
     """What the configuration of a stage may hold.
 
     name: as checkpoints hold it; schema: the file that holds every key with its default; rules: dotted key -> what its
-    value must be; optional: keys that also take `none`; may_change: keys that a resumed run may change (neither the
-    model, nor the losses, nor the order of the data); check: what several keys must fulfil together.
+    value must be; optional: keys that also take `none`; kinds: the kinds of value (as `_kind` names them) of keys that
+    may have others than their default, and of maps whose keys are the user's own; may_change: keys that a resumed run
+    may change (neither the model, nor the losses, nor the order of the data); check: what several keys must fulfil
+    together.
     """
 
     name: str
     schema: str | os.PathLike
     rules: Mapping[str, Callable[[str, object], None]] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
+    kinds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     may_change: tuple[str, ...] = ()
     check: Callable[[Config], None] | None = None
 
@@ -70,7 +73,8 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = (), stage: S
 
     Without `stage` the file is its own schema. A file's `base:` names the file that it changes, relative to itself.
     `overrides` are strings `a.b=value`, the value in YAML. A value must be of its default's kind (number, text,
-    true/false, list, map), except that a default of null or {} accepts anything. Maps are merged, lists replaced.
+    true/false, list, map) or of the stage's `kinds`, except that a default of null or {} accepts anything. Maps are
+    merged, lists replaced.
     """
     path = find_file(path, "--config")
     stage = stage or Stage("", path)
@@ -85,9 +89,9 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = (), stage: S
         files.append(following)
     merged = copy.deepcopy(known)
     for file in reversed(files):
-        _merge(merged, _without_base(_read_yaml(file)), known, str(file), stage.optional)
+        _merge(merged, _without_base(_read_yaml(file)), known, str(file), stage)
     for override in overrides or ():
-        _merge(merged, _parse_override(override), known, f"--override {override}", stage.optional)
+        _merge(merged, _parse_override(override), known, f"--override {override}", stage)
     config = as_config(merged)
     check_config(config, stage)
     return config
@@ -171,7 +175,7 @@ def _kind(value) -> str:
     return "null" if value is None else "a map"
 
 
-def _merge(target: dict, values: dict, known: dict | None, source: str, optional, prefix: str = "") -> None:
+def _merge(target: dict, values: dict, known: dict | None, source: str, stage: Stage, prefix: str = "") -> None:
     """Lay `values` over `target`; `known` is the schema's map here, or None where anything is accepted."""
     for key, value in values.items():
         name = f"{prefix}{key}"
@@ -184,14 +188,15 @@ def _merge(target: dict, values: dict, known: dict | None, source: str, optional
         if isinstance(value, str) and (new := RENAMED_VALUES.get(name, {}).get(value)):
             raise UserError(f"{source}: {name}: {value} is now called {new}; rename it")
         default = None if known is None else known[key]
-        if name in optional and value in (None, "none"):
+        kinds = stage.kinds.get(name) or (() if default in (None, {}) else (_kind(default),))
+        if name in stage.optional and value in (None, "none"):
             value = None
-        elif default not in (None, {}) and _kind(value) != _kind(default):
-            raise UserError(f"{source}: {name} is {_kind(value)} ({value}); {_kind(default)} is expected")
+        elif kinds and _kind(value) not in kinds:
+            raise UserError(f"{source}: {name} is {_kind(value)} ({value}); {' or '.join(kinds)} is expected")
         if isinstance(value, dict):
             if not isinstance(target.get(key), dict):
                 target[key] = {}
-            _merge(target[key], value, default or None, source, optional, name + ".")
+            _merge(target[key], value, None if name in stage.kinds else default or None, source, stage, name + ".")
         else:
             target[key] = value
 
@@ -257,6 +262,19 @@ def betas(key: str, value) -> None:
         raise UserError(f"{key}: {value!r} must be two numbers of at least 0 and below 1")
 
 
+def folders(key: str, value) -> None:
+    """One folder, or {data set: folder}."""
+    paths = value if isinstance(value, dict) else {"": value}
+    if not paths or not all(isinstance(text, str) for text in [*paths, *paths.values()]) or "" in paths.values():
+        raise UserError(f"{key}: {value!r} must be a folder, or a map from the entries' `dataset` to folders")
+
+
+def weights(key: str, value) -> None:
+    """{data set: weight of its answers}"""
+    for name, weight in value.items():
+        number(0)(f"{key}.{name}", weight)
+
+
 def splits(key: str, value) -> None:
     """Which splits are evaluated at the end."""
     if not value or not all(isinstance(name, str) and name in ("val", "test") for name in value):
@@ -281,6 +299,7 @@ def _at_least_two_pairs(cfg: Config) -> None:
 
 COMMON = {
     "seed": whole(0, 2**62),
+    "data.image_root": or_none(folders),
     "data.max_bad_share": number(0, 1),
     "data.bucket_batches": whole(0),
     "data.num_workers": whole(0, 1024),
@@ -304,6 +323,7 @@ COMMON = {
     "train.checkpoint_every": whole(0),
     "train.keep_checkpoints": whole(1),
 }
+KINDS = {"data.image_root": ("text", "a map")}  # one folder, or one for each of the entries' data sets
 CONTRAST = {  # ITC, ITM and the momentum model, in pre-training and retrieval
     "data.max_words": whole(1),
     "text.max_tokens": whole(3, 512),
@@ -324,7 +344,8 @@ MAY_CHANGE = (
 PRETRAIN = Stage(
     name="pretrain",
     schema="configs/Pretrain.yaml",
-    optional=("itm.temperature", "mim.inject_from"),
+    optional=("data.image_root", "itm.temperature", "mim.inject_from"),
+    kinds=KINDS,
     rules={
         **COMMON,
         **CONTRAST,
@@ -358,6 +379,7 @@ RETRIEVAL = Stage(
     name="retrieval",
     schema="configs/Retrieval_coco.yaml",
     optional=("data.image_root", "itm.temperature"),
+    kinds=KINDS,
     rules={
         **COMMON,
         **CONTRAST,
@@ -389,6 +411,7 @@ CAPTION = Stage(
     name="caption",
     schema="configs/Caption_coco.yaml",
     optional=("data.image_root",),
+    kinds=KINDS,
     rules={
         **COMMON,
         "image_size": whole(1),
@@ -426,9 +449,11 @@ VQA = Stage(
     name="vqa",
     schema="configs/VQA.yaml",
     optional=("data.image_root",),
+    kinds={**KINDS, "data.answer_weight": ("a map",)},
     rules={
         **COMMON,
         "image_size": whole(1),
+        "data.answer_weight": weights,
         "text.max_question_tokens": whole(1, 512),
         "text.max_ocr_words": whole(1),
         "text.max_ocr_tokens": whole(1, 512),
