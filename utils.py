@@ -7,7 +7,6 @@ import ctypes
 import json
 import logging
 import os
-import pickle
 import random
 import signal
 import socket
@@ -182,11 +181,11 @@ ADDED_KEYS = {"scst.eos": False}
 def load_checkpoint(path, required=("model",)) -> dict:
     """Read a checkpoint to the CPU without running any code that it may hold; old names are today's."""
     path = find_file(path, "checkpoint")
-    if (damaged := damaged_record(path)) is not None:
-        raise UserError(f"{path}: damaged: the checksum of its record {damaged} is wrong; take another checkpoint")
+    if (damage := find_damage(path)) is not None:
+        raise UserError(f"{path}: damaged: {damage}; take another checkpoint")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # whatever the bytes of a file that no run wrote make torch or pickle raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise UserError(f"{path}: not a readable checkpoint ({reason})") from None
     missing = [key for key in required if not isinstance(checkpoint, dict) or key not in checkpoint]
@@ -225,16 +224,18 @@ def _entries(checkpoint: dict, key: str) -> tuple[dict, str]:
     return entries if isinstance(entries, dict) else {}, name
 
 
-def damaged_record(path: Path) -> str | None:
-    """The first record of a checkpoint whose bytes do not give the checksum (CRC-32) stored with them.
-
-    torch writes these checksums and does not compare them when it reads.
+def find_damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's archive: its list of records, or a record whose bytes do not give the checksum
+    (CRC-32) stored with them, which torch writes and does not compare when it reads; None where all is well.
     """
     try:
+        if not zipfile.is_zipfile(path):
+            return None  # torch.load says what it is instead
         with zipfile.ZipFile(path) as archive:
-            return archive.testzip()
-    except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError):
-        return None  # no archive, or one that torch.load will find unreadable
+            record = archive.testzip()
+    except Exception:  # zipfile raises what the damaged bytes happen to mean, such as UnicodeDecodeError or zlib.error
+        return "its list of records cannot be read"
+    return record and f"the checksum of its record {record!r} is wrong"
 
 
 # ------------------------------------------------------------------------------------------------------- processes
@@ -299,24 +300,6 @@ def end_with_parent(number: int) -> None:
     if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
         ctypes.CDLL(None).prctl(set_parent_death_signal, int(number))
-
-
-def init_worker(_worker_id: int) -> None:
-    """worker_init_fn of every DataLoader: a signal to the process group is for the trainer, which needs its workers.
-
-    The first SIGTERM is such a signal; a second one comes from the trainer as it ends.
-    """
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    received = []
-
-    def end_at_the_second(number: int, _frame) -> None:
-        received.append(number)
-        if len(received) > 1:
-            os._exit(1)
-
-    signal.signal(signal.SIGTERM, end_at_the_second)
-    end_with_parent(signal.SIGKILL)
 
 
 def rank() -> int:

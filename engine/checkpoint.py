@@ -185,6 +185,7 @@ def load_resumable(folder: Path) -> tuple[dict | None, list[str]]:
         except UserError as error:
             problems.append((path, str(error)))
             continue
+        barrier()  # all processes have read what the main one renames now
         on_main(lambda: _put_aside(folder, [path for path, _ in problems]))
         lines = [f"warning: {problem}; going on from {path.name}, the one before" for _, problem in problems]
         return checkpoint, [*lines, f"--resume: going on from step {checkpoint['progress']['step']}"]
@@ -200,17 +201,14 @@ def _put_aside(folder: Path, damaged: list[Path]) -> None:
 
 def check_entries(checkpoint: dict, path: Path) -> None:
     """Raise UserError where an entry of a checkpoint is not what `fit` wrote, naming it."""
-    progress, states = checkpoint["progress"], checkpoint["rng"]
-    counts = ("step", "epoch", "steps_per_epoch")
-    words = {"precision": ("bf16", "fp32"), "device": ("cpu", "cuda")}
+    states, best = checkpoint["rng"], checkpoint.get("best", {})
     tests = {
         "model": isinstance(checkpoint["model"], dict),
         "optimizer": isinstance(checkpoint["optimizer"], dict) and "state" in checkpoint["optimizer"],
         "config": isinstance(checkpoint["config"], dict) and isinstance(checkpoint["config"].get("seed"), int),
-        "progress": isinstance(progress, dict)
-        and all(isinstance(progress.get(key), int) and progress[key] >= 0 for key in counts)
-        and all(progress.get(key) in known for key, known in words.items()),
+        "progress": _is_progress(checkpoint["progress"]),
         "rng": isinstance(states, list) and bool(states) and all(map(_is_random_state, states)),
+        "best": isinstance(best, dict) and (not best or isinstance(best.get("epoch"), int)),
     }
     wrong = [name for name, passed in tests.items() if not passed]
     if wrong:
@@ -233,22 +231,45 @@ def set_random_state(state: dict) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+    random.setstate(_of_python(state))
+    np.random.set_state(_of_numpy(state))
+
+
+def _of_python(state: dict) -> tuple:
     version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
+    return version, tuple(words), gauss
+
+
+def _of_numpy(state: dict) -> tuple:
     name, keys, *rest = state["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    return name, np.array(keys, dtype=np.uint32), *rest
 
 
 def _is_random_state(state) -> bool:
-    """Whether `utils.random_state` may have made it."""
+    """Whether `random_state` may have made it: generators of each kind take it."""
+    try:
+        torch.Generator().set_state(state["torch"])
+        random.Random().setstate(_of_python(state))
+        np.random.RandomState().set_state(_of_numpy(state))
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError, RuntimeError):
+        return False
+    return "cuda" in state and (state["cuda"] is None or isinstance(state["cuda"], torch.Tensor))
+
+
+def _is_progress(progress) -> bool:
+    """Whether it is a position that `fit` may have been in."""
+    counts = ("step", "epoch", "steps_per_epoch")
+    if not isinstance(progress, dict) or not all(isinstance(progress.get(key), int) for key in counts):
+        return False
+    step, epoch, per_epoch = (progress[key] for key in counts)
+    words = {"precision": ("bf16", "fp32"), "device": ("cpu", "cuda")}
+    losses = progress.get("losses", [])
     return (
-        isinstance(state, dict)
-        and {"torch", "cuda", "python", "numpy"} <= set(state)
-        and isinstance(state["torch"], torch.Tensor)
-        and state["torch"].dtype == torch.uint8
-        and all(isinstance(state[name], list | tuple) for name in ("python", "numpy"))
-        and len(state["python"]) == 3
-        and len(state["numpy"]) == 5
+        epoch >= 0
+        and 0 <= epoch * per_epoch <= step <= (epoch + 1) * per_epoch
+        and all(progress.get(key) in known for key, known in words.items())
+        and isinstance(losses, list)
+        and all(isinstance(loss, float) and math.isfinite(loss) for loss in losses)
     )
 
 

@@ -123,7 +123,7 @@ class ImageEncoder(nn.Module):
         fused = fused_attention_pays(x)
         for block in self.vit.blocks[first - 1 : last]:
             block.attn.fused_attn = fused
-            if self.checkpointing and self.training and torch.is_grad_enabled():
+            if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, mask, use_reentrant=False)
             else:
                 x = block(x, attn_mask=mask)
