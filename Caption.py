@@ -27,9 +27,10 @@ from dataset.text import checkpoint_tokenizer
 from engine.config import CAPTION, Config, add_arguments, load_config
 from engine.finetune import finetune, start_stage
 from engine.run import Run
-from evaluation.caption import Captioner
+from evaluation.caption import Captioner, references_with_words
 from evaluation.cider import CiderReward, load_document_frequencies
-from models.caption import CaptionModel, CrossEntropy, SelfCritical
+from models.caption import CaptionModel, CrossEntropy, SelfCritical, count_tokens
+from models.generation import check_vocabulary
 from utils import UserError, init_distributed, run_main
 
 
@@ -49,7 +50,11 @@ def main(argv: list[str] | None = None) -> None:
         train(model, captioner, cfg, device, run, resume_from)
     numbers = {}
     for split in cfg.eval.splits:  # written split by split: what is computed is kept
-        numbers[split] = captioner.evaluate(model, split)
+
+        def keep(known: dict, split: str = split) -> None:
+            run.write_metrics({**numbers, split: known})
+
+        numbers[split] = captioner.evaluate(model, split, keep)
         run.write_metrics(numbers)
     run.close()
 
@@ -59,8 +64,11 @@ def train(
 ) -> None:
     """Fine-tune; the model ends with the weights of the epoch with the best validation CIDEr."""
     dataset = create_dataset("caption_train", cfg)
-    if not any(captioner.datasets["val"].references):
-        raise UserError("data.val has no captions to choose the best epoch by")
+    if (count := len(references_with_words(captioner.datasets["val"]))) < 2:
+        raise UserError(
+            f"data.val: images with captions: {count}; the best epoch is chosen by CIDEr, which weighs words by how "
+            "many images have them and needs two or more"
+        )
     objective = create_objective(cfg, dataset, captioner.tokenizer, run)
     reward_clock = RewardClock(objective)
 
@@ -84,6 +92,7 @@ def train(
         validate=validate,
         validate_first=cfg.train.objective == "scst",  # its gain is measured against what it starts from
         log_fn=lambda progress, means: reward_clock.share(),
+        count_fn=count_tokens,
         resume_from=resume_from,
     )
 
@@ -92,12 +101,18 @@ def create_objective(cfg, dataset, tokenizer, run):
     """What `train.objective` names; for scst the reward's document frequencies are counted, or read, here."""
     if cfg.train.objective == "cross_entropy":
         return CrossEntropy(cfg.train.label_smoothing)
+    check_vocabulary(cfg.scst.mode, cfg.scst.samples, tokenizer.vocab_size, "scst.samples")
     start = time.perf_counter()
-    reward = CiderReward(tokenizer, load_document_frequencies(cfg.data.train[0], dataset, run.dir))
-    count, images = len(reward.cider.keys), reward.cider.images
+    frequencies = load_document_frequencies(cfg.data.train[0], dataset, run.dir, cfg.scst.eos)
+    count, images = len(frequencies.keys), frequencies.images
+    if images < 2:
+        raise UserError(
+            "data.train: one image; CIDEr, the reward of train.objective: scst, weighs words by how many images have "
+            "them and needs two or more"
+        )
     run.info(f"CIDEr-D: {count} n-grams of {images} training images in {time.perf_counter() - start:.1f} s")
     return SelfCritical(
-        reward,
+        CiderReward(tokenizer, frequencies, cfg.scst.eos),
         **{key: cfg.scst[key] for key in ("mode", "samples", "baseline", "cross_entropy")},
         min_tokens=cfg.generation.min_tokens,
         max_tokens=cfg.generation.max_tokens,

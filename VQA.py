@@ -20,7 +20,7 @@ from dataset.vqa import VQACollate, question_limits
 from engine.config import VQA, Config, add_arguments, load_config
 from engine.finetune import finetune, start_stage
 from engine.run import Run
-from evaluation.vqa import Answerer
+from evaluation.vqa import Answerer, is_empty
 from models.vqa import VQAModel
 from utils import UserError, init_distributed, run_main
 
@@ -56,6 +56,8 @@ def train(
     val = answerer.batches.get("val")
     if val is not None and val.dataset.references is None:
         raise UserError("data.val has no answers to choose the best epoch by; name data.official or data.val_scores")
+    if val is not None and all(map(is_empty, val.dataset.references)):
+        raise UserError("data.val: all references are empty, which leaves nothing to choose the best epoch by")
 
     def validate(step: int) -> dict[str, float] | None:
         return None if val is None else {"accuracy": answerer.evaluate(model, "val", step=step)["accuracy"]}

@@ -22,7 +22,7 @@ from ruamel.yaml.error import YAMLError
 from evaluation.ranking import SCORES
 from evaluation.vqa import SCORING
 from models.generation import MODES, check_options
-from utils import RENAMED_KEYS, Config, UserError, as_config, find_file, replacing
+from utils import RENAMED_KEYS, RENAMED_VALUES, Config, UserError, as_config, find_file, replacing
 
 
 @dataclass(frozen=True)
@@ -181,6 +181,8 @@ def _merge(target: dict, values: dict, known: dict | None, source: str, optional
             near = difflib.get_close_matches(str(key), map(str, known), n=1, cutoff=0)
             hint = f"; the nearest known key is {prefix}{near[0]}" if near else ""
             raise UserError(f"{source}: unknown key {name}{hint}")
+        if isinstance(value, str) and (new := RENAMED_VALUES.get(name, {}).get(value)):
+            raise UserError(f"{source}: {name}: {value} is now called {new}; rename it")
         default = None if known is None else known[key]
         if name in optional and value in (None, "none"):
             value = None
@@ -380,7 +382,7 @@ RETRIEVAL = Stage(
 
 
 def _check_caption(cfg: Config) -> None:
-    check_options(**{key: value for key, value in cfg.generation.items() if key != "length_penalty"})
+    check_options(**cfg.generation)
 
 
 CAPTION = Stage(
@@ -416,7 +418,8 @@ CAPTION = Stage(
 
 
 def _check_vqa(cfg: Config) -> None:
-    check_options("beam", cfg.answer.beams, cfg.answer.min_tokens, cfg.answer.max_tokens)
+    options = {key: cfg.answer[key] for key in ("beams", "min_tokens", "max_tokens", "length_penalty")}
+    check_options("beam", **options)
 
 
 VQA = Stage(

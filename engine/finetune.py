@@ -57,6 +57,7 @@ def finetune(
     validate_first: bool = False,
     after_step: Callable[[Progress], object] | None = None,
     log_fn: Callable[[Progress, dict], dict | None] | None = None,
+    count_fn: Callable[[dict], int | torch.Tensor] | None = None,
     resume_from: dict | None = None,
 ) -> None:
     """Train for the configuration's epochs; the model ends with the weights of the best one by validation.
@@ -66,7 +67,7 @@ def finetune(
     validate(step): called in all processes after every epoch, and with `validate_first` before a fresh run's first
     one; returns what checkpoint_best.pth says of the epoch as its entry `best` (None: nothing to choose by, the last
     epoch stays). score: which of these decides (higher is better).
-    loss_fn, after_step, log_fn, resume_from: see `engine.loop.fit`.
+    loss_fn, after_step, log_fn, count_fn, resume_from: see `engine.loop.fit`.
     """
     loader = create_train_loader(dataset, cfg, collate, device)
     optimizer, schedule = create_optimization(model, cfg, loader)
@@ -98,5 +99,6 @@ def finetune(
         on_epoch_end=on_epoch_end,
         extra_state=best.state,
         log_fn=log_fn,
+        count_fn=count_fn,
     )
     best.restore(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from models.weights import load_exactly
 from utils import (
     Stopped,
     UserError,
+    all_reduce_sum,
     autocast,
     gather_objects,
     logger,
@@ -83,6 +85,7 @@ def fit(
     on_epoch_end: Callable[[torch.nn.Module, Progress], object] | None = None,
     extra_state: Callable[[], dict] | None = None,
     log_fn: Callable[[Progress, dict], dict | None] | None = None,
+    count_fn: Callable[[dict], int | torch.Tensor] | None = None,
 ) -> None:
     """Train from `progress` until `train_cfg.epochs` are done, or raise Stopped after a signal.
 
@@ -92,8 +95,14 @@ def fit(
     over the interval, on the console too where the name has no "/". `schedule.step(n)` sets the rates of step
     n. `after_step(progress)` follows every optimizer step, `on_epoch_end(model, progress)` every epoch, while
     `progress.epoch` still is that epoch's number from 0; where it raises Stopped, the resumed run repeats it.
-    `log_fn(progress, means)` may return further values to log. All of them are called in all processes. Checkpoints
-    hold model, optimizer, position in the data, random state, configuration and `extra_state()`.
+    `log_fn(progress, means)` may return further values to log. All of them are called in all processes.
+
+    Every micro-batch weighs the same in a step, which is the step of one large batch where its loss is a mean over
+    equally many items. Where it is a mean over, say, tokens, `count_fn(batch)` tells how many a micro-batch has (before
+    it is on the device): all of a step are then read before the first forward pass, and each gets `batch["share"]`, by
+    which the loss multiplies that mean: its count over the mean count of the step's, all processes taken together.
+
+    Checkpoints hold model, optimizer, position in the data, random state, configuration and `extra_state()`.
     """
     window = Window(run, device)
     saver = _Saver(model, optimizer, progress, run, extra_state, window, train_cfg.keep_checkpoints)
@@ -101,10 +110,11 @@ def fit(
         while progress.epoch < train_cfg.epochs:
             model.train()
             first = progress.step - progress.epoch * progress.steps_per_epoch
-            batches = _batches(loader, progress.epoch, first * train_cfg.accumulation, device, window)
+            batches = _batches(loader, progress.epoch, first * train_cfg.accumulation, window)
             for index in range(first, progress.steps_per_epoch):
                 schedule.step(progress.step)
-                _train_step(model, batches, optimizer, loss_fn, progress, train_cfg, window)
+                step_batches = _step_batches(batches, train_cfg.accumulation, count_fn)
+                _train_step(model, step_batches, optimizer, loss_fn, progress, train_cfg, window)
                 progress.step += 1
                 if after_step:
                     after_step(progress)
@@ -212,8 +222,8 @@ def _resume(checkpoint: dict, model, optimizer, progress: Progress, precision: s
     return found["precision"] if precision == "auto" and same_device else precision
 
 
-def _batches(loader, epoch: int, start_batch: int, device: torch.device, window: Window):
-    """The epoch's batches from `start_batch`, on the device.
+def _batches(loader, epoch: int, start_batch: int, window: Window):
+    """The epoch's batches from `start_batch`, as they come from the loader.
 
     Loading leaves torch's random state as it was: DataLoader draws a seed from it when an epoch starts, and a
     run resumed within the epoch would draw it at another time.
@@ -228,13 +238,23 @@ def _batches(loader, epoch: int, start_batch: int, device: torch.device, window:
         if batch is None:
             return
         window.waited += time.perf_counter() - start
-        yield to_device(batch, device)
+        yield batch
+
+
+def _step_batches(batches, accumulation: int, count_fn: Callable | None):
+    """The micro-batches of a step; where they are counted and there are several, with their `share` (see `fit`)."""
+    if count_fn is None or accumulation == 1:
+        return itertools.islice(batches, accumulation)
+    step = list(itertools.islice(batches, accumulation))
+    counts = all_reduce_sum(torch.tensor([float(count_fn(batch)) for batch in step], dtype=torch.float64))
+    shares = counts / counts.mean().clamp(min=1e-9)
+    return [{**batch, "share": share} for batch, share in zip(step, shares.float(), strict=True)]
 
 
 def _train_step(model, batches, optimizer, loss_fn, progress: Progress, train_cfg, window: Window) -> None:
     """One optimizer step. A gradient that is not finite changes no weight; `window.check` reports it."""
-    for micro in range(train_cfg.accumulation):
-        batch = next(batches)
+    for micro, batch in enumerate(batches):
+        batch = to_device(batch, window.device)
 
         def forward(batch: dict = batch) -> tuple[torch.Tensor, dict]:
             with autocast(window.device, progress.precision):

@@ -5,7 +5,7 @@ import io
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -20,8 +20,11 @@ from evaluation import Record
 from evaluation.cider import caption_words, cider
 from evaluation.sharded import eval_loader, evaluating, run_sharded
 from models.caption import CaptionModel
+from models.generation import check_vocabulary
 
 CAPTION_COLUMNS = ("bleu1", "bleu2", "bleu3", "bleu4", "meteor", "rouge_l", "cider", "spice")
+NOT_YET = "not computed: the evaluation ended before it"
+ONE_IMAGE = "not computed: CIDEr weighs words by how many images have them, and is 0 for a single image in any case"
 NO_JAVA = "not computed: it needs Java; install one (Debian, Ubuntu: apt install default-jre-headless)"
 NO_SPICE = (
     "not computed: SPICE's parser is absent; fetch it once (400 MB): python -m pycocoevalcap.spice.get_stanford_models"
@@ -33,8 +36,13 @@ class Captioner:
 
     def __init__(self, cfg: utils.Config, tokenizer: Tokenizer, device: torch.device, run: Record):
         self.cfg, self.tokenizer, self.device, self.run = cfg, tokenizer, device, run
+        check_vocabulary(cfg.generation.mode, cfg.generation.beams, tokenizer.vocab_size, "generation.beams")
         splits = dict.fromkeys([*cfg.eval.splits, "val"] if cfg.data.val else cfg.eval.splits)
         self.datasets = {split: create_dataset("caption_eval", cfg, split) for split in splits}
+        for split, dataset in self.datasets.items():
+            count, missing = len(dataset), len(dataset) - len(references_with_words(dataset))
+            if missing and any(dataset.references):
+                run.info(f"{split}: {missing} of {count} images have no reference with a word and are not judged")
         self.precision = utils.resolve_precision(cfg.train.precision, device)
 
     def caption(self, model: CaptionModel, split: str) -> list[str]:
@@ -59,8 +67,11 @@ class Captioner:
         dataset = self.datasets["val"]
         return cider(*judged(dataset, self.caption(model, "val")))
 
-    def evaluate(self, model: CaptionModel, split: str) -> dict:
-        """Caption a split, write the result file and -> its metrics (in the main process), NoCaps' by domain too."""
+    def evaluate(self, model: CaptionModel, split: str, keep: Callable[[dict], object] = lambda numbers: None) -> dict:
+        """Caption a split, write the result file and -> its metrics (in the main process), NoCaps' by domain too.
+
+        keep: is given the metrics as far as they are known, before each one that may fail or take minutes.
+        """
         dataset, start = self.datasets[split], time.perf_counter()
         captions = self.caption(model, split)
         seconds = time.perf_counter() - start
@@ -70,9 +81,11 @@ class Captioner:
         write_result(dataset.ids, captions, self.run.dir / name)
         numbers = {"images": len(captions), "captions_per_second": round(len(captions) / seconds, 2)}
         numbers["words"] = sum(len(caption.split()) for caption in captions) / len(captions)
-        if any(dataset.references):
-            self.run.info(f"{split}: judging {len(captions)} captions")
-            numbers |= self.judge(dataset, captions)
+        numbers["judged"] = len(references_with_words(dataset))
+        keep(numbers)
+        if numbers["judged"]:
+            self.run.info(f"{split}: judging {numbers['judged']} captions")
+            numbers |= self.judge(dataset, captions, lambda known: keep(numbers | known))
             self.run.log(0, {key: x for key, x in numbers.items() if isinstance(x, int | float)}, split, final=True)
             for line in caption_table(split, numbers):
                 self.run.info(line)
@@ -80,25 +93,35 @@ class Captioner:
             self.run.info(f"{split} {dataset.images[index]}: {captions[index]}")
         return numbers
 
-    def judge(self, dataset: CaptionEvalDataset, captions: list[str]) -> dict:
+    def judge(self, dataset: CaptionEvalDataset, captions: list[str], keep: Callable[[dict], object]) -> dict:
         """`caption_metrics`, and under the name of every domain that the data set has those of its images."""
         spice = self.cfg.eval.spice
-        numbers: dict = caption_metrics(*judged(dataset, captions), spice=spice)
-        for domain in (domain for domain in DOMAINS if domain in dataset.domains):
+        numbers: dict = caption_metrics(*judged(dataset, captions), spice=spice, keep=keep)
+        for domain in DOMAINS:
             subset = judged(dataset, captions, domain)
-            numbers[domain] = {"images": len(subset[1])} | caption_metrics(*subset, spice=spice)
+            if subset[1]:
+                numbers[domain] = {"images": len(subset[1])} | caption_metrics(*subset, spice=spice)
+                keep(numbers)
         return numbers
 
 
 def judged(
     dataset: CaptionEvalDataset, captions: list[str], domain: str | None = None
 ) -> tuple[dict[str | int, list[str]], dict[str | int, str]]:
-    """(references, results) by image id, of the images that have references and, if given, are of `domain`."""
-    chosen = [i for i, texts in enumerate(dataset.references) if texts and domain in (None, dataset.domains[i])]
-    return (
-        {dataset.ids[i]: dataset.references[i] for i in chosen},
-        {dataset.ids[i]: captions[i] for i in chosen},
-    )
+    """(references, results) by image id, of the images of `references_with_words`."""
+    references = references_with_words(dataset, domain)
+    said = dict(zip(dataset.ids, captions, strict=True))
+    return references, {key: said[key] for key in references}
+
+
+def references_with_words(dataset: CaptionEvalDataset, domain: str | None = None) -> dict[str | int, list[str]]:
+    """The captions with a word by image id, of the images that have some and, if given, are of `domain`."""
+    found = {
+        key: [text for text in texts if caption_words(text)]
+        for key, texts, of in zip(dataset.ids, dataset.references, dataset.domains, strict=True)
+        if domain in (None, of)
+    }
+    return {key: texts for key, texts in found.items() if texts}
 
 
 def write_result(ids: Sequence[str | int], captions: Sequence[str], path: Path) -> None:
@@ -111,18 +134,22 @@ def write_result(ids: Sequence[str | int], captions: Sequence[str], path: Path) 
 
 
 def caption_metrics(
-    references: Mapping[str | int, Sequence[str]], results: Mapping[str | int, str], spice: bool = True
+    references: Mapping[str | int, Sequence[str]],
+    results: Mapping[str | int, str],
+    spice: bool = True,
+    keep: Callable[[dict], object] = lambda columns: None,
 ) -> dict[str, float | str]:
     """The columns of the captioning table, in percent (CIDEr: times 100), by pycocoevalcap.
 
     Args:
         references: all captions of every image; results: the caption to judge of the same images.
         spice: whether to compute SPICE (minutes on COCO).
+        keep: is given the columns as far as they are known, before each one that a Java program computes.
 
     Returns:
         CAPTION_COLUMNS, and `tokenizer`: "ptb", Stanford's as in COCO's official evaluation, or "python"
-        (`caption_words`, close to it) where Java is missing. A column that cannot be computed holds a line
-        that says why and what to do.
+        (`caption_words`, close to it) where Java is missing. A column that cannot be computed, for whatever reason,
+        holds a line that says why and what to do, and costs no other one.
     """
     if set(references) != set(results) or not results:
         raise ValueError("caption_metrics needs one result for every image with references, and at least one")
@@ -130,20 +157,22 @@ def caption_metrics(
     tokens = _ptb_tokens(references, results) if shutil.which("java") else None
     java = tokens is not None
     tokens = tokens or _python_tokens(references, results)
-    columns: dict[str, float | str] = dict.fromkeys(CAPTION_COLUMNS, "")
+    columns: dict[str, float | str] = dict.fromkeys(CAPTION_COLUMNS, NOT_YET)
+    columns["tokenizer"] = "ptb" if java else "python"
     with contextlib.redirect_stdout(io.StringIO()):  # pycocoevalcap prints
-        bleu = Bleu(4).compute_score(*tokens)[0]
-        columns |= {f"bleu{n}": 100 * float(score) for n, score in enumerate(bleu, 1)}
-        columns["rouge_l"] = 100 * float(Rouge().compute_score(*tokens)[0])
-        columns["cider"] = 100 * float(Cider().compute_score(*tokens)[0])
+        columns |= dict(zip(("bleu1", "bleu2", "bleu3", "bleu4"), _scores(lambda: Bleu(4), tokens, 4), strict=True))
+        (columns["rouge_l"],) = _scores(Rouge, tokens)
+        (columns["cider"],) = _scores(Cider, tokens) if len(results) > 1 else [ONE_IMAGE]
+        keep(columns)
         columns["meteor"] = _by_java(Meteor, tokens) if java else NO_JAVA
+        keep(columns)
         columns["spice"] = NO_JAVA
         if not spice:
             columns["spice"] = "not computed: eval.spice is false"
         elif java:
             jars = Path(_spice_folder(), "lib").glob("stanford-corenlp-*-models.jar")
             columns["spice"] = _by_java(Spice, tokens) if any(jars) else NO_SPICE
-    return {**columns, "tokenizer": "ptb" if java else "python"}
+    return columns
 
 
 def _scorers() -> tuple:
@@ -184,10 +213,23 @@ def _ptb_tokens(references: Mapping, results: Mapping) -> tuple[dict, dict] | No
 
     try:
         found = tokenize({i: references[i] for i in results}), tokenize({i: [results[i]] for i in results})
-    except OSError:  # its temporary file lies in pycocoevalcap's own folder, which may be read-only
-        return None
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None  # for one, its temporary file lies in pycocoevalcap's own folder, which may be read-only
     complete = all(len(found[0].get(i, ())) == len(references[i]) and i in found[1] for i in results)
     return found if complete else None
+
+
+def _scores(scorer: Callable, tokens: tuple[dict, dict], count: int = 1) -> list[float | str]:
+    """The `count` scores of a scorer in percent, or as often why there are none."""
+    try:
+        found = scorer().compute_score(*tokens)[0]
+        return [100 * float(score) for score in (found if count > 1 else [found])]
+    except Exception as error:  # whatever is wrong in there, it must not cost the other columns
+        return [f"not computed: pycocoevalcap failed ({_reason(error)})"] * count
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:100]
 
 
 def _by_java(scorer: type, tokens: tuple[dict, dict]) -> float | str:
@@ -196,14 +238,14 @@ def _by_java(scorer: type, tokens: tuple[dict, dict]) -> float | str:
     try:
         program = scorer()
         return 100 * float(program.compute_score(*tokens)[0])
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
+    except Exception as error:  # whatever is wrong in there, it must not cost the other columns
         lock = getattr(program, "lock", None)
         if lock is not None and lock.locked():
             lock.release()  # pycocoevalcap's METEOR keeps it after an error, and its destructor would wait for ever
         with contextlib.suppress(AttributeError, OSError):
             program.meteor_p.stdin.close()  # what the dead program did not read; the destructor would print a traceback
-        reason = " ".join(str(error).split())[:100]
-        return f"not computed: its Java program failed ({reason}); it needs Java 8 or newer and a path without spaces"
+        remedy = "it needs Java 8 or newer and a path without spaces"
+        return f"not computed: its Java program failed ({_reason(error)}); {remedy}"
 
 
 def caption_table(split: str, numbers: Mapping) -> list[str]:
@@ -213,4 +255,7 @@ def caption_table(split: str, numbers: Mapping) -> list[str]:
     for name, row in rows.items():
         cells = (row[column] for column in CAPTION_COLUMNS)
         lines.append(f"{name:8}" + "".join(f"{x:9.2f}" if isinstance(x, float) else f"{'-':>9}" for x in cells))
-    return lines + [f"{column}: {numbers[column]}" for column in CAPTION_COLUMNS if isinstance(numbers[column], str)]
+    missing = [(name, column, row[column]) for name, row in rows.items() for column in CAPTION_COLUMNS]
+    missing = [item for item in missing if isinstance(item[2], str)]
+    lines += [f"{column}: {why}" for name, column, why in missing if name == split]
+    return lines + [f"{name.strip()}: {x}: {why}" for name, x, why in missing if name != split and numbers[x] != why]

@@ -19,6 +19,7 @@ from dataset.caption import CaptionTrainDataset
 from dataset.text import Tokenizer
 from utils import UserError, find_file, gather_objects, is_main, replacing
 
+END = "<eos>"  # what ends a sentence where that counts as a word; no caption has it, since < and > are words themselves
 NOT_WORDS = frozenset("'' ' `` ` \" -lcb- -rcb- “ ” . ? ! , : - -- ... ;".split())  # what pycocoevalcap does not count
 BRACKETS = str.maketrans({"(": " -lrb- ", ")": " -rrb- ", "{": " ", "}": " "})  # PTB's names of them do count
 CLITIC = re.compile(r"(?<=\w)(n't|'(?:s|m|d|re|ve|ll))(?!\w)|(?<=\bcan)(not)\b")
@@ -45,6 +46,17 @@ def caption_words(text: str) -> str:
     return " ".join(
         word for word in WORD.findall(CLITIC.sub(r" \1\2", text.lower().translate(BRACKETS))) if word not in NOT_WORDS
     )
+
+
+def reward_words(text: str, eos: bool) -> str:
+    """`caption_words` as the reward compares them; eos: END follows them.
+
+    Without it a sentence that breaks off ("... on a bed with a") has n-grams of whole ones only, and is paid for its
+    length. With it the n-grams at its end must be those that end a reference. OSCAR, whom the paper follows in
+    captioning, ends every sentence so, whether the model ended it or not.
+    """
+    words = caption_words(text)
+    return f"{words} {END}".strip() if eos else words
 
 
 class CiderD:
@@ -79,9 +91,12 @@ class CiderD:
         return cls(keys, counts.astype(np.int32), images)
 
     @classmethod
-    def cached(cls, path: Path, references: Sequence[Sequence[str]]) -> "CiderD":
-        """The same from the file `path` if it is of these references (raw captions), else computed and written."""
-        digest = hashlib.blake2b(digest_size=16)
+    def cached(cls, path: Path, references: Sequence[Sequence[str]], eos: bool = False) -> "CiderD":
+        """The same from the file `path` if it is of these references (raw captions), else computed and written.
+
+        eos: as in `reward_words`; a file without END is known by its content, and made anew.
+        """
+        digest = hashlib.blake2b(END.encode() if eos else b"", digest_size=16)
         for captions in references:
             digest.update("\n".join([*captions, ""]).encode("utf-8", "surrogatepass") + b"\0")
         try:
@@ -90,7 +105,7 @@ class CiderD:
                     return cls(file["keys"], file["counts"], int(file["images"]))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             pass  # absent or unreadable: computed again
-        made = cls.from_references([caption_words(text) for text in captions] for captions in references)
+        made = cls.from_references([reward_words(text, eos) for text in captions] for captions in references)
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, digest=digest.hexdigest(), keys=made.keys, counts=made.counts, images=made.images)
         return made
@@ -201,22 +216,26 @@ def word_hash(word: str) -> int:
 
 
 class CiderReward:
-    """CIDEr-D of generated sentences, for models.caption.SelfCritical; cider: holds the document frequencies."""
+    """CIDEr-D of generated sentences, for models.caption.SelfCritical.
 
-    def __init__(self, tokenizer: Tokenizer, cider: CiderD):
-        self.tokenizer, self.cider = tokenizer, cider
+    cider: holds the document frequencies; eos: as in `reward_words`, and as these were counted.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, cider: CiderD, eos: bool = True):
+        self.tokenizer, self.cider, self.eos = tokenizer, cider, eos
 
     def __call__(self, sequences: Tensor, references: Sequence[Sequence[str]]) -> Tensor:
         """[R, T] token ids, an image's R / B sentences side by side; the captions of B images -> [R] rewards to 10"""
-        words = [caption_words(self.tokenizer.decode_caption(row)) for row in sequences.tolist()]
+        words = [reward_words(self.tokenizer.decode_caption(row), self.eos) for row in sequences.tolist()]
         each = len(words) // len(references)
         candidates = [words[i * each : (i + 1) * each] for i in range(len(references))]
-        return torch.from_numpy(
-            self.cider.scores(candidates, [[caption_words(text) for text in texts] for texts in references])
-        )
+        truths = [[reward_words(text, self.eos) for text in texts] for texts in references]
+        return torch.from_numpy(self.cider.scores(candidates, truths))
 
 
-def load_document_frequencies(annotations: str | Path, dataset: CaptionTrainDataset, folder: Path) -> CiderD:
+def load_document_frequencies(
+    annotations: str | Path, dataset: CaptionTrainDataset, folder: Path, eos: bool = True
+) -> CiderD:
     """Of all training references; counted once, and kept beside the file `annotations`, or in `folder` if that fails.
 
     Called in all processes: the main one counts and writes, the others read.
@@ -226,9 +245,9 @@ def load_document_frequencies(annotations: str | Path, dataset: CaptionTrainData
     references = [dataset.references(image) for image in range(len(dataset.paths))]
     if is_main():
         try:
-            CiderD.cached(path, references)
+            CiderD.cached(path, references, eos)
         except UserError:
             path = folder / path.name
-            CiderD.cached(path, references)
+            CiderD.cached(path, references, eos)
     path = gather_objects(path)[0]
-    return CiderD.cached(path, references)
+    return CiderD.cached(path, references, eos)

@@ -1,11 +1,12 @@
 """Visual question answering: the official accuracy (visualqa.org/evaluation.html), and `Answerer` of whole splits.
 
-The accuracy is the mean over all ten sets of nine annotators of min(annotators who agree / 3, 1), after both sides'
-answers were normalised.
+The accuracy is the mean over all ten sets of nine annotators of min(annotators who agree / 3, 1). Which answers agree
+is a matter of the official program's version; `answer_scores` has both.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from dataset.text import Tokenizer
 from dataset.vqa import EvalBatches, encode_answers, question_limits
 from evaluation import Record
 from evaluation.sharded import eval_loader, evaluating, run_sharded
+from models.generation import check_vocabulary
 from models.vqa import VQAModel
 
 ARTICLES = ("a", "an", "the")
@@ -26,6 +28,7 @@ DIGITS = {word: str(number) for number, word in enumerate(NUMBER_WORDS)} | {"non
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'  # every mark but the period, the apostrophe and the colon
 COMMA_IN_NUMBER = re.compile(r"\d,\d")
 PERIOD = re.compile(r"\.(?!\d)")  # one that starts no decimals
+PERIODS = 32  # of them the official program takes out no more: it passes a flag where the count belongs
 
 # The words that get their apostrophes back: each is also recognised with any one apostrophe missing.
 CONTRACTIONS = """
@@ -42,7 +45,7 @@ APOSTROPHES = {
 } | {"somebody'd": "somebodyd"}  # the official list has this one the wrong way round
 
 FEW_TYPES = 12  # question types that a table shows; VQA v2 has 65
-SCORING = ("rules", "program")
+SCORING = ("official", "official_2017")
 Reference = str | Sequence[str] | Mapping[str, float]  # one answer, ten annotators' answers, or scores by answer
 
 
@@ -62,8 +65,13 @@ class Answerer:
             self.answers = read_answer_list(cfg.data.answer_list)
             parts = encode_answers(tokenizer, self.answers, cfg.text.max_answer_tokens)
             self.answer_tensors = [part.to(device) for part in parts]
+        else:
+            check_vocabulary("beam", cfg.answer.beams, tokenizer.vocab_size, "answer.beams")
         for split, dataset in datasets.items():
             run.info(f"{split}: {len(dataset)} questions; answers from: {dataset.source}")
+            if dataset.references is not None:
+                if empty := sum(map(is_empty, dataset.references)):
+                    run.info(f"{split}: {empty} of {len(dataset)} references hold no answer; their questions score 0")
 
     def evaluate(self, model: VQAModel, split: str, step: int = 0, final: bool = False) -> dict:
         """Answer a split in all processes; -> its metrics (percent; without references only the number of questions).
@@ -122,42 +130,88 @@ def write_result(ids: Sequence[int | str], answers: Sequence[str], path: Path) -
 # Accuracy
 
 
-def vqa_accuracy(prediction: str, reference: Reference, scoring: str = "rules") -> float:
-    """The official accuracy of one answer, 0 to 1: min(matching annotators / 3, 1), averaged over all ten sets of nine.
+def vqa_accuracy(prediction: str, reference: Reference, scoring: str = "official") -> float:
+    """The accuracy of one answer, 0 to 1, as `scoring` says: see `answer_scores`."""
+    return _look_up(prediction, *answer_scores(reference, scoring))
+
+
+def answer_scores(reference: Reference, scoring: str = "official") -> tuple[bool, dict[str, float]]:
+    """What a reference gives to answers: (whether a prediction is normalised first, {answer: accuracy from 0 to 1}).
 
     Args:
-        prediction: the answer given.
-        reference: what the ten annotators said; a single answer (a string or a list of one) is compared exactly, and
-            in a map {answer: score} (LXMERT's and mPLUG's minival) the normalised prediction is looked up.
-        scoring: "rules": as the evaluation page says, prediction and annotators' answers are normalised alike.
-            "program": as the published program does, to the letter: the prediction is normalised; the annotators'
-            answers (which the official files hold nearly normalised) lose their punctuation, and only where they are
-            not all the same. An annotator's "none" or "two" then matches nothing.
+        reference: what ten annotators said; of nine of them, as many as agree with the prediction / 3, at most 1,
+            averaged over all ten sets of nine. A single answer (a string or a list of one) is right or wrong, and a
+            map {answer: score} (LXMERT's and mPLUG's minival) gives its scores, both sides normalised. A reference
+            without a word gives nothing to any answer.
+        scoring: how the ten annotators' answers are compared with the prediction.
+            "official": as the official program does since March 2021. Where all ten are the same, white space around
+            them apart, the prediction must be the very same; otherwise both sides are normalised.
+            "official_2017": as it did before, and as ALBEF and mPLUG report. The prediction is always normalised; the
+            annotators' answers only lose their punctuation, and only where they are not all the same. An annotator's
+            "none" or "two" then matches nothing.
+
+    Raises:
+        ValueError: another `scoring`, or another number of answers than one or ten.
     """
+    if scoring not in SCORING:
+        raise ValueError(f"scoring {scoring!r} is none of {', '.join(SCORING)}")
     if isinstance(reference, Mapping):
-        prediction = normalise_answer(prediction)
-        return max(
-            (score for answer, score in reference.items() if normalise_answer(answer) == prediction), default=0.0
-        )
+        scores: dict[str, float] = {}
+        for answer, score in reference.items():
+            form = normalise_answer(answer)
+            scores[form] = max(float(score), scores.get(form, 0.0))
+        return True, scores
     answers = [reference] if isinstance(reference, str) else list(reference)
-    if scoring not in SCORING or len(answers) not in (1, ANNOTATORS):
-        raise ValueError(f"scoring {scoring!r} with {len(answers)} answers: {' or '.join(SCORING)}, 1 or {ANNOTATORS}")
-    prediction = normalise_answer(prediction)
-    if scoring == "rules":
-        answers = [normalise_answer(answer) for answer in answers]
-    elif len(set(answers)) > 1:
-        answers = [strip_punctuation(answer) for answer in answers]
-    matches = sum(answer == prediction for answer in answers)
+    if len(answers) not in (1, ANNOTATORS):
+        raise ValueError(f"{len(answers)} answers; the accuracy is defined for 1 or {ANNOTATORS}")
+    if is_empty(answers):
+        return True, {}
     if len(answers) == 1:
-        return float(matches)
+        return True, {normalise_answer(answers[0]): 1.0}
+    normalised, forms = True, Counter(answers)
+    if scoring == "official":
+        forms = _counted(forms, trim)
+        if len(forms) > 1:
+            forms = _counted(forms, normalise_answer)
+        else:
+            normalised = False
+    elif len(forms) > 1:
+        forms = _counted(forms, strip_punctuation)
+    return normalised, {form: leave_one_out(count) for form, count in forms.items()}
+
+
+def leave_one_out(matches: int) -> float:
+    """min(annotators who agree / 3, 1), the mean over the sets of nine of the ten, `matches` of whom agree."""
     # Of the sets of nine, `matches` leave out an annotator who agrees with the prediction.
     without, within = min(1.0, (matches - 1) / 3), min(1.0, matches / 3)
     return (matches * without + (ANNOTATORS - matches) * within) / ANNOTATORS
 
 
+def is_empty(reference: Reference) -> bool:
+    """Whether a reference holds no answer: an empty map, or nothing but white space."""
+    return not any(answer.strip() for answer in ([reference] if isinstance(reference, str) else reference))
+
+
+def _look_up(prediction: str, normalised: bool, scores: Mapping[str, float]) -> float:
+    return scores.get(normalise_answer(prediction) if normalised else trim(prediction), 0.0)
+
+
+def _counted(counts: Mapping[str, int], change: Callable[[str], str]) -> Counter:
+    """The counts of the changed answers."""
+    changed: Counter = Counter()
+    for answer, count in counts.items():
+        changed[change(answer)] += count
+    return changed
+
+
+def trim(answer: str) -> str:
+    """No line breaks or tabs, and no white space around the answer."""
+    return answer.replace("\n", " ").replace("\t", " ").strip()
+
+
 def normalise_answer(answer: str) -> str:
     """Lower case, no punctuation, digits for number words, no articles, apostrophes in contractions."""
-    words = strip_punctuation(answer.replace("\n", " ").replace("\t", " ").strip()).lower().split()
+    words = strip_punctuation(trim(answer)).lower().split()
     words = [DIGITS.get(word, word) for word in words]
     return " ".join(APOSTROPHES.get(word, word) for word in words if word not in ARTICLES)
 
@@ -173,7 +227,7 @@ def strip_punctuation(answer: str) -> str:
     for mark in PUNCTUATION:
         beside_space = f"{mark} " in answer or f" {mark}" in answer
         stripped = stripped.replace(mark, "" if beside_space or in_number else " ")
-    return PERIOD.sub("", stripped)
+    return PERIOD.sub("", stripped, count=PERIODS)
 
 
 def vqa_metrics(
@@ -181,35 +235,47 @@ def vqa_metrics(
     references: Sequence[Reference],
     answer_types: Sequence[str | None],
     question_types: Sequence[str | None],
-    scoring: str = "rules",
+    scoring: str = "official",
 ) -> dict:
     """Accuracies of a split in percent; all arguments but `scoring` are lists with one item a question.
 
     Returns:
-        {"questions", "accuracy", "by_answer_type": {type: accuracy}, "by_question_type", "constant",
-        "constant_by_question_type"}: constant is what the best single answer of each question type reaches; a question
-        without a type counts overall only, and as one more type for `constant`.
+        {"questions", "empty_references", "accuracy", "by_answer_type": {type: accuracy}, "by_question_type",
+        "constant", "constant_by_question_type"}: constant is what the best single answer of each question type
+        reaches; a question without a type counts overall only, and as one more type for `constant`. A question whose
+        reference is empty scores 0.
     """
     if not predictions:
         raise ValueError("vqa_metrics needs at least one question")
-    scores = [vqa_accuracy(*pair, scoring) for pair in zip(predictions, references, strict=True)]
-    constants: dict[str | None, dict[str, float]] = {}
-    counts: dict[str | None, int] = {}
-    for reference, kind in zip(references, question_types, strict=True):
-        totals = constants.setdefault(kind, {})
-        counts[kind] = counts.get(kind, 0) + 1
-        # Only what somebody said can score; a prediction is normalised first, so two spellings are one answer.
-        for answer in {normalise_answer(said) for said in ([reference] if isinstance(reference, str) else reference)}:
-            totals[answer] = totals.get(answer, 0.0) + vqa_accuracy(answer, reference, scoring)
-    best = {kind: max(totals.values()) for kind, totals in constants.items()}
+    found = [answer_scores(reference, scoring) for reference in references]
+    scores = [_look_up(answer, *given) for answer, given in zip(predictions, found, strict=True)]
+    groups: dict[str | None, list[int]] = {}
+    for place, kind in enumerate(question_types):
+        groups.setdefault(kind, []).append(place)
+    best = {
+        kind: _best_constant([references[i] for i in places], [found[i] for i in places])
+        for kind, places in groups.items()
+    }
     return {
         "questions": len(scores),
+        "empty_references": sum(map(is_empty, references)),
         "accuracy": 100 * sum(scores) / len(scores),
         "by_answer_type": _mean_by_type(scores, answer_types),
         "by_question_type": _mean_by_type(scores, question_types),
         "constant": 100 * sum(best.values()) / len(scores),
-        "constant_by_question_type": {k: 100 * best[k] / counts[k] for k in sorted(filter(None, best))},
+        "constant_by_question_type": {k: 100 * best[k] / len(groups[k]) for k in sorted(filter(None, best))},
     }
+
+
+def _best_constant(references: Sequence[Reference], found: Sequence[tuple[bool, dict[str, float]]]) -> float:
+    """The sum of accuracies that the best single answer reaches; `found`: `answer_scores` of the references."""
+    totals: dict[bool, Counter] = {True: Counter(), False: Counter()}
+    for normalised, scores in found:
+        for answer, score in scores.items():
+            totals[normalised][answer] += score
+    # Only what somebody said can score.
+    said = {answer for one in references for answer in ([one] if isinstance(one, str) else one)}
+    return max((sum(_look_up(answer, kind, totals[kind]) for kind in totals) for answer in said), default=0.0)
 
 
 def vqa_table(split: str, numbers: dict) -> str:

@@ -57,8 +57,16 @@ class CaptionModel(nn.Module):
         return fp32(self.backbone.decoder.lm_logits(hidden[said]))
 
 
+def count_tokens(batch: dict) -> Tensor:
+    """How many tokens the captions of a batch have, to weigh an optimizer step's micro-batches by."""
+    return (batch["target"] != IGNORE).sum()
+
+
 class CrossEntropy:
-    """Mean over the tokens of all ranks; label_smoothing: the share of probability spread over all tokens."""
+    """Mean over the tokens of all ranks and of all micro-batches of the optimizer step.
+
+    label_smoothing: the share of probability spread over all tokens.
+    """
 
     def __init__(self, label_smoothing: float = 0.0):
         self.label_smoothing = label_smoothing
@@ -71,12 +79,16 @@ class CrossEntropy:
     def of_captions(
         self, model: CaptionModel, batch: dict, projected: Memory, memory_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """(loss, share of tokens that the model ranks first)"""
+        """(loss, share of tokens that the model ranks first)
+
+        batch["share"]: where there are several micro-batches, `count_tokens` of this one over the mean of the step's.
+        """
         said = batch["target"] != IGNORE  # [B, T]
         target = batch["target"][said]  # [N]
         logits = model.logits(batch["input_ids"], said, projected, memory_mask)  # [N, V]
         right = (logits.argmax(-1) == target).float().mean()
-        return token_mean(logits, target, self.label_smoothing), right
+        loss = token_mean(logits, target, self.label_smoothing)
+        return loss * batch["share"] if "share" in batch else loss, right
 
 
 class SelfCritical:

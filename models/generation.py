@@ -11,6 +11,7 @@ candidates, length penalty and stopping rule.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -21,7 +22,9 @@ from models.tensors import take
 from utils import UserError
 
 MODES = ("beam", "greedy", "sample")
-UNLIKELY = -1e9  # below every score; finite, so that sums stay numbers
+UNLIKELY = -1e30  # below every score; finite, so that sums stay numbers
+MAX_PENALTY = 8.0  # length penalties up to this, of either sign, keep the scores of 512 tokens above UNLIKELY
+MIN_TEMPERATURE = 1e-6  # logits divided by much less are infinite
 SHRINK_AT = 7 / 8  # rows are taken out of the batch together, when at most this share of them is still at work
 
 
@@ -67,7 +70,8 @@ def generate(
     Raises:
         UserError: an option out of its range.
     """
-    check_options(mode, beams, min_tokens, max_tokens, num_return, top_k, top_p, temperature)
+    check_options(mode, beams, min_tokens, max_tokens, num_return, top_k, top_p, temperature, length_penalty)
+    check_vocabulary(mode, beams, decoder.embeddings.word_embeddings.num_embeddings)
     if memory.shape[0] == 0:
         return torch.empty(0, 0, dtype=torch.int64, device=memory.device), torch.empty(0, device=memory.device)
     training = decoder.training
@@ -96,6 +100,7 @@ def check_options(
     top_k: int = 0,
     top_p: float = 1.0,
     temperature: float = 1.0,
+    length_penalty: float = 1.0,
 ) -> None:
     """Raise UserError for options of `generate` that have no meaning, by name."""
     if mode not in MODES:
@@ -108,10 +113,21 @@ def check_options(
         raise UserError(f"num_return {num_return}, beams {beams}: 1 <= num_return <= beams needed")
     if num_return < 1 or (mode == "greedy" and num_return > 1):
         raise UserError(f"num_return {num_return}: greedy decoding gives one sentence, sampling one or more")
-    if top_k < 0 or not 0 < top_p <= 1 or temperature <= 0:
+    if top_k < 0 or not 0 < top_p <= 1 or not MIN_TEMPERATURE <= temperature < math.inf:
         raise UserError(
-            f"top_k {top_k}, top_p {top_p}, temperature {temperature}: top_k >= 0, 0 < top_p <= 1 and temperature > 0 "
-            "needed"
+            f"top_k {top_k}, top_p {top_p}, temperature {temperature}: top_k >= 0, 0 < top_p <= 1 and a finite "
+            f"temperature >= {MIN_TEMPERATURE:g} needed"
+        )
+    if not -MAX_PENALTY <= length_penalty <= MAX_PENALTY:
+        raise UserError(f"length_penalty {length_penalty}: from {-MAX_PENALTY:g} to {MAX_PENALTY:g} needed")
+
+
+def check_vocabulary(mode: str, beams: int, vocab_size: int, beams_key: str = "beams") -> None:
+    """Raise UserError for more beams than beam search has tokens to begin with; beams_key: what the user calls them."""
+    if mode == "beam" and 2 * beams > vocab_size:
+        raise UserError(
+            f"{beams_key}: {beams} beams compare {2 * beams} first tokens, the vocabulary has {vocab_size}; use "
+            f"{vocab_size // 2} or fewer"
         )
 
 
@@ -304,7 +320,8 @@ def written_tokens(sequences: Tensor, sep_id: int) -> Tensor:
 def filter_logits(logits: Tensor, top_k: int, top_p: float, temperature: float) -> Tensor:
     """Logits [R, V] divided by `temperature`, -inf outside the `top_k` greatest and the nucleus of `top_p`.
 
-    The nucleus is the fewest most probable tokens whose probabilities sum up to at least `top_p`.
+    top_k of the vocabulary's size or more is all of it. The nucleus is the fewest most probable tokens whose
+    probabilities sum up to at least `top_p`.
     """
     logits = logits / temperature
     if 0 < top_k < logits.shape[-1]:

@@ -26,7 +26,7 @@ from models.mim import (
 from models.momentum import FeatureQueue, MomentumTeacher
 from models.semmim import PREFIX, SemMIM, SpecialTokens, build_backbone, load_weights, project
 from models.tensors import fp32, interleave, take
-from models.vit import resize_positions
+from models.vit import positions_line, resize_positions
 from utils import IGNORE, Config, UserError
 
 
@@ -368,7 +368,9 @@ def start_from(model: PretrainModel, state: dict[str, Tensor], path: str | PathL
     starts empty, since its image ids belong to the other run's data, and the teacher starts as a copy of the students.
     """
     backbone = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
-    load_weights(model.backbone, resize_positions(backbone, "image_encoder.", model.backbone.image_encoder), path)
+    encoder = model.backbone.image_encoder
+    lines = [f"{path}: {line}" for line in positions_line(backbone, "image_encoder.", encoder)]
+    load_weights(model.backbone, resize_positions(backbone, "image_encoder.", encoder), path)
     own, taken = model.state_dict(), ["backbone"]
     for part in ("head", "cls_center", "patch_center"):
         shapes = {key: value.shape for key, value in own.items() if key.startswith(part + ".")}
@@ -376,4 +378,4 @@ def start_from(model: PretrainModel, state: dict[str, Tensor], path: str | PathL
             model.load_state_dict({key: state[key] for key in shapes}, strict=False)
             taken.append(part)
     model.teacher.update(model.students(), momentum=0.0)
-    return [f"{path}: starting from its {', '.join(taken)}; queue empty, teacher copied from the students"]
+    return [f"{path}: starting from its {', '.join(taken)}; queue empty, teacher copied from the students", *lines]

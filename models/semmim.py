@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models.bert import BertConfig, FusionEncoder, LMHead, Memory, TextDecoder, TextEncoder, load_bert_weights
 from models.tensors import fp32
-from models.vit import ImageEncoder, resize_positions
+from models.vit import ImageEncoder, positions_line, resize_positions
 from models.weights import load_exactly
 from utils import Config, UserError, find_file, load_checkpoint
 
@@ -207,7 +207,8 @@ def load_backbone(
 
     loaded: the content of `path`, where it has been read already.
 
-    Returns (backbone, the rest of the checkpoint without model and optimizer, log lines: which parts were left out).
+    Returns (backbone, the rest of the checkpoint without model and optimizer, log lines: which parts were left out,
+    and whether positions were resized).
     Raises UserError when the file is no checkpoint of this codebase or lacks weights that are asked for.
     """
     checkpoint = load_checkpoint(path) if loaded is None else loaded
@@ -223,12 +224,14 @@ def load_backbone(
         description = {**description, "image_encoder": image_encoder}
     backbone = SemMIM(description, decoder, mlm_head, checkpointing=checkpointing)
     state = {key[len(PREFIX) :]: value for key, value in checkpoint["model"].items() if key.startswith(PREFIX)}
+    resized = positions_line(state, "image_encoder.", backbone.image_encoder)
     state = resize_positions(state, "image_encoder.", backbone.image_encoder)
     unused = load_weights(backbone, state, path)
     unused += sorted({key.split(".")[0] for key in checkpoint["model"] if not key.startswith(PREFIX)})
     rest = {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
     rest["description"] = description
     lines = [f"{path}: weights of step {checkpoint.get('progress', {}).get('step', '?')}"]
+    lines += [f"{path}: {line}" for line in resized]
     if unused:
         lines.append(f"{path}: not used here: {', '.join(unused)}")
     return backbone, rest, lines

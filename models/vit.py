@@ -9,6 +9,7 @@ Shapes: B images, N = grid * grid patches, L text tokens, D the width.
 
 import difflib
 import logging
+import math
 import re
 
 import timm
@@ -265,7 +266,7 @@ def resize_positions(state_dict: dict[str, Tensor], prefix: str, encoder: ImageE
     resized by timm's bicubic, antialiased interpolation. -> a new state dict; the same values where the sizes
     agree.
     """
-    key = next((k for k in (f"{prefix}vit.pos_embed", f"{prefix}pos_embed") if k in state_dict), None)
+    key = _positions_key(state_dict, prefix)
     if key is None or state_dict[key].shape[1] == encoder.vit.pos_embed.shape[1]:
         return dict(state_dict)
     prefix_tokens = 0 if encoder.vit.no_embed_class else 1
@@ -273,6 +274,20 @@ def resize_positions(state_dict: dict[str, Tensor], prefix: str, encoder: ImageE
         state_dict[key], new_size=[encoder.grid, encoder.grid], num_prefix_tokens=prefix_tokens
     )
     return {**state_dict, key: resized}
+
+
+def positions_line(state_dict: dict[str, Tensor], prefix: str, encoder: ImageEncoder) -> list[str]:
+    """What `resize_positions` will do, as a line for the log; none where the sizes agree."""
+    key = _positions_key(state_dict, prefix)
+    if key is None or state_dict[key].shape[1] == encoder.vit.pos_embed.shape[1]:
+        return []
+    before = math.isqrt(state_dict[key].shape[1])  # the root of a square number, or of one more: [CLS]
+    now = f"{encoder.grid} x {encoder.grid} patches (image_size {encoder.image_size})"
+    return [f"trained with {before} x {before} patches of an image, here {now}: its positions are resized"]
+
+
+def _positions_key(state_dict: dict[str, Tensor], prefix: str) -> str | None:
+    return next((k for k in (f"{prefix}vit.pos_embed", f"{prefix}pos_embed") if k in state_dict), None)
 
 
 def is_quick_gelu(vit: VisionTransformer) -> bool:

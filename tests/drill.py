@@ -172,11 +172,11 @@ class Drill:
         Path(f"{out}.txt").unlink(missing_ok=True)
         process = self.start(setting, out, ["train.log_every=1", "train.checkpoint_every=0"])
         wait_for(process, lambda: logged_step(out) >= 3, seconds=240)
-        before, start = logged_step(out), time.monotonic()
+        before, start, below = logged_step(out), time.monotonic(), descendants(process.pid)
         (os.killpg if to_group else os.kill)(process.pid, number)
         code = process.wait(timeout=90)
         deadline = time.monotonic() + 30  # a killed torchrun ends before its processes do
-        while last_step(out) == 0 and time.monotonic() < deadline:
+        while any(map(running, below)) and time.monotonic() < deadline:
             time.sleep(0.1)
         seconds = time.monotonic() - start
         return {"code": code, "seconds": round(seconds, 1), "step": before, "saved": last_step(out), "out": str(out)}
@@ -217,6 +217,14 @@ def descendants(pid: int) -> list[int]:
         found += below
         waiting += below
     return found
+
+
+def running(pid: int) -> bool:
+    """Whether a process exists and has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def last_step(out: Path) -> int:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ import Caption
 import Pretrain
 from dataset.caption import CaptionCollate
 from engine import finetune
-from engine.loop import fit
+from engine.config import Config
+from engine.loop import Progress, fit
+from engine.run import Run
 from evaluation import caption as caption_evaluation
 from evaluation.cider import CiderD
 from models.bert import BertConfig, TextDecoder
@@ -23,13 +26,14 @@ from models.caption import (
     CaptionModel,
     CrossEntropy,
     SelfCritical,
+    count_tokens,
     mean_of_others,
     self_critical_loss,
     sentence_log_probs,
 )
 from models.semmim import build_backbone
 from tools import make_demo_data
-from utils import IGNORE, Stopped, UserError, load_checkpoint, run_main
+from utils import IGNORE, ROOT, Stopped, UserError, load_checkpoint, run_main
 
 
 def tiny_captioner(seed=0):
@@ -81,6 +85,61 @@ def test_cross_entropy_is_the_mean_over_all_tokens_and_leaves_unused_parts_alone
     without = {name for name, p in model.named_parameters() if p.requires_grad and p.grad is None}
     assert not without  # DistributedDataParallel would wait for them
     assert model.backbone.vision_proj.weight.grad is None and 0 <= logs["token_accuracy"] <= 1
+
+
+class Given:
+    """A loader of given micro-batches."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def set_epoch(self, epoch, start_batch=0):
+        pass
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+def change_of_a_step(folder, batches, objective, count_fn=count_tokens):
+    """What one optimizer step of the micro-batches does to the weights: minus the gradient."""
+    model = tiny_captioner()
+    before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+    settings = {"epochs": 1, "accumulation": len(batches), "clip_grad": 0.0, "precision": "fp32", "log_every": 1}
+    fit(
+        model,
+        Given(batches),
+        torch.optim.SGD(model.parameters(), lr=1.0),
+        SimpleNamespace(step=lambda n: None),
+        Progress(steps_per_epoch=1, total_steps=1, precision="fp32"),
+        train_cfg=Config(settings | {"checkpoint_every": 0, "keep_checkpoints": 1}),
+        run=Run(folder, Config(seed=0)),
+        device=torch.device("cpu"),
+        loss_fn=lambda wrapped, batch, progress: wrapped(batch, objective),
+        count_fn=count_fn,
+    )
+    return torch.cat([p.detach().flatten() for p in model.parameters()]) - before
+
+
+@pytest.mark.parametrize("scst", [False, True])
+def test_four_short_and_four_long_captions_give_the_gradient_of_all_eight(tmp_path, scst):
+    """Captions of 2 and of 20 tokens, [SEP] included; scst: the cross-entropy that is added to the reward's loss."""
+    objective = CrossEntropy(0.1)
+    if scst:
+        objective = SelfCritical(lambda s, r: torch.zeros(len(s)), samples=2, max_tokens=3, cross_entropy=0.5)
+    captions = ["dog", "cat", "bus", "man"] + [f"{word}{' a red dog' * 6}" for word in ("the", "one", "his", "no")]
+    whole = caption_batch(captions, [""] * 8)
+    assert sorted((whole["target"] >= 0).sum(1).tolist()) == [2] * 4 + [20] * 4
+    rows = {key: (value[:4], value[4:]) for key, value in whole.items()}
+    halves = [{key: value[half] for key, value in rows.items()} for half in range(2)]
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir(), (tmp_path / "c").mkdir()
+    together = change_of_a_step(tmp_path / "a", [whole], objective)
+    counted = change_of_a_step(tmp_path / "b", halves, objective)
+    alike = change_of_a_step(tmp_path / "c", halves, objective, count_fn=None)
+    assert (counted - together).norm() < 1e-5 * together.norm()
+    assert (alike - together).norm() > 0.3 * together.norm()
 
 
 def test_the_self_critical_loss_equals_the_hand_formula():
@@ -380,7 +439,7 @@ def test_two_processes_train_and_caption_every_picture_once(data, tmp_path):
         capture_output=True,
         text=True,
         env=environment,
-        cwd=Caption.utils.ROOT,
+        cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     for name, split, count in (("caption_result", "test", 7), ("caption_result_val", "val", 9)):
@@ -395,9 +454,23 @@ def test_two_processes_train_and_caption_every_picture_once(data, tmp_path):
         assert json.loads((tmp_path / "one" / name).read_text()) == json.loads((tmp_path / "two" / name).read_text())
 
 
+@pytest.mark.parametrize("objective", ["cross_entropy", "scst"])
+def test_a_validation_split_or_a_reward_of_one_image_is_refused_before_the_work(data, tmp_path, objective):
+    """CIDEr of one image is 0 whatever it says: it can neither choose an epoch nor reward a sentence."""
+    name = "val" if objective == "cross_entropy" else "train"
+    entries = json.loads((data / f"data/caption_{name}.json").read_text())[:1]
+    (data / "data/one.json").write_text(json.dumps(entries))
+    settings = [f"data.{name}=[{data / 'data/one.json'}]", f"train.objective={objective}", "train.batch_size=1"]
+    flags = ["--checkpoint", data / "pretrain/checkpoint_last.pth"]
+    with pytest.raises(UserError, match=f"data.{name}: .*one image|images with captions: 1"):
+        caption(data, tmp_path / "run", *settings, flags=flags)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
+        (["scst.eos=maybe"], "scst.eos"),
         (["eval.splits=[train]"], "eval.splits"),
         (["train.objective=cider"], "train.objective"),
         (["generation.min_tokens=9"], "min_tokens 9"),

@@ -15,6 +15,7 @@ from engine.config import Config
 from engine.ddp import wrap_ddp
 from engine.loop import Progress, fit, position
 from engine.run import Run
+from models.losses import global_mean
 
 CPU = torch.device("cpu")
 BATCH, ENTRIES = 4, 24
@@ -64,12 +65,14 @@ class Schedule:
 class Trained:
     """One call of fit on a small network; `stop_at` sends this process a signal within that step."""
 
-    def __init__(self, folder, dropout=0.5, loader=None, resume=False, stop_at=None, loss_fn=None, **settings):
+    def __init__(
+        self, folder, dropout=0.5, loader=None, resume=False, stop_at=None, loss_fn=None, count_fn=None, **settings
+    ):
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(5, 8), nn.Dropout(dropout), nn.Linear(8, 2))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1.0)
         self.epochs_ended, self.steps_seen = [], []
-        self.stop_at, self.loss_fn = stop_at, loss_fn or mean_squared_error
+        self.stop_at, self.loss_fn, self.count_fn = stop_at, loss_fn or mean_squared_error, count_fn
         defaults = {
             "epochs": 2,
             "batch_size": BATCH,
@@ -101,6 +104,7 @@ class Trained:
             after_step=lambda progress: self.steps_seen.append(progress.step),
             on_epoch_end=lambda model, progress: self.epochs_ended.append(progress.epoch),
             extra_state=lambda: {"note": "kept"},
+            count_fn=self.count_fn,
         )
         return self.progress
 
@@ -119,6 +123,21 @@ class Trained:
 def mean_squared_error(model, batch, progress):
     loss = (model(batch["x"]) - batch["y"]).square().mean()
     return loss, {"mse": loss, "debug/constant": 2.0}
+
+
+def tokens(batch):
+    """A number of tokens for each row, 1 to 20."""
+    return 1 + (batch["x"][:, 0] * 1000).abs().long() % 20
+
+
+def mean_over_tokens(model, batch, progress):
+    errors = (model(batch["x"]) - batch["y"]).square().mean(1)
+    loss = global_mean((errors * tokens(batch)).sum(), tokens(batch).sum()) * batch.get("share", 1.0)
+    return loss, {"share": batch.get("share", torch.tensor(1.0))}
+
+
+def count(batch):
+    return tokens(batch).sum()
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -157,6 +176,30 @@ def test_accumulating_two_half_batches_gives_the_step_of_the_whole_batch(tmp_pat
     whole.go(), halves.go()
     assert whole.steps_seen == halves.steps_seen
     torch.testing.assert_close(whole.weights(), halves.weights(), atol=1e-6, rtol=0)
+
+
+def test_counted_micro_batches_give_the_step_of_the_whole_batch_whose_loss_is_a_mean_over_tokens(tmp_path):
+    settings = {"dropout": 0.0, "loss_fn": mean_over_tokens}
+    whole = Trained(tmp_path / "whole", loader=Loader(4), **settings)
+    counted = Trained(tmp_path / "counted", loader=Loader(1), accumulation=4, count_fn=count, **settings)
+    alike = Trained(tmp_path / "alike", loader=Loader(1), accumulation=4, **settings)
+    whole.go(), counted.go(), alike.go()
+    torch.testing.assert_close(whole.weights(), counted.weights(), atol=1e-6, rtol=0)
+    assert (whole.weights() - alike.weights()).abs().max() > 1e-3
+    for one, other in zip(whole.log(), counted.log(), strict=True):  # the logged loss is the step's, too
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5) and other["share"] == pytest.approx(1)
+
+
+def test_a_resumed_run_with_counted_micro_batches_is_exact(tmp_path):
+    settings = {"loss_fn": mean_over_tokens, "count_fn": count, "accumulation": 2, "epochs": 4}
+    straight = Trained(tmp_path / "straight", **settings)
+    straight.go()
+    stopped = Trained(tmp_path / "run", stop_at=4, **settings)
+    with pytest.raises(utils.Stopped):
+        stopped.go()
+    resumed = Trained(tmp_path / "run", resume=True, **settings)
+    resumed.go()
+    assert torch.equal(straight.weights(), resumed.weights())
 
 
 def test_micro_batches_that_fill_no_step_are_left_out(tmp_path):
@@ -288,6 +331,11 @@ def _two_processes(rank, folder):
         trained.go()
         results[f"weights{accumulation}"] = trained.weights()
 
+    options = {"dropout": 0.0, "loss_fn": mean_over_tokens, "count_fn": count}
+    counted = Trained(folder / "counted", loader=Loader(1), accumulation=2, **options)
+    counted.go()
+    results["counted"] = counted.weights()
+
     # one process's infinity and one process's signal stop both, in the same step and with the same words
     def loss_fn(model, batch, progress):
         return nan_at_step_3(model, batch, progress if rank == 1 else Progress())
@@ -325,10 +373,13 @@ def test_two_processes(tmp_path):
     """Starting processes is slow, so one pair checks all: training, stops, gathers."""
     whole = Trained(tmp_path / "whole", dropout=0.0, loader=Loader(4))
     whole.go()
+    over_tokens = Trained(tmp_path / "over_tokens", dropout=0.0, loader=Loader(4), loss_fn=mean_over_tokens)
+    over_tokens.go()
     both = in_two_processes(_two_processes, tmp_path)
     for rank, results in enumerate(both):
         torch.testing.assert_close(results["weights1"], whole.weights(), atol=1e-6, rtol=0)
         torch.testing.assert_close(results["weights2"], whole.weights(), atol=1e-6, rtol=0)
+        torch.testing.assert_close(results["counted"], over_tokens.weights(), atol=1e-6, rtol=0)
         order = torch.randperm(ENTRIES, generator=torch.Generator().manual_seed(0))[14:16].tolist()
         assert "step 3: not finite: bad, loss;" in results["error"]
         assert f": {order[0]}.png, {order[1]}.png. Look" in results["error"]

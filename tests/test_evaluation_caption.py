@@ -23,7 +23,8 @@ from torch import nn
 from dataset import scenes
 from engine.config import CAPTION, load_config
 from evaluation import caption
-from evaluation.cider import CiderD, CiderReward, caption_words, cider
+from evaluation.cider import CiderD, CiderReward, caption_words, cider, reward_words
+from utils import UserError
 
 NEEDS_JAVA = pytest.mark.skipif(shutil.which("java") is None, reason="needs Java")
 
@@ -87,14 +88,54 @@ def test_document_frequencies_are_kept_and_counted_again_for_other_references(re
     assert CiderD.cached(path, texts).images == 40
 
 
-def test_the_reward_is_the_cider_of_the_decoded_sentences(references):
-    scorer = CiderD.from_references(words(texts) for texts in references.values())
-    batch = [references[5], references[0]]
-    texts = [references[5][1], "a red dog", references[0][0], references[5][0]]
-    sequences, _ = TOKENIZER.pad([[*ids, TOKENIZER.sep_id] for ids in TOKENIZER.word_pieces(texts)])
-    found = CiderReward(TOKENIZER, scorer)(sequences, batch)
-    expected = [float(scorer.scores([words([text])], [words(batch[i // 2])])[0]) for i, text in enumerate(texts)]
-    assert found.tolist() == pytest.approx(expected) and found[0] > 1 > found[3]
+def test_a_file_of_document_frequencies_without_the_end_of_sentences_is_made_anew(references, tmp_path):
+    path, texts = tmp_path / "train_cider.npz", list(references.values())
+    old = CiderD.cached(path, texts, eos=False)
+    new = CiderD.cached(path, texts, eos=True)
+    expected = CiderD.from_references([f"{text} <eos>" for text in words(group)] for group in texts)
+    assert np.array_equal(new.keys, expected.keys) and np.array_equal(new.counts, expected.counts)
+    assert len(new.keys) > len(old.keys)
+    assert np.array_equal(CiderD.cached(path, texts, eos=True).keys, new.keys)
+    assert np.array_equal(CiderD.cached(path, texts, eos=False).keys, old.keys)
+
+
+def as_tokens(texts, cut=()):
+    """Token ids [R, T] of sentences that end in [SEP], but for those whose numbers are in `cut`."""
+    rows = [ids + [TOKENIZER.sep_id] * (i not in cut) for i, ids in enumerate(TOKENIZER.word_pieces(texts))]
+    return TOKENIZER.pad(rows)[0]
+
+
+@pytest.mark.parametrize("eos", [True, False])
+def test_the_reward_is_pycocoevalcaps_cider_of_the_decoded_sentences(references, eos):
+    """With `eos` of sentences that end in a word of their own, on both sides and in the document frequencies."""
+    end = " <eos>" if eos else ""
+    ended = {i: [text + end for text in words(texts)] for i, texts in references.items()}
+    batch, texts = [5, 0], [references[5][1], "a red dog", references[0][0], references[5][0]]
+    reward = CiderReward(TOKENIZER, CiderD.from_references(ended.values()), eos)
+    found = reward(as_tokens(texts, cut=[1]), [references[i] for i in batch])
+    theirs = CiderScorer()
+    for group in ended.values():
+        theirs += (group[0], group)
+    theirs.compute_doc_freq()
+    theirs.ref_len = np.log(float(len(theirs.crefs)))
+    for number, text in enumerate(texts):
+        theirs.ctest[batch[number // 2]] = CiderScorer(words([text])[0] + end, ended[batch[number // 2]]).ctest[0]
+        assert found[number] == pytest.approx(theirs.compute_cider()[batch[number // 2]], abs=1e-6)
+    assert found[0] > 1 > found[3]
+
+
+def test_only_with_the_end_of_sentences_a_whole_sentence_is_worth_more_than_a_longer_fragment():
+    texts = ["a cat lies on a bed", "a cat on a bed", "a cat sleeps on a bed with a pillow", "a gray cat lies on a bed"]
+    texts.append("a cat lies on a bed with a dog")
+    others = ["a dog runs in the snow with a ball", "a man on a bench with a hat", "two people with a kite on a beach"]
+    others += ["a red bus on a street with a sign", "a plate with a slice of pizza", "a bed with a lamp"]
+    worth = {}
+    for eos in (True, False):
+        groups = [[reward_words(text, eos) for text in group] for group in (texts, *([other] for other in others))]
+        reward = CiderReward(TOKENIZER, CiderD.from_references(groups), eos)
+        worth[eos] = reward(as_tokens(["a cat lies on a bed", "a cat lies on a bed with a"]), [texts]).tolist()
+    assert worth[False][0] < worth[False][1]  # the fragment is paid for its length
+    assert worth[True][0] > worth[True][1] + 0.5
 
 
 @pytest.mark.parametrize(
@@ -164,6 +205,50 @@ def test_without_java_the_rest_is_computed_with_python_words_and_marked(referenc
     json.dumps(found)
 
 
+class Failing:
+    """A scorer of pycocoevalcap's that raises what none should."""
+
+    def compute_score(self, *tokens):
+        raise IndexError("list index out of range")
+
+
+@pytest.mark.parametrize("broken", range(5))
+def test_a_metric_that_fails_costs_no_other_column(references, results, monkeypatch, tmp_path, broken):
+    monkeypatch.setattr(caption.shutil, "which", lambda name: name)
+    monkeypatch.setattr(caption, "_ptb_tokens", caption._python_tokens)
+    monkeypatch.setattr(caption, "_spice_folder", lambda: tmp_path)
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib/stanford-corenlp-3.6.0-models.jar").touch()
+    scorers = [Bleu, Cider, Constant, Rouge, Constant]  # as `_scorers` orders them; in place of two Java programs
+    scorers[broken] = lambda *orders: Failing()
+    monkeypatch.setattr(caption, "_scorers", lambda: scorers)
+    kept = []
+    found = caption.caption_metrics(references, results, keep=lambda columns: kept.append(dict(columns)))
+    lost = {0: ("bleu1", "bleu2", "bleu3", "bleu4"), 1: ("cider",), 2: ("meteor",), 3: ("rouge_l",), 4: ("spice",)}
+    for column in caption.CAPTION_COLUMNS:
+        assert isinstance(found[column], str if column in lost[broken] else float), column
+        assert column not in lost[broken] or "IndexError: list index out of range" in found[column]
+    assert sum(isinstance(kept[0][column], float) for column in caption.CAPTION_COLUMNS) >= 2
+    assert kept[0]["meteor"] == kept[0]["spice"] == kept[1]["spice"] == caption.NOT_YET
+
+
+class Constant:
+    def compute_score(self, *tokens):
+        return 0.25, []
+
+
+def test_the_cider_of_a_single_image_is_not_shown_as_a_number(references, monkeypatch):
+    monkeypatch.setattr(caption.shutil, "which", lambda name: None)
+    one = caption.caption_metrics({7: references[7]}, {7: references[7][0]})
+    assert one["cider"] == caption.ONE_IMAGE and one["bleu1"] == pytest.approx(100)
+    assert caption.ONE_IMAGE in "\n".join(caption.caption_table("test", one))
+    assert Cider().compute_score({7: words(references[7])}, {7: words(references[7][:1])})[0] == 0  # by construction
+    two = caption.caption_metrics({i: references[i] for i in (7, 8)}, {i: references[i][0] for i in (7, 8)})
+    assert two["cider"] > 0
+    table = caption.caption_table("val", two | {"in": one, "near": two})
+    assert f"in: cider: {caption.ONE_IMAGE}" in table and not any(line.startswith("near:") for line in table)
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Captioning a split
 
@@ -222,3 +307,53 @@ def test_an_image_captioned_twice_or_never_stops_the_evaluation(captioner, monke
         with pytest.raises(RuntimeError, match=f"captioning val: of 9 items .*{message}"):
             captioner.evaluate(Naming(), "val")
         assert not (captioner.run.dir / "caption_result.json").exists()
+
+
+@pytest.mark.parametrize("blank", ["every", "some"])
+def test_images_whose_references_are_blank_are_captioned_counted_and_not_judged(captioner, blank):
+    captioner, order = captioner
+    dataset = captioner.datasets["val"]
+    whole = captioner.evaluate(Naming(), "val")
+    for i in range(len(dataset) if blank == "every" else 2):
+        dataset.references[i] = [" ", "...", ""][: i % 4]
+    dataset.references[3] = ["", *dataset.references[3]]  # a blank one beside others counts for nothing
+    numbers = captioner.evaluate(Naming(), "val")
+    assert len(json.loads((captioner.run.dir / "caption_result.json").read_text())) == numbers["images"] == 9
+    if blank == "every":
+        assert numbers["judged"] == 0 and "cider" not in numbers
+        return
+    assert numbers["judged"] == 7 and whole["judged"] == 9
+    references = {f"id{i}": [f"a gray of level {i // 2 * 2}", f"plain gray number {i}"] for i in order[2:]}
+    said = {f"id{level}": f"a gray of level {level}" for level in order[2:]}
+    assert numbers["cider"] == pytest.approx(cider(references, said)) == pytest.approx(captioner.validate(Naming()))
+
+
+def test_more_beams_than_the_vocabulary_allows_are_named_before_the_work(captioner):
+    captioner, _ = captioner
+    captioner.cfg.generation.beams = 15262
+    with pytest.raises(UserError, match="generation.beams: 15262 beams .* vocabulary has 30522; use 15261 or fewer"):
+        caption.Captioner(captioner.cfg, TOKENIZER, torch.device("cpu"), captioner.run)
+
+
+def test_images_without_a_reference_with_a_word_are_told_at_the_start(captioner):
+    captioner, order = captioner
+    path = captioner.run.dir / "val.json"
+    entries = json.loads(path.read_text())
+    entries[0]["caption"], entries[1]["caption"] = ["  ", "..."], []
+    path.write_text(json.dumps(entries))
+    again = caption.Captioner(captioner.cfg, TOKENIZER, torch.device("cpu"), captioner.run)
+    assert again.run.lines[-1] == "val: 2 of 9 images have no reference with a word and are not judged"
+
+
+def test_what_is_known_is_handed_over_before_judging(captioner, monkeypatch):
+    captioner, _ = captioner
+    kept = []
+
+    def broken(*arguments, **options):
+        raise RuntimeError("judging failed")
+
+    monkeypatch.setattr(caption, "caption_metrics", broken)
+    with pytest.raises(RuntimeError, match="judging failed"):
+        captioner.evaluate(Naming(), "val", kept.append)
+    assert kept[0]["images"] == kept[0]["judged"] == 9
+    assert len(json.loads((captioner.run.dir / "caption_result.json").read_text())) == 9

@@ -11,7 +11,7 @@ from torch import nn
 
 from engine.config import VQA, load_config
 from evaluation import vqa
-from utils import UserError
+from utils import UserError, rename_old
 
 # (answer, what the official program makes of it), worked out mark by mark from its rules.
 NORMALISED = [
@@ -147,27 +147,74 @@ def test_accuracy_by_number_of_matching_annotators(matches, expected):
     assert vqa.vqa_accuracy("yes", answers) == pytest.approx(expected)
 
 
-def test_rules_normalise_the_annotators_too():
-    answers = ["two"] * 4 + ["2"] * 2 + ["The two!"] * 4
-    assert vqa.vqa_accuracy("Two.", answers, "rules") == 1
+# (prediction, the ten annotators' answers, accuracy today, accuracy before March 2021), by hand from its program:
+# today both sides are processed where the ten are not all the same and neither where they are; before, the prediction
+# always was, and of the annotators' answers only the punctuation, where they were not all the same.
+COMPARED = [
+    ("two", ["two"] * 10, 1, 0),
+    ("two", ["two"] * 9 + ["2"], 1, 0.3),
+    ("2", ["two"] * 10, 0, 0),
+    ("2", ["two"] * 9 + ["2"], 1, 0.3),
+    ("new-york", ["new-york"] * 10, 1, 0),
+    ("new-york", ["new-york"] * 9 + ["boston"], 1, 1),
+    ("new york", ["new-york"] * 10, 0, 0),
+    ("Yes", ["yes"] * 10, 0, 1),
+    ("yes", ["Yes"] * 10, 0, 0),
+    ("Yes", ["yes"] * 9 + ["no"], 1, 1),
+    ("yes", ["Yes"] * 9 + ["no"], 1, 0),
+    ("none", ["none"] * 7 + ["nothing"] * 3, 1, 0),
+    ("none", ["none"] * 10, 1, 0),
+    ("0", ["none"] * 2 + ["nothing"] * 8, 0.6, 0),
+    ("dog", ["a dog"] * 3 + ["dog"] * 1 + ["cat"] * 6, 1, 0.3),
+    ("dog\n", [" dog"] * 5 + ["dog\t"] * 5, 1, 0),  # the same but for white space around them: ten who agree
+    ("dog!", ["dog"] * 10, 0, 1),
+    ("3 dogs", ["three dogs"] * 4 + ["3 dogs."] * 2 + ["dogs"] * 4, 1, 0.6),
+    ("x" + "." * 40, ["x" + "." * 40] * 9 + ["y"], 1, 1),
+    ("x" + "." * 8, ["x" + "." * 40] * 9 + ["y"], 0, 0),  # the first 32 periods go, of either
+    ("x" + "." * 32, ["x" * 1] * 9 + ["y"], 1, 1),
+    ("x" + "." * 33, ["x" * 1] * 9 + ["y"], 0, 0),
+]
 
 
-def test_program_only_strips_the_annotators_punctuation_and_only_where_they_differ():
-    assert vqa.vqa_accuracy("two", ["two"] * 9 + ["2"], "program") == pytest.approx(0.3)
-    assert vqa.vqa_accuracy("new-york", ["new-york"] * 10, "program") == 0
-    assert vqa.vqa_accuracy("new-york", ["new-york"] * 9 + ["boston"], "program") == 1
-    assert vqa.vqa_accuracy("none", ["none"] * 10, "program") == 0
+@pytest.mark.parametrize(("prediction", "answers", "today", "before"), COMPARED)
+def test_both_versions_of_the_official_program_are_followed_to_the_letter(prediction, answers, today, before):
+    assert vqa.vqa_accuracy(prediction, answers, "official") == pytest.approx(today)
+    assert vqa.vqa_accuracy(prediction, answers, "official_2017") == pytest.approx(before)
 
 
-def test_single_answer_is_an_exact_match_after_normalisation():
-    assert vqa.vqa_accuracy("Two", "2") == 1
-    assert vqa.vqa_accuracy("2", ["two"]) == 1
-    assert vqa.vqa_accuracy("3", "2") == 0
+@pytest.mark.parametrize("scoring", vqa.SCORING)
+def test_single_answer_is_an_exact_match_after_normalisation(scoring):
+    assert vqa.vqa_accuracy("Two", "2", scoring) == 1
+    assert vqa.vqa_accuracy("2", ["two"], scoring) == 1
+    assert vqa.vqa_accuracy("3", "2", scoring) == 0
+
+
+@pytest.mark.parametrize("name, new", [("program", "official_2017"), ("rules", "official")])
+def test_a_former_name_of_a_scoring_is_an_error_that_names_the_new_one(name, new):
+    with pytest.raises(UserError, match=f"eval.scoring: {name} is now called {new}"):
+        load_config("configs/VQA.yaml", [f"eval.scoring={name}"], VQA)
+    checkpoint = {"model": {}, "config": {"eval": {"scoring": name}}}
+    rename_old(checkpoint)  # a run that was trained under the former name goes on under the new one
+    assert checkpoint["config"]["eval"]["scoring"] == new
 
 
 def test_map_of_scores_is_looked_up():
     assert vqa.vqa_accuracy("Skateboard.", {"skateboard": 0.9, "board": 0.3}) == 0.9
     assert vqa.vqa_accuracy("dog", {"cat": 1.0}) == 0
+
+
+@pytest.mark.parametrize("scoring", vqa.SCORING)
+@pytest.mark.parametrize("reference", [{}, "", " ", [""], [" "] * 10])
+def test_an_empty_reference_gives_nothing_to_any_answer(reference, scoring):
+    assert [vqa.vqa_accuracy(answer, reference, scoring) for answer in ("", "a", "yes")] == [0, 0, 0]
+
+
+def test_a_question_type_whose_references_are_all_empty_scores_0_and_is_counted():
+    references, kinds = [{}, {}, ["yes"] * 10], ["how", "how", "is"]
+    columns = vqa.vqa_metrics(["two", "", "yes"], references, [None] * 3, kinds)
+    assert columns["empty_references"] == 2 and columns["accuracy"] == pytest.approx(100 / 3)
+    assert columns["by_question_type"] == columns["constant_by_question_type"] == {"how": 0, "is": 100}
+    assert "how" in vqa.vqa_table("val", columns)
 
 
 @pytest.mark.parametrize("answers", [[], ["yes"] * 9, ["yes"] * 11])
@@ -195,21 +242,24 @@ def test_columns_are_means_over_the_questions_of_each_type():
     assert columns["by_question_type"] == {"how many": 100, "is": 50, "what": pytest.approx(60)}
 
 
-def test_constant_is_the_best_single_answer_of_each_question_type():
+@pytest.mark.parametrize("scoring", vqa.SCORING)
+def test_constant_is_the_best_single_answer_of_each_question_type(scoring):
     rng = random.Random(1)
-    said = ["yes", "no", "Two", "2", "red"]
+    said = ["yes", "no", "Two", "2", "red", "new-york", "New York"]
     references = [[rng.choice(said) for _ in range(10)] for _ in range(30)] + ["red", {"yes": 0.6}]
+    references += [[rng.choice(said)] * 10 for _ in range(30)]
     kinds = [rng.choice(["is", "how", None]) for _ in references]
-    columns = vqa.vqa_metrics(["yes"] * len(references), references, [None] * len(references), kinds)
+    columns = vqa.vqa_metrics(["yes"] * len(references), references, [None] * len(references), kinds, scoring)
     total = 0.0
     for kind in set(kinds):
         group = [reference for reference, k in zip(references, kinds, strict=True) if k == kind]
-        best = max(sum(vqa.vqa_accuracy(answer, reference) for reference in group) for answer in said)
+        candidates = {*said, *map(vqa.normalise_answer, said)}
+        best = max(sum(vqa.vqa_accuracy(answer, reference, scoring) for reference in group) for answer in candidates)
         if kind is not None:
             assert columns["constant_by_question_type"][kind] == pytest.approx(100 * best / len(group))
         total += best
     assert columns["constant"] == pytest.approx(100 * total / len(references))
-    assert columns["accuracy"] <= columns["constant"]
+    assert columns["accuracy"] <= columns["constant"] + 1e-9
 
 
 def test_a_result_is_written_only_when_it_is_whole(tmp_path):
@@ -260,6 +310,20 @@ def test_a_split_is_answered_in_its_order_scored_logged_and_written(answerer, tr
     assert numbers["accuracy"] == pytest.approx(100 * 8 / 9) and numbers["questions"] == 9
     assert answerer.run.logged == [(5, "val", {"accuracy": numbers["accuracy"], "constant": numbers["constant"]})]
     assert model.training == training
+
+
+def test_more_beams_than_the_vocabulary_allows_and_empty_references_are_told_before_the_work(answerer):
+    answerer, _ = answerer
+    path = answerer.run.dir / "val.json"
+    entries = json.loads(path.read_text())
+    entries[0]["answer"], entries[1]["answer"] = "", [" "] * 10
+    path.write_text(json.dumps(entries))
+    again = vqa.Answerer(answerer.cfg, TOKENIZER, torch.device("cpu"), answerer.run)
+    assert again.run.lines[-1] == "val: 2 of 9 references hold no answer; their questions score 0"
+    assert again.evaluate(Naming(), "val")["empty_references"] == 2
+    answerer.cfg.answer.beams = 15262
+    with pytest.raises(UserError, match="answer.beams: 15262 beams .* vocabulary has 30522"):
+        vqa.Answerer(answerer.cfg, TOKENIZER, torch.device("cpu"), answerer.run)
 
 
 def test_a_question_answered_twice_or_never_stops_the_evaluation(answerer):

@@ -243,11 +243,51 @@ def test_no_images_give_no_sentences(pair):
         {"mode": "greedy", "num_return": 2},
         {"mode": "sample", "top_p": 0.0},
         {"mode": "sample", "temperature": 0.0},
+        {"mode": "sample", "temperature": 1e-40},
+        {"mode": "sample", "temperature": float("inf")},
+        {"mode": "sample", "temperature": float("nan")},
+        {"mode": "sample", "top_p": float("nan")},
+        {"mode": "sample", "top_k": -1},
+        {"length_penalty": 1e6},
+        {"length_penalty": float("nan")},
+        {"beams": VOCAB // 2 + 1},
     ],
 )
 def test_a_senseless_option_is_an_error(pair, memory, options):
     with pytest.raises(UserError):
         generate(pair[1], *memory, **TOKENS, **options)
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_as_many_beams_as_the_vocabulary_allows_are_searched_and_one_more_is_named(pair, memory, step):
+    with pytest.raises(UserError, match=f"beams: {VOCAB // 2 + 1} beams .* vocabulary has {VOCAB}; use {VOCAB // 2}"):
+        generate(pair[1], *memory, **TOKENS, beams=VOCAB // 2 + 1)
+    sequences, scores = generate(pair[1], *memory, **TOKENS, beams=VOCAB // 2, min_tokens=step, max_tokens=4)
+    assert len(sequences) == 7 and scores.isfinite().all()
+
+
+def test_sampling_from_as_many_tokens_as_there_are_or_more_is_sampling_from_all(pair, memory):
+    drawn = []
+    for top_k in (0, VOCAB, VOCAB + 1, 10**9):
+        generator = torch.Generator().manual_seed(3)
+        drawn.append(generate(pair[1], *memory, **TOKENS, mode="sample", top_k=top_k, generator=generator)[0])
+    assert all(torch.equal(drawn[0], other) for other in drawn[1:])
+
+
+@pytest.mark.parametrize("penalty", [-8.0, -3.0, 8.0])
+def test_an_extreme_length_penalty_still_finds_whole_sentences(pair, memory, penalty):
+    sequences, scores = generate(pair[1], *memory, **TOKENS, beams=3, num_return=3, length_penalty=penalty)
+    assert scores.isfinite().all() and (scores.view(7, 3).diff(dim=1) <= 0).all()
+    lengths = written_tokens(sequences, SEP).sum(1)
+    ended = (sequences == SEP).any(1)
+    assert ((lengths == 25) | ended).all() and (scores > -1e29).all()
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e30])
+def test_an_extreme_temperature_draws_real_tokens(pair, memory, temperature):
+    options = {"mode": "sample", "temperature": temperature, "max_tokens": 5, "min_tokens": 2}
+    sequences, _ = generate(pair[1], *memory, **TOKENS, **options)
+    assert 0 <= sequences.min() and sequences.max() < VOCAB and not (sequences[:, :2] == SEP).any()
 
 
 def test_draws_follow_the_softmax_and_never_take_an_impossible_token():

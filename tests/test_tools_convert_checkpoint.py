@@ -182,8 +182,11 @@ def test_similarities_and_matching_logits_are_albefs(tmp_path, capsys, fine_tune
 
 def test_positions_are_resized_to_another_image_size(tmp_path):
     state = albef_state(grid=3, fine_tuned=True)
-    backbone, rest, _ = load_backbone(convert(tmp_path, state), image_size=64)
+    backbone, rest, lines = load_backbone(convert(tmp_path, state), image_size=64)
     assert rest["description"]["image_encoder"]["image_size"] == 64
+    said = "trained with 3 x 3 patches of an image, here 4 x 4 patches (image_size 64): its positions are resized"
+    assert sum(line.endswith(f": {said}") for line in lines) == 1
+    assert not any(line.endswith("positions are resized") for line in load_backbone(convert(tmp_path, state))[2])
     positions = state["visual_encoder.pos_embed"]  # [1, 1 + 9, D], [CLS] first
     table = positions[:, 1:].unflatten(1, (3, 3)).permute(0, 3, 1, 2)
     table = F.interpolate(table, size=(4, 4), mode="bicubic", antialias=True).permute(0, 2, 3, 1).flatten(1, 2)

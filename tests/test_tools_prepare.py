@@ -343,7 +343,7 @@ def test_minival_scores_are_the_official_accuracy(run, vqa_source, tmp_path):
     label = read(tmp_path / "data/vqa/minival.json")[0]["label"]
     assert label == {"red": 1.0, "dark red": 0.9, "maroon": 0.6, "Red": 0.3}
     for answer in ("dark red", "maroon"):
-        assert label[answer] == pytest.approx(vqa_accuracy(answer, TEN, "program"))
+        assert label[answer] == pytest.approx(vqa_accuracy(answer, TEN, "official"))
 
 
 @pytest.mark.parametrize("layout", ["lxmert", "numbers", "text", "instances"])

@@ -71,6 +71,18 @@ def test_random_state_restores_every_generator(tmp_path):
     assert draw() == first
 
 
+def test_a_checkpoint_of_before_a_key_says_what_was_done_without_it():
+    before = {"model": {}, "config": {"scst": {"mode": "beam"}, "train": {"lr": 1.0}}}
+    utils.rename_old(before)
+    assert before["config"] == {"scst": {"mode": "beam", "eos": False}, "train": {"lr": 1.0}}
+    since = {"model": {}, "config": {"scst": {"mode": "beam", "eos": True}}}
+    utils.rename_old(since)
+    assert since["config"]["scst"]["eos"] is True
+    for other in ({"model": {}}, {"model": {}, "config": {"train": {"lr": 1.0}}}):  # of another stage, or converted
+        utils.rename_old(other)
+        assert "scst" not in other.get("config", {})
+
+
 def test_auto_precision_on_a_cpu_is_what_its_hardware_has(caplog, monkeypatch):
     for has_bf16, choice in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr(utils, "cpu_has_bf16", lambda has_bf16=has_bf16: has_bf16)

@@ -104,6 +104,21 @@ def test_loss_is_the_weighted_mean_over_questions(model):
     assert float(loss) == pytest.approx(-sum(w * s for w, s in zip(weights, scores, strict=True)) / 4, rel=1e-4)
 
 
+@torch.no_grad()
+def test_micro_batches_with_short_and_long_answers_weigh_alike_as_a_mean_over_questions_must(model):
+    """Accumulation needs no counting here: every micro-batch has as many questions."""
+    batch, answers = question_batch(), ["yes", "no", "a red circle left of a blue square", "the word stop on a sign"]
+    batch["attention_mask"][:, -1] = 0  # all questions of one length, so that a half is padded as the whole
+    losses = []
+    for part in (slice(0, 4), slice(0, 2), slice(2, 4)):
+        rows = {key: value[part] for key, value in batch.items()}
+        ids, target, mask = encode_answers(TOKENIZER, answers[part], 20)
+        rows |= {"answer_ids": ids, "answer_target": target, "answer_mask": mask}
+        rows |= {"answer_rows": torch.arange(len(ids)), "answer_weights": torch.ones(len(ids))}
+        losses.append(float(model(rows)[0]))
+    assert losses[0] == pytest.approx((losses[1] + losses[2]) / 2, rel=1e-5) and losses[2] > 1.5 * losses[1]
+
+
 def test_loss_of_log_probabilities_by_hand():
     loss = answer_loss(torch.tensor([-1.0, -2.0, -4.0]), torch.tensor([1.0, 0.5, 0.25]), 2)
     assert float(loss) == pytest.approx((1 + 1 + 1) / 2)
@@ -290,7 +305,7 @@ def test_a_resumed_run_ends_with_the_same_weights_and_answers(project, tmp_path,
     with monkeypatch.context() as patch, pytest.raises(utils.Stopped):
         patch.setattr(Answerer, "evaluate", stop_in_the_first_validation)
         VQA.main(arguments(project, tmp_path / "parts"))
-    assert utils.load_checkpoint(tmp_path / "parts/checkpoint_last.pth")["best"]["epoch"] == 1
+    assert utils.load_checkpoint(tmp_path / "parts/checkpoint_last.pth")["best"] == {}  # it is validated again
     VQA.main(arguments(project, tmp_path / "parts", flags=("--resume",)))
     for name in ("checkpoint_last.pth", "checkpoint_best.pth"):
         straight, parts = (utils.load_checkpoint(tmp_path / run / name) for run in ("straight", "parts"))

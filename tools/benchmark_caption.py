@@ -11,7 +11,7 @@ from dataset import scenes
 from dataset.caption import CaptionCollate
 from dataset.text import Tokenizer
 from engine.config import PRETRAIN, load_config
-from evaluation.cider import CiderD, CiderReward, caption_words
+from evaluation.cider import CiderD, CiderReward, reward_words
 from models.bert import TextDecoder
 from models.caption import CaptionModel, SelfCritical
 from models.generation import generate
@@ -121,7 +121,7 @@ def transformers_decoder(decoder: TextDecoder) -> torch.nn.Module:
 def time_scst(model: CaptionModel, tokenizer: Tokenizer, cfg, args: argparse.Namespace, device) -> dict:
     """Whole training steps (forward, generation, reward, backward, AdamW) on random pictures, references of scenes."""
     references = [scenes.captions(scenes.make_scene(0, index)) for index in range(max(DOCUMENTS, args.images))]
-    frequencies = CiderD.from_references([caption_words(text) for text in texts] for texts in references)
+    frequencies = CiderD.from_references([reward_words(text, eos=True) for text in texts] for texts in references)
     objective = SelfCritical(
         CiderReward(tokenizer, frequencies), mode="sample", samples=args.beams, max_tokens=args.max_tokens
     )
