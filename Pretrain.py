@@ -5,7 +5,7 @@
 
 `--resume` continues an interrupted run at the very step it stopped, or begins where there is none; `--checkpoint
 FILE` starts a new run from the weights of an earlier one. Writes checkpoint_last.pth, config.yaml, log.jsonl,
-TensorBoard's events and, every epoch, a picture of what is masked.
+TensorBoard's events and, every epoch, an image of what is masked.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from utils import (
     world_size,
 )
 
-PICTURES = 8  # pairs in the picture of an epoch
+SHOWN = 8  # pairs in the image of an epoch
 
 
 def main() -> None:
@@ -81,9 +81,9 @@ def main() -> None:
         return wrapped(batch, alpha, done=progress.step / progress.total_steps)
 
     def on_epoch_end(wrapped, progress: Progress) -> None:
-        if cfg.train.pictures and is_main() and cfg.mim.target != "none":
-            picture = masking_picture(unwrap(wrapped), dataset, tokenizer, cfg.text.max_tokens, device)
-            run.image(progress.step, "masking", picture)
+        if cfg.train.images and is_main() and cfg.mim.target != "none":
+            image = masking_image(unwrap(wrapped), dataset, tokenizer, cfg.text.max_tokens, device)
+            run.image(progress.step, "masking", image)
 
     latest: dict[str, float] = {}
     watch = MatchingWatch(cfg.itm, cfg.train.batch_size * cfg.train.accumulation * world_size())
@@ -116,9 +116,9 @@ def main() -> None:
 
 
 @torch.no_grad()
-def masking_picture(model: PretrainModel, dataset, tokenizer, max_tokens: int, device) -> torch.Tensor:
+def masking_image(model: PretrainModel, dataset, tokenizer, max_tokens: int, device) -> torch.Tensor:
     """[3, H, W] in [0, 1]: for some pairs both views, the mask, the patch-text similarity and the patterns."""
-    count = min(PICTURES, len(dataset))
+    count = min(SHOWN, len(dataset))
     samples = [dataset[(0, index * len(dataset) // count)] for index in range(count)]
     batch = to_device(PretrainCollate(tokenizer, max_tokens)(samples), device)
     training = model.training

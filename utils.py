@@ -174,7 +174,7 @@ def save_checkpoint(path, checkpoint: dict) -> None:
 # What earlier versions called something, and what it is called now: weights, dotted keys of the configuration, and
 # values of such keys; and what they did where a key was not known to them.
 RENAMED_WEIGHTS = {"cls_centre.value": "cls_center.value", "patch_centre.value": "patch_center.value"}
-RENAMED_KEYS = {"mim.centre_momentum": "mim.center_momentum"}
+RENAMED_KEYS = {"mim.centre_momentum": "mim.center_momentum", "train.pictures": "train.images"}
 RENAMED_VALUES = {"eval.scoring": {"program": "official_2017", "rules": "official"}}
 ADDED_KEYS = {"scst.eos": False}
 
@@ -257,9 +257,7 @@ def init_distributed(device: str = "auto") -> torch.device:
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
         missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if missing:
-            raise UserError(
-                f"RANK and WORLD_SIZE are set, {' and '.join(missing)} not: start with torchrun, or unset them"
-            )
+            raise UserError(f"RANK and WORLD_SIZE are set, {missing[0]} is not: start with torchrun, or unset them")
         dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
         _members[:] = gather_objects((socket.gethostname(), os.getpid()))
     if "TORCHELASTIC_RUN_ID" in os.environ:

@@ -31,7 +31,7 @@ FLIP = Image.Transpose.FLIP_LEFT_RIGHT
 
 
 # Raster formats that image data sets come in. PIL would open more, some of them by starting another program
-# (PostScript), whatever a file is called. JPEG includes phones' multi-picture files (MPO).
+# (PostScript), whatever a file is called. JPEG includes phones' multi-image files (MPO).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 

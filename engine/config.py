@@ -347,7 +347,7 @@ PRETRAIN = Stage(
     },
     may_change=(
         *MAY_CHANGE,
-        "train.pictures",
+        "train.images",
         *(f"model.{key}" for key in ("image_encoder.weights", "image_encoder.checkpointing", "bert.weights")),
     ),
     check=_at_least_two_pairs,

@@ -133,7 +133,7 @@ def fit(
                     set_random_state(before)
                     saver.save(stop=True)
             progress.epoch += 1
-            saver.save(stop=stopping() and progress.epoch < train_cfg.epochs)
+            saver.save(stop=stopping())  # also after the last epoch: what follows it can be long
             window.restart()
 
 

@@ -41,7 +41,7 @@ def tiny_captioner(seed=0):
     return CaptionModel(build_backbone(tiny_config(*NO_DROPOUT), mlm_head=False)[0], TOKENIZER)
 
 
-def caption_batch(captions=("a red dog", "two cats on a mat"), prompts=("", "a picture of")):
+def caption_batch(captions=("a red dog", "two cats on a mat"), prompts=("", "an image of")):
     samples = [
         {"image": image, "caption": caption, "prompt": prompt, "references": [caption], "path": "x.png", "bad": []}
         for image, caption, prompt in zip(make_batch(len(captions))["image1"], captions, prompts, strict=True)
@@ -314,7 +314,7 @@ def data(tmp_path_factory):
         "--device",
         "cpu",
     ]
-    sys.argv += ["--override", *settings, "train.precision=fp32", "train.pictures=false"]
+    sys.argv += ["--override", *settings, "train.precision=fp32", "train.images=false"]
     try:
         Pretrain.main()
     finally:
@@ -425,8 +425,8 @@ def test_a_resumed_run_ends_with_the_same_weights(data, tmp_path, monkeypatch, o
     assert straight["best"] == resumed["best"]
 
 
-def test_two_processes_train_and_caption_every_picture_once(data, tmp_path):
-    """Nine and seven pictures in batches of four; scst and cross-entropy reach every weight, or training would stop."""
+def test_two_processes_train_and_caption_every_image_once(data, tmp_path):
+    """Nine and seven images in batches of four; scst and cross-entropy reach every weight, or training would stop."""
     overrides = ("train.epochs=1", "train.batch_size=4", "scst.samples=2", "scst.cross_entropy=0.1", "eval.spice=false")
     options = {
         "flags": ["--checkpoint", data / "pretrain/checkpoint_last.pth"],

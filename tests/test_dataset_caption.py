@@ -66,8 +66,8 @@ def test_karpathys_file_gives_train_with_restval_and_the_asked_evaluation_split(
 
 def test_object_labels_follow_the_prompt_once_each(folder):
     file = write(folder, KARPATHY)
-    data = train_set(file, prompt="A picture of", object_labels=True)
-    assert data[0]["prompt"] == "a picture of dog frisbee"
+    data = train_set(file, prompt="An image of", object_labels=True)
+    assert data[0]["prompt"] == "an image of dog frisbee"
     assert train_set(file)[0]["prompt"] == ""
     assert eval_set(file, "val", object_labels=True).prompts == ["dog frisbee"]
 

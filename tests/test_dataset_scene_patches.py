@@ -46,7 +46,7 @@ def test_a_caption_names_what_its_words_say():
             pairs = set(zip(words, words[1:], strict=False))
             assert named == [(o.colour, o.shape) in pairs for o in scene.objects]
             assert all(named) or caption not in scenes.captions(scene)
-    listing = [c for scene in MANY for c in scenes.captions(scene) if c.startswith(("a picture of", "we see"))]
+    listing = [c for scene in MANY for c in scenes.captions(scene) if c.startswith(("an image of", "we see"))]
     assert listing and all(
         all(scenes.named_objects(scene, c)) for scene in MANY for c in scenes.captions(scene) if c in listing
     )

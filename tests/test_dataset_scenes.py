@@ -170,7 +170,7 @@ def test_every_word_is_in_berts_vocabulary_and_in_the_demos_own_part_of_it():
 # ---------------------------------------------------------------- scenes and pictures
 
 
-def test_same_arguments_same_scene_and_picture():
+def test_same_arguments_same_scene_and_image():
     for index in range(20):
         first, second = scenes.make_scene(5, index), scenes.make_scene(5, index)
         assert first == second

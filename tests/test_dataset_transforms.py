@@ -329,7 +329,7 @@ def test_the_formats_of_image_data_sets_are_read_under_any_name(tmp_path, suffix
     assert open_image(tmp_path / "plain").size == transforms.image_size(tmp_path / "plain") == (20, 10)
 
 
-def test_phones_multi_picture_jpegs_are_read(tmp_path):
+def test_phones_multi_image_jpegs_are_read(tmp_path):
     noise(20, 10).save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=[noise(20, 10, 1)])
     assert Image.open(tmp_path / "phone.jpg").format == "MPO"
     assert open_image(tmp_path / "phone.jpg").size == (20, 10)

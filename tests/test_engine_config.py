@@ -99,7 +99,7 @@ def test_null_and_an_empty_map_accept_anything(write):
     path = write("run.yaml", "data: {image_root: {vqa: /a}, prefixes: {val2014/: val/}}")
     cfg = load(path, ["data.image_root.vg=/b"])
     assert cfg.data.image_root == {"vqa": "/a", "vg": "/b"} and cfg.data.prefixes == {"val2014/": "val/"}
-    assert load(path, ["data.image_root=pictures"]).data.image_root == "pictures"
+    assert load(path, ["data.image_root=images"]).data.image_root == "images"
 
 
 def test_optional_keys_accept_none(write):

@@ -34,7 +34,7 @@ def test_a_new_run_keeps_the_earlier_one_and_a_resumed_one_goes_on(tmp_path):
 def test_values_that_are_not_finite_are_logged_as_null(tmp_path):
     run = start(tmp_path)
     run.log(1, {"loss": math.nan, "itc": torch.tensor(2.0)})
-    run.image(1, "picture", torch.zeros(3, 4, 4))
+    run.image(1, "image", torch.zeros(3, 4, 4))
     run.close()
     assert '"loss": null, "itc": 2.0' in (tmp_path / "log.jsonl").read_text()
 

@@ -83,12 +83,12 @@ def test_in_batch_contrast_needs_no_teacher():
 
 @pytest.fixture
 def project(tmp_path):
-    """Twelve pictures of noise with two captions each, a random checkpoint."""
+    """Twelve images of noise with two captions each, a random checkpoint."""
     entries, pairs = [], []
     for i in range(12):
         pixels = np.random.default_rng(i).integers(0, 255, (40, 32, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
-        texts = [f"picture number {i}", f"a {i} coloured thing"]
+        texts = [f"image number {i}", f"a {i} coloured thing"]
         entries.append({"image": f"{i}.png", "caption": texts})
         pairs += [{"image": f"{i}.png", "caption": text, "image_id": f"im{i}"} for text in texts]
     (tmp_path / "split.json").write_text(json.dumps(entries))

@@ -217,7 +217,7 @@ def test_the_real_scripts_go_on_where_they_stopped_and_end_with_numbers(tmp_path
     monkeypatch.setattr(ablate, "rows_of", lambda tables: ["semmim"])
     line = arguments(tmp_path, 5, "--seeds", 1, "--stages", "zeroshot")
     line += ["--override", *TINY, f"data.train=[{data / 'pretrain.json'}]", "data.bucket_batches=0"]
-    line += ["train.epochs=10", "train.precision=fp32", "train.log_every=1", "train.pictures=false"]
+    line += ["train.epochs=10", "train.precision=fp32", "train.log_every=1", "train.images=false"]
     line += ["model.bert.args.vocab_size=273", "--retrieval_override", "image_size=32", "rerank.k=4"]
     line += [f"data.{split}=[{data / f'retrieval_{split}.json'}]" for split in ("train", "val", "test")]
     folder = tmp_path / "out/semmim/seed_42"

@@ -117,7 +117,7 @@ def bert_layers(w: dict, bert: str, layers: range, x, keep, image=None):
 
 
 def reference(w: dict, picture: torch.Tensor, ids: torch.Tensor, keep: torch.Tensor) -> tuple[float, float]:
-    """(ITC similarity, ITM logit of a match) of one picture [3, S, S] and one padded text [L]."""
+    """(ITC similarity, ITM logit of a match) of one image [3, S, S] and one padded text [L]."""
     v = {key.removeprefix("visual_encoder."): value for key, value in w.items()}
     x = F.conv2d(picture[None], v["patch_embed.proj.weight"], v["patch_embed.proj.bias"], stride=PATCH)
     x = torch.cat([v["cls_token"], x.flatten(2).transpose(1, 2)], 1) + v["pos_embed"]
@@ -264,7 +264,7 @@ def test_retrieval_evaluates_a_converted_file_at_another_resolution(tmp_path):
         Image.fromarray(np.random.default_rng(i).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(
             tmp_path / f"{i}.png"
         )
-        entries.append({"image": f"{i}.png", "caption": [f"picture {i}"]})
+        entries.append({"image": f"{i}.png", "caption": [f"image {i}"]})
     (tmp_path / "split.json").write_text(json.dumps(entries))
     files = [f"data.{split}=[{tmp_path / 'split.json'}]" for split in ("val", "test")]
     settings = ["data.image_root=none", "data.num_workers=0", "image_size=48", "eval.folds=0", "train.precision=fp32"]

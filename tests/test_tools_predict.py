@@ -18,7 +18,7 @@ from utils import UserError, load_checkpoint, save_checkpoint
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two pictures, and checkpoints of pre-training (pre.pth) and captioning (caption.pth) with random weights."""
+    """Two images, and checkpoints of pre-training (pre.pth) and captioning (caption.pth) with random weights."""
     path = tmp_path_factory.mktemp("predict")
     for name in "ab":
         pixels = np.random.default_rng(ord(name)).integers(0, 256, (40, 30, 3), dtype=np.uint8)
@@ -38,7 +38,7 @@ def lines(capsys, folder, checkpoint, *options):
     return [line.split("\t") for line in capsys.readouterr().out.splitlines()]
 
 
-def test_every_picture_gets_a_line_with_the_checkpoints_own_lengths(folder, capsys):
+def test_every_image_gets_a_line_with_the_checkpoints_own_lengths(folder, capsys):
     found = lines(capsys, folder, "caption.pth")
     assert [path for path, _ in found] == [str(folder / "a.png"), str(folder / "b.png")]
     assert all(len(TOKENIZER.word_pieces([text])[0]) <= 3 for _, text in found)
@@ -51,7 +51,7 @@ def test_a_pre_trained_checkpoint_captions_with_the_options_given(folder, capsys
     assert first != lines(capsys, folder, "pre.pth", *options, "--seed", "2")
 
 
-def test_a_picture_that_cannot_be_read_is_named(folder):
+def test_a_image_that_cannot_be_read_is_named(folder):
     with pytest.raises(UserError, match="absent.png"):
         predict.main(["caption", str(folder / "absent.png"), "--checkpoint", str(folder / "pre.pth")])
 
@@ -67,10 +67,10 @@ def test_pipes_and_postscript_are_no_images(folder, tmp_path, capsys, command):
         assert f"{name}: {words}" in capsys.readouterr().err + str(caught.value)
 
 
-def test_pictures_are_ranked_for_a_sentence_and_shown_on_a_sheet(folder, capsys, tmp_path):
+def test_images_are_ranked_for_a_sentence_and_shown_on_a_sheet(folder, capsys, tmp_path):
     broken = tmp_path / "pictures" / "broken <x>.png"
     broken.parent.mkdir()
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     for name in "ab":
         (broken.parent / f"{name} & co.png").write_bytes((folder / f"{name}.png").read_bytes())
     sheet = tmp_path / "sheet.html"
@@ -89,7 +89,7 @@ def test_pictures_are_ranked_for_a_sentence_and_shown_on_a_sheet(folder, capsys,
     assert "a &lt;red&gt; bus" in page and "a &amp; co.png" in page and page.count("data:image/jpeg") == 4
 
 
-def test_sentences_are_ranked_for_a_picture_as_the_model_scores_them(folder, capsys, tmp_path):
+def test_sentences_are_ranked_for_a_image_as_the_model_scores_them(folder, capsys, tmp_path):
     texts = ["a red bus", "two dogs", "nothing at all"]
     (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n\n")
     predict.main(
@@ -154,10 +154,10 @@ def test_the_order_that_was_better_on_val_is_taken_and_k_0_is_the_contrast_alone
     expect(ranked({"order": "itc"}, "--k", "3"), "itm+itc")  # asked for
 
 
-def test_a_folder_is_ranked_for_each_sentence_even_if_only_one_picture_can_be_read(folder, capsys, tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"no picture")  # before and after the good one: numbers must not shift
+def test_a_folder_is_ranked_for_each_sentence_even_if_only_one_image_can_be_read(folder, capsys, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")  # before and after the good one: numbers must not shift
     (tmp_path / "good.png").write_bytes((folder / "a.png").read_bytes())
-    (tmp_path / "worse.png").write_bytes(b"no picture")
+    (tmp_path / "worse.png").write_bytes(b"no image")
     predict.main(
         ["retrieve", str(tmp_path), "--text", "a red bus", "--text", "two dogs", "--device", "cpu"]
         + ["--checkpoint", str(folder / "pre.pth")]
@@ -167,11 +167,9 @@ def test_a_folder_is_ranked_for_each_sentence_even_if_only_one_picture_can_be_re
     assert all(line.endswith("good.png") for line in (lines[1], lines[3]))
 
 
-def test_a_pictures_scores_do_not_depend_on_the_batch_or_on_unreadable_neighbours(
-    folder, capsys, tmp_path, monkeypatch
-):
+def test_a_images_scores_do_not_depend_on_the_batch_or_on_unreadable_neighbours(folder, capsys, tmp_path, monkeypatch):
     for name, content in (("1", "a"), ("2", None), ("3", "b"), ("4", "a")):
-        data = (folder / f"{content}.png").read_bytes() if content else b"no picture"
+        data = (folder / f"{content}.png").read_bytes() if content else b"no image"
         (tmp_path / f"{name}.png").write_bytes(data)
     found = []
     for batch in (64, 2):

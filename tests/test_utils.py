@@ -208,3 +208,12 @@ def test_set_up_names_an_interpreter_that_is_too_old(tmp_path):
     result = setup_venv(tmp_path, version="3.9.1")
     assert result.returncode == 1 and "error: Python 3.9.1 is too old: Python 3.10 or newer" in result.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+def test_half_of_torchruns_environment_is_an_error(monkeypatch):
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(utils.UserError, match="RANK and WORLD_SIZE are set, MASTER_ADDR is not: start with torchrun"):
+        utils.init_distributed("cpu")

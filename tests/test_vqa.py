@@ -125,7 +125,7 @@ def test_loss_of_log_probabilities_by_hand():
 
 
 @torch.no_grad()
-def test_questions_of_one_picture_share_its_encoding(model):
+def test_questions_of_one_image_share_its_encoding(model):
     rows = [0, 0, 1, 0]
     shared = question_batch(rows)
     apart = {**question_batch(), "image": shared["image"][rows]}
@@ -388,7 +388,7 @@ def test_validation_without_answers_cannot_choose_an_epoch(project, tmp_path):
 # Tools
 
 
-def test_predict_answers_a_question_about_a_picture(project, tmp_path, capsys):
+def test_predict_answers_a_question_about_a_image(project, tmp_path, capsys):
     Image.new("RGB", (50, 40), "red").save(tmp_path / "red.png")
     common = ["vqa", str(tmp_path / "red.png"), "What does it say?", "--checkpoint", str(project / "model.pth")]
     predict.main([*common, "--objects", "dog&&frisbee", "--ocr", "stop sale"])

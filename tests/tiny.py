@@ -55,7 +55,7 @@ def tiny_model(*overrides: str, seed: int = 0):
 
 
 def make_batch(size: int = 6, seed: int = 0, captions: list[str] | None = None) -> dict:
-    """Random pictures with captions; ids are those of the rows."""
+    """Random images with captions; ids are those of the rows."""
     generator = torch.Generator().manual_seed(seed)
     captions = captions or [CAPTIONS[(i + seed) % len(CAPTIONS)] for i in range(size)]
     input_ids, attention_mask = TOKENIZER.encode(captions, 25)

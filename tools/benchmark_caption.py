@@ -26,7 +26,7 @@ def add_caption(commands) -> None:
     parser.add_argument("--config", default="configs/Pretrain.yaml", help="pre-training YAML (default: %(default)s)")
     parser.add_argument("--override", nargs="*", action="extend", default=[], metavar="KEY.SUB=VALUE")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--images", type=int, default=8, help="pictures of a batch (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=8, help="images of a batch (default: %(default)s)")
     parser.add_argument("--beams", type=int, default=5, help="beams, and samples of a training step")
     parser.add_argument("--max_tokens", type=int, default=20, help="length of the captions (default: %(default)s)")
     parser.add_argument(
@@ -119,7 +119,7 @@ def transformers_decoder(decoder: TextDecoder) -> torch.nn.Module:
 
 
 def time_scst(model: CaptionModel, tokenizer: Tokenizer, cfg, args: argparse.Namespace, device) -> dict:
-    """Whole training steps (forward, generation, reward, backward, AdamW) on random pictures, references of scenes."""
+    """Whole training steps (forward, generation, reward, backward, AdamW) on random images, references of scenes."""
     references = [scenes.captions(scenes.make_scene(0, index)) for index in range(max(DOCUMENTS, args.images))]
     frequencies = CiderD.from_references([reward_words(text, eos=True) for text in texts] for texts in references)
     objective = SelfCritical(

@@ -30,7 +30,7 @@ def add_retrieval(commands) -> None:
     parser.add_argument("--override", nargs="*", action="extend", default=[], metavar="KEY.SUB=VALUE")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument(
-        "--images", type=int, default=600, help="pictures, with five captions each (default: %(default)s)"
+        "--images", type=int, default=600, help="images, with five captions each (default: %(default)s)"
     )
     parser.add_argument("--k", type=int, default=64, help="candidates of a query (default: %(default)s)")
     parser.add_argument(
@@ -147,7 +147,7 @@ def distinct_pairs(tr: ranking.Candidates, ir: ranking.Candidates) -> int:
 
 
 def make_case(backbone: SemMIM, tokenizer: Tokenizer, args: argparse.Namespace, device, precision: str):
-    """(images, texts, tr, ir) of `ranking`: pictures of noise, captions of the demo scenes."""
+    """(images, texts, tr, ir) of `ranking`: images of noise, captions of the demo scenes."""
     texts = [text for i in range(args.images) for text in scenes.captions(scenes.make_scene(0, i))]
     input_ids, attention_mask = tokenizer.encode(texts, MAX_TOKENS)
     size = backbone.image_encoder.image_size

@@ -32,7 +32,7 @@ def add_sharing(commands) -> None:
 
 @torch.random.fork_rng()
 def run_sharing(args: argparse.Namespace) -> dict:
-    """Seconds of a step's forward and backward pass with and without sharing, on random pictures, weights as new.
+    """Seconds of a step's forward and backward pass with and without sharing, on random images, weights as new.
 
     Dropout is off, so that both give the same numbers. Raises utils.UserError for --repeats below 1, RuntimeError where
     loss or gradients differ.

@@ -4,7 +4,7 @@
     python Retrieval.py --config configs/Retrieval_coco.yaml --output_dir output/albef/coco \
         --checkpoint output/albef/mscoco.pth --evaluate
 
-For ALBEF.pth (4M or 14M pictures; 256 px) and its fine-tuned retrieval models mscoco.pth and flickr30k.pth (384 px):
+For ALBEF.pth (4M or 14M images; 256 px) and its fine-tuned retrieval models mscoco.pth and flickr30k.pth (384 px):
 a ViT-B/16 and a BERT-base whose layers 0 to 5 encode the text and 6 to 11 fuse it with the image. Momentum weights and
 queues are left out. ALBEF has no decoder: captioning and question answering cannot start from it.
 

@@ -1,8 +1,8 @@
-"""Writes the built-in demo data: pictures and the annotation files of all four tasks.
+"""Writes the built-in demo data: images and the annotation files of all four tasks.
 
     python tools/make_demo_data.py --output output/demo/data --train 4000 --val 300 --test 600 --size 64
 
-The pictures go to images/<split>/<scene>.png. Beside images/ lie, with paths relative to their own folder:
+The images go to images/<split>/<scene>.png. Beside images/ lie, with paths relative to their own folder:
 pretrain.json, retrieval_<split>.json, caption_<split>.json, vqa_<split>.json, answer_list.json and boxes.json
 (image -> [{"label", "box": [x0, y0, x1, y1]}] in pixels, x1 and y1 the first column and row outside).
 meta.json comes last and records the arguments: a folder whose meta.json matches is left alone, an unfinished
@@ -34,12 +34,12 @@ Job = tuple[str, int, int, int, int, str]  # split, seed, index, size, questions
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Writes the built-in demo data.")
     parser.add_argument("--output", type=Path, required=True, help="folder to write into")
-    parser.add_argument("--train", type=int, default=4000, help="pictures in the training split")
-    parser.add_argument("--val", type=int, default=300, help="pictures in the validation split")
-    parser.add_argument("--test", type=int, default=600, help="pictures in the test split")
-    parser.add_argument("--size", type=int, default=64, help="side of a picture in pixels")
+    parser.add_argument("--train", type=int, default=4000, help="images in the training split")
+    parser.add_argument("--val", type=int, default=300, help="images in the validation split")
+    parser.add_argument("--test", type=int, default=600, help="images in the test split")
+    parser.add_argument("--size", type=int, default=64, help="side of an image in pixels")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other scenes")
-    parser.add_argument("--questions-per-scene", type=int, default=4, help="questions asked about a picture")
+    parser.add_argument("--questions-per-scene", type=int, default=4, help="questions asked about an image")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes; the result is the same")
     args = parser.parse_args(argv)
     limits = {
@@ -86,7 +86,7 @@ def make_demo_data(args: argparse.Namespace) -> None:
         write_json(args.output / name, content)
     write_json(args.output / META, meta)
     (args.output / UNFINISHED).unlink()
-    print(f"{len(jobs)} pictures and their annotations are in {args.output}")
+    print(f"{len(jobs)} images and their annotations are in {args.output}")
 
 
 # ---------------------------------------------------------------- what is there already
@@ -105,7 +105,7 @@ def describe(args: argparse.Namespace) -> dict:
 
 
 def is_complete(folder: Path, meta: dict) -> bool:
-    """Whether the folder holds these very data, with no picture or annotation file missing."""
+    """Whether the folder holds these very data, with no image or annotation file missing."""
     try:
         if json.loads((folder / META).read_text()) != meta:
             return False
@@ -176,7 +176,7 @@ def with_progress(records: Iterator[dict], total: int) -> Iterator[dict]:
         now = time.monotonic()
         if now - shown >= (0.2 if terminal else 10) or done == total:
             rate = done / max(now - start, 1e-6)
-            line = f"demo data: {done}/{total} pictures, {rate:.0f}/s, ETA {(total - done) / rate:.0f} s"
+            line = f"demo data: {done}/{total} images, {rate:.0f}/s, ETA {(total - done) / rate:.0f} s"
             end = "\r" if terminal and done < total else "\n"
             print(f"{line:<70}" if terminal else line, end=end, file=sys.stderr, flush=True)
             shown = now

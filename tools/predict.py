@@ -1,11 +1,11 @@
-"""Try a checkpoint on pictures of one's own.
+"""Try a checkpoint on images of one's own.
 
-    python tools/predict.py caption PICTURE... --checkpoint output/caption/checkpoint_best.pth
-    python tools/predict.py vqa PICTURE "what is it catching?" --checkpoint output/vqa/checkpoint_best.pth \
+    python tools/predict.py caption IMAGE... --checkpoint output/caption/checkpoint_best.pth
+    python tools/predict.py vqa IMAGE "what is it catching?" --checkpoint output/vqa/checkpoint_best.pth \
         --objects "dog&&frisbee" --ocr "stop"
     python tools/predict.py retrieve FOLDER --text "a red bus" --output sheet.html \
         --checkpoint output/retrieval/checkpoint_best.pth
-    python tools/predict.py retrieve PICTURE --texts sentences.txt --checkpoint output/retrieval/checkpoint_best.pth
+    python tools/predict.py retrieve IMAGE --texts sentences.txt --checkpoint output/retrieval/checkpoint_best.pth
 """
 
 import argparse
@@ -41,8 +41,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def add_caption(commands) -> None:
-    parser = commands.add_parser("caption", help="caption pictures")
-    parser.add_argument("images", nargs="+", help="picture files")
+    parser = commands.add_parser("caption", help="caption images")
+    parser.add_argument("images", nargs="+", help="image files")
     parser.add_argument("--checkpoint", required=True, help="of Caption.py, or of Pretrain.py (zero-shot)")
     parser.add_argument("--prompt", help="what the text encoder reads before (default: the checkpoint's)")
     parser.add_argument("--objects", default="", help='object labels, such as "dog&&frisbee"')
@@ -60,7 +60,7 @@ def add_caption(commands) -> None:
 
 
 def caption(args: argparse.Namespace) -> None:
-    """Print a line a picture: its path and its caption."""
+    """Print a line an image: its path and its caption."""
     backbone, rest, _ = load_backbone(args.checkpoint, decoder=True)
     cfg = checkpoint_config(rest, CAPTION)
     given = {key: getattr(args, key) for key in cfg.generation if getattr(args, key) is not None}
@@ -76,11 +76,11 @@ def caption(args: argparse.Namespace) -> None:
 
 
 def add_vqa(commands) -> None:
-    parser = commands.add_parser("vqa", help="answer a question about a picture")
-    parser.add_argument("image", help="picture file")
+    parser = commands.add_parser("vqa", help="answer a question about an image")
+    parser.add_argument("image", help="image file")
     parser.add_argument("question")
     parser.add_argument("--objects", default="", help='object labels, such as "dog&&frisbee"')
-    parser.add_argument("--ocr", default="", help='words that are written in the picture, such as "stop"')
+    parser.add_argument("--ocr", default="", help='words that are written in the image, such as "stop"')
     parser.add_argument("--checkpoint", required=True, help="of VQA.py, or of Pretrain.py (zero-shot)")
     parser.set_defaults(run=vqa)
 

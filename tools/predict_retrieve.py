@@ -1,4 +1,4 @@
-"""`tools/predict.py retrieve`: rank one's own pictures for a sentence, or sentences for a picture."""
+"""`tools/predict.py retrieve`: rank one's own images for a sentence, or sentences for an image."""
 
 import argparse
 import base64
@@ -21,13 +21,13 @@ from models.semmim import load_backbone
 
 EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 THUMBNAIL = 160  # pixels of the longer side
-BATCH = 64  # pictures of one forward
+BATCH = 64  # images of one forward
 K = 64  # candidates to re-rank
 
 
 def add_retrieve(commands) -> None:
-    parser = commands.add_parser("retrieve", help="rank pictures for a sentence, or sentences for a picture")
-    parser.add_argument("pictures", nargs="+", help="picture files, and folders whose pictures are taken")
+    parser = commands.add_parser("retrieve", help="rank images for a sentence, or sentences for an image")
+    parser.add_argument("pictures", nargs="+", help="image files, and folders whose images are taken")
     parser.add_argument("--text", action="append", default=[], help="a sentence; may be given several times")
     parser.add_argument("--texts", help="file with a sentence a line")
     parser.add_argument("--checkpoint", required=True, help="of Retrieval.py, or of Pretrain.py (zero-shot)")
@@ -46,14 +46,14 @@ def add_retrieve(commands) -> None:
 def retrieve(args: argparse.Namespace) -> None:
     """Print `query`, and below it a line a result: place, re-ranking score, cosine, item; write the sheet if asked to.
 
-    One picture file and several sentences: the picture asks. Otherwise every sentence asks for pictures.
+    One image file and several sentences: the image asks. Otherwise every sentence asks for images.
     """
     if args.top < 1 or (args.k is not None and args.k < 0):
         raise utils.UserError("--top must be at least 1, --k at least 0 (0: no re-ranking)")
     if args.output and (Path(args.output).is_dir() or not Path(args.output).parent.is_dir()):
         raise utils.UserError(f"--output {args.output}: give a file in a folder that exists, such as sheet.html")
     texts, paths = read_texts(args), find_pictures(args.pictures)
-    # What was named decides, not what can be read: a folder of one picture is still ranked for each sentence.
+    # What was named decides, not what can be read: a folder of one image is still ranked for each sentence.
     picture_asks = len(texts) > 1 and len(args.pictures) == 1 and not utils.find_file(args.pictures[0]).is_dir()
     device = utils.init_distributed(args.device)
     backbone, rest, _ = load_backbone(args.checkpoint)
@@ -114,11 +114,11 @@ def find_pictures(names: list[str]) -> list[Path]:
     """The files named, and those in the folders named (with their sub-folders), each once."""
     found = []
     for name in names:
-        path = utils.find_file(name, "picture")
+        path = utils.find_file(name, "image")
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
             if not inside:
-                raise utils.UserError(f"{path}: no picture in this folder ({', '.join(sorted(EXTENSIONS))})")
+                raise utils.UserError(f"{path}: no image in this folder ({', '.join(sorted(EXTENSIONS))})")
             found += inside
         else:
             found.append(path)
@@ -144,7 +144,7 @@ def picture_batches(
             yield torch.stack(images), torch.arange(len(usable) - len(images), len(usable))
             images = []
     if not usable:
-        raise utils.UserError(f"none of the {len(paths)} pictures can be read")
+        raise utils.UserError(f"none of the {len(paths)} images can be read")
 
 
 def printable(item: object) -> str:
@@ -182,7 +182,7 @@ def rank(
 
 
 def write_sheet(path: Path, results: list[tuple[object, list[tuple]]]) -> None:
-    """One HTML file with everything in it: a heading a query, a card a result; pictures as thumbnails."""
+    """One HTML file with everything in it: a heading a query, a card a result; images as thumbnails."""
 
     def show(item) -> str:
         name = html.escape(printable(item))
@@ -204,7 +204,7 @@ def write_sheet(path: Path, results: list[tuple[object, list[tuple]]]) -> None:
 
 
 def thumbnail(path: Path) -> str:
-    """The picture, small, as a data URI."""
+    """The image, small, as a data URI."""
     image = open_image(str(path))
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

@@ -26,7 +26,7 @@ SHORT_BITS, LONG_BITS = 3, 16  # of 64 and of 256: how far copies may be apart
 MIN_EDGES = 24  # bits that must be set among the 256: a nearly even image looks like every other
 PARTS = 4
 NO_FILE = "no such file"
-COPY, LOOK_ALIKE = "a copy", "a look-alike"  # the same bytes; the same picture in other bytes
+COPY, LOOK_ALIKE = "a copy", "a look-alike"  # the same bytes; the same image in other bytes
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM")  # none that starts another program
 
 
