@@ -268,6 +268,22 @@ def test_a_signal_ends_the_run_after_its_step_and_handlers_are_given_back(tmp_pa
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_the_third_ctrl_c_interrupts_at_once(tmp_path):
+    trained = Trained(tmp_path)
+    presses = []
+
+    def loss_fn(*args):
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+            presses.append(1)
+        return mean_squared_error(*args)
+
+    trained.loss_fn = loss_fn
+    with pytest.raises(KeyboardInterrupt):
+        trained.go()
+    assert len(presses) == 2 and trained.steps_seen == [] and not trained.checkpoint.exists()
+
+
 def test_the_log_holds_interval_means_rates_and_speed(tmp_path):
     trained = Trained(tmp_path, dropout=0.0, epochs=1)
     losses = []
