@@ -53,6 +53,8 @@ class LastCheckpoints:
                 last_path(self.folder, 1).unlink(missing_ok=True)
                 os.link(last, last_path(self.folder, 1))
         os.replace(self.folder / UNFINISHED, last)
+        for path in last_paths(self.folder)[self.keep :]:  # of a run that kept more
+            path.unlink()
 
     def withdraw(self, step: int) -> str | None:
         """Put the last checkpoint aside if it is of `step` or later and there is one before it; returns a line.

@@ -55,6 +55,8 @@ def test_the_last_checkpoints_are_kept_newest_first(tmp_path, keep):
     steps = [load_checkpoint(path)["progress"]["step"] for path in last_paths(tmp_path)]
     assert steps == [5, 4, 3][:keep]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in last_paths(tmp_path))
+    LastCheckpoints(tmp_path, 1).save(checkpoint(6))
+    assert [load_checkpoint(path)["progress"]["step"] for path in last_paths(tmp_path)] == [6]
 
 
 def test_a_write_that_fails_leaves_all_that_was_kept(tmp_path, monkeypatch):
@@ -249,6 +251,7 @@ def test_a_full_disk_is_told_once_and_ends_no_training(tmp_path, caplog):
     run.open(evaluate=True)
     for step in (1, 2):
         run.log(step, {"loss": 1.0})
+    run.close()
     assert caplog.text.count("cannot be written") == 1 and "No space left" in caplog.text
 
 
