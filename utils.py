@@ -241,15 +241,21 @@ def find_damage(path: Path) -> str | None:
 # ------------------------------------------------------------------------------------------------------- processes
 
 
+def choose_device(device: str) -> str:
+    """`device` as torch takes it; auto: a GPU where there is one. UserError for a GPU where torch sees none."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {device}: torch sees no GPU; use --device cpu, or a torch build for your driver")
+    return device
+
+
 def init_distributed(device: str = "auto") -> torch.device:
     """Set up logging and, under torchrun, the process group; return this process's device.
 
     CPU tensors travel by gloo, CUDA tensors by NCCL. Without torchrun there is one process and no group.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no GPU; use --device cpu, or a torch build for your driver")
+    device = choose_device(device)
     local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
     if device == "cuda":
         if local >= gpus:

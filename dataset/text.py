@@ -58,7 +58,7 @@ class Tokenizer:
         missing = [token for token in SPECIAL_TOKENS if token not in vocab]
         if missing:
             raise UserError(f"vocabulary {path} lacks {', '.join(missing)}; it must be a BERT vocab.txt")
-        self.sep = sep
+        self.sep, self.vocab_file = sep, path
         self.vocab_size = len(vocab)
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (vocab[t] for t in SPECIAL_TOKENS)
         self._backend = _word_pieces(path, vocab)
