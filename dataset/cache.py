@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from array import array
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -24,19 +25,85 @@ class StringTable:
     because counting references writes to them; one array of bytes is shared as it is.
     """
 
-    def __init__(self, strings: Iterable[str]):
-        encoded = [string.encode("utf-8", "surrogatepass") for string in strings]
-        self._ends = np.cumsum([0] + [len(item) for item in encoded], dtype=np.int64)  # [n+1]
-        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+    def __init__(self, strings: Iterable[str] = ()):
+        builder = StringBuilder()
+        for string in strings:
+            builder.append(string)
+        self.ends, self.bytes = builder.arrays()
+
+    @classmethod
+    def of_arrays(cls, ends: np.ndarray, text: np.ndarray) -> "StringTable":
+        """The table of the arrays `ends` [n + 1] int64 and `bytes` [total] uint8 of another, which may be mapped from
+        a file."""
+        table = cls.__new__(cls)
+        table.ends, table.bytes = ends, text
+        return table
 
     def __len__(self) -> int:
-        return len(self._ends) - 1
+        return len(self.ends) - 1
 
     def __getitem__(self, index: int) -> str:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        piece = self._bytes[self._ends[index] : self._ends[index + 1]]
+        piece = self.bytes[self.ends[index] : self.ends[index + 1]]
         return piece.tobytes().decode("utf-8", "surrogatepass")
+
+
+class StringBuilder:
+    """A StringTable in the making: strings are appended, and can be read at once."""
+
+    def __init__(self):
+        self._ends, self._text = array("q", [0]), bytearray()
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def append(self, string: str) -> None:
+        self._text += string.encode("utf-8", "surrogatepass")
+        self._ends.append(len(self._text))
+
+    def __getitem__(self, index: int) -> str:
+        return self._text[self._ends[index] : self._ends[index + 1]].decode("utf-8", "surrogatepass")
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """(ends [n + 1] int64, bytes [total] uint8) of the table, without a copy; nothing can be appended then."""
+        return np.frombuffer(self._ends, dtype=np.int64), np.frombuffer(self._text, dtype=np.uint8)
+
+
+class Numbering:
+    """Numbers strings in order of first appearance: `numbering(string)` is the string's number, the same each time.
+
+    An open hash table in arrays: a dictionary of millions of strings, or of their hashes, takes ten times its memory.
+    """
+
+    def __init__(self):
+        self.strings = StringBuilder()  # by their numbers
+        self._hashes = array("q")  # of each
+        self._slots = array("i", [-1]) * 1024  # numbers, each at the first free place from its hash on; -1: free
+
+    def __call__(self, string: str) -> int:
+        key, slots, last = hash(string), self._slots, len(self._slots) - 1
+        slot = key & last
+        while (number := slots[slot]) >= 0:
+            if self._hashes[number] == key and self.strings[number] == string:
+                return number
+            slot = (slot + 1) & last
+        slots[slot] = number = len(self._hashes)
+        self._hashes.append(key)
+        self.strings.append(string)
+        if 2 * number > last:
+            self._grow()
+        return number
+
+    def _grow(self) -> None:
+        slots = array("i", [-1]) * (2 * len(self._slots))
+        last = len(slots) - 1
+        for number, key in enumerate(self._hashes):
+            slot = key & last
+            while slots[slot] >= 0:
+                slot = (slot + 1) & last
+            slots[slot] = number
+        self._slots = slots
 
 
 class ImageCache:

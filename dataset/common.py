@@ -35,7 +35,7 @@ class TrainDataset(Dataset):
     """
 
     def __init__(self, paths: Iterable[str], seed: int, cache_images: bool = False):
-        self.paths = StringTable(paths)
+        self.paths = paths if isinstance(paths, StringTable) else StringTable(paths)
         self.seed = seed
         self.cache = ImageCache(self.paths) if cache_images else None
 

@@ -50,7 +50,7 @@ class BatchIndices(Sampler):
             )
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.rank, self.step = rank, batch_size * world_size  # step: entries of a global batch
-        self.bucket = bucket_batches * self.step
+        self.bucket_batches = bucket_batches
         self.epoch = self.start_batch = 0
 
     def __len__(self) -> int:
@@ -58,27 +58,32 @@ class BatchIndices(Sampler):
         return len(self.dataset) // self.step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, order = self.epoch, self._order()
-        for g in range(self.start_batch, len(self)):
-            first = g * self.step + self.rank * self.batch_size
-            yield [(epoch, i) for i in order[first : first + self.batch_size].tolist()]
+        epoch, first = self.epoch, self.rank * self.batch_size
+        for batch in self._global_batches(self.start_batch):
+            yield [(epoch, i) for i in batch[first : first + self.batch_size].tolist()]
 
-    def _order(self) -> torch.Tensor:
+    def _global_batches(self, start: int) -> Iterator[torch.Tensor]:
+        """The global batches [step] from number `start` on."""
         # Mixed by multiplication: seed + epoch would give run 43 the orders of run 42, one epoch later.
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
-        order = torch.randperm(len(self.dataset), generator=generator)
-        return self._bucketed(order, generator) if self.bucket else order
+        order = torch.randperm(len(self.dataset), generator=generator)[: len(self) * self.step]
+        batches = order.view(-1, self.step)  # [batches, step]
+        return self._bucketed(batches, generator, start) if self.bucket_batches else iter(batches[start:])
 
-    def _bucketed(self, order: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def _bucketed(self, batches: torch.Tensor, generator: torch.Generator, start: int) -> Iterator[torch.Tensor]:
         """Sorted by caption length within windows; the batches of a window and the entries of a batch are
-        shuffled."""
-        parts = []
-        for window in order[: len(self) * self.step].split(self.bucket):
-            lengths = torch.tensor([self.dataset.caption_length(self.epoch, i) for i in window.tolist()])
-            batches = window[lengths.argsort(stable=True)].view(-1, self.step)  # [batches, step]
-            within = torch.rand(batches.shape, generator=generator).argsort(1)
-            parts.append(batches.gather(1, within)[torch.randperm(len(batches), generator=generator)].flatten())
-        return torch.cat(parts)
+        shuffled. A window's captions are looked at when it is reached: those of an epoch would take a minute."""
+        epoch = self.epoch
+        for number, window in enumerate(batches.split(self.bucket_batches)):
+            within = torch.rand(window.shape, generator=generator).argsort(1)
+            shuffled = torch.randperm(len(window), generator=generator)
+            skipped = max(0, start - number * self.bucket_batches)
+            if skipped >= len(window):  # drawn all the same, so that later windows stay what they are
+                continue
+            entries = window.flatten()
+            lengths = torch.tensor([self.dataset.caption_length(epoch, i) for i in entries.tolist()])
+            by_length = entries[lengths.argsort(stable=True)].view(window.shape)
+            yield from by_length.gather(1, within)[shuffled][skipped:]
 
 
 class Loader:

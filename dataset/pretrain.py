@@ -3,23 +3,19 @@
 import random
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from dataset.annotations import load_annotations
-from dataset.cache import StringTable
 from dataset.common import (
     TrainDataset,
     caption_id,
     may_flip,
-    numbered,
     sample_places,
     sample_rng,
-    starts,
     usable_caption,
 )
-from dataset.entries import Source, strings
+from dataset.entries import Source
+from dataset.index import load_pairs
 from dataset.text import Tokenizer, clean_caption, share_cut
 from dataset.transforms import PretrainViews
 
@@ -44,20 +40,19 @@ class PretrainDataset(TrainDataset):
         max_words: int = 30,
         cache_images: bool = False,
     ):
-        entries = load_annotations(source, "pretrain")
-        captions = [strings(entry["caption"]) for entry in entries]
-        image_ids = numbered(entry["image"] for entry in entries)
-        self.image_id = np.array([image_ids[entry["image"]] for entry in entries], dtype=np.int64)  # [entries]
-        self.captions = StringTable(text for group in captions for text in group)
-        self.caption_start = starts(captions)  # [entries + 1]
+        pairs = load_pairs(source)
+        self.image_id, self.caption_start, self.captions = pairs.image_id, pairs.caption_start, pairs.captions
         self.views, self.max_words = views, max_words
-        super().__init__(image_ids, seed, cache_images)
+        super().__init__(pairs.paths, seed, cache_images)
 
     def __len__(self) -> int:
         return len(self.image_id)
 
     def caption_length(self, epoch: int, index: int) -> int:
         """Characters of the caption that this visit draws, for sorting by length."""
+        first, end = self.caption_start[index], self.caption_start[index + 1]
+        if end - first == 1:  # no need to draw
+            return len(self.captions[first])
         return len(self._draw_caption(index, sample_rng(self.seed, epoch, index)))
 
     def _draw_caption(self, index: int, rng: random.Random) -> str:

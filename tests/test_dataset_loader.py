@@ -155,3 +155,36 @@ def test_bucketing_keeps_ranks_and_resumes_consistent():
     assert alone == [first + second for first, second in zip(*ranks, strict=True)]
     for start in (1, 4, 6, 16, 17):
         assert batches(103, 6, epoch=2, start_batch=start, bucket_batches=4) == alone[start:]
+
+
+def windows_at_once(size, step, bucket, epoch, seed):
+    """The order of an epoch whose windows are all sorted at its start, written out."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    order, parts = torch.randperm(size, generator=generator), []
+    for window in order[: size // step * step].split(bucket * step):
+        lengths = torch.tensor([(index * 7 + epoch) % 10 for index in window.tolist()])
+        rows = window[lengths.argsort(stable=True)].view(-1, step)
+        within = torch.rand(rows.shape, generator=generator).argsort(1)
+        parts.append(rows.gather(1, within)[torch.randperm(len(rows), generator=generator)].flatten())
+    return torch.cat(parts).tolist()
+
+
+@pytest.mark.parametrize("bucket", [1, 3, 4, 50])
+def test_windows_are_the_same_whether_sorted_when_reached_or_at_the_start(bucket):
+    for epoch, seed in ((0, 0), (3, 5)):
+        found = indices(batches(103, 6, epoch=epoch, seed=seed, bucket_batches=bucket))
+        assert found == windows_at_once(103, 6, bucket, epoch, seed)
+
+
+def test_captions_are_looked_at_when_their_window_is_reached():
+    asked = []
+
+    class Watched(Pairs):
+        def caption_length(self, epoch, index):
+            asked.append(index)
+            return super().caption_length(epoch, index)
+
+    order = BatchIndices(Watched(100), 5, bucket_batches=4)
+    order.start_batch = 9
+    next(iter(order))
+    assert len(asked) == 20  # of the third window alone

@@ -149,3 +149,16 @@ def test_copying_projects_once_a_row_and_leaves_the_model_as_it_was():
         model(batch, alpha=0.4, draws=make_draws(batch))
     model(batch, alpha=0.4, draws=make_draws(batch))
     assert projected == [6, 12, 6, 12, 6]  # shared; matching's two calls and MLM with PLM; shared again
+
+
+def test_loading_entries_is_measured_without_and_with_their_index(tmp_path):
+    command = [sys.executable, "tools/benchmark.py", "entries", "--folder", str(tmp_path)]
+    command += "--entries 30000 --batch_size 4 --processes 2".split()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    first, later = found["first_process"], found["later_process"]
+    assert first["entries"] == later["entries"] == 30_000 and first["images"] == later["images"] == 23_529
+    assert 2 * later["cpu_seconds_of_loading"] < first["cpu_seconds_of_loading"]
+    assert 0 < later["kept_not_shared_gib"] < later["peak_gib"] <= 1.01 * first["peak_gib"]
+    assert list(tmp_path.iterdir()) == []
