@@ -15,7 +15,7 @@ import torch
 from dataset import create_dataset, create_train_loader
 from dataset.pretrain import PretrainCollate
 from dataset.text import Tokenizer
-from dataset.transforms import CLIP_MEAN, CLIP_STD, to_unit_tensor
+from dataset.transforms import CLIP_MEAN, CLIP_STD, normalised, to_unit_tensor
 from engine.checkpoint import begin
 from engine.config import PRETRAIN, add_arguments, load_config
 from engine.ddp import wrap_ddp
@@ -120,7 +120,7 @@ def masking_image(model: PretrainModel, dataset, tokenizer, max_tokens: int, dev
     """[3, H, W] in [0, 1]: for some pairs both views, the mask, the patch-text similarity and the patterns."""
     count = min(SHOWN, len(dataset))
     samples = [dataset[(0, index * len(dataset) // count)] for index in range(count)]
-    batch = to_device(PretrainCollate(tokenizer, max_tokens)(samples), device)
+    batch = normalised(to_device(PretrainCollate(tokenizer, max_tokens)(samples), device))
     training = model.training
     model.eval()
     shown = model.inspect(batch)

@@ -22,7 +22,7 @@ from dataset.common import (
 )
 from dataset.entries import Source
 from dataset.text import Tokenizer, share_cut
-from dataset.transforms import Augment
+from dataset.transforms import Augment, stack_pixels
 from utils import IGNORE, UserError
 
 
@@ -154,7 +154,7 @@ class CaptionCollate:
         places = sample_places(samples)
         if "unusable" in places:
             return places
-        batch = {"image": torch.stack([sample["image"] for sample in samples])}
+        batch = {"image": stack_pixels([sample["image"] for sample in samples])}
         prompts = [sample["prompt"] for sample in samples]
         batch["prompt_ids"], batch["prompt_mask"] = self.tokenizer.encode(prompts, self.max_prompt_tokens)
         captions = [sample["caption"] for sample in samples]

@@ -17,7 +17,7 @@ from dataset.common import (
 from dataset.entries import Source
 from dataset.index import load_pairs
 from dataset.text import Tokenizer, clean_caption, share_cut
-from dataset.transforms import PretrainViews
+from dataset.transforms import PretrainViews, stack_pixels
 
 
 class PretrainDataset(TrainDataset):
@@ -68,8 +68,9 @@ class PretrainDataset(TrainDataset):
 
 
 class PretrainCollate:
-    """List of samples -> batch dict: every image key stacked to [B,3,...], input_ids and attention_mask
-    [B,L], image_id [B] int64, caption_id [B] int64 (equal for equal captions), paths and bad (lists of str).
+    """List of samples -> batch dict: every image key stacked to [B,3,...] (uint8: `normalised` follows on the device),
+    input_ids and attention_mask [B,L], image_id [B] int64, caption_id [B] int64 (equal for equal captions), paths and
+    bad (lists of str).
 
     A batch with a sample that holds `bad` alone has no tensors; the loader stops the run when such a batch arrives.
     """
@@ -82,7 +83,7 @@ class PretrainCollate:
         if "unusable" in places:
             return places
         batch: dict[str, Tensor | list[str]] = {
-            key: torch.stack([sample[key] for sample in samples])
+            key: stack_pixels([sample[key] for sample in samples])
             for key, value in samples[0].items()
             if isinstance(value, Tensor)
         }

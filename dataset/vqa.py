@@ -18,7 +18,7 @@ from dataset.cache import StringTable
 from dataset.common import TrainDataset, may_flip, numbered, read_for_evaluation, sample_places, starts
 from dataset.entries import Files, Source, strings
 from dataset.text import SPECIAL_TOKENS, Tokenizer, clean_question, share_cut
-from dataset.transforms import Augment
+from dataset.transforms import Augment, stack_pixels
 
 SPECIAL = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
 Parts = tuple[str, str, str]  # question, OCR tokens, object labels; each may be ""
@@ -130,7 +130,7 @@ class VQACollate:
         answer_ids, target, answer_mask = encode_answers(self.tokenizer, answers, self.max_answer_tokens)
         counts = torch.tensor([len(sample["answers"]) for sample in samples])
         return {
-            "image": torch.stack([sample["image"] for sample in samples]),
+            "image": stack_pixels([sample["image"] for sample in samples]),
             "input_ids": ids,
             "attention_mask": mask,
             "answer_ids": answer_ids,

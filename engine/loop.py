@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 
+from dataset.transforms import normalised
 from engine.checkpoint import DIVERGED, LastCheckpoints, random_state, set_random_state
 from engine.config import Config
 from engine.ddp import rehearse
@@ -254,7 +255,7 @@ def _step_batches(batches, accumulation: int, count_fn: Callable | None):
 def _train_step(model, batches, optimizer, loss_fn, progress: Progress, train_cfg, window: Window) -> None:
     """One optimizer step. A gradient that is not finite changes no weight; `window.check` reports it."""
     for micro, batch in enumerate(batches):
-        batch = to_device(batch, window.device)
+        batch = normalised(to_device(batch, window.device))
 
         def forward(batch: dict = batch) -> tuple[torch.Tensor, dict]:
             with autocast(window.device, progress.precision):

@@ -218,3 +218,15 @@ def test_captions_cut_at_either_limit_are_counted(tmp_path, max_words, max_token
     data = pairs_set(write_pairs(tmp_path, entries), image_size=8, max_words=max_words)
     found = PretrainCollate(Tokenizer(VOCAB, sep=sep), max_tokens).cut(data)
     assert found == {f"captions (data.max_words {max_words}, text.max_tokens {max_tokens})": share}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_hold_pixels_also_those_that_workers_share(tmp_path, workers):
+    data = pairs_set(write_pairs(tmp_path, pairs(4)), image_size=16, codebook_size=8)
+    order = BatchIndices(data, 2)
+    loader = Loader(order, PretrainCollate(Tokenizer(VOCAB), 25), num_workers=workers)
+    for batch, visits in zip(loader, order, strict=True):
+        for key in ("image1", "image2", "codebook_image"):
+            assert batch[key].dtype == torch.uint8
+            assert torch.equal(batch[key], torch.stack([data[visit][key] for visit in visits]))
+            assert not workers or batch[key].is_shared()

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.semmim import build_backbone
-from tools import benchmark_retrieval, benchmark_sharing
+from tools import benchmark_entries, benchmark_loader, benchmark_retrieval, benchmark_sharing
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -152,13 +152,19 @@ def test_copying_projects_once_a_row_and_leaves_the_model_as_it_was():
 
 
 def test_loading_entries_is_measured_without_and_with_their_index(tmp_path):
-    command = [sys.executable, "tools/benchmark.py", "entries", "--folder", str(tmp_path)]
-    command += "--entries 30000 --batch_size 4 --processes 2".split()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    args = argparse.Namespace(entries=30_000, batch_size=4, processes=2, folder=str(tmp_path))
+    found = benchmark_entries.run_entries(args)
     first, later = found["first_process"], found["later_process"]
     assert first["entries"] == later["entries"] == 30_000 and first["images"] == later["images"] == 23_529
     assert 2 * later["cpu_seconds_of_loading"] < first["cpu_seconds_of_loading"]
     assert 0 < later["kept_not_shared_gib"] < later["peak_gib"] <= 1.01 * first["peak_gib"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_loader_is_measured_with_equal_views():
+    args = argparse.Namespace(
+        images=8, width=80, height=60, image_size=32, pairs=16, batch_size=4, workers=1, repeats=1
+    )
+    found = benchmark_loader.run_loader(args)
+    assert found["pairs"] == 16 and found["largest_difference"] == 0
+    assert found["ms_of_cpu_per_pair"] > 0 and found["ms_of_cpu_per_pair_float32"] > 0 and found["ms_of_decoding"] > 0

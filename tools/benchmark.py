@@ -5,6 +5,7 @@
     python tools/benchmark.py retrieval
     python tools/benchmark.py sharing
     python tools/benchmark.py entries
+    python tools/benchmark.py loader
 
 params: trainable parameters of the pre-training model per module and in total. The model is built without
 memory for its weights (torch's meta device): it takes seconds, fits any machine and downloads no weights.
@@ -21,6 +22,9 @@ keys and values of their own copy of the image; loss and gradients must agree. R
 
 entries: memory and CPU time of a process that loads 5.1M captions made for the purpose (0.6 GB, on disk), without and
 with the index that the first one makes of them.
+
+loader: milliseconds of CPU time per pair of the pre-training loader on JPEG images made for the purpose, beside the
+same with views that are normalised and stacked as float32 in the worker.
 """
 
 import argparse
@@ -40,6 +44,7 @@ from engine.config import PRETRAIN, load_config  # noqa: E402
 from models.pretrain import build_pretrain_model  # noqa: E402
 from tools.benchmark_caption import add_caption  # noqa: E402
 from tools.benchmark_entries import add_entries  # noqa: E402
+from tools.benchmark_loader import add_loader  # noqa: E402
 from tools.benchmark_retrieval import add_retrieval  # noqa: E402
 from tools.benchmark_sharing import add_sharing  # noqa: E402
 
@@ -55,6 +60,7 @@ def main(argv=None):
     add_retrieval(commands)
     add_sharing(commands)
     add_entries(commands)
+    add_loader(commands)
     args = parser.parse_args(argv)
     logging.basicConfig(stream=sys.stderr)  # standard output holds nothing but the JSON
     print(json.dumps(args.run(args), indent=2))
