@@ -61,13 +61,24 @@ class LastCheckpoints:
 
         Called when the loss that the weights of `step` gave shows that training had diverged by then.
         """
-        paths = last_paths(self.folder)[:2]
-        steps = [torch.load(path, map_location="meta", weights_only=True)["progress"]["step"] for path in paths]
-        if len(paths) < 2 or steps[0] < step or steps[1] >= step:
+        steps = [(path, _step_of(path)) for path in last_paths(self.folder)]
+        earlier = [at for _, at in steps if at is not None and at < step]
+        if not earlier or steps[0][1] is None or steps[0][1] < step:
             return None
-        os.replace(paths[0], self.folder / DIVERGED)
+        os.replace(steps[0][0], self.folder / DIVERGED)
+        for path, at in steps[1:]:  # between them and the one to go on from, where there are more
+            if at is None or at >= step:
+                path.unlink()
         _close_ranks(self.folder)
-        return f"{LAST} is the one of step {steps[1]} again; that of step {steps[0]} is {DIVERGED} now"
+        return f"{LAST} is the one of step {earlier[0]} again; that of step {steps[0][1]} is {DIVERGED} now"
+
+
+def _step_of(path: Path) -> int | None:
+    """The step of a checkpoint, None where it cannot be read."""
+    try:
+        return torch.load(path, map_location="meta", weights_only=True)["progress"]["step"]
+    except Exception:  # damaged in any way: zipfile, pickle and torch have errors of their own
+        return None
 
 
 def last_path(folder: Path, number: int = 0) -> Path:
