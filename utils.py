@@ -265,13 +265,25 @@ def init_distributed(device: str = "auto") -> torch.device:
         missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if missing:
             raise UserError(f"RANK and WORLD_SIZE are set, {missing[0]} is not: start with torchrun, or unset them")
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+        _init_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
         _members[:] = gather_objects((socket.gethostname(), os.getpid()))
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent(signal.SIGTERM)  # a killed torchrun would leave its processes behind, training on
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=[Console(sys.stdout)])
     logger.setLevel(logging.INFO if is_main() else logging.WARNING)
     return torch.device("cuda", local) if device == "cuda" else torch.device("cpu")
+
+
+def _init_group(backend: str) -> None:
+    """`dist.init_process_group`; after a restart by torchrun without the addresses that the ended processes left.
+
+    torchrun keeps one store for all its attempts, and gloo would now and then wait for a process that has ended. Agents
+    of several nodes may count attempts differently, so there torch's own way stays.
+    """
+    store, rank, world = next(dist.rendezvous("env://"))
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(world):
+        store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
 
 
 _members: list[tuple[str, int]] = []  # host and process id of every rank
