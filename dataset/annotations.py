@@ -30,11 +30,10 @@ from dataset.entries import (
     file_list,
     located_entries,
     read_json,
-    shown,
     strings,
 )
 from dataset.text import clean_question
-from utils import UserError, find_file
+from utils import UserError, find_file, shown
 
 # Karpathy's test and val are 5,000 images each; `restval`, the rest of COCO's validation set, is trained on.
 KARPATHY_SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}

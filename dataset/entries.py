@@ -2,13 +2,12 @@
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from utils import UserError, find_file
+from utils import HALF_SURROGATE, UserError, find_file, shown
 
 Files = str | Path | Sequence[str | Path]
 
@@ -46,8 +45,6 @@ TEXTS = {
         "imgid",
     ),
 }
-
-HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -173,15 +170,6 @@ def check_encodable(entry: dict, keys: Iterable[str], where: str) -> None:
                     f"{where}: {key!r} holds half of a surrogate pair, which is no character: {shown(value)}; "
                     "write the whole character, or leave it out"
                 )
-
-
-def shown(value) -> str:
-    """The value as it is named in an error: in one line, and cut where it is long."""
-    try:
-        text = repr(value)
-    except RecursionError:
-        text = type(value).__name__
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _rewrite_prefix(image: str, prefixes: Mapping[str, str]) -> str:

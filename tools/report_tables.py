@@ -16,8 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ruamel.yaml import YAML
-
+from engine.yaml_files import read_yaml
 from utils import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -87,7 +86,7 @@ def find_runs(folder: Path) -> list[Run]:
 def read_run(folder: Path) -> Run | None:
     """The run in a folder; None where it has no numbers yet."""
     metrics = read_json(folder / "metrics.json")
-    config = YAML(typ="safe", pure=True).load((folder / "config.yaml").read_text(encoding="utf-8")) or {}
+    config = read_yaml(folder / "config.yaml")
     stage = next((stage for key, stage in STAGE_OF_KEY.items() if key in config), None)
     if not metrics or stage is None:
         return None
