@@ -105,7 +105,7 @@ def _check_size(root: Node | None, source: str) -> None:
 
 def _check_values(value, name: str, source: str) -> None:
     """UserError for a value that no configuration holds, or a key that is not text; `name`: the dotted key."""
-    where = f"{source}: {name}" if name else source
+    where = f"{source}: {one_line(name)}" if name else source
     if kind(value) == f"a {type(value).__name__}" and not isinstance(value, list | dict):
         raise UserError(f"{where}: {shown(value)} is {kind(value)}; put it in quotes if text is meant")
     if isinstance(value, str) and (HALF_SURROGATE.search(value) or "\0" in value):
