@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import random
+import re
 import signal
 import socket
 import sys
@@ -23,6 +24,8 @@ import torch.distributed as dist
 ROOT = Path(__file__).resolve().parent
 logger = logging.getLogger("semmim")
 IGNORE = -100  # target of a token that counts for no loss, torch's own convention
+HALF_SURROGATE = re.compile("[\ud800-\udfff]")  # what JSON and YAML can write, and no text encoder takes
+ESCAPE_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # of terminals, as torch puts them into its messages
 
 
 # --------------------------------------------------------------------------------------- errors, the end of a script
@@ -38,6 +41,38 @@ def user_message(error: UserError) -> str:
     if "DataLoader worker process" in message:
         message = message.strip().splitlines()[-1].split("UserError: ", 1)[-1]
     return message
+
+
+def shown(value) -> str:
+    """The value as it is named in an error: in one line, and cut where it is long."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or a number of more than 4,300 digits
+        text = type(value).__name__
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def one_line(text: object, length: int = 200) -> str:
+    """A text in one printable line, cut after a word where it is long."""
+    text = " ".join(ESCAPE_CODE.sub("", str(text)).split())
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    if len(text) <= length:
+        return text
+    return text[: max(text.rfind(" ", length // 2, length), length // 2)] + " ..."
+
+
+def reason(error: Exception) -> str:
+    """What other people's code says of a file, in one line: the first of its message, or its name without one.
+
+    torch's refusal of a file that could run code is a page of advice how to let it; of that, what it found.
+    """
+    message = str(error).strip()
+    if "weights_only" in message or "WeightsUnpickler" in message:
+        if found := re.search(r"GLOBAL ([\w.]+)", message):
+            return f"it holds {one_line(found[1])}, which is no tensor and could run code"
+        found = re.search(r"WeightsUnpickler error: *(.+)", message)
+        message = found[1] if found else "it holds something else than tensors"
+    return one_line(message.splitlines()[0]) if message else type(error).__name__
 
 
 class Stopped(Exception):
@@ -64,8 +99,7 @@ def run_main(main: Callable[[], object]) -> None:
         sys.exit(2)  # the process group is left as it is: another process may still wait in it
     except torch.OutOfMemoryError as error:
         advice = "lower train.batch_size and raise train.accumulation, or set checkpointing: true"
-        reason = str(error).splitlines()[0][:150]
-        print(f"error: out of GPU memory ({reason}); {advice}", file=sys.stderr, flush=True)
+        print(f"error: out of GPU memory ({reason(error)}); {advice}", file=sys.stderr, flush=True)
         sys.exit(2)
     except BrokenPipeError:  # whoever read the output, such as `head`, has gone
         _drop_output()
@@ -73,8 +107,8 @@ def run_main(main: Callable[[], object]) -> None:
     except RuntimeError as error:
         if not (gone := lost_ranks()):
             raise
-        reason = " ".join(str(error).split())[:150]
-        print(f"error (process {rank()}): {gone} ({reason}); start again with --resume", file=sys.stderr, flush=True)
+        line = f"error (process {rank()}): {gone} ({one_line(error)}); start again with --resume"
+        print(line, file=sys.stderr, flush=True)
         os._exit(2)  # without the group's farewell, which would wait for the lost process
     except (Stopped, KeyboardInterrupt):
         code = EXIT_STOPPED
@@ -128,12 +162,15 @@ def find_file(path: str | os.PathLike, what: str = "file") -> Path:
 
     `what` says in the error what was looked for, e.g. the configuration key.
     """
-    path = Path(path).expanduser()
-    for candidate in (path, ROOT / path):
-        if candidate.exists():
-            return candidate
-    where = "" if path.is_absolute() else f" (looked in {Path.cwd()} and {ROOT})"
-    raise UserError(f"{what}: {path} does not exist{where}")
+    path = Path(path)
+    with contextlib.suppress(RuntimeError):  # of ~nobody: there is no such home
+        path = path.expanduser()
+    folders = [Path.cwd()] if Path.cwd() == ROOT else [Path.cwd(), ROOT]
+    for folder in folders:
+        if os.path.exists(folder / path):
+            return path if folder == folders[0] else folder / path
+    where = "" if path.is_absolute() else f" (looked in {' and '.join(map(str, folders))})"
+    raise UserError(f"{what}: {one_line(path, 1000)} does not exist{where}")
 
 
 @contextlib.contextmanager
@@ -145,8 +182,7 @@ def replacing(path):
         yield temporary
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: cannot be written ({reason}); full disk or read-only folder?") from error
+        raise UserError(f"{path}: cannot be written ({one_line(error)}); full disk or read-only folder?") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -181,13 +217,14 @@ ADDED_KEYS = {"scst.eos": False}
 def load_checkpoint(path, required=("model",)) -> dict:
     """Read a checkpoint to the CPU without running any code that it may hold; old names are today's."""
     path = find_file(path, "checkpoint")
+    if not path.is_file():  # a pipe would be waited for without end
+        raise UserError(f"{path}: not a readable checkpoint (no regular file)")
     if (damage := find_damage(path)) is not None:
         raise UserError(f"{path}: damaged: {damage}; take another checkpoint")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the bytes of a file that no run wrote make torch or pickle raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(f"{path}: not a readable checkpoint ({reason})") from None
+        raise UserError(f"{path}: not a readable checkpoint ({reason(error)})") from None
     missing = [key for key in required if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing:
         raise UserError(f"{path}: not a checkpoint of this project (it has no entry {', '.join(missing)})")

@@ -36,7 +36,6 @@ from dataset.entries import (
     file_list,
     located_entries,
     read_json,
-    shown,
     strings,
 )
 from dataset.official import (
@@ -54,7 +53,7 @@ from dataset.official import (
     vqa_split,
 )
 from dataset.text import clean_question
-from utils import UserError, find_file
+from utils import UserError, find_file, shown
 
 DOMAINS = ("in", "near", "out")  # of NoCaps; its files say "near-domain"
 COCO_NAME = re.compile(r"COCO_\w+_0*(\d{1,18})\.\w+$")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from utils import UserError, find_file
+from utils import HALF_SURROGATE, UserError, find_file, shown
 
 Files = str | Path | Sequence[str | Path]
 
@@ -56,7 +56,6 @@ PIECE = 1 << 20  # characters of a JSON list that are read at a time
 SPACE = re.compile(r"[ \t\n\r]*")
 LIST_BEGIN = re.compile(r"[ \t\n\r]*\[[ \t\n\r]*")
 AFTER_ELEMENT = re.compile(r"[ \t\n\r]*([,\]])[ \t\n\r]*")
-HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -291,15 +290,6 @@ def check_encodable(entry: dict, keys: Iterable[str], where: Place | str) -> Non
                     f"{where}: {key!r} holds half of a surrogate pair, which is no character: {shown(value)}; "
                     "write the whole character, or leave it out"
                 )
-
-
-def shown(value) -> str:
-    """The value as it is named in an error: in one line, and cut where it is long."""
-    try:
-        text = repr(value)
-    except RecursionError:
-        text = type(value).__name__
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _rewrite_prefix(image: str, prefixes: Mapping[str, str]) -> str:

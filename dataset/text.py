@@ -51,6 +51,8 @@ class Tokenizer:
     def __init__(self, vocab_file: str | Path, sep: bool = False):
         path = Path(find_file(vocab_file, "vocabulary (text.vocab)"))
         try:
+            if not path.is_file():  # a pipe would be waited for without end
+                raise OSError("it is no regular file")
             lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # splitlines() would also cut at U+2028
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"vocabulary (text.vocab): {path} cannot be read ({error})") from None

@@ -12,17 +12,17 @@ import difflib
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
+from engine.yaml_files import kind, parse_yaml, read_yaml
 from evaluation.ranking import SCORES
 from evaluation.vqa import SCORING
 from models.generation import MODES, check_options
-from utils import RENAMED_KEYS, RENAMED_VALUES, Config, UserError, as_config, find_file, replacing
+from utils import RENAMED_KEYS, RENAMED_VALUES, Config, UserError, as_config, find_file, one_line, replacing, shown
 
 
 @dataclass(frozen=True)
@@ -73,25 +73,27 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = (), stage: S
 
     Without `stage` the file is its own schema. A file's `base:` names the file that it changes, relative to itself.
     `overrides` are strings `a.b=value`, the value in YAML. A value must be of its default's kind (number, text,
-    true/false, list, map) or of the stage's `kinds`, except that a default of null or {} accepts anything. Maps are
-    merged, lists replaced.
+    true/false, list, map; a list's entries of its default's entries' kind) or of the stage's `kinds`, except that a
+    default of null accepts anything, and one of {} any map. Maps are merged, lists replaced.
     """
     path = find_file(path, "--config")
     stage = stage or Stage("", path)
-    known = _without_base(_read_yaml(find_file(stage.schema, "schema")))
+    known = _without_base(read_yaml(find_file(stage.schema, "schema")))
     files = [path]
-    while base := _read_yaml(files[-1]).get("base"):
-        following = files[-1].parent / str(base)
-        if not following.is_file():
-            raise UserError(f"{files[-1]}: base {base} does not exist (it is relative to this file)")
+    while (base := read_yaml(files[-1]).get("base")) is not None:
+        if not isinstance(base, str):
+            raise UserError(f"{files[-1]}: base is {kind(base)} ({shown(base)}); the path of a file is expected")
+        following = files[-1].parent / base
+        if not os.path.isfile(following):
+            raise UserError(f"{files[-1]}: base {one_line(base)} does not exist (it is relative to this file)")
         if any(following.samefile(file) for file in files):
             raise UserError(f"{files[-1]}: base {base} leads back to this file")
         files.append(following)
     merged = copy.deepcopy(known)
     for file in reversed(files):
-        _merge(merged, _without_base(_read_yaml(file)), known, str(file), stage)
+        _merge(merged, _without_base(read_yaml(file)), known, str(file), stage)
     for override in overrides or ():
-        _merge(merged, _parse_override(override), known, f"--override {override}", stage)
+        _merge(merged, _parse_override(override), known, f"--override {one_line(override)}", stage)
     config = as_config(merged)
     check_config(config, stage)
     return config
@@ -141,38 +143,19 @@ def differences(before: dict, now: dict, prefix: str = "") -> dict[str, tuple]:
     return found
 
 
-def _read_yaml(path: Path) -> dict:
-    try:
-        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) or {}
-    except (YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: a configuration is a map of keys to values")
-    return values
-
-
 def _without_base(values: dict) -> dict:
     return {key: value for key, value in values.items() if key != "base"}
 
 
 def _parse_override(override: str) -> dict:
     name, found, text = override.partition("=")
-    if not found or not all(name.split(".")):
-        raise UserError(f"--override {override}: write it as key.sub=value")
-    try:
-        value = YAML(typ="safe", pure=True).load(text)
-    except YAMLError:
-        raise UserError(f"--override {override}: the value is not valid YAML; quote it") from None
+    source = f"--override {one_line(override)}"
+    if not found or not all(name.split(".")) or name.count(".") > 9:
+        raise UserError(f"{source}: write it as key.sub=value")
+    value = parse_yaml(text, f"{source}: the value is not valid YAML; quote it")
     for key in reversed(name.split(".")):
         value = {key: value}
     return value
-
-
-def _kind(value) -> str:
-    for types, name in ((bool, "true/false"), ((int, float), "a number"), (str, "text"), (list, "a list")):
-        if isinstance(value, types):
-            return name
-    return "null" if value is None else "a map"
 
 
 def _merge(target: dict, values: dict, known: dict | None, source: str, stage: Stage, prefix: str = "") -> None:
@@ -182,17 +165,21 @@ def _merge(target: dict, values: dict, known: dict | None, source: str, stage: S
         if known is not None and key not in known and name in RENAMED_KEYS:
             raise UserError(f"{source}: {name} is now called {RENAMED_KEYS[name]}; rename it")
         if known is not None and key not in known:
-            near = difflib.get_close_matches(str(key), map(str, known), n=1, cutoff=0)
+            near = difflib.get_close_matches(key[:80], known, n=1, cutoff=0)
             hint = f"; the nearest known key is {prefix}{near[0]}" if near else ""
-            raise UserError(f"{source}: unknown key {name}{hint}")
+            raise UserError(f"{source}: unknown key {one_line(name)}{hint}")
         if isinstance(value, str) and (new := RENAMED_VALUES.get(name, {}).get(value)):
             raise UserError(f"{source}: {name}: {value} is now called {new}; rename it")
         default = None if known is None else known[key]
-        kinds = stage.kinds.get(name) or (() if default in (None, {}) else (_kind(default),))
+        kinds = stage.kinds.get(name) or (() if default is None else (kind(default),))
         if name in stage.optional and value in (None, "none"):
             value = None
-        elif kinds and _kind(value) not in kinds:
-            raise UserError(f"{source}: {name} is {_kind(value)} ({value}); {' or '.join(kinds)} is expected")
+        elif kinds and kind(value) not in kinds:
+            found = one_line(value, 80) if isinstance(value, str) else shown(value)
+            raise UserError(f"{source}: {name} is {kind(value)} ({found}); {' or '.join(kinds)} is expected")
+        elif isinstance(default, list) and (wrong := [x for x in value if default and kind(x) != kind(default[0])]):
+            expected = f"a list with nothing but {kind(default[0]).removeprefix('a ')}"
+            raise UserError(f"{source}: {name} holds {kind(wrong[0])} ({shown(wrong[0])}); {expected} is expected")
         if isinstance(value, dict):
             if not isinstance(target.get(key), dict):
                 target[key] = {}
@@ -210,7 +197,7 @@ def whole(low: int, high: float = math.inf) -> Callable[[str, object], None]:
     def check(key: str, value) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             limits = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
-            raise UserError(f"{key}: {value!r} must be a whole number {limits}")
+            raise UserError(f"{key}: {shown(value)} must be a whole number {limits}")
 
     return check
 
@@ -219,11 +206,12 @@ def number(low: float = 0.0, high: float = math.inf, above: bool = False) -> Cal
     """A finite number from `low` (with `above`: above it) to `high`."""
 
     def check(key: str, value) -> None:
-        real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        real = isinstance(value, int | float) and not isinstance(value, bool)
+        real = real and abs(value) <= sys.float_info.max  # a whole number of 309 digits is beyond every float
         if not real or not (low < value if above else low <= value) or value > high:
             limits = [f"{'above' if above else 'of at least'} {low:g}"] if low > -math.inf else []
             limits += [f"of at most {high:g}"] if high < math.inf else []
-            raise UserError(f"{key}: {value!r} must be a finite number {' and '.join(limits)}".rstrip())
+            raise UserError(f"{key}: {shown(value)} must be a finite number {' and '.join(limits)}".rstrip())
 
     return check
 
@@ -243,30 +231,42 @@ def choice(*known: str) -> Callable[[str, object], None]:
 
     def check(key: str, value) -> None:
         if value not in known:
-            raise UserError(f"{key}: {value!r} is none of {', '.join(known)}")
+            raise UserError(f"{key}: {shown(value)} is none of {', '.join(known)}")
 
     return check
+
+
+def text(key: str, value) -> None:
+    """Text, such as a path."""
+    if not isinstance(value, str):
+        raise UserError(f"{key}: {shown(value)} must be text")
+
+
+def texts_by_name(key: str, value) -> None:
+    """A map of text to text."""
+    if wrong := [(name, item) for name, item in value.items() if not isinstance(item, str)]:
+        raise UserError(f"{key}.{one_line(wrong[0][0])}: {shown(wrong[0][1])} must be text")
 
 
 def crop_scale(key: str, value) -> None:
     """The smallest and the largest share of the image's area that a random crop takes."""
     if not (_numbers(value, 2) and 0 < value[0] <= value[1] <= 1):
         raise UserError(
-            f"{key}: {value!r} must be [smallest, largest], shares of the area with 0 < smallest <= largest <= 1"
+            f"{key}: {shown(value)} must be [smallest, largest], shares of the area with 0 < smallest <= largest <= 1"
         )
 
 
 def betas(key: str, value) -> None:
     """AdamW's two decay rates."""
     if not (_numbers(value, 2) and all(0 <= rate < 1 for rate in value)):
-        raise UserError(f"{key}: {value!r} must be two numbers of at least 0 and below 1")
+        raise UserError(f"{key}: {shown(value)} must be two numbers of at least 0 and below 1")
 
 
 def folders(key: str, value) -> None:
     """One folder, or {data set: folder}."""
     paths = value if isinstance(value, dict) else {"": value}
     if not paths or not all(isinstance(text, str) for text in [*paths, *paths.values()]) or "" in paths.values():
-        raise UserError(f"{key}: {value!r} must be a folder, or a map from the entries' `dataset` to folders")
+        raise UserError(f"{key}: {shown(value)} must be a folder, or a map from the entries' `dataset` to folders")
 
 
 def weights(key: str, value) -> None:
@@ -278,9 +278,9 @@ def weights(key: str, value) -> None:
 def splits(key: str, value) -> None:
     """Which splits are evaluated at the end."""
     if not value or not all(isinstance(name, str) and name in ("val", "test") for name in value):
-        raise UserError(f"{key}: {value} must name val, test or both")
+        raise UserError(f"{key}: {shown(value)} must name val, test or both")
     if len(set(value)) < len(value):
-        raise UserError(f"{key}: {value} names a split twice")
+        raise UserError(f"{key}: {shown(value)} names a split twice")
 
 
 def _numbers(value, count: int) -> bool:
@@ -300,6 +300,7 @@ def _at_least_two_pairs(cfg: Config) -> None:
 COMMON = {
     "seed": whole(0, 2**62),
     "data.image_root": or_none(folders),
+    "data.image_prefix_map": texts_by_name,
     "data.max_bad_share": number(0, 1),
     "data.bucket_batches": whole(0),
     "data.num_workers": whole(0, 1024),
@@ -365,6 +366,7 @@ PRETRAIN = Stage(
         "mim.student_temperature": number(0, above=True),
         "mim.teacher_temperature": number(0, above=True),
         "mim.center_momentum": number(0, 1),
+        "mim.codebook": or_none(text),
     },
     may_change=(
         *MAY_CHANGE,

@@ -16,8 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ruamel.yaml import YAML
-
+from engine.yaml_files import read_yaml
 from tools.report_statistics import Stat
 from utils import UserError
 
@@ -94,7 +93,7 @@ def run_folders(folder: Path) -> list[Path]:
 def read_run(folder: Path) -> Run | None:
     """The run in a folder; None where it has no numbers yet."""
     metrics = read_json(folder / "metrics.json")
-    config = YAML(typ="safe", pure=True).load((folder / "config.yaml").read_text(encoding="utf-8")) or {}
+    config = read_yaml(folder / "config.yaml")
     stage = next((stage for key, stage in STAGE_OF_KEY.items() if key in config), None)
     if not metrics or stage is None:
         return None
