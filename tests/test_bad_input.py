@@ -117,7 +117,7 @@ FILES = {
     "bytes": ("seed: !!binary YQ==", "seed: b'a' is a bytes"),
     "no bytes": ("seed: !!binary a", "failed to decode base64 data"),
     "a set": ("seed: !!set {a}", "seed: {'a'} is a set"),
-    "a key that cannot be printed": ('train: {"\\u2028": 2026-01-01}', "train.\\u2028: datetime.date(2026, 1, 1)"),
+    "a key that cannot be printed": ('train: {"\\u200b": 2026-01-01}', "train.\\u200b: datetime.date(2026, 1, 1)"),
     "two documents": ("seed: 1\n---\nseed: 2", "another document"),
     "an undefined alias": ("seed: *x", "found undefined alias 'x'"),
     "a wrong merge": ("train: {<<: 1}", "expected a mapping or list of mappings for merging"),
