@@ -4,10 +4,11 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from dataset.shards import shard_entries, shard_files
 from utils import UserError, find_file
 
 Files = str | Path | Sequence[str | Path]
@@ -58,15 +59,17 @@ HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 class Source:
     """Annotation files and where their images are.
 
-    files: one path or several, looked up in the working directory, then in the repository. image_root: folder of
-    relative `image` paths, or a map to one by the entry's `dataset`; None: the JSON file's own folder.
-    image_prefix_map: {old: new}, the longest prefix that an `image` starts with is replaced before that (published
-    files say val2014/ where a disk says otherwise).
+    files: one path or several, looked up in the working directory, then in the repository; a .tar file, or a folder of
+    them, is read as shards (see dataset.shards). image_root: folder of relative `image` paths, or a map to one by the
+    entry's `dataset`; None: the JSON file's own folder. image_prefix_map: {old: new}, the longest prefix that an
+    `image` starts with is replaced before that (published files say val2014/ where a disk says otherwise).
+    max_bad_share: of the samples of a line of `files` that damaged shards may lose.
     """
 
     files: Files
     image_root: str | Path | Mapping[str, str] | None = None
     image_prefix_map: Mapping[str, str] = field(default_factory=dict)
+    max_bad_share: float = 0.01
 
 
 def located_entries(
@@ -85,19 +88,27 @@ def located_entries(
     Raises UserError naming the file, the entry's index and the key.
     """
     folders = image_folders(source.image_root)
+    for path, where, read in _located_elements(source):
+        entry = read
+        if convert is not None and isinstance(read, dict):
+            entry = convert(read, where)
+            if entry is None:
+                continue
+        _check_entry(entry, kind, where)
+        check_encodable(read, (*KINDS[kind], *OPTIONAL.get(kind, ()), *TEXTS.get(kind, ())), where)
+        if problem := check and check(entry):
+            raise UserError(f"{where}: {problem}")
+        yield where, {**entry, "image": _image_path(entry, where, path, folders, source.image_prefix_map)}
+
+
+def _located_elements(source: Source) -> Iterator[tuple[Path | None, str, Any]]:
+    """(the annotation file, or None for a sample of a shard, the place in words, the element)"""
     for name in file_list(source.files):
         path = Path(find_file(name, "annotation file"))
-        for index, read in enumerate(_read_list(path)):
-            where, entry = f"{path}: entry {index}", read
-            if convert is not None and isinstance(read, dict):
-                entry = convert(read, where)
-                if entry is None:
-                    continue
-            _check_entry(entry, kind, where)
-            check_encodable(read, (*KINDS[kind], *OPTIONAL.get(kind, ()), *TEXTS.get(kind, ())), where)
-            if problem := check and check(entry):
-                raise UserError(f"{where}: {problem}")
-            yield where, {**entry, "image": _image_path(entry, where, path, folders, source.image_prefix_map)}
+        if shards := shard_files(path):
+            yield from ((None, *sample) for sample in shard_entries(shards, source.max_bad_share))
+        else:
+            yield from ((path, f"{path}: entry {index}", read) for index, read in enumerate(_read_list(path)))
 
 
 def image_captions(source: Source) -> Iterator[tuple[str, str | list[str]]]:
@@ -109,6 +120,10 @@ def image_captions(source: Source) -> Iterator[tuple[str, str | list[str]]]:
     kind, folders = "pretrain", image_folders(source.image_root)
     for name in file_list(source.files):
         path = Path(find_file(name, "annotation file"))
+        if shard_files(path):
+            located = located_entries(replace(source, files=path), kind)
+            yield from ((entry["image"], entry["caption"]) for _, entry in located)
+            continue
         one_folder = None  # of all images, where neither the entry nor its path has a say in it
         if not isinstance(folders, dict) and not source.image_prefix_map:
             one_folder = os.path.join(path.parent if folders is None else folders, "")
@@ -271,8 +286,11 @@ def _rewrite_prefix(image: str, prefixes: Mapping[str, str]) -> str:
     return image if old is None else prefixes[old] + image[len(old) :]
 
 
-def _image_path(entry: dict, where: str, path: Path, folders, prefixes: Mapping[str, str]) -> str:
-    """The path to open; folders: see `image_folders`; path: of the annotation file."""
+def _image_path(entry: dict, where: str, path: Path | None, folders, prefixes: Mapping[str, str]) -> str:
+    """The path to open; folders: see `image_folders`; path: of the annotation file, None where a shard holds the
+    image, whose path is complete."""
+    if path is None:
+        return entry["image"]
     folder = path.parent if folders is None else _choose_folder(entry, folders, where)
     return os.path.join(folder, _rewrite_prefix(entry["image"], prefixes))  # an absolute `image` stays as it is
 

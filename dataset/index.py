@@ -22,6 +22,7 @@ import numpy as np
 
 from dataset.cache import Numbering, StringBuilder, StringTable
 from dataset.entries import Source, file_list, image_captions, image_folders
+from dataset.shards import shard_files
 from utils import UserError, find_file, replacing
 
 log = logging.getLogger("semmim")
@@ -67,7 +68,8 @@ def load_pairs(source: Source) -> Pairs:
 
     Raises UserError naming the file, the entry's index and the key.
     """
-    files = [Path(find_file(name, "annotation file")) for name in file_list(source.files)]
+    named = [Path(find_file(name, "annotation file")) for name in file_list(source.files)]
+    files = [file for path in named for file in shard_files(path) or [path]]
     if sum(path.stat().st_size for path in files if path.is_file()) < INDEXED_FROM:
         return read_pairs(source)
     settings, content = _settings(source, files), [_content(path) for path in files]
@@ -118,7 +120,7 @@ def _settings(source: Source, files: list[Path]) -> list:
     root = source.image_root
     folders = {k: str(v) for k, v in root.items()} if isinstance(root, Mapping) else str(image_folders(root))
     names = [str(path) for path in files]
-    return [names, folders, dict(source.image_prefix_map), os.getcwd()]
+    return [names, folders, dict(source.image_prefix_map), source.max_bad_share, os.getcwd()]
 
 
 def _content(path: Path) -> list:
