@@ -84,13 +84,18 @@ def load_pairs(source: Source) -> Pairs:
 
 def read_pairs(source: Source) -> Pairs:
     """The entries of pre-training files, read and checked one after the other."""
-    captions, number = StringBuilder(), Numbering()
+    captions, number, count = StringBuilder(), Numbering(), 0
     image_id, caption_start = array("i"), array("q", [0])
     for path, texts in image_captions(source):
         image_id.append(number(path))
-        for text in (texts,) if isinstance(texts, str) else texts:
-            captions.append(text)
-        caption_start.append(len(captions))
+        if type(texts) is str:
+            captions.append(texts)
+            count += 1
+        else:
+            for text in texts:
+                captions.append(text)
+            count += len(texts)
+        caption_start.append(count)
     columns = np.frombuffer(image_id, dtype=np.int32), np.frombuffer(caption_start, dtype=np.int64)
     return Pairs(*columns, *(StringTable.of_arrays(*part.arrays()) for part in (captions, number.strings)))
 
