@@ -16,7 +16,7 @@ from dataset import create_dataset, create_train_loader
 from dataset.pretrain import PretrainCollate
 from dataset.text import Tokenizer
 from dataset.transforms import CLIP_MEAN, CLIP_STD, normalised, to_unit_tensor
-from engine.checkpoint import begin
+from engine.checkpoint import DIVERGED, begin
 from engine.config import PRETRAIN, add_arguments, load_config
 from engine.ddp import wrap_ddp
 from engine.drawing import to_image
@@ -94,7 +94,7 @@ def main() -> None:
             run.info(line)
         return {"data/unusable": float(all_reduce_sum(torch.tensor(loader.bad)))}
 
-    fit(
+    jump = fit(
         wrap_ddp(model, device),
         loader,
         optimizer,
@@ -111,6 +111,11 @@ def main() -> None:
     )
     if latest:  # empty where --resume found nothing left to do
         run.write_metrics(latest)
+    if jump is not None:
+        raise UserError(
+            f"{run.dir}: training ended with a loss that jumped from {jump.usual:.4g} to {jump.loss:.4g} in step "
+            f"{jump.step}: checkpoint_last.pth is from before, {DIVERGED} from the end; lower train.lr and --resume"
+        )
     run.info(f"done: {run.dir / 'checkpoint_last.pth'}")
     run.close()
 

@@ -11,17 +11,8 @@ demo=output/demo
 # pre-training runs in two processes, and of the stages after it two run side by side.
 export OMP_NUM_THREADS=1
 
-start() {  # from where: the run's folder, the checkpoint to begin with if there is one
-    if [ -f "$demo/$1/checkpoint_last.pth" ]; then
-        echo --resume
-    elif [ -n "${2-}" ]; then
-        echo "--checkpoint $demo/$2"
-    fi
-}
-
-train() {  # script, its configuration, the run's folder, the checkpoint to start from
-    # shellcheck disable=SC2046  # two words
-    $python "$1" --config "configs/demo/$2" --output_dir "$demo/$3" $(start "$3" "$4")
+train() {  # script, its configuration, the run's folder, the checkpoint to start from; --resume goes on where it can
+    $python "$1" --config "configs/demo/$2" --output_dir "$demo/$3" --checkpoint "$demo/$4" --resume
 }
 
 echo "== 1. Data: images of simple scenes, captions, questions, boxes"
@@ -29,7 +20,7 @@ $python tools/make_demo_data.py --output $demo/data --train 8000 --val 300 --tes
 
 echo "== 2. Pre-training: all six losses (configs/demo/Pretrain.yaml), 16 pairs a process"
 $python -m torch.distributed.run --standalone --nproc_per_node=2 Pretrain.py --device cpu \
-    --config configs/demo/Pretrain.yaml --output_dir $demo/pretrain $(start pretrain) --override train.batch_size=16
+    --config configs/demo/Pretrain.yaml --output_dir $demo/pretrain --resume --override train.batch_size=16
 
 echo "== 3. Zero-shot retrieval: contrastive ranking, then re-ranking by the fusion encoder"
 $python Retrieval.py --config configs/demo/Retrieval.yaml --output_dir $demo/zeroshot \

@@ -7,8 +7,8 @@ import ctypes
 import json
 import logging
 import os
-import pickle
 import random
+import re
 import signal
 import socket
 import sys
@@ -24,6 +24,8 @@ import torch.distributed as dist
 ROOT = Path(__file__).resolve().parent
 logger = logging.getLogger("semmim")
 IGNORE = -100  # target of a token that counts for no loss, torch's own convention
+HALF_SURROGATE = re.compile("[\ud800-\udfff]")  # what JSON and YAML can write, and no text encoder takes
+ESCAPE_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # of terminals, as torch puts them into its messages
 
 
 # --------------------------------------------------------------------------------------- errors, the end of a script
@@ -39,6 +41,38 @@ def user_message(error: UserError) -> str:
     if "DataLoader worker process" in message:
         message = message.strip().splitlines()[-1].split("UserError: ", 1)[-1]
     return message
+
+
+def shown(value) -> str:
+    """The value as it is named in an error: in one line, and cut where it is long."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or a number of more than 4,300 digits
+        text = type(value).__name__
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def one_line(text: object, length: int = 200) -> str:
+    """A text in one printable line, cut after a word where it is long."""
+    text = " ".join(ESCAPE_CODE.sub("", str(text)).split())
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    if len(text) <= length:
+        return text
+    return text[: max(text.rfind(" ", length // 2, length), length // 2)] + " ..."
+
+
+def reason(error: Exception) -> str:
+    """What other people's code says of a file, in one line: the first of its message, or its name without one.
+
+    torch's refusal of a file that could run code is a page of advice how to let it; of that, what it found.
+    """
+    message = str(error).strip()
+    if "weights_only" in message or "WeightsUnpickler" in message:
+        if found := re.search(r"GLOBAL ([\w.]+)", message):
+            return f"it holds {one_line(found[1])}, which is no tensor and could run code"
+        found = re.search(r"WeightsUnpickler error: *(.+)", message)
+        message = found[1] if found else "it holds something else than tensors"
+    return one_line(message.splitlines()[0]) if message else type(error).__name__
 
 
 class Stopped(Exception):
@@ -65,8 +99,7 @@ def run_main(main: Callable[[], object]) -> None:
         sys.exit(2)  # the process group is left as it is: another process may still wait in it
     except torch.OutOfMemoryError as error:
         advice = "lower train.batch_size and raise train.accumulation, or set checkpointing: true"
-        reason = str(error).splitlines()[0][:150]
-        print(f"error: out of GPU memory ({reason}); {advice}", file=sys.stderr, flush=True)
+        print(f"error: out of GPU memory ({reason(error)}); {advice}", file=sys.stderr, flush=True)
         sys.exit(2)
     except BrokenPipeError:  # whoever read the output, such as `head`, has gone
         _drop_output()
@@ -74,8 +107,8 @@ def run_main(main: Callable[[], object]) -> None:
     except RuntimeError as error:
         if not (gone := lost_ranks()):
             raise
-        reason = " ".join(str(error).split())[:150]
-        print(f"error (process {rank()}): {gone} ({reason}); start again with --resume", file=sys.stderr, flush=True)
+        line = f"error (process {rank()}): {gone} ({one_line(error)}); start again with --resume"
+        print(line, file=sys.stderr, flush=True)
         os._exit(2)  # without the group's farewell, which would wait for the lost process
     except (Stopped, KeyboardInterrupt):
         code = EXIT_STOPPED
@@ -129,12 +162,15 @@ def find_file(path: str | os.PathLike, what: str = "file") -> Path:
 
     `what` says in the error what was looked for, e.g. the configuration key.
     """
-    path = Path(path).expanduser()
-    for candidate in (path, ROOT / path):
-        if candidate.exists():
-            return candidate
-    where = "" if path.is_absolute() else f" (looked in {Path.cwd()} and {ROOT})"
-    raise UserError(f"{what}: {path} does not exist{where}")
+    path = Path(path)
+    with contextlib.suppress(RuntimeError):  # of ~nobody: there is no such home
+        path = path.expanduser()
+    folders = [Path.cwd()] if Path.cwd() == ROOT else [Path.cwd(), ROOT]
+    for folder in folders:
+        if os.path.exists(folder / path):
+            return path if folder == folders[0] else folder / path
+    where = "" if path.is_absolute() else f" (looked in {' and '.join(map(str, folders))})"
+    raise UserError(f"{what}: {one_line(path, 1000)} does not exist{where}")
 
 
 @contextlib.contextmanager
@@ -146,8 +182,7 @@ def replacing(path):
         yield temporary
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: cannot be written ({reason}); full disk or read-only folder?") from error
+        raise UserError(f"{path}: cannot be written ({one_line(error)}); full disk or read-only folder?") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -182,13 +217,14 @@ ADDED_KEYS = {"scst.eos": False}
 def load_checkpoint(path, required=("model",)) -> dict:
     """Read a checkpoint to the CPU without running any code that it may hold; old names are today's."""
     path = find_file(path, "checkpoint")
-    if (damaged := damaged_record(path)) is not None:
-        raise UserError(f"{path}: damaged: the checksum of its record {damaged} is wrong; take another checkpoint")
+    if not path.is_file():  # a pipe would be waited for without end
+        raise UserError(f"{path}: not a readable checkpoint (no regular file)")
+    if (damage := find_damage(path)) is not None:
+        raise UserError(f"{path}: damaged: {damage}; take another checkpoint")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(f"{path}: not a readable checkpoint ({reason})") from None
+    except Exception as error:  # whatever the bytes of a file that no run wrote make torch or pickle raise
+        raise UserError(f"{path}: not a readable checkpoint ({reason(error)})") from None
     missing = [key for key in required if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing:
         raise UserError(f"{path}: not a checkpoint of this project (it has no entry {', '.join(missing)})")
@@ -225,19 +261,30 @@ def _entries(checkpoint: dict, key: str) -> tuple[dict, str]:
     return entries if isinstance(entries, dict) else {}, name
 
 
-def damaged_record(path: Path) -> str | None:
-    """The first record of a checkpoint whose bytes do not give the checksum (CRC-32) stored with them.
-
-    torch writes these checksums and does not compare them when it reads.
+def find_damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's archive: its list of records, or a record whose bytes do not give the checksum
+    (CRC-32) stored with them, which torch writes and does not compare when it reads; None where all is well.
     """
     try:
+        if not zipfile.is_zipfile(path):
+            return None  # torch.load says what it is instead
         with zipfile.ZipFile(path) as archive:
-            return archive.testzip()
-    except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError):
-        return None  # no archive, or one that torch.load will find unreadable
+            record = archive.testzip()
+    except Exception:  # zipfile raises what the damaged bytes happen to mean, such as UnicodeDecodeError or zlib.error
+        return "its list of records cannot be read"
+    return record and f"the checksum of its record {record!r} is wrong"
 
 
 # ------------------------------------------------------------------------------------------------------- processes
+
+
+def choose_device(device: str) -> str:
+    """`device` as torch takes it; auto: a GPU where there is one. UserError for a GPU where torch sees none."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {device}: torch sees no GPU; use --device cpu, or a torch build for your driver")
+    return device
 
 
 def init_distributed(device: str = "auto") -> torch.device:
@@ -245,10 +292,7 @@ def init_distributed(device: str = "auto") -> torch.device:
 
     CPU tensors travel by gloo, CUDA tensors by NCCL. Without torchrun there is one process and no group.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no GPU; use --device cpu, or a torch build for your driver")
+    device = choose_device(device)
     local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
     if device == "cuda":
         if local >= gpus:
@@ -257,16 +301,26 @@ def init_distributed(device: str = "auto") -> torch.device:
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
         missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if missing:
-            raise UserError(
-                f"RANK and WORLD_SIZE are set, {' and '.join(missing)} not: start with torchrun, or unset them"
-            )
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+            raise UserError(f"RANK and WORLD_SIZE are set, {missing[0]} is not: start with torchrun, or unset them")
+        _init_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
         _members[:] = gather_objects((socket.gethostname(), os.getpid()))
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent(signal.SIGTERM)  # a killed torchrun would leave its processes behind, training on
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=[Console(sys.stdout)])
     logger.setLevel(logging.INFO if is_main() else logging.WARNING)
     return torch.device("cuda", local) if device == "cuda" else torch.device("cpu")
+
+
+def _init_group(backend: str) -> None:
+    """`dist.init_process_group`; after a restart by torchrun without the addresses that the ended processes left.
+
+    torchrun keeps one store for all its attempts, and gloo would now and then wait for a process that has ended. Agents
+    of several nodes may count attempts differently, so there torch's own way stays.
+    """
+    store, rank, world = next(dist.rendezvous("env://"))
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(world):
+        store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
 
 
 _members: list[tuple[str, int]] = []  # host and process id of every rank
@@ -301,24 +355,6 @@ def end_with_parent(number: int) -> None:
     if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
         ctypes.CDLL(None).prctl(set_parent_death_signal, int(number))
-
-
-def init_worker(_worker_id: int) -> None:
-    """worker_init_fn of every DataLoader: a signal to the process group is for the trainer, which needs its workers.
-
-    The first SIGTERM is such a signal; a second one comes from the trainer as it ends.
-    """
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    received = []
-
-    def end_at_the_second(number: int, _frame) -> None:
-        received.append(number)
-        if len(received) > 1:
-            os._exit(1)
-
-    signal.signal(signal.SIGTERM, end_at_the_second)
-    end_with_parent(signal.SIGKILL)
 
 
 def rank() -> int:

@@ -44,15 +44,16 @@ def create_dataset(kind: str, cfg, split: str | None = None, codebook_size: int 
         return CaptionTrainDataset(source, augment, seed=cfg.seed, per=data.per, **_prompt(cfg))
     if kind == "vqa_train":
         left_out = [] if data.train_on_minival else data.val
-        options = {"answer_weight": data.answer_weight, "left_out": left_out, "cache_images": data.cache_images}
-        return VQATrainDataset(source, augment, _question_parts(cfg), seed=cfg.seed, **options)
+        files = {"left_out": left_out, "official": data.official}
+        options = {"answer_weight": data.answer_weight, "cache_images": data.cache_images}
+        return VQATrainDataset(source, augment, _question_parts(cfg), seed=cfg.seed, **files, **options)
     raise ValueError(f"unknown kind of data set: {kind}")
 
 
 def _evaluation_set(kind: str, cfg, source: Source, split: str) -> Dataset:
     data, transform = cfg.data, test_transform(cfg.image_size)
     if kind == "retrieval_eval":
-        return RetrievalEvalDataset(source, transform, max_words=data.max_words)
+        return RetrievalEvalDataset(source, transform, split, max_words=data.max_words)
     if kind == "caption_eval":
         return CaptionEvalDataset(source, transform, split, **_prompt(cfg))
     if kind == "vqa_eval":

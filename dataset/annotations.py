@@ -1,20 +1,25 @@
 """Annotation files: every layout that the stages read, checked entry by entry and resolved to the images' paths.
 
     {"image", "caption": str | [str]}                                                 pre-training
+    {"filepath", "filename", "sentences": [{"raw"}], "cocoid" | "imgid", "split"}     Karpathy's files: retrieval and
+                                                                                      captioning
     {"image", "caption", "image_id"}  and  {"image", "caption": [str]}                retrieval: train, and val and test
-    {"filepath", "filename", "sentences": [{"raw"}], "cocoid" | "imgid", "split"}     captioning: Karpathy's file,
-    {"image", "caption": str | [str], "image_id"}                                     plain lists (ALBEF, BLIP)
-    {"image", "caption": [str], "img_id", "domain"}                                   and NoCaps
+    {"image", "caption": str | [str], "image_id"}                                     captioning: plain lists (ALBEF,
+    {"image", "caption": [str], "img_id", "domain"}                                   BLIP) and NoCaps
     {"image", "question", "question_id", "dataset": "vqa" | "vg" | ..., "answer": [str x 10] | str,
      "object_label": "dog&&frisbee", "ocr": [[position, token], ...]}                 VQA (ALBEF, mPLUG)
+    {"question_id", "question", "image_id"}                                           VQA's official question files
 
-Captioning's entries may carry `object_label` too, and where they name a `split`, only those of the asked one are
-taken. VQA's references may also lie in the official annotation files (v2_mscoco_val2014_annotations.json) and in
-LXMERT's and mPLUG's minival file ({"question_id", "label": {answer: score}}).
+Of Karpathy's files only the entries of the asked `split` are taken (train: restval too), as of captioning's other
+entries where they name one; these may carry `object_label` too. Official questions take their answers from the
+annotation file beside them (v2_OpenEnded_mscoco_val2014_questions.json: v2_mscoco_val2014_annotations.json). VQA's
+references may also lie in further official annotation files and in LXMERT's and mPLUG's minival file
+({"question_id", "label": {answer: score}}).
 """
 
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -24,20 +29,32 @@ from dataset.entries import (
     IDENTIFIER,
     TEXT,
     Files,
+    Place,
     Source,
     check_encodable,
     check_kind,
     file_list,
     located_entries,
     read_json,
-    shown,
     strings,
 )
+from dataset.official import (
+    KARPATHY_SPLITS,
+    is_karpathy,
+    is_vqa_question,
+    karpathy_candidates,
+    karpathy_captions,
+    karpathy_folder,
+    karpathy_pairs,
+    karpathy_path,
+    karpathy_set,
+    vqa_annotation_name,
+    vqa_entry,
+    vqa_split,
+)
 from dataset.text import clean_question
-from utils import UserError, find_file
+from utils import UserError, find_file, shown
 
-# Karpathy's test and val are 5,000 images each; `restval`, the rest of COCO's validation set, is trained on.
-KARPATHY_SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
 DOMAINS = ("in", "near", "out")  # of NoCaps; its files say "near-domain"
 COCO_NAME = re.compile(r"COCO_\w+_0*(\d{1,18})\.\w+$")
 
@@ -52,7 +69,33 @@ def load_annotations(source: Source, kind: str) -> list[dict]:
     return [entry for _, entry in located_entries(source, kind)]
 
 
-def _one_image_per_id(located: Iterable[tuple[str, dict]], one_id_per_image: bool = False) -> list[dict]:
+def _official(function: Callable, where: Place, *arguments):
+    """`function` of dataset/official.py, whose ValueErrors say in a few words what an entry lacks."""
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        raise UserError(f"{where}{':' if str(error).startswith(chr(39)) else ''} {error}") from None
+
+
+def _check_karpathy_kinds(entry: dict, where: Place) -> None:
+    for name in ("filename", "filepath", "dataset"):
+        if entry.get(name) is not None:
+            check_kind(entry[name], name, TEXT, where)
+
+
+def _in_split(entry: dict, split: str) -> bool:
+    """Whether an entry is of a split ("train", "val" or "test"); one that names none is."""
+    return "split" not in entry or entry["split"] in KARPATHY_SPLITS[split]
+
+
+def _some(entries: list[dict], source: Source, split: str) -> list[dict]:
+    """The entries, where there are any."""
+    if not entries:
+        raise UserError(f"{source.files}: no entry has the split {' or '.join(KARPATHY_SPLITS[split])}")
+    return entries
+
+
+def _one_image_per_id(located: Iterable[tuple[Place, dict]], one_id_per_image: bool = False) -> list[dict]:
     """The entries, after checking that no `image_id` stands for two images (and, if asked, no image for two ids)."""
     entries, image_of, id_of = [], {}, {}
     for where, entry in located:
@@ -79,7 +122,39 @@ def _one_image_per_id(located: Iterable[tuple[str, dict]], one_id_per_image: boo
 
 def load_pairs(source: Source) -> list[dict]:
     """The entries to fine-tune retrieval on; each `image_id` names one image, in all files, and each image has one."""
-    return _one_image_per_id(located_entries(source, "retrieval_train"), one_id_per_image=True)
+
+    def convert(entry: dict, where: Place) -> list[dict]:
+        return _karpathy_retrieval(entry, where, "train")
+
+    located = located_entries(source, "retrieval_train", convert=convert)
+    return _some(_one_image_per_id(located, one_id_per_image=True), source, "train")
+
+
+def load_candidates(source: Source, split: str) -> list[dict]:
+    """The entries {image, caption} of retrieval's "val" or "test", whose captions are ranked for the images."""
+
+    def convert(entry: dict, where: Place) -> list[dict]:
+        return _karpathy_retrieval(entry, where, split)
+
+    return _some([entry for _, entry in located_entries(source, "retrieval_eval", convert=convert)], source, split)
+
+
+def _karpathy_retrieval(entry: dict, where: Place, split: str) -> list[dict]:
+    """A plain entry as it is; Karpathy's as pairs (train) or as one image with its captions, if it is of the split.
+
+    An image whose captions are all blank is left out, as tools/prepare.py leaves it out.
+    """
+    if not is_karpathy(entry):
+        return [entry]
+    if not _in_split(entry, split):
+        return []
+    _check_karpathy_kinds(entry, where)
+    name = karpathy_set(entry, where.header)
+    if split == "train":
+        found = _official(karpathy_pairs, where, entry, name, karpathy_folder(name))
+    else:
+        found = [_official(karpathy_candidates, where, entry, name, karpathy_folder(name))]
+    return [item for item in found if item["caption"]]
 
 
 # ------------------------------------------------------------------------------------------------- captioning
@@ -94,19 +169,14 @@ def load_captions(source: Source, split: str, need_ids: bool = False) -> list[di
     Raises UserError naming file, entry and key.
     """
 
-    def plain(entry: dict, where: str) -> dict | None:
-        if "split" in entry and entry["split"] not in KARPATHY_SPLITS[split]:
-            return None
-        return _plain_entry(entry, where)
+    def plain(entry: dict, where: Place) -> list[dict]:
+        return [_plain_entry(entry, where)] if _in_split(entry, split) else []
 
     def has_id(entry: dict) -> str | None:
         return None if "image_id" in entry else "no 'image_id', which results need"
 
     located = located_entries(source, "caption", has_id if need_ids else None, plain)
-    entries = _one_image_per_id(located) if need_ids else [entry for _, entry in located]
-    if not entries:
-        raise UserError(f"{source.files}: no entry has the split {' or '.join(KARPATHY_SPLITS[split])}")
-    return entries
+    return _some(_one_image_per_id(located) if need_ids else [entry for _, entry in located], source, split)
 
 
 def split_labels(object_label: str) -> list[str]:
@@ -114,33 +184,29 @@ def split_labels(object_label: str) -> list[str]:
     return list(dict.fromkeys(label.strip() for label in object_label.split("&&") if label.strip()))
 
 
-def _plain_entry(entry: dict, where: str) -> dict:
-    """Any of the three kinds of entry in the form that `load_captions` returns."""
-    image, key, captions = entry.get("image"), "caption", entry.get("caption", [])
-    if "sentences" in entry and "filename" in entry:
-        key, sentences = "sentences", entry["sentences"]
-        if not isinstance(sentences, list) or not all(isinstance(s, dict) and "raw" in s for s in sentences):
-            raise UserError(f"{where}: 'sentences' must be a list of {{\"raw\": text}} (Karpathy's format)")
-        captions = [sentence["raw"] for sentence in sentences]
-        for name in ("filename", "filepath"):
-            if entry.get(name) is not None:
-                check_kind(entry[name], name, TEXT, where)
-        image = "/".join(part for part in (entry.get("filepath"), entry["filename"]) if part)
+def _plain_entry(entry: dict, where: Place) -> dict:
+    """Any of the three kinds of entry in the form that `load_captions` returns; Karpathy's without blank captions."""
+    image, captions, dataset = entry.get("image"), entry.get("caption", []), entry.get("dataset")
+    if is_karpathy(entry):
+        _check_karpathy_kinds(entry, where)
+        dataset = karpathy_set(entry, where.header)
+        captions = [caption for caption in _official(karpathy_captions, where, entry) if caption]
+        image = _official(karpathy_path, where, entry, karpathy_folder(dataset))
     if image is None:
         raise UserError(f"{where} has no 'image', and no 'filename' with 'sentences'; see dataset/annotations.py")
     if isinstance(captions, str):
         captions = [captions]
     if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
-        raise UserError(f"{where}: {key!r} must be a string or a list of strings")
+        raise UserError(f"{where}: 'caption' must be a string or a list of strings")
     labels = entry.get("object_label") or ""
     if not isinstance(labels, str):
         raise UserError(f"{where}: 'object_label' must be a string, labels joined by && (mPLUG's format)")
-    plain = {"image": image, "dataset": entry.get("dataset"), "captions": captions, "labels": split_labels(labels)}
+    plain = {"image": image, "dataset": dataset, "captions": captions, "labels": split_labels(labels)}
     plain |= {"image_id": _image_id(entry, image, where), "domain": _domain(entry.get("domain"), where)}
     return {key: value for key, value in plain.items() if value is not None}
 
 
-def _image_id(entry: dict, image: str, where: str) -> str | int | None:
+def _image_id(entry: dict, image: str, where: Place) -> str | int | None:
     for key in ("image_id", "img_id", "cocoid", "imgid"):
         if entry.get(key) is not None:
             check_kind(entry[key], key, IDENTIFIER, where)
@@ -149,7 +215,7 @@ def _image_id(entry: dict, image: str, where: str) -> str | int | None:
     return int(number[1]) if number else None
 
 
-def _domain(name, where: str) -> str | None:
+def _domain(name, where: Place) -> str | None:
     if name is None:
         return None
     short = name.removesuffix("-domain") if isinstance(name, str) else None
@@ -163,21 +229,24 @@ def _domain(name, where: str) -> str | None:
 # ------------------------------------------------------------------------------------------------- VQA
 
 
-def load_training_questions(source: Source, left_out: Files = ()) -> tuple[list[dict], int]:
+def load_training_questions(source: Source, left_out: Files = (), official: Files = ()) -> tuple[list[dict], int]:
     """(the entries to train on, the number left out): those that are among the questions of the files `left_out`.
+
+    official: annotation files for official question files that have none beside them.
 
     The same question has the same id and the same image; where a training entry has no id, the same words and the
     same image. Raises UserError naming file, entry and key; where an id of one data set names different images in
     `source` and `left_out`, so that nothing can be said; and where nothing remains.
     """
     held_ids, held_words, image_of = set(), set(), {}
-    for where, entry in located_entries(replace(source, files=left_out), "vqa_eval") if left_out else ():
+    held_out_questions = located_entries(replace(source, files=left_out), "vqa_eval", convert=_question_alone)
+    for where, entry in held_out_questions if left_out else ():
         identifier, image = str(entry["question_id"]), os.path.normpath(entry["image"])
         held_ids.add((identifier, image))
         held_words.add((clean_question(entry["question"]), image))
         image_of[entry.get("dataset"), identifier] = image, where
     entries, count = [], 0
-    for where, entry in located_entries(source, "vqa_train", check_training):
+    for where, entry in located_entries(source, "vqa_train", check_training, OfficialAnswers(official, required=True)):
         image = os.path.normpath(entry["image"])
         if entry.get("question_id") is None:
             held_out = bool(held_words) and (clean_question(entry["question"]), image) in held_words
@@ -198,10 +267,12 @@ def load_training_questions(source: Source, left_out: Files = ()) -> tuple[list[
     return entries, count
 
 
-def load_questions(source: Source) -> list[dict]:
-    """The entries of an evaluation split, each `question_id` once, with or without answers."""
+def load_questions(source: Source, official: Files = ()) -> list[dict]:
+    """The entries of an evaluation split, each `question_id` once, with or without answers; those of official question
+    files have the answers of the annotation file beside them, unless it is among `official` (see `load_references`).
+    """
     entries, first = [], {}
-    for where, entry in located_entries(source, "vqa_eval", check_reference):
+    for where, entry in located_entries(source, "vqa_eval", check_reference, OfficialAnswers(official)):
         identifier = entry["question_id"]
         if first.setdefault(identifier, where) != where:
             raise UserError(
@@ -210,6 +281,57 @@ def load_questions(source: Source) -> list[dict]:
             )
         entries.append(entry)
     return entries
+
+
+class OfficialAnswers:
+    """Makes entries of official questions and their annotations; entries of other layouts stay as they are.
+
+    The annotations are those of the file that the pair's names put beside the question file. required: else those of
+    the files `official`, and a question without any is a UserError; not required: a pair that is among `official` is
+    not read, since `load_references` reads it.
+    """
+
+    def __init__(self, official: Files = (), required: bool = False):
+        self.official, self.required = file_list(official), required
+        self._read: dict[Path | None, dict] = {}  # question file (None: all of `official`) -> {question id: annotation}
+
+    def __call__(self, entry: dict, where: Place) -> list[dict]:
+        if not is_vqa_question(entry):
+            return [entry]
+        check_kind(entry.get("question_id"), "question_id", IDENTIFIER, where)
+        annotation = self._annotations(where.path).get(entry["question_id"])
+        if annotation is None and self.required:
+            raise UserError(f"{where}: question_id {shown(entry['question_id'])} has no annotation, thus no answer")
+        return [_question_entry(entry, where, annotation)]
+
+    def _annotations(self, path: Path) -> dict:
+        if path not in self._read:
+            self._read[path] = self._find(path)
+        return self._read[path]
+
+    def _find(self, path: Path) -> dict:
+        pair = path.with_name(vqa_annotation_name(path.name))
+        if pair != path and pair.is_file():
+            read_later = not self.required and any(Path(find_file(name)).samefile(pair) for name in self.official)
+            return {} if read_later else _by_id([pair], "annotations", _with_answers)
+        if not self.required:
+            return {}
+        if not self.official:
+            raise UserError(
+                f"{path}: its answers are not there; put {pair.name} beside it, or name that file in data.official"
+            )
+        if None not in self._read:
+            self._read[None] = _by_id(self.official, "annotations", _with_answers)
+        return self._read[None]
+
+
+def _question_alone(entry: dict, where: Place) -> list[dict]:
+    return [_question_entry(entry, where, None) if is_vqa_question(entry) else entry]
+
+
+def _question_entry(entry: dict, where: Place, annotation: dict | None) -> dict:
+    split = _official(vqa_split, where, where.header, where.path.name)
+    return _official(vqa_entry, where, entry, annotation, split)
 
 
 @dataclass(frozen=True)
@@ -321,6 +443,13 @@ def _official_reference(entry: dict) -> dict:
     if problem := _answers_problem(answers, entry["question_id"]):
         raise ValueError(problem)
     return _own_reference({**entry, "answer": answers})
+
+
+def _with_answers(entry: dict) -> dict:
+    """What an entry takes of an official annotation."""
+    answers = _official_reference(entry)["reference"]
+    kept = {key: entry[key] for key in ("image_id", "answer_type", "question_type") if key in entry}
+    return {**kept, "answers": [{"answer": sys.intern(answer)} for answer in answers]}
 
 
 def _score_reference(entry: dict) -> dict:

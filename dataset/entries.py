@@ -1,5 +1,6 @@
 """Entries of annotation files: reading JSON lists, checking keys and texts, resolving the images' paths."""
 
+import contextlib
 import json
 import os
 import re
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.shards import shard_entries, shard_files
-from utils import UserError, find_file
+from utils import HALF_SURROGATE, UserError, find_file, shown
 
 Files = str | Path | Sequence[str | Path]
 
@@ -33,6 +34,8 @@ OPTIONAL: dict[str, dict[str, tuple[type, ...]]] = {
 }
 # What else is read as text of an entry: all of these must be encodable.
 TEXTS = {
+    "retrieval_train": ("sentences", "filename", "filepath"),
+    "retrieval_eval": ("sentences", "filename", "filepath"),
     "vqa_train": ("object_label", "ocr"),
     "vqa_eval": ("answer", "object_label", "ocr"),
     "caption": (
@@ -48,11 +51,12 @@ TEXTS = {
     ),
 }
 
+OFFICIAL_LISTS = ("images", "questions")  # where Karpathy's files and VQA's question files keep their entries
+
 PIECE = 1 << 20  # characters of a JSON list that are read at a time
 SPACE = re.compile(r"[ \t\n\r]*")
 LIST_BEGIN = re.compile(r"[ \t\n\r]*\[[ \t\n\r]*")
 AFTER_ELEMENT = re.compile(r"[ \t\n\r]*([,\]])[ \t\n\r]*")
-HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -72,43 +76,56 @@ class Source:
     max_bad_share: float = 0.01
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Place:
+    """Where an entry stands, in errors "FILE: entry 3"; header: the texts that an official file holds beside its list
+    (`dataset` of Karpathy's, `data_subtype` of VQA's); sample: its key, where it stands in a shard."""
+
+    path: Path
+    index: int
+    header: Mapping[str, str]
+    sample: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path}: {f'entry {self.index}' if self.sample is None else f'sample {self.sample}'}"
+
+
 def located_entries(
     source: Source,
     kind: str,
     check: Callable[[dict], str | None] | None = None,
-    convert: Callable[[dict, str], dict | None] | None = None,
-) -> Iterator[tuple[str, dict]]:
-    """Reads JSON lists and yields their entries, `image` replaced by the path to open, each after its place in words
-    ("FILE: entry 3").
+    convert: Callable[[dict, Place], list[dict]] | None = None,
+) -> Iterator[tuple[Place, dict]]:
+    """Reads JSON lists, and the lists of official files, and yields their entries, `image` replaced by the path to
+    open, each after its place.
 
     kind: a key of KINDS: which keys an entry must have.
     check: a further test of every entry; it returns what is wrong, or None.
-    convert: for files of other layouts, called first with an entry and its place (for errors): the entry in
-        this layout, or None to leave it out.
+    convert: for files of other layouts, called first with an entry and its place: what it is in this layout, as one
+        entry, several, or none.
     Raises UserError naming the file, the entry's index and the key.
     """
     folders = image_folders(source.image_root)
-    for path, where, read in _located_elements(source):
-        entry = read
-        if convert is not None and isinstance(read, dict):
-            entry = convert(read, where)
-            if entry is None:
-                continue
-        _check_entry(entry, kind, where)
-        check_encodable(read, (*KINDS[kind], *OPTIONAL.get(kind, ()), *TEXTS.get(kind, ())), where)
-        if problem := check and check(entry):
-            raise UserError(f"{where}: {problem}")
-        yield where, {**entry, "image": _image_path(entry, where, path, folders, source.image_prefix_map)}
+    for where, read in _located_elements(source):
+        for entry in convert(read, where) if convert and isinstance(read, dict) else [read]:
+            _check_entry(entry, kind, where)
+            for texts in [read] if entry is read else [read, entry]:
+                check_encodable(texts, (*KINDS[kind], *OPTIONAL.get(kind, ()), *TEXTS.get(kind, ())), where)
+            if problem := check and check(entry):
+                raise UserError(f"{where}: {problem}")
+            yield where, {**entry, "image": _image_path(entry, where, folders, source.image_prefix_map)}
 
 
-def _located_elements(source: Source) -> Iterator[tuple[Path | None, str, Any]]:
-    """(the annotation file, or None for a sample of a shard, the place in words, the element)"""
+def _located_elements(source: Source) -> Iterator[tuple[Place, Any]]:
+    """(the place, the element) of every file's list and every shard's sample."""
     for name in file_list(source.files):
         path = Path(find_file(name, "annotation file"))
         if shards := shard_files(path):
-            yield from ((None, *sample) for sample in shard_entries(shards, source.max_bad_share))
+            for index, (shard, key, entry) in enumerate(shard_entries(shards, source.max_bad_share)):
+                yield Place(shard, index, {}, key), entry
         else:
-            yield from ((path, f"{path}: entry {index}", read) for index, read in enumerate(_read_list(path)))
+            header, values = _read_list(path)
+            yield from ((Place(path, index, header), read) for index, read in enumerate(values))
 
 
 def image_captions(source: Source) -> Iterator[tuple[str, str | list[str]]]:
@@ -127,16 +144,17 @@ def image_captions(source: Source) -> Iterator[tuple[str, str | list[str]]]:
         one_folder = None  # of all images, where neither the entry nor its path has a say in it
         if not isinstance(folders, dict) and not source.image_prefix_map:
             one_folder = os.path.join(path.parent if folders is None else folders, "")
-        for index, entry in enumerate(_read_list(path)):
+        header, values = _read_list(path)
+        for index, entry in enumerate(values):
             if one_folder is not None and type(entry) is dict:
                 image, caption = entry.get("image"), entry.get("caption")
                 if type(image) is str is type(caption) and image.isascii() and caption.isascii() and image:
                     yield (image if image[0] == os.sep else one_folder + image), caption
                     continue
-            where = f"{path}: entry {index}"
+            where = Place(path, index, header)
             _check_entry(entry, kind, where)
             check_encodable(entry, KINDS[kind], where)
-            yield _image_path(entry, where, path, folders, source.image_prefix_map), entry["caption"]
+            yield _image_path(entry, where, folders, source.image_prefix_map), entry["caption"]
 
 
 def file_list(files: Files) -> Sequence[str | Path]:
@@ -165,9 +183,20 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: holds a number that is too long ({str(error).split(';')[0]})") from None
 
 
-def _read_list(path: Path) -> Iterator:
-    """The elements of an annotation file's list. Lists are read in pieces, so that memory does not hold millions of
-    Python objects; whatever that cannot read is read as a whole, which also says what is wrong with it."""
+def _read_list(path: Path) -> tuple[dict[str, str], Iterable]:
+    """(the header of an official file, else {}; the entries)
+
+    A list is read in pieces, so that memory does not hold millions of Python objects.
+    """
+    is_list = False
+    if path.is_file():  # a pipe would be waited for without end
+        with contextlib.suppress(OSError), open(path, "rb") as file:  # reading it as a whole says what is wrong
+            is_list = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+    return ({}, _pieces(path)) if is_list else _whole_list(path)
+
+
+def _pieces(path: Path) -> Iterator:
+    """The elements of a list; what cannot be read in pieces is read as a whole, which also says what is wrong."""
     count = 0
     try:
         for element in _stream_list(path):
@@ -177,7 +206,7 @@ def _read_list(path: Path) -> Iterator:
             return
     except _NotStreamed:
         pass
-    yield from _whole_list(path)[count:]
+    yield from _whole_list(path)[1][count:]
 
 
 class _NotStreamed(Exception):
@@ -221,18 +250,25 @@ def _stream_list(path: Path) -> Iterator:
         raise _NotStreamed from None
 
 
-def _whole_list(path: Path) -> list:
-    data = read_json(path)
-    if isinstance(data, dict) and isinstance(data.get("images"), list):  # Karpathy's files
-        data = data["images"]
+def _whole_list(path: Path) -> tuple[dict[str, str], list]:
+    """(the header of an official file, else {}; the entries)"""
+    data, header = read_json(path), {}
+    if isinstance(data, dict):
+        header = {key: value for key, value in data.items() if isinstance(value, str)}
+        lists = [key for key in (*OFFICIAL_LISTS, "annotations") if isinstance(data.get(key), list)]
+        if lists == ["annotations"]:
+            raise UserError(f"{path}: holds annotations without their questions; name the question file in its place")
+        if "annotations" in lists:
+            raise UserError(f"{path}: images and captions lie apart, as COCO publishes them; see tools/prepare.py")
+        data = data[lists[0]] if lists else data
     if not isinstance(data, list):
         raise UserError(f"{path}: holds {type(data).__name__}, not a list; annotation files are JSON lists of objects")
     if not data:
         raise UserError(f"{path}: the list is empty")
-    return data
+    return header, data
 
 
-def _check_entry(entry, kind: str, where: str) -> None:
+def _check_entry(entry, kind: str, where: Place) -> None:
     if not isinstance(entry, dict):
         raise UserError(f"{where} is {type(entry).__name__}, not an object with {', '.join(KINDS[kind])}")
     for key, types in KINDS[kind].items():
@@ -246,7 +282,7 @@ def _check_entry(entry, kind: str, where: str) -> None:
         raise UserError(f"{where}: 'image' is empty")
 
 
-def check_kind(value, key: str, types: tuple[type, ...], where: str) -> None:
+def check_kind(value, key: str, types: tuple[type, ...], where: Place | str) -> None:
     """UserError where the value of `key` is of none of the `types`, or a list of anything but strings."""
     if not isinstance(value, types) or isinstance(value, bool):
         expected = " or ".join(NAMES[t] for t in types)
@@ -255,7 +291,7 @@ def check_kind(value, key: str, types: tuple[type, ...], where: str) -> None:
         raise UserError(f"{where}: {key!r} must be a list of strings with at least one")
 
 
-def check_encodable(entry: dict, keys: Iterable[str], where: str) -> None:
+def check_encodable(entry: dict, keys: Iterable[str], where: Place | str) -> None:
     """UserError where a text holds half of a surrogate pair, which neither a tokenizer nor a result file can take."""
     for key in keys:
         pending = [entry.get(key)]
@@ -272,31 +308,12 @@ def check_encodable(entry: dict, keys: Iterable[str], where: str) -> None:
                 )
 
 
-def shown(value) -> str:
-    """The value as it is named in an error: in one line, and cut where it is long."""
-    try:
-        text = repr(value)
-    except RecursionError:
-        text = type(value).__name__
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def _rewrite_prefix(image: str, prefixes: Mapping[str, str]) -> str:
     old = max((prefix for prefix in prefixes if image.startswith(prefix)), key=len, default=None)
     return image if old is None else prefixes[old] + image[len(old) :]
 
 
-def _image_path(entry: dict, where: str, path: Path | None, folders, prefixes: Mapping[str, str]) -> str:
-    """The path to open; folders: see `image_folders`; path: of the annotation file, None where a shard holds the
-    image, whose path is complete."""
-    if path is None:
-        return entry["image"]
-    folder = path.parent if folders is None else _choose_folder(entry, folders, where)
-    return os.path.join(folder, _rewrite_prefix(entry["image"], prefixes))  # an absolute `image` stays as it is
-
-
 def image_folders(image_root: str | Path | Mapping[str, str] | None) -> Path | dict[str, str | Path] | None:
-    """The folder of relative `image` paths, or a map to them by data set; None: the annotation file's own."""
     if image_root is None:
         return None
     if isinstance(image_root, Mapping):
@@ -304,7 +321,7 @@ def image_folders(image_root: str | Path | Mapping[str, str] | None) -> Path | d
     return Path(find_file(image_root, "data.image_root"))
 
 
-def _choose_folder(entry: dict, folders: Path | dict[str, str | Path], where: str) -> Path:
+def _choose_folder(entry: dict, folders: Path | dict[str, str | Path], where: Place) -> Path:
     if isinstance(folders, Path):
         return folders
     name = entry.get("dataset")
@@ -314,3 +331,11 @@ def _choose_folder(entry: dict, folders: Path | dict[str, str | Path], where: st
     if isinstance(folders[name], str):
         folders[name] = find_file(folders[name], f"data.image_root.{name}")
     return folders[name]
+
+
+def _image_path(entry: dict, where: Place, folders, prefixes: Mapping[str, str]) -> str:
+    """The path to open; folders: see `image_folders`. That of an image in a shard is complete."""
+    if where.sample is not None:
+        return entry["image"]
+    folder = where.path.parent if folders is None else _choose_folder(entry, folders, where)
+    return os.path.join(folder, _rewrite_prefix(entry["image"], prefixes))  # an absolute `image` stays as it is

@@ -11,9 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 KARPATHY_TRAIN = ("train", "restval")  # restval: what val and test leave of COCO's validation set
+KARPATHY_SPLITS = {"train": KARPATHY_TRAIN, "val": ("val",), "test": ("test",)}
 FLICKR30K_FOLDER = "flickr30k-images"  # dataset_flickr30k.json names files only; the download unpacks to this folder
 ANNOTATORS = 10
 
+VQA_SPLIT = re.compile(r"(train2014|val2014|test2015|test-dev2015)")
 COCO_FILE = re.compile(r"COCO_([a-z]+\d{4})_\d+\.\w+$")
 COCO_NUMBER = re.compile(r"(?:^|/)(?:COCO_\w+_)?0*(\d+)\.\w+$")
 FLICKR_URL = re.compile(r"flickr\.com/\d+/(\d+)_")  # static.flickr.com/SERVER/PHOTO_SECRET.jpg, in all its hosts
@@ -63,29 +65,50 @@ def _needed(entry: Mapping, key: str, kind: type | tuple[type, ...]):
 # ------------------------------------------------------------------------------------------------ Karpathy's files
 
 
+def is_karpathy(entry: Mapping) -> bool:
+    """Whether an entry is of Karpathy's layout."""
+    return "sentences" in entry and "filename" in entry
+
+
+def karpathy_set(entry: Mapping, header: Mapping) -> str:
+    """The data set of an entry: its own `dataset`, else the file's; "karpathy" where nothing tells."""
+    name = entry.get("dataset") or header.get("dataset")
+    return name or ("coco" if "cocoid" in entry else "karpathy")
+
+
+def karpathy_folder(name: str) -> str:
+    """Where a data set's images lie whose entries have no `filepath`."""
+    return FLICKR30K_FOLDER if name == "flickr30k" else ""
+
+
 def karpathy_path(entry: Mapping, folder: str = "") -> str:
     """Path of an image below the images' root: its `filepath` (COCO: train2014, val2014), else `folder`."""
     name = _needed(entry, "filename", str)
-    parent = entry.get("filepath") or folder
+    parent = _needed(entry, "filepath", str) if entry.get("filepath") else folder
     return f"{parent}/{name}" if parent else name
 
 
 def karpathy_captions(entry: Mapping) -> list[str]:
     """The captions as they stand, without white space at their ends; blank ones are kept as ""."""
-    return [_needed(sentence, "raw", str).strip() for sentence in _needed(entry, "sentences", list)]
+    sentences = _needed(entry, "sentences", list)
+    if not all(isinstance(sentence, Mapping) and isinstance(sentence.get("raw"), str) for sentence in sentences):
+        raise ValueError("'sentences' must be a list of {\"raw\": text}")
+    return [sentence["raw"].strip() for sentence in sentences]
 
 
 def karpathy_pairs(entry: Mapping, name: str, folder: str = "") -> list[dict]:
     """Retrieval training entries, one a caption that is not blank; image_id as ALBEF's: coco_391895, flickr30k_17."""
-    number = entry["cocoid"] if "cocoid" in entry else _needed(entry, "imgid", int)
+    number = _needed(entry, "imgid" if entry.get("cocoid") is None else "cocoid", int)
     image = karpathy_path(entry, folder)
     captions = [tidy(caption) for caption in karpathy_captions(entry)]
-    return [{"image": image, "caption": caption, "image_id": f"{name}_{number}"} for caption in captions if caption]
+    pair = {"image": image, "image_id": f"{name}_{number}", "dataset": name}
+    return [{**pair, "caption": caption} for caption in captions if caption]
 
 
-def karpathy_candidates(entry: Mapping, folder: str = "") -> dict:
+def karpathy_candidates(entry: Mapping, name: str, folder: str = "") -> dict:
     """A retrieval evaluation entry: the image with all captions that are not blank, as they stand."""
-    return {"image": karpathy_path(entry, folder), "caption": [c for c in karpathy_captions(entry) if c]}
+    captions = [caption for caption in karpathy_captions(entry) if caption]
+    return {"image": karpathy_path(entry, folder), "caption": captions, "dataset": name}
 
 
 # ------------------------------------------------------------------------------------------------ COCO's layout
@@ -101,7 +124,7 @@ def coco_pairs(images: Mapping[int, str], annotation: Mapping) -> dict:
 
 def nocaps_entry(image: Mapping, captions: Iterable[str]) -> dict:
     """A captioning entry of one element of NoCaps' `images`; `domain` only where the file has it."""
-    entry = {"image": _needed(image, "file_name", str), "img_id": _needed(image, "id", int)}
+    entry = {"image": _needed(image, "file_name", str), "img_id": _needed(image, "id", int), "dataset": "nocaps"}
     if image.get("open_images_id"):
         entry["open_images_id"] = image["open_images_id"]
     entry["caption"] = [caption.strip() for caption in captions if caption.strip()]
@@ -155,9 +178,30 @@ def genome_question(pair: Mapping, image: str) -> dict:
 # ------------------------------------------------------------------------------------------------ VQA v2
 
 
+def is_vqa_question(entry: Mapping) -> bool:
+    """Whether an entry is of an official question file: it names its image by number."""
+    return "question" in entry and "image_id" in entry and "image" not in entry
+
+
+def vqa_split(header: Mapping, file_name: str) -> str:
+    """train2014, val2014, test2015 or test-dev2015 of a question file, by its `data_subtype`, else its name."""
+    if header.get("data_type", "mscoco") != "mscoco":
+        raise ValueError(f"is about {header['data_type']}; only questions about mscoco's photos are read")
+    found = VQA_SPLIT.fullmatch(header.get("data_subtype", "")) or VQA_SPLIT.search(file_name)
+    if not found:
+        raise ValueError("has no 'image', and neither 'data_subtype' nor the file's name says which split is meant")
+    return found[1]
+
+
+def vqa_annotation_name(file_name: str) -> str:
+    """v2_OpenEnded_mscoco_train2014_questions.json -> v2_mscoco_train2014_annotations.json"""
+    return file_name.replace("OpenEnded_", "").replace("_questions", "_annotations")
+
+
 def vqa_path(image_id: int, split: str) -> str:
-    """train2014/COCO_train2014_000000458752.jpg; split: train2014, val2014 or test2015."""
-    return f"{split}/COCO_{split}_{image_id:012d}.jpg"
+    """train2014/COCO_train2014_000000458752.jpg; test-dev2015's images are test2015's."""
+    folder = "test2015" if split.startswith("test") else split
+    return f"{folder}/COCO_{folder}_{image_id:012d}.jpg"
 
 
 def vqa_entry(question: Mapping, annotation: Mapping | None, split: str) -> dict:

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dataset.annotations import load_annotations, load_pairs
+from dataset.annotations import load_candidates, load_pairs
 from dataset.cache import StringTable
 from dataset.common import TrainDataset, may_flip, numbered, read_for_evaluation, sample_rng, usable_caption
 from dataset.entries import Source, strings
@@ -79,7 +79,7 @@ class RetrievalTrainDataset(TrainDataset):
 
 
 class RetrievalEvalDataset(Dataset):
-    """All images and captions of a split: `dataset[i]` is (image i as float32 [3,S,S], i).
+    """All images and captions of a split ("val" or "test"): `dataset[i]` is (image i as float32 [3,S,S], i).
 
     images: paths, each once (entries that repeat an image are merged); captions: cleaned texts, of at most
     `max_words`; image_of_caption: index of each caption's image.
@@ -87,8 +87,8 @@ class RetrievalEvalDataset(Dataset):
     query, so that results stay comparable.
     """
 
-    def __init__(self, source: Source, transform: Callable[[Image.Image], Tensor], *, max_words: int = 30):
-        entries = load_annotations(source, "retrieval_eval")
+    def __init__(self, source: Source, transform: Callable[[Image.Image], Tensor], split: str, *, max_words: int = 30):
+        entries = load_candidates(source, split)
         number = numbered(entry["image"] for entry in entries)
         pairs = [(number[entry["image"]], text) for entry in entries for text in strings(entry["caption"])]
         self.images = list(number)

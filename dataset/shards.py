@@ -51,9 +51,9 @@ def read_member(path: str) -> bytes | None:
     return content
 
 
-def shard_entries(shards: list[Path], max_bad_share: float) -> Iterator[tuple[str, dict]]:
-    """(where, entry) of all samples, in the order of the shards and of the files in them; an entry's `image` is the
-    path that `read_member` reads.
+def shard_entries(shards: list[Path], max_bad_share: float) -> Iterator[tuple[Path, str, dict]]:
+    """(shard, key, entry) of all samples, in the order of the shards and of the files in them; an entry's `image` is
+    the path that `read_member` reads.
 
     A damaged shard gives the samples before the damage; it, and samples without image or caption, are warned of. Raises
     UserError where more than `max_bad_share` of the samples are lost. How many a damaged shard has had is told by its
@@ -90,7 +90,7 @@ class _Shard:
     unusable: int = 0  # others
     damage: str | None = None
 
-    def entries(self) -> Iterator[tuple[str, dict]]:
+    def entries(self) -> Iterator[tuple[Path, str, dict]]:
         """The entries up to the end or the damage; counts on the way."""
         key, files = None, {}
         try:
@@ -115,7 +115,7 @@ class _Shard:
             return
         yield from self._sample(key, files)
 
-    def _sample(self, key: str | None, files: dict) -> Iterator[tuple[str, dict]]:
+    def _sample(self, key: str | None, files: dict) -> Iterator[tuple[Path, str, dict]]:
         if not files:
             return
         where = f"{self.path}: sample {key}"
@@ -127,7 +127,7 @@ class _Shard:
             return
         self.samples += 1
         for entry in entries:
-            yield where, {**entry, "image": files["image"]}
+            yield self.path, key, {**entry, "image": files["image"]}
 
     def promised(self) -> int | None:
         """Samples that img2dataset says it wrote."""

@@ -51,6 +51,8 @@ class Tokenizer:
     def __init__(self, vocab_file: str | Path, sep: bool = False):
         path = Path(find_file(vocab_file, "vocabulary (text.vocab)"))
         try:
+            if not path.is_file():  # a pipe would be waited for without end
+                raise OSError("it is no regular file")
             lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # splitlines() would also cut at U+2028
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"vocabulary (text.vocab): {path} cannot be read ({error})") from None
@@ -58,7 +60,7 @@ class Tokenizer:
         missing = [token for token in SPECIAL_TOKENS if token not in vocab]
         if missing:
             raise UserError(f"vocabulary {path} lacks {', '.join(missing)}; it must be a BERT vocab.txt")
-        self.sep = sep
+        self.sep, self.vocab_file = sep, path
         self.vocab_size = len(vocab)
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (vocab[t] for t in SPECIAL_TOKENS)
         self._backend = _word_pieces(path, vocab)

@@ -60,22 +60,25 @@ def open_image(path: str | Path) -> Image.Image:
 
     PIL's own limits stay on: truncated files are errors and so are decompression bombs.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         return to_rgb(image)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """(width, height) from the header of an image, or ImageError."""
-    with _opened(path) as image:
+    with opened(path) as image:
         return image.size
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
+def opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Image]:
     """A regular file, or one in a shard (see dataset.shards), in one of FORMATS, opened by PIL; whatever is raised on
-    it becomes an ImageError."""
+    it becomes an ImageError.
+
+    content: the file's bytes, where they are read already.
+    """
     try:
-        content = read_member(os.fspath(path))
+        content = read_member(os.fspath(path)) if content is None else content
         if content is None and not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its other end
             raise ImageError(path, "not a regular file")
         with Image.open(path if content is None else io.BytesIO(content), formats=FORMATS) as image:

@@ -55,7 +55,8 @@ class VQATrainDataset(TrainDataset):
 
     parts: entry -> the texts that the encoder reads (see `question_parts`); answer_weight: {data set: weight of its
     answers}; left_out: files whose questions (same data set, same id) are not trained on; their number is
-    `.left_out`; cache_images: keep the decoded images in memory.
+    `.left_out`; official: annotation files of official question files (else the one beside them is read);
+    cache_images: keep the decoded images in memory.
 
     `dataset[(epoch, index)]` (or `dataset[index]` for epoch 0) is a dict: image [3,S,S], parts, answers (list of
     strings), weights (list of numbers), path, bad (as PretrainDataset). VQACollate makes batches.
@@ -70,9 +71,10 @@ class VQATrainDataset(TrainDataset):
         seed: int = 0,
         answer_weight: Mapping[str, float] | None = None,
         left_out: Files = (),
+        official: Files = (),
         cache_images: bool = False,
     ):
-        entries, self.left_out = load_training_questions(source, left_out)
+        entries, self.left_out = load_training_questions(source, left_out, official)
         image_ids = numbered(entry["image"] for entry in entries)
         self.image_id = np.array([image_ids[entry["image"]] for entry in entries], dtype=np.int64)  # [entries]
         columns = zip(*map(parts, entries), strict=True)
@@ -208,7 +210,7 @@ class VQAEvalDataset(Dataset):
         official: Files = (),
         score_files: Files = (),
     ):
-        entries = load_questions(source)
+        entries = load_questions(source, official)
         self.ids = [entry["question_id"] for entry in entries]
         self.paths = [entry["image"] for entry in entries]
         self.parts = [parts(entry) for entry in entries]

@@ -53,19 +53,32 @@ class LastCheckpoints:
                 last_path(self.folder, 1).unlink(missing_ok=True)
                 os.link(last, last_path(self.folder, 1))
         os.replace(self.folder / UNFINISHED, last)
+        for path in last_paths(self.folder)[self.keep :]:  # of a run that kept more
+            path.unlink()
 
     def withdraw(self, step: int) -> str | None:
         """Put the last checkpoint aside if it is of `step` or later and there is one before it; returns a line.
 
         Called when the loss that the weights of `step` gave shows that training had diverged by then.
         """
-        paths = last_paths(self.folder)[:2]
-        steps = [torch.load(path, map_location="meta", weights_only=True)["progress"]["step"] for path in paths]
-        if len(paths) < 2 or steps[0] < step or steps[1] >= step:
+        steps = [(path, _step_of(path)) for path in last_paths(self.folder)]
+        earlier = [at for _, at in steps if at is not None and at < step]
+        if not earlier or steps[0][1] is None or steps[0][1] < step:
             return None
-        os.replace(paths[0], self.folder / DIVERGED)
+        os.replace(steps[0][0], self.folder / DIVERGED)
+        for path, at in steps[1:]:  # between them and the one to go on from, where there are more
+            if at is None or at >= step:
+                path.unlink()
         _close_ranks(self.folder)
-        return f"{LAST} is the one of step {steps[1]} again; that of step {steps[0]} is {DIVERGED} now"
+        return f"{LAST} is the one of step {earlier[0]} again; that of step {steps[0][1]} is {DIVERGED} now"
+
+
+def _step_of(path: Path) -> int | None:
+    """The step of a checkpoint, None where it cannot be read."""
+    try:
+        return torch.load(path, map_location="meta", weights_only=True)["progress"]["step"]
+    except Exception:  # damaged in any way: zipfile, pickle and torch have errors of their own
+        return None
 
 
 def last_path(folder: Path, number: int = 0) -> Path:
@@ -185,6 +198,7 @@ def load_resumable(folder: Path) -> tuple[dict | None, list[str]]:
         except UserError as error:
             problems.append((path, str(error)))
             continue
+        barrier()  # all processes have read what the main one renames now
         on_main(lambda: _put_aside(folder, [path for path, _ in problems]))
         lines = [f"warning: {problem}; going on from {path.name}, the one before" for _, problem in problems]
         return checkpoint, [*lines, f"--resume: going on from step {checkpoint['progress']['step']}"]
@@ -200,17 +214,14 @@ def _put_aside(folder: Path, damaged: list[Path]) -> None:
 
 def check_entries(checkpoint: dict, path: Path) -> None:
     """Raise UserError where an entry of a checkpoint is not what `fit` wrote, naming it."""
-    progress, states = checkpoint["progress"], checkpoint["rng"]
-    counts = ("step", "epoch", "steps_per_epoch")
-    words = {"precision": ("bf16", "fp32"), "device": ("cpu", "cuda")}
+    states, best = checkpoint["rng"], checkpoint.get("best", {})
     tests = {
         "model": isinstance(checkpoint["model"], dict),
         "optimizer": isinstance(checkpoint["optimizer"], dict) and "state" in checkpoint["optimizer"],
         "config": isinstance(checkpoint["config"], dict) and isinstance(checkpoint["config"].get("seed"), int),
-        "progress": isinstance(progress, dict)
-        and all(isinstance(progress.get(key), int) and progress[key] >= 0 for key in counts)
-        and all(progress.get(key) in known for key, known in words.items()),
+        "progress": _is_progress(checkpoint["progress"]),
         "rng": isinstance(states, list) and bool(states) and all(map(_is_random_state, states)),
+        "best": isinstance(best, dict) and (not best or isinstance(best.get("epoch"), int)),
     }
     wrong = [name for name, passed in tests.items() if not passed]
     if wrong:
@@ -233,22 +244,45 @@ def set_random_state(state: dict) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+    random.setstate(_of_python(state))
+    np.random.set_state(_of_numpy(state))
+
+
+def _of_python(state: dict) -> tuple:
     version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
+    return version, tuple(words), gauss
+
+
+def _of_numpy(state: dict) -> tuple:
     name, keys, *rest = state["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    return name, np.array(keys, dtype=np.uint32), *rest
 
 
 def _is_random_state(state) -> bool:
-    """Whether `utils.random_state` may have made it."""
+    """Whether `random_state` may have made it: generators of each kind take it."""
+    try:
+        torch.Generator().set_state(state["torch"])
+        random.Random().setstate(_of_python(state))
+        np.random.RandomState().set_state(_of_numpy(state))
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError, RuntimeError):
+        return False
+    return "cuda" in state and (state["cuda"] is None or isinstance(state["cuda"], torch.Tensor))
+
+
+def _is_progress(progress) -> bool:
+    """Whether it is a position that `fit` may have been in."""
+    counts = ("step", "epoch", "steps_per_epoch")
+    if not isinstance(progress, dict) or not all(isinstance(progress.get(key), int) for key in counts):
+        return False
+    step, epoch, per_epoch = (progress[key] for key in counts)
+    words = {"precision": ("bf16", "fp32"), "device": ("cpu", "cuda")}
+    losses = progress.get("losses", [])
     return (
-        isinstance(state, dict)
-        and {"torch", "cuda", "python", "numpy"} <= set(state)
-        and isinstance(state["torch"], torch.Tensor)
-        and state["torch"].dtype == torch.uint8
-        and all(isinstance(state[name], list | tuple) for name in ("python", "numpy"))
-        and len(state["python"]) == 3
-        and len(state["numpy"]) == 5
+        epoch >= 0
+        and 0 <= epoch * per_epoch <= step <= (epoch + 1) * per_epoch
+        and all(progress.get(key) in known for key, known in words.items())
+        and isinstance(losses, list)
+        and all(isinstance(loss, float) and math.isfinite(loss) for loss in losses)
     )
 
 

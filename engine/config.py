@@ -12,17 +12,17 @@ import difflib
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
+from engine.yaml_files import kind, parse_yaml, read_yaml
 from evaluation.ranking import SCORES
 from evaluation.vqa import SCORING
 from models.generation import MODES, check_options
-from utils import RENAMED_KEYS, RENAMED_VALUES, Config, UserError, as_config, find_file, replacing
+from utils import RENAMED_KEYS, RENAMED_VALUES, Config, UserError, as_config, find_file, one_line, replacing, shown
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,17 @@ class Stage:
     """What the configuration of a stage may hold.
 
     name: as checkpoints hold it; schema: the file that holds every key with its default; rules: dotted key -> what its
-    value must be; optional: keys that also take `none`; may_change: keys that a resumed run may change (neither the
-    model, nor the losses, nor the order of the data); check: what several keys must fulfil together.
+    value must be; optional: keys that also take `none`; kinds: the kinds of value (as `_kind` names them) of keys that
+    may have others than their default, and of maps whose keys are the user's own; may_change: keys that a resumed run
+    may change (neither the model, nor the losses, nor the order of the data); check: what several keys must fulfil
+    together.
     """
 
     name: str
     schema: str | os.PathLike
     rules: Mapping[str, Callable[[str, object], None]] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
+    kinds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     may_change: tuple[str, ...] = ()
     check: Callable[[Config], None] | None = None
 
@@ -70,24 +73,27 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = (), stage: S
 
     Without `stage` the file is its own schema. A file's `base:` names the file that it changes, relative to itself.
     `overrides` are strings `a.b=value`, the value in YAML. A value must be of its default's kind (number, text,
-    true/false, list, map), except that a default of null or {} accepts anything. Maps are merged, lists replaced.
+    true/false, list, map; a list's entries of its default's entries' kind) or of the stage's `kinds`, except that a
+    default of null accepts anything, and one of {} any map. Maps are merged, lists replaced.
     """
     path = find_file(path, "--config")
     stage = stage or Stage("", path)
-    known = _without_base(_read_yaml(find_file(stage.schema, "schema")))
+    known = _without_base(read_yaml(find_file(stage.schema, "schema")))
     files = [path]
-    while base := _read_yaml(files[-1]).get("base"):
-        following = files[-1].parent / str(base)
-        if not following.is_file():
-            raise UserError(f"{files[-1]}: base {base} does not exist (it is relative to this file)")
+    while (base := read_yaml(files[-1]).get("base")) is not None:
+        if not isinstance(base, str):
+            raise UserError(f"{files[-1]}: base is {kind(base)} ({shown(base)}); the path of a file is expected")
+        following = files[-1].parent / base
+        if not os.path.isfile(following):
+            raise UserError(f"{files[-1]}: base {one_line(base)} does not exist (it is relative to this file)")
         if any(following.samefile(file) for file in files):
             raise UserError(f"{files[-1]}: base {base} leads back to this file")
         files.append(following)
     merged = copy.deepcopy(known)
     for file in reversed(files):
-        _merge(merged, _without_base(_read_yaml(file)), known, str(file), stage.optional)
+        _merge(merged, _without_base(read_yaml(file)), known, str(file), stage)
     for override in overrides or ():
-        _merge(merged, _parse_override(override), known, f"--override {override}", stage.optional)
+        _merge(merged, _parse_override(override), known, f"--override {one_line(override)}", stage)
     config = as_config(merged)
     check_config(config, stage)
     return config
@@ -137,61 +143,47 @@ def differences(before: dict, now: dict, prefix: str = "") -> dict[str, tuple]:
     return found
 
 
-def _read_yaml(path: Path) -> dict:
-    try:
-        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8")) or {}
-    except (YAMLError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: a configuration is a map of keys to values")
-    return values
-
-
 def _without_base(values: dict) -> dict:
     return {key: value for key, value in values.items() if key != "base"}
 
 
 def _parse_override(override: str) -> dict:
     name, found, text = override.partition("=")
-    if not found or not all(name.split(".")):
-        raise UserError(f"--override {override}: write it as key.sub=value")
-    try:
-        value = YAML(typ="safe", pure=True).load(text)
-    except YAMLError:
-        raise UserError(f"--override {override}: the value is not valid YAML; quote it") from None
+    source = f"--override {one_line(override)}"
+    if not found or not all(name.split(".")) or name.count(".") > 9:
+        raise UserError(f"{source}: write it as key.sub=value")
+    value = parse_yaml(text, f"{source}: the value is not valid YAML; quote it")
     for key in reversed(name.split(".")):
         value = {key: value}
     return value
 
 
-def _kind(value) -> str:
-    for types, name in ((bool, "true/false"), ((int, float), "a number"), (str, "text"), (list, "a list")):
-        if isinstance(value, types):
-            return name
-    return "null" if value is None else "a map"
-
-
-def _merge(target: dict, values: dict, known: dict | None, source: str, optional, prefix: str = "") -> None:
+def _merge(target: dict, values: dict, known: dict | None, source: str, stage: Stage, prefix: str = "") -> None:
     """Lay `values` over `target`; `known` is the schema's map here, or None where anything is accepted."""
     for key, value in values.items():
         name = f"{prefix}{key}"
         if known is not None and key not in known and name in RENAMED_KEYS:
             raise UserError(f"{source}: {name} is now called {RENAMED_KEYS[name]}; rename it")
         if known is not None and key not in known:
-            near = difflib.get_close_matches(str(key), map(str, known), n=1, cutoff=0)
+            near = difflib.get_close_matches(key[:80], known, n=1, cutoff=0)
             hint = f"; the nearest known key is {prefix}{near[0]}" if near else ""
-            raise UserError(f"{source}: unknown key {name}{hint}")
+            raise UserError(f"{source}: unknown key {one_line(name)}{hint}")
         if isinstance(value, str) and (new := RENAMED_VALUES.get(name, {}).get(value)):
             raise UserError(f"{source}: {name}: {value} is now called {new}; rename it")
         default = None if known is None else known[key]
-        if name in optional and value in (None, "none"):
+        kinds = stage.kinds.get(name) or (() if default is None else (kind(default),))
+        if name in stage.optional and value in (None, "none"):
             value = None
-        elif default not in (None, {}) and _kind(value) != _kind(default):
-            raise UserError(f"{source}: {name} is {_kind(value)} ({value}); {_kind(default)} is expected")
+        elif kinds and kind(value) not in kinds:
+            found = one_line(value, 80) if isinstance(value, str) else shown(value)
+            raise UserError(f"{source}: {name} is {kind(value)} ({found}); {' or '.join(kinds)} is expected")
+        elif isinstance(default, list) and (wrong := [x for x in value if default and kind(x) != kind(default[0])]):
+            expected = f"a list with nothing but {kind(default[0]).removeprefix('a ')}"
+            raise UserError(f"{source}: {name} holds {kind(wrong[0])} ({shown(wrong[0])}); {expected} is expected")
         if isinstance(value, dict):
             if not isinstance(target.get(key), dict):
                 target[key] = {}
-            _merge(target[key], value, default or None, source, optional, name + ".")
+            _merge(target[key], value, None if name in stage.kinds else default or None, source, stage, name + ".")
         else:
             target[key] = value
 
@@ -205,7 +197,7 @@ def whole(low: int, high: float = math.inf) -> Callable[[str, object], None]:
     def check(key: str, value) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             limits = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
-            raise UserError(f"{key}: {value!r} must be a whole number {limits}")
+            raise UserError(f"{key}: {shown(value)} must be a whole number {limits}")
 
     return check
 
@@ -214,11 +206,12 @@ def number(low: float = 0.0, high: float = math.inf, above: bool = False) -> Cal
     """A finite number from `low` (with `above`: above it) to `high`."""
 
     def check(key: str, value) -> None:
-        real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        real = isinstance(value, int | float) and not isinstance(value, bool)
+        real = real and abs(value) <= sys.float_info.max  # a whole number of 309 digits is beyond every float
         if not real or not (low < value if above else low <= value) or value > high:
             limits = [f"{'above' if above else 'of at least'} {low:g}"] if low > -math.inf else []
             limits += [f"of at most {high:g}"] if high < math.inf else []
-            raise UserError(f"{key}: {value!r} must be a finite number {' and '.join(limits)}".rstrip())
+            raise UserError(f"{key}: {shown(value)} must be a finite number {' and '.join(limits)}".rstrip())
 
     return check
 
@@ -238,31 +231,56 @@ def choice(*known: str) -> Callable[[str, object], None]:
 
     def check(key: str, value) -> None:
         if value not in known:
-            raise UserError(f"{key}: {value!r} is none of {', '.join(known)}")
+            raise UserError(f"{key}: {shown(value)} is none of {', '.join(known)}")
 
     return check
+
+
+def text(key: str, value) -> None:
+    """Text, such as a path."""
+    if not isinstance(value, str):
+        raise UserError(f"{key}: {shown(value)} must be text")
+
+
+def texts_by_name(key: str, value) -> None:
+    """A map of text to text."""
+    if wrong := [(name, item) for name, item in value.items() if not isinstance(item, str)]:
+        raise UserError(f"{key}.{one_line(wrong[0][0])}: {shown(wrong[0][1])} must be text")
 
 
 def crop_scale(key: str, value) -> None:
     """The smallest and the largest share of the image's area that a random crop takes."""
     if not (_numbers(value, 2) and 0 < value[0] <= value[1] <= 1):
         raise UserError(
-            f"{key}: {value!r} must be [smallest, largest], shares of the area with 0 < smallest <= largest <= 1"
+            f"{key}: {shown(value)} must be [smallest, largest], shares of the area with 0 < smallest <= largest <= 1"
         )
 
 
 def betas(key: str, value) -> None:
     """AdamW's two decay rates."""
     if not (_numbers(value, 2) and all(0 <= rate < 1 for rate in value)):
-        raise UserError(f"{key}: {value!r} must be two numbers of at least 0 and below 1")
+        raise UserError(f"{key}: {shown(value)} must be two numbers of at least 0 and below 1")
+
+
+def folders(key: str, value) -> None:
+    """One folder, or {data set: folder}."""
+    paths = value if isinstance(value, dict) else {"": value}
+    if not paths or not all(isinstance(text, str) for text in [*paths, *paths.values()]) or "" in paths.values():
+        raise UserError(f"{key}: {shown(value)} must be a folder, or a map from the entries' `dataset` to folders")
+
+
+def weights(key: str, value) -> None:
+    """{data set: weight of its answers}"""
+    for name, weight in value.items():
+        number(0)(f"{key}.{name}", weight)
 
 
 def splits(key: str, value) -> None:
     """Which splits are evaluated at the end."""
     if not value or not all(isinstance(name, str) and name in ("val", "test") for name in value):
-        raise UserError(f"{key}: {value} must name val, test or both")
+        raise UserError(f"{key}: {shown(value)} must name val, test or both")
     if len(set(value)) < len(value):
-        raise UserError(f"{key}: {value} names a split twice")
+        raise UserError(f"{key}: {shown(value)} names a split twice")
 
 
 def _numbers(value, count: int) -> bool:
@@ -281,6 +299,8 @@ def _at_least_two_pairs(cfg: Config) -> None:
 
 COMMON = {
     "seed": whole(0, 2**62),
+    "data.image_root": or_none(folders),
+    "data.image_prefix_map": texts_by_name,
     "data.max_bad_share": number(0, 1),
     "data.bucket_batches": whole(0),
     "data.num_workers": whole(0, 1024),
@@ -304,6 +324,7 @@ COMMON = {
     "train.checkpoint_every": whole(0),
     "train.keep_checkpoints": whole(1),
 }
+KINDS = {"data.image_root": ("text", "a map")}  # one folder, or one for each of the entries' data sets
 CONTRAST = {  # ITC, ITM and the momentum model, in pre-training and retrieval
     "data.max_words": whole(1),
     "text.max_tokens": whole(3, 512),
@@ -324,7 +345,8 @@ MAY_CHANGE = (
 PRETRAIN = Stage(
     name="pretrain",
     schema="configs/Pretrain.yaml",
-    optional=("itm.temperature", "mim.inject_from"),
+    optional=("data.image_root", "itm.temperature", "mim.inject_from"),
+    kinds=KINDS,
     rules={
         **COMMON,
         **CONTRAST,
@@ -344,6 +366,7 @@ PRETRAIN = Stage(
         "mim.student_temperature": number(0, above=True),
         "mim.teacher_temperature": number(0, above=True),
         "mim.center_momentum": number(0, 1),
+        "mim.codebook": or_none(text),
     },
     may_change=(
         *MAY_CHANGE,
@@ -358,6 +381,7 @@ RETRIEVAL = Stage(
     name="retrieval",
     schema="configs/Retrieval_coco.yaml",
     optional=("data.image_root", "itm.temperature"),
+    kinds=KINDS,
     rules={
         **COMMON,
         **CONTRAST,
@@ -389,6 +413,7 @@ CAPTION = Stage(
     name="caption",
     schema="configs/Caption_coco.yaml",
     optional=("data.image_root",),
+    kinds=KINDS,
     rules={
         **COMMON,
         "image_size": whole(1),
@@ -426,9 +451,11 @@ VQA = Stage(
     name="vqa",
     schema="configs/VQA.yaml",
     optional=("data.image_root",),
+    kinds={**KINDS, "data.answer_weight": ("a map",)},
     rules={
         **COMMON,
         "image_size": whole(1),
+        "data.answer_weight": weights,
         "text.max_question_tokens": whole(1, 512),
         "text.max_ocr_words": whole(1),
         "text.max_ocr_tokens": whole(1, 512),

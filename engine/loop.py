@@ -17,7 +17,7 @@ from engine.config import Config
 from engine.ddp import rehearse
 from engine.run import Run
 from engine.signals import stop_signals
-from engine.window import Window, log_window
+from engine.window import Jump, Window, log_window
 from models.weights import load_exactly
 from utils import (
     Stopped,
@@ -87,8 +87,9 @@ def fit(
     extra_state: Callable[[], dict] | None = None,
     log_fn: Callable[[Progress, dict], dict | None] | None = None,
     count_fn: Callable[[dict], int | torch.Tensor] | None = None,
-) -> None:
-    """Train from `progress` until `train_cfg.epochs` are done, or raise Stopped after a signal.
+) -> Jump | None:
+    """Train from `progress` until `train_cfg.epochs` are done, or raise Stopped after a signal. Returns the jump of the
+    loss that lasts at the end, if there is one: the last checkpoint is then older than the model.
 
     `loader` yields dicts of tensors (and lists, e.g. `paths`) and has `set_epoch(epoch, start_batch)`.
     `loss_fn(model, batch, progress) -> (loss, values)` runs under autocast for each of the `accumulation`
@@ -134,8 +135,9 @@ def fit(
                     set_random_state(before)
                     saver.save(stop=True)
             progress.epoch += 1
-            saver.save(stop=stopping() and progress.epoch < train_cfg.epochs)
+            saver.save(stop=stopping())  # also after the last epoch: what follows it can be long
             window.restart()
+    return window.jump
 
 
 def _due(step: int, every: int) -> bool:

@@ -20,8 +20,10 @@ from engine.config import Config, save_config
 from utils import UserError, is_main, logger, on_main, replacing, write_json
 
 LOCK = "run.lock"
-# What a run writes; a new run in the same folder moves it into a numbered folder of its own.
-RUN_FILES = ("log.jsonl", "tensorboard", "images", "config*.yaml", "checkpoint_*.pth", "*.json")
+# What a run writes, and server.json, which says how its answers fared; a new run in the same folder moves them into a
+# numbered folder of their own. Nothing else of the folder is a run's.
+RUN_FILES = ("log.jsonl", "tensorboard", "images", "config.yaml", "config_evaluate.yaml", "checkpoint_*.pth")
+RUN_FILES += ("metrics.json", "nonfinite.json", "*_result.json", "*_result_*.json", "server.json")
 
 
 class Run:
@@ -109,12 +111,15 @@ class Run:
 
     def close(self) -> None:
         """Close the logs and give the folder back."""
-        if self._log is not None:
-            self._log.close()
-            for board in self._boards.values():
-                board.close()
-            self._lock.close()
-            self._log, self._boards = None, {}
+        if self._log is None:
+            return
+        for name, file in {"log.jsonl": self._log, **self._boards}.items():
+            try:
+                file.close()  # which tries once more to write what could not be written
+            except OSError as error:
+                self._tell(name, error)
+        self._lock.close()
+        self._log, self._boards = None, {}
 
     def _board(self, folder: str):
         """TensorBoard's writer for a folder of the run, made at its first use."""
@@ -144,7 +149,7 @@ def lock(path: Path):
     file = open(path, "a+", encoding="utf-8")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except (BlockingIOError, PermissionError):  # POSIX allows both
         file.seek(0)
         owner = file.read().strip() or "another process"
         file.close()
@@ -180,14 +185,13 @@ def move_earlier_run(folder: Path) -> None:
 
 
 def _forget_steps_after(step: int, log: Path) -> None:
-    """Drop the training lines after `step` from log.jsonl: a run that was killed logged steps that it did not save."""
+    """Drop the lines after `step` from log.jsonl: a killed run logged steps, and epochs, that it did not save."""
     if not log.exists():
         return
     kept = []
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            entry = json.loads(line)
-            if entry["split"] != "train" or entry["step"] <= step:
+            if json.loads(line)["step"] <= step:
                 kept.append(line)
         except (ValueError, TypeError, KeyError):  # a line that a kill or a full disk cut off
             continue

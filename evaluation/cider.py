@@ -247,6 +247,7 @@ def load_document_frequencies(
         try:
             CiderD.cached(path, references, eos)
         except UserError:
+            folder.mkdir(parents=True, exist_ok=True)  # the run is not open yet
             path = folder / path.name
             CiderD.cached(path, references, eos)
     path = gather_objects(path)[0]

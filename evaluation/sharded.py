@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from utils import Stopped, all_reduce_sum, clock, gather_objects, init_worker, rank, stop_requested, world_size
+from dataset.loader import init_worker
+from utils import Stopped, all_reduce_sum, clock, gather_objects, rank, stop_requested, world_size
 
 CPU = torch.device("cpu")
 

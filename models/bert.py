@@ -16,7 +16,6 @@ pay for the image's projections again.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from dataclasses import dataclass
 from os import PathLike
@@ -25,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.weights import find_weights, load_exactly, read_weights
-from utils import UserError
+from models.weights import check_finite, find_weights, load_exactly, read_architecture, read_weights
+from utils import UserError, shown
 
 Memory = list[tuple[Tensor, Tensor]]  # one (keys, values) pair per layer, each [B, H, S, d]
 
@@ -85,14 +84,7 @@ class BertConfig:
     @classmethod
     def from_file(cls, path: str | PathLike, overrides: dict | None = None) -> BertConfig:
         """Read a `config.json` and replace the keys in `overrides` (a dict)."""
-        try:
-            with open(path, encoding="utf-8") as file:
-                values = json.load(file)
-        except OSError as error:
-            raise UserError(f"{path}: cannot read the BERT configuration ({error.strerror})") from None
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}: not valid JSON (line {error.lineno}: {error.msg})") from None
-        return cls.from_dict({**values, **(overrides or {})}, source=str(path))
+        return cls.from_dict({**read_architecture(path), **(overrides or {})}, source=str(path))
 
 
 # -------------------------------------------------------------------------------------------------- attention
@@ -534,8 +526,10 @@ def load_bert_weights(
     path, config_file = find_weights(source)
     embeddings, layers, head = split_bert(read_weights(path), path)
     modules = [m for m in (text_encoder, fusion_encoder, decoder) if m is not None]
-    check_fit(path, embeddings, config_file, modules[0].config)
-    lines = []
+    if config_file is not None:
+        check_architecture(config_file, modules[0].config)
+    lines = cut_padding(path, embeddings, head, modules[0].config.vocab_size)
+    check_fit(path, embeddings, modules[0].config)
     if text_encoder is not None:
         load_embeddings(text_encoder, embeddings, path)
         lines.append(f"text encoder: {load_layers(text_encoder, layers, path)}")
@@ -575,26 +569,68 @@ def split_bert(weights: dict, path: str) -> tuple[dict, list[dict], dict]:
             head[key.removeprefix("cls.predictions.")] = value.float()
         else:
             raise UserError(
-                f"{path}: unknown entry {key!r}; give a checkpoint in the layout of transformers' BertModel"
+                f"{path}: unknown entry {shown(key)}; give a checkpoint in the layout of transformers' BertModel"
             )
     if not embeddings or sorted(layers) != list(range(len(layers))):
         raise UserError(f"{path}: not a BERT checkpoint (no embeddings, or layers missing)")
+    for part in (embeddings, *layers.values(), head):
+        check_finite(part, path)
     return embeddings, [layers[i] for i in range(len(layers))], head
 
 
-def check_fit(path: str, embeddings: dict, config_file: str | None, config: BertConfig) -> None:
-    """A UserError where the file's width, vocabulary, positions or number of heads are not the model's."""
-    words = embeddings.get("word_embeddings.weight", torch.empty(0, 0))
-    found = {"vocab_size": words.shape[0], "hidden_size": words.shape[1]}
-    if config_file is not None:
-        with open(config_file, encoding="utf-8") as file:
-            found |= {k: v for k, v in json.load(file).items() if k in ("num_attention_heads", "layer_norm_eps")}
-    for key, value in found.items():
-        if value != getattr(config, key):
+def check_architecture(config_file: str, config: BertConfig) -> None:
+    """A UserError where the config.json beside the weights tells of another computation than the model's.
+
+    Sizes may fit all the same: RoBERTa counts positions from 2, and another activation has no weights.
+    """
+    values = read_architecture(config_file)
+    if (kind := values.get("model_type", "bert")) != "bert":
+        raise UserError(f"{config_file}: model_type is {shown(kind)}, the model computes BERT; take BERT's weights")
+    computed = {"hidden_act": ("gelu", "gelu_python"), "position_embedding_type": ("absolute",)}  # one GELU, two names
+    for key, names in computed.items():
+        if (found := values.get(key, names[0])) not in names:
             raise UserError(
-                f"{path}: has {key} {value}, the model {getattr(config, key)}; set model.bert.args.{key}: "
-                f"{value} (the image encoder's width must equal hidden_size) or model.bert.weights: random"
+                f"{config_file}: {key} is {shown(found)}, the model computes {names[0]!r}; take weights made with that"
             )
+    for key in ("num_attention_heads", "layer_norm_eps"):
+        if (found := values.get(key, own := getattr(config, key))) != own:
+            raise UserError(
+                f"{config_file}: has {key} {shown(found)}, the model {own}; set model.bert.args.{key}: {shown(found)}, "
+                f"or model.bert.weights: random"
+            )
+
+
+# Word embeddings are padded to a multiple of this at most, for the GPU's sake (BERT's 30,522 rows to 30,528 or 30,592).
+PADDING = 128
+
+
+def cut_padding(path: str, embeddings: dict, head: dict, vocab_size: int) -> list[str]:
+    """Take the vocabulary's rows, in place, where the file's are padded to a multiple of 8; -> a line that says so."""
+    rows = len(embeddings.get("word_embeddings.weight", ()))
+    if rows == vocab_size or rows % 8 or not vocab_size < rows < vocab_size + PADDING:
+        return []
+    embeddings["word_embeddings.weight"] = embeddings["word_embeddings.weight"][:vocab_size]
+    if len(head.get("bias", ())) == rows:
+        head["bias"] = head["bias"][:vocab_size]
+    return [f"{path}: has {rows} rows of word embeddings, the vocabulary {vocab_size} words: the others are padding"]
+
+
+def check_fit(path: str, embeddings: dict, config: BertConfig) -> None:
+    """A UserError where the file's width or vocabulary is not the model's."""
+    words = embeddings.get("word_embeddings.weight", torch.empty(0, 0))
+    if words.ndim != 2 or not len(words):
+        raise UserError(f"{path}: not a BERT checkpoint (no word embeddings)")
+    rows, width = words.shape
+    if rows != config.vocab_size:
+        raise UserError(
+            f"{path}: has vocab_size {rows}, the model {config.vocab_size}; take weights that were made with the "
+            f"vocabulary of text.vocab, or set text.vocab to theirs and model.bert.args.vocab_size: {rows}"
+        )
+    if width != config.hidden_size:
+        raise UserError(
+            f"{path}: has hidden_size {width}, the model {config.hidden_size}; set model.bert.args.hidden_size: "
+            f"{width} (the image encoder's width must equal it) or model.bert.weights: random"
+        )
 
 
 def load_embeddings(module: nn.Module, embeddings: dict, path: str) -> None:

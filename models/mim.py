@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.tensors import fp32, full_precision, take
-from utils import UserError, all_reduce_sum, find_file
+from models.weights import check_finite, check_weights, find_weights, read_architecture, read_weights
+from utils import UserError, all_reduce_sum, find_file, reason
 
 DALLE_EPSILON = 0.1  # DALL-E's `map_pixels`: [0, 1] -> [0.1, 0.9], the input range its encoder was trained on
 
@@ -198,19 +199,29 @@ class CodebookTarget(nn.Module):
 
     def __init__(self, folder: str | None):
         super().__init__()
-        from transformers import FlavaImageCodebook  # imported late: only this ablation needs it
+        # Imported late: only this ablation needs it.
+        from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
 
         if folder is None:
             raise UserError(
                 "mim.codebook: mim.target is dvae, which needs the folder of a FlavaImageCodebook "
                 "(config.json and model.safetensors, e.g. facebook/flava-image-codebook downloaded)"
             )
-        path = find_file(folder, "mim.codebook")
+        path, config_file = find_weights(str(find_file(folder, "mim.codebook")))
+        if config_file is None:
+            raise UserError(f"mim.codebook: {path} has no config.json beside it; give the whole folder")
+        weights = read_weights(path)
+        values = read_architecture(config_file)
         try:
-            self.codebook = FlavaImageCodebook.from_pretrained(path, local_files_only=True)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"mim.codebook: {path} is no FlavaImageCodebook folder: {reason}") from error
+            config = FlavaImageCodebookConfig.from_dict(values)
+            with torch.device("meta"):  # shapes alone, however large they are said to be
+                shapes = FlavaImageCodebook(config).state_dict()
+        except Exception as error:  # transformers checks little: any of its parts may stumble over a value
+            raise UserError(f"mim.codebook: {config_file} is no FlavaImageCodebook's ({reason(error)})") from None
+        check_weights(shapes, weights, path, "take the weights that its config.json was made for")
+        check_finite(weights, path)
+        self.codebook = FlavaImageCodebook(config)
+        self.codebook.load_state_dict(weights)
         self.codebook.eval().requires_grad_(False)
         self.vocab_size = self.codebook.vocab_size
 

@@ -105,7 +105,7 @@ class PretrainModel(nn.Module):
         if tokens.vocab_size != backbone.description["bert"]["vocab_size"]:
             raise UserError(
                 f"text.vocab: {tokens.vocab_size} word pieces, but the text model has embeddings for "
-                f"{backbone.description['bert']['vocab_size']}; set model.bert.args.vocab_size"
+                f"{backbone.description['bert']['vocab_size']}; set model.bert.args.vocab_size: {tokens.vocab_size}"
             )
         self.itc, self.itm, self.mlm, self.mim, self.momentum = cfg.itc, cfg.itm, cfg.mlm, cfg.mim, cfg.momentum
         self.tokens = tokens
@@ -370,7 +370,7 @@ def start_from(model: PretrainModel, state: dict[str, Tensor], path: str | PathL
     backbone = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
     encoder = model.backbone.image_encoder
     lines = [f"{path}: {line}" for line in positions_line(backbone, "image_encoder.", encoder)]
-    load_weights(model.backbone, resize_positions(backbone, "image_encoder.", encoder), path)
+    load_weights(model.backbone, resize_positions(backbone, "image_encoder.", encoder, str(path)), path)
     own, taken = model.state_dict(), ["backbone"]
     for part in ("head", "cls_center", "patch_center"):
         shapes = {key: value.shape for key, value in own.items() if key.startswith(part + ".")}

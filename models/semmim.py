@@ -17,7 +17,7 @@ from models.bert import BertConfig, FusionEncoder, LMHead, Memory, TextDecoder, 
 from models.tensors import fp32
 from models.vit import ImageEncoder, positions_line, resize_positions
 from models.weights import load_exactly
-from utils import Config, UserError, find_file, load_checkpoint
+from utils import Config, UserError, find_file, load_checkpoint, reason
 
 TEMPERATURE_RANGE = (0.001, 0.5)  # ALBEF clamps its temperature to this range
 PREFIX = "backbone."  # where every stage's model keeps its backbone, and so the prefix of its keys in a checkpoint
@@ -217,15 +217,24 @@ def load_backbone(
             f"{path}: no SemMIM checkpoint (it has no model description); give one that a script of this project wrote"
         )
     description = checkpoint["description"]
+    wrong = (
+        "description" if not isinstance(description, dict) else "model" if not _is_state(checkpoint["model"]) else ""
+    )
+    if wrong or not isinstance(description.get("image_encoder"), dict):
+        raise UserError(f"{path}: its entry {wrong or 'description'} is not what a script of this project writes")
     if decoder and not any(key.startswith(f"{PREFIX}decoder.") for key in checkpoint["model"]):
         raise UserError(f"{path}: the checkpoint has no decoder, which writing text needs; give one of pre-training")
     if image_size is not None:
         image_encoder = {**description["image_encoder"], "image_size": image_size}
         description = {**description, "image_encoder": image_encoder}
-    backbone = SemMIM(description, decoder, mlm_head, checkpointing=checkpointing)
+    try:
+        backbone = SemMIM(description, decoder, mlm_head, checkpointing=checkpointing)
+    except (TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
+        why = f"{type(error).__name__}: {reason(error)}"
+        raise UserError(f"{path}: its entry description is not what a script of this project writes ({why})") from None
     state = {key[len(PREFIX) :]: value for key, value in checkpoint["model"].items() if key.startswith(PREFIX)}
     resized = positions_line(state, "image_encoder.", backbone.image_encoder)
-    state = resize_positions(state, "image_encoder.", backbone.image_encoder)
+    state = resize_positions(state, "image_encoder.", backbone.image_encoder, str(path))
     unused = load_weights(backbone, state, path)
     unused += sorted({key.split(".")[0] for key in checkpoint["model"] if not key.startswith(PREFIX)})
     rest = {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
@@ -235,6 +244,11 @@ def load_backbone(
     if unused:
         lines.append(f"{path}: not used here: {', '.join(unused)}")
     return backbone, rest, lines
+
+
+def _is_state(value) -> bool:
+    """Whether it is a dict of tensors."""
+    return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> list[str]:

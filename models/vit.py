@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.bert import fused_attention_pays, padding_mask
-from models.weights import find_weights, first_line, load_exactly, read_weights
-from utils import UserError
+from models.weights import check_finite, find_weights, load_exactly, read_architecture, read_weights
+from utils import UserError, one_line, reason, shown
 
 log = logging.getLogger("semmim")
 
@@ -62,6 +62,10 @@ HUGGING_FACE_NAMES = [
     (r"\.self_attn\.out_proj\.", ".attn.proj."),
     (r"\.self_attn\.([qkv])_proj\.", r".attn.\1."),
 ]
+
+# One name for each activation, of the names of timm's classes and of Hugging Face's `hidden_act`, in lower case.
+QUICK, EXACT, TANH = "quick_gelu", "gelu", "gelu_tanh"
+ACTIVATIONS = {"quickgelu": QUICK, "gelu_python": EXACT, "gelutanh": TANH, "gelu_new": TANH, "gelu_pytorch_tanh": TANH}
 
 
 class ImageEncoder(nn.Module):
@@ -123,7 +127,7 @@ class ImageEncoder(nn.Module):
         fused = fused_attention_pays(x)
         for block in self.vit.blocks[first - 1 : last]:
             block.attn.fused_attn = fused
-            if self.checkpointing and self.training and torch.is_grad_enabled():
+            if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, mask, use_reentrant=False)
             else:
                 x = block(x, attn_mask=mask)
@@ -179,9 +183,14 @@ def create_vit(name: str, image_size: int, args: dict, weights: str = "random") 
         "img_size": image_size,
     }
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models("vit_*"), n=1)
+        near = difflib.get_close_matches(name[:80], timm.list_models("vit_*"), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"model.image_encoder.name: timm {timm.__version__} has no model {name!r}{hint}")
+        raise UserError(f"model.image_encoder.name: timm {timm.__version__} has no model {shown(name)}{hint}")
+    if weights != "random" and name.endswith(".openai") and "quickgelu" not in name and "act_layer" not in args:
+        raise UserError(
+            f"model.image_encoder.name: {name} computes {EXACT}, OpenAI's CLIP was trained with {QUICK}; take "
+            f"{name.replace('_clip_', '_clip_quickgelu_')}"
+        )
     try:
         vit = timm.create_model(name, **options, **args)
     except TypeError as error:
@@ -190,7 +199,7 @@ def create_vit(name: str, image_size: int, args: dict, weights: str = "random") 
         if not options["pretrained"]:
             raise
         raise UserError(
-            f"model.image_encoder.weights: cannot get the hub weights of {name} ({first_line(error)}); give "
+            f"model.image_encoder.weights: cannot get the hub weights of {name} ({reason(error)}); give "
             f"a local file instead, or 'random'"
         ) from None
     plain = type(vit) is VisionTransformer and vit.has_class_token and vit.num_prefix_tokens == 1
@@ -215,17 +224,59 @@ def load_vit_weights(encoder: ImageEncoder, path: str) -> str:
     """Load the ViT of `encoder` from a .safetensors, .pt or .pth file (`path`: see `weights.find_weights`).
 
     Known layouts: timm's; Hugging Face's CLIPModel and CLIPVisionModel; OpenAI's state dict of CLIP. Entries
-    listed in IGNORED are skipped; anything else missing, left over or of another shape is a UserError.
+    listed in IGNORED are skipped; anything else missing, left over or of another shape is a UserError, and so is a
+    file of another activation than the encoder's, as far as it or the config.json beside it tells.
     Positions are resized. -> the layout: "timm", "hugging face" or "openai".
     """
-    path, _ = find_weights(str(path))
-    layout, weights = to_timm(read_weights(path), path)
-    weights = resize_positions(weights, "", encoder)
+    path, config_file = find_weights(str(path))
+    found = read_weights(path)
+    layout, weights = to_timm(found, path)
+    check_activation(encoder.vit, path, config_file, found, layout)
+    if "dist_token" in weights or "cls_token" not in weights:
+        what = "has a distillation token" if "dist_token" in weights else "has no [CLS] token"
+        raise UserError(f"{path}: {what}; take the weights of a plain Vision Transformer with one [CLS] token")
+    weights = resize_positions(weights, "", encoder, path)
     advice = "set model.image_encoder.name and args to the architecture that the file was made for"
     load_exactly(encoder.vit, weights, f"{path} (read as a {layout} file)", advice)
-    if layout == "openai" and not is_quick_gelu(encoder.vit):
-        log.warning("%s: OpenAI's CLIP was trained with QuickGELU; use a *_clip_quickgelu_* image encoder", path)
+    check_finite(weights, path)
     return layout
+
+
+def check_activation(vit: VisionTransformer, path: str, config_file: str | None, weights: dict, layout: str) -> None:
+    """A UserError where a file was made with another activation than the encoder's; a warning where CLIP's cannot say.
+
+    Activations have no weights: with the wrong one a file loads, and every number is off by about a hundredth.
+    """
+    own = activation(vit)
+    stated = stated_activation(config_file) if config_file is not None else None
+    source = config_file
+    if stated is None and {"input_resolution", "context_length"} <= weights.keys():  # three numbers of OpenAI's archive
+        stated, source = QUICK, path
+    if stated is None:
+        if layout != "timm" or "norm_pre.weight" in weights:  # CLIP's, which come with either
+            line = (
+                "%s: the file does not say its activation, the image encoder computes %s: OpenAI's CLIP has "
+                "quick_gelu, LAION's gelu; choose with model.image_encoder.name"
+            )
+            log.warning(line, path, own)
+    elif stated != own:
+        raise UserError(
+            f"{source}: its weights were made with the activation {one_line(stated)}, model.image_encoder.name "
+            f"computes {own}; take a name with{'out' if own == QUICK else ''} quickgelu, or other weights"
+        )
+
+
+def stated_activation(config_file: str) -> str | None:
+    """The activation that a config.json of Hugging Face's CLIP or of timm names; None where it does not."""
+    values = read_architecture(config_file)
+    if isinstance(name := values.get("architecture"), str):  # timm's: its own name of the model
+        tag = values["pretrained_cfg"].get("tag") if isinstance(values.get("pretrained_cfg"), dict) else None
+        return QUICK if "quickgelu" in name or tag == "openai" else EXACT if "_clip_" in name else None
+    if not str(values.get("model_type")).startswith("clip"):
+        return None  # of another model, such as the text encoder's in the same folder
+    vision = values.get("vision_config", values)
+    found = str(vision.get("hidden_act", QUICK) if isinstance(vision, dict) else QUICK)  # QUICK: their default
+    return ACTIVATIONS.get(found, found)
 
 
 def to_timm(weights: dict[str, Tensor], source: str = "state dict") -> tuple[str, dict[str, Tensor]]:
@@ -249,27 +300,39 @@ def to_timm(weights: dict[str, Tensor], source: str = "state dict") -> tuple[str
         for pattern, replacement in names:
             key = re.sub(pattern, replacement, key)
         result[key] = value.float()
+    if missing := [key for key in ("cls_token", "pos_embed") if key not in result and layout != "timm"]:
+        raise UserError(f"{source}: {missing[0]} is missing; take a whole image encoder's weights")
     if layout != "timm":
         result["cls_token"] = result["cls_token"].view(1, 1, -1)
         result["pos_embed"] = result["pos_embed"].unsqueeze(0)
     if layout == "hugging face":
         for key in [key for key in result if ".attn.q." in key]:
-            parts = [result.pop(key.replace(".q.", f".{part}.")) for part in "qkv"]
+            parts = [result.pop(key.replace(".q.", f".{part}."), None) for part in "qkv"]
+            if any(part is None or part.shape != parts[0].shape or not part.ndim for part in parts):
+                raise UserError(f"{source}: the queries, keys and values of {key} do not go together")
             result[key.replace(".q.", ".qkv.")] = torch.cat(parts)
     return layout, result
 
 
-def resize_positions(state_dict: dict[str, Tensor], prefix: str, encoder: ImageEncoder) -> dict[str, Tensor]:
+def resize_positions(
+    state_dict: dict[str, Tensor], prefix: str, encoder: ImageEncoder, source: str = "state dict"
+) -> dict[str, Tensor]:
     """Fit the positional embeddings of a checkpoint from another resolution to `encoder`.
 
     state_dict[prefix + "pos_embed"] (or prefix + "vit.pos_embed"): [1, 1 + n, D] with n a square number,
     resized by timm's bicubic, antialiased interpolation. -> a new state dict; the same values where the sizes
-    agree.
+    agree. Raises UserError where n is none.
     """
     key = _positions_key(state_dict, prefix)
-    if key is None or state_dict[key].shape[1] == encoder.vit.pos_embed.shape[1]:
+    if key is None or not _other_size(state_dict[key], encoder):
         return dict(state_dict)
     prefix_tokens = 0 if encoder.vit.no_embed_class else 1
+    patches = state_dict[key].shape[1] - prefix_tokens
+    if patches < 1 or math.isqrt(patches) ** 2 != patches:
+        raise UserError(
+            f"{source}: {key} has {state_dict[key].shape[1]} positions, which are not [CLS] and a square of patches; "
+            "take the weights of a plain Vision Transformer with one [CLS] token and square images"
+        )
     resized = resample_abs_pos_embed(
         state_dict[key], new_size=[encoder.grid, encoder.grid], num_prefix_tokens=prefix_tokens
     )
@@ -279,7 +342,7 @@ def resize_positions(state_dict: dict[str, Tensor], prefix: str, encoder: ImageE
 def positions_line(state_dict: dict[str, Tensor], prefix: str, encoder: ImageEncoder) -> list[str]:
     """What `resize_positions` will do, as a line for the log; none where the sizes agree."""
     key = _positions_key(state_dict, prefix)
-    if key is None or state_dict[key].shape[1] == encoder.vit.pos_embed.shape[1]:
+    if key is None or not _other_size(state_dict[key], encoder):
         return []
     before = math.isqrt(state_dict[key].shape[1])  # the root of a square number, or of one more: [CLS]
     now = f"{encoder.grid} x {encoder.grid} patches (image_size {encoder.image_size})"
@@ -290,6 +353,14 @@ def _positions_key(state_dict: dict[str, Tensor], prefix: str) -> str | None:
     return next((k for k in (f"{prefix}vit.pos_embed", f"{prefix}pos_embed") if k in state_dict), None)
 
 
-def is_quick_gelu(vit: VisionTransformer) -> bool:
-    """Whether its MLPs use the approximate GELU that OpenAI's CLIP was trained with."""
-    return "quick" in type(vit.blocks[0].mlp.act).__name__.lower()
+def _other_size(positions: Tensor, encoder: ImageEncoder) -> bool:
+    """Whether these are positions of the encoder's width for another number of patches; others are no positions."""
+    own = encoder.vit.pos_embed
+    return positions.ndim == 3 and positions.shape[::2] == own.shape[::2] and positions.shape[1] != own.shape[1]
+
+
+def activation(vit: VisionTransformer) -> str:
+    """What its MLPs compute, as in ACTIVATIONS."""
+    act = vit.blocks[0].mlp.act
+    name = type(act).__name__.lower() + ("tanh" if getattr(act, "approximate", "none") == "tanh" else "")
+    return ACTIVATIONS.get(name, name)

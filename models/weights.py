@@ -1,6 +1,7 @@
 """Weights: reading the files that others published, found locally or on the hub, and putting them into a module."""
 
 import importlib.util
+import json
 import os
 import zipfile
 from collections.abc import Callable, Mapping
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from utils import UserError, find_file
+from utils import UserError, find_file, one_line, reason
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 EXTENSIONS = (".safetensors", ".bin", ".pt", ".pth")
@@ -35,13 +36,42 @@ def read_weights(path: str) -> dict[str, Tensor]:
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors, zipfile and pickle have errors of their own for a broken file
-        raise UserError(f"{path}: not a readable weight file ({first_line(error)})") from None
+        raise UserError(f"{path}: not a readable weight file ({reason(error)})") from None
     for key in ("state_dict", "model"):
         if isinstance(weights, dict) and isinstance(weights.get(key), dict):
             weights = weights[key]
     if not isinstance(weights, dict):
         raise UserError(f"{path}: holds no state dict (a dict of tensors)")
-    return {k.removeprefix("module."): v for k, v in weights.items() if isinstance(v, Tensor)}
+    weights = {str(k).removeprefix("module."): v for k, v in weights.items() if isinstance(v, Tensor)}
+    for name, value in weights.items():
+        if value.layout != torch.strided or value.is_quantized or value.is_complex():
+            raise UserError(
+                f"{path}: {one_line(name)} is a sparse, quantized or complex tensor; convert the file to fp32"
+            )
+    return weights
+
+
+def check_finite(weights: Mapping[str, Tensor], source: str | os.PathLike) -> None:
+    """UserError where a weight is infinite or no number: it would spoil every number without a word."""
+    for name, value in weights.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(f"{source}: {one_line(name)} holds values that are not finite; take another file")
+
+
+def read_architecture(path: str | os.PathLike) -> dict:
+    """The map in a model's config.json; UserError where there is none."""
+    try:
+        if not os.path.isfile(path):  # a pipe would be waited for without end
+            raise OSError("there is no such file")
+        with open(path, encoding="utf-8-sig") as file:
+            values = json.load(file)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON (line {error.lineno}: {error.msg})") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: a model's configuration that cannot be read ({reason(error)})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds {type(values).__name__}, not the map of a model's configuration")
+    return values
 
 
 def load_exactly(
@@ -84,7 +114,7 @@ def check_weights(
             name, others = names[0], len(names) - 1
             problem = problem or f"has the shape {list(weights[name].shape)} instead of {list(own[name].shape)}"
             more = f" (and {others} more)" if others else ""
-            raise UserError(f"{source}: {shown(name)} {problem}{more}; {advice}")
+            raise UserError(f"{source}: {one_line(shown(name))} {problem}{more}; {advice}")
 
 
 def find_weights(source: str) -> tuple[str, str | None]:
@@ -125,22 +155,17 @@ def download(name: str) -> tuple[str, str]:
         try:
             return hf_hub_download(name, file), hf_hub_download(name, "config.json")
         except Exception as error:  # offline, unknown name, no such file: each has its own class, none is ours to tell
-            reason = first_line(error)
+            why = reason(error)
     raise UserError(
-        f"weights {name!r}: neither a local path nor available on the hub ({reason}); give a local folder or "
+        f"weights {name!r}: neither a local path nor available on the hub ({why}); give a local folder or "
         f"file, or 'random'"
     )
 
 
 def is_torchscript(path: str) -> bool:
     """Whether the file is a zip archive with TorchScript code in it."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name or name.endswith("constants.pkl") for name in archive.namelist())
-
-
-def first_line(error: Exception) -> str:
-    """The first line of its message, or its name where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("/code/" in name or name.endswith("constants.pkl") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError):
+        return False  # no archive, or one that cannot be read, as is said then

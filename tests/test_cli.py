@@ -13,7 +13,7 @@ from tiny import TINY
 import Pretrain
 import Retrieval
 from tools import make_demo_data
-from utils import load_checkpoint
+from utils import UserError, load_checkpoint, run_main
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +60,6 @@ def pretrain(data, out, *overrides, flags=()) -> None:
 
 def refuse(capsys, *arguments) -> str:
     """The one-line error with which Pretrain.py ends."""
-    from utils import run_main
-
     with pytest.raises(SystemExit) as stop:
         run_main(lambda: pretrain(*arguments))
     message = capsys.readouterr().err.strip()
@@ -214,8 +212,6 @@ def test_one_image_a_rank_is_refused(data, tmp_path, capsys):
 
 def test_checkpoint_of_another_shape_is_refused(data, tmp_path, capsys):
     pretrain(data, tmp_path / "first", "train.epochs=1")
-    from utils import run_main
-
     with pytest.raises(SystemExit):
         run_main(
             lambda: pretrain(
@@ -232,8 +228,6 @@ def test_checkpoint_of_another_shape_is_refused(data, tmp_path, capsys):
 def test_resume_with_another_loss_setting_is_refused(data, tmp_path, capsys):
     pretrain(data, tmp_path / "run", "train.epochs=1")
     before = (tmp_path / "run/config.yaml").read_text()
-    from utils import run_main
-
     with pytest.raises(SystemExit):
         run_main(lambda: pretrain(data, tmp_path / "run", "mim.mask_ratio=0.6", flags=["--resume"]))
     message = capsys.readouterr().err
@@ -259,3 +253,65 @@ def test_one_image_in_all_entries_is_refused(data, tmp_path, capsys):
     image = str(next((data / "images/train").glob("*.png")))
     file.write_text(json.dumps([{"image": image, "caption": f"number {i}"} for i in range(12)]))
     assert "name one image" in refuse(capsys, data, tmp_path / "run", f"data.train=[{file}]")
+
+
+def listing(folder) -> dict[str, bytes]:
+    """{file: content} of a folder, but for the lock."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "run.lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize(
+    "overrides, flags",
+    [
+        (["data.train=[absent.json]"], []),
+        (["mim.maskratio=0.3"], []),
+        (["model.image_encoder.image_size=36"], []),
+        (["train.batch_size=30"], []),  # the data has 24 entries
+        (["model.image_encoder.weights=absent.pth"], []),
+        ([], ["--checkpoint", "absent.pth"]),
+        (["mim.mask_ratio=0.6"], ["--resume"]),
+    ],
+)
+def test_a_start_that_fails_touches_nothing_of_an_earlier_run(data, tmp_path, capsys, overrides, flags):
+    pretrain(data, tmp_path / "run", "train.epochs=1")
+    before = listing(tmp_path / "run")
+    with pytest.raises(SystemExit):
+        run_main(lambda: pretrain(data, tmp_path / "run", *overrides, flags=flags))
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("error: ") and listing(tmp_path / "run") == before
+
+
+def test_a_diverged_run_keeps_a_state_to_go_on_from(data, tmp_path):
+    pretrain(data, tmp_path / "run", "train.epochs=1")
+    rates = (
+        "train.lr=1e6",
+        "train.lr_vit=1e6",
+        "train.warmup_steps=0",
+        "train.checkpoint_every=1",
+        "train.clip_grad=0",
+    )
+    try:
+        pretrain(data, tmp_path / "run", *rates, flags=["--resume"])
+    except UserError as error:
+        assert "not finite" in str(error) or "training ended with a loss that jumped" in str(error)
+    else:
+        raise AssertionError("a diverged run ended as if it were done")
+    last = load_checkpoint(tmp_path / "run/checkpoint_last.pth")
+    assert last["progress"]["step"] == 4  # the end of the first epoch, before the rate was raised
+    pretrain(data, tmp_path / "run", flags=["--resume"])
+    after = load_checkpoint(tmp_path / "run/checkpoint_last.pth")["progress"]
+    assert after["step"] == 8 and max(after["losses"]) < 2 * last["progress"]["losses"][0]
+
+
+def test_resuming_with_another_number_of_processes_is_said(data, tmp_path, capsys, caplog):
+    pretrain(data, tmp_path / "run", "train.epochs=1")
+    checkpoint = torch.load(tmp_path / "run/checkpoint_last.pth", weights_only=True)
+    checkpoint["rng"] *= 2  # as two processes leave it
+    torch.save(checkpoint, tmp_path / "run/checkpoint_last.pth")
+    with pytest.raises(SystemExit):
+        run_main(lambda: pretrain(data, tmp_path / "run", flags=["--resume"]))
+    assert "the checkpoint is of 2 processes" in capsys.readouterr().err
+    with caplog.at_level("INFO", "semmim"):
+        pretrain(data, tmp_path / "run", flags=["--resume", "--other_ranks"])
+    assert "order of the data and random draws are new" in caplog.text

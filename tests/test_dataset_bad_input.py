@@ -57,12 +57,13 @@ def make(stage, files, image_root=None, **options):
     source = Source(files, image_root)
     if stage == "pretrain":
         return PretrainDataset(source, PretrainViews(Augment(8)), **options)
-    if stage == "caption_eval":
-        return CaptionEvalDataset(source, square(8), "val", **options)
+    if stage in ("caption_eval", "retrieval_eval"):
+        kind = CaptionEvalDataset if stage == "caption_eval" else RetrievalEvalDataset
+        return kind(source, square(8), "val", **options)
     kinds = {"retrieval": RetrievalTrainDataset, "caption": CaptionTrainDataset, "vqa": VQATrainDataset}
     if stage.endswith("train"):
         return kinds[stage.split("_")[0]](source, Augment(8), **options)
-    return {"retrieval_eval": RetrievalEvalDataset, "vqa_eval": VQAEvalDataset}[stage](source, square(8), **options)
+    return VQAEvalDataset(source, square(8), **options)
 
 
 def refused(stage, files, message, **options):

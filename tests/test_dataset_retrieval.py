@@ -36,7 +36,7 @@ def train_set(file, image_size, **options):
 
 
 def eval_set(file, image_size, **options):
-    return RetrievalEvalDataset(Source(file), square(image_size), **options)
+    return RetrievalEvalDataset(Source(file), square(image_size), "val", **options)
 
 
 EVAL = [

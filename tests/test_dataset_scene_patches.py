@@ -32,7 +32,7 @@ def test_a_patch_belongs_to_the_object_whose_pixels_fill_it(size, grid):
 
 
 def test_the_hole_of_a_ring_is_background():
-    o = scenes.SceneObject("ring", "red", "large", "plain", "", "middle", (0.25, 0.25, 0.75, 0.75))
+    o = scenes.SceneObject("ring", "red", "large", "", "middle", (0.25, 0.25, 0.75, 0.75))
     scene = scenes.Scene(0, 0, "gray", "plain", (o,))
     found = np.array(scenes.patch_objects(scene, 128, 16)).reshape(16, 16)
     assert (found[7:9, 7:9] == -1).all() and (found[7:9, 4:6] == 0).all()

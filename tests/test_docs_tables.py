@@ -1,4 +1,4 @@
-"""docs/reproduce_tables.md: the scripts accept its commands, its numbers are the paper's, its hours the formula's."""
+"""docs/reproduce.md, the road out: scripts accept its commands, its rows are the paper's, its hours the formula's."""
 
 import re
 import shlex
@@ -9,7 +9,7 @@ from engine.config import STAGES, load_config
 from tools import ablate, report, report_tables, visualize
 from utils import ROOT
 
-DOCUMENT = (ROOT / "docs/reproduce_tables.md").read_text(encoding="utf-8")
+DOCUMENT = (ROOT / "docs/reproduce.md").read_text(encoding="utf-8").partition("\n## The road out\n")[2]
 PAPER = report_tables.read_paper()["tables"]
 STAGE_OF_SCRIPT = {"Pretrain": "pretrain", "Retrieval": "retrieval", "Caption": "caption", "VQA": "vqa"}
 TOOLS = {"ablate": ablate, "report": report, "visualize": visualize}

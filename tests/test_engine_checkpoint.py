@@ -21,7 +21,7 @@ from utils import UserError, load_checkpoint, save_checkpoint
 
 def checkpoint(step: int, **changes) -> dict:
     """A small checkpoint of one process that can be resumed."""
-    progress = {"step": step, "epoch": 0, "steps_per_epoch": 10, "total_steps": 10, "precision": "fp32"}
+    progress = {"step": step, "epoch": 0, "steps_per_epoch": 1000, "total_steps": 1000, "precision": "fp32"}
     return {
         "model": {"weight": torch.full((1000,), float(step))},
         "optimizer": {"state": {}, "param_groups": []},
@@ -55,6 +55,8 @@ def test_the_last_checkpoints_are_kept_newest_first(tmp_path, keep):
     steps = [load_checkpoint(path)["progress"]["step"] for path in last_paths(tmp_path)]
     assert steps == [5, 4, 3][:keep]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in last_paths(tmp_path))
+    LastCheckpoints(tmp_path, 1).save(checkpoint(6))
+    assert [load_checkpoint(path)["progress"]["step"] for path in last_paths(tmp_path)] == [6]
 
 
 def test_a_write_that_fails_leaves_all_that_was_kept(tmp_path, monkeypatch):
@@ -74,7 +76,7 @@ def test_flipped_bytes_are_found_and_the_checkpoint_before_is_taken(tmp_path):
     files = LastCheckpoints(tmp_path, 2)
     files.save(checkpoint(1)), files.save(checkpoint(2))
     flip(tmp_path / "checkpoint_last.pth")
-    with pytest.raises(UserError, match="checkpoint_last.pth: damaged: the checksum of its record"):
+    with pytest.raises(UserError, match="checkpoint_last.pth: damaged: the checksum of its record .* is wrong"):
         load_checkpoint(tmp_path / "checkpoint_last.pth")
     found, lines = load_resumable(tmp_path)
     assert found["progress"]["step"] == 1 and "damaged" in lines[0] and "the one before" in lines[0]
@@ -97,8 +99,16 @@ def test_nothing_whole_is_an_error_and_nothing_at_all_a_beginning(tmp_path):
     "entry, value",
     [
         *(("progress", x) for x in ([], None, {}, {"step": "2"}, {**checkpoint(2)["progress"], "epoch": -1})),
-        ("progress", {**checkpoint(2)["progress"], "precision": "fp8"}),
+        *(
+            ("progress", {**checkpoint(2)["progress"], **changes})
+            for changes in ({"precision": "fp8"}, {"losses": 3}, {"losses": ["4"]}, {"epoch": 9}, {"step": 1001})
+        ),
         *(("rng", x) for x in (None, [], [None], [{}], {"torch": 1}, [{**state_of_generators(), "torch": [1, 2]}])),
+        *(("rng", [{**state_of_generators(), "python": x}]) for x in ([3, [1, 2], None], [3, 4, None], [], None)),
+        *(("rng", [{**state_of_generators(), "numpy": x}]) for x in (["MT19937", [1], 0, 0, 0.0], ["x"], None)),
+        *(("rng", [{**state_of_generators(), "torch": x}]) for x in (torch.zeros(3, dtype=torch.uint8), None)),
+        ("rng", [{**state_of_generators(), "cuda": "x"}]),
+        *(("best", x) for x in ("x", [1], {"r_mean": 3.0})),
         *(("config", x) for x in (None, [], {}, {"seed": "3"})),
         *(("optimizer", x) for x in (None, [], {})),
         ("model", None),
@@ -234,12 +244,14 @@ def test_evaluating_in_a_training_runs_folder_keeps_its_configuration(tmp_path):
 
 
 def test_a_full_disk_is_told_once_and_ends_no_training(tmp_path, caplog):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full")
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
     run = Run(tmp_path)
-    run.open()
-    run._log.close()
-    run._log = open("/dev/full", "w") if os.path.exists("/dev/full") else pytest.skip("no /dev/full")
+    run.open(evaluate=True)
     for step in (1, 2):
         run.log(step, {"loss": 1.0})
+    run.close()
     assert caplog.text.count("cannot be written") == 1 and "No space left" in caplog.text
 
 

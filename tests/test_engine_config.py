@@ -102,6 +102,39 @@ def test_null_and_an_empty_map_accept_anything(write):
     assert load(path, ["data.image_root=images"]).data.image_root == "images"
 
 
+def test_a_key_of_several_kinds_is_one_of_them_and_its_maps_have_the_users_keys(write):
+    kinds = {"kinds": {"name": ("text", "a map")}}
+    path = write("run.yaml", "name: {vqa: /a}")
+    assert load(path, ["name.my_own=/b"], **kinds).name == {"vqa": "/a", "my_own": "/b"}
+    assert load(path, ["name=/c"], **kinds).name == "/c"
+    with pytest.raises(UserError, match=r"--override name=3: name is a number \(3\); text or a map is expected"):
+        load(path, ["name=3"], **kinds)
+    with pytest.raises(UserError, match="name is a map"):
+        load(path)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "retrieval", "caption", "vqa"])
+def test_image_root_is_a_folder_a_map_or_none_in_every_stage(stage):
+    def root(*overrides):
+        return load_config(STAGES[stage].schema, overrides, STAGES[stage]).data.image_root
+
+    assert root("data.image_root=/a") == "/a" and root("data.image_root=none") is None
+    assert root("data.image_root=/a", "data.image_root={coco: /b, my_own: /c}") == {"coco": "/b", "my_own": "/c"}
+    assert root("data.image_root=none", "data.image_root.vg=/d") == {"vg": "/d"}
+    for value in ("3", "[/a]", "{coco: 3}", "{1: /a}", "{}", "''", "true"):
+        with pytest.raises(UserError, match="data.image_root") as error:
+            root("data.image_root=none", f"data.image_root={value}")
+        assert "\n" not in str(error.value)
+
+
+def test_answer_weight_takes_the_users_own_data_sets():
+    weights = load_config(VQA.schema, ["data.answer_weight.my_own=0.2"], VQA).data.answer_weight
+    assert weights == {"vg": 0.5, "gqa": 0.5, "my_own": 0.2}
+    for value in ("data.answer_weight.vg=-1", "data.answer_weight.vg=a", "data.answer_weight=1"):
+        with pytest.raises(UserError, match="data.answer_weight"):
+            load_config(VQA.schema, [value], VQA)
+
+
 def test_optional_keys_accept_none(write):
     path = write("run.yaml", "train: {inject_from: none}")
     assert load(path, optional=("train.inject_from",)).train.inject_from is None

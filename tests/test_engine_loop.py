@@ -268,6 +268,22 @@ def test_a_signal_ends_the_run_after_its_step_and_handlers_are_given_back(tmp_pa
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_the_third_ctrl_c_interrupts_at_once(tmp_path):
+    trained = Trained(tmp_path)
+    presses = []
+
+    def loss_fn(*args):
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+            presses.append(1)
+        return mean_squared_error(*args)
+
+    trained.loss_fn = loss_fn
+    with pytest.raises(KeyboardInterrupt):
+        trained.go()
+    assert len(presses) == 2 and trained.steps_seen == [] and not trained.checkpoint.exists()
+
+
 def test_the_log_holds_interval_means_rates_and_speed(tmp_path):
     trained = Trained(tmp_path, dropout=0.0, epochs=1)
     losses = []
@@ -302,21 +318,21 @@ def test_resume_with_another_batch_size_or_model_is_an_error(tmp_path):
         other.go()
 
 
-# ------------------------------------------------------------------------------------------- two processes
+# ------------------------------------------------------------------------------------------- several processes
 
 
-def in_two_processes(function, folder):
-    """Run function(rank, folder) in two gloo processes and return what each gave."""
+def in_processes(count, function, folder):
+    """Run function(rank, folder) in `count` gloo processes and return what each gave."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_worker, (function, folder, port), nprocs=2)
-    return [torch.load(folder / f"result{rank}.pt") for rank in range(2)]
+    torch.multiprocessing.spawn(_worker, (count, function, folder, port), nprocs=count)
+    return [torch.load(folder / f"result{rank}.pt") for rank in range(count)]
 
 
-def _worker(rank, function, folder, port):
+def _worker(rank, count, function, folder, port):
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     utils.init_distributed("cpu")
     torch.save(function(rank, folder), folder / f"result{rank}.pt")
@@ -375,7 +391,7 @@ def test_two_processes(tmp_path):
     whole.go()
     over_tokens = Trained(tmp_path / "over_tokens", dropout=0.0, loader=Loader(4), loss_fn=mean_over_tokens)
     over_tokens.go()
-    both = in_two_processes(_two_processes, tmp_path)
+    both = in_processes(2, _two_processes, tmp_path)
     for rank, results in enumerate(both):
         torch.testing.assert_close(results["weights1"], whole.weights(), atol=1e-6, rtol=0)
         torch.testing.assert_close(results["weights2"], whole.weights(), atol=1e-6, rtol=0)
@@ -390,3 +406,31 @@ def test_two_processes(tmp_path):
         assert results["buffers"] == [[0.0, 0.0], True]
         assert results["bools"].tolist() == [False, True] and results["sum"] == 3
         assert results["objects"] == [{"r": 0}, {"r": 1}]
+
+
+def _stopped_and_resumed(rank, folder):
+    """Weights of a run that nothing stops, and of one that a signal stops and --resume continues."""
+
+    def trained(name, **options):
+        run = Trained(folder / name, loader=Loader(2), **options)
+        torch.manual_seed(0)
+        run.model = nn.Sequential(nn.Linear(5, 64), nn.Dropout(0.5), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
+        run.optimizer = torch.optim.AdamW(run.model.parameters())
+        torch.manual_seed(1 + rank)
+        return run
+
+    straight = trained("straight")
+    straight.go()
+    stopped = trained("run", stop_at=1 if rank == 1 else None)
+    with pytest.raises(utils.Stopped):
+        stopped.go()
+    resumed = trained("run", resume=True)
+    resumed.go()
+    return {"straight": straight.weights(), "resumed": resumed.weights(), "steps": resumed.steps_seen}
+
+
+def test_three_processes_resume_bit_by_bit(tmp_path):
+    """Three numbers add up to another sum in another order, and DDP chooses the order: see `engine.ddp.rehearse`."""
+    for results in in_processes(3, _stopped_and_resumed, tmp_path):
+        assert torch.equal(results["straight"], results["resumed"])
+        assert results["steps"] == [3, 4, 5, 6, 7, 8]

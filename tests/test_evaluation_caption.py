@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from torch import nn
 from dataset import scenes
 from engine.config import CAPTION, load_config
 from evaluation import caption
-from evaluation.cider import CiderD, CiderReward, caption_words, cider, reward_words
+from evaluation.cider import CiderD, CiderReward, caption_words, cider, load_document_frequencies, reward_words
 from utils import UserError
 
 NEEDS_JAVA = pytest.mark.skipif(shutil.which("java") is None, reason="needs Java")
@@ -97,6 +98,16 @@ def test_a_file_of_document_frequencies_without_the_end_of_sentences_is_made_ane
     assert len(new.keys) > len(old.keys)
     assert np.array_equal(CiderD.cached(path, texts, eos=True).keys, new.keys)
     assert np.array_equal(CiderD.cached(path, texts, eos=False).keys, old.keys)
+
+
+def test_document_frequencies_go_into_the_run_s_folder_where_the_data_s_cannot_be_written(references, tmp_path):
+    annotations, out = tmp_path / "train.json", tmp_path / "not/yet/made"
+    annotations.write_text("[]")
+    (tmp_path / "train_cider.npz").mkdir()  # nothing can be written in its place
+    texts = list(references.values())
+    dataset = SimpleNamespace(paths=range(len(texts)), references=lambda image: texts[image])
+    assert load_document_frequencies(annotations, dataset, out).images == 40
+    assert (out / "train_cider.npz").is_file()
 
 
 def as_tokens(texts, cut=()):

@@ -251,6 +251,18 @@ def test_checkpointing_changes_no_gradient():
         torch.testing.assert_close(gradient, gradients[1][name])
 
 
+@pytest.mark.parametrize("training", [True, False])  # the engine's rehearsal of a step is in eval mode
+def test_checkpointing_recomputes_every_layer_in_the_backward_pass(training):
+    encoder, (images, *_) = tiny(checkpointing=True).train(training), inputs()
+    calls = []
+    for number, block in enumerate(encoder.vit.blocks):
+        block.register_forward_pre_hook(lambda *_, number=number: calls.append(number))
+    loss = encoder(images).square().sum()
+    forward = list(calls)
+    loss.backward()
+    assert sorted(calls) == sorted(2 * forward) and forward == list(range(encoder.depth))
+
+
 @torch.no_grad()
 def test_bf16_on_the_cpu_stays_close_to_fp32():
     encoder, (images, text, text_mask) = tiny(), inputs()

@@ -101,12 +101,13 @@ def test_different_scores_stop_the_comparison(monkeypatch):
 def test_operations_are_those_that_torch_counts(monkeypatch):
     monkeypatch.setattr(benchmark_retrieval, "BASE", ("configs/demo/Pretrain.yaml", ()))  # runs within a second
     monkeypatch.setattr(benchmark_retrieval, "IMAGE_LAYERS", 6)
+    monkeypatch.setattr(benchmark_retrieval, "PATCH", 12)
     net = build_backbone(benchmark_retrieval.load("configs/demo/Pretrain.yaml"), decoder=False, mlm_head=False)[
         0
     ].eval()
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-        image_embeds = net.image_encoder(torch.randn(2, 3, 64, 64))
+        image_embeds = net.image_encoder(torch.randn(2, 3, 72, 72))
         net.text_encoder(torch.zeros(3, 13, dtype=torch.long))
         encoding = counter.get_total_flops()
         memory = net.fusion_encoder.project_memory(image_embeds)

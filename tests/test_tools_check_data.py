@@ -66,7 +66,7 @@ def test_a_missing_and_a_broken_image_of_evaluation_stop(check, folder):
     code, out, report = check()
     assert code == 1 and len(report["would_stop"]) == 2
     assert report["splits"]["val"]["images missing"]["first"] == [str(folder / "images/b1.jpg")]
-    assert "c2.jpg (image file is truncated" in report["splits"]["test"]["images unreadable"]["first"][0]
+    assert "c2.jpg (OSError: image file is truncated" in report["splits"]["test"]["images unreadable"]["first"][0]
     assert "val: evaluation needs every image" in out
 
 

@@ -1,6 +1,9 @@
 """tools/predict.py as a user runs it."""
 
+import csv
+import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +12,11 @@ import torch
 from PIL import Image
 from tiny import TOKENIZER, tiny_config
 
+from dataset import transforms
 from engine.config import CAPTION, RETRIEVAL, load_config
 from models.caption import CaptionModel
 from models.semmim import build_backbone, load_backbone
-from tools import predict, predict_retrieve
+from tools import predict
 from utils import UserError, load_checkpoint, save_checkpoint
 
 
@@ -32,9 +36,14 @@ def folder(tmp_path_factory):
     return path
 
 
+def read_image(folder, backbone):
+    image = transforms.open_image(folder / "a.png")
+    return transforms.test_transform(backbone.image_encoder.image_size)(image)[None]
+
+
 def lines(capsys, folder, checkpoint, *options):
-    pictures = [str(folder / f"{name}.png") for name in "ab"]
-    predict.main(["caption", *pictures, "--checkpoint", str(folder / checkpoint), *options])
+    images = [str(folder / f"{name}.png") for name in "ab"]
+    predict.main(["caption", *images, "--checkpoint", str(folder / checkpoint), *options])
     return [line.split("\t") for line in capsys.readouterr().out.splitlines()]
 
 
@@ -51,7 +60,7 @@ def test_a_pre_trained_checkpoint_captions_with_the_options_given(folder, capsys
     assert first != lines(capsys, folder, "pre.pth", *options, "--seed", "2")
 
 
-def test_a_image_that_cannot_be_read_is_named(folder):
+def test_an_image_that_cannot_be_read_is_named(folder):
     with pytest.raises(UserError, match="absent.png"):
         predict.main(["caption", str(folder / "absent.png"), "--checkpoint", str(folder / "pre.pth")])
 
@@ -68,7 +77,7 @@ def test_pipes_and_postscript_are_no_images(folder, tmp_path, capsys, command):
 
 
 def test_images_are_ranked_for_a_sentence_and_shown_on_a_sheet(folder, capsys, tmp_path):
-    broken = tmp_path / "pictures" / "broken <x>.png"
+    broken = tmp_path / "images" / "broken <x>.png"
     broken.parent.mkdir()
     broken.write_bytes(b"no image")
     for name in "ab":
@@ -89,7 +98,7 @@ def test_images_are_ranked_for_a_sentence_and_shown_on_a_sheet(folder, capsys, t
     assert "a &lt;red&gt; bus" in page and "a &amp; co.png" in page and page.count("data:image/jpeg") == 4
 
 
-def test_sentences_are_ranked_for_a_image_as_the_model_scores_them(folder, capsys, tmp_path):
+def test_sentences_are_ranked_for_an_image_as_the_model_scores_them(folder, capsys, tmp_path):
     texts = ["a red bus", "two dogs", "nothing at all"]
     (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n\n")
     predict.main(
@@ -100,7 +109,7 @@ def test_sentences_are_ranked_for_a_image_as_the_model_scores_them(folder, capsy
     backbone, _, _ = load_backbone(folder / "pre.pth")
     backbone.eval()
     with torch.no_grad():
-        image = predict.read_picture(str(folder / "a.png"), backbone.image_encoder.image_size)
+        image = read_image(folder, backbone)
         embeds, feat = backbone.encode_image(image)
         expected = {}
         for text in texts:
@@ -129,7 +138,7 @@ def test_the_order_that_was_better_on_val_is_taken_and_k_0_is_the_contrast_alone
     backbone.eval()
     scores = {}
     with torch.no_grad():
-        image = predict.read_picture(str(folder / "a.png"), backbone.image_encoder.image_size)
+        image = read_image(folder, backbone)
         embeds, feat = backbone.encode_image(image)
         for text in texts:
             ids, mask = TOKENIZER.encode([text], 30)
@@ -167,15 +176,14 @@ def test_a_folder_is_ranked_for_each_sentence_even_if_only_one_image_can_be_read
     assert all(line.endswith("good.png") for line in (lines[1], lines[3]))
 
 
-def test_a_images_scores_do_not_depend_on_the_batch_or_on_unreadable_neighbours(folder, capsys, tmp_path, monkeypatch):
+def test_an_images_scores_do_not_depend_on_the_batch_or_on_unreadable_neighbours(folder, capsys, tmp_path):
     for name, content in (("1", "a"), ("2", None), ("3", "b"), ("4", "a")):
         data = (folder / f"{content}.png").read_bytes() if content else b"no image"
         (tmp_path / f"{name}.png").write_bytes(data)
     found = []
     for batch in (64, 2):
-        monkeypatch.setattr(predict_retrieve, "BATCH", batch)
         predict.main(
-            ["retrieve", str(tmp_path), "--text", "a red bus", "--device", "cpu"]
+            ["retrieve", str(tmp_path), "--text", "a red bus", "--device", "cpu", "--batch_size", str(batch)]
             + ["--checkpoint", str(folder / "pre.pth")]
         )
         rows = [line.split(maxsplit=3) for line in capsys.readouterr().out.splitlines()[1:]]
@@ -214,3 +222,84 @@ def test_wrong_retrieval_input_is_a_one_line_error(folder, arguments, message):
     name, *options = arguments
     with pytest.raises(UserError, match=message):
         predict.main(["retrieve", str(folder / name), *options, "--checkpoint", str(folder / "pre.pth")])
+
+
+# ------------------------------------------------------------------------------------------- files, rows, notes
+
+
+def rows(path):
+    """The rows of a file of JSON lines or CSV, numbers as text."""
+    if path.suffix == ".csv":
+        with open(path, newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    read = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [{key: "" if value is None else str(value) for key, value in row.items()} for row in read]
+
+
+@pytest.mark.parametrize("extension", [".jsonl", ".csv"])
+def test_every_commands_rows_say_what_it_prints(folder, capsys, tmp_path, extension):
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in "ab":
+        (images / f"{name}, 1.png").write_bytes((folder / f"{name}.png").read_bytes())
+    (images / "broken.png").write_bytes(b"no image")
+
+    def run(*command):
+        options = ["--checkpoint", str(folder / "pre.pth"), "--device", "cpu"]
+        predict.main([*command, *options])
+        printed = capsys.readouterr()
+        assert "broken.png" in printed.err and "images in" in printed.err  # what was left out, and progress
+        predict.main([*command, *options, "--output", str(tmp_path / f"rows{extension}")])
+        capsys.readouterr()
+        return [line.split("\t") for line in printed.out.splitlines()], rows(tmp_path / f"rows{extension}")
+
+    printed, found = run("caption", str(images), "--max_tokens", "9")
+    assert printed == [[row["image"], row["caption"]] for row in found] and len(found) == 2
+    printed, found = run("vqa", str(images), "--question", "what?", "--question", "is it red?")
+    assert printed == [[row["image"], row["question"], row["answer"]] for row in found] and len(found) == 4
+    printed, found = run("retrieve", str(images), "--text", "a red bus", "--k", "1")
+    assert [row["item"] for row in found] == [line[0].split(maxsplit=3)[3] for line in printed[1:]]
+    assert found[0]["score"] != "" and found[1]["score"] == ""
+    printed, found = run("classify", str(images), "--classes", "dog", "bus", "--top", "2")
+    said = [[row["image"], f"{row['class']} {float(row['probability']):.3f}"] for row in found]
+    assert said == [[line[0], shown] for line in printed for shown in line[1:]] and len(found) == 4
+
+
+def test_one_image_and_one_question_print_the_answer_alone_and_a_note(folder, capsys, tmp_path):
+    (tmp_path / "answers.txt").write_text("dog\ntwo\n")
+    command = ["vqa", str(folder / "a.png"), "is it red?", "--device", "cpu", "--checkpoint", str(folder / "pre.pth")]
+    predict.main([*command, "--answers", str(tmp_path / "answers.txt")])
+    printed = capsys.readouterr()
+    assert printed.out in ("dog\n", "two\n") and "never learned to answer" in printed.err
+
+
+def test_answers_of_a_folder_are_those_of_single_images(folder, capsys, tmp_path):
+    questions = tmp_path / "questions.txt"
+    questions.write_text("what is it?\nhow many dogs are there?\n")
+    options = ["--questions", str(questions), "--device", "cpu", "--checkpoint", str(folder / "pre.pth")]
+    predict.main(["vqa", str(folder), *options])
+    together = capsys.readouterr().out
+    for name in "ab":
+        predict.main(["vqa", str(folder / f"{name}.png"), *options])
+    assert capsys.readouterr().out == together and len(together.splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["caption", "a.png", "--output", "x.txt"], "--output x.txt: the name must end in .jsonl or .csv"),
+        (["caption", "a.png", "--batch_size", "0"], "--batch_size 0"),
+        (["caption", "a.png", "--beams", "0"], "beams"),
+        (["vqa", "a.png"], "no question"),
+        (["vqa", "a.png", "--question", ""], "question"),
+        (["classify", "a.png", "--classes", "dog"], "two different classes"),
+        (["classify", "a.png", "--classes", "dog", "bus", "--template", "a photo"], "{}"),
+        (["embed", "a.png"], "--output is missing"),
+        (["embed", "--output", "x.npz"], "nothing to embed"),
+        (["evaluate", "zero-shot", "a.png"], "not a folder"),
+    ],
+)
+def test_wrong_options_are_a_one_line_error(folder, arguments, message):
+    arguments = [str(folder / word) if word == "a.png" else word for word in arguments]
+    with pytest.raises(UserError, match=re.escape(message)):
+        predict.main([*arguments, "--checkpoint", str(folder / "pre.pth"), "--device", "cpu"])

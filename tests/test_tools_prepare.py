@@ -52,6 +52,7 @@ def test_coco_becomes_retrieval_captioning_and_pretraining_files(run, tmp_path):
         "image": "val2014/COCO_val2014_000000522418.jpg",
         "caption": "A cat number 0.",
         "image_id": "coco_522418",
+        "dataset": "coco",
     }
     assert train[5]["caption"] == "A cat & a mat"  # restval is trained on, HTML entities are resolved
     assert test[0]["caption"] == [text.strip() for text in official.five("dog")]
@@ -73,9 +74,11 @@ def test_flickr30k_becomes_retrieval_files(run, tmp_path):
         "image": "flickr30k-images/1000092795.jpg",
         "caption": "A girl number 0.",
         "image_id": "flickr30k_0",
+        "dataset": "flickr30k",
     }
+    captions = [text.strip() for text in official.five("woman")]
     assert read(notes / "flickr30k_test.json") == [
-        {"image": "flickr30k-images/1007129816.jpg", "caption": [text.strip() for text in official.five("woman")]}
+        {"image": "flickr30k-images/1007129816.jpg", "caption": captions, "dataset": "flickr30k"}
     ]
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from dataset.official import coco_number, flickr_photo, soft_scores, tidy
-from dataset.transforms import ImageError
+from dataset.transforms import FORMATS, ImageError, open_image
 from tools import prepare
 from tools.preparing.held_out import read_refs
 from tools.preparing.image_hash import KnownImages, fingerprint
@@ -397,6 +397,20 @@ def test_even_images_are_compared_by_their_bytes_alone(tmp_path):
     known.add(fingerprint(tmp_path / "white.png"), "white")
     assert known.find(fingerprint(tmp_path / "copy.png")) == ("white", "a copy")
     assert known.find(fingerprint(tmp_path / "other.png")) is None
+
+
+@pytest.mark.parametrize("name", [*FORMATS, "ICO", "TGA", "EPS"])
+def test_an_image_has_a_fingerprint_where_training_can_open_it_and_else_the_same_reason(tmp_path, name):
+    path = tmp_path / "image.jpg"
+    official.picture(1).save(path, name)
+    if name in FORMATS:
+        assert open_image(path) and fingerprint(path).sha256
+        return
+    with pytest.raises(ImageError) as refused:
+        open_image(path)
+    with pytest.raises(ImageError) as found:
+        fingerprint(path)
+    assert str(found.value) == str(refused.value)
 
 
 def test_what_is_no_image_has_no_fingerprint(tmp_path):

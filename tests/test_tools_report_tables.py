@@ -90,6 +90,13 @@ def test_an_unfinished_run_gives_no_number(tmp_path):
     assert [run.stage for run in report_tables.find_runs(tmp_path)] == ["vqa"]
 
 
+def test_a_run_that_a_later_one_put_aside_is_no_second_seed(tmp_path):
+    make_run(tmp_path / "a", COCO, recalls(80.0))
+    make_run(tmp_path / "a/earlier_1", COCO, recalls(60.0))
+    assert [run.folder for run in report_tables.find_runs(tmp_path)] == [tmp_path / "a"]
+    assert len(report_tables.find_runs(tmp_path / "a/earlier_1")) == 1  # asked for by its name
+
+
 # ------------------------------------------------------------------------------------------------------ the arithmetic
 
 

@@ -160,6 +160,28 @@ def test_a_wrong_checkpoint_is_a_one_line_error(tmp_path, content, message):
     assert "\n" not in str(error.value)
 
 
+def test_any_damage_to_a_checkpoint_is_found_or_leaves_its_content(tmp_path):
+    """Flipped bytes anywhere, also in the archive's own lists, and files cut short."""
+    path, rng = tmp_path / "c.pth", random.Random(0)
+    content = {"model": {"weight": torch.arange(8.0)}, "progress": {"step": 1}}
+    utils.save_checkpoint(path, content)
+    whole, found = path.read_bytes(), 0
+    for trial in range(300):
+        damaged = bytearray(whole if trial % 3 else whole[: rng.randrange(len(whole))])
+        for _ in range(rng.choice([1, 4]) if damaged else 0):
+            first = max(0, len(damaged) - 700) if trial % 2 else 0  # where the list of records begins, or anywhere
+            damaged[rng.randrange(first, len(damaged))] ^= rng.randrange(1, 256)
+        path.write_bytes(damaged)
+        try:
+            loaded = utils.load_checkpoint(path)
+            assert torch.equal(loaded["model"]["weight"], content["model"]["weight"])
+            assert loaded["progress"] == content["progress"]
+        except utils.UserError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+            found += 1
+    assert 150 < found < 300
+
+
 # -------------------------------------------------------------------------------------------------- set-up
 
 
@@ -208,3 +230,12 @@ def test_set_up_names_an_interpreter_that_is_too_old(tmp_path):
     result = setup_venv(tmp_path, version="3.9.1")
     assert result.returncode == 1 and "error: Python 3.9.1 is too old: Python 3.10 or newer" in result.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+def test_half_of_torchruns_environment_is_an_error(monkeypatch):
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(utils.UserError, match="RANK and WORLD_SIZE are set, MASTER_ADDR is not: start with torchrun"):
+        utils.init_distributed("cpu")

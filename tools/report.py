@@ -56,7 +56,7 @@ TEACHER = {
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     folder = args.folder
-    runs = [path.parent for path in sorted(folder.rglob("config.yaml"), key=lambda path: path.stat().st_mtime)]
+    runs = sorted(report_tables.run_folders(folder), key=lambda run: (run / "config.yaml").stat().st_mtime)
     if not runs:
         raise UserError(f"{folder}: no run in it (a run's folder holds config.yaml); give a script's --output_dir")
     if args.format == "summary":

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ruamel.yaml import YAML
-
+from engine.yaml_files import read_yaml
+from tools.report_statistics import Stat
 from utils import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,13 +81,19 @@ def read_paper() -> dict:
 
 def find_runs(folder: Path) -> list[Run]:
     """All finished runs below a folder, in the order of their paths."""
-    return [run for path in sorted(folder.rglob("config.yaml")) if (run := read_run(path.parent)) is not None]
+    return [run for path in run_folders(folder) if (run := read_run(path)) is not None]
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The folders of all runs below a folder; not earlier_1, ..., into which a later run in the same folder put one."""
+    paths = [path.parent for path in sorted(folder.rglob("config.yaml"))]
+    return [path for path in paths if path == folder or not re.fullmatch(r"earlier_\d+", path.name)]
 
 
 def read_run(folder: Path) -> Run | None:
     """The run in a folder; None where it has no numbers yet."""
     metrics = read_json(folder / "metrics.json")
-    config = YAML(typ="safe", pure=True).load((folder / "config.yaml").read_text(encoding="utf-8")) or {}
+    config = read_yaml(folder / "config.yaml")
     stage = next((stage for key, stage in STAGE_OF_KEY.items() if key in config), None)
     if not metrics or stage is None:
         return None
@@ -166,27 +172,6 @@ def groups(runs: Iterable[Run], stage: str, kind: str | None = None, data: str |
 
 
 # --------------------------------------------------------------------------------------------------- the arithmetic
-
-
-@dataclass(frozen=True)
-class Stat:
-    """Mean and sample standard deviation of `count` values; spread 0 with one value."""
-
-    mean: float
-    spread: float
-    count: int
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> Stat | None:
-        """None without any value."""
-        values = [float(value) for value in values]
-        if not values:
-            return None
-        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
-
-    def show(self, decimals: int, sign: bool = False) -> str:
-        text = f"{self.mean:{'+' if sign else ''}.{decimals}f}"
-        return f"{text} ± {self.spread:.{decimals}f} ({self.count})" if self.count > 1 else text
 
 
 def stat(runs: Sequence[Run], value: Callable[[Run], float | str | None]) -> Stat | None:

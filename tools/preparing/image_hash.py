@@ -7,7 +7,6 @@ decides.
 """
 
 import hashlib
-import io
 import multiprocessing
 import os
 import signal
@@ -19,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from dataset.transforms import ImageError, to_rgb
+from dataset.transforms import ImageError, opened, to_rgb
 
 MARGIN = 3  # grey levels: smaller differences are noise of the compression in even areas
 SHORT_BITS, LONG_BITS = 3, 16  # of 64 and of 256: how far copies may be apart
@@ -27,7 +26,6 @@ MIN_EDGES = 24  # bits that must be set among the 256: a nearly even image looks
 PARTS = 4
 NO_FILE = "no such file"
 COPY, LOOK_ALIKE = "a copy", "a look-alike"  # the same bytes; the same image in other bytes
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO", "PPM")  # none that starts another program
 
 
 class Fingerprint(NamedTuple):
@@ -42,18 +40,15 @@ def fingerprint(path: str | Path) -> Fingerprint:
     """Raises ImageError where the file is missing or no image."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ImageError(path, "no regular file")  # a pipe would be waited for
+            raise ImageError(path, "not a regular file")  # a pipe would be waited for
         content = Path(path).read_bytes()
     except FileNotFoundError:
         raise ImageError(path, NO_FILE) from None
     except OSError as error:
         raise ImageError(path, error.strerror or "cannot be read") from None
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            image.draft("RGB", (128, 128))  # a JPEG decoder then skips most of its work
-            grey = to_rgb(image).convert("L")
-    except Exception as error:  # decoders raise nearly anything on broken files
-        raise ImageError(path, " ".join(str(error).split())[:100] or type(error).__name__) from error
+    with opened(path, content) as image:
+        image.draft("RGB", (128, 128))  # a JPEG decoder then skips most of its work
+        grey = to_rgb(image).convert("L")
     long = _differences(grey, 16)
     if long.bit_count() < MIN_EDGES:
         return Fingerprint(hashlib.sha256(content).hexdigest(), None, None)

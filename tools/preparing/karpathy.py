@@ -14,6 +14,7 @@ from dataset.official import (
     flickr_photo,
     karpathy_candidates,
     karpathy_captions,
+    karpathy_folder,
     karpathy_pairs,
     karpathy_path,
 )
@@ -72,7 +73,7 @@ class SplitFile:
 
     def __init__(self, job: Job, path: Path):
         self.job, self.path, self.report = job, path, job.report
-        self.folder = FLICKR30K_FOLDER if job.name == "flickr30k" else ""
+        self.folder = karpathy_folder(job.name)
         self.numbers: set[int] = set()
         self.captions: Counter = Counter()
 
@@ -152,7 +153,7 @@ def held_out_entry(job: Job, entry: dict, photos: dict[int, int]) -> dict:
 
 
 def write_retrieval(job: Job, entries: list[dict]) -> None:
-    folder = FLICKR30K_FOLDER if job.name == "flickr30k" else ""
+    folder = karpathy_folder(job.name)
     parts = {split: [e for e in entries if SPLIT_OF[e["split"]] == split] for split in ("train", "val", "test")}
     for split, part in parts.items():
         if not part:
@@ -161,7 +162,7 @@ def write_retrieval(job: Job, entries: list[dict]) -> None:
         with job.writing(f"{job.name}/annotations/{job.name}_{split}.json") as write:
             for entry in part:
                 pairs = karpathy_pairs(entry, job.name, folder)
-                for pair in pairs if split == "train" else [karpathy_candidates(entry, folder)]:
+                for pair in pairs if split == "train" else [karpathy_candidates(entry, job.name, folder)]:
                     write(pair)
 
 
@@ -173,7 +174,7 @@ def write_captioning(job: Job, entries: list[dict], official: Path) -> None:
         return
     with job.writing("coco/dataset_coco.json") as write:  # a list of the entries: readers take both
         for entry in entries:
-            write(entry)
+            write({"dataset": job.name, **entry})
 
 
 def write_pretraining(job: Job, entries: list[dict], photos: dict[int, int]) -> None:

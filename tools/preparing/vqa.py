@@ -143,14 +143,13 @@ def _slim(annotation: dict, shared: dict[str, dict]) -> dict:
 
 
 def _entries(job: Job, path: Path, split: str, annotations: dict, answered: bool) -> Iterator[dict]:
-    folder = "test2015" if split.startswith("test") else split
     count, images = 0, set()
     for index, question in enumerate(stream_entries(path, "questions")):
         count += 1
         where = f"{path.name} question {index}"
         try:
             annotation = annotations.pop(question["question_id"], None) if answered else None
-            entry = vqa_entry(question, annotation, folder)
+            entry = vqa_entry(question, annotation, split)
         except (ValueError, KeyError, TypeError) as error:
             job.report.odd("question that is not as VQA's, left out", f"{where} {error}")
             continue

@@ -1,0 +1,30 @@
+"""A checkpoint of any stage, or a folder or hub repository that `save_pretrained` wrote, as one object for use:
+
+    from semmim import SemMIM
+
+    model = SemMIM.from_pretrained("output/retrieval/checkpoint_best.pth", device="auto")
+    image_features = model.encode_image(["dog.jpg", "bus.jpg"])  # [2, E], normalized
+    similarity = image_features @ model.encode_text(["a red bus"]).T  # [2, 1] cosines
+    print(model.match(["dog.jpg"], ["a red bus"]))  # [1, 1] probability that the fusion encoder gives
+    model.save_pretrained("exported")
+
+`pip install -e .` in the repository's folder makes this importable from anywhere (editable alone: defaults of settings
+are the repository's configs/). From within the repository nothing has to be installed.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+# The other rooms have plain names: a module of one of them earlier on the path would take its place.
+_root = Path(__file__).resolve().parent.parent
+for _name in ("utils", "dataset", "models", "evaluation", "engine"):
+    _spec = find_spec(_name)
+    if _spec is None or _root not in Path(_spec.origin or "/").resolve().parents:
+        raise ImportError(
+            f"semmim needs its own module {_name} ({_root}), but {_spec and _spec.origin} is found before it: "
+            "rename that, or start Python in another folder"
+        )
+
+from semmim.model import SemMIM  # noqa: E402
+
+__all__ = ["SemMIM"]

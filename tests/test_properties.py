@@ -1,0 +1,262 @@
+"""Whatever a configuration, an answer or a caption is: documented errors, and numbers within their limits."""
+
+import json
+import math
+import string
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from engine.config import STAGES, load_config, lookup, save_config
+from engine.yaml_files import parse_yaml, read_yaml
+from evaluation.cider import CiderD, caption_words, cider, reward_words
+from evaluation.vqa import SCORING, answer_scores, is_empty, normalise_answer, vqa_accuracy, vqa_metrics, vqa_table
+from utils import UserError
+
+# As in test_dataset_properties.py: the same examples at every run.
+SETTINGS = settings(
+    max_examples=20,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+# ------------------------------------------------------------------------------------------------- configurations
+
+texts = st.text(st.characters(exclude_categories=()), max_size=20) | st.sampled_from(
+    [
+        "",
+        "none",
+        "null",
+        "~",
+        "1e400",
+        "0x1",
+        "2026-01-01",
+        "a: b",
+        "*a",
+        "&a",
+        "!!int x",
+        "\ud83d",
+        "\0",
+        "base",
+        "{",
+        "[",
+    ]
+)
+numbers = st.integers() | st.floats() | st.integers(10**310, 10**310 + 3) | st.integers(10**4400, 10**4400 + 3)
+scalars = st.none() | st.booleans() | numbers | texts
+values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3))
+yaml_pieces = st.sampled_from(
+    [
+        *("&a ", "*a", "<<: ", "- ", "? ", ": ", "\n", "\n  ", "\t", "|\n"),
+        *("[", "]", "{", "}", ",", "!!set ", "'", '"'),
+    ]
+)
+yaml_texts = st.lists(yaml_pieces | st.text(string.printable, max_size=4), max_size=30).map("".join)
+
+
+def keys_of(config, prefix=""):
+    """All dotted keys, those of maps too."""
+    found = []
+    for key, value in config.items():
+        found += [prefix + key, *(keys_of(value, f"{prefix}{key}.") if isinstance(value, dict) else ())]
+    return found
+
+
+KEYS = {name: keys_of(load_config(stage.schema, (), stage)) for name, stage in STAGES.items()}
+
+
+def json_text(value) -> str:
+    """JSON is YAML; numbers too long for Python's own printing are written all the same."""
+    long = 10**4299
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > long:
+        return f"{value // long}{'7' * 4299}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(json_text, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)}: {json_text(item)}" for key, item in value.items()) + "}"
+    return {"Infinity": ".inf", "-Infinity": "-.inf", "NaN": ".nan"}.get(json.dumps(value), json.dumps(value))
+
+
+def one_line(error, *parts):
+    line = str(error)
+    assert len(line.splitlines()) == 1 and len(line) < 1500 and line.isprintable(), line
+    assert not parts or any(part in line for part in parts), line
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_setting_of_any_value_is_taken_or_refused_in_one_line_that_names_its_key(name, tmp_path):
+    stage = STAGES[name]
+
+    @SETTINGS
+    @given(st.sampled_from(KEYS[name]), values)
+    def check(key, value):
+        override = f"{key}={json_text(value)}"
+        try:
+            config = load_config(stage.schema, [override], stage)
+        except UserError as error:
+            return one_line(error, key, key.rpartition(".")[2], "--override")
+        save_config(config, tmp_path / "saved.yaml")
+        assert load_config(tmp_path / "saved.yaml", (), stage) == config or "nan" in str(config)
+        for rule in stage.rules:
+            lookup(config, rule)
+
+    check()
+
+
+@SETTINGS
+@given(st.dictionaries(st.sampled_from(KEYS["retrieval"]) | texts, values, max_size=3) | values)
+def test_a_file_of_any_values_is_read_or_refused_in_one_line(tmp_path, content):
+    path = tmp_path / "drawn.yaml"
+    path.write_bytes(json_text(content).encode("utf-8", "surrogatepass"))
+    try:
+        load_config(path, (), STAGES["retrieval"])
+    except UserError as error:
+        one_line(error)
+
+
+@SETTINGS
+@given(yaml_texts | st.text(st.characters(exclude_categories=()), max_size=40))
+def test_any_text_is_yaml_or_one_line(tmp_path, text):
+    try:
+        value = parse_yaml(text, "drawn")
+        json.dumps(value)  # plain values, and no end of them
+    except UserError as error:
+        one_line(error, "drawn")
+
+
+@SETTINGS
+@given(st.binary(max_size=60))
+def test_any_bytes_are_a_map_or_one_line(tmp_path, content):
+    path = tmp_path / "drawn.yaml"
+    path.write_bytes(content)
+    try:
+        assert isinstance(read_yaml(path), dict)
+    except UserError as error:
+        one_line(error, "drawn.yaml")
+
+
+@SETTINGS
+@given(st.text(st.characters(exclude_categories=()), max_size=60))
+def test_any_override_is_one_line(text):
+    try:
+        load_config(STAGES["vqa"].schema, [text], STAGES["vqa"])
+    except UserError as error:
+        one_line(error, "--override")
+
+
+# ------------------------------------------------------------------------------------------------- answers
+
+words = st.text(max_size=12) | st.sampled_from(
+    [
+        "",
+        " ",
+        "two",
+        "2",
+        "none",
+        "None",
+        "the",
+        "a dog",
+        "dont",
+        "don't",
+        "1,000",
+        "1.5",
+        "new-york",
+        "?",
+        "\n",
+        "İ",
+        "ß",
+    ]
+)
+ten = st.lists(words, min_size=10, max_size=10) | words.map(lambda word: [word] * 10)
+references = words | words.map(lambda word: [word]) | ten | st.dictionaries(words, st.floats(0, 1), max_size=4)
+
+
+@SETTINGS
+@given(words, references, st.sampled_from(SCORING))
+def test_the_accuracy_of_any_answer_is_a_share(prediction, reference, scoring):
+    score = vqa_accuracy(prediction, reference, scoring)
+    assert 0 <= score <= 1
+    if is_empty(reference):
+        assert score == 0
+    assert normalise_answer(f" {prediction}\n") == normalise_answer(prediction)
+    assert all(0 <= value <= 1 for value in answer_scores(reference, scoring)[1].values())
+
+
+@SETTINGS
+@given(words, st.sampled_from(SCORING))
+def test_what_everybody_says_is_right(answer, scoring):
+    if answer.strip() and (scoring == "official" or answer == normalise_answer(answer)):
+        assert vqa_accuracy(answer, [answer] * 10, scoring) == 1
+    if normalise_answer(answer):
+        assert vqa_accuracy(answer, answer, scoring) == 1
+
+
+@SETTINGS
+@given(st.lists(st.tuples(words, references, st.none() | words, st.none() | words), min_size=1, max_size=6))
+def test_the_metrics_of_any_answers_are_percentages(rows):
+    numbers = vqa_metrics(*map(list, zip(*rows, strict=True)))
+    assert numbers["questions"] == len(rows)
+    found = [numbers["accuracy"], numbers["constant"], *numbers["by_answer_type"].values()]
+    found += [*numbers["by_question_type"].values(), *numbers["constant_by_question_type"].values()]
+    assert all(-1e-9 <= value <= 100 + 1e-9 for value in found)
+    assert isinstance(vqa_table("val", numbers), str) and json.dumps(numbers)
+
+
+@SETTINGS
+@given(st.lists(words, max_size=12))
+def test_another_number_of_annotators_is_the_documented_error(answers):
+    if len(answers) in (1, 10):
+        return
+    with pytest.raises(ValueError, match="the accuracy is defined for 1 or 10"):
+        answer_scores(answers)
+
+
+# ------------------------------------------------------------------------------------------------- captions
+
+captions = st.text(max_size=30) | st.sampled_from(
+    [
+        "",
+        " ",
+        ".",
+        "a dog",
+        "a dog on a bed .",
+        "A DOG!",
+        "men's 10:30 u.s. (x)",
+        "can't",
+        "\u2028",
+        "<eos>",
+        "\0",
+        "ı İ",
+    ]
+)
+splits = st.lists(st.tuples(captions, st.lists(captions, min_size=1, max_size=3)), min_size=1, max_size=5)
+
+
+@SETTINGS
+@given(captions)
+def test_words_of_any_caption_are_words(text):
+    found = caption_words(text)
+    assert found == " ".join(found.split(" ")).strip() and "\n" not in found
+    assert reward_words(text, False) == found and reward_words(text, True).endswith("<eos>")
+
+
+@SETTINGS
+@given(splits)
+def test_cider_of_any_captions_is_a_number_within_its_limits(rows):
+    given_references = {i: texts for i, (_, texts) in enumerate(rows)}
+    score = cider(given_references, {i: caption for i, (caption, _) in enumerate(rows)})
+    assert math.isfinite(score) and -1e-6 <= score <= 1000 + 1e-6
+
+
+@SETTINGS
+@given(splits)
+def test_a_caption_that_is_its_only_reference_has_the_full_score_or_no_known_word(rows):
+    texts = [[reward_words(text, True)] for text, _ in rows]
+    scores = CiderD.from_references(texts).scores(texts, texts)
+    alone = [text for (text,) in texts if sum(text == other for (other,) in texts) == 1]
+    assert np.isfinite(scores).all() and (scores <= 10 + 1e-9).all() and (scores >= 0).all()
+    assert len(rows) == 1 or not alone or scores.max() > 0
