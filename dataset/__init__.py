@@ -28,7 +28,7 @@ def create_dataset(kind: str, cfg, split: str | None = None, codebook_size: int 
     Raises UserError naming file, entry and key where annotations are not as they should be.
     """
     data = cfg.data
-    source = Source(data[split or "train"], data.image_root, data.image_prefix_map)
+    source = Source(data[split or "train"], data.image_root, data.image_prefix_map, data.get("max_bad_share", 0.01))
     if kind.endswith("_eval"):
         return _evaluation_set(kind, cfg, source, split)
     if kind == "pretrain":

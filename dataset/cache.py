@@ -59,8 +59,9 @@ class StringBuilder:
         return len(self._ends) - 1
 
     def append(self, string: str) -> None:
-        self._text += string.encode("utf-8", "surrogatepass")
-        self._ends.append(len(self._text))
+        text = self._text
+        text += string.encode() if string.isascii() else string.encode("utf-8", "surrogatepass")
+        self._ends.append(len(text))
 
     def __getitem__(self, index: int) -> str:
         return self._text[self._ends[index] : self._ends[index + 1]].decode("utf-8", "surrogatepass")
@@ -96,7 +97,7 @@ class Numbering:
         return number
 
     def _grow(self) -> None:
-        slots = array("i", [-1]) * (2 * len(self._slots))
+        slots = array("i", [-1]) * (4 * len(self._slots))
         last = len(slots) - 1
         for number, key in enumerate(self._hashes):
             slot = key & last

@@ -5,10 +5,11 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from dataset.shards import shard_entries, shard_files
 from utils import HALF_SURROGATE, UserError, find_file, shown
 
 Files = str | Path | Sequence[str | Path]
@@ -62,28 +63,31 @@ AFTER_ELEMENT = re.compile(r"[ \t\n\r]*([,\]])[ \t\n\r]*")
 class Source:
     """Annotation files and where their images are.
 
-    files: one path or several, looked up in the working directory, then in the repository. image_root: folder of
-    relative `image` paths, or a map to one by the entry's `dataset`; None: the JSON file's own folder.
-    image_prefix_map: {old: new}, the longest prefix that an `image` starts with is replaced before that (published
-    files say val2014/ where a disk says otherwise).
+    files: one path or several, looked up in the working directory, then in the repository; a .tar file, or a folder of
+    them, is read as shards (see dataset.shards). image_root: folder of relative `image` paths, or a map to one by the
+    entry's `dataset`; None: the JSON file's own folder. image_prefix_map: {old: new}, the longest prefix that an
+    `image` starts with is replaced before that (published files say val2014/ where a disk says otherwise).
+    max_bad_share: of the samples of a line of `files` that damaged shards may lose.
     """
 
     files: Files
     image_root: str | Path | Mapping[str, str] | None = None
     image_prefix_map: Mapping[str, str] = field(default_factory=dict)
+    max_bad_share: float = 0.01
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Place:
     """Where an entry stands, in errors "FILE: entry 3"; header: the texts that an official file holds beside its list
-    (`dataset` of Karpathy's, `data_subtype` of VQA's)."""
+    (`dataset` of Karpathy's, `data_subtype` of VQA's); sample: its key, where it stands in a shard."""
 
     path: Path
     index: int
     header: Mapping[str, str]
+    sample: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.path}: entry {self.index}"
+        return f"{self.path}: {f'entry {self.index}' if self.sample is None else f'sample {self.sample}'}"
 
 
 def located_entries(
@@ -102,18 +106,26 @@ def located_entries(
     Raises UserError naming the file, the entry's index and the key.
     """
     folders = image_folders(source.image_root)
+    for where, read in _located_elements(source):
+        for entry in convert(read, where) if convert and isinstance(read, dict) else [read]:
+            _check_entry(entry, kind, where)
+            for texts in [read] if entry is read else [read, entry]:
+                check_encodable(texts, (*KINDS[kind], *OPTIONAL.get(kind, ()), *TEXTS.get(kind, ())), where)
+            if problem := check and check(entry):
+                raise UserError(f"{where}: {problem}")
+            yield where, {**entry, "image": _image_path(entry, where, folders, source.image_prefix_map)}
+
+
+def _located_elements(source: Source) -> Iterator[tuple[Place, Any]]:
+    """(the place, the element) of every file's list and every shard's sample."""
     for name in file_list(source.files):
         path = Path(find_file(name, "annotation file"))
-        header, values = _read_list(path)
-        for index, read in enumerate(values):
-            where = Place(path, index, header)
-            for entry in convert(read, where) if convert and isinstance(read, dict) else [read]:
-                _check_entry(entry, kind, where)
-                for texts in [read] if entry is read else [read, entry]:
-                    check_encodable(texts, (*KINDS[kind], *OPTIONAL.get(kind, ()), *TEXTS.get(kind, ())), where)
-                if problem := check and check(entry):
-                    raise UserError(f"{where}: {problem}")
-                yield where, {**entry, "image": _image_path(entry, where, path, folders, source.image_prefix_map)}
+        if shards := shard_files(path):
+            for index, (shard, key, entry) in enumerate(shard_entries(shards, source.max_bad_share)):
+                yield Place(shard, index, {}, key), entry
+        else:
+            header, values = _read_list(path)
+            yield from ((Place(path, index, header), read) for index, read in enumerate(values))
 
 
 def image_captions(source: Source) -> Iterator[tuple[str, str | list[str]]]:
@@ -125,6 +137,10 @@ def image_captions(source: Source) -> Iterator[tuple[str, str | list[str]]]:
     kind, folders = "pretrain", image_folders(source.image_root)
     for name in file_list(source.files):
         path = Path(find_file(name, "annotation file"))
+        if shard_files(path):
+            located = located_entries(replace(source, files=path), kind)
+            yield from ((entry["image"], entry["caption"]) for _, entry in located)
+            continue
         one_folder = None  # of all images, where neither the entry nor its path has a say in it
         if not isinstance(folders, dict) and not source.image_prefix_map:
             one_folder = os.path.join(path.parent if folders is None else folders, "")
@@ -138,7 +154,7 @@ def image_captions(source: Source) -> Iterator[tuple[str, str | list[str]]]:
             where = Place(path, index, header)
             _check_entry(entry, kind, where)
             check_encodable(entry, KINDS[kind], where)
-            yield _image_path(entry, where, path, folders, source.image_prefix_map), entry["caption"]
+            yield _image_path(entry, where, folders, source.image_prefix_map), entry["caption"]
 
 
 def file_list(files: Files) -> Sequence[str | Path]:
@@ -317,7 +333,9 @@ def _choose_folder(entry: dict, folders: Path | dict[str, str | Path], where: Pl
     return folders[name]
 
 
-def _image_path(entry: dict, where: Place, path: Path, folders, prefixes: Mapping[str, str]) -> str:
-    """The path to open; folders: see `image_folders`; path: of the annotation file."""
-    folder = path.parent if folders is None else _choose_folder(entry, folders, where)
+def _image_path(entry: dict, where: Place, folders, prefixes: Mapping[str, str]) -> str:
+    """The path to open; folders: see `image_folders`. That of an image in a shard is complete."""
+    if where.sample is not None:
+        return entry["image"]
+    folder = where.path.parent if folders is None else _choose_folder(entry, folders, where)
     return os.path.join(folder, _rewrite_prefix(entry["image"], prefixes))  # an absolute `image` stays as it is

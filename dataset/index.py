@@ -22,6 +22,7 @@ import numpy as np
 
 from dataset.cache import Numbering, StringBuilder, StringTable
 from dataset.entries import Source, file_list, image_captions, image_folders
+from dataset.shards import shard_files
 from utils import UserError, find_file, replacing
 
 log = logging.getLogger("semmim")
@@ -67,7 +68,8 @@ def load_pairs(source: Source) -> Pairs:
 
     Raises UserError naming the file, the entry's index and the key.
     """
-    files = [Path(find_file(name, "annotation file")) for name in file_list(source.files)]
+    named = [Path(find_file(name, "annotation file")) for name in file_list(source.files)]
+    files = [file for path in named for file in shard_files(path) or [path]]
     if sum(path.stat().st_size for path in files if path.is_file()) < INDEXED_FROM:
         return read_pairs(source)
     settings, content = _settings(source, files), [_content(path) for path in files]
@@ -82,13 +84,18 @@ def load_pairs(source: Source) -> Pairs:
 
 def read_pairs(source: Source) -> Pairs:
     """The entries of pre-training files, read and checked one after the other."""
-    captions, number = StringBuilder(), Numbering()
+    captions, number, count = StringBuilder(), Numbering(), 0
     image_id, caption_start = array("i"), array("q", [0])
     for path, texts in image_captions(source):
         image_id.append(number(path))
-        for text in (texts,) if isinstance(texts, str) else texts:
-            captions.append(text)
-        caption_start.append(len(captions))
+        if type(texts) is str:
+            captions.append(texts)
+            count += 1
+        else:
+            for text in texts:
+                captions.append(text)
+            count += len(texts)
+        caption_start.append(count)
     columns = np.frombuffer(image_id, dtype=np.int32), np.frombuffer(caption_start, dtype=np.int64)
     return Pairs(*columns, *(StringTable.of_arrays(*part.arrays()) for part in (captions, number.strings)))
 
@@ -118,7 +125,7 @@ def _settings(source: Source, files: list[Path]) -> list:
     root = source.image_root
     folders = {k: str(v) for k, v in root.items()} if isinstance(root, Mapping) else str(image_folders(root))
     names = [str(path) for path in files]
-    return [names, folders, dict(source.image_prefix_map), os.getcwd()]
+    return [names, folders, dict(source.image_prefix_map), source.max_bad_share, os.getcwd()]
 
 
 def _content(path: Path) -> list:

@@ -21,6 +21,8 @@ from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from dataset.shards import read_member
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -70,11 +72,13 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 @contextmanager
 def opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Image]:
-    """A regular file in one of FORMATS, opened by PIL; whatever is raised on it becomes an ImageError.
+    """A regular file, or one in a shard (see dataset.shards), in one of FORMATS, opened by PIL; whatever is raised on
+    it becomes an ImageError.
 
     content: the file's bytes, where they are read already.
     """
     try:
+        content = read_member(os.fspath(path)) if content is None else content
         if content is None and not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its other end
             raise ImageError(path, "not a regular file")
         with Image.open(path if content is None else io.BytesIO(content), formats=FORMATS) as image:

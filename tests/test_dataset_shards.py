@@ -1,0 +1,224 @@
+"""Tar shards against the tarfile module and against the same entries as annotation files and images."""
+
+import io
+import json
+import random
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dataset import index, shards
+from dataset.annotations import load_annotations, load_pairs
+from dataset.entries import Source
+from dataset.loader import BatchIndices, Loader
+from dataset.pretrain import PretrainCollate, PretrainDataset
+from dataset.text import Tokenizer
+from dataset.transforms import Augment, ImageError, PretrainViews, open_image
+from tools import make_shards
+from utils import UserError
+
+VOCAB = "configs/bert/vocab.txt"
+
+
+def jpeg(number=0):
+    pixels = np.random.default_rng(number).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG")
+    return file.getvalue()
+
+
+def write_tar(path, files, format=tarfile.USTAR_FORMAT):
+    """files: {name: bytes}"""
+    with tarfile.open(path, "w", format=format) as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def samples(first, count):
+    """Files of samples as img2dataset writes them."""
+    files = {}
+    for i in range(first, first + count):
+        content = {"caption": f"caption {i}", "url": f"http://x/{i}", "key": f"{i:09d}", "status": "success"}
+        files |= {f"{i:09d}.jpg": jpeg(i), f"{i:09d}.json": json.dumps(content).encode()}
+        files[f"{i:09d}.txt"] = content["caption"].encode()
+    return files
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Five shards of ten samples."""
+    for n in range(5):
+        write_tar(tmp_path / f"{n:05d}.tar", samples(10 * n, 10))
+    return tmp_path
+
+
+def dataset(files, **options):
+    return PretrainDataset(Source(files, **options), PretrainViews(Augment(8)), seed=3)
+
+
+def captions(data):
+    return [data.captions[i] for i in range(len(data))]
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_are_those_that_tarfile_finds(tmp_path, format):
+    rng = random.Random(0)
+    names = ["a.jpg", "b/ü.txt", "c/" + "long" * 20 + "/name.json", "empty.txt"]
+    names += [] if format == tarfile.USTAR_FORMAT else ["d" * 300 + ".jpg", "ü" * 200 + ".txt"]
+    path = write_tar(tmp_path / "x.tar", {name: rng.randbytes(rng.randrange(2000)) for name in names}, format)
+    with tarfile.open(path, "a", format=format) as tar:
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+    with tarfile.open(path) as tar, open(path, "rb") as file:
+        expected = [(member.name, member.offset_data, member.size) for member in tar if member.isfile()]
+        assert list(shards._members(file)) == expected and len(expected) == len(names)
+
+
+def test_shards_as_img2dataset_writes_them_are_entries_like_all_others(folder):
+    data = dataset(folder)
+    assert captions(data) == [f"caption {i}" for i in range(50)] and len(data.paths) == 50
+    for i in (0, 27, 49):
+        assert open_image(data.paths[i]) == Image.open(io.BytesIO(jpeg(i))).convert("RGB")
+        assert data[i]["caption"] == f"caption {i}" and data[i]["bad"] == []
+    assert captions(dataset([folder / "00003.tar", folder / "00001.tar"]))[:11] == [
+        *(f"caption {i}" for i in range(30, 40)),
+        "caption 10",
+    ]
+
+
+def make_json(folder, count=23):
+    """Entries with one caption, lists of them, and images of several entries, which stand together."""
+    entries = []
+    for i in range(count):
+        (folder / f"{i}.jpg").write_bytes(jpeg(i))
+        entries.append({"image": f"{i}.jpg", "caption": [f"one {i}", f"two {i}"] if i % 5 == 0 else f"caption {i}"})
+        if i % 4 == 0:
+            entries.append({"image": f"{i}.jpg", "caption": f"another {i}"})
+    (folder / "pairs.json").write_text(json.dumps(entries))
+    return folder / "pairs.json"
+
+
+def visits(data, workers=0, start=0, rank=0, world=1):
+    """The batches of an epoch, without the paths."""
+    order = BatchIndices(data, 3, seed=1, rank=rank, world_size=world, bucket_batches=2)
+    loader = Loader(order, PretrainCollate(Tokenizer(VOCAB), 25), num_workers=workers)
+    loader.set_epoch(2, start)
+    return [{key: batch[key] for key in ("image1", "image2", "input_ids", "image_id")} for batch in loader]
+
+
+def same(one, two):
+    return len(one) == len(two) and all(torch.equal(a[key], b[key]) for a, b in zip(one, two, strict=True) for key in a)
+
+
+def test_training_from_shards_is_training_from_the_files_packed_in_them(tmp_path):
+    path = make_json(tmp_path)
+    make_shards.main(["--data", str(path), "--output", str(tmp_path / "shards"), "--per_shard", "6"])
+    assert len(list((tmp_path / "shards").glob("*.tar"))) == 4
+    plain, packed = dataset(path), dataset(tmp_path / "shards")
+    expected = visits(plain)
+    assert len(expected) == 29 // 3 and same(visits(packed), expected)
+    assert same(visits(packed, workers=1, start=4), expected[4:])
+    for rank in (0, 1):
+        assert same(visits(packed, rank=rank, world=2), visits(plain, rank=rank, world=2))
+
+
+def test_the_index_of_shards_is_of_all_of_them(folder, monkeypatch):
+    monkeypatch.setattr(index, "INDEXED_FROM", 0)
+    made = captions(dataset(folder))
+    monkeypatch.setattr(index, "image_captions", None)
+    assert captions(dataset(folder)) == made
+    monkeypatch.undo()
+    monkeypatch.setattr(index, "INDEXED_FROM", 0)
+    write_tar(folder / "00002.tar", samples(70, 11))
+    assert captions(dataset(folder))[20:31] == [f"caption {i}" for i in range(70, 81)]
+
+
+def cut(path, share):
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+
+
+def test_a_shard_that_is_cut_gives_the_samples_before_the_cut(folder, caplog):
+    cut(folder / "00002.tar", 0.45)
+    with pytest.raises(UserError, match=r"samples of 5 shard\(s\) cannot be read.*00002.tar: ends within"):
+        dataset(folder)
+    data = dataset(folder, max_bad_share=0.2)
+    kept = [text for text in captions(data) if 20 <= int(text.split()[1]) < 30]
+    assert 2 <= len(kept) < 8 and kept == [f"caption {i}" for i in range(20, 20 + len(kept))]
+    assert len(data) == 40 + len(kept) and all(data[i]["bad"] == [] for i in range(len(data)))
+    assert "00002.tar: damaged (ends within a file that begins at byte" in caplog.text
+    assert f"about {10 - len(kept)} samples are lost" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b"oops" * 1000, jpeg()])
+def test_what_is_no_shard_counts_with_the_samples_that_it_should_have_had(folder, content, caplog):
+    (folder / "00004.tar").write_bytes(content)
+    (folder / "00004_stats.json").write_text('{"successes": 3}')
+    assert len(dataset(folder, max_bad_share=0.08)) == 40
+    assert "00004.tar: damaged" in caplog.text and "about 3 samples" in caplog.text
+    with pytest.raises(UserError, match=r"3 of 43 samples of 5 shard"):
+        dataset(folder, max_bad_share=0.06)
+    with pytest.raises(UserError, match=r"of 1 shard\(s\) cannot be read"):
+        dataset(folder / "00004.tar", max_bad_share=1.0)
+
+
+def test_damage_after_the_headers_were_read_is_a_bad_sample(folder):
+    data = dataset(folder)
+    path = folder / "00001.tar"
+    content = bytearray(path.read_bytes())
+    at = int(data.paths[12].rpartition("@")[2].partition("+")[0])
+    content[at : at + 100] = bytes(100)
+    path.write_bytes(content[: len(content) * 3 // 4])
+    with pytest.raises(ImageError, match=r"00001.tar/000000012.jpg@\d+\+\d+: not an image"):
+        open_image(data.paths[12])
+    with pytest.raises(ImageError, match="the shard ends within this image"):
+        open_image(data.paths[19])
+    assert data[12]["bad"] and data[12]["path"] != data.paths[12] and data[13]["bad"] == []
+    path.unlink()
+    with pytest.raises(ImageError, match="no such file"):
+        open_image(data.paths[13])
+
+
+def test_samples_without_image_or_caption_are_left_out_within_the_share(tmp_path):
+    files = samples(0, 10) | {"only.jpg": jpeg(), "text.txt": b"no image", "both.jpg": jpeg(), "both.txt": b"a dog"}
+    files |= {"bad.jpg": jpeg(), "bad.json": b"{", "ups.JPG": jpeg(), "ups.TXT": "ü".encode()}
+    path = write_tar(tmp_path / "x.tar", files)
+    data = dataset(path, max_bad_share=0.25)
+    assert captions(data) == [*(f"caption {i}" for i in range(10)), "a dog", "ü"]
+    with pytest.raises(UserError, match="3 of 15 samples"):
+        dataset(path, max_bad_share=0.1)
+
+
+def test_an_entry_in_a_shard_is_checked_as_in_a_file(tmp_path):
+    path = write_tar(tmp_path / "x.tar", {"a.jpg": jpeg(), "a.json": b'{"caption": 3}'})
+    with pytest.raises(UserError, match="x.tar: sample a: 'caption' is int, it must be a string"):
+        dataset(path)
+    path = write_tar(tmp_path / "x.tar", {"a.jpg": jpeg(), "a.json": b'{"caption": "x", "image_id": 7}'})
+    assert load_pairs(Source(path))[0]["image_id"] == 7
+    with pytest.raises(UserError, match="no 'question'"):
+        load_annotations(Source(path), "vqa_train")
+
+
+def test_packing_keeps_files_as_they_are_and_leaves_out_what_is_no_image(tmp_path, capsys):
+    path = make_json(tmp_path)
+    (tmp_path / "7.jpg").write_bytes(b"oops")
+    arguments = ["--data", str(path), "--output", str(tmp_path / "shards"), "--max_bad_share"]
+    make_shards.main([*arguments, "0.05"])
+    assert "22 images" in capsys.readouterr().out
+    with tarfile.open(tmp_path / "shards" / "00000.tar") as tar:
+        assert tar.extractfile("000000003.jpg").read() == jpeg(3)
+        assert json.load(tar.extractfile("000000004.json")) == {"captions": ["caption 4", "another 4"]}
+    with pytest.raises(UserError, match="holds shards already"):
+        make_shards.main([*arguments, "0.05"])
+    arguments[3] = str(tmp_path / "other")
+    with pytest.raises(UserError, match="1 of 23 images cannot be read.*7.jpg"):
+        make_shards.main([*arguments, "0"])
+    make_shards.main(["--data", str(tmp_path / "shards"), "--output", str(tmp_path / "again"), "--per_shard", "100"])
+    assert captions(dataset(tmp_path / "again")) == captions(dataset(tmp_path / "shards"))

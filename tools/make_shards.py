@@ -1,0 +1,108 @@
+"""Pack pre-training's annotation files and their images into tar shards (webdataset's layout), as they stand.
+
+    python tools/make_shards.py --data data/pretrain/cc3m.json --output data/shards/cc3m
+
+The folder is then a line of `data.train`. A few large files are read faster than millions of small ones, above all over
+a network. Entries of the same image become one sample, where the first of them was; their order is otherwise kept.
+"""
+
+import argparse
+import io
+import json
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import utils  # noqa: E402
+from dataset.entries import Source  # noqa: E402
+from dataset.index import Pairs, load_pairs  # noqa: E402
+from dataset.shards import IMAGES, read_member  # noqa: E402
+from dataset.transforms import ImageError, image_size  # noqa: E402
+from tools.preparing.files import progress  # noqa: E402
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help="annotation files, or shards")
+    parser.add_argument("--image_root", help="folder of relative image paths (default: the annotation file's)")
+    parser.add_argument("--output", type=Path, required=True, help="a folder without shards")
+    parser.add_argument("--per_shard", type=int, default=10_000, help="images in a shard (default: %(default)s)")
+    parser.add_argument("--max_bad_share", type=float, default=0.01, help="of images that cannot be read")
+    args = parser.parse_args(argv)
+    if args.per_shard < 1:
+        raise utils.UserError(f"--per_shard is {args.per_shard}; it must be at least 1")
+    if any(args.output.glob("*.tar")):
+        raise utils.UserError(f"--output {args.output}: holds shards already; name another folder")
+    pairs = load_pairs(Source(args.data, args.image_root, max_bad_share=args.max_bad_share))
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise utils.UserError(f"--output {args.output}: cannot be made ({error.strerror or error})") from None
+    written, bad = write_shards(pairs, args.output, args.per_shard, args.max_bad_share)
+    print(f"{written} images in {args.output}; {bad} could not be read and are left out")
+
+
+def write_shards(pairs: Pairs, output: Path, per_shard: int, max_bad_share: float) -> tuple[int, int]:
+    """(images written, images left out); each shard is whole or not there, and SHARD_stats.json tells its samples."""
+    order = np.argsort(pairs.image_id, kind="stable")  # the entries of an image stand together in it
+    first = np.searchsorted(pairs.image_id[order], np.arange(len(pairs.paths) + 1))
+    written, bad, line = 0, [], progress("packing images", "images", len(pairs.paths))
+    for shard, start in enumerate(range(0, len(pairs.paths), per_shard)):
+        path, count = output / f"{shard:05d}.tar", 0
+        with utils.replacing(path) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
+            for image in range(start, min(start + per_shard, len(pairs.paths))):
+                line.advance(1)
+                try:
+                    content = _image_bytes(pairs.paths[image])
+                except ImageError as error:
+                    bad.append(str(error))
+                    continue
+                captions = [_caption(pairs, entry) for entry in order[first[image] : first[image + 1]]]
+                sample = {"caption": captions[0]} if len(captions) == 1 else {"captions": captions}
+                key = f"{shard:05d}{image - start:0{len(str(per_shard - 1))}d}"
+                _add(tar, f"{key}.{_ending(pairs.paths[image])}", content)
+                _add(tar, f"{key}.json", json.dumps(sample).encode())
+                count += 1
+        path.with_name(f"{path.stem}_stats.json").write_text(json.dumps({"successes": count}), encoding="utf-8")
+        written += count
+        if len(bad) > max_bad_share * len(pairs.paths):
+            raise utils.UserError(
+                f"{len(bad)} of {len(pairs.paths)} images cannot be read, --max_bad_share allows {max_bad_share:g}: "
+                f"{'; '.join(bad[:3])}"
+            )
+    return written, len(bad)
+
+
+def _caption(pairs: Pairs, entry: int) -> str | list[str]:
+    texts = [pairs.captions[i] for i in range(pairs.caption_start[entry], pairs.caption_start[entry + 1])]
+    return texts[0] if len(texts) == 1 else texts
+
+
+def _image_bytes(path: str) -> bytes:
+    """The file as it stands; ImageError where it is no image."""
+    image_size(path)
+    try:
+        content = read_member(path)
+        return Path(path).read_bytes() if content is None else content
+    except (OSError, EOFError) as error:
+        raise ImageError(path, str(error)) from None
+
+
+def _ending(path: str) -> str:
+    ending = path.partition("@")[0].rpartition(".")[2].lower() if ".tar/" in path else Path(path).suffix[1:].lower()
+    return ending if ending in IMAGES else "jpg"  # what it is, its content tells
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+if __name__ == "__main__":
+    utils.run_main(main)
