@@ -24,6 +24,7 @@ from engine.figures import masking_figure
 from engine.loop import Progress, fit, position
 from engine.run import Run
 from models.alignment import MatchingWatch, alpha_at
+from models.earlier import read_checkpoint
 from models.pretrain import PretrainModel, build_pretrain_model, start_from
 from optim import create_optimization
 from utils import (
@@ -31,7 +32,6 @@ from utils import (
     all_reduce_sum,
     init_distributed,
     is_main,
-    load_checkpoint,
     logger,
     run_main,
     seed_everything,
@@ -58,7 +58,7 @@ def main() -> None:
     model, built = build_pretrain_model(cfg, tokenizer, initial_weights=not (resume_from or start))
     lines += built
     if start:
-        lines += start_from(model, load_checkpoint(start)["model"], start)
+        lines += start_from(model, read_checkpoint(start)["model"], start)
     for line in lines:
         logger.info(line)
     model.to(device)

@@ -206,16 +206,8 @@ def save_checkpoint(path, checkpoint: dict) -> None:
         os.fsync(file.fileno())
 
 
-# What earlier versions called something, and what it is called now: weights, dotted keys of the configuration, and
-# values of such keys; and what they did where a key was not known to them.
-RENAMED_WEIGHTS = {"cls_centre.value": "cls_center.value", "patch_centre.value": "patch_center.value"}
-RENAMED_KEYS = {"mim.centre_momentum": "mim.center_momentum", "train.pictures": "train.images"}
-RENAMED_VALUES = {"eval.scoring": {"program": "official_2017", "rules": "official"}}
-ADDED_KEYS = {"scst.eos": False}
-
-
 def load_checkpoint(path, required=("model",)) -> dict:
-    """Read a checkpoint to the CPU without running any code that it may hold; old names are today's."""
+    """Read a checkpoint to the CPU without running any code that it may hold."""
     path = find_file(path, "checkpoint")
     if not path.is_file():  # a pipe would be waited for without end
         raise UserError(f"{path}: not a readable checkpoint (no regular file)")
@@ -228,37 +220,7 @@ def load_checkpoint(path, required=("model",)) -> dict:
     missing = [key for key in required if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing:
         raise UserError(f"{path}: not a checkpoint of this project (it has no entry {', '.join(missing)})")
-    rename_old(checkpoint)
     return checkpoint
-
-
-def rename_old(checkpoint: dict) -> None:
-    """Give a checkpoint's weights and configuration the present names of RENAMED_*, and ADDED_KEYS, in place."""
-    weights = checkpoint["model"] if isinstance(checkpoint.get("model"), dict) else {}
-    for old, new in RENAMED_WEIGHTS.items():
-        if old in weights:
-            weights[new] = weights.pop(old)
-    for old, new in RENAMED_KEYS.items():
-        entries, name = _entries(checkpoint, old)
-        if name in entries:
-            entries[new.rpartition(".")[2]] = entries.pop(name)
-    for key, names in RENAMED_VALUES.items():
-        entries, name = _entries(checkpoint, key)
-        if isinstance(entries.get(name), str):
-            entries[name] = names.get(entries[name], entries[name])
-    for key, value in ADDED_KEYS.items():
-        entries, name = _entries(checkpoint, key)
-        if entries:
-            entries.setdefault(name, value)
-
-
-def _entries(checkpoint: dict, key: str) -> tuple[dict, str]:
-    """(the map of a checkpoint's configuration that holds the dotted `key`, {} where there is none; the last name)"""
-    *path, name = key.split(".")
-    entries = checkpoint.get("config")
-    for part in path:
-        entries = entries.get(part) if isinstance(entries, dict) else None
-    return entries if isinstance(entries, dict) else {}, name
 
 
 def find_damage(path: Path) -> str | None:
@@ -408,26 +370,6 @@ def all_gather(tensor: torch.Tensor) -> torch.Tensor:
     parts = [torch.empty_like(source) for _ in range(world_size())]
     dist.all_gather(parts, source)
     return torch.cat(parts).to(tensor.dtype)
-
-
-class _AllGather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, tensor):
-        ctx.rows = len(tensor)
-        return all_gather(tensor)
-
-    @staticmethod
-    def backward(ctx, grad):
-        first = rank() * ctx.rows
-        return all_reduce_sum(grad)[first : first + ctx.rows]
-
-
-def all_gather_with_grad(tensor: torch.Tensor) -> torch.Tensor:
-    """`all_gather` through which every process's loss sends its gradient to the process that a row came from.
-
-    A row's gradient is the sum over the processes' losses; DistributedDataParallel then averages over them.
-    """
-    return _AllGather.apply(tensor) if world_size() > 1 else tensor
 
 
 def gather_objects(item) -> list:

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from engine.config import Config, Stage, differences
+from models.earlier import read_checkpoint
 from models.weights import load_exactly
 from utils import (
     UserError,
     barrier,
     is_main,
-    load_checkpoint,
     logger,
     on_main,
     save_checkpoint,
@@ -117,7 +117,7 @@ class BestCheckpoint:
 
     def _unreadable(self) -> str | None:
         try:
-            load_checkpoint(self.path)
+            read_checkpoint(self.path)
         except UserError as error:
             return f"the best epoch so far ({self.best.get('epoch')}) is lost: {error}"
         return None
@@ -143,7 +143,7 @@ class BestCheckpoint:
         if self.best:
             found = f"best epoch {self.best['epoch']}: {self.score} {self.best[self.score]:.2f} on val"
             logger.info("%s; %s", found, self.path)
-            load_exactly(model, load_checkpoint(self.path)["model"], self.path, "take the run's own configuration")
+            load_exactly(model, read_checkpoint(self.path)["model"], self.path, "take the run's own configuration")
 
 
 # -------------------------------------------------------------------------------------------------------- resuming
@@ -193,7 +193,7 @@ def load_resumable(folder: Path) -> tuple[dict | None, list[str]]:
     problems = []
     for path in paths:
         try:
-            checkpoint = load_checkpoint(path, required=ENTRIES)
+            checkpoint = read_checkpoint(path, required=ENTRIES)
             check_entries(checkpoint, path)
         except UserError as error:
             problems.append((path, str(error)))

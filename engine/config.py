@@ -21,8 +21,9 @@ from ruamel.yaml import YAML
 from engine.yaml_files import kind, parse_yaml, read_yaml
 from evaluation.ranking import SCORES
 from evaluation.vqa import SCORING
+from models.earlier import RENAMED_KEYS, RENAMED_VALUES
 from models.generation import MODES, check_options
-from utils import RENAMED_KEYS, RENAMED_VALUES, Config, UserError, as_config, find_file, one_line, replacing, shown
+from utils import Config, UserError, as_config, find_file, one_line, replacing, shown
 
 
 @dataclass(frozen=True)

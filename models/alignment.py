@@ -10,8 +10,8 @@ from models.bert import Memory
 from models.losses import global_mean, itc_loss, itm_loss, sample_hard_negatives
 from models.momentum import FeatureQueue
 from models.semmim import SemMIM
-from models.tensors import interleave
-from utils import Config, all_gather, all_gather_with_grad
+from models.tensors import all_gather_with_grad, interleave
+from utils import Config, all_gather
 
 STUCK = 0.98  # matching has learned next to nothing while its loss is above this share of what constant answers give
 PATIENCE = 10_000  # pairs after which that is worth a warning

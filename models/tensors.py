@@ -7,6 +7,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from utils import all_gather, all_reduce_sum, rank, world_size
+
 T = TypeVar("T")
 
 
@@ -35,3 +37,23 @@ def take(rows: Tensor, index: Tensor) -> Tensor:
 def interleave(first: Tensor, second: Tensor) -> Tensor:
     """Rows of two tensors by turns: [B, ...], [B, ...] -> [2B, ...], so that rows of one image stand together."""
     return torch.stack([first, second], 1).flatten(0, 1)
+
+
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor):
+        ctx.rows = len(tensor)
+        return all_gather(tensor)
+
+    @staticmethod
+    def backward(ctx, grad):
+        first = rank() * ctx.rows
+        return all_reduce_sum(grad)[first : first + ctx.rows]
+
+
+def all_gather_with_grad(tensor: torch.Tensor) -> torch.Tensor:
+    """`all_gather` through which every process's loss sends its gradient to the process that a row came from.
+
+    A row's gradient is the sum over the processes' losses; DistributedDataParallel then averages over them.
+    """
+    return _AllGather.apply(tensor) if world_size() > 1 else tensor

@@ -18,6 +18,7 @@ from dataset.entries import read_json
 from dataset.text import Tokenizer, checkpoint_tokenizer
 from engine.checkpoint import BEST, LAST
 from engine.config import CAPTION, RETRIEVAL, VQA, Stage, checkpoint_config, lookup
+from models import earlier
 from models.semmim import PREFIX, SemMIM, load_backbone
 
 CONFIG, WEIGHTS, VOCAB, METRICS = "config.json", "model.safetensors", "vocab.txt", "metrics.json"
@@ -105,7 +106,7 @@ def download(name: str, **hub) -> Path:
 
 def read_checkpoint(path: Path, image_size: int | None = None) -> Content:
     """A model from the checkpoint of any stage; its decoder where it has one."""
-    checkpoint = utils.load_checkpoint(path)
+    checkpoint = earlier.read_checkpoint(path)
     backbone, rest, _ = load_backbone(path, image_size, decoder=has_decoder(checkpoint["model"]), loaded=checkpoint)
     tokenizer = None
     settings = utils.Config()

@@ -126,7 +126,7 @@ FILES = {
     "a number among texts": ("data: {train: [a.json, 3]}", "data.train holds a number (3)"),
     "a text among numbers": ("train: {betas: [0.9, x]}", "train.betas holds text ('x')"),
     "a folder that is a list": ("data: {image_root: [a]}", "data.image_root is a list (['a']); text or a map"),
-    "a folder that is a number": ("data: {image_root: {coco: 3}}", "data.image_root: {'coco': 3} must be a folder, or a map"),
+    "a folder that is a number": ("data: {image_root: {coco: 3}}", "data.image_root: {'coco': 3} must be a folder"),
     "a prefix that is a number": ("data: {image_prefix_map: {a/: 3}}", "data.image_prefix_map.a/: 3 must be text"),
     "arguments that are text": ("model: {bert: {args: x}}", "model.bert.args is text (x); a map is expected"),
     "a codebook that is a number": ("mim: {codebook: 3}", "mim.codebook: 3 must be text"),

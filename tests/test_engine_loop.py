@@ -16,6 +16,7 @@ from engine.ddp import wrap_ddp
 from engine.loop import Progress, fit, position
 from engine.run import Run
 from models.losses import global_mean
+from models.tensors import all_gather_with_grad
 
 CPU = torch.device("cpu")
 BATCH, ENTRIES = 4, 24
@@ -374,7 +375,7 @@ def _two_processes(rank, folder):
     results["buffers"] = [wrapped.module.running_mean.tolist(), wrapped.module.flags.item()]
 
     x = torch.full((2, 3), float(rank + 1), requires_grad=True)
-    rows = utils.all_gather_with_grad(x)
+    rows = all_gather_with_grad(x)
     (rows * torch.arange(4.0)[:, None] * (rank + 1)).sum().backward()
     results |= {"rows": rows.detach(), "grad": x.grad, "bools": utils.all_gather(torch.tensor([rank == 1]))}
     results |= {

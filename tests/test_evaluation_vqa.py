@@ -11,7 +11,8 @@ from torch import nn
 
 from engine.config import VQA, load_config
 from evaluation import vqa
-from utils import UserError, rename_old
+from models.earlier import rename_old
+from utils import UserError
 
 # (answer, what the official program makes of it), worked out mark by mark from its rules.
 NORMALISED = [

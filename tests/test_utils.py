@@ -12,6 +12,8 @@ from conftest import ROOT
 
 import utils
 from engine.checkpoint import random_state, set_random_state
+from models.earlier import rename_old
+from models.tensors import all_gather_with_grad
 
 
 def test_find_file_looks_in_the_working_directory_then_in_the_repository(tmp_path, monkeypatch):
@@ -73,13 +75,13 @@ def test_random_state_restores_every_generator(tmp_path):
 
 def test_a_checkpoint_of_before_a_key_says_what_was_done_without_it():
     before = {"model": {}, "config": {"scst": {"mode": "beam"}, "train": {"lr": 1.0}}}
-    utils.rename_old(before)
+    rename_old(before)
     assert before["config"] == {"scst": {"mode": "beam", "eos": False}, "train": {"lr": 1.0}}
     since = {"model": {}, "config": {"scst": {"mode": "beam", "eos": True}}}
-    utils.rename_old(since)
+    rename_old(since)
     assert since["config"]["scst"]["eos"] is True
     for other in ({"model": {}}, {"model": {}, "config": {"train": {"lr": 1.0}}}):  # of another stage, or converted
-        utils.rename_old(other)
+        rename_old(other)
         assert "scst" not in other.get("config", {})
 
 
@@ -118,7 +120,7 @@ def test_asking_for_a_missing_gpu_is_an_error():
 def test_one_process_needs_no_group():
     x = torch.ones(2, 3, requires_grad=True)
     assert (utils.rank(), utils.world_size(), utils.is_main()) == (0, 1, True)
-    assert utils.all_gather_with_grad(x) is x and utils.gather_objects(1) == [1]
+    assert all_gather_with_grad(x) is x and utils.gather_objects(1) == [1]
     assert not utils.all_reduce_sum(x).requires_grad and not utils.all_gather(x).requires_grad
     utils.barrier()
 

@@ -39,6 +39,7 @@ from dataset.transforms import ImageError, open_image, to_tensor, to_unit_tensor
 from engine import drawing, figures  # noqa: E402
 from engine.figures import Cluster  # noqa: E402
 from evaluation import clusters, encodings  # noqa: E402
+from models.earlier import read_checkpoint  # noqa: E402
 from models.mim import CodebookTarget  # noqa: E402
 from models.pretrain import PretrainModel, build_pretrain_model  # noqa: E402
 from models.weights import load_exactly  # noqa: E402
@@ -53,7 +54,7 @@ from tools.visualize_scenes import (  # noqa: E402
     patch_labels,
     scene_numbers,
 )
-from utils import UserError, as_config, load_checkpoint, run_main, write_json  # noqa: E402
+from utils import UserError, as_config, run_main, write_json  # noqa: E402
 
 BATCH = 50
 OURS, PIXELS, TOKENS, DVAE = "encoding head", "k-means of pixels", "k-means of encoder tokens", "dVAE"
@@ -125,7 +126,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def load_model(path: Path, device: torch.device) -> tuple[PretrainModel, Tokenizer, int, int]:
     """-> (the model, its tokenizer, tokens and words that a caption may have)."""
-    checkpoint = load_checkpoint(path, required=("model", "config"))
+    checkpoint = read_checkpoint(path, required=("model", "config"))
     if checkpoint.get("stage") != "pretrain":
         raise UserError(f"{path}: a checkpoint of {checkpoint.get('stage')}; the figures need one of Pretrain.py")
     config = as_config(checkpoint["config"])
