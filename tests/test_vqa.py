@@ -388,12 +388,12 @@ def test_validation_without_answers_cannot_choose_an_epoch(project, tmp_path):
 # Tools
 
 
-def test_predict_answers_a_question_about_a_image(project, tmp_path, capsys):
+def test_predict_answers_a_question_about_an_image(project, tmp_path, capsys):
     Image.new("RGB", (50, 40), "red").save(tmp_path / "red.png")
     common = ["vqa", str(tmp_path / "red.png"), "What does it say?", "--checkpoint", str(project / "model.pth")]
     predict.main([*common, "--objects", "dog&&frisbee", "--ocr", "stop sale"])
     assert len(capsys.readouterr().out.splitlines()) == 1
-    for wrong, message in (("nowhere.png", "nowhere.png does not exist"), (str(project / "model.pth"), "not an image")):
+    for wrong, message in (("nowhere.png", "nowhere.png does not exist"), (str(project / "model.pth"), "none of the 1 images can be read")):
         with pytest.raises(utils.UserError, match=message):
             predict.main([common[0], wrong, *common[2:]])
     with pytest.raises(utils.UserError, match="has no word"):
