@@ -393,7 +393,8 @@ def test_predict_answers_a_question_about_an_image(project, tmp_path, capsys):
     common = ["vqa", str(tmp_path / "red.png"), "What does it say?", "--checkpoint", str(project / "model.pth")]
     predict.main([*common, "--objects", "dog&&frisbee", "--ocr", "stop sale"])
     assert len(capsys.readouterr().out.splitlines()) == 1
-    for wrong, message in (("nowhere.png", "nowhere.png does not exist"), (str(project / "model.pth"), "none of the 1 images can be read")):
+    unreadable = (str(project / "model.pth"), "none of the 1 images can be read")
+    for wrong, message in (("nowhere.png", "nowhere.png does not exist"), unreadable):
         with pytest.raises(utils.UserError, match=message):
             predict.main([common[0], wrong, *common[2:]])
     with pytest.raises(utils.UserError, match="has no word"):
