@@ -76,7 +76,7 @@ class SceneObject:
         return f"{self.colour} {self.shape}"
 
     @property
-    def centre(self) -> tuple[float, float]:
+    def center(self) -> tuple[float, float]:
         return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
 
     def pixel_box(self, size: int) -> list[int]:
@@ -199,7 +199,7 @@ def object_boxes(scene: Scene, size: int) -> list[dict]:
 
 def relation(a: SceneObject, b: SceneObject) -> tuple[str, ...]:
     """How a lies to b: ("left",), ("above",), or both words where neither direction dominates."""
-    dx, dy = a.centre[0] - b.centre[0], a.centre[1] - b.centre[1]
+    dx, dy = a.center[0] - b.center[0], a.center[1] - b.center[1]
     horizontal, vertical = "left" if dx < 0 else "right", "above" if dy < 0 else "below"
     if abs(dx) >= 1.5 * abs(dy):
         return (horizontal,)
@@ -440,8 +440,8 @@ def _ask_shape(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
 
 
 def _on_side(a: SceneObject, b: SceneObject, side: str) -> bool:
-    """Whether any part of a lies further to that side than b's centre does, so that it might be called so."""
-    x, y = b.centre
+    """Whether any part of a lies further to that side than b's center does, so that it might be called so."""
+    x, y = b.center
     return {"left": a.box[0] < x, "right": a.box[2] > x, "above": a.box[1] < y, "below": a.box[3] > y}[side]
 
 

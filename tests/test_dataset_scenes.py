@@ -38,7 +38,7 @@ def boxes_of(scene, mirrored=False):
 
 
 def relation_holds(a, b, words):
-    """The directions named hold for the centres; a single one also for the whole boxes."""
+    """The directions named hold for the centers; a single one also for the whole boxes."""
     shift = (a[0] + a[2] - b[0] - b[2]) / 2, (a[1] + a[3] - b[1] - b[3]) / 2
     named = re.findall("left|right|above|below", words)
     far = {"left": -shift[0], "right": shift[0], "above": -shift[1], "below": shift[1]}
@@ -241,7 +241,7 @@ def test_objects_have_their_colour():
         picture = np.asarray(scenes.render(scene, 128), float)
         for o in scene.objects:
             if o.shape in ("circle", "square", "diamond", "cross", "heart"):
-                x, y = (round(part * 128) for part in o.centre)
+                x, y = (round(part * 128) for part in o.center)
                 middle = np.median(picture[y - 3 : y + 4, x - 3 : x + 4].reshape(-1, 3), 0)
                 nearest = min(scenes.COLOURS, key=lambda name: np.abs(scenes.COLOURS[name] - middle).sum())  # noqa: B023
                 assert nearest == o.colour
