@@ -20,10 +20,10 @@ from engine.config import Config, save_config
 from utils import UserError, is_main, logger, on_main, replacing, write_json
 
 LOCK = "run.lock"
-# What a run writes, and server.json, which says how its answers fared; a new run in the same folder moves them into a
-# numbered folder of their own. Nothing else of the folder is a run's.
+# What a run writes, server.json, which says how its answers fared, and the page that shows both; a new run in the same
+# folder moves them into a numbered folder of their own. Nothing else of the folder is a run's.
 RUN_FILES = ("log.jsonl", "tensorboard", "images", "config.yaml", "config_evaluate.yaml", "checkpoint_*.pth")
-RUN_FILES += ("metrics.json", "nonfinite.json", "*_result.json", "*_result_*.json", "server.json")
+RUN_FILES += ("metrics.json", "nonfinite.json", "*_result.json", "*_result_*.json", "server.json", "report.html")
 
 
 class Run:

@@ -247,7 +247,7 @@ def test_the_page_holds_all_tables_and_charts_and_its_charts_lie_beside_it(tmp_p
     assert all(f"Table {number}." in text for number in range(1, 9)) and "not run" in text
     images = {path.name for path in page.parent.glob("*.png")}
     assert len([name for name in images if name.startswith("table_")]) == 4
-    assert "curves_zeroshot.png" in images and text.count("data:image/png") == len(images) > 5
+    assert "curves_zeroshot.png" in images and text.count("data:image/png") > len(images) > 5
     assert "curves_table_4_pre_training_of_its_rows_first_seed.png" in images
     assert "http" not in re.sub(r"base64,[^\"]*", "", text)  # nothing is loaded from elsewhere
 

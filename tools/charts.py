@@ -1,7 +1,8 @@
 """Line and bar charts drawn with Pillow, for tools/report.py.
 
 matplotlib would be one more requirement for two kinds of chart, and its figures could not be drawn in the sheets that
-engine/drawing.py makes; so the charts are drawn here, twice as large and then reduced, which smooths their lines.
+engine/drawing.py makes; so the charts are drawn here, larger and then reduced, which smooths their lines. They come out
+SHARP times as large as the sizes that are given, so that they are sharp on a phone and in print.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from PIL import Image, ImageDraw
 from engine.drawing import GRAY, INK, PAPER, RULE, font
 
 COLORS = ((31, 119, 180), (214, 95, 14), (44, 140, 60), (148, 68, 170), (196, 50, 60), (110, 85, 70), (90, 90, 95))
-ZOOM = 2  # drawn so many times too large
+SHARP = 2  # pixels of the finished image for one of the sizes given
+ZOOM = 2 * SHARP  # while it is drawn
 Points = Sequence[tuple[float, float]]
 
 
@@ -68,7 +70,7 @@ class Canvas:
         self.draw.text((x * ZOOM, y * ZOOM), line, font=font(size * ZOOM), fill=color, anchor=anchor)
 
     def finish(self) -> Image.Image:
-        return self.image.reduce(ZOOM)
+        return self.image.reduce(ZOOM // SHARP)
 
 
 def padded(values: Sequence[float], share: float = 0.06) -> tuple[float, float]:

@@ -1,24 +1,20 @@
 """`tools/predict.py retrieve`: rank one's own images for a sentence, or sentences for an image."""
 
 import argparse
-import base64
-import html
-import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import nn
 
 import utils
 from dataset.reading import find_images
-from dataset.transforms import open_image
 from evaluation import ranking
 from semmim import SemMIM
+from tools.pages import size_of
 from tools.predict_files import ROWS, add_common, check_output, image_batches, load, printable, read_lines, rows_to
+from tools.predict_sheet import About, Result, write_sheet
 
-THUMBNAIL = 160  # pixels of the longer side
 K = 64  # candidates to re-rank
 
 
@@ -65,50 +61,59 @@ def retrieve(args: argparse.Namespace) -> None:
         precision=precision,
         exact=False,
     )
-    score, k = order_of(model, args.k)
-    results = rank(model.backbone, *features, image_asks, k, score, precision)
+    score, k, why = order_of(model, args.k)
     queries, items = (images, texts) if image_asks else (texts, images)
+    rankings = rank(model.backbone, *features, image_asks, k, score, precision)
+    weight = {"itm": 0.0, "itm+itc": 1.0, "itm+itc/t": 1 / model.backbone.temperature().item()}[score]
     shown = [
-        (query, [(items[i], itm, itc) for i, itm, itc in found[: args.top]])
-        for query, found in zip(queries, results, strict=True)
+        (query, results_of(items, ranking, weight)[: args.top])
+        for query, ranking in zip(queries, rankings, strict=True)
     ]
     show(shown)
     if output and output.suffix.lower() == ".html":
-        write_sheet(output, shown)
-        print(f"wrote {output}")
+        counts = (len(images), len(paths) - len(images), len(items))
+        write_sheet(output, About(args.checkpoint, model.stage, *counts, score, k, why), shown)
+        print(f"wrote {output} ({size_of(output)}, thumbnails included)")
     elif output:
         write_rows(output, shown)
 
 
-def show(results: list[tuple[object, list[tuple]]]) -> None:
+def show(results: Sequence[tuple[Path | str, Sequence[Result]]]) -> None:
     """Print the queries and, below each, what was found."""
     for query, found in results:
         print(printable(query))
-        for place, (item, itm, itc) in enumerate(found, 1):
-            number = "      -" if itm is None else f"{itm:7.2f}"
-            print(f"{place:5} {number} {itc:6.3f}  {printable(item)}")
+        for place, result in enumerate(found, 1):
+            number = "      -" if result.score is None else f"{result.score:7.2f}"
+            print(f"{place:5} {number} {result.contrast:6.3f}  {printable(result.item)}")
 
 
-def write_rows(path: Path, results: list[tuple[object, list[tuple]]]) -> None:
+def write_rows(path: Path, results: Sequence[tuple[Path | str, Sequence[Result]]]) -> None:
     """The results as rows; score is null (CSV: empty) where a candidate was not re-ranked."""
     with rows_to(path, ("query", "place", "item", "score", "cosine")) as write:
         for query, found in results:
-            for place, (item, itm, itc) in enumerate(found, 1):
-                row = {"query": printable(query), "place": place, "item": printable(item)}
-                write({**row, "score": None if itm is None else round(itm, 6), "cosine": round(itc, 6)})
+            for place, result in enumerate(found, 1):
+                row = {"query": printable(query), "place": place, "item": printable(result.item)}
+                score = None if result.score is None else round(result.score, 6)
+                write({**row, "score": score, "cosine": round(result.contrast, 6)})
 
 
-def order_of(model: SemMIM, k: int | None) -> tuple[str, int]:
-    """(score, candidates to re-rank by it, 0 for none), from what --k says and what was better on val.
+def order_of(model: SemMIM, k: int | None) -> tuple[str, int, str]:
+    """(score, candidates to re-rank by it, 0 for none, why so), from what --k says and what was better on val.
 
     That is the checkpoint's entry best.order: `itc`, or the name of a re-ranking score; without it the score is the
     configuration's.
     """
     own = model.settings.retrieval.rerank.score
-    order = model.content.best.get("order", own)
+    order = model.content.best.get("order")
+    if k is not None:
+        why = f"as asked by --k {k}"
+    elif order is None:
+        why = "the default, since the checkpoint does not say which order was better on validation images"
+    else:
+        why = f"the better order on the checkpoint's validation images ({order})"
     if k is None:
         k = 0 if order == "itc" else K
-    return (own if order == "itc" else order), k
+    return (own if order in (None, "itc") else order), k, why
 
 
 def read_texts(args: argparse.Namespace) -> list[str]:
@@ -130,6 +135,20 @@ def numbered_batches(
         yield images, torch.arange(len(usable) - len(names), len(usable))
 
 
+def results_of(items: Sequence[Path | str], ranking: list[tuple], weight: float) -> list[Result]:
+    """What one query found, best first, with the place by each of the two scores alone.
+
+    ranking: of `rank`; weight: of the cosine in its re-ranking score.
+    """
+    matches = [None if score is None else score - weight * cosine for _, score, cosine, _ in ranking]
+    order = sorted((i for i, match in enumerate(matches) if match is not None), key=lambda i: -matches[i])
+    places = {i: place for place, i in enumerate(order, 1)}
+    return [
+        Result(items[number], score, cosine, place, matches[i], places.get(i))
+        for i, (number, score, cosine, place) in enumerate(ranking)
+    ]
+
+
 def rank(
     backbone: nn.Module,
     images: ranking.ImageFeatures,
@@ -138,8 +157,9 @@ def rank(
     k: int,
     score: str,
     precision: str,
-) -> list[list[tuple[int, float | None, float]]]:
-    """For every query its items, best first: (number, re-ranking `score` or None below the first k, cosine)."""
+) -> list[list[tuple[int, float | None, float, int]]]:
+    """For every query its items, best first: (number, re-ranking `score` or None below the first k, cosine, place by
+    the cosine alone, from 1)."""
     asking, asked = (images.feats, texts.feats) if image_asks else (texts.feats, images.feats)
     ids = [torch.zeros(len(feats), dtype=torch.int64) for feats in (asking, asked)]
     first = ranking.topk_candidates(asking, asked, *ids, len(asked))  # the whole order of the first stage
@@ -151,42 +171,10 @@ def rank(
         scores = of_images if image_asks else of_texts
     else:
         scores = some.scores  # of nothing
-    order = scores.argsort(dim=1, descending=True, stable=True)
     results = []
-    for query, places in enumerate(order.tolist()):
-        row = [(int(first.ids[query, i]), float(scores[query, i]), float(first.scores[query, i])) for i in places]
-        rest = range(len(places), first.ids.shape[1])
-        row += [(int(first.ids[query, i]), None, float(first.scores[query, i])) for i in rest]
-        results.append(row)
+    for query, order in enumerate(scores.argsort(dim=1, descending=True, stable=True).tolist()):
+        places = [*order, *range(len(order), first.ids.shape[1])]
+        matches = [*scores[query, order].tolist(), *[None] * (len(places) - len(order))]
+        numbers, cosines = (column[query, places].tolist() for column in (first.ids, first.scores))
+        results.append(list(zip(numbers, matches, cosines, (place + 1 for place in places), strict=True)))
     return results
-
-
-def write_sheet(path: Path, results: list[tuple[object, list[tuple]]]) -> None:
-    """One HTML file with everything in it: a heading a query, a card a result; images as thumbnails."""
-
-    def show(item) -> str:
-        name = html.escape(printable(item))
-        return f'<img src="{thumbnail(item)}" alt=""><br><small>{name}</small>' if isinstance(item, Path) else name
-
-    parts = []
-    for query, found in results:
-        cards = [
-            f"<li>{show(item)}<br>{'' if itm is None else f'score {itm:.2f}, '}cosine {itc:.3f}</li>"
-            for item, itm, itc in found
-        ]
-        parts.append(f"<h2>{show(query)}</h2>\n<ol>\n" + "\n".join(cards) + "\n</ol>")
-    style = "body{font-family:sans-serif}ol{display:flex;flex-wrap:wrap;gap:1em}li{width:11em;overflow-wrap:anywhere}"
-    page = f'<!doctype html>\n<meta charset="utf-8">\n<title>SemMIM</title>\n<style>{style}</style>\n' + "\n".join(
-        parts
-    )
-    with utils.replacing(path) as temporary:
-        temporary.write_text(page + "\n", encoding="utf-8")
-
-
-def thumbnail(path: Path) -> str:
-    """The image, small, as a data URI."""
-    image = open_image(str(path))
-    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -2,7 +2,9 @@
 
     python tools/report.py output/demo                              what each run reached, and its files
     python tools/report.py output --format text|markdown|latex      Tables 1 to 8 of the paper, ours beside them
-    python tools/report.py output --format html                     output/report/index.html: tables, curves, ablations
+    python tools/report.py output --format html                     output/report/index.html: tables, curves, ablations;
+                                                                    and a page for each run, with samples and settings
+    python tools/report.py output/demo/vqa --format html            output/demo/vqa/report.html, the page of one run
 
 Numbers of MSCOCO, Flickr30K, NoCaps and VQA v2 (told by the folder of a run's test file) stand in the paper's columns,
 with the difference to the paper; other data have tables of their own. Where nothing was run, the cell says so. Runs
@@ -62,12 +64,15 @@ def main(argv: list[str] | None = None) -> None:
     if args.format == "summary":
         print_summaries(runs)
         return
+    if args.format == "html" and runs == [folder]:
+        print(write_run(folder, args.output or folder))
+        return
     found = report_tables.find_runs(folder)
     tables = report_tables.all_tables(folder, found, count_parameters(), args.pairs_per_second, args.gpus)
     if args.format == "html":
-        from tools.report_page import write_page
+        from tools.report_page import write_pages
 
-        print(write_page(folder, found, tables, args.output or folder / "report"))
+        print(write_pages(folder, every_run(runs), tables, args.output or folder / "report"))
         return
     text = "\n".join(FORMATS[args.format](table) for table in tables)
     if args.output:
@@ -76,12 +81,27 @@ def main(argv: list[str] | None = None) -> None:
         print(text)
 
 
+def every_run(folders: list[Path]) -> list[report_tables.Run]:
+    """The runs in the folders, also those that have no numbers yet."""
+    found = (report_tables.read_run(folder, unfinished=True) for folder in folders)
+    return [run for run in found if run is not None]
+
+
+def write_run(folder: Path, output: Path) -> Path:
+    from tools import report_page
+
+    if not (found := every_run([folder])):
+        raise UserError(f"{folder}/config.yaml: of no stage of this code")
+    return report_page.write_run(found[0], output)
+
+
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("folder", type=Path, help="folder of one run, or of several")
     add("--format", choices=("summary", *FORMATS, "html"), default="summary", help="default: %(default)s")
-    add("--output", type=Path, help="file instead of the console; of html, the folder (default: FOLDER/report)")
+    where = "file instead of the console; of html, the folder (default: FOLDER/report, of a single run FOLDER)"
+    add("--output", type=Path, help=where)
     add("--pairs_per_second", type=float, help="pre-training speed measured with configs/Pretrain.yaml, of all GPUs")
     add("--gpus", type=int, default=1, help="GPUs that reached it (default: %(default)s)")
     args = parser.parse_args(argv)

@@ -1,173 +1,112 @@
-"""The report as one HTML page with its charts, which also lie beside it as PNG files."""
+"""The report as HTML: a page with the paper's tables, ablations and curves, and beside it a page for every run."""
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
-from engine.drawing import below, beside
-from tools.charts import bar_chart, line_chart
+from tools import pages, report_run
+from tools.report_charts import Panels, ablation_charts, figure, row_charts, run_charts
 from tools.report_formats import as_html
-from tools.report_tables import (
-    Run,
-    Table,
-    ablation_effects,
-    ablation_runs,
-    effect_note,
-    read_log,
-    read_paper,
-    retrieval_kind,
-)
+from tools.report_tables import Run, Table, effect_note, retrieval_kind
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #191c22; margin: 0 auto; max-width: 1200px; padding: 1.5rem; }
-h1 { font-size: 1.7rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem; } .note { color: #5b616c; margin: .3rem 0; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
-th, td { padding: .3rem .65rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e2e5ea; }
-th { border-bottom: 2px solid #191c22; } th:first-child, td:first-child { text-align: left; }
-tr.paper { background: #f3f4f7; } tr.ours { background: #e8f2fb; font-weight: 600; }
-img { max-width: 100%; height: auto; } figure { margin: 1rem 0; } figcaption { color: #5b616c; }
-nav a { margin-right: 1rem; }
-"""
-# Panels of a run's curves: heading -> the keys of log.jsonl that it shows, with their names.
-TRAINING = {
-    "all losses together": {"loss": "loss"},
-    "masked image modeling": {"loss/cls": "L_cls", "loss/patch": "L_patch"},
-    "image-text contrast and matching": {"loss/itc": "ITC", "loss/itm": "ITM"},
-    "language modeling": {"loss/mlm": "MLM", "loss/plm": "PLM"},
-    "matching accuracy": {"itm/accuracy": "accuracy"},
-    "masked on the most relevant quarter": {
-        "mim/masked_on_relevant_quarter": "text-guided",
-        "mim/masked_on_relevant_quarter_if_random": "random",
-    },
-    "entropy of the teacher's batch mean": {
-        "teacher/cls_batch_entropy": "[CLS]",
-        "teacher/patch_batch_entropy": "patches",
-    },
-    "patterns in use": {"teacher/patterns_in_use": "patterns"},
-    "reward": {"reward": "reward"},
-    "pairs per second": {"pairs_per_second": "pairs/s"},
-}
-VALIDATION = {
-    "validation: mean recall": {"itm_r_mean": "re-ranked", "itc_r_mean": "contrast"},
-    "validation: accuracy": {"accuracy": "accuracy", "constant": "constant answers"},
-    "validation: CIDEr": {"cider": "CIDEr"},
-}
-COMPARED = {
-    "loss/itc": "image-text contrast",
-    "loss/itm": "image-text matching",
-    "loss/mlm": "masked language modeling",
-}
-COLUMNS = 3  # panels side by side
+INDEX, OF_RUN = "index.html", "report.html"
 
 
-def write_page(folder: Path, runs: Sequence[Run], tables: Sequence[Table], output: Path) -> Path:
-    """Write OUTPUT/index.html and its charts as PNG; -> the page's path. The page needs no other file."""
-    output.mkdir(parents=True, exist_ok=True)
-    ablations, everything = ablation_charts(folder, runs), [run for run in runs if run.row is not None]
-    note = effect_note(everything, retrieval_kind(everything))
-    curves = row_charts(folder, runs)
-    curves |= {title(folder, run): chart for run in runs if run.row is None and (chart := curve_chart(run)) is not None}
-    parts = [
-        f"<h1>{html.escape(str(folder))}</h1>",
-        f"<p class=note>{len(runs)} finished runs, {time.strftime('%F')}; ",
-    ]
-    parts += ["shaded gray: the paper's own row; blue: this code.</p>", "<nav><a href=#tables>Tables</a>"]
-    parts += ["<a href=#ablations>Ablations</a><a href=#curves>Curves</a></nav><div id=tables>"]
-    parts += [as_html(table) for table in tables]
-    parts += ["</div><h2 id=ablations>Effect of each ablation, in points</h2>"]
-    for name, chart in ablations.items():
-        parts.append(figure(output / f"{slug(name)}.png", f"{name}. {note}", chart))
-    parts += ["<h2 id=curves>Training curves</h2>"]
-    for name, chart in curves.items():
-        parts.append(figure(output / f"curves_{slug(name)}.png", name, chart))
-    path = output / "index.html"
-    path.write_text(page(f"Report: {folder}", "\n".join(parts)), encoding="utf-8")
+def write_run(run: Run, output: Path) -> Path:
+    """OUTPUT/report.html of a single run; -> its path."""
+    path = make_folder(output) / OF_RUN
+    report_run.write_page(path, run)
     return path
 
 
-def page(title: str, body: str) -> str:
-    """An HTML document in this project's style. title: plain text; body: HTML."""
-    head = "<meta charset=utf-8><meta name=viewport content='width=device-width'>"
-    head += f"<title>{html.escape(title)}</title><style>{STYLE}</style>"
-    return f"<!doctype html><html lang=en><head>{head}</head><body>{body}</body></html>\n"
+def write_pages(folder: Path, runs: Sequence[Run], tables: Sequence[Table], output: Path) -> Path:
+    """OUTPUT/index.html of the finished ones among all `runs` below a folder, its charts as PNG, and a page for every
+    run; -> the first page's path. No page needs another file, so that each can be sent alone.
+    """
+    make_folder(output)
+    of_run = run_pages(folder, runs, output)
+    for path, run in of_run.items():
+        beside = {name: run_title(folder, other) for name, other in of_run.items() if near(run, other)}
+        report_run.write_page(path, run, {Path(INDEX): "all runs", **beside})
+    parts = head(folder, runs, of_run)
+    parts += ["<div id=tables>", *(as_html(table) for table in tables), "</div>"]
+    parts += ablations(folder, runs, output) + curves(folder, runs, output)
+    path = output / INDEX
+    pages.write_page(path, f"Report: {folder}", "\n".join(parts))
+    return path
 
 
-def figure(path: Path, caption: str, image: Image.Image) -> str:
-    """Save an image and return it as part of the page."""
-    image.save(path)
-    return f"<figure>{inline(image, caption)}<figcaption>{html.escape(caption)}</figcaption></figure>"
+def make_folder(output: Path) -> Path:
+    output.mkdir(parents=True, exist_ok=True)
+    return output
 
 
-def inline(image: Image.Image, description: str) -> str:
-    """An <img> that carries its own data."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{html.escape(description, quote=True)}" src="data:image/png;base64,{data}">'
+def run_pages(folder: Path, runs: Sequence[Run], output: Path) -> dict[Path, Run]:
+    """The page of every run, in the order of the runs; two never share one."""
+    found: dict[Path, Run] = {}
+    for run in runs:
+        name = pages.slug(run_title(folder, run)) or "run"
+        names = [name, *(f"{name}_{number}" for number in range(2, len(runs) + 2))]
+        path = next(path for name in names if (path := output / f"{name}.html") not in found and name != "index")
+        found[path] = run
+    return found
 
 
-def slug(name: str) -> str:
-    """A file name of letters, digits and underscores."""
-    return "_".join("".join(letter if letter.isalnum() else " " for letter in name).split()).lower()
+def near(run: Run, other: Run) -> bool:
+    """Whether a run's page links to another: those of the same folder, and all that are no ablation."""
+    return other.folder.parent == run.folder.parent or other.row is None
 
 
-def title(folder: Path, run: Run) -> str:
-    """A run's folder relative to the report's, and its stage."""
+def run_title(folder: Path, run: Run) -> str:
+    """A run's folder relative to the report's."""
     relative = run.folder.relative_to(folder)
     return str(relative) if relative.parts else run.stage
 
 
-def ablation_charts(folder: Path, runs: Sequence[Run]) -> dict[str, Image.Image]:
-    """{"Table 4: ...": bars of each row's effect, a panel per column}; the paper's alone where nothing was run."""
-    found = ablation_runs(folder, list(runs))
-    charts = {}
-    for number in "4567":
-        table = read_paper()["tables"][number]
-        panels = [bar_chart(label, rows, "points") for label, rows in ablation_effects(table, found).items()]
-        charts[f"Table {number}. {table['title']}"] = beside(panels)
-    return charts
+def head(folder: Path, runs: Sequence[Run], of_run: dict[Path, Run]) -> list[str]:
+    finished = sum(bool(run.metrics) for run in runs)
+    unfinished = f", {len(runs) - finished} more without numbers yet" if finished < len(runs) else ""
+    counted = "run with numbers" if finished == 1 else "runs with numbers"
+    rows = "\n".join(run_row(path, folder, run) for path, run in of_run.items())
+    headings = "".join(f"<th>{name}</th>" for name in ("run", "stage", "kind", "data", "seed", "result"))
+    table = f'<table class="words"><thead><tr>{headings}</tr></thead><tbody>{rows}</tbody></table>'
+    return [
+        f"<h1>Report: {html.escape(str(folder))}</h1>",
+        f"<p class=note>{finished} {counted}{unfinished}; {time.strftime('%F')}.</p>",
+        "<nav><a href=#runs>Runs</a><a href=#tables>The paper's tables</a><a href=#ablations>Ablations</a>"
+        "<a href=#curves>Curves</a></nav>",
+        f"<h2 id=runs>Runs</h2><div class=wide>{table}</div>",
+        "<h2>The paper's tables</h2><p class=note>Shaded gray: the paper's own row; blue: this code.</p>",
+    ]
 
 
-def row_charts(folder: Path, runs: Sequence[Run]) -> dict[str, Image.Image]:
-    """{"Table 4: curves of its rows": pre-training of each row's first seed in one chart per value}."""
-    found = ablation_runs(folder, list(runs))
-    charts = {}
-    for number in "4567":
-        logs = {}
-        for row in read_paper()["tables"][number]["rows"]:
-            first = next((run for run in found.get(row["config"], []) if run.stage == "pretrain"), None)
-            if first is not None:
-                logs[row["name"]] = [entry for entry in read_log(first.folder) if entry.get("split") == "train"]
-        panels = []
-        for key, heading in COMPARED.items():
-            series = {name: points for name, entries in logs.items() if (points := curve(entries, key))}
-            if len(series) > 1:
-                panels.append(line_chart(heading, series, width=390))
+def run_row(path: Path, folder: Path, run: Run) -> str:
+    name = pages.link(path, path.parent, html.escape(run_title(folder, run)))
+    cells = [run.stage, report_run.kind_of(run), run.data, str(run.seed), report_run.headline(run)]
+    return f"<tr><td>{name}</td>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>"
+
+
+def ablations(folder: Path, runs: Sequence[Run], output: Path) -> list[str]:
+    of_rows = [run for run in runs if run.row is not None]
+    note = effect_note(of_rows, retrieval_kind(of_rows))
+    charts = ablation_charts(folder, finished(runs))
+    parts = ["<h2 id=ablations>Effect of each ablation, in points</h2>", f"<p class=note>{html.escape(note)}</p>"]
+    return parts + [figure(output / f"{pages.slug(name)}.png", name, panels) for name, panels in charts.items()]
+
+
+def curves(folder: Path, runs: Sequence[Run], output: Path) -> list[str]:
+    charts: dict[str, Panels] = row_charts(folder, finished(runs))
+    charts |= {run_title(folder, run): run_charts(run.folder) for run in runs if run.row is None}
+    parts = ["<h2 id=curves>Training curves</h2>"]
+    for name, panels in charts.items():
         if panels:
-            charts[f"Table {number}: pre-training of its rows, first seed"] = beside(panels)
-    return charts
+            parts.append(f"<h3>{html.escape(name)}</h3>")
+            parts.append(figure(output / f"curves_{pages.slug(name)}.png", "over optimizer steps", panels))
+    return parts
 
 
-def curve_chart(run: Run) -> Image.Image | None:
-    """The curves of a run's training and validation; None where it logged nothing of them."""
-    entries = read_log(run.folder)
-    panels = []
-    for split, wanted in (("train", TRAINING), ("val", VALIDATION)):
-        lines = [entry for entry in entries if entry.get("split") == split and (split == "train" or entry["step"])]
-        for title, keys in wanted.items():
-            series = {name: points for key, name in keys.items() if (points := curve(lines, key))}
-            if series:
-                panels.append(line_chart(title, series, width=390))
-    rows = [beside(panels[start : start + COLUMNS]) for start in range(0, len(panels), COLUMNS)]
-    return below(rows) if rows else None
-
-
-def curve(entries: Sequence[dict], key: str) -> list[tuple[float, float]]:
-    return [(entry["step"], entry[key]) for entry in entries if isinstance(entry.get(key), int | float)]
+def finished(runs: Sequence[Run]) -> list[Run]:
+    return [run for run in runs if run.metrics]

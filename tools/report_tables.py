@@ -90,15 +90,15 @@ def run_folders(folder: Path) -> list[Path]:
     return [path for path in paths if path == folder or not re.fullmatch(r"earlier_\d+", path.name)]
 
 
-def read_run(folder: Path) -> Run | None:
-    """The run in a folder; None where it has no numbers yet."""
+def read_run(folder: Path, unfinished: bool = False) -> Run | None:
+    """The run in a folder; None where it has no numbers yet, unless `unfinished` ones are wanted."""
     metrics = read_json(folder / "metrics.json")
     config = read_yaml(folder / "config.yaml")
     stage = next((stage for key, stage in STAGE_OF_KEY.items() if key in config), None)
-    if not metrics or stage is None:
+    if stage is None or not (metrics or unfinished):
         return None
     result = read_json(folder.parent / "result.json")
-    if result and folder.name not in result.get("stages", {}):
+    if result and folder.name not in result.get("stages", {}) and not unfinished:
         return None  # a stage of an ablation that was interrupted in its last evaluation
     return Run(
         folder=folder,

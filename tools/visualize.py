@@ -43,7 +43,7 @@ from models.earlier import read_checkpoint  # noqa: E402
 from models.mim import CodebookTarget  # noqa: E402
 from models.pretrain import PretrainModel, build_pretrain_model  # noqa: E402
 from models.weights import load_exactly  # noqa: E402
-from tools.report_page import inline, page  # noqa: E402
+from tools import pages  # noqa: E402
 from tools.visualize_scenes import (  # noqa: E402
     Clustering,
     PatchLabels,
@@ -424,10 +424,11 @@ def pixel_predictions(view: View, masks: Tensor, places: Tensor, predicted: Tens
 
 def write_page(path: Path, checkpoint: Path, drawn: dict[str, Image.Image], numbers: dict | None) -> None:
     """All figures, and the numbers where there are any, in one file."""
-    parts = [f"<h1>{html.escape(str(checkpoint))}</h1>"]
+    links = [f'<a href="#{name}">{name.replace("_", " ")}</a>' for name in [*(["numbers"] if numbers else []), *drawn]]
+    parts = [f"<h1>Figures of {html.escape(str(checkpoint))}</h1>", f"<nav>{''.join(links)}</nav>"]
     parts += [numbers_html(numbers)] if numbers else []
-    parts += [f"<figure id={name}>{inline(image, name)}</figure>" for name, image in drawn.items()]
-    path.write_text(page(f"Figures of {checkpoint}", "\n".join(parts)), encoding="utf-8")
+    parts += [f'<figure class=large id="{name}">{pages.inline(image, name)}</figure>' for name, image in drawn.items()]
+    pages.write_page(path, f"Figures of {checkpoint}", "\n".join(parts))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from dataset import scenes
 from evaluation import clusters, encodings
+from tools import pages
 
 DRAWS = 20  # masks per image behind the share of masked patches on named objects
 COLUMNS = ("object", "class", "color", "background")
@@ -160,11 +160,6 @@ def numbers_text(numbers: dict) -> str:
 def numbers_html(numbers: dict) -> str:
     head, rows, head2, shares = numbers_rows(numbers)
 
-    def table(headings: list[str], body: list[list[str]]) -> str:
-        top = "".join(f"<th>{html.escape(cell)}</th>" for cell in headings)
-        rest = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
-        return f"<div class=wide><table><thead><tr>{top}</tr></thead><tbody>{rest}</tbody></table></div>"
-
     return (
         "<h2 id=numbers>The encodings in numbers</h2>"
         f"<p class=note>{numbers['images']} built-in scenes that training never shows, {numbers['patches']} patches. "
@@ -172,6 +167,6 @@ def numbers_html(numbers: dict) -> str:
         "class and color over the patches on objects, the background's color over the others. Purity is the share of "
         "patches with the most frequent label of their cluster. Both rise with the number of clusters, so k-means has "
         "as many as the encoding head uses. Shuffled: clusters of the same sizes at random.</p>"
-        f"{table(head, rows)}"
-        f"<p class=note>Where masked patches lie ({DRAWS} draws per image).</p>{table(head2, shares)}"
+        f"{pages.table(head, rows)}"
+        f"<p class=note>Where masked patches lie ({DRAWS} draws per image).</p>{pages.table(head2, shares)}"
     )
