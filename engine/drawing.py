@@ -15,9 +15,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 INK, GRAY, RULE, PAPER = (25, 28, 34), (105, 110, 120), (216, 219, 224), (255, 255, 255)
-ACCENT = (214, 39, 40)
+ACCENT, HIDDEN = (214, 39, 40), (128, 128, 128)
 GAP, MARGIN = 10, 18
-TITLE, HEADING, TEXT = 26, 18, 16  # font sizes in pixels
+TITLE, HEADING, TEXT = 28, 20, 18  # font sizes in pixels
 # A color scale that is readable in print and by the color-blind, from low (dark) to high (light): viridis' anchors.
 HEAT = np.array([(68, 1, 84), (65, 68, 135), (42, 120, 142), (34, 168, 132), (122, 209, 81), (253, 231, 37)], float)
 GOLDEN = 0.61803398875  # steps of hue that never come near an earlier one
@@ -94,10 +94,21 @@ def table(rows: Sequence[Sequence[Image.Image]], headings: Sequence[str], captio
     parts = [beside([pad(text(heading, side, HEADING), round(HEADING * 1.3) * top + 2) for heading in headings])]
     for number, row in enumerate(rows):
         images = beside(row)
-        parts.append(images)
-        if captions:
-            parts.append(text(captions[number], images.width))
-    return below(parts, 6)
+        caption = [text(captions[number], images.width)] if captions else []
+        parts.append(below([images, *caption], 4))
+    return below(parts, GAP + 4 if captions else 6)
+
+
+def key(entries: Sequence[tuple[Image.Image, str]], width: int) -> Image.Image:
+    """A legend: samples and what they mean, as many side by side as fit into `width`."""
+    rows: list[list[Image.Image]] = [[]]
+    for sample, meaning in entries:
+        words = text(meaning, min(width - sample.width - 8, round(font(TEXT).getlength(meaning)) + 2))
+        entry = beside([sample, words], 8, align=0.5)
+        if rows[-1] and sum(part.width + 2 * GAP for part in rows[-1]) + entry.width > width:
+            rows.append([])
+        rows[-1].append(entry)
+    return below([beside(row, 2 * GAP, align=0.5) for row in rows], 6)
 
 
 def pad(image: Image.Image, height: int) -> Image.Image:
@@ -145,7 +156,7 @@ def enlarge(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return values[rows[:, None], columns[None]]
 
 
-def hide(image: Image.Image, mask: np.ndarray, color: tuple = (128, 128, 128)) -> Image.Image:
+def hide(image: Image.Image, mask: np.ndarray, color: tuple = HIDDEN) -> Image.Image:
     """The image with the patches of mask [g, g] (True: hidden) in one color and thin lines between patches."""
     mask = np.asarray(mask, bool)
     colors = np.broadcast_to(np.array(color, float), (*mask.shape, 3))
@@ -165,15 +176,9 @@ def heat_color(values: np.ndarray) -> np.ndarray:
     return np.stack([np.interp(values, places, HEAT[:, channel]) for channel in range(3)], -1)
 
 
-def scale(width: int, low: str, high: str) -> Image.Image:
-    """The color scale of `heat` with the names of its ends."""
-    bar = heat_color(np.tile(np.linspace(0, 1, 160), (14, 1)))
-    parts = [text(low, round(font(TEXT).getlength(low)) + 2), Image.fromarray(bar.astype(np.uint8))]
-    parts.append(text(high, round(font(TEXT).getlength(high)) + 2))
-    row = beside(parts, 8, align=0.5)
-    canvas = Image.new("RGB", (max(width, row.width), row.height), PAPER)
-    canvas.paste(row, (0, 0))
-    return canvas
+def scale(width: int = 160, height: int = 20) -> Image.Image:
+    """The color scale of `heat`, from low to high."""
+    return Image.fromarray(heat_color(np.tile(np.linspace(0, 1, width), (height, 1))).astype(np.uint8))
 
 
 def lines(image: Image.Image, grid: int, color: tuple = (255, 255, 255), opacity: float = 0.25) -> Image.Image:
@@ -217,5 +222,13 @@ def crop_patch(image: Image.Image, place: int, grid: int, context: int, side: in
     return crop
 
 
-def swatch(color: tuple, side: int) -> Image.Image:
-    return Image.new("RGB", (side, side), tuple(color))
+def swatch(color: tuple, side: int, label: str = "") -> Image.Image:
+    """A square of one color, with a short label in the middle."""
+    square = Image.new("RGB", (side, side), tuple(color))
+    if label:
+        dark = 0.3 * color[0] + 0.59 * color[1] + 0.11 * color[2] > 130
+        draw = ImageDraw.Draw(square)
+        draw.text(
+            (side / 2, side / 2), label, font=font(min(TEXT, side // 3)), fill=INK if dark else PAPER, anchor="mm"
+        )
+    return square

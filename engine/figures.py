@@ -11,7 +11,9 @@ from PIL import Image
 
 from engine import drawing
 
-SIDE = 176  # of an image in a figure, in pixels
+SIDE = 208  # of an image in a figure, in pixels
+KEY = 22  # of a color in a legend
+NAMED = 6  # patterns in the legend of the masking figure
 
 
 def masking_figure(
@@ -34,20 +36,24 @@ def masking_figure(
     for heading, mask in masks.items():
         headings.append(heading)
         columns.append([drawing.hide(image, square(row)) for image, row in zip(images, mask, strict=True)])
-    notes = []
+    samples, named = [(drawing.swatch(drawing.HIDDEN, KEY), "masked")], []
     if similarity is not None:
         headings.append("similarity with the caption")
         columns.append([drawing.heat(image, square(row)) for image, row in zip(images, similarity, strict=True)])
-        notes.append(drawing.scale(SIDE, "similarity, each image's lowest", "highest"))
+        samples.append((drawing.scale(height=KEY), "similarity, from each image's lowest to its highest"))
+    explanation = "The caption below each row is the one that the model read."
     if patterns is not None:
         headings.append("the teacher's patterns")
-        colors = drawing.colors_of(by_frequency(patterns))
+        order = by_frequency(patterns)
+        colors = drawing.colors_of(order)
         columns.append([layout(image, row, colors) for image, row in zip(images, patterns, strict=True)])
+        shares = {pattern: f"{(patterns == pattern).float().mean():.0%}" for pattern in order[:NAMED]}
+        named = [(drawing.swatch(colors[p], KEY), f"pattern {p} ({share})") for p, share in shares.items()]
+        more = f", the {NAMED} most frequent of {len(order)} named" if len(order) > NAMED else ""
+        explanation += f" Patches of one color have the same pattern, in all rows (share of the patches{more})."
     body = drawing.table(list(zip(*columns, strict=True)), headings, captions)
-    explanation = "Gray patches are masked; the caption below each row is the one that the model read."
-    if patterns is not None:
-        explanation += f" Patches of one color have the same pattern, in all rows ({len(colors)} patterns here)."
-    return drawing.sheet(title, explanation, [*notes, body])
+    keys = [drawing.key(part, max(body.width, 640)) for part in (samples, named) if part]
+    return drawing.sheet(title, explanation, [drawing.below(keys, 6), body])
 
 
 def layout(image: Image.Image, patterns: torch.Tensor, colors: dict[int, tuple], strength: float = 0.62) -> Image.Image:
@@ -87,7 +93,7 @@ def pattern_figure(
     title: str, explanation: str, clusters: Sequence[Cluster], images: Sequence[Image.Image], grid: int, context: int
 ) -> Image.Image:
     """Figure 2: for each cluster its best patches, outlined, as crops in their context."""
-    side, across = 104, 4
+    side, across = 120, 4
     panels = []
     for cluster in clusters:
         crops = [drawing.crop_patch(images[number], place, grid, context, side) for number, place in cluster.examples]
@@ -125,7 +131,7 @@ def layout_figure(
     body = drawing.table(list(zip(*columns, strict=True)), ["image", *layouts], captions)
     explanation = (
         "Each patch has the color of its pattern; one color is one pattern in all images of a column. Below, for the "
-        "most frequent patterns, the patches that have them most clearly (outlined)."
+        "most frequent patterns, their numbers and the patches that have them most clearly (outlined)."
     )
     return drawing.sheet(title, explanation, [body, *parts])
 
@@ -133,11 +139,11 @@ def layout_figure(
 def legend(
     title: str, clusters: Sequence[Cluster], colors: dict[int, tuple], gallery: Sequence[Image.Image], grid: int
 ) -> Image.Image:
-    """A color and some example patches for each cluster, three side by side."""
-    side, cells = 58, []
+    """A color with its number and some example patches for each cluster, three side by side."""
+    side, cells = 68, []
     for cluster in clusters:
         examples = [drawing.crop_patch(gallery[n], place, grid, 1, side) for n, place in cluster.examples[:4]]
-        swatch = drawing.swatch(colors[int(cluster.name)], side)
+        swatch = drawing.swatch(colors[int(cluster.name)], side, cluster.name)
         cells.append(drawing.beside([swatch, *examples], 3))
     if not cells:
         return drawing.text(title, SIDE, drawing.HEADING)
@@ -164,8 +170,9 @@ def attention_figure(
         "Cross-attention of a word of the caption, weighted by how much it speaks for the pair to match (Grad-CAM, as "
         "ALBEF shows it). The matching head decides, so the maps are as good as matching is."
     )
-    scale = drawing.scale(SIDE, "weight, each map's lowest", "highest")
-    return drawing.sheet(title, explanation, [scale, *rows])
+    width = max(row.width for row in rows)
+    key = drawing.key([(drawing.scale(height=KEY), "weight, from each map's lowest to its highest")], width)
+    return drawing.sheet(title, explanation, [key, *rows])
 
 
 def prediction_figure(

@@ -76,6 +76,28 @@ def test_the_masking_figure_has_a_column_per_view_and_a_caption_per_row():
     assert figures.by_frequency(torch.tensor([[3, 3, 1], [1, 3, 7]])) == [3, 1, 7]
 
 
+def test_the_masking_figures_legend_names_the_most_frequent_patterns_in_their_colors():
+    patterns = torch.tensor([[7] * 9 + [3] * 5 + [1, 2]])
+    masks = {"masked at random": torch.zeros(1, 16, dtype=torch.bool)}
+    figure = np.asarray(figures.masking_figure([plain()], masks, ["a dog"], patterns=patterns))
+    colors = drawing.colors_of([7, 3, 1, 2])
+    for color in [*colors.values(), drawing.HIDDEN]:  # a whole swatch of each, which no patch over an image is
+        found = (figure == color).all(-1)
+        assert found.sum() == figures.KEY**2 and np.ptp(found.nonzero()[0]) == figures.KEY - 1
+
+
+def test_a_legends_entries_are_wrapped_at_the_width():
+    entries = [(drawing.swatch((9, 9, 9), 20), word) for word in ("one", "two", "three", "a much longer meaning")]
+    narrow, wide = drawing.key(entries, 160), drawing.key(entries, 2000)
+    assert narrow.width <= 160 and wide.height < narrow.height and wide.width > 300
+
+
+def test_a_swatchs_label_can_be_read_on_dark_and_light():
+    for color, ink in (((255, 255, 0), drawing.INK), ((10, 10, 90), drawing.PAPER)):
+        pixels = np.asarray(drawing.swatch(color, 68, "1022"))
+        assert (pixels == ink).all(-1).sum() > 20 and tuple(pixels[0, 0]) == color
+
+
 def test_an_image_survives_the_way_to_pillow():
     pixels = torch.rand(3, 5, 7)
     image = drawing.to_image(pixels)

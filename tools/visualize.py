@@ -58,7 +58,7 @@ from utils import UserError, as_config, run_main, write_json  # noqa: E402
 
 BATCH = 50
 OURS, PIXELS, TOKENS, DVAE = "encoding head", "k-means of pixels", "k-means of encoder tokens", "dVAE"
-MOST_CLUSTERS, EXAMPLES, FEWEST = 8, 8, 8  # in Figure 2; patches of a cluster; patches that a cluster must have
+MOST_CLUSTERS, EXAMPLES = 8, 8  # in Figure 2; patches of a cluster, which it must have to be chosen
 FUNCTION_WORDS = frozenset(
     "a an the of in on at to and is are it its with there this that these two three four we see picture image photo "
     "shows showing next by for from as or be was has have his her their background objects".split()
@@ -259,18 +259,25 @@ def pattern_figures(
 ) -> dict[str, Image.Image]:
     """Figure 2, one for each clustering but that of tokens."""
     labels = patch_labels(samples, grid) if samples.scenes else None
-    drawn, kind = {}, "the purest" if labels else "the clearest"
+    drawn, kind = {}, "purest" if labels else "clearest"
+    below = "; below the number, what all patches of the cluster show" if labels else ""
     for name, clustering in clusterings.items():
         if name == TOKENS:
             continue
         given = args.patterns if name == OURS else None
         chosen = choose_clusters(clustering, labels, given)
         explanation = (
-            f"Each panel is one of the {len(clustering.assignment.unique())} clusters in use: its clearest patches, "
-            f"outlined, in their context, at most two of an image. Shown: {'the given' if given else kind} ones."
+            f"Each panel is one of the {len(clustering.assignment.unique())} clusters in use: its clearest patches "
+            "(outlined) with the patches around them, at most two of an image. Shown: the "
+            f"{'given' if given else kind} ones{below}."
         )
         drawn[f"figure2_{name.replace('-', '').replace(' ', '_').lower()}"] = figures.pattern_figure(
-            f"Figure 2: patches by {name}", explanation, chosen, samples.images, grid, context=1
+            f"Figure 2: patches that have the same pattern ({name})",
+            explanation,
+            chosen,
+            samples.images,
+            grid,
+            context=1,
         )
     return drawn
 
@@ -286,7 +293,9 @@ def choose_clusters(clustering: Clustering, labels: PatchLabels | None, given: l
             raise UserError(f"--patterns {missing[0]}: no patch of these images has it; in use: {list(sizes)[:20]} ...")
         order = given
     else:
-        large = [cluster for cluster, size in sizes.items() if size >= FEWEST] or list(sizes)
+        large = [cluster for cluster in sizes if len(examples(clustering, cluster, EXAMPLES)) == EXAMPLES] or list(
+            sizes
+        )
         if labels:
             order = spread_out(sorted(large, key=lambda cluster: -headings[cluster][1]), headings)
         else:

@@ -116,7 +116,7 @@ def describe(flat: Tensor, labels: PatchLabels) -> dict[int, tuple[str, float, s
             found = {kind: purities[kind][cluster] for kind in kinds}
         words = [f"{found[kind][1]:.0%} {labels.names[kind][found[kind][0]]}" for kind in kinds]
         best = max(found.values(), key=lambda item: item[1])
-        place = f"{share:.0%} on objects: " if is_object else f"{share:.0%} background: "
+        place = f"{share:.0%} on objects, of these " if is_object else f"{share:.0%} background, of these "
         label = next(labels.names[kind][item[0]] for kind, item in found.items() if item is best)
         result[cluster] = (place + ", ".join(words), share * best[1], label)
     return result
