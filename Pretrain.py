@@ -40,7 +40,7 @@ from utils import (
     world_size,
 )
 
-SHOWN = 8  # pairs in the image of an epoch
+SHOWN = 4  # pairs in the image of an epoch, which fits on a screen
 
 
 def main() -> None:

@@ -32,8 +32,9 @@ dl.facts { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1r
 dl.facts dt { color: var(--gray); } dl.facts dd { margin: 0; min-width: 0; }
 .wide { overflow-x: auto; overflow-wrap: normal; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
-th, td { padding: .3rem .65rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); }
-th { border-bottom: 2px solid var(--ink); } th:first-child, td:first-child { text-align: left; }
+th, td { padding: .3rem .55rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); }
+th { border-bottom: 2px solid var(--ink); white-space: normal; min-width: 3.6rem; vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; }
 tr { background: #fff; } th:first-child, td:first-child { position: sticky; left: 0; background: inherit; }
 table.words td, table.words th { text-align: left; white-space: normal; vertical-align: top; }
 table.words td:last-child { min-width: 12rem; }

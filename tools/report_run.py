@@ -136,7 +136,7 @@ def cell(value: object) -> str:
 
 def settings(run: Run) -> list[str]:
     """What differs from the stage's first configuration file, the paper's, and the whole configuration."""
-    schema = report_samples.SCHEMAS[run.stage]
+    schema = report_samples.STAGES[run.stage].schema
     own = {key: value for key, value in read_yaml(ROOT / schema).items() if key != "base"}
     changed = differences(own, run.config)
     rows = [[key, shown(before), shown(now)] for key, (before, now) in changed.items()]

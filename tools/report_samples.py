@@ -11,15 +11,14 @@ from pathlib import Path
 from PIL import Image
 
 from dataset import create_dataset
-from engine import config as stages
-from engine.yaml_files import read_yaml
+from engine.config import CAPTION, PRETRAIN, RETRIEVAL, VQA, load_config
 from evaluation.cider import CiderD, caption_words
 from evaluation.vqa import is_empty, vqa_accuracy
 from tools import pages
 from tools.report_tables import Run
-from utils import ROOT, Config, UserError, as_config
+from utils import Config, UserError
 
-SCHEMAS = {stage.name: stage.schema for stage in (stages.PRETRAIN, stages.RETRIEVAL, stages.CAPTION, stages.VQA)}
+STAGES = {stage.name: stage for stage in (PRETRAIN, RETRIEVAL, CAPTION, VQA)}
 EACH = 4  # queries or captions of a kind
 QUESTIONS = 12  # right ones, and as many wrong ones
 FIRST = 5  # ranked items of a query
@@ -41,16 +40,8 @@ def samples(run: Run) -> list[str]:
 
 
 def config_of(run: Run) -> Config:
-    """The run's configuration, and for keys that came after it the schema's values."""
-
-    def over(default: dict, values: dict) -> dict:
-        both = {key: over(default[key], x) if is_map(default.get(key), x) else x for key, x in values.items()}
-        return {**default, **both}
-
-    def is_map(*values) -> bool:
-        return all(isinstance(value, dict) for value in values)
-
-    return as_config(over(read_yaml(ROOT / SCHEMAS[run.stage]), run.config))
+    """The run's configuration; UserError where this version cannot read it."""
+    return load_config(run.folder / "config.yaml", (), STAGES[run.stage])
 
 
 def read_results(path: Path) -> list | dict:

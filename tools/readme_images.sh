@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Draws README's images anew from a finished ./demo.sh: docs/masking.png, docs/patterns.png, docs/search.png. The search
+# is a screenshot of the page, by Chromium (Debian, Ubuntu: apt install chromium). PYTHON names another interpreter,
+# DEMO another folder of runs.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=${PYTHON:-.venv/bin/python}
+demo=${DEMO:-output/demo}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+cp "$(ls "$demo"/pretrain/images/masking_*.png | tail -1)" "$work/masking.png"
+$python tools/visualize.py --checkpoint "$demo/pretrain/checkpoint_last.pth" --output "$work/figures"
+cp "$work/figures/figure2_encoding_head.png" "$work/patterns.png"
+$python tools/predict.py retrieve "$demo/data/images/test" --checkpoint "$demo/retrieval" --output "$work/sheet.html" \
+    --top 6 --text "a green heart and a red sign that says stop" --text "a blue triangle above a purple sign"
+chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --user-data-dir="$work/profile" \
+    --window-size=1200,1060 --screenshot="$work/search.png" "file://$work/sheet.html" 2>"$work/chromium" ||
+    { cat "$work/chromium"; exit 1; }
+
+cp "$work/masking.png" docs/masking.png
+for name in patterns search; do  # 256 colors: half the bytes
+    $python -c "from PIL import Image; import sys
+Image.open(sys.argv[1]).convert('RGB').quantize(256).save(sys.argv[2], optimize=True)" "$work/$name.png" "docs/$name.png"
+done
+ls -l docs/masking.png docs/patterns.png docs/search.png
