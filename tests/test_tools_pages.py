@@ -105,6 +105,7 @@ def test_the_sheet_says_what_it_shows_and_both_scores_with_their_places(made):
     assert "match + contrast / temperature</b>, of the first 2 of 3 by contrast" in head and "log-odds" in head
     assert "a &lt;red&gt; bus" in first and "<red>" not in text
     cards = re.findall(r"<li class=card>.*?</li>", first)
+    assert LONG not in re.sub(r"<[^>]*>", "", cards[0]) and LONG[-20:] in re.sub(r"<[^>]*>", "", cards[0])
     assert f'title="{made["sheet"].parent / "shown" / LONG}"' in cards[0] and 'href="shown/a%20%26%20b.png"' in cards[1]
     numbers = [re.sub(r"<[^>]*>", " ", card).split() for card in cards]
     assert numbers[0][2:] == "match 0.50 #1 contrast 0.250 #2 together 5.50".split()
@@ -117,6 +118,19 @@ def test_the_sheet_says_what_it_shows_and_both_scores_with_their_places(made):
 def test_names_are_shown_without_the_folders_that_all_share(tmp_path):
     assert short_names([tmp_path / "x/a.png", tmp_path / "x/b.png"]) == ["a.png", "b.png"]
     assert short_names([tmp_path / "x/a.png", tmp_path / "y/a.png"]) == ["x/a.png", "y/a.png"]
+
+
+def test_long_names_lose_their_middle():
+    name = "the_first_half_of_a_name_" + "x" * 40 + "_its_end_0123.png"
+    short = pages.shortened(name)
+    assert len(short) <= 44 and name.startswith(short.split("…")[0]) and name.endswith(short.split("…")[1])
+    assert pages.shortened("a.png") == "a.png"
+
+
+@pytest.mark.parametrize("count, text", [(900, "1 kB"), (81_600, "82 kB"), (1_440_000, "1.4 MB")])
+def test_a_files_size_is_told_in_its_unit(tmp_path, count, text):
+    (tmp_path / "file").write_bytes(b"x" * count)
+    assert pages.size_of(tmp_path / "file") == text
 
 
 def test_tables_and_names_are_escaped():

@@ -31,8 +31,8 @@ nav { display: flex; flex-wrap: wrap; gap: .3rem 1rem; margin: .8rem 0; }
 dl.facts { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: .6rem 0; }
 dl.facts dt { color: var(--gray); } dl.facts dd { margin: 0; min-width: 0; }
 .wide { overflow-x: auto; overflow-wrap: normal; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
-th, td { padding: .3rem .55rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
+th, td { padding: .3rem .45rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); }
 th { border-bottom: 2px solid var(--ink); white-space: normal; min-width: 3.6rem; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
 tr { background: #fff; } th:first-child, td:first-child { position: sticky; left: 0; background: inherit; }
@@ -134,5 +134,12 @@ def slug(name: str) -> str:
 
 
 def size_of(path: Path) -> str:
-    """A file's size: "0.4 MB"."""
-    return f"{path.stat().st_size / 1e6:.1f} MB"
+    """A file's size: "82 kB", "1.4 MB"."""
+    count = path.stat().st_size
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
+
+
+def shortened(name: str, length: int = 44) -> str:
+    """A long name without its middle: the ends are what tells it from others."""
+    half = (length - 1) // 2
+    return name if len(name) <= length else f"{name[:half]}…{name[-half:]}"

@@ -132,7 +132,7 @@ def section(folder: Path, number: int, query: Path | str, found: Sequence[Result
 
 
 def card(folder: Path, place: int, path: Path, name: str, cell: str) -> str:
-    whole, shown = (html.escape(printable(text), quote=True) for text in (path, name))
+    whole, shown = (html.escape(printable(text), quote=True) for text in (path, pages.shortened(name)))
     image = pages.link(path, folder, pages.thumbnail(path, THUMBNAIL, printable(path)))
     label = f'<div class=name title="{whole}"><span class=place>{place}</span>{shown}</div>'
     return f"<li class=card>{image}{label}{cell}</li>"

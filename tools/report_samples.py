@@ -26,7 +26,8 @@ SIDE = 220  # pixels of a thumbnail
 STYLE = """
 .card ol, .card ul { margin: .3rem 0; padding-left: 1.2rem; font-size: .88rem; line-height: 1.35; }
 .card p { margin: .35rem 0; line-height: 1.35; } .card .note { font-size: .85rem; }
-.settings { font-size: .85rem; } pre { font-size: .8rem; line-height: 1.35; } nav b { color: var(--gray); }
+table.settings { font-size: .85rem; overflow-wrap: anywhere; } table.settings td:last-child { min-width: 0; }
+pre { font-size: .8rem; line-height: 1.35; } nav b { color: var(--gray); }
 """
 
 
