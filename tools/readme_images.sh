@@ -18,9 +18,13 @@ chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --user-data-dir
     --window-size=1200,1060 --screenshot="$work/search.png" "file://$work/sheet.html" 2>"$work/chromium" ||
     { cat "$work/chromium"; exit 1; }
 
-cp "$work/masking.png" docs/masking.png
-for name in patterns search; do  # 256 colors: half the bytes
+colors() {  # source, target: the same with 256 colors, which a third of the bytes hold
     $python -c "from PIL import Image; import sys
-Image.open(sys.argv[1]).convert('RGB').quantize(256).save(sys.argv[2], optimize=True)" "$work/$name.png" "docs/$name.png"
-done
+Image.open(sys.argv[1]).convert('RGB').quantize(256).save(sys.argv[2], optimize=True)" "$1" "$2"
+}
+colors "$work/patterns.png" docs/patterns.png
+colors "$work/search.png" docs/search.png
+# the legend's colors must stay those of the patches
+$python -c "from PIL import Image; import sys; Image.open(sys.argv[1]).save(sys.argv[2], optimize=True)" \
+    "$work/masking.png" docs/masking.png
 ls -l docs/masking.png docs/patterns.png docs/search.png
