@@ -26,7 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tools.preparing import easyvqa, karpathy, nocaps, visual_genome, vqa, web  # noqa: E402
+from tools.preparing import easyvqa, folder, karpathy, nocaps, visual_genome, vqa, web  # noqa: E402
 from tools.preparing.held_out import held_out_files  # noqa: E402
 from tools.preparing.job import Job  # noqa: E402
 from tools.preparing.report import describe_state, is_done, write_record  # noqa: E402
@@ -53,6 +53,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
             module.add_arguments(command)
     easy = commands.add_parser("easyvqa", help="easy-VQA, a small data set on PyPI", description=easyvqa.__doc__)
     easyvqa.add_arguments(easy)
+    own = commands.add_parser(
+        "folder",
+        help="images of one's own with captions",
+        description=folder.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    folder.add_arguments(own)
     return parser.parse_args(argv)
 
 
@@ -69,10 +76,8 @@ def add_common(parser: argparse.ArgumentParser, images: str) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     options = parse_arguments(argv)
-    if options.set == "easyvqa":
-        easyvqa.prepare(options)
-    else:
-        prepare(options)
+    alone = {"easyvqa": easyvqa, "folder": folder}
+    alone[options.set].prepare(options) if options.set in alone else prepare(options)
 
 
 def prepare(options: argparse.Namespace) -> None:
