@@ -191,6 +191,8 @@ def same_images(job: Job, captions: dict[str, list[str]]) -> list[list[str]]:
             first = next(other for other in group_of[path] if other != path)
             job.report.odd("image that shows what others show, kept in their split", f"{path} = {first}")
         known.add(mark, path)
+    if not group_of:
+        raise UserError(f"--source {job.source}: no image with a caption that can be used; see the counts above")
     groups = list({id(group): group for group in group_of.values()}.values())
     job.report.count("images with captions", len(group_of))
     job.report.count("captions", sum(len(captions[image]) for image in group_of))
