@@ -10,8 +10,7 @@
      "object_label": "dog&&frisbee", "ocr": [[position, token], ...]}                 VQA (ALBEF, mPLUG)
     {"question_id", "question", "image_id"}                                           VQA's official question files
 
-They stand in JSON lists, JSON lines, tables, or (image and caption alone) in token files and in .txt files beside the
-images: dataset.tables. `image_id` may be left out: an image's path is then its id.
+They stand in JSON lists or in what dataset.tables reads. Without an `image_id`, an image's path is its id.
 
 Of Karpathy's files only the entries of the asked `split` are taken (train: restval too), as of captioning's other
 entries where they name one; these may carry `object_label` too. Official questions take their answers from the
@@ -24,7 +23,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -124,21 +123,16 @@ def _one_image_per_id(located: Iterable[tuple[Place, dict]], one_id_per_image: b
 
 
 def load_pairs(source: Source) -> list[dict]:
-    """The entries to fine-tune retrieval on; each `image_id` names one image, in all files, and each image has one: its
-    path, where the entry names none."""
+    """The entries to fine-tune retrieval on; each `image_id` (else: path) names one image, and each image has one."""
 
     def convert(entry: dict, where: Place) -> list[dict]:
         return _karpathy_retrieval(entry, where, "train")
 
-    located = _with_ids(located_entries(source, "retrieval_train", convert=convert))
-    return _some(_one_image_per_id(located, one_id_per_image=True), source, "train")
-
-
-def _with_ids(located: Iterable[tuple[Place, dict]]) -> Iterator[tuple[Place, dict]]:
-    for where, entry in located:
+    located = list(located_entries(source, "retrieval_train", convert=convert))
+    for _, entry in located:
         if entry.get("image_id") is None:
             entry["image_id"] = os.path.normpath(entry["image"])
-        yield where, entry
+    return _some(_one_image_per_id(located, one_id_per_image=True), source, "train")
 
 
 def load_candidates(source: Source, split: str) -> list[dict]:
