@@ -155,6 +155,13 @@ def test_image_root_and_prefixes_hold_for_tables(folder):
     assert load_annotations(Source(moved, folder), "pretrain")[0]["image"] == str(folder / "old/a.png")
 
 
+def test_one_folder_holds_the_images_of_all_data_sets_of_questions(folder, tmp_path):
+    path = stored(folder, QUESTIONS, "jsonl").rename(tmp_path / "questions.jsonl")
+    judged = VQAEvalDataset(Source(path, folder), square(16))
+    assert judged.paths == [str(folder / entry["image"]) for entry in QUESTIONS]
+    judged[2]
+
+
 def test_the_images_of_a_folder_need_no_root(folder):
     files = stored(folder, ENTRIES, "folder")
     images = [entry["image"] for entry in load_annotations(Source(files, {"vqa": "gone"}), "pretrain")]
