@@ -192,6 +192,7 @@ def test_paths_are_relative_where_the_images_lie_beside_the_lists(run, photos, t
         (["--val", "20", "--test", "9"], "--val 20 and --test 9 leave fewer than two of 30 images for training"),
         (["--val", "-1"], "--val -1: must be a number of images, or a share from 0 to 1"),
         (["--test", "many"], "--test many: must be a number"),
+        (["--test", "nan"], "--test nan: must be a number"),
         (["--test", "2.5"], "--test 2.5: must be a number"),
         (["--captions", "nowhere.csv"], "--captions: nowhere.csv does not exist"),
         (["--columns", "image=file"], "--columns image=file: needs --captions FILE"),

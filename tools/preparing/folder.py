@@ -102,7 +102,7 @@ def wanted(key: str, given: str | None, images: int) -> int:
         number = float(given)
     except ValueError:
         number = -1.0
-    if number < 0 or (number >= 1 and not number.is_integer()) or number > 1e9:
+    if not 0 <= number <= 1e9 or (number >= 1 and not number.is_integer()):
         raise UserError(f"--{key} {given}: must be a number of images, or a share from 0 to 1")
     return round(number * images) if number < 1 else int(number)
 
