@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch.utils.data import Dataset
 
+from dataset.advice import cut_advice, size_advice, vocabulary_advice
 from dataset.caption import CaptionCollate, CaptionEvalDataset, CaptionTrainDataset
 from dataset.entries import Source
 from dataset.loader import BatchIndices, Loader
@@ -88,10 +89,16 @@ def create_train_loader(
 ) -> Loader:
     """This process's loader of a stage's training set, with the configuration's `data`, `train` and `seed`.
 
-    collate: a PretrainCollate, CaptionCollate or VQACollate; what it cuts of the texts is logged.
+    collate: a PretrainCollate, CaptionCollate or VQACollate; what it cuts of the texts is logged, and where the texts,
+    their number and the settings do not fit, a warning says so.
     """
-    shares = [f"{share:.1%} of {what}" for what, share in collate.cut(dataset).items()]
+    cut = collate.cut(dataset)
+    shares = [f"{share:.1%} of {what}" for what, share in cut.items()]
     log.info("training texts that are longer than their limits and cut: %s", ", ".join(shares))
+    global_batch = cfg.train.batch_size * cfg.train.accumulation * world_size()
+    sizes = size_advice(len(dataset), len(dataset.paths), global_batch, cfg)
+    for line in [*cut_advice(cut), *vocabulary_advice(collate.tokenizer, collate.texts(dataset)), *sizes]:
+        log.warning("warning: %s", line)
     batches = BatchIndices(
         dataset,
         cfg.train.batch_size,

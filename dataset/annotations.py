@@ -10,6 +10,8 @@
      "object_label": "dog&&frisbee", "ocr": [[position, token], ...]}                 VQA (ALBEF, mPLUG)
     {"question_id", "question", "image_id"}                                           VQA's official question files
 
+They stand in JSON lists or in what dataset.tables reads. Without an `image_id`, an image's path is its id.
+
 Of Karpathy's files only the entries of the asked `split` are taken (train: restval too), as of captioning's other
 entries where they name one; these may carry `object_label` too. Official questions take their answers from the
 annotation file beside them (v2_OpenEnded_mscoco_val2014_questions.json: v2_mscoco_val2014_annotations.json). VQA's
@@ -121,12 +123,15 @@ def _one_image_per_id(located: Iterable[tuple[Place, dict]], one_id_per_image: b
 
 
 def load_pairs(source: Source) -> list[dict]:
-    """The entries to fine-tune retrieval on; each `image_id` names one image, in all files, and each image has one."""
+    """The entries to fine-tune retrieval on; each `image_id` (else: path) names one image, and each image has one."""
 
     def convert(entry: dict, where: Place) -> list[dict]:
         return _karpathy_retrieval(entry, where, "train")
 
-    located = located_entries(source, "retrieval_train", convert=convert)
+    located = list(located_entries(source, "retrieval_train", convert=convert))
+    for _, entry in located:
+        if entry.get("image_id") is None:
+            entry["image_id"] = os.path.normpath(entry["image"])
     return _some(_one_image_per_id(located, one_id_per_image=True), source, "train")
 
 
@@ -164,18 +169,15 @@ def load_captions(source: Source, split: str, need_ids: bool = False) -> list[di
     """The entries of a split ("train", "val" or "test") as {image, captions, image_id, labels, domain}.
 
     image: the path to open; captions: list of str, as they stand (empty where a test set publishes none);
-    image_id: the entry's, else COCO's number in the file name, else missing; labels: list of str; domain: one of
-    DOMAINS or missing. need_ids: every entry must have an `image_id`, and no two images the same.
+    image_id: the entry's, else COCO's number in the file name, else the image as its file names it; labels: list of
+    str; domain: one of DOMAINS or missing. need_ids: no two images may have the same `image_id`.
     Raises UserError naming file, entry and key.
     """
 
     def plain(entry: dict, where: Place) -> list[dict]:
         return [_plain_entry(entry, where)] if _in_split(entry, split) else []
 
-    def has_id(entry: dict) -> str | None:
-        return None if "image_id" in entry else "no 'image_id', which results need"
-
-    located = located_entries(source, "caption", has_id if need_ids else None, plain)
+    located = located_entries(source, "caption", convert=plain)
     return _some(_one_image_per_id(located) if need_ids else [entry for _, entry in located], source, split)
 
 
@@ -206,13 +208,13 @@ def _plain_entry(entry: dict, where: Place) -> dict:
     return {key: value for key, value in plain.items() if value is not None}
 
 
-def _image_id(entry: dict, image: str, where: Place) -> str | int | None:
+def _image_id(entry: dict, image: str, where: Place) -> str | int:
     for key in ("image_id", "img_id", "cocoid", "imgid"):
         if entry.get(key) is not None:
             check_kind(entry[key], key, IDENTIFIER, where)
             return entry[key]
     number = COCO_NAME.search(str(image))
-    return int(number[1]) if number else None
+    return int(number[1]) if number else image
 
 
 def _domain(name, where: Place) -> str | None:

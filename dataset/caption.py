@@ -162,6 +162,10 @@ class CaptionCollate:
         references = [sample["references"] for sample in samples]
         return {**batch, "references": references, **places}
 
+    def texts(self, dataset: CaptionTrainDataset) -> list[Sequence[str]]:
+        """The texts of `dataset`, a column of each kind."""
+        return [dataset.captions]
+
     def cut(self, dataset: CaptionTrainDataset) -> dict[str, float]:
         """{what is cut at which limit: its share among the texts of `dataset`}; a caption's end counts as a piece."""
         captions = share_cut(self.tokenizer, dataset.captions, self.max_tokens - 1, target_text)

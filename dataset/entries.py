@@ -1,4 +1,7 @@
-"""Entries of annotation files: reading JSON lists, checking keys and texts, resolving the images' paths."""
+"""Entries of annotation files: reading JSON lists, checking keys and texts, resolving the images' paths.
+
+Shards are read by dataset.shards; JSON lines, tables, token files and folders of images by dataset.tables.
+"""
 
 import contextlib
 import json
@@ -10,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.shards import shard_entries, shard_files
+from dataset.tables import folder_entries, numbered_elements
 from utils import HALF_SURROGATE, UserError, find_file, shown
 
 Files = str | Path | Sequence[str | Path]
@@ -20,7 +24,7 @@ TEXT_OR_LIST = (str, list)
 IDENTIFIER = (str, int)
 KINDS: dict[str, dict[str, tuple[type, ...]]] = {
     "pretrain": {"image": TEXT, "caption": TEXT_OR_LIST},
-    "retrieval_train": {"image": TEXT, "caption": TEXT_OR_LIST, "image_id": IDENTIFIER},
+    "retrieval_train": {"image": TEXT, "caption": TEXT_OR_LIST},
     "retrieval_eval": {"image": TEXT, "caption": TEXT_OR_LIST},
     "vqa_train": {"image": TEXT, "question": TEXT, "answer": TEXT_OR_LIST},
     "vqa_eval": {"image": TEXT, "question": TEXT, "question_id": IDENTIFIER},
@@ -29,6 +33,7 @@ KINDS: dict[str, dict[str, tuple[type, ...]]] = {
 NAMES = {str: "a string", list: "a list of strings", int: "a whole number"}
 # Keys that may be missing or null, else must be of these kinds.
 OPTIONAL: dict[str, dict[str, tuple[type, ...]]] = {
+    "retrieval_train": {"image_id": IDENTIFIER},
     "vqa_train": {"dataset": TEXT, "question_id": IDENTIFIER},
     "vqa_eval": {"dataset": TEXT, "answer_type": TEXT, "question_type": TEXT},
 }
@@ -63,31 +68,38 @@ AFTER_ELEMENT = re.compile(r"[ \t\n\r]*([,\]])[ \t\n\r]*")
 class Source:
     """Annotation files and where their images are.
 
-    files: one path or several, looked up in the working directory, then in the repository; a .tar file, or a folder of
-    them, is read as shards (see dataset.shards). image_root: folder of relative `image` paths, or a map to one by the
-    entry's `dataset`; None: the JSON file's own folder. image_prefix_map: {old: new}, the longest prefix that an
-    `image` starts with is replaced before that (published files say val2014/ where a disk says otherwise).
-    max_bad_share: of the samples of a line of `files` that damaged shards may lose.
+    files: one path or several, looked up in the working directory, then in the repository: JSON lists and what
+    dataset.tables reads; a .tar file, or a folder of them, is read as shards (see dataset.shards). image_root: folder
+    of relative `image` paths, or a map to one by the entry's `dataset`; None: the annotation file's own folder.
+    image_prefix_map: {old: new}, the longest prefix that an `image` starts with is replaced before that (published
+    files say val2014/ where a disk says otherwise). max_bad_share: of the samples of a line of `files` that damaged
+    shards may lose. columns: {key: what the files call it}, of tables and lists whose keys have other names.
     """
 
     files: Files
     image_root: str | Path | Mapping[str, str] | None = None
     image_prefix_map: Mapping[str, str] = field(default_factory=dict)
     max_bad_share: float = 0.01
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Place:
-    """Where an entry stands, in errors "FILE: entry 3"; header: the texts that an official file holds beside its list
-    (`dataset` of Karpathy's, `data_subtype` of VQA's); sample: its key, where it stands in a shard."""
+    """Where an entry stands, in errors "FILE: entry 3", "FILE: line 4" or "FILE: sample KEY".
+
+    number: of the entry (from 0), of the line (from 1), or a sample's key; header: the texts that an official file
+    holds beside its list (`dataset` of Karpathy's, `data_subtype` of VQA's); complete: whether the entry's `image` is
+    the path to open already, as that of a shard or of an image found in a folder.
+    """
 
     path: Path
-    index: int
-    header: Mapping[str, str]
-    sample: str | None = None
+    number: int | str
+    header: Mapping[str, str] = field(default_factory=dict)
+    unit: str = "entry"
+    complete: bool = False
 
     def __str__(self) -> str:
-        return f"{self.path}: {f'entry {self.index}' if self.sample is None else f'sample {self.sample}'}"
+        return f"{self.path}: {self.unit} {self.number}"
 
 
 def located_entries(
@@ -96,8 +108,8 @@ def located_entries(
     check: Callable[[dict], str | None] | None = None,
     convert: Callable[[dict, Place], list[dict]] | None = None,
 ) -> Iterator[tuple[Place, dict]]:
-    """Reads JSON lists, and the lists of official files, and yields their entries, `image` replaced by the path to
-    open, each after its place.
+    """Reads annotation files of every kind, and yields their entries, `image` replaced by the path to open, each after
+    its place.
 
     kind: a key of KINDS: which keys an entry must have.
     check: a further test of every entry; it returns what is wrong, or None.
@@ -106,7 +118,7 @@ def located_entries(
     Raises UserError naming the file, the entry's index and the key.
     """
     folders = image_folders(source.image_root)
-    for where, read in _located_elements(source):
+    for where, read in _located_elements(source, kind):
         for entry in convert(read, where) if convert and isinstance(read, dict) else [read]:
             _check_entry(entry, kind, where)
             for texts in [read] if entry is read else [read, entry]:
@@ -116,42 +128,52 @@ def located_entries(
             yield where, {**entry, "image": _image_path(entry, where, folders, source.image_prefix_map)}
 
 
-def _located_elements(source: Source) -> Iterator[tuple[Place, Any]]:
-    """(the place, the element) of every file's list and every shard's sample."""
+def _located_elements(source: Source, kind: str) -> Iterator[tuple[Place, Any]]:
+    """(the place, the element) of every list's, table's, folder's and shard's."""
     for name in file_list(source.files):
         path = Path(find_file(name, "annotation file"))
-        if shards := shard_files(path):
-            for index, (shard, key, entry) in enumerate(shard_entries(shards, source.max_bad_share)):
-                yield Place(shard, index, {}, key), entry
+        if located := _complete_elements(path, source.max_bad_share):
+            yield from located
         else:
-            header, values = _read_list(path)
-            yield from ((Place(path, index, header), read) for index, read in enumerate(values))
+            header, unit, values = _read_list(path, kind, source.columns)
+            yield from ((Place(path, number, header, unit), read) for number, read in values)
+
+
+def _complete_elements(path: Path, max_bad_share: float) -> Iterator[tuple[Place, Any]] | None:
+    """The elements of shards and of folders of images, whose images' paths are complete; None for other files."""
+    if shards := shard_files(path):
+        samples = shard_entries(shards, max_bad_share)
+        return ((Place(shard, key, unit="sample", complete=True), entry) for shard, key, entry in samples)
+    if path.is_dir():
+        found = folder_entries(path)
+        return ((Place(text, number, unit="line", complete=True), entry) for text, number, entry in found)
+    return None
 
 
 def image_captions(source: Source) -> Iterator[tuple[str, str | list[str]]]:
     """(the path to open, the caption or captions) of the entries for pre-training: what `located_entries` yields, at
     a third of its time, since millions of entries are read.
 
-    Raises UserError naming the file, the entry's index and the key.
+    Raises UserError naming the file, the entry's index or line, and the key.
     """
     kind, folders = "pretrain", image_folders(source.image_root)
     for name in file_list(source.files):
         path = Path(find_file(name, "annotation file"))
-        if shard_files(path):
+        if path.is_dir() or shard_files(path):
             located = located_entries(replace(source, files=path), kind)
             yield from ((entry["image"], entry["caption"]) for _, entry in located)
             continue
         one_folder = None  # of all images, where neither the entry nor its path has a say in it
         if not isinstance(folders, dict) and not source.image_prefix_map:
             one_folder = os.path.join(path.parent if folders is None else folders, "")
-        header, values = _read_list(path)
-        for index, entry in enumerate(values):
+        header, unit, values = _read_list(path, kind, source.columns)
+        for number, entry in values:
             if one_folder is not None and type(entry) is dict:
                 image, caption = entry.get("image"), entry.get("caption")
                 if type(image) is str is type(caption) and image.isascii() and caption.isascii() and image:
                     yield (image if image[0] == os.sep else one_folder + image), caption
                     continue
-            where = Place(path, index, header)
+            where = Place(path, number, header, unit)
             _check_entry(entry, kind, where)
             check_encodable(entry, KINDS[kind], where)
             yield _image_path(entry, where, folders, source.image_prefix_map), entry["caption"]
@@ -176,23 +198,40 @@ def read_json(path: Path) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); annotation files are JSON lists of objects") from None
+        remedy = "annotation files are JSON lists of objects"
+        if error.msg == "Extra data":
+            remedy = "if it holds an object a line, name it .jsonl"
+        raise UserError(f"{path}: not valid JSON ({error}); {remedy}") from None
     except RecursionError:
         raise UserError(f"{path}: nested too deeply; annotation files are JSON lists of objects") from None
     except ValueError as error:  # Python reads no number of more than 4,300 digits
         raise UserError(f"{path}: holds a number that is too long ({str(error).split(';')[0]})") from None
 
 
-def _read_list(path: Path) -> tuple[dict[str, str], Iterable]:
-    """(the header of an official file, else {}; the entries)
+def _read_list(
+    path: Path, kind: str = "pretrain", columns: Mapping[str, str] | None = None
+) -> tuple[dict[str, str], str, Iterable[tuple[int, Any]]]:
+    """(the header of an official file, else {}; what its entries are counted in; their numbers and the entries)
 
-    A list is read in pieces, so that memory does not hold millions of Python objects.
+    Everything but an official file is read in pieces, so that memory does not hold millions of Python objects.
+    kind: a key of KINDS, for the columns that a table must have; columns: see `Source`.
     """
+    columns = columns or {}
+    if (elements := numbered_elements(path, [columns.get(key, key) for key in KINDS[kind]])) is not None:
+        return {}, "line", _renamed(elements, columns) if columns else elements
     is_list = False
     if path.is_file():  # a pipe would be waited for without end
         with contextlib.suppress(OSError), open(path, "rb") as file:  # reading it as a whole says what is wrong
             is_list = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
-    return ({}, _pieces(path)) if is_list else _whole_list(path)
+    header, values = ({}, _pieces(path)) if is_list else _whole_list(path)
+    return header, "entry", _renamed(enumerate(values), columns) if columns else enumerate(values)
+
+
+def _renamed(elements: Iterable[tuple[int, Any]], columns: Mapping[str, str]) -> Iterator[tuple[int, Any]]:
+    for number, element in elements:
+        if isinstance(element, dict):
+            element = {**element, **{key: element[name] for key, name in columns.items() if name in element}}
+        yield number, element
 
 
 def _pieces(path: Path) -> Iterator:
@@ -334,8 +373,8 @@ def _choose_folder(entry: dict, folders: Path | dict[str, str | Path], where: Pl
 
 
 def _image_path(entry: dict, where: Place, folders, prefixes: Mapping[str, str]) -> str:
-    """The path to open; folders: see `image_folders`. That of an image in a shard is complete."""
-    if where.sample is not None:
+    """The path to open; folders: see `image_folders`."""
+    if where.complete:
         return entry["image"]
     folder = where.path.parent if folders is None else _choose_folder(entry, folders, where)
     return os.path.join(folder, _rewrite_prefix(entry["image"], prefixes))  # an absolute `image` stays as it is

@@ -70,7 +70,8 @@ def load_pairs(source: Source) -> Pairs:
     """
     named = [Path(find_file(name, "annotation file")) for name in file_list(source.files)]
     files = [file for path in named for file in shard_files(path) or [path]]
-    if sum(path.stat().st_size for path in files if path.is_file()) < INDEXED_FROM:
+    folders = any(path.is_dir() for path in files)  # of images: what is in them, no size and time tells
+    if folders or sum(path.stat().st_size for path in files if path.is_file()) < INDEXED_FROM:
         return read_pairs(source)
     settings, content = _settings(source, files), [_content(path) for path in files]
     places = _places(files[0], settings)

@@ -1,6 +1,7 @@
 """Image-text pairs for pre-training: two random views of an image and one of its captions."""
 
 import random
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -92,6 +93,10 @@ class PretrainCollate:
         batch["image_id"] = torch.tensor([sample["image_id"] for sample in samples], dtype=torch.int64)
         batch["caption_id"] = torch.tensor([caption_id(caption) for caption in captions], dtype=torch.int64)
         return {**batch, **places}
+
+    def texts(self, dataset: TrainDataset) -> list[Sequence[str]]:
+        """The texts of `dataset`, a column of each kind."""
+        return [dataset.captions]
 
     def cut(self, dataset: TrainDataset) -> dict[str, float]:
         """{what is cut at which limits: its share among the texts of `dataset`}"""

@@ -75,6 +75,10 @@ class Tokenizer:
                 raise
             raise UserError(f"the text {wrong[:60]!r} holds half of a surrogate pair, which is no character") from None
 
+    def names(self, ids: Sequence[int]) -> list[str]:
+        """The word pieces as the vocabulary writes them: dog, ##s."""
+        return [self._backend.id_to_token(i) for i in ids]
+
     def encode(self, texts: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:
         """Texts to (input_ids [B,L] int64, attention_mask [B,L] int64), L the longest text of the batch.
 

@@ -141,6 +141,10 @@ class VQACollate:
             **places,
         }
 
+    def texts(self, dataset: VQATrainDataset) -> list[Sequence[str]]:
+        """The texts of `dataset`, a column of each kind."""
+        return [dataset.parts[0], dataset.answers]
+
     def cut(self, dataset: VQATrainDataset) -> dict[str, float]:
         """{what is cut at which limit: its share among the texts of `dataset`}; an answer's end counts as a piece."""
         names = ("questions (text.max_question_tokens", "OCR (text.max_ocr_tokens", "labels (text.max_label_tokens")

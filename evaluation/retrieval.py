@@ -28,6 +28,9 @@ class Ranker:
         self.datasets = {split: create_dataset("retrieval_eval", cfg, split) for split in cfg.eval.splits}
         for split, dataset in self.datasets.items():
             run.info(f"{split}: {len(dataset.images)} images, {len(dataset.captions)} captions")
+            if cfg.rerank.k >= len(dataset.images):
+                what = f"rerank.k {cfg.rerank.k} of {len(dataset.images)} images in {split}"
+                run.info(f"warning: {what}: the first stage chooses nothing; take a k of a few percent of the images")
         folds = cfg.eval.folds if "test" in self.datasets else 0
         if folds and len(self.datasets["test"].images) % folds:
             images = len(self.datasets["test"].images)

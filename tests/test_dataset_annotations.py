@@ -83,13 +83,13 @@ def test_missing_files_and_folders_are_named(tmp_path):
         load_annotations(Source(path, {"vqa": str(tmp_path)}), "pretrain")
 
 
-def test_retrieval_training_entries_need_a_caption_and_an_image_id(tmp_path):
+def test_retrieval_training_entries_need_a_caption_and_may_have_an_image_id(tmp_path):
     path = write(tmp_path / "p.json", [{**PAIR, "image_id": True}])
     with pytest.raises(UserError, match="'image_id' is bool, it must be a string or a whole number"):
         load_annotations(Source(path), "retrieval_train")
     path = write(tmp_path / "p.json", [{**PAIR, "caption": [], "image_id": 1}])
     with pytest.raises(UserError, match="'caption' must be a list of strings with at least one"):
         load_annotations(Source(path), "retrieval_train")
-    path = write(tmp_path / "p.json", [{**PAIR, "image_id": "7"}, PAIR])
-    with pytest.raises(UserError, match="p.json: entry 1 has no 'image_id'; a retrieval_train entry needs image, cap"):
+    path = write(tmp_path / "p.json", [PAIR, {"image": "2.jpg"}])
+    with pytest.raises(UserError, match="p.json: entry 1 has no 'caption'; a retrieval_train entry needs image"):
         load_annotations(Source(path), "retrieval_train")

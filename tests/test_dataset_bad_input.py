@@ -106,7 +106,7 @@ def test_an_annotation_file_that_is_a_pipe_a_folder_or_no_text(folder, stage):
     (folder / "folder.json").mkdir()
     (folder / "latin.json").write_bytes('[{"image": "é.png"}]'.encode("latin-1"))
     refused(stage, folder / "pipe.json", "pipe.json: cannot be read \\(not a regular file\\)")
-    refused(stage, folder / "folder.json", "folder.json: cannot be read \\(not a regular file\\)")
+    refused(stage, folder / "folder.json", "folder.json: holds neither images .* nor tar shards")
     refused(stage, folder / "latin.json", "latin.json: cannot be read")
 
 

@@ -115,7 +115,7 @@ def test_an_image_id_occurs_once_and_coco_names_give_it(folder):
         ({"image": "a.png", "caption": "x", "domain": "far"}, "'domain' is 'far'"),
         ({"image": "a.png", "caption": "x", "object_label": ["dog"]}, "'object_label' must be"),
         ({"filename": "a.png", "sentences": ["x"]}, "'sentences' must be"),
-        ({"image": "a.png", "caption": "x"}, "no 'image_id'"),
+        ({"image": "a.png", "caption": "x", "image_id": 1.5}, "'image_id' is float"),
     ],
 )
 def test_a_wrong_entry_is_named(folder, entry, words):

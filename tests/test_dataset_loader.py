@@ -11,7 +11,7 @@ class Pairs(Dataset):
     """Returns what it is asked for."""
 
     def __init__(self, size):
-        self.size = size
+        self.size, self.paths = size, range(size)
 
     def __len__(self):
         return self.size
@@ -25,6 +25,11 @@ class Pairs(Dataset):
 
 class Collate:
     """Passes on what was asked for."""
+
+    tokenizer = None
+
+    def texts(self, dataset):
+        return []
 
     def __call__(self, items):
         return {"paths": items, "bad": []}
@@ -110,7 +115,7 @@ def test_a_batch_of_nothing_is_an_error():
 
 def test_a_stage_s_loader_takes_its_settings_from_the_configuration():
     data = {"num_workers": 0, "max_bad_share": 0.25, "bucket_batches": 2}
-    cfg = as_config({"seed": 3, "train": {"batch_size": 4}, "data": data})
+    cfg = as_config({"seed": 3, "train": {"batch_size": 4, "accumulation": 1}, "data": data})
     made = create_train_loader(Pairs(21), cfg, collate, torch.device("cpu"))
     made.set_epoch(1)
     assert [batch["paths"] for batch in made] == batches(21, 4, epoch=1, seed=3, bucket_batches=2)
@@ -119,7 +124,7 @@ def test_a_stage_s_loader_takes_its_settings_from_the_configuration():
 
 def test_the_share_of_texts_that_will_be_cut_is_said_at_the_start(caplog):
     data = {"num_workers": 0, "max_bad_share": 0.25, "bucket_batches": 0}
-    cfg = as_config({"seed": 3, "train": {"batch_size": 4}, "data": data})
+    cfg = as_config({"seed": 3, "train": {"batch_size": 4, "accumulation": 1}, "data": data})
     with caplog.at_level("INFO", logger="semmim"):
         create_train_loader(Pairs(21), cfg, collate, torch.device("cpu"))
     assert "25.0% of captions (text.max_tokens 5), 0.0% of prompts (text.max_prompt_tokens 3)" in caplog.text

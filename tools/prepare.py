@@ -26,7 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tools.preparing import easyvqa, karpathy, nocaps, visual_genome, vqa, web  # noqa: E402
+from tools.preparing import easyvqa, emoji, folder, karpathy, nocaps, visual_genome, vqa, web  # noqa: E402
 from tools.preparing.held_out import held_out_files  # noqa: E402
 from tools.preparing.job import Job  # noqa: E402
 from tools.preparing.report import describe_state, is_done, write_record  # noqa: E402
@@ -41,6 +41,11 @@ SETS = {  # name: (module, folder of the images below OUTPUT, what it is)
     "nocaps": (nocaps, "nocaps/images", "NoCaps' validation set: captioning"),
     "vqa": (vqa, "coco/images", "VQA v2: questions, answers, object labels, OCR tokens"),
 }
+ALONE = {  # name: (module, what it is), of sets that have their own arguments
+    "easyvqa": (easyvqa, "easy-VQA, a small data set on PyPI"),
+    "emoji": (emoji, "emoji of two artists, from npm"),
+    "folder": (folder, "images of one's own with captions"),
+}
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -51,8 +56,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         add_common(command, images)
         if hasattr(module, "add_arguments"):
             module.add_arguments(command)
-    easy = commands.add_parser("easyvqa", help="easy-VQA, a small data set on PyPI", description=easyvqa.__doc__)
-    easyvqa.add_arguments(easy)
+    for name, (module, what) in ALONE.items():
+        raw = argparse.RawDescriptionHelpFormatter
+        module.add_arguments(commands.add_parser(name, help=what, description=module.__doc__, formatter_class=raw))
     return parser.parse_args(argv)
 
 
@@ -69,8 +75,8 @@ def add_common(parser: argparse.ArgumentParser, images: str) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     options = parse_arguments(argv)
-    if options.set == "easyvqa":
-        easyvqa.prepare(options)
+    if options.set in ALONE:
+        ALONE[options.set][0].prepare(options)
     else:
         prepare(options)
 

@@ -79,16 +79,22 @@ class KnownImages:
                 table.setdefault(part, []).append((mark.short, mark.long, name))
 
     def find(self, mark: Fingerprint) -> tuple[str, str] | None:
-        """(name, COPY or LOOK_ALIKE), or None."""
+        """(name, COPY or LOOK_ALIKE) of the first that shows the same, or None."""
         if mark.sha256 in self._by_bytes:
             return self._by_bytes[mark.sha256], COPY
-        if mark.short is None:
-            return None
-        for table, part in zip(self._by_part, _parts(mark.short), strict=True):
+        name = next(self._look_alikes(mark), None)
+        return None if name is None else (name, LOOK_ALIKE)
+
+    def find_all(self, mark: Fingerprint) -> list[str]:
+        """The names of all that show the same, of those with the same bytes only the first."""
+        same = [self._by_bytes[mark.sha256]] if mark.sha256 in self._by_bytes else []
+        return list(dict.fromkeys([*same, *self._look_alikes(mark)]))
+
+    def _look_alikes(self, mark: Fingerprint) -> Iterator[str]:
+        for table, part in zip(self._by_part, _parts(mark.short), strict=True) if mark.short is not None else ():
             for short, long, name in table.get(part, ()):
                 if (short ^ mark.short).bit_count() <= SHORT_BITS and _alike(long, mark.long):
-                    return name, LOOK_ALIKE
-        return None
+                    yield name
 
     def find_bytes(self, sha256: str | None) -> str | None:
         """By the bytes alone, for a file that is known by its sum only (img2dataset keeps that of the original)."""

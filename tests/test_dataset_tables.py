@@ -1,0 +1,319 @@
+"""JSON lines, tables, token files and folders of images: each against the same data as a JSON list."""
+
+import csv
+import io
+import json
+import logging
+import os
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from dataset import index
+from dataset.annotations import load_annotations, load_captions, load_questions
+from dataset.caption import CaptionCollate, CaptionEvalDataset, CaptionTrainDataset
+from dataset.entries import Source
+from dataset.loader import BatchIndices, Loader
+from dataset.pretrain import PretrainCollate, PretrainDataset
+from dataset.retrieval import RetrievalEvalDataset, RetrievalTrainDataset
+from dataset.text import Tokenizer
+from dataset.transforms import Augment, PretrainViews
+from dataset.transforms import test_transform as square  # not collected as a test
+from dataset.vqa import EvalBatches, VQACollate, VQAEvalDataset, VQATrainDataset
+from utils import ROOT, UserError
+
+CAPTIONS = {
+    "a.png": ["A dog, on the left.", 'the "good" dog'],
+    "b c.jpg": ["zwei Wörter; a\u2028b"],
+    "sub/d.png": ["a cat", "one\u00a0more cat", "x"],
+}
+ENTRIES = [{"image": image, "caption": text} for image, texts in CAPTIONS.items() for text in texts]
+QUESTIONS = [
+    {"question_id": 7, "image": "a.png", "question": "Is it, or not?", "answer": "yes", "dataset": "vqa"},
+    {"question_id": 8, "image": "a.png", "question": "what?", "answer": ["a dog"] * 9 + ["dog"], "ocr": [[0, "stop"]]},
+    {"question_id": 9, "image": "sub/d.png", "question": "what?", "answer": "cat", "object_label": "cat&&dog"},
+]
+FORMATS = ["json", "jsonl", "csv", "tsv", "semicolons", "token", "folder"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "images"
+    (folder / "sub").mkdir(parents=True)
+    for number, name in enumerate(CAPTIONS):
+        pixels = np.random.default_rng(number).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    return folder
+
+
+def table(entries, separator=",", end="\r\n"):
+    """What a spreadsheet writes of the entries, lists as JSON."""
+    names = list(dict.fromkeys(key for entry in entries for key in entry))
+    file = io.StringIO()
+    writer = csv.DictWriter(file, names, delimiter=separator, lineterminator=end)
+    writer.writeheader()
+    for entry in entries:
+        writer.writerow({key: json.dumps(x) if isinstance(x, list) else x for key, x in entry.items()})
+    return file.getvalue()
+
+
+def stored(folder, entries, kind):
+    """The entries in a file (or the folder itself) of a kind; its path."""
+    if kind == "folder":
+        for image in dict.fromkeys(entry["image"] for entry in entries):
+            texts = [entry["caption"] for entry in entries if entry["image"] == image]
+            (folder / image).with_suffix(".txt").write_text("\n".join(texts) + "\n", encoding="utf-8", newline="\n")
+        return folder
+    text = {
+        "json": lambda: json.dumps(entries),
+        "jsonl": lambda: "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries),
+        "csv": lambda: table(entries),
+        "tsv": lambda: table(entries, "\t", "\n"),
+        "semicolons": lambda: "\ufeff" + table(entries, ";"),
+        "token": lambda: "".join(f"{e['image']}#{i}\t{e['caption']}\n" for i, e in enumerate(entries)),
+    }[kind]()
+    path = folder / f"captions.{'csv' if kind == 'semicolons' else kind}"
+    path.write_text(text, encoding="utf-8", newline="")
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer(ROOT / "configs/bert/vocab.txt")
+
+
+def batches(dataset, collate):
+    loader = Loader(BatchIndices(dataset, 2, seed=1, bucket_batches=2), collate)
+    return list(loader)
+
+
+def same(one, other):
+    """Whether two structures of tensors, lists and values are equal."""
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def training_batches(files, tokenizer):
+    source, collate = Source(files), PretrainCollate(tokenizer, 20)
+    yield batches(PretrainDataset(source, PretrainViews(Augment(16)), seed=3), collate)
+    yield batches(RetrievalTrainDataset(source, Augment(16), seed=3), collate)
+    yield batches(CaptionTrainDataset(source, Augment(16), seed=3), CaptionCollate(tokenizer, 20, 5))
+
+
+@pytest.mark.parametrize("kind", FORMATS[1:])
+def test_the_same_captions_give_the_same_batches(folder, tokenizer, kind):
+    expected = list(training_batches(stored(folder, ENTRIES, "json"), tokenizer))
+    found = list(training_batches(stored(folder, ENTRIES, kind), tokenizer))
+    assert len(expected[0]) == 3
+    assert same(found, expected)
+
+
+@pytest.mark.parametrize("kind", FORMATS[1:])
+def test_the_same_captions_give_the_same_evaluation(folder, kind):
+    sets = []
+    for files in (stored(folder, ENTRIES, "json"), stored(folder, ENTRIES, kind)):
+        ranked = RetrievalEvalDataset(Source(files), square(16), "val")
+        written = CaptionEvalDataset(Source(files), square(16), "val")
+        sets.append([ranked.images, ranked.captions, ranked.image_of_caption, written.images, written.references])
+        sets[-1].append([written[i][0] for i in range(len(written))])
+        ids = [os.path.relpath(folder / name, folder) for name in written.ids]
+        assert ids == list(CAPTIONS)  # without an image_id, the image's name is its id
+    assert same(*sets)
+    assert sets[0][4] == list(CAPTIONS.values())
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "semicolons"])
+def test_the_same_questions_give_the_same_batches(folder, tokenizer, kind):
+    found = []
+    for files in (stored(folder, QUESTIONS, "json"), stored(folder, QUESTIONS, kind)):
+        train = VQATrainDataset(Source(files), Augment(16), seed=3)
+        judged = VQAEvalDataset(Source(files), square(16))
+        limits = (10, 5, 5)
+        answered = EvalBatches(judged, tokenizer, limits, 2)
+        found.append([batches(train, VQACollate(tokenizer, limits, 5)), [answered[i] for i in range(len(answered))]])
+        found[-1] += [judged.ids, judged.references]
+    assert same(*found)
+    assert found[0][2] == [7, 8, 9]  # numbers, as the answers' file will have them
+
+
+def test_image_root_and_prefixes_hold_for_tables(folder):
+    path = stored(folder, [{"image": "old/a.png", "caption": "x", "dataset": "mine"}], "csv")
+    entries = load_annotations(Source(path, {"mine": str(folder)}, {"old/": ""}), "pretrain")
+    assert entries == [{"image": str(folder / "a.png"), "caption": "x", "dataset": "mine"}]
+    (folder / "elsewhere").mkdir()
+    moved = path.rename(folder / "elsewhere/list.csv")
+    assert load_annotations(Source(moved, folder), "pretrain")[0]["image"] == str(folder / "old/a.png")
+
+
+def test_one_folder_holds_the_images_of_all_data_sets_of_questions(folder, tmp_path):
+    path = stored(folder, QUESTIONS, "jsonl").rename(tmp_path / "questions.jsonl")
+    judged = VQAEvalDataset(Source(path, folder), square(16))
+    assert judged.paths == [str(folder / entry["image"]) for entry in QUESTIONS]
+    judged[2]
+
+
+def test_the_images_of_a_folder_need_no_root(folder):
+    files = stored(folder, ENTRIES, "folder")
+    images = [entry["image"] for entry in load_annotations(Source(files, {"vqa": "gone"}), "pretrain")]
+    assert images == [str(folder / entry["image"]) for entry in ENTRIES]
+
+
+def test_one_line_of_data_train_may_be_a_folder_and_another_a_table(folder, tmp_path):
+    stored(folder, ENTRIES, "folder")
+    (tmp_path / "more.csv").write_text("image,caption\nimages/a.png,more\n")
+    pairs = index.load_pairs(Source([folder, tmp_path / "more.csv"]))
+    assert len(pairs.image_id) == len(ENTRIES) + 1
+    assert pairs.image_id[-1] == 0  # the same image
+
+
+def test_large_tables_are_indexed_as_lists_are(folder, monkeypatch):
+    monkeypatch.setattr(index, "INDEXED_FROM", 0)
+    path = stored(folder, ENTRIES, "csv")
+    first, again = index.load_pairs(Source(path)), index.load_pairs(Source(path))
+    assert list(folder.glob("*.index"))
+    for pairs in (first, again):
+        assert [pairs.captions[i] for i in range(len(pairs.captions))] == [entry["caption"] for entry in ENTRIES]
+
+
+def test_columns_may_have_other_names_in_a_source(folder):
+    path = folder / "t.tsv"
+    path.write_text("filepath\ttitle\na.png\tx\n")
+    source = Source(path, columns={"image": "filepath", "caption": "title"})
+    assert load_annotations(source, "pretrain")[0]["image"] == str(folder / "a.png")
+    assert index.read_pairs(source).captions[0] == "x"
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(str.strip)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(TEXTS, min_size=1, max_size=6), st.sampled_from([",", ";", "\t", "|"]), st.sampled_from(["\n", "\r\n"]))
+def test_what_csv_writes_is_read_back(tmp_path, texts, separator, end):
+    texts = [text.removeprefix("\ufeff") or "x" for text in texts]
+    path = tmp_path / ("t.tsv" if separator == "\t" else "t.csv")
+    entries = [{"image": f"{i}.png", "caption": text} for i, text in enumerate(texts)]
+    path.write_text(table(entries, separator, end), encoding="utf-8", newline="")
+    assert [entry["caption"] for entry in load_annotations(Source(path), "pretrain")] == texts
+
+
+def test_cells_of_several_lines_lists_and_empty_ones(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text('image,caption,domain,image_id\na.png,"two\nlines",,007\n\n,,,\nb.png,"[""one"", ""two""]",in,12\n')
+    located = load_captions(Source(path), "val")
+    assert [entry["captions"] for entry in located] == [["two\nlines"], ["one", "two"]]
+    assert [entry["image_id"] for entry in located] == ["007", 12]  # a leading zero is no number's
+    assert "domain" not in located[0]
+    path.write_text("image,caption\na.png,[not a list\nb.png,\n")
+    with pytest.raises(UserError, match="t.csv: line 3 has no 'caption'; a pretrain entry needs image, caption"):
+        load_annotations(Source(path), "pretrain")
+
+
+BAD = [
+    (
+        "t.csv",
+        "file,caption\na.png,x\n",
+        "t.csv: line 1 has no column 'image', the columns are 'file', 'caption'; rename 'file' to image",
+    ),
+    ("t.csv", "image,title\na.png,x\n", "line 1 has no column 'caption', the columns are 'image', 'title'"),
+    ("t.csv", "image_name,caption\na.png,x\n", "the columns are 'image_name', 'caption'; rename 'image_name' to image"),
+    (
+        "t.csv",
+        "Image,Caption\na.png,x\n",
+        "no column 'image', the columns are 'Image', 'Caption'; rename 'Image' to image",
+    ),
+    ("t.csv", "image,caption,caption\na.png,x,y\n", "line 1 names the column 'caption' twice"),
+    (
+        "t.csv",
+        "image,caption\na.png,x, y\n",
+        "line 2 has 3 cells, but there are 2 columns .image, caption.; a cell with ','",
+    ),
+    ("t.tsv", "image\tcaption\na.png\n", "line 2 has 1 cells"),
+    (
+        "t.csv",
+        'image,caption\na.png,x\nb.png,"open\nc.png,y\n',
+        "t.csv: line 3 is no row .unexpected end of data.; a cell",
+    ),
+    ("t.csv", 'image,caption\na.png,"x" y\n', "t.csv: line 2 is no row .*expected after"),
+    ("t.csv", "image,caption\n", "t.csv: holds no entry"),
+    ("t.csv", "a\tb;c\n", "no column 'image', the columns are 'a\\\\tb', 'c'; the first line must name the columns"),
+    ("t.csv", "", "t.csv: line 1 has no column 'image', the columns are none"),
+    ("t.csv", "image,caption\n,x\n", "t.csv: line 2 has no 'image'"),
+    (
+        "t.csv",
+        b"image,caption\na.png,x\nb.png,Caf\xe9\n",
+        "t.csv: line 3: byte 0xe9 is not UTF-8 text; save the file as",
+    ),
+    ("t.csv", "image,caption\na.png,x\n".encode("utf-16"), "t.csv: line 1: byte 0xff is not UTF-8 text"),
+    ("t.jsonl", '{"image": "a.png", "caption": "x"}\n\n{"image"\n', "t.jsonl: line 3 is no JSON object .*; one a line"),
+    ("t.jsonl", '{"image": "a.png", "caption": "x"}\n{"image": "a.png"}\n', "t.jsonl: line 2 has no 'caption'"),
+    ("t.jsonl", '["a"]\n', "t.jsonl: line 1 is list, not an object with image, caption"),
+    ("t.jsonl", '[\n{"image": "a.png"}]\n', "line 1 is no JSON object .*; a list\\? name the file .json"),
+    ("t.jsonl", '{"image": "a.png", "caption": "\\ud83d"}\n', "line 1: 'caption' holds half of a surrogate pair"),
+    ("t.jsonl", '{"image": ' + "[" * 100_000 + "\n", "line 1 is nested too deeply"),
+    ("t.jsonl", '{"image": ' + "7" * 5000 + "}\n", "line 1 holds a number that is too long"),
+    ("t.jsonl", "\n\n", "t.jsonl: holds no entry"),
+    ("t.json", '{"image": "a.png", "caption": "x"}\n{"image": "b"}\n', "an object a line, name it .jsonl"),
+    ("t.txt", "a.png\tx\na.png x\n", "t.txt: line 2 has no TAB between the image's name and its caption"),
+    ("t.txt", "image,caption\na.png,x\n", "t.txt: line 1 has no TAB .*; a table\\? name the file .csv"),
+    ("t.token", "\tx\n", "t.token: line 1: 'image' is empty"),
+    ("t.token", b"a.png#0\tx\nb.png#0\t\xff\n", "t.token: line 2: byte 0xff is not UTF-8"),
+]
+
+
+@pytest.mark.parametrize("name, content, message", BAD)
+def test_what_cannot_be_used_is_one_line_that_names_it(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    for read in (lambda source: load_annotations(source, "pretrain"), index.read_pairs):
+        with pytest.raises(UserError, match=message) as caught:
+            read(Source(tmp_path / name))
+        assert str(tmp_path / name) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "t.csv")
+    with pytest.raises(UserError, match="t.csv: cannot be read .not a regular file"):
+        load_annotations(Source(tmp_path / "t.csv"), "pretrain")
+
+
+def test_questions_of_a_table_need_their_ids(tmp_path):
+    (tmp_path / "q.csv").write_text("image,question,answer\na.png,what?,dog\n")
+    with pytest.raises(UserError, match="no column 'question_id', the columns are 'image', 'question', 'answer'"):
+        load_questions(Source(tmp_path / "q.csv"))
+
+
+def test_images_without_captions_are_said_and_a_folder_without_any_is_refused(folder, caplog):
+    with pytest.raises(UserError, match=r"none of its 3 images has a .txt .*\(a.txt for .*a.png\)"):
+        load_annotations(Source(folder), "pretrain")
+    (folder / "b c.txt").write_text("\n a caption \r\n\n")
+    with caplog.at_level(logging.WARNING, "semmim"):
+        entries = load_annotations(Source(folder), "pretrain")
+    assert entries == [{"image": str(folder / "b c.jpg"), "caption": "a caption"}]
+    assert "2 images without a caption" in caplog.text
+    (folder / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: holds neither images .* nor tar shards"):
+        load_annotations(Source(folder / "empty"), "pretrain")
+    (folder / "b c.txt").write_bytes(b"good\n\xff\n")
+    with pytest.raises(UserError, match="b c.txt: line 2: byte 0xff is not UTF-8"):
+        load_annotations(Source(folder), "pretrain")
+
+
+def test_missing_images_end_an_evaluation_and_are_counted_in_training(folder, tokenizer):
+    path = folder / "t.csv"
+    path.write_text("image,caption\na.png,x\nsub/d.png,y\ngone.png,z\n")
+    judged = CaptionEvalDataset(Source(path), square(16), "test")
+    with pytest.raises(UserError, match=r"gone.png: .*evaluation needs every image \(check data.image_root\)"):
+        judged[2]
+    loader = Loader(BatchIndices(CaptionTrainDataset(Source(path), Augment(16)), 3), CaptionCollate(tokenizer, 9, 5))
+    batch = next(iter(loader))
+    assert len(batch["paths"]) == 3 and all("gone.png: no such file" in line for line in batch["bad"])

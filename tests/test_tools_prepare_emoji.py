@@ -1,0 +1,123 @@
+"""tools/prepare.py emoji on packages of a few images that are laid out as npm's."""
+
+import io
+import json
+import tarfile
+
+import pytest
+from PIL import Image
+
+from dataset.annotations import load_annotations, load_candidates, load_captions, load_pairs
+from dataset.entries import Source
+from tools import prepare
+from tools.preparing import emoji
+from utils import UserError
+
+NAMES = [
+    {"hexcode": "1F0CF", "label": "joker", "tags": ["card", "game", "joker", "wildcard", "more"]},
+    {"hexcode": "0023-FE0F-20E3", "label": "keycap: #", "tags": ["keycap"]},
+    {
+        "hexcode": "1F44B",
+        "label": "waving hand",
+        "tags": ["bye", "hand"],
+        "skins": [{"hexcode": "1F44B-1F3FB", "label": "waving hand: light skin tone"}],
+    },
+]
+IMAGES = ["1f0cf", "0023-fe0f-20e3", "1f44b", "1f44b-1f3fb"]
+HELD_OUT = "val 1f0cf\ntest 1f44b\n"
+
+
+def png(color):
+    buffer = io.BytesIO()
+    Image.new("RGBA", (8, 8), color).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def pack(path, files):
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    """The three packages, and a list of what is held out of them."""
+    folder = tmp_path / "downloads"
+    folder.mkdir()
+    pack(folder / emoji.NAMES[0], {"package/package.json": b"{}", emoji.NAMES[1]: json.dumps(NAMES).encode()})
+    for number, (package, images) in enumerate(emoji.ARTISTS.values()):
+        files = {f"{images}{name}.png": png((50 * number, 9 * place, 0, 255)) for place, name in enumerate(IMAGES)}
+        files |= {"package/img/other/1f0cf.png": b"x", f"{images}deep/1f0cf.png": b"x", f"{images}read.me": b"x"}
+        files |= {f"{images}ffff.png": png("red")} if number else {}
+        pack(folder / package, files)
+    (tmp_path / "held_out.txt").write_text(HELD_OUT)
+    monkeypatch.setattr(emoji, "HELD_OUT", tmp_path / "held_out.txt")
+    return folder
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_the_packages_become_the_lists_that_the_configurations_name(source, tmp_path, capsys):
+    output = tmp_path / "emoji"
+    prepare.main(["emoji", "--source", str(source), "--output", str(output)])
+    out = capsys.readouterr().out
+    joker = ["an emoji of joker", "joker", "joker, card", "joker, game", "joker, wildcard"]
+    assert read(output / "caption_val.json") == [
+        {"image": "images/twemoji/1f0cf.png", "image_id": "twemoji/1f0cf", "caption": joker}
+    ]
+    assert read(output / "retrieval_test.json") == [
+        {"image": "images/twemoji/1f44b.png", "image_id": "twemoji/1f44b", "caption": ["an emoji of waving hand"]}
+    ]
+    train = read(output / "pretrain.json")
+    noto, twemoji = (sorted(f"{name}.png" for name in names) for names in (IMAGES, [IMAGES[1], IMAGES[3]]))
+    names = [f"images/noto/{name}" for name in noto] + [f"images/twemoji/{name}" for name in twemoji]
+    assert [entry["image"] for entry in train] == names
+    assert train[0]["caption"] == ["an emoji of keycap: #", "keycap: #"]  # the selector is not written everywhere
+    light = ["waving hand: light skin tone", "waving hand: light skin tone, bye"]  # the tags are the hand's
+    assert next(entry["caption"] for entry in train if "1f3fb" in entry["image"])[1:] == light
+    pairs = [(entry["image"], text) for entry in train for text in entry["caption"]]
+    assert [(entry["image"], entry["caption"]) for entry in read(output / "retrieval_train.json")] == pairs
+    assert sorted(path.name for path in (output / "images/twemoji").iterdir()) == sorted(
+        f"{name}.png" for name in IMAGES
+    )
+    assert (output / "images/noto/1f0cf.png").read_bytes() == png((0, 0, 0, 255))
+    assert "odd: 1 x image whose name is not known, left out; first: twemoji/ffff.png" in out
+    assert "warning: images, noto: 4, 3,782 fewer than the published 3,786" in out
+
+
+def test_every_stage_reads_them(source, tmp_path):
+    output = tmp_path / "emoji"
+    prepare.main(["emoji", "--source", str(source), "--output", str(output)])
+    for entry in load_annotations(Source(output / "pretrain.json"), "pretrain"):
+        Image.open(entry["image"]).verify()
+    assert len({entry["image_id"] for entry in load_pairs(Source(output / "retrieval_train.json"))}) == 6
+    assert len(load_candidates(Source(output / "retrieval_val.json"), "val")) == 1
+    assert len(load_captions(Source(output / "caption_test.json"), "test", need_ids=True)) == 1
+
+
+def test_the_list_of_held_out_names_is_the_one_of_the_published_numbers():
+    names = emoji.held_out()
+    splits = list(names.values())
+    assert (splits.count("val"), splits.count("test")) == (emoji.COUNTS["val"], emoji.COUNTS["test"])
+    assert emoji.COUNTS["train"] + len(names) == emoji.COUNTS["noto"] + emoji.COUNTS["twemoji"]
+
+
+def test_what_is_missing_is_said_with_its_address(source, tmp_path):
+    (source / emoji.NAMES[0]).unlink()
+    message = "lacks emojibase-data-17.0.0.tgz .https://registry.npmjs.org/emojibase-data/-/emojibase-data-17.0.0.tgz"
+    with pytest.raises(UserError, match=message):
+        prepare.main(["emoji", "--source", str(source), "--output", str(tmp_path / "emoji")])
+
+
+def test_a_damaged_package_is_said(source, tmp_path):
+    path = source / emoji.ARTISTS["noto"][0]
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UserError, match="emoji-datasource-google-16.0.0.tgz: not a whole .tgz .*get it again"):
+        prepare.main(["emoji", "--source", str(source), "--output", str(tmp_path / "emoji")])
+    pack(source / emoji.NAMES[0], {"package/package.json": b"{}"})
+    with pytest.raises(UserError, match="has no package/en/data.json; is it emojibase-data-17.0.0.tgz"):
+        prepare.main(["emoji", "--source", str(source), "--output", str(tmp_path / "emoji")])

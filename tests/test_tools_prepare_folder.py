@@ -1,0 +1,225 @@
+"""tools/prepare.py folder: a folder of images with captions becomes train, validation and test lists."""
+
+import json
+import os
+import shutil
+from itertools import combinations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataset.annotations import load_annotations, load_candidates, load_captions, load_pairs
+from dataset.entries import Source
+from engine import config
+from tools import prepare
+from tools.preparing.image_hash import KnownImages, fingerprint
+from utils import ROOT, UserError
+
+SPLITS = ("train", "val", "test")
+
+
+def picture(number, size=64):
+    """A random landscape of blocks, different for every number."""
+    blocks = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    return Image.fromarray(blocks).resize((size, size), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Thirty images with one or two captions each, in two folders."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for number in range(30):
+        path = folder / ("more" if number % 2 else "") / f"{number:02d}.png"
+        picture(number).save(path)
+        lines = [f"image number {number}"] + ["a second caption"] * (number % 3 == 0)
+        path.with_suffix(".txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def run(photos, tmp_path, capsys):
+    """Runs a preparation; returns what it printed."""
+
+    def run(*options, output=None):
+        output = output or tmp_path / "data/own"
+        prepare.main(["folder", "--source", str(photos), "--output", str(output), "--workers", "1", *options])
+        return capsys.readouterr().out
+
+    return run
+
+
+def lists(folder):
+    """{split: entries} of the files that are there."""
+    return {
+        name: json.loads((folder / f"{name}.json").read_text()) for name in SPLITS if (folder / f"{name}.json").exists()
+    }
+
+
+def images(folder):
+    """{split: the names of its images}"""
+    return {name: {os.path.basename(entry["image"]) for entry in entries} for name, entries in lists(folder).items()}
+
+
+def test_every_image_is_in_one_split_and_every_stage_reads_the_lists(run, photos, tmp_path):
+    out = run("--val", "4", "--test", "0.2")
+    found, own = images(tmp_path / "data/own"), tmp_path / "data/own"
+    assert {name: len(names) for name, names in found.items()} == {"train": 20, "val": 4, "test": 6}
+    assert set.union(*found.values()) == {f"{number:02d}.png" for number in range(30)}
+    assert all(not one & other for one, other in combinations(found.values(), 2))
+    train = lists(own)["train"]
+    assert len(train) == 20 + sum(int(name[:2]) % 3 == 0 for name in found["train"])  # an entry a caption
+    assert "images, train" in out and f"{own / 'train.json'}: {len(train)} entries" in out
+
+    for entry in load_annotations(Source(own / "train.json"), "pretrain"):
+        assert os.path.samefile(entry["image"], photos / os.path.relpath(entry["image"], photos))
+        assert entry["caption"] in ("a second caption", f"image number {int(os.path.basename(entry['image'])[:2])}")
+    assert len(load_pairs(Source(own / "train.json"))) == len(train)
+    for split in ("val", "test"):
+        ranked, written = (
+            load_candidates(Source(own / f"{split}.json"), split),
+            load_captions(Source(own / f"{split}.json"), split, need_ids=True),
+        )
+        assert [entry["caption"] for entry in ranked] == [entry["captions"] for entry in written]
+        assert {entry["image_id"] for entry in written} <= {str(p.relative_to(photos)) for p in photos.rglob("*.png")}
+
+
+def test_the_split_is_the_seeds(run, tmp_path):
+    found = []
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        run("--seed", seed, output=tmp_path / name)
+        found.append(images(tmp_path / name))
+    assert found[0] == found[1] != found[2]
+    assert len(found[0]["val"]) == len(found[0]["test"]) == 3  # a tenth where nothing is said
+
+
+def test_images_that_show_the_same_are_in_one_split(run, photos, tmp_path):
+    for number in range(10):
+        shutil.copy(photos / ("more" if number % 2 else "") / f"{number:02d}.png", photos / f"copy {number:02d}.png")
+        picture(number, 90).save(photos / f"larger {number:02d}.jpg", quality=80)
+        for name in (f"copy {number:02d}", f"larger {number:02d}"):
+            (photos / f"{name}.txt").write_text("the same")
+    out = run("--val", "15", "--test", "15", "--seed", "5")
+    assert "20 x image that shows what others show, kept in their split" in out
+    for number in range(10):
+        names = {f"{number:02d}.png", f"copy {number:02d}.png", f"larger {number:02d}.jpg"}
+        assert sum(bool(names & found) for found in images(tmp_path / "data/own").values()) == 1
+
+
+def test_find_all_names_every_image_that_shows_the_same(tmp_path):
+    known = KnownImages()
+    for number in range(20):
+        for size in (64, 96):
+            picture(number, size).save(tmp_path / f"{number} {size}.png")
+            known.add(fingerprint(tmp_path / f"{number} {size}.png"), f"{number} {size}")
+    for number in range(20):
+        mark = fingerprint(tmp_path / f"{number} 64.png")
+        assert set(known.find_all(mark)) == {f"{number} 64", f"{number} 96"}
+        assert known.find(mark) == (f"{number} 64", "a copy")
+
+
+def test_the_first_line_alone_may_be_the_caption_and_drawings_are_counted(run, photos, tmp_path):
+    for path in photos.rglob("*.txt"):
+        path.write_text(f"The English words.\nde.utf8=Die deutschen.\nfr.utf8={path.stem}\n", encoding="utf-8")
+    (photos / "drawn.svg").write_text("<svg/>")
+    (photos / "drawn.txt").write_text("a drawing\n")
+    (photos / "drawn.ogg").write_bytes(b"its sound")
+    (photos / "lost.txt").write_text("no image\n")
+    picture(99).save(photos / "mirrored.png")
+    out = run("--captions", "first-line")
+    captions = {entry["caption"] for entry in lists(tmp_path / "data/own")["train"]}
+    assert captions == {"The English words."}
+    assert "1 x image in a format that is not read (.svg), left out; first: " in out
+    assert "1 x caption without an image; first: " in out and "lost.txt" in out
+    assert "1 x image without a caption, left out; first: " in out and "mirrored.png" in out
+    run("--captions", "all-lines")
+    assert "de.utf8=Die deutschen." in {entry["caption"] for entry in lists(tmp_path / "data/own")["train"]}
+
+
+@pytest.mark.parametrize("name", ["captions.csv", "captions.tsv", "captions.jsonl", "captions.json", "captions.txt"])
+def test_one_file_may_hold_the_captions(run, photos, tmp_path, name):
+    for path in photos.rglob("*.txt"):
+        path.unlink()
+    rows = [(str(path.relative_to(photos)), f"caption, {path.stem}") for path in sorted(photos.rglob("*.png"))][:28]
+    rows.append(("gone.png", "missing"))
+    objects = [{"file": image, "title": caption} for image, caption in rows]
+    text = {
+        ".csv": "file,title\n" + "".join(f'{image},"{caption}"\n' for image, caption in rows),
+        ".tsv": "file\ttitle\n" + "".join(f"{image}\t{caption}\n" for image, caption in rows),
+        ".jsonl": "".join(json.dumps(entry) + "\n" for entry in objects),
+        ".json": json.dumps(objects),
+        ".txt": "".join(f"{image}#0\t{caption}\n" for image, caption in rows),
+    }[os.path.splitext(name)[1]]
+    (tmp_path / name).write_text(text)
+    columns = [] if name.endswith(".txt") else ["--columns", "image=file", "caption=title"]
+    out = run("--captions", str(tmp_path / name), *columns)
+    found = images(tmp_path / "data/own")
+    assert sum(map(len, found.values())) == 28
+    assert {entry["caption"] for entry in lists(tmp_path / "data/own")["train"]} < {caption for _, caption in rows}
+    assert "1 x image that is missing, left out; first: " in out and "gone.png" in out
+    assert f"2 x image that {name} does not name, left out; first: " in out
+
+
+def test_what_cannot_be_used_is_counted_and_named(run, photos, tmp_path):
+    (photos / "broken.png").write_bytes(b"no image")
+    (photos / "broken.txt").write_text("a caption")
+    (photos / "00.txt").write_text(" ...\n")
+    out = run("--val", "0")
+    assert "1 x image that cannot be read, left out; first: " in out and "broken.png" in out
+    assert "1 x caption without a word, left out; first: " in out
+    assert "no image for val: val.json is not written" in out
+    assert sorted(lists(tmp_path / "data/own")) == ["test", "train"]
+
+
+def test_a_list_of_an_earlier_run_does_not_stay_beside_a_new_split(run, tmp_path):
+    run()
+    assert "val" in lists(tmp_path / "data/own")
+    run("--val", "0")
+    assert "val" not in lists(tmp_path / "data/own")
+
+
+def test_paths_are_relative_where_the_images_lie_beside_the_lists(run, photos, tmp_path):
+    run(output=photos.parent / "lists")
+    assert all(not os.path.isabs(entry["image"]) for entry in lists(photos.parent / "lists")["train"])
+    run(output=tmp_path / "else/where")
+    assert all(os.path.isabs(entry["image"]) for entry in lists(tmp_path / "else/where")["train"])
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--val", "20", "--test", "9"], "--val 20 and --test 9 leave fewer than two of 30 images for training"),
+        (["--val", "-1"], "--val -1: must be a number of images, or a share from 0 to 1"),
+        (["--test", "many"], "--test many: must be a number"),
+        (["--test", "nan"], "--test nan: must be a number"),
+        (["--test", "2.5"], "--test 2.5: must be a number"),
+        (["--captions", "nowhere.csv"], "--captions: nowhere.csv does not exist"),
+        (["--columns", "image=file"], "--columns image=file: needs --captions FILE"),
+        (["--captions", "t.csv", "--columns", "name=file"], "--columns name=file: must be image=NAME or caption=NAME"),
+        (["--workers", "0"], "--workers 0: must be at least 1"),
+    ],
+)
+def test_wrong_options_are_one_line(run, options, message):
+    with pytest.raises(UserError, match=message):
+        run(*options)
+
+
+def test_a_folder_without_captions_is_refused_with_what_it_holds(run, photos, capsys):
+    for path in photos.rglob("*.txt"):
+        path.unlink()
+    with pytest.raises(UserError, match="--source .*photos: no image with a caption"):
+        run()
+    assert "30 x image without a caption, left out" in capsys.readouterr().out
+
+
+def test_the_small_configurations_read_what_the_tool_writes():
+    for name, stage in (("Pretrain", "pretrain"), ("Retrieval", "retrieval"), ("Caption", "caption"), ("VQA", "vqa")):
+        cfg = config.load_config(ROOT / f"configs/small/{name}.yaml", [], config.STAGES[stage])
+        assert cfg.text.vocab == "configs/bert/vocab.txt"
+        if name != "VQA":
+            assert cfg.data.train == ["data/own/train.json"]
+            assert name == "Pretrain" or (cfg.data.val, cfg.data.test) == (
+                ["data/own/val.json"],
+                ["data/own/test.json"],
+            )
