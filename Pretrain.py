@@ -77,8 +77,8 @@ def main() -> None:
     run.open(resume_step=progress.step if resumed else None)
 
     def loss_fn(wrapped, batch: dict, progress: Progress):
-        alpha = alpha_at(progress.step, progress.steps_per_epoch, cfg.itc.alpha)
-        return wrapped(batch, alpha, done=progress.step / progress.total_steps)
+        alpha = alpha_at(progress.step, progress.steps_per_epoch, cfg.itc.alpha, progress.done)
+        return wrapped(batch, alpha, done=progress.done)
 
     def on_epoch_end(wrapped, progress: Progress) -> None:
         if cfg.train.images and is_main() and cfg.mim.target != "none":

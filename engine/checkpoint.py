@@ -276,11 +276,16 @@ def _is_progress(progress) -> bool:
         return False
     step, epoch, per_epoch = (progress[key] for key in counts)
     words = {"precision": ("bf16", "fp32"), "device": ("cpu", "cuda")}
-    losses = progress.get("losses", [])
+    losses, followed, seconds = (
+        progress.get(key, or_else) for key, or_else in (("losses", []), ("followed", 0), ("seconds", None))
+    )
     return (
         epoch >= 0
         and 0 <= epoch * per_epoch <= step <= (epoch + 1) * per_epoch
         and all(progress.get(key) in known for key, known in words.items())
+        and isinstance(followed, int)
+        and 0 <= followed <= step
+        and (seconds is None or isinstance(seconds, float) and 0 <= seconds < math.inf)
         and isinstance(losses, list)
         and all(isinstance(loss, float) and math.isfinite(loss) for loss in losses)
     )

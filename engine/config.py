@@ -44,9 +44,9 @@ class Stage:
 
     name: as checkpoints hold it; schema: the file that holds every key with its default; rules: dotted key -> what its
     value must be; optional: keys that also take `none`; kinds: the kinds of value (as `_kind` names them) of keys that
-    may have others than their default, and of maps whose keys are the user's own; may_change: keys that a resumed run
-    may change (neither the model, nor the losses, nor the order of the data); check: what several keys must fulfil
-    together.
+    may have others than their default, and of maps whose keys are the user's own; one_of: keys of which exactly one has
+    a value, the one that was given last; may_change: keys that a resumed run may change (neither the model, nor the
+    losses, nor the order of the data); check: what several keys must fulfil together.
     """
 
     name: str
@@ -54,6 +54,7 @@ class Stage:
     rules: Mapping[str, Callable[[str, object], None]] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
     kinds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    one_of: tuple[str, ...] = ()
     may_change: tuple[str, ...] = ()
     check: Callable[[Config], None] | None = None
 
@@ -87,7 +88,8 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = (), stage: S
     Without `stage` the file is its own schema. A file's `base:` names the file that it changes, relative to itself.
     `overrides` are strings `a.b=value`, the value in YAML. A value must be of its default's kind (number, text,
     true/false, list, map; a list's entries of its default's entries' kind) or of the stage's `kinds`, except that a
-    default of null accepts anything, and one of {} any map. Maps are merged, lists replaced.
+    default of null accepts anything, and one of {} any map. Maps are merged, lists replaced; of the stage's `one_of`,
+    the one given in the uppermost file, or in `overrides`, has its value and the others have none.
     """
     path = find_file(path, "--config")
     stage = stage or Stage("", path)
@@ -104,9 +106,13 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = (), stage: S
         files.append(following)
     merged = copy.deepcopy(known)
     for file in reversed(files):
-        _merge(merged, _without_base(read_yaml(file)), known, str(file), stage)
-    for override in overrides or ():
-        _merge(merged, _parse_override(override), known, f"--override {one_line(override)}", stage)
+        values = _without_base(read_yaml(file))
+        _merge(merged, values, known, str(file), stage)
+        _keep_one(merged, [values], str(file), stage)
+    changes = [_parse_override(override) for override in overrides or ()]
+    for override, values in zip(overrides or (), changes, strict=True):
+        _merge(merged, values, known, f"--override {one_line(override)}", stage)
+    _keep_one(merged, changes, "--override", stage)
     config = as_config(merged)
     check_config(config, stage)
     return config
@@ -116,6 +122,8 @@ def check_config(config: Config, stage: Stage) -> None:
     """Raise UserError where a value is not what the stage's rules say, naming its key."""
     for key, rule in stage.rules.items():
         rule(key, lookup(config, key))
+    if stage.one_of and sum(lookup(config, key) is not None for key in stage.one_of) != 1:
+        raise UserError(f"{', '.join(stage.one_of)}: exactly one of them must have a value")
     if stage.check:
         stage.check(config)
 
@@ -209,6 +217,28 @@ def _at_least_two_pairs(cfg: Config) -> None:
         )
 
 
+def _keep_one(target: dict, layer: list[dict], source: str, stage: Stage) -> None:
+    """Let `target`, over which the maps of `layer` lie by now, have a single value of `stage.one_of`: the layer's."""
+    given = [
+        key for key in stage.one_of if any(_gives(values, key) for values in layer) and lookup(target, key) is not None
+    ]
+    if len(given) > 1:
+        raise UserError(f"{source}: {' and '.join(given)} are both given; keep one of them")
+    for key in stage.one_of if given else ():
+        if key not in given:
+            above, _, name = key.rpartition(".")
+            lookup(target, above)[name] = None
+
+
+def _gives(values: dict, key: str) -> bool:
+    """Whether a map of maps has the dotted key."""
+    for name in key.split("."):
+        if not isinstance(values, dict) or name not in values:
+            return False
+        values = values[name]
+    return True
+
+
 # --------------------------------------------------------------------------------------- the stages, side by side
 
 COMMON = {
@@ -221,7 +251,9 @@ COMMON = {
     "augment.crop_scale": crop_scale,
     "augment.randaugment_ops": whole(0, 10),
     "augment.randaugment_magnitude": number(0, 10),
-    "train.epochs": whole(1),
+    "train.epochs": or_none(whole(1)),
+    "train.steps": or_none(whole(1)),
+    "train.minutes": or_none(number(0, above=True)),
     "train.batch_size": whole(1),
     "train.accumulation": whole(1),
     "train.lr": number(0),
@@ -238,6 +270,8 @@ COMMON = {
     "train.checkpoint_every": whole(0),
     "train.keep_checkpoints": whole(1),
 }
+LENGTH = ("train.epochs", "train.steps", "train.minutes")
+OPTIONAL = ("data.image_root", *LENGTH)
 KINDS = {"data.image_root": ("text", "a map")}  # one folder, or one for each of the entries' data sets
 CONTRAST = {  # ITC, ITM and the momentum model, in pre-training and retrieval
     "data.max_words": whole(1),
@@ -250,7 +284,8 @@ CONTRAST = {  # ITC, ITM and the momentum model, in pre-training and retrieval
     "momentum": number(0, 1),
 }
 MAY_CHANGE = (
-    *(f"train.{key}" for key in ("epochs", "lr", "lr_vit", "min_lr", "warmup_steps", "weight_decay", "clip_grad")),
+    *LENGTH,
+    *(f"train.{key}" for key in ("lr", "lr_vit", "min_lr", "warmup_steps", "weight_decay", "clip_grad")),
     *(f"train.{key}" for key in ("precision", "log_every", "checkpoint_every", "keep_checkpoints")),
     *("train.lr_scaling", "train.base_batch"),
     *(f"data.{key}" for key in ("image_root", "image_prefix_map", "max_bad_share", "cache_images", "num_workers")),
@@ -259,8 +294,9 @@ MAY_CHANGE = (
 PRETRAIN = Stage(
     name="pretrain",
     schema="configs/Pretrain.yaml",
-    optional=("data.image_root", "itm.temperature", "mim.inject_from"),
+    optional=(*OPTIONAL, "itm.temperature", "mim.inject_from"),
     kinds=KINDS,
+    one_of=LENGTH,
     rules={
         **COMMON,
         **CONTRAST,
@@ -294,8 +330,9 @@ PRETRAIN = Stage(
 RETRIEVAL = Stage(
     name="retrieval",
     schema="configs/Retrieval_coco.yaml",
-    optional=("data.image_root", "itm.temperature"),
+    optional=(*OPTIONAL, "itm.temperature"),
     kinds=KINDS,
+    one_of=LENGTH,
     rules={
         **COMMON,
         **CONTRAST,
@@ -326,8 +363,9 @@ def _check_caption(cfg: Config) -> None:
 CAPTION = Stage(
     name="caption",
     schema="configs/Caption_coco.yaml",
-    optional=("data.image_root",),
+    optional=OPTIONAL,
     kinds=KINDS,
+    one_of=LENGTH,
     rules={
         **COMMON,
         "image_size": whole(1),
@@ -364,7 +402,8 @@ def _check_vqa(cfg: Config) -> None:
 VQA = Stage(
     name="vqa",
     schema="configs/VQA.yaml",
-    optional=("data.image_root",),
+    optional=OPTIONAL,
+    one_of=LENGTH,
     kinds={**KINDS, "data.answer_weight": ("a map",)},
     rules={
         **COMMON,

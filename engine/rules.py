@@ -1,4 +1,4 @@
-"""What a configuration's values may be: a rule takes a dotted key and its value, and raises UserError where it is wrong."""
+"""What the values of a configuration may be: each rule takes a dotted key and its value, and raises UserError."""
 
 from __future__ import annotations
 
