@@ -21,6 +21,7 @@ from engine.rules import (
     betas,
     choice,
     crop_scale,
+    files,
     folders,
     number,
     or_none,
@@ -30,6 +31,7 @@ from engine.rules import (
     weights,
     whole,
 )
+from engine.tracker import TRACKERS
 from engine.yaml_files import kind, parse_yaml, read_yaml
 from evaluation.ranking import SCORES
 from evaluation.vqa import SCORING
@@ -156,7 +158,8 @@ def differences(before: dict, now: dict, prefix: str = "") -> dict[str, tuple]:
     """{dotted key: (value before, value now)} of all values that differ."""
     found = {}
     for key in {**before, **now}:
-        old, new = before.get(key), now.get(key)
+        new = now.get(key)
+        old = before.get(key, {} if isinstance(new, dict) else None)
         if isinstance(old, dict) and isinstance(new, dict):
             found |= differences(old, new, f"{prefix}{key}.")
         elif old != new:
@@ -220,7 +223,7 @@ def _at_least_two_pairs(cfg: Config) -> None:
 def _keep_one(target: dict, layer: list[dict], source: str, stage: Stage) -> None:
     """Let `target`, over which the maps of `layer` lie by now, have a single value of `stage.one_of`: the layer's."""
     given = [
-        key for key in stage.one_of if any(_gives(values, key) for values in layer) and lookup(target, key) is not None
+        key for key in stage.one_of if any(gives(values, key) for values in layer) and lookup(target, key) is not None
     ]
     if len(given) > 1:
         raise UserError(f"{source}: {' and '.join(given)} are both given; keep one of them")
@@ -230,7 +233,7 @@ def _keep_one(target: dict, layer: list[dict], source: str, stage: Stage) -> Non
             lookup(target, above)[name] = None
 
 
-def _gives(values: dict, key: str) -> bool:
+def gives(values: dict, key: str) -> bool:
     """Whether a map of maps has the dotted key."""
     for name in key.split("."):
         if not isinstance(values, dict) or name not in values:
@@ -269,6 +272,7 @@ COMMON = {
     "train.log_every": whole(1),
     "train.checkpoint_every": whole(0),
     "train.keep_checkpoints": whole(1),
+    "train.tracker": choice("none", *TRACKERS),
 }
 LENGTH = ("train.epochs", "train.steps", "train.minutes")
 OPTIONAL = ("data.image_root", *LENGTH)
@@ -286,10 +290,17 @@ CONTRAST = {  # ITC, ITM and the momentum model, in pre-training and retrieval
 MAY_CHANGE = (
     *LENGTH,
     *(f"train.{key}" for key in ("lr", "lr_vit", "min_lr", "warmup_steps", "weight_decay", "clip_grad")),
-    *(f"train.{key}" for key in ("precision", "log_every", "checkpoint_every", "keep_checkpoints")),
+    *(f"train.{key}" for key in ("precision", "log_every", "checkpoint_every", "keep_checkpoints", "tracker")),
     *("train.lr_scaling", "train.base_batch"),
     *(f"data.{key}" for key in ("image_root", "image_prefix_map", "max_bad_share", "cache_images", "num_workers")),
 )
+
+
+def _check_pretrain(cfg: Config) -> None:
+    _at_least_two_pairs(cfg)
+    if cfg.train.best == "val" and not cfg.data.val:
+        raise UserError("train.best: val chooses the best epoch on data.val, which is empty: name files there")
+
 
 PRETRAIN = Stage(
     name="pretrain",
@@ -300,6 +311,11 @@ PRETRAIN = Stage(
     rules={
         **COMMON,
         **CONTRAST,
+        "data.val": files,
+        "eval.images": whole(1),
+        "eval.batch_size": whole(1),
+        "eval.text_batch_size": whole(1),
+        "train.best": choice("val", "none"),
         "model.image_encoder.image_size": whole(1),
         "model.bert.text_layers": whole(1),
         "model.bert.fusion_layers": whole(1),
@@ -320,10 +336,10 @@ PRETRAIN = Stage(
     },
     may_change=(
         *MAY_CHANGE,
-        "train.images",
+        *("data.val", "eval.images", "eval.batch_size", "eval.text_batch_size", "train.best", "train.images"),
         *(f"model.{key}" for key in ("image_encoder.weights", "image_encoder.checkpointing", "bert.weights")),
     ),
-    check=_at_least_two_pairs,
+    check=_check_pretrain,
 )
 
 

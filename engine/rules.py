@@ -87,6 +87,12 @@ def folders(key: str, value) -> None:
         raise UserError(f"{key}: {shown(value)} must be a folder, or a map from the entries' `dataset` to folders")
 
 
+def files(key: str, value) -> None:
+    """The paths of files, or of none."""
+    if not all(isinstance(path, str) and path for path in value):
+        raise UserError(f"{key}: {shown(value)} must be a list of files")
+
+
 def weights(key: str, value) -> None:
     """{data set: weight of its answers}"""
     for name, weight in value.items():
