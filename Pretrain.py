@@ -5,7 +5,8 @@
 
 `--resume` continues an interrupted run at the very step it stopped, or begins where there is none; `--checkpoint
 FILE` starts a new run from the weights of an earlier one. Writes checkpoint_last.pth, config.yaml, log.jsonl,
-TensorBoard's events and, every epoch, an image of what is masked.
+TensorBoard's events and, every epoch, an image of what is masked. With `data.val` every epoch, and the end, is
+validated (retrieval by ITC); with `train.best: val` checkpoint_best.pth is the best of them.
 """
 
 import argparse
@@ -16,13 +17,14 @@ from dataset import create_dataset, create_train_loader
 from dataset.pretrain import PretrainCollate
 from dataset.text import Tokenizer
 from dataset.transforms import CLIP_MEAN, CLIP_STD, normalised, to_unit_tensor
-from engine.checkpoint import DIVERGED, begin
-from engine.config import PRETRAIN, add_arguments, load_config
+from engine.checkpoint import DIVERGED, BestCheckpoint, begin, random_state_kept
+from engine.config import PRETRAIN, Config, add_arguments, differences, load_config
 from engine.ddp import wrap_ddp
 from engine.drawing import to_image
 from engine.figures import masking_figure
 from engine.loop import Progress, fit, position
 from engine.run import Run
+from evaluation.validation import SCORE, Validation
 from models.alignment import MatchingWatch, alpha_at
 from models.earlier import read_checkpoint
 from models.pretrain import PretrainModel, build_pretrain_model, start_from
@@ -61,32 +63,57 @@ def main() -> None:
         lines += start_from(model, read_checkpoint(start)["model"], start)
     for line in lines:
         logger.info(line)
-    model.to(device)
+    run = Run(args.output_dir, cfg)
+    pretrained_vit = cfg.model.image_encoder.weights != "random" or args.checkpoint is not None
+    train(model.to(device), tokenizer, cfg, device, run, resume_from, pretrained_vit)
+    run.close()
 
+
+def train(
+    model: PretrainModel,
+    tokenizer: Tokenizer,
+    cfg: Config,
+    device: torch.device,
+    run: Run,
+    resume_from: dict | None,
+    pretrained_vit: bool,
+) -> None:
+    """Pre-train, with a validation and an image after every epoch; the run is opened when all has been checked.
+
+    pretrained_vit: whether the image encoder starts from trained weights. Raises UserError where the loss ends high
+    above its usual range.
+    """
     grid = model.backbone.image_encoder.grid
     dataset = create_dataset("pretrain", cfg, codebook_size=8 * grid if cfg.mim.target == "dvae" else None)
     loader = create_train_loader(dataset, cfg, PretrainCollate(tokenizer, cfg.text.max_tokens), device)
     if len(dataset.paths) < 2:
         raise UserError(f"data.train: all {len(dataset)} entries name one image, which leaves matching no negative")
-    pretrained_vit = cfg.model.image_encoder.weights != "random" or args.checkpoint is not None
+    notes, validation, best = {"description": model.backbone.description, "stage": PRETRAIN.name}, None, None
+    if cfg.data.val:
+        validation = Validation(create_dataset("pretrain_eval", cfg, "val"), tokenizer, cfg, device, run)
+    if cfg.train.best == "val":
+        best = best_on_val(run, {**notes, "config": cfg.to_dict()}, cfg, resume_from)
     optimizer, schedule = create_optimization(model, cfg, loader, pretrained_vit)
     seed_everything(cfg.seed)  # from here on every process draws its own noise
     resumed = resume_from is not None
     progress = position(model, optimizer, len(loader), cfg.train, device, resume_from)
-    run = Run(args.output_dir, cfg)
     run.open(resume_step=progress.step if resumed else None)
+    latest: dict[str, float | dict] = {}  # for metrics.json
+    watch = MatchingWatch(cfg.itm, cfg.train.batch_size * cfg.train.accumulation * world_size())
 
     def loss_fn(wrapped, batch: dict, progress: Progress):
-        alpha = alpha_at(progress.step, progress.steps_per_epoch, cfg.itc.alpha)
-        return wrapped(batch, alpha, done=progress.step / progress.total_steps)
+        alpha = alpha_at(progress.step, progress.steps_per_epoch, cfg.itc.alpha, progress.done)
+        return wrapped(batch, alpha, done=progress.done)
 
     def on_epoch_end(wrapped, progress: Progress) -> None:
         if cfg.train.images and is_main() and cfg.mim.target != "none":
             image = masking_image(unwrap(wrapped), dataset, tokenizer, cfg.text.max_tokens, device)
             run.image(progress.step, "masking", image)
-
-    latest: dict[str, float] = {}
-    watch = MatchingWatch(cfg.itm, cfg.train.batch_size * cfg.train.accumulation * world_size())
+        if validation:
+            with random_state_kept():  # with it or without, the training is the same
+                latest["val"] = validation(model.backbone, progress.step, progress.precision)
+        if best:
+            best.offer(wrapped, {SCORE: latest["val"][SCORE]}, progress.step, progress.epoch + 1)
 
     def log_fn(progress: Progress, means: dict) -> dict:
         latest.update(means)
@@ -106,7 +133,7 @@ def main() -> None:
         loss_fn=loss_fn,
         after_step=lambda progress: model.after_step(),
         on_epoch_end=on_epoch_end,
-        extra_state=lambda: {"description": model.backbone.description, "stage": PRETRAIN.name},
+        extra_state=best.state if best else lambda: notes,
         log_fn=log_fn,
     )
     if latest:  # empty where --resume found nothing left to do
@@ -116,8 +143,19 @@ def main() -> None:
             f"{run.dir}: training ended with a loss that jumped from {jump.usual:.4g} to {jump.loss:.4g} in step "
             f"{jump.step}: checkpoint_last.pth is from before, {DIVERGED} from the end; lower train.lr and --resume"
         )
+    if best and best.best:
+        run.info(f"best epoch {best.best['epoch']}: {SCORE} {best.best[SCORE]:.2f} on val; {best.path}")
     run.info(f"done: {run.dir / 'checkpoint_last.pth'}")
-    run.close()
+
+
+def best_on_val(run: Run, notes: dict, cfg: Config, resume_from: dict | None) -> BestCheckpoint:
+    """The keeper of the best epoch by validation; of epochs that were validated on other images nothing is known."""
+    if resume_from and "best" in resume_from:
+        changed = differences(resume_from["config"], cfg)
+        if "data.val" in changed or "eval.images" in changed:
+            run.info("data.val or eval.images are new: the best epoch is chosen among those to come")
+            del resume_from["best"]
+    return BestCheckpoint(run.dir, SCORE, notes, resume_from)
 
 
 @torch.no_grad()

@@ -60,8 +60,8 @@ def train(
     val = ranker.dataset("val")
 
     def loss_fn(wrapped, batch: dict, progress: Progress):
-        alpha = alpha_at(progress.step, progress.steps_per_epoch, cfg.itc.alpha)
-        return wrapped(batch, alpha, done=progress.step / progress.total_steps)
+        alpha = alpha_at(progress.step, progress.steps_per_epoch, cfg.itc.alpha, progress.done)
+        return wrapped(batch, alpha, done=progress.done)
 
     watch = MatchingWatch(cfg.itm, cfg.train.batch_size * cfg.train.accumulation * world_size())
 

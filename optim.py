@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from engine.length import beginning
 from scheduler import WarmupCosine
 from utils import UserError, logger, world_size
 
@@ -58,7 +59,7 @@ def create_optimizer(
 def create_optimization(
     model: torch.nn.Module, cfg, loader, pretrained_vit: bool = True
 ) -> tuple[torch.optim.AdamW, WarmupCosine]:
-    """-> (optimizer, schedule) of `cfg.train` for epochs of the loader's batches; logs the effective values.
+    """-> (optimizer, schedule) of `cfg.train`, an epoch being the loader's batches; logs the effective values.
 
     pretrained_vit: whether the image encoder starts from trained weights, which `lr_vit` protects; else it
     learns at `lr`. Raises UserError where an epoch has no batch for a single step.
@@ -73,15 +74,17 @@ def create_optimization(
     lr_vit = train.lr_vit if pretrained_vit else train.lr
     lr, lr_vit = (scaled_lr(x, global_batch, train.base_batch, train.lr_scaling) for x in (train.lr, lr_vit))
     optimizer = create_optimizer(model, lr=lr, lr_vit=lr_vit, weight_decay=train.weight_decay, betas=train.betas)
-    total_steps = train.epochs * (batches // train.accumulation)
-    if train.warmup_steps >= total_steps:
+    length = beginning(train, batches)
+    total_steps = length.total_steps
+    if total_steps is not None and train.warmup_steps >= total_steps:
         logger.info(
             "warning: train.warmup_steps %d >= %d steps: lr never reaches its peak", train.warmup_steps, total_steps
         )
     schedule = WarmupCosine(optimizer, total_steps=total_steps, warmup_steps=train.warmup_steps, min_lr=train.min_lr)
+    duration = f"{train.minutes:g} minutes" if total_steps is None else f"{total_steps} steps"
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logger.info(
-        f"{trainable / 1e6:.1f}M trainable parameters, {batches} batches an epoch, {total_steps} steps; "
+        f"{trainable / 1e6:.1f}M trainable parameters, {batches} batches an epoch, {duration}; "
         f"global batch {global_batch}: {train.batch_size} per process, {world_size()} processes, accumulation "
         f"{train.accumulation}; learning rates {lr:.2e}, image encoder {lr_vit:.2e} (lr_scaling {train.lr_scaling})"
     )

@@ -1,4 +1,4 @@
-"""The learning rate of every optimizer step: linear warm-up, then a cosine (the paper, Section 4.1)."""
+"""The learning rate of every optimizer step: linear warm-up, and a cosine (the paper, Section 4.1)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,40 @@ def lr_at(step: int, *, peak: float, total_steps: int, warmup_steps: int, min_lr
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
+    return _cosine((step - warmup_steps) / max(1, total_steps - warmup_steps), peak, min_lr)
+
+
+def lr_by_time(step: int, done: float, *, peak: float, warmup_steps: int, min_lr: float) -> float:
+    """The rate of optimizer step `step`, counted from 0, before which the share `done` of the training's time is used.
+
+    The cosine falls from `peak` at the beginning to `min_lr` at the end of the time; during the first `warmup_steps`
+    the rate is the share of it that the warm-up has reached. How many steps there will be need not be known: where
+    they are fewer than `warmup_steps`, the rate falls all the same.
+    """
+    rise = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+    return rise * _cosine(done, peak, min_lr)
+
+
+def _cosine(done: float, peak: float, min_lr: float) -> float:
     floor = min(min_lr, peak)
-    done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-    return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * done))
+    return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
 
 
 class WarmupCosine:
-    """Sets every group's rate from its `peak_lr`; without state: a resumed run just asks for its own step."""
+    """Sets every group's rate from its `peak_lr`; without state: a resumed run just asks for its own step.
 
-    def __init__(self, optimizer: torch.optim.Optimizer, *, total_steps: int, warmup_steps: int, min_lr: float):
-        self.optimizer = optimizer
-        self.shape = {"total_steps": total_steps, "warmup_steps": warmup_steps, "min_lr": min_lr}
+    total_steps: None where the length of the training is a time.
+    """
 
-    def step(self, n: int) -> None:
-        """Set the rates of optimizer step n (counted from 0)."""
+    def __init__(self, optimizer: torch.optim.Optimizer, *, total_steps: int | None, warmup_steps: int, min_lr: float):
+        self.optimizer, self.total_steps = optimizer, total_steps
+        self.shape = {"warmup_steps": warmup_steps, "min_lr": min_lr}
+
+    def step(self, n: int, done: float = 0.0) -> None:
+        """Set the rates of optimizer step n (counted from 0); done: the share of the time used, where time counts."""
         for group in self.optimizer.param_groups:
-            group["lr"] = lr_at(n, peak=group["peak_lr"], **self.shape)
+            shape = {"peak": group["peak_lr"], **self.shape}
+            if self.total_steps is None:
+                group["lr"] = lr_by_time(n, done, **shape)
+            else:
+                group["lr"] = lr_at(n, total_steps=self.total_steps, **shape)

@@ -23,9 +23,9 @@ log = logging.getLogger("semmim")
 def create_dataset(kind: str, cfg, split: str | None = None, codebook_size: int | None = None) -> Dataset:
     """The data set of a stage from its configuration.
 
-    kind: "pretrain", "retrieval_train", "caption_train", "vqa_train" (files: data.train), "retrieval_eval",
-    "caption_eval" or "vqa_eval" (data.<split>, split "val" or "test"). codebook_size: side of the dVAE target's
-    image, only for pre-training with `mim.target: dvae`.
+    kind: "pretrain", "retrieval_train", "caption_train", "vqa_train" (files: data.train), "pretrain_eval",
+    "retrieval_eval", "caption_eval" or "vqa_eval" (data.<split>, split "val" or "test"). codebook_size: side of the
+    dVAE target's image, only for pre-training with `mim.target: dvae`.
     Raises UserError naming file, entry and key where annotations are not as they should be.
     """
     data = cfg.data
@@ -52,8 +52,9 @@ def create_dataset(kind: str, cfg, split: str | None = None, codebook_size: int 
 
 
 def _evaluation_set(kind: str, cfg, source: Source, split: str) -> Dataset:
-    data, transform = cfg.data, test_transform(cfg.image_size)
-    if kind == "retrieval_eval":
+    data = cfg.data
+    transform = test_transform(cfg.model.image_encoder.image_size if kind == "pretrain_eval" else cfg.image_size)
+    if kind in ("pretrain_eval", "retrieval_eval"):
         return RetrievalEvalDataset(source, transform, split, max_words=data.max_words)
     if kind == "caption_eval":
         return CaptionEvalDataset(source, transform, split, **_prompt(cfg))

@@ -7,12 +7,14 @@ import contextlib
 import math
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from engine.config import Config, Stage, differences
+from engine.config import Config, Stage, differences, gives
+from engine.tracker import TRACKERS, tracker_package
 from models.earlier import read_checkpoint
 from models.weights import load_exactly
 from utils import (
@@ -154,10 +156,14 @@ def begin(args: argparse.Namespace, cfg: Config, stage: Stage) -> tuple[dict | N
 
     --resume goes on where there is something to go on from, and else begins, so that one command line serves the
     first start and every restart. A resumed run keeps its seed, which is put into `cfg` here; only keys in
-    `stage.may_change` may differ from the checkpoint's configuration. Evaluation resumes nothing.
+    `stage.may_change` may differ from the checkpoint's configuration. Evaluation resumes nothing. A tracker that is
+    asked for and missing is an error before any work.
     """
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and not args.resume:
         raise UserError("torchrun restarted this run, which would begin from nothing: add --resume to its command")
+    tracker = cfg.get("train", {}).get("tracker")
+    if tracker in TRACKERS and not args.evaluate:
+        on_main(lambda: tracker_package(tracker) and None)  # nothing that is sent to the other processes
     resume_from, lines = None, []
     if args.resume and not args.evaluate:
         resume_from, lines = load_resumable(Path(args.output_dir).expanduser())
@@ -248,6 +254,16 @@ def set_random_state(state: dict) -> None:
     np.random.set_state(_of_numpy(state))
 
 
+@contextlib.contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Whatever the block draws, afterwards the random generators are as they were."""
+    before = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(before)
+
+
 def _of_python(state: dict) -> tuple:
     version, words, gauss = state["python"]
     return version, tuple(words), gauss
@@ -276,11 +292,16 @@ def _is_progress(progress) -> bool:
         return False
     step, epoch, per_epoch = (progress[key] for key in counts)
     words = {"precision": ("bf16", "fp32"), "device": ("cpu", "cuda")}
-    losses = progress.get("losses", [])
+    losses, followed, seconds = (
+        progress.get(key, or_else) for key, or_else in (("losses", []), ("followed", 0), ("seconds", None))
+    )
     return (
         epoch >= 0
         and 0 <= epoch * per_epoch <= step <= (epoch + 1) * per_epoch
         and all(progress.get(key) in known for key, known in words.items())
+        and isinstance(followed, int)
+        and 0 <= followed <= step
+        and (seconds is None or isinstance(seconds, float) and 0 <= seconds < math.inf)
         and isinstance(losses, list)
         and all(isinstance(loss, float) and math.isfinite(loss) for loss in losses)
     )
@@ -310,5 +331,6 @@ def check_resumable(config: dict, earlier: dict, may_change: tuple[str, ...]) ->
                 f"--resume: {key} is {now!r}, but the checkpoint was trained with {before!r}; use the same value, or "
                 "start a new run in another --output_dir with --checkpoint"
             )
-        lines.append(f"resumed with {key} {now!r} instead of {before!r}")
+        if gives(earlier, key):  # else the checkpoint is older than the key
+            lines.append(f"resumed with {key} {now!r} instead of {before!r}")
     return lines

@@ -12,12 +12,26 @@ import difflib
 import json
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ruamel.yaml import YAML
 
+from engine.rules import (
+    betas,
+    choice,
+    crop_scale,
+    files,
+    folders,
+    number,
+    or_none,
+    splits,
+    text,
+    texts_by_name,
+    weights,
+    whole,
+)
+from engine.tracker import TRACKERS
 from engine.yaml_files import kind, parse_yaml, read_yaml
 from evaluation.ranking import SCORES
 from evaluation.vqa import SCORING
@@ -32,9 +46,9 @@ class Stage:
 
     name: as checkpoints hold it; schema: the file that holds every key with its default; rules: dotted key -> what its
     value must be; optional: keys that also take `none`; kinds: the kinds of value (as `_kind` names them) of keys that
-    may have others than their default, and of maps whose keys are the user's own; may_change: keys that a resumed run
-    may change (neither the model, nor the losses, nor the order of the data); check: what several keys must fulfil
-    together.
+    may have others than their default, and of maps whose keys are the user's own; one_of: keys of which exactly one has
+    a value, the one that was given last; may_change: keys that a resumed run may change (neither the model, nor the
+    losses, nor the order of the data); check: what several keys must fulfil together.
     """
 
     name: str
@@ -42,6 +56,7 @@ class Stage:
     rules: Mapping[str, Callable[[str, object], None]] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
     kinds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    one_of: tuple[str, ...] = ()
     may_change: tuple[str, ...] = ()
     check: Callable[[Config], None] | None = None
 
@@ -75,7 +90,8 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = (), stage: S
     Without `stage` the file is its own schema. A file's `base:` names the file that it changes, relative to itself.
     `overrides` are strings `a.b=value`, the value in YAML. A value must be of its default's kind (number, text,
     true/false, list, map; a list's entries of its default's entries' kind) or of the stage's `kinds`, except that a
-    default of null accepts anything, and one of {} any map. Maps are merged, lists replaced.
+    default of null accepts anything, and one of {} any map. Maps are merged, lists replaced; of the stage's `one_of`,
+    the one given in the uppermost file, or in `overrides`, has its value and the others have none.
     """
     path = find_file(path, "--config")
     stage = stage or Stage("", path)
@@ -92,9 +108,13 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = (), stage: S
         files.append(following)
     merged = copy.deepcopy(known)
     for file in reversed(files):
-        _merge(merged, _without_base(read_yaml(file)), known, str(file), stage)
-    for override in overrides or ():
-        _merge(merged, _parse_override(override), known, f"--override {one_line(override)}", stage)
+        values = _without_base(read_yaml(file))
+        _merge(merged, values, known, str(file), stage)
+        _keep_one(merged, [values], str(file), stage)
+    changes = [_parse_override(override) for override in overrides or ()]
+    for override, values in zip(overrides or (), changes, strict=True):
+        _merge(merged, values, known, f"--override {one_line(override)}", stage)
+    _keep_one(merged, changes, "--override", stage)
     config = as_config(merged)
     check_config(config, stage)
     return config
@@ -104,6 +124,8 @@ def check_config(config: Config, stage: Stage) -> None:
     """Raise UserError where a value is not what the stage's rules say, naming its key."""
     for key, rule in stage.rules.items():
         rule(key, lookup(config, key))
+    if stage.one_of and sum(lookup(config, key) is not None for key in stage.one_of) != 1:
+        raise UserError(f"{', '.join(stage.one_of)}: exactly one of them must have a value")
     if stage.check:
         stage.check(config)
 
@@ -136,7 +158,8 @@ def differences(before: dict, now: dict, prefix: str = "") -> dict[str, tuple]:
     """{dotted key: (value before, value now)} of all values that differ."""
     found = {}
     for key in {**before, **now}:
-        old, new = before.get(key), now.get(key)
+        new = now.get(key)
+        old = before.get(key, {} if isinstance(new, dict) else None)
         if isinstance(old, dict) and isinstance(new, dict):
             found |= differences(old, new, f"{prefix}{key}.")
         elif old != new:
@@ -189,111 +212,34 @@ def _merge(target: dict, values: dict, known: dict | None, source: str, stage: S
             target[key] = value
 
 
-# ----------------------------------------------------------------------------------------------------------- rules
-
-
-def whole(low: int, high: float = math.inf) -> Callable[[str, object], None]:
-    """A whole number of at least `low` (and at most `high`)."""
-
-    def check(key: str, value) -> None:
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            limits = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
-            raise UserError(f"{key}: {shown(value)} must be a whole number {limits}")
-
-    return check
-
-
-def number(low: float = 0.0, high: float = math.inf, above: bool = False) -> Callable[[str, object], None]:
-    """A finite number from `low` (with `above`: above it) to `high`."""
-
-    def check(key: str, value) -> None:
-        real = isinstance(value, int | float) and not isinstance(value, bool)
-        real = real and abs(value) <= sys.float_info.max  # a whole number of 309 digits is beyond every float
-        if not real or not (low < value if above else low <= value) or value > high:
-            limits = [f"{'above' if above else 'of at least'} {low:g}"] if low > -math.inf else []
-            limits += [f"of at most {high:g}"] if high < math.inf else []
-            raise UserError(f"{key}: {shown(value)} must be a finite number {' and '.join(limits)}".rstrip())
-
-    return check
-
-
-def or_none(rule: Callable[[str, object], None]) -> Callable[[str, object], None]:
-    """What `rule` accepts, or null."""
-
-    def check(key: str, value) -> None:
-        if value is not None:
-            rule(key, value)
-
-    return check
-
-
-def choice(*known: str) -> Callable[[str, object], None]:
-    """One of these words."""
-
-    def check(key: str, value) -> None:
-        if value not in known:
-            raise UserError(f"{key}: {shown(value)} is none of {', '.join(known)}")
-
-    return check
-
-
-def text(key: str, value) -> None:
-    """Text, such as a path."""
-    if not isinstance(value, str):
-        raise UserError(f"{key}: {shown(value)} must be text")
-
-
-def texts_by_name(key: str, value) -> None:
-    """A map of text to text."""
-    if wrong := [(name, item) for name, item in value.items() if not isinstance(item, str)]:
-        raise UserError(f"{key}.{one_line(wrong[0][0])}: {shown(wrong[0][1])} must be text")
-
-
-def crop_scale(key: str, value) -> None:
-    """The smallest and the largest share of the image's area that a random crop takes."""
-    if not (_numbers(value, 2) and 0 < value[0] <= value[1] <= 1):
-        raise UserError(
-            f"{key}: {shown(value)} must be [smallest, largest], shares of the area with 0 < smallest <= largest <= 1"
-        )
-
-
-def betas(key: str, value) -> None:
-    """AdamW's two decay rates."""
-    if not (_numbers(value, 2) and all(0 <= rate < 1 for rate in value)):
-        raise UserError(f"{key}: {shown(value)} must be two numbers of at least 0 and below 1")
-
-
-def folders(key: str, value) -> None:
-    """One folder, or {data set: folder}."""
-    paths = value if isinstance(value, dict) else {"": value}
-    if not paths or not all(isinstance(text, str) for text in [*paths, *paths.values()]) or "" in paths.values():
-        raise UserError(f"{key}: {shown(value)} must be a folder, or a map from the entries' `dataset` to folders")
-
-
-def weights(key: str, value) -> None:
-    """{data set: weight of its answers}"""
-    for name, weight in value.items():
-        number(0)(f"{key}.{name}", weight)
-
-
-def splits(key: str, value) -> None:
-    """Which splits are evaluated at the end."""
-    if not value or not all(isinstance(name, str) and name in ("val", "test") for name in value):
-        raise UserError(f"{key}: {shown(value)} must name val, test or both")
-    if len(set(value)) < len(value):
-        raise UserError(f"{key}: {shown(value)} names a split twice")
-
-
-def _numbers(value, count: int) -> bool:
-    return len(value) == count and all(isinstance(x, int | float) and not isinstance(x, bool) for x in value)
-
-
 def _at_least_two_pairs(cfg: Config) -> None:
     if cfg.train.batch_size < 2:
         raise UserError(
             f"train.batch_size: {cfg.train.batch_size} image on a rank leaves image-text matching no negative; "
             "use 2 or more"
         )
+
+
+def _keep_one(target: dict, layer: list[dict], source: str, stage: Stage) -> None:
+    """Let `target`, over which the maps of `layer` lie by now, have a single value of `stage.one_of`: the layer's."""
+    given = [
+        key for key in stage.one_of if any(gives(values, key) for values in layer) and lookup(target, key) is not None
+    ]
+    if len(given) > 1:
+        raise UserError(f"{source}: {' and '.join(given)} are both given; keep one of them")
+    for key in stage.one_of if given else ():
+        if key not in given:
+            above, _, name = key.rpartition(".")
+            lookup(target, above)[name] = None
+
+
+def gives(values: dict, key: str) -> bool:
+    """Whether a map of maps has the dotted key."""
+    for name in key.split("."):
+        if not isinstance(values, dict) or name not in values:
+            return False
+        values = values[name]
+    return True
 
 
 # --------------------------------------------------------------------------------------- the stages, side by side
@@ -308,7 +254,9 @@ COMMON = {
     "augment.crop_scale": crop_scale,
     "augment.randaugment_ops": whole(0, 10),
     "augment.randaugment_magnitude": number(0, 10),
-    "train.epochs": whole(1),
+    "train.epochs": or_none(whole(1)),
+    "train.steps": or_none(whole(1)),
+    "train.minutes": or_none(number(0, above=True)),
     "train.batch_size": whole(1),
     "train.accumulation": whole(1),
     "train.lr": number(0),
@@ -324,7 +272,10 @@ COMMON = {
     "train.log_every": whole(1),
     "train.checkpoint_every": whole(0),
     "train.keep_checkpoints": whole(1),
+    "train.tracker": choice("none", *TRACKERS),
 }
+LENGTH = ("train.epochs", "train.steps", "train.minutes")
+OPTIONAL = ("data.image_root", *LENGTH)
 KINDS = {"data.image_root": ("text", "a map")}  # one folder, or one for each of the entries' data sets
 CONTRAST = {  # ITC, ITM and the momentum model, in pre-training and retrieval
     "data.max_words": whole(1),
@@ -337,20 +288,34 @@ CONTRAST = {  # ITC, ITM and the momentum model, in pre-training and retrieval
     "momentum": number(0, 1),
 }
 MAY_CHANGE = (
-    *(f"train.{key}" for key in ("epochs", "lr", "lr_vit", "min_lr", "warmup_steps", "weight_decay", "clip_grad")),
-    *(f"train.{key}" for key in ("precision", "log_every", "checkpoint_every", "keep_checkpoints")),
+    *LENGTH,
+    *(f"train.{key}" for key in ("lr", "lr_vit", "min_lr", "warmup_steps", "weight_decay", "clip_grad")),
+    *(f"train.{key}" for key in ("precision", "log_every", "checkpoint_every", "keep_checkpoints", "tracker")),
     *("train.lr_scaling", "train.base_batch"),
     *(f"data.{key}" for key in ("image_root", "image_prefix_map", "max_bad_share", "cache_images", "num_workers")),
 )
 
+
+def _check_pretrain(cfg: Config) -> None:
+    _at_least_two_pairs(cfg)
+    if cfg.train.best == "val" and not cfg.data.val:
+        raise UserError("train.best: val chooses the best epoch on data.val, which is empty: name files there")
+
+
 PRETRAIN = Stage(
     name="pretrain",
     schema="configs/Pretrain.yaml",
-    optional=("data.image_root", "itm.temperature", "mim.inject_from"),
+    optional=(*OPTIONAL, "itm.temperature", "mim.inject_from"),
     kinds=KINDS,
+    one_of=LENGTH,
     rules={
         **COMMON,
         **CONTRAST,
+        "data.val": files,
+        "eval.images": whole(1),
+        "eval.batch_size": whole(1),
+        "eval.text_batch_size": whole(1),
+        "train.best": choice("val", "none"),
         "model.image_encoder.image_size": whole(1),
         "model.bert.text_layers": whole(1),
         "model.bert.fusion_layers": whole(1),
@@ -371,18 +336,19 @@ PRETRAIN = Stage(
     },
     may_change=(
         *MAY_CHANGE,
-        "train.images",
+        *("data.val", "eval.images", "eval.batch_size", "eval.text_batch_size", "train.best", "train.images"),
         *(f"model.{key}" for key in ("image_encoder.weights", "image_encoder.checkpointing", "bert.weights")),
     ),
-    check=_at_least_two_pairs,
+    check=_check_pretrain,
 )
 
 
 RETRIEVAL = Stage(
     name="retrieval",
     schema="configs/Retrieval_coco.yaml",
-    optional=("data.image_root", "itm.temperature"),
+    optional=(*OPTIONAL, "itm.temperature"),
     kinds=KINDS,
+    one_of=LENGTH,
     rules={
         **COMMON,
         **CONTRAST,
@@ -413,8 +379,9 @@ def _check_caption(cfg: Config) -> None:
 CAPTION = Stage(
     name="caption",
     schema="configs/Caption_coco.yaml",
-    optional=("data.image_root",),
+    optional=OPTIONAL,
     kinds=KINDS,
+    one_of=LENGTH,
     rules={
         **COMMON,
         "image_size": whole(1),
@@ -451,7 +418,8 @@ def _check_vqa(cfg: Config) -> None:
 VQA = Stage(
     name="vqa",
     schema="configs/VQA.yaml",
-    optional=("data.image_root",),
+    optional=OPTIONAL,
+    one_of=LENGTH,
     kinds={**KINDS, "data.answer_weight": ("a map",)},
     rules={
         **COMMON,

@@ -60,13 +60,13 @@ def finetune(
     count_fn: Callable[[dict], int | torch.Tensor] | None = None,
     resume_from: dict | None = None,
 ) -> None:
-    """Train for the configuration's epochs; the model ends with the weights of the best one by validation.
+    """Train for the configuration's length; the model ends with the weights of the best epoch by validation.
 
     The run is opened here, when everything that can be checked has been.
 
-    validate(step): called in all processes after every epoch, and with `validate_first` before a fresh run's first
-    one; returns what checkpoint_best.pth says of the epoch as its entry `best` (None: nothing to choose by, the last
-    epoch stays). score: which of these decides (higher is better).
+    validate(step): called in all processes after every epoch and at the end, and with `validate_first` before a fresh
+    run's first epoch; returns what checkpoint_best.pth says of the epoch as its entry `best` (None: nothing to choose
+    by, the last epoch stays). score: which of these decides (higher is better).
     loss_fn, after_step, log_fn, count_fn, resume_from: see `engine.loop.fit`.
     """
     loader = create_train_loader(dataset, cfg, collate, device)

@@ -15,6 +15,7 @@ from dataset.transforms import normalised
 from engine.checkpoint import DIVERGED, LastCheckpoints, random_state, set_random_state
 from engine.config import Config
 from engine.ddp import rehearse
+from engine.length import Progress, Stopwatch, beginning, go_on
 from engine.run import Run
 from engine.signals import stop_signals
 from engine.window import Jump, Window, log_window
@@ -36,18 +37,6 @@ from utils import (
 )
 
 
-@dataclasses.dataclass
-class Progress:
-    """How far training is: `step` optimizer steps and `epoch` epochs (with what follows one) are done."""
-
-    step: int = 0
-    epoch: int = 0
-    steps_per_epoch: int = 0
-    total_steps: int = 0
-    precision: str = "fp32"  # of the forward pass
-    losses: list[float] = dataclasses.field(default_factory=list)  # of the last steps, to tell a jump by
-
-
 def position(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -61,12 +50,10 @@ def position(
     batches: micro-batches of an epoch. The optimizer's settings (rates, decay) come from the configuration. Raises
     UserError where the checkpoint does not fit.
     """
-    steps_per_epoch = batches // train_cfg.accumulation
-    progress = Progress(steps_per_epoch=steps_per_epoch, total_steps=train_cfg.epochs * steps_per_epoch)
-    precision = train_cfg.precision
+    progress, precision = beginning(train_cfg, batches), train_cfg.precision
     if resume_from is not None:
         precision = _resume(resume_from, model, optimizer, progress, precision, device)
-        logger.info("resumed at step %d of %d", progress.step, progress.total_steps)
+        logger.info("resumed at %s", progress)
     progress.precision = resolve_precision(precision, device)
     return progress
 
@@ -88,15 +75,16 @@ def fit(
     log_fn: Callable[[Progress, dict], dict | None] | None = None,
     count_fn: Callable[[dict], int | torch.Tensor] | None = None,
 ) -> Jump | None:
-    """Train from `progress` until `train_cfg.epochs` are done, or raise Stopped after a signal. Returns the jump of the
-    loss that lasts at the end, if there is one: the last checkpoint is then older than the model.
+    """Train from `progress` to the end, or raise Stopped after a signal. Returns the jump of the loss that lasts at the
+    end, if there is one: the last checkpoint is then older than the model.
 
     `loader` yields dicts of tensors (and lists, e.g. `paths`) and has `set_epoch(epoch, start_batch)`.
     `loss_fn(model, batch, progress) -> (loss, values)` runs under autocast for each of the `accumulation`
     micro-batches; `values` are scalars (tensors or numbers; the same names in all processes), logged as means
-    over the interval, on the console too where the name has no "/". `schedule.step(n)` sets the rates of step
-    n. `after_step(progress)` follows every optimizer step, `on_epoch_end(model, progress)` every epoch, while
-    `progress.epoch` still is that epoch's number from 0; where it raises Stopped, the resumed run repeats it.
+    over the interval, on the console too where the name has no "/". `schedule.step(n, done)` sets the rates of step n,
+    before which the share `done` of the training is over. `after_step(progress)` follows every optimizer step,
+    `on_epoch_end(model, progress)` every epoch and the last step, which may lie within an epoch, while `progress.epoch`
+    still is that epoch's number from 0; where it raises Stopped, the resumed run repeats it.
     `log_fn(progress, means)` may return further values to log. All of them are called in all processes.
 
     Every micro-batch weighs the same in a step, which is the step of one large batch where its loss is a mean over
@@ -108,23 +96,28 @@ def fit(
     """
     window = Window(run, device)
     saver = _Saver(model, optimizer, progress, run, extra_state, window, train_cfg.keep_checkpoints)
+    watch = Stopwatch(progress)
     with stop_signals() as stopping:
-        while progress.epoch < train_cfg.epochs:
+        while not (progress.over and progress.followed == progress.step):
             model.train()
+            watch.go()
             first = progress.step - progress.epoch * progress.steps_per_epoch
             batches = _batches(loader, progress.epoch, first * train_cfg.accumulation, window)
-            for index in range(first, progress.steps_per_epoch):
-                schedule.step(progress.step)
+            ended = progress.over or progress.epoch_over
+            while not ended:
+                window.done = progress.done
+                schedule.step(progress.step, window.done)
                 step_batches = _step_batches(batches, train_cfg.accumulation, count_fn)
                 _train_step(model, step_batches, optimizer, loss_fn, progress, train_cfg, window)
                 progress.step += 1
                 if after_step:
                     after_step(progress)
-                last = index == progress.steps_per_epoch - 1
-                if progress.step % train_cfg.log_every == 0 or last:
-                    log_window(run, window, progress, optimizer, train_cfg, log_fn)
+                watch.look()
+                ended = progress.over or progress.epoch_over
+                if progress.step % train_cfg.log_every == 0 or ended:
+                    log_window(run, window, progress, optimizer, log_fn)
                 stop = stopping()
-                if stop or (not last and _due(progress.step, train_cfg.checkpoint_every)):
+                if stop or (not ended and _due(progress.step, train_cfg.checkpoint_every)):
                     saver.save(stop)
             batches.close()
             if on_epoch_end:
@@ -134,7 +127,8 @@ def fit(
                 except Stopped:
                     set_random_state(before)
                     saver.save(stop=True)
-            progress.epoch += 1
+            progress.followed = progress.step
+            progress.epoch += progress.epoch_over
             saver.save(stop=stopping())  # also after the last epoch: what follows it can be long
             window.restart()
     return window.jump
@@ -161,7 +155,7 @@ class _Saver:
         extra = self.extra_state() if self.extra_state else {}
         on_main(lambda: self._write(random_states, extra))
         if stop:
-            self.run.info(f"stopped at step {progress.step} of {progress.total_steps}; continue with --resume")
+            self.run.info(f"stopped at {progress}; continue with --resume")
             raise Stopped
 
     def _write(self, random_states: list[dict], extra: dict) -> None:
@@ -215,9 +209,7 @@ def _resume(checkpoint: dict, model, optimizer, progress: Progress, precision: s
         raise UserError(f"--resume: the checkpoint's optimizer has other parameter groups ({error})") from None
     for group, values in zip(optimizer.param_groups, settings, strict=True):
         group.update(values)
-    progress.epoch, progress.losses = found["epoch"], list(found.get("losses", []))
-    within = (found["step"] - found["epoch"] * found["steps_per_epoch"]) / max(1, found["steps_per_epoch"])
-    progress.step = progress.epoch * progress.steps_per_epoch + round(within * progress.steps_per_epoch)
+    go_on(progress, found)
     if same_ranks:
         set_random_state(checkpoint["rng"][rank()])
     same_device = found["device"] == device.type

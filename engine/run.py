@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from torchvision.utils import save_image
 
-from engine.checkpoint import UNFINISHED, last_path
+from engine.checkpoint import UNFINISHED, last_path, random_state_kept
 from engine.config import Config, save_config
+from engine.tracker import TRACKERS, Tracker
 from utils import UserError, is_main, logger, on_main, replacing, write_json
 
 LOCK = "run.lock"
@@ -24,10 +25,13 @@ LOCK = "run.lock"
 # folder moves them into a numbered folder of their own. Nothing else of the folder is a run's.
 RUN_FILES = ("log.jsonl", "tensorboard", "images", "config.yaml", "config_evaluate.yaml", "checkpoint_*.pth")
 RUN_FILES += ("metrics.json", "nonfinite.json", "*_result.json", "*_result_*.json", "server.json", "report.html")
+RUN_FILES += ("tracker.json", "wandb")
 
 
 class Run:
     """A run's folder: config.yaml, log.jsonl, metrics.json, images, TensorBoard's events; only rank 0 writes.
+
+    A training is also told to the tracker that its configuration names.
 
     Nothing is touched before `open`, so that a start that fails on what can be checked leaves an earlier run alone.
     """
@@ -38,6 +42,7 @@ class Run:
         self._lock = self._log = None
         self._boards: dict[str, object] = {}  # TensorBoard's writers by folder
         self._purge_step: int | None = None
+        self._tracker: Tracker | None = None
         self._told: set[str] = set()  # of which file a failure has been told
 
     def open(self, resume_step: int | None = None, evaluate: bool = False) -> None:
@@ -64,6 +69,10 @@ class Run:
         if self.config is not None:
             of_training = evaluate and last_path(self.dir).exists()
             save_config(self.config, self.dir / ("config_evaluate.yaml" if of_training else "config.yaml"))
+        tracker = (self.config or {}).get("train", {}).get("tracker")
+        if tracker in TRACKERS and not evaluate:
+            with random_state_kept():
+                self._tracker = Tracker(tracker, self.dir, self.config.to_dict())
 
     def log(self, step: int, values: dict[str, float], split: str = "train", final: bool = False) -> None:
         """A line of log.jsonl (values that are not finite as null) and TensorBoard points `split/name`.
@@ -86,6 +95,9 @@ class Run:
                 board.add_scalar(f"{split}/{key}", value, step)
         except OSError as error:
             self._tell("tensorboard", error)
+        if self._tracker:
+            prefix = f"final/{split}" if final else split
+            self._tracker.log(step, {f"{prefix}/{key}": value for key, value in values.items()})
 
     def image(self, step: int, name: str, image: torch.Tensor) -> None:
         """An image [3, H, W], float in [0, 1], for TensorBoard and as images/NAME_STEP.png."""
@@ -96,9 +108,13 @@ class Run:
             board.add_image(name, image, step)
             board.flush()
             (self.dir / "images").mkdir(exist_ok=True)
-            save_image(image, self.dir / "images" / f"{name}_{step:07}.png")
+            path = self.dir / "images" / f"{name}_{step:07}.png"
+            save_image(image, path)
         except OSError as error:
             self._tell("images", error)
+        else:
+            if self._tracker:
+                self._tracker.image(step, name, path)
 
     def write_metrics(self, metrics: dict) -> None:
         """metrics.json: the numbers of the last evaluation."""
@@ -118,8 +134,10 @@ class Run:
                 file.close()  # which tries once more to write what could not be written
             except OSError as error:
                 self._tell(name, error)
+        if self._tracker:
+            self._tracker.close()
         self._lock.close()
-        self._log, self._boards = None, {}
+        self._log, self._boards, self._tracker = None, {}, None
 
     def _board(self, folder: str):
         """TensorBoard's writer for a folder of the run, made at its first use."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 
 from engine.checkpoint import LastCheckpoints
-from engine.config import Config
+from engine.length import Progress
 from engine.run import Run
 from utils import UserError, all_reduce_sum, clock, gather_objects, is_main, on_main, world_size, write_json
 
@@ -28,6 +28,7 @@ class Window:
         self.files: LastCheckpoints | None = None
         self.jump: Jump | None = None  # of the loss, while it lasts
         self.rehearsed = False
+        self.done = 0.0  # the share of the training that was over before its last step, which rates are set by
         self.restart()
 
     def restart(self) -> None:
@@ -54,7 +55,7 @@ class Window:
         means = all_reduce_sum(torch.stack(means)) / world_size()
         return dict(zip(columns, means.tolist(), strict=True))
 
-    def check(self, progress) -> None:
+    def check(self, progress: Progress) -> None:
         """Look, in all processes, at the losses and gradients since the last look.
 
         Raises UserError where one is not finite. A loss that left its usual range sets `jump`; a checkpoint whose
@@ -125,7 +126,7 @@ def find_jump(usual: list[float], step: int, loss: float, lasting: Jump | None =
 
 
 def log_window(
-    run: Run, window: Window, progress, optimizer: torch.optim.Optimizer, train_cfg: Config, log_fn: Callable | None
+    run: Run, window: Window, progress: Progress, optimizer: torch.optim.Optimizer, log_fn: Callable | None
 ) -> None:
     """One line of the log and the console for the steps since the last one."""
     window.check(progress)
@@ -133,7 +134,7 @@ def log_window(
     seconds = time.perf_counter() - window.start
     per_step = seconds / len(window.norms)
     window.seconds_per_step = 0.7 * (window.seconds_per_step or per_step) + 0.3 * per_step
-    eta = (progress.total_steps - progress.step) * window.seconds_per_step
+    eta = progress.remaining(window.seconds_per_step)
     rates = {f"lr_{group.get('name', index)}": group["lr"] for index, group in enumerate(optimizer.param_groups)}
     values |= rates
     values |= {
@@ -142,13 +143,14 @@ def log_window(
     }
     values |= {"memory_gib": _peak_memory(window.device), "eta_seconds": eta}
     values |= {"epoch": progress.step / progress.steps_per_epoch}
+    if progress.minutes is not None:
+        values |= {"done": window.done, "minutes": progress.seconds / 60}
     if log_fn:
         values |= log_fn(progress, values) or {}
     run.log(progress.step, values)
     shown = " ".join(f"{key} {values[key]:.3g}" for key in [*window.values, "grad_norm", *rates] if "/" not in key)
-    place = f"epoch {progress.epoch + 1}/{train_cfg.epochs} step {progress.step}/{progress.total_steps}"
     speed = f"{values['pairs_per_second']:.1f} pairs/s, data {values['data_wait']:.0%}"
-    run.info(f"{place}  {shown}  | {speed}, {values['memory_gib']:.1f} GiB, ETA {clock(eta)}")
+    run.info(f"{progress.place()}  {shown}  | {speed}, {values['memory_gib']:.1f} GiB, ETA {clock(eta)}")
     window.restart()
 
 

@@ -2,6 +2,7 @@
 
     sharded.py                 how all three share an evaluation among processes: every item once, checked
     ranking.py, retrieval.py   two-stage ranking; recall@k, its chance level, and `Ranker`, which ranks splits
+    validation.py              the same by ITC alone on a sample, while pre-training
     cider.py, caption.py       CIDEr-D, as a metric and as a reward; pycocoevalcap's metrics, and `Captioner`
     vqa.py                     the official accuracy, and `Answerer`
     encodings.py, clusters.py  what a pre-training checkpoint sees in patches, and how its patterns agree with labels

@@ -246,9 +246,9 @@ def _chance_of_hit(positives: Tensor, candidates: int, k: int) -> Tensor:
 
 
 def retrieval_table(split: str, numbers: dict[str, float]) -> str:
-    """The numbers of one split (keys STAGE_COLUMN, stages chance, itc, itm) as a small text table, a line a stage."""
+    """The numbers of one split (keys STAGE_COLUMN, stages chance, itc, itm) as a small text table, a line for each."""
     columns = list(chance_metrics([1]))
     lines = [f"{split:8}" + "".join(f"{column:>8}" for column in columns)]
-    for stage in ("chance", "itc", "itm"):
+    for stage in (stage for stage in ("chance", "itc", "itm") if f"{stage}_r_mean" in numbers):
         lines.append(f"{stage:8}" + "".join(f"{numbers[f'{stage}_{column}']:8.2f}" for column in columns))
     return "\n".join(lines)

@@ -29,12 +29,13 @@ class Features:
     caption_id: Tensor  # [B] equal for equal captions
 
 
-def alpha_at(step: int, steps_per_epoch: int, alpha: float) -> float:
+def alpha_at(step: int, steps_per_epoch: int, alpha: float, done: float = 0.0) -> float:
     """The weight of ITC's soft targets at an optimizer step (from 0), as ALBEF ramps it.
 
-    It rises from 0 to `alpha` over the first epoch, while the momentum teacher is still worth little.
+    It rises from 0 to `alpha` over the first epoch, while the momentum teacher is still worth little; in a training
+    that is shorter than an epoch over the whole of it, with the share `done` that is over.
     """
-    return alpha * min(1.0, step / max(1, steps_per_epoch))
+    return alpha * min(1.0, max(step / max(1, steps_per_epoch), done))
 
 
 def contrast(

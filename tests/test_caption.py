@@ -112,7 +112,7 @@ def change_of_a_step(folder, batches, objective, count_fn=count_tokens):
         model,
         Given(batches),
         torch.optim.SGD(model.parameters(), lr=1.0),
-        SimpleNamespace(step=lambda n: None),
+        SimpleNamespace(step=lambda n, done: None),
         Progress(steps_per_epoch=1, total_steps=1, precision="fp32"),
         train_cfg=Config(settings | {"checkpoint_every": 0, "keep_checkpoints": 1}),
         run=Run(folder, Config(seed=0)),

@@ -11,9 +11,17 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from engine.checkpoint import BestCheckpoint, LastCheckpoints, begin, check_ranks, last_paths, load_resumable
+from engine.checkpoint import (
+    BestCheckpoint,
+    LastCheckpoints,
+    begin,
+    check_ranks,
+    check_resumable,
+    last_paths,
+    load_resumable,
+)
 from engine.checkpoint import random_state as state_of_generators
-from engine.config import Config, Stage
+from engine.config import PRETRAIN, STAGES, Config, Stage, load_config
 from engine.run import Run
 from engine.window import USUAL_STEPS, find_jump
 from utils import UserError, load_checkpoint, save_checkpoint
@@ -167,6 +175,18 @@ def test_a_resumed_run_keeps_its_seed_and_says_what_changed(tmp_path):
     assert lines == ["--resume: going on from step 4", "resumed with train.lr 0.5 instead of 1.0"]
     with pytest.raises(UserError, match="--resume: train.lr is 0.5, but the checkpoint was trained with 1.0"):
         begin(arguments(tmp_path), cfg, Stage("test", "none"))
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=lambda stage: stage.name)
+def test_a_checkpoint_from_before_length_validation_and_trackers_can_be_resumed(stage):
+    now = load_config(stage.schema, ["train.epochs=3"], stage)
+    earlier = load_config(stage.schema, (), stage).to_dict()
+    for key in ("steps", "minutes", "tracker", "best"):
+        earlier["train"].pop(key, None)
+    if stage is PRETRAIN:
+        del earlier["eval"], earlier["data"]["val"]
+    lines = check_resumable(now, earlier, stage.may_change)
+    assert lines == [f"resumed with train.epochs 3 instead of {earlier['train']['epochs']}"]
 
 
 def test_another_number_of_processes_needs_a_flag():

@@ -58,7 +58,7 @@ class Schedule:
     def __init__(self, optimizer):
         self.optimizer = optimizer
 
-    def step(self, n):
+    def step(self, n, done):
         for group in self.optimizer.param_groups:
             group["lr"] = 0.01 / (1 + n)
 
@@ -72,6 +72,7 @@ class Trained:
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(5, 8), nn.Dropout(dropout), nn.Linear(8, 2))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1.0)
+        self.schedule = Schedule(self.optimizer)
         self.epochs_ended, self.steps_seen = [], []
         self.stop_at, self.loss_fn, self.count_fn = stop_at, loss_fn or mean_squared_error, count_fn
         defaults = {
@@ -96,14 +97,14 @@ class Trained:
             wrap_ddp(self.model, CPU),
             self.loader,
             self.optimizer,
-            Schedule(self.optimizer),
+            self.schedule,
             self.progress,
             train_cfg=self.cfg,
             run=self.run,
             device=CPU,
             loss_fn=self.loss,
             after_step=lambda progress: self.steps_seen.append(progress.step),
-            on_epoch_end=lambda model, progress: self.epochs_ended.append(progress.epoch),
+            on_epoch_end=self.epoch_ended,
             extra_state=lambda: {"note": "kept"},
             count_fn=self.count_fn,
         )
@@ -113,6 +114,9 @@ class Trained:
         if progress.step == self.stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
         return self.loss_fn(model, batch, progress)
+
+    def epoch_ended(self, model, progress):
+        self.epochs_ended.append(progress.epoch)
 
     def weights(self):
         return torch.cat([p.detach().flatten() for p in self.model.parameters()])
@@ -341,7 +345,9 @@ def _worker(rank, count, function, folder, port):
 
 
 def _two_processes(rank, folder):
-    results = {}
+    from test_engine_length import by_two_clocks  # here, since it imports from this module
+
+    results = {"by_time": by_two_clocks(rank, folder / "by_time")}
     for accumulation in (1, 2):
         loader = Loader(4 // (2 * accumulation))
         trained = Trained(folder / f"run{accumulation}", dropout=0.0, loader=loader, accumulation=accumulation)
@@ -393,6 +399,8 @@ def test_two_processes(tmp_path):
     over_tokens = Trained(tmp_path / "over_tokens", dropout=0.0, loader=Loader(4), loss_fn=mean_over_tokens)
     over_tokens.go()
     both = in_processes(2, _two_processes, tmp_path)
+    by_time = [results["by_time"] for results in both]  # the main process's clock counts
+    assert by_time[0] == by_time[1] and by_time[0]["step"] == 9 and by_time[0]["seconds"] == 90
     for rank, results in enumerate(both):
         torch.testing.assert_close(results["weights1"], whole.weights(), atol=1e-6, rtol=0)
         torch.testing.assert_close(results["weights2"], whole.weights(), atol=1e-6, rtol=0)

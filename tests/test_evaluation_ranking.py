@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.multiprocessing as mp
+from test_evaluation_validation import numbers_of
 from torch import nn
 
 import utils
@@ -346,6 +347,8 @@ def _worker(rank, world, port, path):
     torch.set_num_threads(1)
     utils.init_distributed("cpu")
     torch.save([run_tiny(tiny_backbone(), precision) for precision in ("fp32", "bf16")], f"{path}/{rank}.pt")
+    (path / f"val{rank}").mkdir()
+    torch.save(numbers_of(path / f"val{rank}"), f"{path}/val{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -360,6 +363,7 @@ def test_any_number_of_processes_gives_identical_results(world, tmp_path):
     expected = [run_tiny(tiny_backbone(), precision) for precision in ("fp32", "bf16")]
     for rank in range(world):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected, atol=0, rtol=0)
+        assert torch.load(tmp_path / f"val{rank}.pt") == numbers_of(tmp_path)
 
 
 def test_a_fold_is_ranked_as_a_data_set_of_its_own():

@@ -1,0 +1,122 @@
+"""How long a training lasts, in epochs, optimizer steps or minutes, and how far it is.
+
+A length in minutes counts the time of training: optimizer steps, the reading of their data and the checkpoints between
+them, the parts of an interrupted run together. It leaves out what a run does before its first step and what follows an
+epoch (validation, images, its checkpoint), so that a validation changes nothing of the training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+
+import torch
+
+from utils import Config, UserError, all_reduce_sum, clock, is_main, logger
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far training is: `step` optimizer steps and `epoch` whole epochs (with what follows one) are done."""
+
+    step: int = 0
+    epoch: int = 0
+    steps_per_epoch: int = 0
+    total_steps: int | None = 0  # of the whole training; None where its length is one of time
+    precision: str = "fp32"  # of the forward pass
+    losses: list[float] = dataclasses.field(default_factory=list)  # of the last steps, to tell a jump by
+    followed: int = 0  # the step after which `on_epoch_end` was last done
+    minutes: float | None = None  # the length, where it is one of time
+    seconds: float | None = None  # of it that are used, alike in all processes
+
+    @property
+    def done(self) -> float:
+        """The share of the training that is over, from 0 to 1."""
+        if self.minutes is not None:
+            return min(1.0, self.seconds / (60 * self.minutes))
+        return min(1.0, self.step / max(1, self.total_steps))
+
+    @property
+    def over(self) -> bool:
+        """Whether the last step is made."""
+        return self.done >= 1
+
+    @property
+    def epoch_over(self) -> bool:
+        """Whether the last step of the epoch is made."""
+        return self.step >= (self.epoch + 1) * self.steps_per_epoch
+
+    def remaining(self, seconds_per_step: float) -> float:
+        """The seconds of training to come."""
+        if self.minutes is not None:
+            return max(0.0, 60 * self.minutes - self.seconds)
+        return (self.total_steps - self.step) * seconds_per_step
+
+    def __str__(self) -> str:
+        """`step 12 of 100`"""
+        if self.minutes is not None:
+            return f"step {self.step}, after {clock(self.seconds)} of {clock(60 * self.minutes)}"
+        return f"step {self.step} of {self.total_steps}"
+
+    def place(self) -> str:
+        """Epoch, counted from 1, and step, for the console."""
+        if self.minutes is not None:
+            return f"epoch {self.epoch + 1} step {self.step} {clock(self.seconds)}/{clock(60 * self.minutes)}"
+        epochs = math.ceil(self.total_steps / max(1, self.steps_per_epoch))
+        return f"epoch {self.epoch + 1}/{epochs} step {self.step}/{self.total_steps}"
+
+
+def beginning(train_cfg: Config, batches: int) -> Progress:
+    """A training of the configuration's length that has not begun. batches: micro-batches of an epoch."""
+    per_epoch = batches // train_cfg.accumulation
+    if (minutes := train_cfg.get("minutes")) is not None:
+        return Progress(steps_per_epoch=per_epoch, total_steps=None, minutes=minutes, seconds=0.0)
+    steps = train_cfg.get("steps")
+    return Progress(steps_per_epoch=per_epoch, total_steps=train_cfg.epochs * per_epoch if steps is None else steps)
+
+
+def go_on(progress: Progress, found: dict) -> None:
+    """Put `progress`, of the configuration's length, where a checkpoint's progress `found` is.
+
+    An epoch may have another number of steps than when the checkpoint was written: then the share of it that is done
+    stays. Raises UserError where a length in minutes goes on from a run that counted none.
+    """
+    progress.epoch, progress.losses = found["epoch"], list(found.get("losses", []))
+    first, per_epoch = found["epoch"] * found["steps_per_epoch"], progress.steps_per_epoch
+    within = (found["step"] - first) / max(1, found["steps_per_epoch"])
+    progress.step = progress.epoch * per_epoch + round(within * per_epoch)
+    if per_epoch != found["steps_per_epoch"]:
+        moved = found["step"], progress.step, per_epoch, found["steps_per_epoch"]
+        logger.info("step %d of the checkpoint counts as step %d: an epoch has %d steps now instead of %d", *moved)
+    followed = found.get("followed", first) == found["step"]
+    progress.followed = progress.step if followed else progress.epoch * per_epoch
+    if progress.minutes is None:
+        return
+    if found.get("seconds") is None:
+        raise UserError(
+            "--resume: train.minutes: the checkpoint is of a run by train.epochs or train.steps, which kept no time; "
+            "use one of them, or start a new run in another --output_dir with --checkpoint"
+        )
+    progress.seconds = found["seconds"]
+
+
+class Stopwatch:
+    """Counts the seconds of a length in minutes; the main process's clock is that of all, so that all end alike."""
+
+    def __init__(self, progress: Progress):
+        self.progress = progress
+        self.go()
+
+    def go(self) -> None:
+        """Count from now on, after a pause."""
+        self.last = time.perf_counter()
+
+    def look(self) -> None:
+        """Add the time since the last look; called in all processes."""
+        if self.progress.minutes is None:
+            return
+        now = time.perf_counter()
+        used = self.progress.seconds + now - self.last if is_main() else 0.0
+        self.last = now
+        self.progress.seconds = all_reduce_sum(torch.tensor(used, dtype=torch.float64)).item()

@@ -1,0 +1,287 @@
+"""The length of a training in epochs, steps or minutes."""
+
+import math
+import os
+import signal
+import time
+
+import pytest
+import torch
+from test_engine_loop import Loader, Trained
+
+import utils
+from engine import length
+from engine.config import CAPTION, PRETRAIN, RETRIEVAL, VQA, load_config
+from models.alignment import alpha_at
+from scheduler import WarmupCosine, lr_at, lr_by_time
+
+STAGES = (PRETRAIN, RETRIEVAL, CAPTION, VQA)
+EPOCH = 6  # steps of one, in what `Trained` does
+PEAK, WARMUP, LOWEST = 0.01, 3, 0.001
+
+
+class Watch:
+    """Stands in for `time.perf_counter`: a clock that only moves when it is told to."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+@pytest.fixture
+def watch(monkeypatch):
+    watch = Watch()
+    monkeypatch.setattr(length, "time", watch)
+    return watch
+
+
+def timed(folder, watch, per_step=10.0, after_epoch=0.0, **options):
+    """A training with the real schedule; each step takes `per_step` seconds, what follows an epoch `after_epoch`."""
+    trained = Trained(folder, log_every=1, **options)
+    forward, follow = trained.loss_fn, trained.epoch_ended
+    trained.optimizer.param_groups[0]["peak_lr"] = PEAK
+    total = None if "minutes" in options else options.get("steps", 2 * EPOCH)
+    trained.schedule = WarmupCosine(trained.optimizer, total_steps=total, warmup_steps=WARMUP, min_lr=LOWEST)
+    trained.rates = {}  # by step
+
+    def loss_fn(model, batch, progress):
+        if progress.step not in trained.rates:
+            trained.rates[progress.step] = trained.optimizer.param_groups[0]["lr"]
+            watch.now += per_step
+        return forward(model, batch, progress)
+
+    def epoch_ended(*args):
+        watch.now += after_epoch
+        follow(*args)
+
+    trained.loss_fn, trained.epoch_ended = loss_fn, epoch_ended
+    return trained
+
+
+def same(one, other):
+    """Whether two trainings ended with the same weights, optimizer state and progress, to the bit."""
+    ours, theirs = (torch.load(t.checkpoint, weights_only=True) for t in (one, other))
+    moments = zip(ours["optimizer"]["state"].values(), theirs["optimizer"]["state"].values(), strict=True)
+    return (
+        torch.equal(one.weights(), other.weights())
+        and ours["progress"] == theirs["progress"]
+        and all(torch.equal(a[key], b[key]) for a, b in moments for key in a)
+    )
+
+
+# --------------------------------------------------------------------------------------------- the rates, closed form
+
+
+def test_by_time_the_rate_is_a_cosine_of_the_time_used():
+    for share in (0.0, 0.1, 0.5, 0.9, 1.0):
+        expected = 1e-6 + (1e-4 - 1e-6) * math.cos(math.pi / 2 * share) ** 2  # (1 + cos 2x) / 2 = cos^2 x
+        found = lr_by_time(1000, share, peak=1e-4, warmup_steps=1000, min_lr=1e-6)
+        assert found == pytest.approx(expected, rel=1e-12, abs=1e-18)
+    assert lr_by_time(0, 0.0, peak=1e-4, warmup_steps=0, min_lr=1e-6) == 1e-4
+    assert lr_by_time(5, 1.2, peak=1e-4, warmup_steps=0, min_lr=1e-6) == pytest.approx(1e-6)
+
+
+def test_by_time_the_warm_up_takes_equal_strides_of_the_cosine():
+    shape = {"peak": 1.0, "warmup_steps": 4, "min_lr": 0.0}
+    assert [lr_by_time(n, 0.0, **shape) for n in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert lr_by_time(1, 0.5, **shape) == pytest.approx(0.5 * 0.5)
+
+
+def test_without_warm_up_equal_steps_by_time_have_the_rates_of_as_many_steps():
+    for n in range(11):
+        by_steps = lr_at(n, peak=1e-4, total_steps=10, warmup_steps=0, min_lr=1e-6)
+        assert lr_by_time(n, n / 10, peak=1e-4, warmup_steps=0, min_lr=1e-6) == by_steps
+
+
+def test_alpha_is_ramped_over_the_first_epoch_or_over_a_shorter_training():
+    long = [alpha_at(step, 4, 0.4, step / 20) for step in range(7)]
+    assert long == [alpha_at(step, 4, 0.4) for step in range(7)] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
+    assert [alpha_at(step, 100, 0.4, step / 4) for step in range(5)] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+
+
+# ----------------------------------------------------------------------------------------------------- length in steps
+
+
+def test_as_many_steps_as_some_epochs_have_are_these_epochs_bit_by_bit(tmp_path):
+    epochs = Trained(tmp_path / "epochs", epochs=2)
+    epochs.go()
+    steps = Trained(tmp_path / "steps", steps=2 * EPOCH)
+    steps.go()
+    assert same(epochs, steps) and steps.epochs_ended == epochs.epochs_ended == [0, 1]
+
+
+def test_a_training_that_ends_within_an_epoch_ends_as_one_at_its_end(tmp_path):
+    trained = Trained(tmp_path, steps=EPOCH + 2, log_every=50)
+    progress = trained.go()
+    assert trained.steps_seen == list(range(1, EPOCH + 3)) and trained.epochs_ended == [0, 1]
+    assert (progress.step, progress.epoch, progress.done, progress.over) == (EPOCH + 2, 1, 1.0, True)
+    assert [line["step"] for line in trained.log()] == [EPOCH, EPOCH + 2]
+    assert utils.load_checkpoint(trained.checkpoint)["progress"]["step"] == EPOCH + 2
+    again = Trained(tmp_path, steps=EPOCH + 2, resume=True)
+    again.go()
+    assert again.steps_seen == again.epochs_ended == []
+
+
+@pytest.mark.parametrize("stop_at", [1, EPOCH - 1, EPOCH, EPOCH + 1, EPOCH + 2])
+def test_a_resumed_training_by_steps_equals_an_uninterrupted_one(tmp_path, stop_at):
+    straight = Trained(tmp_path / "straight", steps=EPOCH + 3)
+    straight.go()
+    stopped = Trained(tmp_path / "run", steps=EPOCH + 3, stop_at=stop_at)
+    with pytest.raises(utils.Stopped):
+        stopped.go()
+    resumed = Trained(tmp_path / "run", steps=EPOCH + 3, resume=True)
+    resumed.go()
+    assert same(straight, resumed) and stopped.steps_seen + resumed.steps_seen == straight.steps_seen
+    assert stopped.epochs_ended + resumed.epochs_ended == straight.epochs_ended == [0, 1]
+
+
+def test_a_stop_in_what_follows_the_last_step_is_repeated_and_only_that(tmp_path):
+    stopped = Trained(tmp_path, steps=EPOCH + 2)
+
+    def stop(model, progress):
+        if progress.step > EPOCH:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise utils.Stopped
+
+    stopped.epoch_ended = stop
+    with pytest.raises(utils.Stopped):
+        stopped.go()
+    resumed = Trained(tmp_path, steps=EPOCH + 2, resume=True)
+    resumed.go()
+    assert resumed.steps_seen == [] and resumed.epochs_ended == [1]
+    assert torch.equal(resumed.weights(), stopped.weights())
+
+
+def test_a_training_that_ended_within_an_epoch_can_be_made_longer_with_the_rest_of_the_epoch(tmp_path):
+    seen = []
+
+    def loss_fn(model, batch, progress):
+        seen.append(batch["paths"])
+        return (model(batch["x"]) - batch["y"]).square().mean(), {}
+
+    Trained(tmp_path / "straight", epochs=2, loss_fn=loss_fn).go()
+    straight = list(seen)
+    seen.clear()
+    Trained(tmp_path / "run", steps=EPOCH + 2, loss_fn=loss_fn).go()
+    Trained(tmp_path / "run", epochs=2, loss_fn=loss_fn, resume=True).go()
+    assert seen == straight
+
+
+def test_a_shorter_length_on_resume_ends_at_once_with_what_follows_the_last_step(tmp_path):
+    stopped = Trained(tmp_path, steps=100, stop_at=EPOCH + 3)
+    with pytest.raises(utils.Stopped):
+        stopped.go()
+    resumed = Trained(tmp_path, steps=4, resume=True)
+    resumed.go()
+    assert resumed.steps_seen == [] and resumed.epochs_ended == [1] and resumed.progress.done == 1.0
+
+
+# --------------------------------------------------------------------------------------------------- length in minutes
+
+
+def test_minutes_end_with_the_first_step_after_them_and_leave_out_what_follows_an_epoch(tmp_path, watch):
+    trained = timed(tmp_path, watch, after_epoch=1000.0, minutes=1.55)  # 93 seconds: ten steps, the last within them
+    progress = trained.go()
+    assert progress.step == 10 and progress.seconds == 100 and trained.epochs_ended == [0, 1]
+    assert utils.load_checkpoint(trained.checkpoint)["progress"]["seconds"] == 100
+
+
+def test_the_rates_of_minutes_can_be_retraced_from_the_log(tmp_path, watch):
+    trained = timed(tmp_path, watch, minutes=1.5)
+    trained.go()
+    lines = trained.log()
+    assert [line["lr_0"] for line in lines] == list(trained.rates.values())
+    assert [line["done"] for line in lines] == pytest.approx([n / 9 for n in range(9)])
+    assert lines[-1]["minutes"] == 1.5 and [line["eta_seconds"] for line in lines] == [80 - 10 * n for n in range(9)]
+    shape = {"peak": PEAK, "warmup_steps": WARMUP, "min_lr": LOWEST}
+    assert trained.rates == {n: lr_by_time(n, lines[n]["done"], **shape) for n in range(9)}
+    assert trained.rates[0] == pytest.approx(PEAK / WARMUP) and trained.rates[8] == pytest.approx(LOWEST, rel=0.4)
+
+
+@pytest.mark.parametrize("stop_at", [2, EPOCH - 1, EPOCH + 1])
+def test_a_resumed_training_by_minutes_counts_the_time_already_used(tmp_path, watch, stop_at):
+    """Where its steps take as long as those of the uninterrupted one, it is that one to the bit."""
+    straight = timed(tmp_path / "straight", watch, minutes=1.5)
+    straight.go()
+    stopped = timed(tmp_path / "run", watch, minutes=1.5, stop_at=stop_at)
+    with pytest.raises(utils.Stopped):
+        stopped.go()
+    watch.now += 5000.0  # until somebody starts it again
+    resumed = timed(tmp_path / "run", watch, minutes=1.5, resume=True)
+    resumed.go()
+    assert same(straight, resumed) and stopped.rates | resumed.rates == straight.rates
+
+
+def test_a_run_that_counted_no_time_does_not_go_on_by_minutes_but_one_by_minutes_by_steps(tmp_path, watch):
+    timed(tmp_path / "steps", watch, steps=3).go()
+    with pytest.raises(utils.UserError, match="train.minutes: the checkpoint is of a run by train.epochs"):
+        timed(tmp_path / "steps", watch, minutes=2.0, resume=True).go()
+    timed(tmp_path / "minutes", watch, minutes=0.5).go()
+    resumed = timed(tmp_path / "minutes", watch, steps=5, resume=True)
+    resumed.go()
+    assert resumed.steps_seen == [4, 5]
+
+
+def test_the_console_tells_the_time_used(tmp_path, watch, caplog):
+    stopped = timed(tmp_path, watch, minutes=30.0, stop_at=7)
+    with caplog.at_level("INFO", "semmim"), pytest.raises(utils.Stopped):
+        stopped.go()
+    assert "epoch 2 step 8 0:01:20/0:30:00" in caplog.text and "ETA 0:28:40" in caplog.text
+    assert "stopped at step 8, after 0:01:20 of 0:30:00; continue with --resume" in caplog.text
+
+
+def by_two_clocks(rank, folder):
+    """In one of two processes, the second of which has a clock that runs a hundred times as fast: what training did."""
+    watch = Watch()
+    length.time = watch
+    trained = timed(folder, watch, per_step=10.0 if rank == 0 else 1000.0, minutes=1.5, loader=Loader(2))
+    progress = trained.go()
+    length.time = time
+    return {"step": progress.step, "seconds": progress.seconds, "rates": trained.rates}
+
+
+# ------------------------------------------------------------------------------------------------------ configurations
+
+
+def lengths(cfg):
+    return cfg.train.epochs, cfg.train.steps, cfg.train.minutes
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_the_length_that_is_given_last_counts(stage, tmp_path):
+    def load(*overrides):
+        return lengths(load_config(tmp_path / "run.yaml", overrides, stage))
+
+    (tmp_path / "base.yaml").write_text("train: {steps: 1000}")
+    (tmp_path / "run.yaml").write_text("base: base.yaml\nseed: 3")
+    assert load() == (None, 1000, None)
+    assert load("train.minutes=1.5") == (None, None, 1.5)
+    assert load("train.epochs=3") == (3, None, None)
+    assert load("train.steps=5", "train.steps=7") == (None, 7, None)
+    assert load("train.steps=5", "train.steps=none", "train.epochs=2") == (2, None, None)
+    (tmp_path / "run.yaml").write_text("base: base.yaml\ntrain: {minutes: 2, steps: none}")
+    assert load() == (None, None, 2)
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (("train.steps=5", "train.minutes=5"), "--override: train.steps and train.minutes are both given; keep one"),
+        (("train={epochs: 1, steps: 5}",), "--override: train.epochs and train.steps are both given; keep one"),
+        (("train.epochs=none",), "train.epochs, train.steps, train.minutes: exactly one of them must have a value"),
+        (("train.steps=0",), "train.steps: 0 must be a whole number of at least 1"),
+        (("train.minutes=0",), "train.minutes: 0 must be a finite number above 0"),
+        (("train.minutes=soon",), "train.minutes: 'soon' must be a finite number above 0"),
+    ],
+)
+def test_a_length_without_meaning_is_refused(overrides, message):
+    with pytest.raises(utils.UserError) as error:
+        load_config(PRETRAIN.schema, overrides, PRETRAIN)
+    assert message in str(error.value)
+
+
+def test_two_lengths_in_a_file_are_refused_with_its_name(tmp_path):
+    (tmp_path / "run.yaml").write_text("train: {steps: 5, epochs: 5}")
+    with pytest.raises(utils.UserError, match="run.yaml: train.epochs and train.steps are both given"):
+        load_config(tmp_path / "run.yaml", (), PRETRAIN)
