@@ -23,6 +23,7 @@ from engine.drawing import to_image
 from engine.figures import masking_figure
 from engine.loop import Progress, fit, position
 from engine.run import Run
+from engine.signals import end_at_stop_signals
 from models.alignment import MatchingWatch, alpha_at
 from models.earlier import read_checkpoint
 from models.pretrain import PretrainModel, build_pretrain_model, start_from
@@ -48,10 +49,11 @@ def main() -> None:
     add_arguments(parser)
     args = parser.parse_args()
     device = init_distributed(args.device)
+    end_at_stop_signals()
     cfg = load_config(args.config, args.override, PRETRAIN)
     if args.evaluate:
         raise UserError("--evaluate: Pretrain.py only trains; evaluate its checkpoint with Retrieval.py --evaluate")
-    resume_from, lines = begin(args, cfg, PRETRAIN)
+    resume_from, found, lines = begin(args, cfg, PRETRAIN)
     seed_everything(cfg.seed, per_rank=False)  # every process builds the same model
     tokenizer = Tokenizer(cfg.text.vocab, sep=cfg.text.sep)
     start = None if resume_from else args.checkpoint
@@ -73,8 +75,8 @@ def main() -> None:
     seed_everything(cfg.seed)  # from here on every process draws its own noise
     resumed = resume_from is not None
     progress = position(model, optimizer, len(loader), cfg.train, device, resume_from)
-    run = Run(args.output_dir, cfg)
-    run.open(resume_step=progress.step if resumed else None)
+    run = Run(args.output_dir, cfg, found)
+    run.open(progress.step if resumed else None, progress.steps_per_epoch)
 
     def loss_fn(wrapped, batch: dict, progress: Progress):
         alpha = alpha_at(progress.step, progress.steps_per_epoch, cfg.itc.alpha)

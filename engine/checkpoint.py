@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import math
 import os
 import random
@@ -20,7 +21,6 @@ from utils import (
     barrier,
     is_main,
     logger,
-    on_main,
     save_checkpoint,
     unwrap,
     world_size,
@@ -149,8 +149,37 @@ class BestCheckpoint:
 # -------------------------------------------------------------------------------------------------------- resuming
 
 
-def begin(args: argparse.Namespace, cfg: Config, stage: Stage) -> tuple[dict | None, list[str]]:
-    """What --resume and --seed ask for: (the checkpoint to go on from or None, lines for the log).
+@dataclasses.dataclass
+class Found:
+    """The last checkpoints that a start found in a folder which is not its own yet.
+
+    written: when each file was written, in ns; damaged: those to put aside; steps_per_epoch: of the one to go on from,
+    None where there is none.
+    """
+
+    written: dict[Path, int]
+    damaged: list[Path] = dataclasses.field(default_factory=list)
+    steps_per_epoch: int | None = None
+
+    def put_damaged_aside(self, folder: Path) -> None:
+        """Rename the damaged files to *_damaged.pth, now that the folder is locked, and close the ranks.
+
+        Raises UserError where the files are no longer those that were read.
+        """
+        if self.written != _written(folder):
+            raise UserError(f"--output_dir {folder}: another run has written checkpoints just now; start again")
+        for path in self.damaged:
+            os.replace(path, path.with_name(f"{path.stem}_damaged.pth"))
+        if self.damaged:
+            _close_ranks(folder)
+
+
+def _written(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in last_paths(folder)}
+
+
+def begin(args: argparse.Namespace, cfg: Config, stage: Stage) -> tuple[dict | None, Found | None, list[str]]:
+    """What --resume and --seed ask for: (the checkpoint to go on from or None, what --resume found, lines to log).
 
     --resume goes on where there is something to go on from, and else begins, so that one command line serves the
     first start and every restart. A resumed run keeps its seed, which is put into `cfg` here; only keys in
@@ -158,9 +187,9 @@ def begin(args: argparse.Namespace, cfg: Config, stage: Stage) -> tuple[dict | N
     """
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and not args.resume:
         raise UserError("torchrun restarted this run, which would begin from nothing: add --resume to its command")
-    resume_from, lines = None, []
+    resume_from, found, lines = None, None, []
     if args.resume and not args.evaluate:
-        resume_from, lines = load_resumable(Path(args.output_dir).expanduser())
+        resume_from, found, lines = load_resumable(Path(args.output_dir).expanduser())
     if args.seed is not None:
         cfg.seed = args.seed
     elif resume_from:
@@ -169,7 +198,7 @@ def begin(args: argparse.Namespace, cfg: Config, stage: Stage) -> tuple[dict | N
         lines += check_ranks(len(resume_from["rng"]), args.other_ranks)
         may_change = stage.may_change + (("train.batch_size", "train.accumulation") if args.other_ranks else ())
         lines += check_resumable(cfg, resume_from["config"], may_change)
-    return resume_from, lines
+    return resume_from, found, lines
 
 
 def source_checkpoint(args: argparse.Namespace) -> str | Path:
@@ -182,34 +211,26 @@ def source_checkpoint(args: argparse.Namespace) -> str | Path:
     return args.checkpoint
 
 
-def load_resumable(folder: Path) -> tuple[dict | None, list[str]]:
-    """(the newest whole checkpoint of a run's folder or None, lines for the log).
+def load_resumable(folder: Path) -> tuple[dict | None, Found, list[str]]:
+    """(the newest whole checkpoint of a run's folder or None, what was found, lines for the log); touches no file.
 
-    A damaged file is put aside as *_damaged.pth and the one before it is taken. Raises UserError where all are damaged.
+    Where a file is damaged the one before it is taken. Raises UserError where all are damaged.
     """
-    paths = [path.resolve() for path in last_paths(folder)]
-    if not paths:
-        return None, [f"--resume: nothing to go on from in {folder}, beginning"]
-    problems = []
-    for path in paths:
+    found, problems = Found(_written(folder)), []
+    if not found.written:
+        return None, found, [f"--resume: nothing to go on from in {folder}, beginning"]
+    for path in found.written:
         try:
-            checkpoint = read_checkpoint(path, required=ENTRIES)
+            checkpoint = read_checkpoint(path.resolve(), required=ENTRIES)
             check_entries(checkpoint, path)
         except UserError as error:
-            problems.append((path, str(error)))
+            problems.append(str(error))
+            found.damaged.append(path)
             continue
-        barrier()  # all processes have read what the main one renames now
-        on_main(lambda: _put_aside(folder, [path for path, _ in problems]))
-        lines = [f"warning: {problem}; going on from {path.name}, the one before" for _, problem in problems]
-        return checkpoint, [*lines, f"--resume: going on from step {checkpoint['progress']['step']}"]
-    raise UserError(f"--resume: no whole checkpoint is left: {'; '.join(problem for _, problem in problems)}")
-
-
-def _put_aside(folder: Path, damaged: list[Path]) -> None:
-    for path in damaged:
-        os.replace(path, path.with_name(f"{path.stem}_damaged.pth"))
-    if damaged:
-        _close_ranks(folder)
+        found.steps_per_epoch = checkpoint["progress"]["steps_per_epoch"]
+        lines = [f"warning: {problem}; going on from {path.name}, the one before" for problem in problems]
+        return checkpoint, found, [*lines, f"--resume: going on from step {checkpoint['progress']['step']}"]
+    raise UserError(f"--resume: no whole checkpoint is left: {'; '.join(problems)}")
 
 
 def check_entries(checkpoint: dict, path: Path) -> None:
