@@ -56,12 +56,13 @@ class LastCheckpoints:
         for path in last_paths(self.folder)[self.keep :]:  # of a run that kept more
             path.unlink()
 
-    def withdraw(self, step: int) -> str | None:
+    def withdraw(self, step: int, steps_per_epoch: int) -> str | None:
         """Put the last checkpoint aside if it is of `step` or later and there is one before it; returns a line.
 
         Called when the loss that the weights of `step` gave shows that training had diverged by then.
+        steps_per_epoch: of the run; a checkpoint that another number of processes wrote may count otherwise.
         """
-        steps = [(path, _step_of(path)) for path in last_paths(self.folder)]
+        steps = [(path, _step_of(path, steps_per_epoch)) for path in last_paths(self.folder)]
         earlier = [at for _, at in steps if at is not None and at < step]
         if not earlier or steps[0][1] is None or steps[0][1] < step:
             return None
@@ -73,12 +74,18 @@ class LastCheckpoints:
         return f"{LAST} is the one of step {earlier[0]} again; that of step {steps[0][1]} is {DIVERGED} now"
 
 
-def _step_of(path: Path) -> int | None:
+def _step_of(path: Path, steps_per_epoch: int) -> int | None:
     """The step of a checkpoint, None where it cannot be read."""
     try:
-        return torch.load(path, map_location="meta", weights_only=True)["progress"]["step"]
+        return step_at(torch.load(path, map_location="meta", weights_only=True)["progress"], steps_per_epoch)
     except Exception:  # damaged in any way: zipfile, pickle and torch have errors of their own
         return None
+
+
+def step_at(progress: dict, steps_per_epoch: int) -> int:
+    """The step at the same place in the data as `progress`, where an epoch has `steps_per_epoch` steps."""
+    before, epoch = progress["steps_per_epoch"], progress["epoch"]
+    return epoch * steps_per_epoch + round((progress["step"] - epoch * before) * steps_per_epoch / max(1, before))
 
 
 def last_path(folder: Path, number: int = 0) -> Path:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from dataset.transforms import normalised
-from engine.checkpoint import DIVERGED, LastCheckpoints, random_state, set_random_state
+from engine.checkpoint import DIVERGED, LastCheckpoints, random_state, set_random_state, step_at
 from engine.config import Config
 from engine.ddp import rehearse
 from engine.run import Run
@@ -168,7 +168,7 @@ class _Saver:
         step, jump, config = self.progress.step, self.window.jump, self.run.config
         state = unwrap(self.model).state_dict()
         if wrong := not_finite(state):
-            line = self.files.withdraw(step)
+            line = self.files.withdraw(step, self.progress.steps_per_epoch)
             raise UserError(
                 f"step {step}: {len(wrong)} weights are not finite ({', '.join(wrong[:3])}); not saved. "
                 f"Lower train.lr; --resume goes on from the last checkpoint{f': {line}' if line else ''}"
@@ -216,8 +216,7 @@ def _resume(checkpoint: dict, model, optimizer, progress: Progress, precision: s
     for group, values in zip(optimizer.param_groups, settings, strict=True):
         group.update(values)
     progress.epoch, progress.losses = found["epoch"], list(found.get("losses", []))
-    within = (found["step"] - found["epoch"] * found["steps_per_epoch"]) / max(1, found["steps_per_epoch"])
-    progress.step = progress.epoch * progress.steps_per_epoch + round(within * progress.steps_per_epoch)
+    progress.step = step_at(found, progress.steps_per_epoch)
     if same_ranks:
         set_random_state(checkpoint["rng"][rank()])
     same_device = found["device"] == device.type

@@ -189,7 +189,7 @@ class Drill:
         before = logged_step(out)
         for pid in trainers:
             os.kill(pid, signal.SIGCONT)
-        code = process.wait(timeout=90)
+        code = process.wait(timeout=600)
         deadline = time.monotonic() + 30  # a killed torchrun ends before its processes do
         while any(state(pid) not in "ZX" for pid in below) and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -314,7 +314,7 @@ def main() -> int:
     stops = [(one, args.signal)] if args.what == "stop" else []
     if args.what == "all":
         kills = [
-            (Setting(ranks=ranks, workers=workers, epochs=25 * ranks), 20)
+            (Setting(ranks=ranks, workers=workers, epochs=200 // (8 // ranks)), 20)
             for ranks, workers in ((1, 0), (1, 2), (2, 0), (3, 0))
         ]
         kills += [(Setting(stage, epochs=4), 5) for stage in ("retrieval", "caption", "scst", "vqa")]

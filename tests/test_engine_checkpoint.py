@@ -146,11 +146,12 @@ def test_an_entry_that_no_run_wrote_is_one_line(tmp_path, entry, value):
 def test_a_diverged_checkpoint_gives_way_to_the_one_before(tmp_path):
     files = LastCheckpoints(tmp_path, 2)
     files.save(checkpoint(200)), files.save(checkpoint(201))
-    assert files.withdraw(300) is None  # of an earlier step: it was good
-    assert "step 200 again" in files.withdraw(201)
+    assert files.withdraw(300, 1000) is None  # of an earlier step: it was good
+    assert files.withdraw(101, 500) is None  # and so it was where an epoch has 500 steps now
+    assert "step 200 again" in files.withdraw(201, 1000)
     assert load_checkpoint(tmp_path / "checkpoint_diverged.pth")["progress"]["step"] == 201
     assert load_resumable(tmp_path)[0]["progress"]["step"] == 200
-    assert files.withdraw(100) is None  # there is no other one to go on from
+    assert files.withdraw(100, 1000) is None  # there is no other one to go on from
 
 
 def test_a_loss_that_doubles_is_a_jump_and_noise_is_none():
