@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from engine.rendezvous import fresh_store
+from engine.rendezvous import join_group
 
 ROOT = Path(__file__).resolve().parent
 logger = logging.getLogger("semmim")
@@ -276,12 +276,12 @@ def init_distributed(device: str = "auto") -> torch.device:
             raise UserError(f"process {local} has no GPU: start torchrun with --nproc_per_node={gpus}")
         torch.cuda.set_device(local)
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
-        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-        if missing:
+        if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
             raise UserError(f"RANK and WORLD_SIZE are set, {missing[0]} is not: start with torchrun, or unset them")
-        store, number, world = next(dist.rendezvous("env://"))
-        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-        dist.init_process_group(backend, store=fresh_store(store, number, world), rank=number, world_size=world)
+        try:
+            join_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+        except (TimeoutError, dist.DistNetworkError, dist.DistStoreError) as error:
+            raise UserError(f"the processes do not find each other ({one_line(error)}); start them all again") from None
         _members[:] = gather_objects((socket.gethostname(), os.getpid()))
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent(signal.SIGTERM)  # a killed torchrun would leave its processes behind, training on
@@ -298,8 +298,7 @@ def lost_ranks() -> str | None:
     if world_size() == 1:
         return None
     time.sleep(0.5)  # a process that is being killed takes a moment to end
-    here = socket.gethostname()
-    local = [(i, pid) for i, (host, pid) in enumerate(_members) if host == here]
+    local = [(i, pid) for i, (host, pid) in enumerate(_members) if host == socket.gethostname()]
     gone = [f"process {i} (pid {pid}) is gone" for i, pid in local if _ended(pid)]
     if not gone and len(local) < len(_members):
         gone = ["a process on another host is gone or cannot be reached"]

@@ -13,6 +13,12 @@ import time
 import torch.distributed as dist
 
 
+def join_group(backend: str) -> None:
+    """`dist.init_process_group` by the environment's addresses; TimeoutError, or torch's own, where one is missing."""
+    store, rank, world = next(dist.rendezvous("env://"))
+    dist.init_process_group(backend, store=fresh_store(store, rank, world), rank=rank, world_size=world)
+
+
 def fresh_store(store: dist.Store, rank: int, world: int, timeout: float = 1800.0) -> dist.Store:
     """The part of `store` in which nobody but the processes of this attempt reads and writes; called in all of them.
 

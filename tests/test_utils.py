@@ -2,7 +2,9 @@ import logging
 import os
 import platform
 import random
+import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -246,6 +248,27 @@ def test_set_up_names_an_interpreter_that_is_too_old(tmp_path):
     result = setup_venv(tmp_path, version="3.9.1")
     assert result.returncode == 1 and "error: Python 3.9.1 is too old: Python 3.10 or newer" in result.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.parametrize("number", ["0", "1"])
+def test_processes_that_do_not_find_each_other_end_with_one_line(number):
+    """Number 0 waits for a process that never comes, number 1 for a store that nobody has."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    address = {"RANK": number, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    script = (
+        "import datetime, utils\n"
+        "from engine import rendezvous\n"
+        "rendezvous.fresh_store.__defaults__ = (0.5,)\n"
+        "asked = rendezvous.dist.rendezvous\n"
+        "rendezvous.dist.rendezvous = lambda url: asked(url, timeout=datetime.timedelta(seconds=1))\n"
+        "utils.run_main(lambda: utils.init_distributed('cpu'))\n"
+    )
+    command, environment = [sys.executable, "-c", script], {**os.environ, **address}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and last.startswith("error: the processes do not find each other ("), done.stderr
 
 
 def test_half_of_torchruns_environment_is_an_error(monkeypatch):
