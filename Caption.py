@@ -26,7 +26,9 @@ from dataset.caption import CaptionCollate
 from dataset.text import checkpoint_tokenizer
 from engine.config import CAPTION, Config, add_arguments, load_config
 from engine.finetune import finetune, start_stage
+from engine.loop import Progress
 from engine.run import Run
+from engine.signals import end_at_stop_signals
 from evaluation.caption import Captioner, references_with_words
 from evaluation.cider import CiderReward, load_document_frequencies
 from models.caption import CaptionModel, CrossEntropy, SelfCritical, count_tokens
@@ -39,6 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     add_arguments(parser, config=CAPTION.schema, output_dir="output/caption")
     args = parser.parse_args(argv)
     device = init_distributed(args.device)
+    end_at_stop_signals()
     cfg = load_config(args.config, args.override, CAPTION)
     backbone, description, run, resume_from = start_stage(args, cfg, CAPTION, decoder=True)
     tokenizer = checkpoint_tokenizer(cfg.text.vocab, description)
@@ -76,8 +79,13 @@ def train(
         found = captioner.validate(model)
         run.log(step, {"cider": found}, "val")
         run.info(f"val at step {step}: CIDEr {found:.2f}")
-        reward_clock.restart()
+        reward_clock.stop()
         return {"cider": found}
+
+    def loss_fn(wrapped, batch: dict, progress: Progress):
+        if wrapped.training:  # not in DDP's rehearsal
+            reward_clock.start()
+        return wrapped(batch, objective)
 
     finetune(
         model,
@@ -88,7 +96,7 @@ def train(
         cfg=cfg,
         run=run,
         device=device,
-        loss_fn=lambda wrapped, batch, progress: wrapped(batch, objective),
+        loss_fn=loss_fn,
         validate=validate,
         validate_first=cfg.train.objective == "scst",  # its gain is measured against what it starts from
         log_fn=lambda progress, means: reward_clock.share(),
@@ -124,17 +132,22 @@ class RewardClock:
 
     def __init__(self, objective):
         self.objective = objective
-        self.restart()
+        self.stop()
 
-    def restart(self) -> None:
-        self.spent, self.start = getattr(self.objective, "reward_seconds", 0.0), time.perf_counter()
+    def stop(self) -> None:
+        """Wait for the next training step."""
+        self.since = None
+
+    def start(self) -> None:
+        if self.since is None:
+            self.spent, self.since = getattr(self.objective, "reward_seconds", 0.0), time.perf_counter()
 
     def share(self) -> dict[str, float]:
         """{} where there is no reward"""
         if not isinstance(self.objective, SelfCritical):
             return {}
-        share = (self.objective.reward_seconds - self.spent) / (time.perf_counter() - self.start)
-        self.restart()
+        share = (self.objective.reward_seconds - self.spent) / (time.perf_counter() - self.since)
+        self.stop(), self.start()
         return {"reward_time": share}
 
 

@@ -24,6 +24,7 @@ from engine.drawing import to_image
 from engine.figures import masking_figure
 from engine.loop import Progress, fit, position
 from engine.run import Run
+from engine.signals import end_at_stop_signals
 from evaluation.validation import SCORE, Validation
 from models.alignment import MatchingWatch, alpha_at
 from models.earlier import read_checkpoint
@@ -50,10 +51,11 @@ def main() -> None:
     add_arguments(parser)
     args = parser.parse_args()
     device = init_distributed(args.device)
+    end_at_stop_signals()
     cfg = load_config(args.config, args.override, PRETRAIN)
     if args.evaluate:
         raise UserError("--evaluate: Pretrain.py only trains; evaluate its checkpoint with Retrieval.py --evaluate")
-    resume_from, lines = begin(args, cfg, PRETRAIN)
+    resume_from, found, lines = begin(args, cfg, PRETRAIN)
     seed_everything(cfg.seed, per_rank=False)  # every process builds the same model
     tokenizer = Tokenizer(cfg.text.vocab, sep=cfg.text.sep)
     start = None if resume_from else args.checkpoint
@@ -63,7 +65,7 @@ def main() -> None:
         lines += start_from(model, read_checkpoint(start)["model"], start)
     for line in lines:
         logger.info(line)
-    run = Run(args.output_dir, cfg)
+    run = Run(args.output_dir, cfg, found)
     pretrained_vit = cfg.model.image_encoder.weights != "random" or args.checkpoint is not None
     train(model.to(device), tokenizer, cfg, device, run, resume_from, pretrained_vit)
     run.close()
@@ -97,7 +99,7 @@ def train(
     seed_everything(cfg.seed)  # from here on every process draws its own noise
     resumed = resume_from is not None
     progress = position(model, optimizer, len(loader), cfg.train, device, resume_from)
-    run.open(resume_step=progress.step if resumed else None)
+    run.open(progress.step if resumed else None, progress.steps_per_epoch)
     latest: dict[str, float | dict] = {}  # for metrics.json
     watch = MatchingWatch(cfg.itm, cfg.train.batch_size * cfg.train.accumulation * world_size())
 

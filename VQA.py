@@ -20,6 +20,7 @@ from dataset.vqa import VQACollate, question_limits
 from engine.config import VQA, Config, add_arguments, load_config
 from engine.finetune import finetune, start_stage
 from engine.run import Run
+from engine.signals import end_at_stop_signals
 from evaluation.vqa import Answerer, is_empty
 from models.vqa import VQAModel
 from utils import UserError, init_distributed, run_main
@@ -30,6 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     add_arguments(parser, config=VQA.schema, output_dir="output/vqa")
     args = parser.parse_args(argv)
     device = init_distributed(args.device)
+    end_at_stop_signals()
     cfg = load_config(args.config, args.override, VQA)
     backbone, description, run, resume_from = start_stage(args, cfg, VQA, decoder=True)
     tokenizer = checkpoint_tokenizer(cfg.text.vocab, description)

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from engine.rendezvous import join_group
+
 ROOT = Path(__file__).resolve().parent
 logger = logging.getLogger("semmim")
 IGNORE = -100  # target of a token that counts for no loss, torch's own convention
@@ -81,7 +83,7 @@ class Stopped(Exception):
 
 STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP]
 EXIT_STOPPED = 130  # exit code of a run that a signal stopped: its checkpoint is written, --resume goes on
-stop_requests: list[int] = []  # stop signals that came while `engine.loop.fit` listened for them
+stop_requests: list[int] = []  # stop signals that have come, see engine.signals
 
 
 def stop_requested() -> bool:
@@ -92,8 +94,23 @@ def stop_requested() -> bool:
 def run_main(main: Callable[[], object]) -> None:
     """Run a script's `main` and exit: 0; 2 after a UserError (one line, no traceback); 130 if stopped."""
     try:
-        main()
+        _run(main)
         code = 0
+    except Stopped:
+        code = EXIT_STOPPED
+    except KeyboardInterrupt as stop:
+        if str(stop):
+            logger.info("%s", stop)
+        sys.exit(EXIT_STOPPED)  # the process group is left as it is: another process may still wait in it
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    sys.exit(code)
+
+
+def _run(main: Callable[[], object]) -> None:
+    """`run_main` but for stops, which may come within the handling of an error, too."""
+    try:
+        main()
     except UserError as error:
         print("error:" if is_main() else f"error (process {rank()}):", user_message(error), file=sys.stderr, flush=True)
         sys.exit(2)  # the process group is left as it is: another process may still wait in it
@@ -105,16 +122,14 @@ def run_main(main: Callable[[], object]) -> None:
         _drop_output()
         sys.exit(141)
     except RuntimeError as error:
-        if not (gone := lost_ranks()):
+        gone = lost_ranks()
+        if stop_requested():  # another process ended first, at the same signal
+            raise KeyboardInterrupt from None
+        if not gone:
             raise
         line = f"error (process {rank()}): {gone} ({one_line(error)}); start again with --resume"
         print(line, file=sys.stderr, flush=True)
         os._exit(2)  # without the group's farewell, which would wait for the lost process
-    except (Stopped, KeyboardInterrupt):
-        code = EXIT_STOPPED
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    sys.exit(code)
 
 
 def _drop_output() -> None:
@@ -261,28 +276,18 @@ def init_distributed(device: str = "auto") -> torch.device:
             raise UserError(f"process {local} has no GPU: start torchrun with --nproc_per_node={gpus}")
         torch.cuda.set_device(local)
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
-        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-        if missing:
+        if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
             raise UserError(f"RANK and WORLD_SIZE are set, {missing[0]} is not: start with torchrun, or unset them")
-        _init_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+        try:
+            join_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+        except (TimeoutError, dist.DistNetworkError, dist.DistStoreError) as error:
+            raise UserError(f"the processes do not find each other ({one_line(error)}); start them all again") from None
         _members[:] = gather_objects((socket.gethostname(), os.getpid()))
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent(signal.SIGTERM)  # a killed torchrun would leave its processes behind, training on
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=[Console(sys.stdout)])
     logger.setLevel(logging.INFO if is_main() else logging.WARNING)
     return torch.device("cuda", local) if device == "cuda" else torch.device("cpu")
-
-
-def _init_group(backend: str) -> None:
-    """`dist.init_process_group`; after a restart by torchrun without the addresses that the ended processes left.
-
-    torchrun keeps one store for all its attempts, and gloo would now and then wait for a process that has ended. Agents
-    of several nodes may count attempts differently, so there torch's own way stays.
-    """
-    store, rank, world = next(dist.rendezvous("env://"))
-    if os.environ.get("LOCAL_WORLD_SIZE") == str(world):
-        store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
 
 
 _members: list[tuple[str, int]] = []  # host and process id of every rank
@@ -293,8 +298,7 @@ def lost_ranks() -> str | None:
     if world_size() == 1:
         return None
     time.sleep(0.5)  # a process that is being killed takes a moment to end
-    here = socket.gethostname()
-    local = [(i, pid) for i, (host, pid) in enumerate(_members) if host == here]
+    local = [(i, pid) for i, (host, pid) in enumerate(_members) if host == socket.gethostname()]
     gone = [f"process {i} (pid {pid}) is gone" for i, pid in local if _ended(pid)]
     if not gone and len(local) < len(_members):
         gone = ["a process on another host is gone or cannot be reached"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import math
 import os
 import random
@@ -58,12 +59,13 @@ class LastCheckpoints:
         for path in last_paths(self.folder)[self.keep :]:  # of a run that kept more
             path.unlink()
 
-    def withdraw(self, step: int) -> str | None:
+    def withdraw(self, step: int, steps_per_epoch: int) -> str | None:
         """Put the last checkpoint aside if it is of `step` or later and there is one before it; returns a line.
 
         Called when the loss that the weights of `step` gave shows that training had diverged by then.
+        steps_per_epoch: of the run; a checkpoint that another number of processes wrote may count otherwise.
         """
-        steps = [(path, _step_of(path)) for path in last_paths(self.folder)]
+        steps = [(path, _step_of(path, steps_per_epoch)) for path in last_paths(self.folder)]
         earlier = [at for _, at in steps if at is not None and at < step]
         if not earlier or steps[0][1] is None or steps[0][1] < step:
             return None
@@ -75,12 +77,18 @@ class LastCheckpoints:
         return f"{LAST} is the one of step {earlier[0]} again; that of step {steps[0][1]} is {DIVERGED} now"
 
 
-def _step_of(path: Path) -> int | None:
+def _step_of(path: Path, steps_per_epoch: int) -> int | None:
     """The step of a checkpoint, None where it cannot be read."""
     try:
-        return torch.load(path, map_location="meta", weights_only=True)["progress"]["step"]
+        return step_at(torch.load(path, map_location="meta", weights_only=True)["progress"], steps_per_epoch)
     except Exception:  # damaged in any way: zipfile, pickle and torch have errors of their own
         return None
+
+
+def step_at(progress: dict, steps_per_epoch: int) -> int:
+    """The step at the same place in the data as `progress`, where an epoch has `steps_per_epoch` steps."""
+    before, epoch = progress["steps_per_epoch"], progress["epoch"]
+    return epoch * steps_per_epoch + round((progress["step"] - epoch * before) * steps_per_epoch / max(1, before))
 
 
 def last_path(folder: Path, number: int = 0) -> Path:
@@ -151,8 +159,37 @@ class BestCheckpoint:
 # -------------------------------------------------------------------------------------------------------- resuming
 
 
-def begin(args: argparse.Namespace, cfg: Config, stage: Stage) -> tuple[dict | None, list[str]]:
-    """What --resume and --seed ask for: (the checkpoint to go on from or None, lines for the log).
+@dataclasses.dataclass
+class Found:
+    """The last checkpoints that a start found in a folder which is not its own yet.
+
+    written: when each file was written, in ns; damaged: those to put aside; steps_per_epoch: of the one to go on from,
+    None where there is none.
+    """
+
+    written: dict[Path, int]
+    damaged: list[Path] = dataclasses.field(default_factory=list)
+    steps_per_epoch: int | None = None
+
+    def put_damaged_aside(self, folder: Path) -> None:
+        """Rename the damaged files to *_damaged.pth, now that the folder is locked, and close the ranks.
+
+        Raises UserError where the files are no longer those that were read.
+        """
+        if self.written != _written(folder):
+            raise UserError(f"--output_dir {folder}: another run has written checkpoints just now; start again")
+        for path in self.damaged:
+            os.replace(path, path.with_name(f"{path.stem}_damaged.pth"))
+        if self.damaged:
+            _close_ranks(folder)
+
+
+def _written(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in last_paths(folder)}
+
+
+def begin(args: argparse.Namespace, cfg: Config, stage: Stage) -> tuple[dict | None, Found | None, list[str]]:
+    """What --resume and --seed ask for: (the checkpoint to go on from or None, what --resume found, lines to log).
 
     --resume goes on where there is something to go on from, and else begins, so that one command line serves the
     first start and every restart. A resumed run keeps its seed, which is put into `cfg` here; only keys in
@@ -164,9 +201,9 @@ def begin(args: argparse.Namespace, cfg: Config, stage: Stage) -> tuple[dict | N
     tracker = cfg.get("train", {}).get("tracker")
     if tracker in TRACKERS and not args.evaluate:
         on_main(lambda: tracker_package(tracker) and None)  # nothing that is sent to the other processes
-    resume_from, lines = None, []
+    resume_from, found, lines = None, None, []
     if args.resume and not args.evaluate:
-        resume_from, lines = load_resumable(Path(args.output_dir).expanduser())
+        resume_from, found, lines = load_resumable(Path(args.output_dir).expanduser())
     if args.seed is not None:
         cfg.seed = args.seed
     elif resume_from:
@@ -175,7 +212,7 @@ def begin(args: argparse.Namespace, cfg: Config, stage: Stage) -> tuple[dict | N
         lines += check_ranks(len(resume_from["rng"]), args.other_ranks)
         may_change = stage.may_change + (("train.batch_size", "train.accumulation") if args.other_ranks else ())
         lines += check_resumable(cfg, resume_from["config"], may_change)
-    return resume_from, lines
+    return resume_from, found, lines
 
 
 def source_checkpoint(args: argparse.Namespace) -> str | Path:
@@ -188,34 +225,26 @@ def source_checkpoint(args: argparse.Namespace) -> str | Path:
     return args.checkpoint
 
 
-def load_resumable(folder: Path) -> tuple[dict | None, list[str]]:
-    """(the newest whole checkpoint of a run's folder or None, lines for the log).
+def load_resumable(folder: Path) -> tuple[dict | None, Found, list[str]]:
+    """(the newest whole checkpoint of a run's folder or None, what was found, lines for the log); touches no file.
 
-    A damaged file is put aside as *_damaged.pth and the one before it is taken. Raises UserError where all are damaged.
+    Where a file is damaged the one before it is taken. Raises UserError where all are damaged.
     """
-    paths = [path.resolve() for path in last_paths(folder)]
-    if not paths:
-        return None, [f"--resume: nothing to go on from in {folder}, beginning"]
-    problems = []
-    for path in paths:
+    found, problems = Found(_written(folder)), []
+    if not found.written:
+        return None, found, [f"--resume: nothing to go on from in {folder}, beginning"]
+    for path in found.written:
         try:
-            checkpoint = read_checkpoint(path, required=ENTRIES)
+            checkpoint = read_checkpoint(path.resolve(), required=ENTRIES)
             check_entries(checkpoint, path)
         except UserError as error:
-            problems.append((path, str(error)))
+            problems.append(str(error))
+            found.damaged.append(path)
             continue
-        barrier()  # all processes have read what the main one renames now
-        on_main(lambda: _put_aside(folder, [path for path, _ in problems]))
-        lines = [f"warning: {problem}; going on from {path.name}, the one before" for _, problem in problems]
-        return checkpoint, [*lines, f"--resume: going on from step {checkpoint['progress']['step']}"]
-    raise UserError(f"--resume: no whole checkpoint is left: {'; '.join(problem for _, problem in problems)}")
-
-
-def _put_aside(folder: Path, damaged: list[Path]) -> None:
-    for path in damaged:
-        os.replace(path, path.with_name(f"{path.stem}_damaged.pth"))
-    if damaged:
-        _close_ranks(folder)
+        found.steps_per_epoch = checkpoint["progress"]["steps_per_epoch"]
+        lines = [f"warning: {problem}; going on from {path.name}, the one before" for problem in problems]
+        return checkpoint, found, [*lines, f"--resume: going on from step {checkpoint['progress']['step']}"]
+    raise UserError(f"--resume: no whole checkpoint is left: {'; '.join(problems)}")
 
 
 def check_entries(checkpoint: dict, path: Path) -> None:

@@ -28,7 +28,7 @@ def start_stage(
     args: of `add_arguments`; decoder: whether the stage writes text. Returns (backbone, its description, the run,
     whose folder nothing has touched yet, the checkpoint to resume from or None).
     """
-    resume_from, lines = begin(args, cfg, stage)
+    resume_from, found, lines = begin(args, cfg, stage)
     seed_everything(cfg.seed, per_rank=False)  # every process builds the same model
     backbone, rest, loaded = load_backbone(
         source_checkpoint(args),
@@ -39,7 +39,7 @@ def start_stage(
     )
     for line in lines + loaded:
         logger.info(line)
-    return backbone, rest["description"], Run(args.output_dir, cfg), resume_from
+    return backbone, rest["description"], Run(args.output_dir, cfg, found), resume_from
 
 
 def finetune(
@@ -76,7 +76,7 @@ def finetune(
     seed_everything(cfg.seed)  # from here on every process draws its own noise
     fresh = resume_from is None
     progress = position(model, optimizer, len(loader), cfg.train, device, resume_from)
-    run.open(resume_step=None if fresh else progress.step)
+    run.open(None if fresh else progress.step, progress.steps_per_epoch)
     if validate_first and fresh:
         validate(0)
 

@@ -13,6 +13,7 @@ import time
 
 import torch
 
+from engine.checkpoint import step_at
 from utils import Config, UserError, all_reduce_sum, clock, is_main, logger
 
 
@@ -84,8 +85,7 @@ def go_on(progress: Progress, found: dict) -> None:
     """
     progress.epoch, progress.losses = found["epoch"], list(found.get("losses", []))
     first, per_epoch = found["epoch"] * found["steps_per_epoch"], progress.steps_per_epoch
-    within = (found["step"] - first) / max(1, found["steps_per_epoch"])
-    progress.step = progress.epoch * per_epoch + round(within * per_epoch)
+    progress.step = step_at(found, per_epoch)
     if per_epoch != found["steps_per_epoch"]:
         moved = found["step"], progress.step, per_epoch, found["steps_per_epoch"]
         logger.info("step %d of the checkpoint counts as step %d: an epoch has %d steps now instead of %d", *moved)

@@ -162,7 +162,7 @@ class _Saver:
         step, jump, config = self.progress.step, self.window.jump, self.run.config
         state = unwrap(self.model).state_dict()
         if wrong := not_finite(state):
-            line = self.files.withdraw(step)
+            line = self.files.withdraw(step, self.progress.steps_per_epoch)
             raise UserError(
                 f"step {step}: {len(wrong)} weights are not finite ({', '.join(wrong[:3])}); not saved. "
                 f"Lower train.lr; --resume goes on from the last checkpoint{f': {line}' if line else ''}"

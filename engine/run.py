@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torchvision.utils import save_image
 
-from engine.checkpoint import UNFINISHED, last_path, random_state_kept
+from engine.checkpoint import UNFINISHED, Found, last_path, random_state_kept
 from engine.config import Config, save_config
 from engine.tracker import TRACKERS, Tracker
 from utils import UserError, is_main, logger, on_main, replacing, write_json
@@ -23,7 +23,8 @@ from utils import UserError, is_main, logger, on_main, replacing, write_json
 LOCK = "run.lock"
 # What a run writes, server.json, which says how its answers fared, and the page that shows both; a new run in the same
 # folder moves them into a numbered folder of their own. Nothing else of the folder is a run's.
-RUN_FILES = ("log.jsonl", "tensorboard", "images", "config.yaml", "config_evaluate.yaml", "checkpoint_*.pth")
+LOGS = ("log.jsonl", "tensorboard", "images")
+RUN_FILES = (*LOGS, "config.yaml", "config_evaluate.yaml", "checkpoint_*.pth")
 RUN_FILES += ("metrics.json", "nonfinite.json", "*_result.json", "*_result_*.json", "server.json", "report.html")
 RUN_FILES += ("tracker.json", "wandb")
 
@@ -36,8 +37,8 @@ class Run:
     Nothing is touched before `open`, so that a start that fails on what can be checked leaves an earlier run alone.
     """
 
-    def __init__(self, output_dir: str | os.PathLike, config: Config | None = None):
-        self.dir, self.config = Path(output_dir).expanduser(), config
+    def __init__(self, output_dir: str | os.PathLike, config: Config | None = None, found: Found | None = None):
+        self.dir, self.config, self.found = Path(output_dir).expanduser(), config, found
         self.start = time.time()
         self._lock = self._log = None
         self._boards: dict[str, object] = {}  # TensorBoard's writers by folder
@@ -45,24 +46,31 @@ class Run:
         self._tracker: Tracker | None = None
         self._told: set[str] = set()  # of which file a failure has been told
 
-    def open(self, resume_step: int | None = None, evaluate: bool = False) -> None:
+    def open(self, resume_step: int | None = None, steps_per_epoch: int | None = None, evaluate: bool = False) -> None:
         """Take the folder for this process, called in all processes. Raises UserError where it cannot be had.
 
         resume_step: the step that a resumed run goes on from; what was logged after it will be logged again and goes.
-        evaluate: the logs of whatever ran here go on. Otherwise the files of an earlier run move to earlier_N/.
+        steps_per_epoch: of the resumed run; where the checkpoint's epoch had another number, steps are counted anew and
+        the logs so far move to earlier_N/. evaluate: the logs of whatever ran here go on. Otherwise all files of an
+        earlier run move to earlier_N/.
         """
-        on_main(lambda: self._open(resume_step, evaluate))
+        on_main(lambda: self._open(resume_step, steps_per_epoch, evaluate))
 
-    def _open(self, resume_step: int | None, evaluate: bool) -> None:
+    def _open(self, resume_step: int | None, steps_per_epoch: int | None, evaluate: bool) -> None:
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.dir / LOCK)
+            if self.found is not None:
+                self.found.put_damaged_aside(self.dir)
             remove_leftovers(self.dir)
-            if resume_step is not None:
+            if resume_step is None and not evaluate:
+                move_earlier_run(self.dir)
+            elif resume_step is not None and self.found and self.found.steps_per_epoch != steps_per_epoch:
+                counts = f"an epoch has {steps_per_epoch} steps instead of {self.found.steps_per_epoch}"
+                move_earlier_run(self.dir, LOGS, f"{counts}, which are counted anew")
+            elif resume_step is not None:
                 _forget_steps_after(resume_step, self.dir / "log.jsonl")
                 self._purge_step = resume_step + 1
-            elif not evaluate:
-                move_earlier_run(self.dir)
             self._log = open(self.dir / "log.jsonl", "a", encoding="utf-8")
         except OSError as error:
             raise UserError(f"--output_dir {self.dir}: {error.strerror or error}") from None
@@ -187,9 +195,9 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink()
 
 
-def move_earlier_run(folder: Path) -> None:
+def move_earlier_run(folder: Path, patterns: tuple[str, ...] = RUN_FILES, why: str = "it holds an earlier run") -> None:
     """Move what an earlier run wrote into earlier_1/, earlier_2/, ...: a new run deletes nothing."""
-    found = sorted({path for pattern in RUN_FILES for path in folder.glob(pattern)})
+    found = sorted({path for pattern in patterns for path in folder.glob(pattern)})
     if not found:
         return
     number = 1
@@ -199,7 +207,7 @@ def move_earlier_run(folder: Path) -> None:
     target.mkdir()
     for path in found:
         os.replace(path, target / path.name)
-    logger.info("%s holds an earlier run: its %d files are in %s now", folder, len(found), target)
+    logger.info("%s: %s; %s are in %s now", folder, why, ", ".join(path.name for path in found), target)
 
 
 def _forget_steps_after(step: int, log: Path) -> None:

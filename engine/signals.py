@@ -1,4 +1,4 @@
-"""Stop signals: a run that is asked to stop ends after its step, with a checkpoint."""
+"""Stop signals: a run that is asked to stop ends within seconds, in training after its step and with a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,23 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from utils import STOP_SIGNALS, all_reduce_sum, stop_requests, world_size
+from utils import STOP_SIGNALS, Stopped, all_reduce_sum, stop_requests, world_size
+
+
+def end_at_stop_signals() -> None:
+    """From here on a stop signal ends a script at once, by KeyboardInterrupt, except where `stop_signals` waits.
+
+    For what comes before training and after it: nothing is lost there, since every file is written whole or not at
+    all. The signals that follow are ignored, as several senders may pass on one stop, up to the third Ctrl-C.
+    """
+
+    def handler(number: int, _frame) -> None:
+        stop_requests.append(number)
+        if len(stop_requests) == 1 or stop_requests.count(signal.SIGINT) > 2:
+            raise KeyboardInterrupt("stopped outside of training; the same command with --resume goes on")
+
+    stop_requests.clear()
+    _listen(handler)
 
 
 @contextlib.contextmanager
@@ -19,6 +35,8 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     Stop signals are Ctrl-C's SIGINT, the SIGTERM of schedulers, the SIGUSR1 or SIGUSR2 that they can send some time
     before, and a closed terminal's SIGHUP (which stays ignored under nohup). The third SIGINT interrupts at once; the
     second does not, for torchrun passes on the Ctrl-C that the terminal has sent to every process already.
+
+    Raises Stopped at its end where a signal came after the function was called last.
     """
 
     def handler(number: int, _frame) -> None:
@@ -32,14 +50,22 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
         return bool(asked) if world_size() == 1 else bool(all_reduce_sum(torch.tensor(asked)))
 
     stop_requests.clear()
+    previous = _listen(handler)
+    try:
+        yield stopping
+        if stop_requests:
+            raise Stopped
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old or signal.SIG_DFL)
+        stop_requests.clear()
+
+
+def _listen(handler: Callable) -> dict[int, object]:
+    """Give the stop signals a handler; returns the handlers that they had."""
     previous = {}
     if threading.current_thread() is threading.main_thread():
         for number in STOP_SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 previous[number] = signal.signal(number, handler)
-    try:
-        yield stopping
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, old or signal.SIG_DFL)
-        stop_requests.clear()
+    return previous

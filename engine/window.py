@@ -75,7 +75,8 @@ class Window:
             if self.jump is None:
                 progress.losses = [*progress.losses[-USUAL_STEPS + 1 :], loss]
         diverged = first + bad[0] if bad else self.jump and self.jump.step
-        line = on_main(lambda: self.files.withdraw(diverged)) if diverged and self.files else None
+        files, steps_per_epoch = self.files, progress.steps_per_epoch
+        line = on_main(lambda: files.withdraw(diverged, steps_per_epoch)) if diverged and files else None
         if line:
             self.run.info(f"warning: the weights of step {diverged} had diverged: {line}")
         if bad:

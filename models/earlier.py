@@ -5,11 +5,12 @@ import os
 from utils import load_checkpoint
 
 # What earlier versions called something, and what it is called now: weights, dotted keys of the configuration, and
-# values of such keys; and what they did where a key was not known to them.
+# values of such keys; and what they did where a stage's key was not known to them.
 RENAMED_WEIGHTS = {"cls_centre.value": "cls_center.value", "patch_centre.value": "patch_center.value"}
 RENAMED_KEYS = {"mim.centre_momentum": "mim.center_momentum", "train.pictures": "train.images"}
 RENAMED_VALUES = {"eval.scoring": {"program": "official_2017", "rules": "official"}}
-ADDED_KEYS = {"scst.eos": False}
+ITM = {"itm.temperature": None, "itm.harden": 0.8}  # negatives by ITC's own temperature; 0.8 says nothing then
+ADDED_KEYS = {"pretrain": ITM, "retrieval": {**ITM, "data.per": "caption"}, "caption": {"scst.eos": False}}
 
 
 def read_checkpoint(path: str | os.PathLike, required: tuple[str, ...] = ("model",)) -> dict:
@@ -33,10 +34,13 @@ def rename_old(checkpoint: dict) -> None:
         entries, name = _entries(checkpoint, key)
         if isinstance(entries.get(name), str):
             entries[name] = names.get(entries[name], entries[name])
-    for key, value in ADDED_KEYS.items():
+    stage = checkpoint.get("stage")
+    for key, value in ADDED_KEYS.get(stage if isinstance(stage, str) else "", {}).items():
+        section = key.split(".")[0]
+        if isinstance(checkpoint.get("config"), dict):
+            checkpoint["config"].setdefault(section, {})
         entries, name = _entries(checkpoint, key)
-        if entries:
-            entries.setdefault(name, value)
+        entries.setdefault(name, value)
 
 
 def _entries(checkpoint: dict, key: str) -> tuple[dict, str]:

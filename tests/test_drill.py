@@ -25,7 +25,7 @@ def test_killed_and_restarted_runs_end_bit_identical(drill):
 def test_a_stop_signal_leaves_a_checkpoint_of_the_next_step(drill, name, ranks, workers):
     setting = Setting(ranks=ranks, workers=workers, epochs=100)
     result = drill.stop(setting, getattr(signal, name))
-    assert result["step"] <= result["saved"] <= result["step"] + 2
+    assert result["saved"] in (result["step"], result["step"] + 1)
     assert result["code"] == (130 if ranks == 1 else -getattr(signal, name))  # torchrun itself dies of SIGUSR1
     assert "continue with --resume" in open(result["out"] + ".txt").read()
 

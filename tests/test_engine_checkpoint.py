@@ -21,7 +21,7 @@ from engine.checkpoint import (
     load_resumable,
 )
 from engine.checkpoint import random_state as state_of_generators
-from engine.config import PRETRAIN, STAGES, Config, Stage, load_config
+from engine.config import PRETRAIN, RETRIEVAL, STAGES, Config, Stage, load_config
 from engine.run import Run
 from engine.window import USUAL_STEPS, find_jump
 from utils import UserError, load_checkpoint, save_checkpoint
@@ -55,6 +55,11 @@ def flip(path, count=64):
     path.write_bytes(bytes(content))
 
 
+def contents(folder):
+    """{name: content} of a folder's files."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_the_last_checkpoints_are_kept_newest_first(tmp_path, keep):
     files = LastCheckpoints(tmp_path, keep)
@@ -86,12 +91,29 @@ def test_flipped_bytes_are_found_and_the_checkpoint_before_is_taken(tmp_path):
     flip(tmp_path / "checkpoint_last.pth")
     with pytest.raises(UserError, match="checkpoint_last.pth: damaged: the checksum of its record .* is wrong"):
         load_checkpoint(tmp_path / "checkpoint_last.pth")
-    found, lines = load_resumable(tmp_path)
-    assert found["progress"]["step"] == 1 and "damaged" in lines[0] and "the one before" in lines[0]
+    before = contents(tmp_path)
+    resumable, found, lines = load_resumable(tmp_path)
+    assert resumable["progress"]["step"] == 1 and "damaged" in lines[0] and "the one before" in lines[0]
+    assert contents(tmp_path) == before  # what fails until the folder is locked leaves it as it was
+    Run(tmp_path, found=found).open(resume_step=1, steps_per_epoch=1000)
     assert (tmp_path / "checkpoint_last_damaged.pth").exists()
     assert load_checkpoint(tmp_path / "checkpoint_last.pth")["progress"]["step"] == 1
     files.save(checkpoint(3))  # the good one is kept beside it
     assert [load_checkpoint(path)["progress"]["step"] for path in last_paths(tmp_path)] == [3, 1]
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_run_that_wrote_between_reading_and_locking_is_not_taken_for_the_one_that_was_read(tmp_path, earlier):
+    files = LastCheckpoints(tmp_path, 2)
+    if earlier:
+        files.save(checkpoint(1)), files.save(checkpoint(2))
+        flip(tmp_path / "checkpoint_last.pth")
+    resumable, found, _ = load_resumable(tmp_path)
+    files.save(checkpoint(3))
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match="another run has written checkpoints just now; start again"):
+        Run(tmp_path, found=found).open(resume_step=1 if earlier else None, steps_per_epoch=1000)
+    assert contents(tmp_path) | {"run.lock": b""} == before | {"run.lock": b""}
 
 
 def test_nothing_whole_is_an_error_and_nothing_at_all_a_beginning(tmp_path):
@@ -132,11 +154,12 @@ def test_an_entry_that_no_run_wrote_is_one_line(tmp_path, entry, value):
 def test_a_diverged_checkpoint_gives_way_to_the_one_before(tmp_path):
     files = LastCheckpoints(tmp_path, 2)
     files.save(checkpoint(200)), files.save(checkpoint(201))
-    assert files.withdraw(300) is None  # of an earlier step: it was good
-    assert "step 200 again" in files.withdraw(201)
+    assert files.withdraw(300, 1000) is None  # of an earlier step: it was good
+    assert files.withdraw(101, 500) is None  # and so it was where an epoch has 500 steps now
+    assert "step 200 again" in files.withdraw(201, 1000)
     assert load_checkpoint(tmp_path / "checkpoint_diverged.pth")["progress"]["step"] == 201
     assert load_resumable(tmp_path)[0]["progress"]["step"] == 200
-    assert files.withdraw(100) is None  # there is no other one to go on from
+    assert files.withdraw(100, 1000) is None  # there is no other one to go on from
 
 
 def test_a_loss_that_doubles_is_a_jump_and_noise_is_none():
@@ -170,8 +193,8 @@ def test_a_resumed_run_keeps_its_seed_and_says_what_changed(tmp_path):
     LastCheckpoints(tmp_path, 2).save(checkpoint(4))
     stage = Stage("test", "none", may_change=("train.lr",))
     cfg = Config(seed=9, train=Config(lr=0.5))
-    found, lines = begin(arguments(tmp_path), cfg, stage)
-    assert found["progress"]["step"] == 4 and cfg.seed == 3
+    resumable, _, lines = begin(arguments(tmp_path), cfg, stage)
+    assert resumable["progress"]["step"] == 4 and cfg.seed == 3
     assert lines == ["--resume: going on from step 4", "resumed with train.lr 0.5 instead of 1.0"]
     with pytest.raises(UserError, match="--resume: train.lr is 0.5, but the checkpoint was trained with 1.0"):
         begin(arguments(tmp_path), cfg, Stage("test", "none"))
@@ -187,6 +210,17 @@ def test_a_checkpoint_from_before_length_validation_and_trackers_can_be_resumed(
         del earlier["eval"], earlier["data"]["val"]
     lines = check_resumable(now, earlier, stage.may_change)
     assert lines == [f"resumed with train.epochs 3 instead of {earlier['train']['epochs']}"]
+
+
+@pytest.mark.parametrize("stage, schema", [("pretrain", PRETRAIN), ("retrieval", RETRIEVAL)])
+def test_a_checkpoint_of_before_the_itm_section_is_resumed_as_what_it_was(tmp_path, stage, schema):
+    cfg = load_config(schema.schema, (), schema)
+    config = {key: value for key, value in cfg.to_dict().items() if key != "itm"}
+    LastCheckpoints(tmp_path, 2).save(checkpoint(4, config=config, stage=stage))
+    assert begin(arguments(tmp_path), cfg, schema)[2] == ["--resume: going on from step 4"]
+    cfg = load_config(schema.schema, ["itm.temperature=1"], schema)
+    with pytest.raises(UserError, match="--resume: itm.temperature is 1, but the checkpoint was trained with None"):
+        begin(arguments(tmp_path), cfg, schema)
 
 
 def test_another_number_of_processes_needs_a_flag():

@@ -438,8 +438,9 @@ def _stopped_and_resumed(rank, folder):
     return {"straight": straight.weights(), "resumed": resumed.weights(), "steps": resumed.steps_seen}
 
 
-def test_three_processes_resume_bit_by_bit(tmp_path):
+@pytest.mark.parametrize("count, steps", [(3, [3, 4, 5, 6, 7, 8]), (4, [3, 4, 5, 6])])
+def test_three_and_four_processes_resume_bit_by_bit(tmp_path, count, steps):
     """Three numbers add up to another sum in another order, and DDP chooses the order: see `engine.ddp.rehearse`."""
-    for results in in_processes(3, _stopped_and_resumed, tmp_path):
+    for results in in_processes(count, _stopped_and_resumed, tmp_path):
         assert torch.equal(results["straight"], results["resumed"])
-        assert results["steps"] == [3, 4, 5, 6, 7, 8]
+        assert results["steps"] == steps

@@ -3,7 +3,9 @@ import math
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from engine.checkpoint import Found
 from engine.config import Config
 from engine.run import Run
 from utils import UserError
@@ -48,6 +50,33 @@ def test_a_resumed_run_drops_what_was_logged_after_its_checkpoint(tmp_path):
     start(tmp_path, resume_step=2).close()
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [(line["step"], line["split"]) for line in lines] == [(2, "train"), (0, "test")]
+
+
+def test_a_resumed_run_whose_epochs_have_another_number_of_steps_begins_logs_of_its_own(tmp_path):
+    """With --other_ranks: the steps of one count would hide, double or cut off those of the other."""
+    run = start(tmp_path, Config(seed=1))
+    for step in (6, 12, 18):  # 8 steps an epoch; the checkpoint is of step 12
+        run.log(step, {"x": 1.0})
+        run.image(step, "masking", torch.zeros(3, 4, 4))
+    run.close()
+    found = Found(written={}, steps_per_epoch=8)
+    run = Run(tmp_path, Config(seed=1), found)
+    run.open(resume_step=6, steps_per_epoch=4)
+    run.log(12, {"x": 2.0})
+    run.image(12, "masking", torch.ones(3, 4, 4))
+    run.close()
+    for folder, steps in ((tmp_path / "earlier_1", [6, 12, 18]), (tmp_path, [12])):
+        lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        board = EventAccumulator(str(folder / "tensorboard"))
+        board.Reload()
+        points = [event.step for event in board.Scalars("train/x")]
+        images = sorted(path.name for path in (folder / "images").iterdir())
+        assert [line["step"] for line in lines] == points == steps
+        assert images == [f"masking_{step:07}.png" for step in steps]
+    same = Run(tmp_path, Config(seed=1), Found(written={}, steps_per_epoch=4))
+    same.open(resume_step=6, steps_per_epoch=4)  # as ever
+    same.close()
+    assert not (tmp_path / "earlier_2").exists() and (tmp_path / "log.jsonl").read_text() == ""
 
 
 def test_values_that_are_not_finite_are_logged_as_null(tmp_path):

@@ -2,7 +2,9 @@ import logging
 import os
 import platform
 import random
+import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ from conftest import ROOT
 
 import utils
 from engine.checkpoint import random_state, set_random_state
-from models.earlier import rename_old
+from engine.config import STAGES, load_config, lookup
+from models.earlier import ADDED_KEYS, rename_old
 from models.tensors import all_gather_with_grad
 
 
@@ -74,15 +77,28 @@ def test_random_state_restores_every_generator(tmp_path):
 
 
 def test_a_checkpoint_of_before_a_key_says_what_was_done_without_it():
-    before = {"model": {}, "config": {"scst": {"mode": "beam"}, "train": {"lr": 1.0}}}
+    before = {"model": {}, "stage": "caption", "config": {"scst": {"mode": "beam"}, "train": {"lr": 1.0}}}
     rename_old(before)
     assert before["config"] == {"scst": {"mode": "beam", "eos": False}, "train": {"lr": 1.0}}
-    since = {"model": {}, "config": {"scst": {"mode": "beam", "eos": True}}}
+    since = {"model": {}, "stage": "caption", "config": {"scst": {"mode": "beam", "eos": True}}}
     rename_old(since)
     assert since["config"]["scst"]["eos"] is True
-    for other in ({"model": {}}, {"model": {}, "config": {"train": {"lr": 1.0}}}):  # of another stage, or converted
-        rename_old(other)
-        assert "scst" not in other.get("config", {})
+    for stage in ("pretrain", "retrieval"):  # a whole section that was not there
+        before = {"model": {}, "stage": stage, "config": {"data": {}}}
+        rename_old(before)
+        assert before["config"].pop("itm") == {"temperature": None, "harden": 0.8}
+        assert before["config"]["data"] == ({"per": "caption"} if stage == "retrieval" else {})
+    others = ({}, {"config": {"train": {"lr": 1.0}}}, {"stage": "vqa", "config": {}}, {"stage": "caption", "config": 3})
+    for other in others:  # converted, of another stage, and what check_entries refuses
+        rename_old(kept := {"model": {}, **other})
+        assert kept == {"model": {}, **other}
+
+
+def test_the_meaning_of_a_key_before_it_is_what_its_schema_has_for_off():
+    for stage, added in ADDED_KEYS.items():
+        config = load_config(STAGES[stage].schema, (), STAGES[stage])
+        for key, value in added.items():
+            assert key == "scst.eos" or lookup(config, key) == value, key
 
 
 def test_auto_precision_on_a_cpu_is_what_its_hardware_has(caplog, monkeypatch):
@@ -232,6 +248,27 @@ def test_set_up_names_an_interpreter_that_is_too_old(tmp_path):
     result = setup_venv(tmp_path, version="3.9.1")
     assert result.returncode == 1 and "error: Python 3.9.1 is too old: Python 3.10 or newer" in result.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.parametrize("number", ["0", "1"])
+def test_processes_that_do_not_find_each_other_end_with_one_line(number):
+    """Number 0 waits for a process that never comes, number 1 for a store that nobody has."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    address = {"RANK": number, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    script = (
+        "import datetime, utils\n"
+        "from engine import rendezvous\n"
+        "rendezvous.fresh_store.__defaults__ = (0.5,)\n"
+        "asked = rendezvous.dist.rendezvous\n"
+        "rendezvous.dist.rendezvous = lambda url: asked(url, timeout=datetime.timedelta(seconds=1))\n"
+        "utils.run_main(lambda: utils.init_distributed('cpu'))\n"
+    )
+    command, environment = [sys.executable, "-c", script], {**os.environ, **address}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and last.startswith("error: the processes do not find each other ("), done.stderr
 
 
 def test_half_of_torchruns_environment_is_an_error(monkeypatch):

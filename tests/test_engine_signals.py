@@ -1,0 +1,147 @@
+"""Stops outside of training steps: at once with exit code 130, and --resume goes on to the same end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from drill import Drill, Setting, differing, last_step, wait_for
+
+import Caption
+import Pretrain
+import utils
+from engine.signals import end_at_stop_signals, stop_signals
+from evaluation import caption as caption_evaluation
+from evaluation import cider
+from models.caption import CaptionModel
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """The handlers of this process as they were, and no stop left for the tests that follow."""
+    before = {number: signal.getsignal(number) for number in utils.STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    utils.stop_requests.clear()
+
+
+@pytest.mark.parametrize("number", utils.STOP_SIGNALS)
+def test_every_stop_signal_ends_a_script_at_once_and_once(number):
+    end_at_stop_signals()
+    with pytest.raises(KeyboardInterrupt, match="stopped outside of training; the same command with --resume goes on"):
+        os.kill(os.getpid(), number)
+    os.kill(os.getpid(), signal.SIGTERM)  # of a second sender, while the script ends
+    assert utils.stop_requests == [number, signal.SIGTERM]
+
+
+def test_training_waits_for_its_step_and_what_follows_it_does_not():
+    end_at_stop_signals()
+    with pytest.raises(utils.Stopped), stop_signals() as stopping:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stopping()
+        raise utils.Stopped
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_after_the_last_step_is_a_stop_too():
+    with pytest.raises(utils.Stopped), stop_signals() as stopping:
+        assert not stopping()
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert utils.stop_requests == []
+
+
+def test_a_hangup_under_nohup_stays_ignored():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    end_at_stop_signals()
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert utils.stop_requests == []
+
+
+def test_a_stopped_script_says_so_and_one_whose_peer_stopped_first_is_no_error():
+    script = (
+        "import os, signal, utils\n"
+        "from engine.signals import end_at_stop_signals\n"
+        "utils.init_distributed('cpu')\n"
+        "end_at_stop_signals()\n"
+        "def main():\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    except KeyboardInterrupt:\n"
+        "        {end}\n"
+        "utils.run_main(main)\n"
+    )
+    for end, words in (("raise", "stopped outside of training"), ("raise RuntimeError('closed by peer')", "")):
+        command = [sys.executable, "-c", script.format(end=end)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (130, "") and words in done.stdout
+
+
+# --------------------------------------------------------------------------------------------- a script, as it runs
+
+
+@pytest.fixture(scope="module")
+def drill(tmp_path_factory):
+    """Demo data and a pre-trained checkpoint."""
+    made = Drill(tmp_path_factory.mktemp("stops"), scenes=24)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", made.command(Setting(epochs=1), made.folder / "pretrained")[1:])
+        Pretrain.main()
+    return made
+
+
+def call(drill, out, code, monkeypatch, patched=None, when=lambda: True):
+    """Caption.py by SCST in this process; it is sent SIGTERM in the call of `patched` in which `when` is true first."""
+    command = drill.command(Setting("scst", epochs=1), out, ["train.log_every=1"])
+    with monkeypatch.context() as patch:
+        patch.setattr(caption_evaluation.shutil, "which", lambda name: None)  # no Java: seconds less
+        if patched:
+            owner, name = patched
+            original = getattr(owner, name)
+
+            def stopped(*args, **options):
+                if when():
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return original(*args, **options)
+
+            patch.setattr(owner, name, stopped)
+        with pytest.raises(SystemExit) as end:
+            utils.run_main(lambda: Caption.main(command[2:]))
+    assert end.value.code == code
+
+
+def test_stops_before_training_and_after_it_lose_nothing(drill, tmp_path, monkeypatch):
+    out, straight = tmp_path / "run", tmp_path / "straight"
+    counts = drill.data / "caption_train_cider.npz"
+    call(drill, out, 130, monkeypatch, (cider, "reward_words"))  # while document frequencies are counted
+    assert not out.exists() and not counts.exists()
+    call(drill, out, 130, monkeypatch, (CaptionModel, "generate"))  # in the validation before the first step
+    assert counts.exists() and last_step(out) == 0
+    call(drill, out, 130, monkeypatch, (CaptionModel, "generate"), lambda: last_step(out) == 4)  # the final evaluation
+    assert not (out / "metrics.json").exists()
+    call(drill, out, 0, monkeypatch)
+    call(drill, straight, 0, monkeypatch)
+    assert differing(straight / "checkpoint_last.pth", out / "checkpoint_last.pth") == []
+    assert differing(straight / "checkpoint_best.pth", out / "checkpoint_best.pth") == []
+    for name in ("caption_result.json", "caption_result_val.json"):
+        assert (out / name).read_text() == (straight / name).read_text()
+    ours, theirs = (json.loads((folder / "metrics.json").read_text()) for folder in (out, straight))
+    for numbers in (*ours.values(), *theirs.values()):
+        del numbers["captions_per_second"]
+    assert ours == theirs
+
+
+def test_torchrun_ends_an_evaluation_of_two_processes_without_a_traceback(drill, tmp_path):
+    out = tmp_path / "evaluated"
+    slow = ["eval.batch_size=1", "eval.text_batch_size=1", "rerank.batch_size=1"]
+    process = drill.start(Setting("retrieval", ranks=2, epochs=1), out, slow)
+    wait_for(process, lambda: last_step(out) == 2, seconds=240)  # trained: what follows is the evaluation
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=60)
+    text = (tmp_path / "evaluated.txt").read_text()
+    assert "stopped outside of training; the same command with --resume goes on" in text
+    assert not (out / "metrics.json").exists() and "Error" not in text.split("stopped outside")[0]
