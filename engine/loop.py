@@ -11,12 +11,12 @@ from collections.abc import Callable
 
 import torch
 
-from dataset.transforms import normalised
 from engine.checkpoint import DIVERGED, LastCheckpoints, random_state, set_random_state
 from engine.config import Config
 from engine.ddp import rehearse
 from engine.run import Run
 from engine.signals import stop_signals
+from engine.transfer import Transfer
 from engine.window import Jump, Window, log_window
 from models.weights import load_exactly
 from utils import (
@@ -30,7 +30,6 @@ from utils import (
     rank,
     resolve_precision,
     save_checkpoint,
-    to_device,
     unwrap,
     world_size,
 )
@@ -87,6 +86,7 @@ def fit(
     extra_state: Callable[[], dict] | None = None,
     log_fn: Callable[[Progress, dict], dict | None] | None = None,
     count_fn: Callable[[dict], int | torch.Tensor] | None = None,
+    operations_fn: Callable[[dict], float] | None = None,
 ) -> Jump | None:
     """Train from `progress` until `train_cfg.epochs` are done, or raise Stopped after a signal. Returns the jump of the
     loss that lasts at the end, if there is one: the last checkpoint is then older than the model.
@@ -97,7 +97,8 @@ def fit(
     over the interval, on the console too where the name has no "/". `schedule.step(n)` sets the rates of step
     n. `after_step(progress)` follows every optimizer step, `on_epoch_end(model, progress)` every epoch, while
     `progress.epoch` still is that epoch's number from 0; where it raises Stopped, the resumed run repeats it.
-    `log_fn(progress, means)` may return further values to log. All of them are called in all processes.
+    `log_fn(progress, means)` may return further values to log, `operations_fn(batch)` tells how many floating-point
+    operations a micro-batch takes, for the log. All of them are called in all processes.
 
     Every micro-batch weighs the same in a step, which is the step of one large batch where its loss is a mean over
     equally many items. Where it is a mean over, say, tokens, `count_fn(batch)` tells how many a micro-batch has (before
@@ -106,7 +107,7 @@ def fit(
 
     Checkpoints hold model, optimizer, position in the data, random state, configuration and `extra_state()`.
     """
-    window = Window(run, device)
+    window, transfer = Window(run, device, operations_fn), Transfer(device)
     saver = _Saver(model, optimizer, progress, run, extra_state, window, train_cfg.keep_checkpoints)
     with stop_signals() as stopping:
         while progress.epoch < train_cfg.epochs:
@@ -116,7 +117,7 @@ def fit(
             for index in range(first, progress.steps_per_epoch):
                 schedule.step(progress.step)
                 step_batches = _step_batches(batches, train_cfg.accumulation, count_fn)
-                _train_step(model, step_batches, optimizer, loss_fn, progress, train_cfg, window)
+                _train_step(model, map(transfer, step_batches), optimizer, loss_fn, progress, train_cfg, window)
                 progress.step += 1
                 if after_step:
                     after_step(progress)
@@ -257,7 +258,6 @@ def _step_batches(batches, accumulation: int, count_fn: Callable | None):
 def _train_step(model, batches, optimizer, loss_fn, progress: Progress, train_cfg, window: Window) -> None:
     """One optimizer step. A gradient that is not finite changes no weight; `window.check` reports it."""
     for micro, batch in enumerate(batches):
-        batch = normalised(to_device(batch, window.device))
 
         def forward(batch: dict = batch) -> tuple[torch.Tensor, dict]:
             with autocast(window.device, progress.precision):
