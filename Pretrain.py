@@ -18,6 +18,7 @@ from dataset.pretrain import PretrainCollate
 from dataset.text import Tokenizer
 from dataset.transforms import CLIP_MEAN, CLIP_STD, normalised, to_unit_tensor
 from engine.checkpoint import DIVERGED, BestCheckpoint, begin, random_state_kept
+from engine.compiling import compile_layers
 from engine.config import PRETRAIN, Config, add_arguments, differences, load_config
 from engine.ddp import wrap_ddp
 from engine.drawing import to_image
@@ -25,9 +26,11 @@ from engine.figures import masking_figure
 from engine.loop import Progress, fit, position
 from engine.run import Run
 from engine.signals import end_at_stop_signals
+from evaluation.sharded import evaluating
 from evaluation.validation import SCORE, Validation
 from models.alignment import MatchingWatch, alpha_at
 from models.earlier import read_checkpoint
+from models.operations import pretrain_operations
 from models.pretrain import PretrainModel, build_pretrain_model, start_from
 from optim import create_optimization
 from utils import (
@@ -99,6 +102,8 @@ def train(
     seed_everything(cfg.seed)  # from here on every process draws its own noise
     resumed = resume_from is not None
     progress = position(model, optimizer, len(loader), cfg.train, device, resume_from)
+    if cfg.train.compile:
+        logger.info("train.compile: %d layers, in the first steps", compile_layers(model, device))
     run.open(progress.step if resumed else None, progress.steps_per_epoch)
     latest: dict[str, float | dict] = {}  # for metrics.json
     watch = MatchingWatch(cfg.itm, cfg.train.batch_size * cfg.train.accumulation * world_size())
@@ -124,7 +129,7 @@ def train(
         return {"data/unusable": float(all_reduce_sum(torch.tensor(loader.bad)))}
 
     jump = fit(
-        wrap_ddp(model, device),
+        wrap_ddp(model, device, cfg.train.bf16_gradients),
         loader,
         optimizer,
         schedule,
@@ -137,6 +142,7 @@ def train(
         on_epoch_end=on_epoch_end,
         extra_state=best.state if best else lambda: notes,
         log_fn=log_fn,
+        operations_fn=lambda batch: pretrain_operations(model, *batch["input_ids"].shape),
     )
     if latest:  # empty where --resume found nothing left to do
         run.write_metrics(latest)
@@ -166,10 +172,8 @@ def masking_image(model: PretrainModel, dataset, tokenizer, max_tokens: int, dev
     count = min(SHOWN, len(dataset))
     samples = [dataset[(0, index * len(dataset) // count)] for index in range(count)]
     batch = normalised(to_device(PretrainCollate(tokenizer, max_tokens)(samples), device))
-    training = model.training
-    model.eval()
-    shown = model.inspect(batch)
-    model.train(training)
+    with evaluating(model):
+        shown = model.inspect(batch)
     clean, views = ([to_image(image) for image in denormalise(batch[name])] for name in ("image1", "image2"))
     figure = masking_figure(
         views,

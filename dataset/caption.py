@@ -142,8 +142,9 @@ def _merged(entries: list[dict], key: str) -> list[dict]:
 class CaptionCollate:
     """List of samples of CaptionTrainDataset -> batch dict.
 
-    image [B,3,S,S]; prompt_ids, prompt_mask [B,P]; input_ids, target [B,T]: the decoder's input [CLS] caption and
-    what it has to say, caption [SEP], IGNORE behind it; references (list of lists of str), paths, bad.
+    image [B,3,S,S]; prompt_ids [B,P]; prompt_mask [B,P], None where no prompt is padded; input_ids, target [B,T]: the
+    decoder's input [CLS] caption and what it has to say, caption [SEP], IGNORE behind it; references (list of lists of
+    str), paths, bad.
     `max_tokens` bounds T, that is the tokens to generate; a caption cut there is not taught to end.
     """
 
@@ -156,7 +157,8 @@ class CaptionCollate:
             return places
         batch = {"image": stack_pixels([sample["image"] for sample in samples])}
         prompts = [sample["prompt"] for sample in samples]
-        batch["prompt_ids"], batch["prompt_mask"] = self.tokenizer.encode(prompts, self.max_prompt_tokens)
+        batch["prompt_ids"], mask = self.tokenizer.encode(prompts, self.max_prompt_tokens)
+        batch["prompt_mask"] = self.tokenizer.padding(mask)
         captions = [sample["caption"] for sample in samples]
         batch["input_ids"], batch["target"] = caption_tokens(self.tokenizer, captions, self.max_tokens)
         references = [sample["references"] for sample in samples]

@@ -70,8 +70,8 @@ class PretrainDataset(TrainDataset):
 
 class PretrainCollate:
     """List of samples -> batch dict: every image key stacked to [B,3,...] (uint8: `normalised` follows on the device),
-    input_ids and attention_mask [B,L], image_id [B] int64, caption_id [B] int64 (equal for equal captions), paths and
-    bad (lists of str).
+    input_ids and attention_mask [B,L], padded (whether that mask has a 0), image_id [B] int64, caption_id [B] int64
+    (equal for equal captions), paths and bad (lists of str).
 
     A batch with a sample that holds `bad` alone has no tensors; the loader stops the run when such a batch arrives.
     """
@@ -83,13 +83,14 @@ class PretrainCollate:
         places = sample_places(samples)
         if "unusable" in places:
             return places
-        batch: dict[str, Tensor | list[str]] = {
+        batch: dict[str, Tensor | bool | list[str]] = {
             key: stack_pixels([sample[key] for sample in samples])
             for key, value in samples[0].items()
             if isinstance(value, Tensor)
         }
         captions = [sample["caption"] for sample in samples]
         batch["input_ids"], batch["attention_mask"] = self.tokenizer.encode(captions, self.max_tokens)
+        batch["padded"] = not batch["attention_mask"].all().item()  # asked here: a GPU would be waited for
         batch["image_id"] = torch.tensor([sample["image_id"] for sample in samples], dtype=torch.int64)
         batch["caption_id"] = torch.tensor([caption_id(caption) for caption in captions], dtype=torch.int64)
         return {**batch, **places}

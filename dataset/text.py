@@ -97,6 +97,11 @@ class Tokenizer:
         mask = (torch.arange(length) < lengths[:, None]).long()  # [B,L]
         return ids.view(len(rows), length), mask
 
+    @staticmethod
+    def padding(mask: Tensor) -> Tensor | None:
+        """The mask, on the CPU, where it has a 0, else None: attention has faster kernels without one."""
+        return None if mask.all() else mask
+
     def decode(self, ids: Sequence[int] | Tensor) -> str:
         """Token ids [L] to text: special tokens dropped, word pieces joined."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)

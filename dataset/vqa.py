@@ -111,9 +111,9 @@ class VQATrainDataset(TrainDataset):
 
 
 class VQACollate:
-    """List of samples -> batch dict: image [B,3,S,S], input_ids and attention_mask [B,L]; and of all A answers to the B
-    questions answer_ids, answer_target, answer_mask [A,T] (see `encode_answers`), answer_rows [A] (the question of
-    each), answer_weights [A]; paths and bad (lists of str).
+    """List of samples -> batch dict: image [B,3,S,S], input_ids [B,L], attention_mask [B,L] (None where nothing is
+    padded); and of all A answers to the B questions answer_ids, answer_target, answer_mask [A,T] (see
+    `encode_answers`), answer_rows [A] (the question of each), answer_weights [A]; paths and bad (lists of str).
 
     limits: see `encode_questions`; max_answer_tokens: see `encode_answers`.
     """
@@ -132,7 +132,7 @@ class VQACollate:
         return {
             "image": stack_pixels([sample["image"] for sample in samples]),
             "input_ids": ids,
-            "attention_mask": mask,
+            "attention_mask": self.tokenizer.padding(mask),
             "answer_ids": answer_ids,
             "answer_target": target,
             "answer_mask": answer_mask,
@@ -259,6 +259,6 @@ class EvalBatches(Dataset):
             "image": torch.stack([dataset.image(path) for path in paths]),
             "image_rows": torch.tensor([paths.index(dataset.paths[i]) for i in index]),
             "input_ids": ids,
-            "attention_mask": mask,
+            "attention_mask": self.tokenizer.padding(mask),
             "index": torch.tensor(index),
         }

@@ -291,7 +291,7 @@ MAY_CHANGE = (
     *LENGTH,
     *(f"train.{key}" for key in ("lr", "lr_vit", "min_lr", "warmup_steps", "weight_decay", "clip_grad")),
     *(f"train.{key}" for key in ("precision", "log_every", "checkpoint_every", "keep_checkpoints", "tracker")),
-    *("train.lr_scaling", "train.base_batch"),
+    *(f"train.{key}" for key in ("lr_scaling", "base_batch", "compile", "bf16_gradients")),
     *(f"data.{key}" for key in ("image_root", "image_prefix_map", "max_bad_share", "cache_images", "num_workers")),
 )
 
@@ -337,7 +337,7 @@ PRETRAIN = Stage(
     may_change=(
         *MAY_CHANGE,
         *("data.val", "eval.images", "eval.batch_size", "eval.text_batch_size", "train.best", "train.images"),
-        *(f"model.{key}" for key in ("image_encoder.weights", "image_encoder.checkpointing", "bert.weights")),
+        *(f"model.{part}.{key}" for part in ("image_encoder", "bert") for key in ("weights", "checkpointing")),
     ),
     check=_check_pretrain,
 )
@@ -365,7 +365,7 @@ RETRIEVAL = Stage(
     },
     may_change=(
         *MAY_CHANGE,
-        *("data.test", "checkpointing", "rerank.batch_size"),
+        *("data.test", "checkpointing", "text_checkpointing", "rerank.batch_size"),
         *(f"eval.{key}" for key in ("splits", "batch_size", "text_batch_size", "folds", "save_top")),
     ),
     check=_at_least_two_pairs,
@@ -405,7 +405,10 @@ CAPTION = Stage(
         "eval.splits": splits,
         "eval.batch_size": whole(1),
     },
-    may_change=(*MAY_CHANGE, "data.test", "checkpointing", "eval.splits", "eval.batch_size", "eval.spice"),
+    may_change=(
+        *MAY_CHANGE,
+        *("data.test", "checkpointing", "text_checkpointing", "eval.splits", "eval.batch_size", "eval.spice"),
+    ),
     check=_check_caption,
 )
 
@@ -443,7 +446,7 @@ VQA = Stage(
         *MAY_CHANGE,
         *(f"data.{key}" for key in ("test", "official", "answer_list")),
         *(f"answer.{key}" for key in ("mode", "beams", "min_tokens", "max_tokens", "length_penalty", "k_test")),
-        *("checkpointing", "eval.batch_size"),
+        *("checkpointing", "text_checkpointing", "eval.batch_size"),
     ),
     check=_check_vqa,
 )

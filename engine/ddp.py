@@ -7,13 +7,17 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 from engine.checkpoint import random_state, set_random_state
 from utils import world_size
 
 
-def wrap_ddp(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-    """The model in DistributedDataParallel if there are several processes; it starts from rank 0's values."""
+def wrap_ddp(model: torch.nn.Module, device: torch.device, bf16_gradients: bool = False) -> torch.nn.Module:
+    """The model in DistributedDataParallel if there are several processes; it starts from rank 0's values.
+
+    bf16_gradients: they are averaged in bf16, which halves what travels and rounds them to 8 bits.
+    """
     if world_size() == 1:
         return model
     for buffer in model.buffers():  # DDP's own start leaves them out when they are not synchronised later
@@ -22,7 +26,10 @@ def wrap_ddp(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     renamed = "forward_sync_buffers" in inspect.signature(ddp).parameters  # in newer torch
     options = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     ids = [device.index] if device.type == "cuda" else None
-    return ddp(model, device_ids=ids, gradient_as_bucket_view=True, find_unused_parameters=False, **options)
+    wrapped = ddp(model, device_ids=ids, gradient_as_bucket_view=True, find_unused_parameters=False, **options)
+    if bf16_gradients:
+        wrapped.register_comm_hook(None, bf16_compress_hook)
+    return wrapped
 
 
 def rehearse(model: torch.nn.Module, loss_fn: Callable[[], torch.Tensor]) -> None:

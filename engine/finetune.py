@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from dataset import create_train_loader
 from engine.checkpoint import BestCheckpoint, begin, source_checkpoint
+from engine.compiling import compile_layers
 from engine.config import Config, Stage
 from engine.ddp import wrap_ddp
 from engine.loop import Progress, fit, position
@@ -35,6 +36,7 @@ def start_stage(
         image_size=cfg.image_size,
         decoder=decoder,
         checkpointing=cfg.checkpointing,
+        text_checkpointing=cfg.text_checkpointing,
         loaded=resume_from,
     )
     for line in lines + loaded:
@@ -76,6 +78,8 @@ def finetune(
     seed_everything(cfg.seed)  # from here on every process draws its own noise
     fresh = resume_from is None
     progress = position(model, optimizer, len(loader), cfg.train, device, resume_from)
+    if cfg.train.compile:
+        logger.info("train.compile: %d layers, in the first steps", compile_layers(model, device))
     run.open(None if fresh else progress.step, progress.steps_per_epoch)
     if validate_first and fresh:
         validate(0)
@@ -86,7 +90,7 @@ def finetune(
             best.offer(model, found, progress.step, progress.epoch + 1)
 
     fit(
-        wrap_ddp(model, device),
+        wrap_ddp(model, device, cfg.train.bf16_gradients),
         loader,
         optimizer,
         schedule,

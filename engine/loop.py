@@ -11,13 +11,13 @@ from collections.abc import Callable
 
 import torch
 
-from dataset.transforms import normalised
 from engine.checkpoint import DIVERGED, LastCheckpoints, random_state, set_random_state
 from engine.config import Config
 from engine.ddp import rehearse
 from engine.length import Progress, Stopwatch, beginning, go_on
 from engine.run import Run
 from engine.signals import stop_signals
+from engine.transfer import Transfer
 from engine.window import Jump, Window, log_window
 from models.weights import load_exactly
 from utils import (
@@ -31,7 +31,6 @@ from utils import (
     rank,
     resolve_precision,
     save_checkpoint,
-    to_device,
     unwrap,
     world_size,
 )
@@ -74,6 +73,7 @@ def fit(
     extra_state: Callable[[], dict] | None = None,
     log_fn: Callable[[Progress, dict], dict | None] | None = None,
     count_fn: Callable[[dict], int | torch.Tensor] | None = None,
+    operations_fn: Callable[[dict], float] | None = None,
 ) -> Jump | None:
     """Train from `progress` to the end, or raise Stopped after a signal. Returns the jump of the loss that lasts at the
     end, if there is one: the last checkpoint is then older than the model.
@@ -85,7 +85,8 @@ def fit(
     before which the share `done` of the training is over. `after_step(progress)` follows every optimizer step,
     `on_epoch_end(model, progress)` every epoch and the last step, which may lie within an epoch, while `progress.epoch`
     still is that epoch's number from 0; where it raises Stopped, the resumed run repeats it.
-    `log_fn(progress, means)` may return further values to log. All of them are called in all processes.
+    `log_fn(progress, means)` may return further values to log, `operations_fn(batch)` tells how many floating-point
+    operations a micro-batch takes, for the log. All of them are called in all processes.
 
     Every micro-batch weighs the same in a step, which is the step of one large batch where its loss is a mean over
     equally many items. Where it is a mean over, say, tokens, `count_fn(batch)` tells how many a micro-batch has (before
@@ -94,7 +95,7 @@ def fit(
 
     Checkpoints hold model, optimizer, position in the data, random state, configuration and `extra_state()`.
     """
-    window = Window(run, device)
+    window, transfer = Window(run, device, operations_fn), Transfer(device)
     saver = _Saver(model, optimizer, progress, run, extra_state, window, train_cfg.keep_checkpoints)
     watch = Stopwatch(progress)
     with stop_signals() as stopping:
@@ -108,7 +109,7 @@ def fit(
                 window.done = progress.done
                 schedule.step(progress.step, window.done)
                 step_batches = _step_batches(batches, train_cfg.accumulation, count_fn)
-                _train_step(model, step_batches, optimizer, loss_fn, progress, train_cfg, window)
+                _train_step(model, map(transfer, step_batches), optimizer, loss_fn, progress, train_cfg, window)
                 progress.step += 1
                 if after_step:
                     after_step(progress)
@@ -249,7 +250,6 @@ def _step_batches(batches, accumulation: int, count_fn: Callable | None):
 def _train_step(model, batches, optimizer, loss_fn, progress: Progress, train_cfg, window: Window) -> None:
     """One optimizer step. A gradient that is not finite changes no weight; `window.check` reports it."""
     for micro, batch in enumerate(batches):
-        batch = normalised(to_device(batch, window.device))
 
         def forward(batch: dict = batch) -> tuple[torch.Tensor, dict]:
             with autocast(window.device, progress.precision):

@@ -15,6 +15,7 @@ import torch
 from engine.checkpoint import LastCheckpoints
 from engine.length import Progress
 from engine.run import Run
+from models.operations import peak_tflops
 from utils import UserError, all_reduce_sum, clock, gather_objects, is_main, on_main, world_size, write_json
 
 USUAL_STEPS = 50  # losses that a jump is told by
@@ -23,8 +24,9 @@ USUAL_STEPS = 50  # losses that a jump is told by
 class Window:
     """What the steps since the last log line gave; scalars stay on the device, so that no step waits."""
 
-    def __init__(self, run: Run, device: torch.device):
+    def __init__(self, run: Run | None, device: torch.device, operations_fn: Callable[[dict], float] | None = None):
         self.run, self.device, self.seconds_per_step = run, device, None
+        self.operations_fn = operations_fn
         self.files: LastCheckpoints | None = None
         self.jump: Jump | None = None  # of the loss, while it lasts
         self.rehearsed = False
@@ -34,7 +36,7 @@ class Window:
     def restart(self) -> None:
         self.batches, self.norms, self.values = [], [], {}  # batches: (step, paths, {name: scalar})
         self.checked = 0  # steps that `check` has seen
-        self.pairs, self.waited, self.start = 0, 0.0, time.perf_counter()
+        self.pairs, self.operations, self.waited, self.start = 0, 0.0, 0.0, time.perf_counter()
 
     def add_batch(self, step: int, batch: dict, loss: torch.Tensor, values: dict) -> None:
         scalars = {"loss": loss, **values}
@@ -43,6 +45,8 @@ class Window:
             self.values.setdefault(name, []).append(item)
         paths = list(batch.get("paths", ()))
         self.batches.append((step, paths, scalars))
+        if self.operations_fn:
+            self.operations += self.operations_fn(batch)
         self.pairs += len(paths) or len(next(item for item in batch.values() if isinstance(item, torch.Tensor)))
 
     def means(self) -> dict[str, float]:
@@ -142,6 +146,7 @@ def log_window(
         "pairs_per_second": window.pairs * world_size() / seconds,
         "data_wait": window.waited / seconds,
     }
+    values |= _utilisation(window, seconds, progress.precision)
     values |= {"memory_gib": _peak_memory(window.device), "eta_seconds": eta}
     values |= {"epoch": progress.step / progress.steps_per_epoch}
     if progress.minutes is not None:
@@ -151,8 +156,20 @@ def log_window(
     run.log(progress.step, values)
     shown = " ".join(f"{key} {values[key]:.3g}" for key in [*window.values, "grad_norm", *rates] if "/" not in key)
     speed = f"{values['pairs_per_second']:.1f} pairs/s, data {values['data_wait']:.0%}"
+    if "mfu" in values:
+        speed += f", MFU {values['mfu']:.0%}"
     run.info(f"{progress.place()}  {shown}  | {speed}, {values['memory_gib']:.1f} GiB, ETA {clock(eta)}")
     window.restart()
+
+
+def _utilisation(window: Window, seconds: float, precision: str) -> dict[str, float]:
+    """TFLOP/s of this process, and the share of its GPU's peak where that is known: model FLOP utilisation (MFU)."""
+    if not window.operations:
+        return {}
+    tflops = window.operations / seconds / 1e12
+    name = torch.cuda.get_device_name(window.device) if window.device.type == "cuda" else "cpu"
+    peak = peak_tflops(name, precision)
+    return {"tflops": tflops} if peak is None else {"tflops": tflops, "mfu": tflops / peak}
 
 
 def _peak_memory(device: torch.device) -> float:

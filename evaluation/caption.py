@@ -52,9 +52,10 @@ class Captioner:
         def write(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, list[str]]:
             images, indices = batch
             prompts = [dataset.prompts[i] for i in indices.tolist()]
-            ids, mask = (x.to(self.device) for x in self.tokenizer.encode(prompts, cfg.text.max_prompt_tokens))
+            ids, mask = self.tokenizer.encode(prompts, cfg.text.max_prompt_tokens)
+            batch = {"images": images, "prompt_ids": ids, "prompt_mask": self.tokenizer.padding(mask)}
             with utils.autocast(self.device, self.precision):
-                sequences, _ = model.generate(images.to(self.device), ids, mask, **cfg.generation)
+                sequences, _ = model.generate(**utils.to_device(batch, self.device), **cfg.generation)
             return indices, [self.tokenizer.decode_caption(row) for row in sequences.tolist()]
 
         loader = eval_loader(dataset, cfg.eval.batch_size, num_workers=cfg.data.num_workers, device=self.device)

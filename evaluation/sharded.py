@@ -150,11 +150,15 @@ def _kind(part: Tensor | Sequence) -> tuple | None:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, and afterwards in the mode that it was in."""
+    """The model in eval mode, and afterwards in the mode that it was in.
+
+    Compiled layers (`train.compile`) run as they are: an evaluation's shapes would be compiled for a few batches each.
+    """
     training = model.training
     model.eval()
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         model.train(training)
 

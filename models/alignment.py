@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from models.bert import Memory
-from models.losses import global_mean, itc_loss, itm_loss, sample_hard_negatives
+from models.losses import global_count, itc_loss, itm_loss, rank_share, sample_hard_negatives
 from models.momentum import FeatureQueue
 from models.semmim import SemMIM
 from models.tensors import all_gather_with_grad, interleave
@@ -123,6 +123,11 @@ def legal_negatives(image_id: Tensor, caption_id: Tensor) -> Tensor:
     return (image_id[:, None] != image_id) & (caption_id[:, None] != caption_id)
 
 
+def matching_rows(image_id: Tensor, caption_id: Tensor) -> Tensor:
+    """How many of the 3B rows of `match` are valid, which needs no features: a scalar."""
+    return len(image_id) + 2 * legal_negatives(image_id, caption_id).any(1).sum()
+
+
 def hard_negatives(features: Features, temperature: Tensor, draw_image: Tensor, draw_text: Tensor) -> Negatives:
     """One hard negative image per text and one hard negative text per image, from this rank's rows.
 
@@ -140,22 +145,31 @@ def hard_negatives(features: Features, temperature: Tensor, draw_image: Tensor, 
 
 
 def match(
-    net: SemMIM, text_embeds: Tensor, mask: Tensor, image_memory: Memory, negatives: Negatives
+    net: SemMIM,
+    text_embeds: Tensor,
+    mask: Tensor | None,
+    image_memory: Memory,
+    negatives: Negatives,
+    everywhere: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """ITM: the pair itself, the image with a wrong text, the text with a wrong image -> (loss, accuracy).
 
-    text_embeds: [B, L, D]; mask: [B, L]; image_memory: keys and values of the B images
-    (`net.fusion_encoder.project_memory`), projected once and shared by all rows.
+    text_embeds: [B, L, D]; mask: [B, L], None where nothing is padded; image_memory: keys and values of the B images
+    (`net.fusion_encoder.project_memory`), projected once and shared by all rows; everywhere: the valid rows of all
+    ranks, where they are known (`global_count` of `matching_rows`).
     Rows of one image stand together, so that nothing is copied for two thirds of them.
     """
-    size, valid = mask.shape[0], negatives.valid
+    size, valid = len(text_embeds), negatives.valid
     texts = interleave(text_embeds, text_embeds[negatives.text])  # [2B, L, D]
-    own_image = net.fuse(texts, interleave(mask, mask[negatives.text]), image_memory, keep=1)
+    own_mask = None if mask is None else interleave(mask, mask[negatives.text])
+    own_image = net.fuse(texts, own_mask, image_memory, keep=1)
     other_image = net.fuse(text_embeds, mask, image_memory, rows=negatives.image, keep=1)
     logits = net.itm_logits(torch.cat([own_image, other_image]))  # [3B, 2]
-    target = torch.zeros(3 * size, dtype=torch.long, device=mask.device)
+    target = torch.zeros(3 * size, dtype=torch.long, device=valid.device)
     target[0 : 2 * size : 2] = 1
-    loss = global_mean(itm_loss(logits, target, valid), valid.sum())
+    if everywhere is None:
+        everywhere = global_count(valid.sum())
+    loss = rank_share(itm_loss(logits, target, valid), everywhere)
     with torch.no_grad():
         accuracy = ((logits.argmax(1) == target) & valid).sum() / valid.sum().clamp(min=1)
     return loss, accuracy

@@ -23,6 +23,7 @@ from os import PathLike
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.weights import check_finite, find_weights, load_exactly, read_architecture, read_weights
 from utils import UserError, shown
@@ -106,15 +107,21 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, drop: float = 0.0) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, drop: float = 0.0, causal: bool = False
+) -> Tensor:
     """softmax(q k^T / sqrt(d) + mask) v.
 
     q: [B, H, L, d]; k, v: [B, H, S, d]; mask: additive, broadcastable to [B, H, L, S], in the type of q;
-    drop: the probability with which an attention weight is dropped (0 when evaluating). -> [B, H, L, d].
-    The softmax accumulates in fp32 inside its kernel whatever the type of its input is.
+    drop: the probability with which an attention weight is dropped (0 when evaluating); causal: query i sees the keys
+    0..i alone (then mask is None and S = L). -> [B, H, L, d].
+    The softmax accumulates in fp32 inside its kernel whatever the type of its input is. A GPU's flash kernel takes no
+    mask: padding_mask gives None where nothing is padded, `causal` needs none.
     """
     if q.is_cuda or (drop == 0.0 and fused_attention_pays(q)):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop, is_causal=causal)
+    if causal:
+        mask = causal_mask(q.shape[2], 0, q)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # [B, H, L, S]
     if mask is not None:
         scores = scores + mask
@@ -218,16 +225,18 @@ class Attention(nn.Module):
         cache: KVCache | None = None,
         index: int = 0,
         keep: int | None = None,
+        causal: bool = False,
     ) -> Tensor:
         """x: [R, L, D]; mask: additive, broadcastable to [R, H, L, past + L]; cache: KVCache whose layer
-        `index` this is; keep: the number of leading tokens whose result is needed (None: all). -> [R, L or keep, D]
+        `index` this is; keep: the number of leading tokens whose result is needed (None: all); causal: see `attention`.
+        -> [R, L or keep, D]
         """
         k, v = self.project(x)
         x = x[:, :keep]
         q = self.self.split(self.self.query(x))
         if cache is not None:
             k, v = cache.append(index, k, v)
-        out = attention(q, k, v, mask, self.self.drop())
+        out = attention(q, k, v, mask, self.self.drop(), causal)
         return self.output(out.transpose(1, 2).flatten(2), x)
 
     def cross(
@@ -278,9 +287,10 @@ class BertLayer(nn.Module):
         cache: KVCache | None = None,
         index: int = 0,
         keep: int | None = None,
+        causal: bool = False,
     ) -> Tensor:
         """[R, L, D] -> [R, L or keep, D]; see `Attention.forward` and `Attention.cross`."""
-        x = self.attention(x, mask, cache, index, keep)  # [R, L, D]
+        x = self.attention(x, mask, cache, index, keep, causal)  # [R, L, D]
         if memory is not None:
             x = self.crossattention.cross(x, memory, memory_mask, rows)
         return self.output(self.intermediate(x), x)
@@ -290,10 +300,14 @@ class BertLayer(nn.Module):
 
 
 class Layers(nn.Module):
-    """The layers under BERT's name `encoder.layer.*`."""
+    """The layers under BERT's name `encoder.layer.*`.
+
+    checkpointing: recompute each layer in the backward pass instead of keeping its activations; false until it is set.
+    """
 
     def __init__(self, config: BertConfig, num_layers: int, cross: bool):
         super().__init__()
+        self.checkpointing = False
         self.layer = nn.ModuleList(BertLayer(config, cross) for _ in range(num_layers))
 
     def project_memory(self, memory: Tensor) -> Memory:
@@ -309,14 +323,19 @@ class Layers(nn.Module):
         rows: Tensor | None = None,
         cache: KVCache | None = None,
         keep: int | None = None,
+        causal: bool = False,
     ) -> Tensor:
         """x: [R, L, D]; mask: additive; memory: `project_memory` of B memories; memory_mask: [B, S], 1 = attend; keep:
-        how many leading tokens are needed of the last layer. -> [R, L or keep, D]
+        how many leading tokens are needed of the last layer; causal: see `attention`. -> [R, L or keep, D]
         """
         memory_mask = padding_mask(memory_mask, x)
         for i, layer in enumerate(self.layer):
             needed = keep if i == len(self.layer) - 1 else None
-            x = layer(x, mask, memory and memory[i], memory_mask, rows, cache, i, needed)
+            arguments = (x, mask, memory and memory[i], memory_mask, rows, cache, i, needed, causal)
+            if self.checkpointing and torch.is_grad_enabled() and cache is None:
+                x = checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                x = layer(*arguments)
         return x
 
 
@@ -427,12 +446,15 @@ class TextDecoder(nn.Module):
         past = cache.length if cache is not None else 0
         x = self.embeddings(input_ids, past)
         length = input_ids.shape[1]
-        mask = None if length == 1 else causal_mask(length, past, x)  # a single new token sees everything before it
+        mask = None  # a single new token sees everything before it
+        causal = length > 1 and past == 0 and attention_mask is None
+        if length > 1 and not causal:
+            mask = causal_mask(length, past, x)
         if attention_mask is not None:
             padding = padding_mask(attention_mask, x)  # [R, 1, 1, P + T]
             # The sum of two lowest numbers would be -inf: take the smaller instead.
             mask = padding if mask is None else torch.minimum(mask, padding)
-        return self.encoder(x, mask, memory, memory_mask, rows, cache)
+        return self.encoder(x, mask, memory, memory_mask, rows, cache, causal=causal)
 
     def lm_logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., D] -> scores of the next token [..., V]"""

@@ -33,7 +33,9 @@ class CaptionModel(nn.Module):
         self.ids = {"cls_id": tokens.cls_id, "sep_id": tokens.sep_id, "pad_id": tokens.pad_id}
         backbone.freeze_alignment()
 
-    def generate(self, images: Tensor, prompt_ids: Tensor, prompt_mask: Tensor, **options) -> tuple[Tensor, Tensor]:
+    def generate(
+        self, images: Tensor, prompt_ids: Tensor, prompt_mask: Tensor | None, **options
+    ) -> tuple[Tensor, Tensor]:
         """Captions as token ids [B * num_return, T] and their scores; options: those of `generation.generate`."""
         with torch.no_grad():
             memory, memory_mask = self.backbone.encode_memory(images, prompt_ids, prompt_mask)
@@ -42,7 +44,8 @@ class CaptionModel(nn.Module):
     def forward(self, batch: dict, objective: Callable) -> tuple[Tensor, dict]:
         """Loss of a micro-batch and the values to log; objective: a CrossEntropy or a SelfCritical.
 
-        batch: image [B, 3, S, S]; prompt_ids, prompt_mask [B, P]; input_ids, target [B, T]; references.
+        batch: image [B, 3, S, S]; prompt_ids, prompt_mask [B, P] (None: no padding); input_ids, target
+        [B, T]; references.
         """
         memory, memory_mask = self.backbone.encode_memory(batch["image"], batch["prompt_ids"], batch["prompt_mask"])
         return objective(self, batch, memory, memory_mask)
@@ -150,10 +153,11 @@ class SelfCritical:
         """(the sentences to judge [B * n, T], the greedy ones [B, T'] where they are the baseline)"""
         lengths = {"min_tokens": self.min_tokens, "max_tokens": self.max_tokens, **model.ids}
         options = {"mode": self.mode, "beams": self.samples, "num_return": self.samples, **lengths}
-        sequences, _ = generate(model.backbone.decoder, memory, memory_mask, **options)
         greedy = None
-        if self.baseline == "greedy":
-            greedy, _ = generate(model.backbone.decoder, memory, memory_mask, mode="greedy", **lengths)
+        with torch.compiler.set_stance("force_eager"):  # compiled layers would be compiled again for every length
+            sequences, _ = generate(model.backbone.decoder, memory, memory_mask, **options)
+            if self.baseline == "greedy":
+                greedy, _ = generate(model.backbone.decoder, memory, memory_mask, mode="greedy", **lengths)
         # Autocast keeps weights that it cast where no gradient was recorded; the loss needs casts of its own.
         torch.clear_autocast_cache()
         return sequences, greedy

@@ -20,7 +20,17 @@ def global_mean(total: Tensor, count: Tensor) -> Tensor:
     DDP averages gradients over ranks, so the local sum is divided by the *average* count of a rank.
     total: scalar with gradient; count: scalar; a rank with 0 adds nothing, 0 on all ranks give loss 0.
     """
-    return total * world_size() / all_reduce_sum(count).clamp(min=1)
+    return rank_share(total, global_count(count))
+
+
+def global_count(count: Tensor) -> Tensor:
+    """Sums over all ranks, at least 1; several counts in one tensor travel together. [...] -> [...]"""
+    return all_reduce_sum(count).clamp(min=1)
+
+
+def rank_share(total: Tensor, everywhere: Tensor) -> Tensor:
+    """`global_mean` where the count of all ranks, `everywhere`, is known."""
+    return total * world_size() / everywhere
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -156,6 +166,13 @@ def token_loss(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> 
     return F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum", label_smoothing=label_smoothing)
 
 
-def token_mean(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """The mean of `token_loss` over the tokens of all ranks. [R, V], [R] without IGNORE -> scalar"""
-    return global_mean(token_loss(logits, target, label_smoothing), target.new_full((), len(target)))
+def token_mean(
+    logits: Tensor, target: Tensor, label_smoothing: float = 0.0, everywhere: Tensor | None = None
+) -> Tensor:
+    """The mean of `token_loss` over the tokens of all ranks. [R, V], [R] without IGNORE -> scalar
+
+    everywhere: how many tokens these are, where it is known (see `global_count`).
+    """
+    if everywhere is None:
+        everywhere = global_count(target.new_full((), len(target)))
+    return rank_share(token_loss(logits, target, label_smoothing), everywhere)

@@ -6,8 +6,8 @@ from os import PathLike
 import torch
 from torch import Tensor, nn
 
-from models.alignment import Features, contrast, hard_negatives, match, negative_temperature
-from models.losses import mask_tokens, split_prefix, token_mean
+from models.alignment import Features, contrast, hard_negatives, match, matching_rows, negative_temperature
+from models.losses import global_count, mask_tokens, split_prefix, token_mean
 from models.mim import (
     CodebookTarget,
     EncodingHead,
@@ -25,7 +25,7 @@ from models.mim import (
 )
 from models.momentum import FeatureQueue, MomentumTeacher
 from models.semmim import PREFIX, SemMIM, SpecialTokens, build_backbone, load_weights, project
-from models.tensors import fp32, interleave, take
+from models.tensors import fp32, interleave, take, text_mask
 from models.vit import positions_line, resize_positions
 from utils import IGNORE, Config, UserError
 
@@ -165,10 +165,11 @@ class PretrainModel(nn.Module):
         """Eq. 4: L = L_cls + L_patch + L_itc + L_itm + L_mlm + L_plm of a micro-batch -> (L, values to log).
 
         batch: image1, image2 (the paper's I_1, I_2) [B, 3, S, S], input_ids, attention_mask [B, L], image_id,
-        caption_id [B] (dataset.pretrain). alpha: weight of ITC's soft targets now; done: share of the training that is
-        over, see `negative_temperature`.
+        caption_id [B], and padded: whether that mask has a 0 (dataset.pretrain). alpha: weight of ITC's soft targets
+        now; done: share of the training that is over, see `negative_temperature`.
         """
         net, ids, mask = self.backbone, batch["input_ids"], batch["attention_mask"]
+        padding = text_mask(batch)  # [B, L] or None
         size = ids.shape[0]
         if draws is None:
             draws = Draws.sample(size, net.image_encoder.num_patches, ids.shape[1], ids.device)
@@ -178,6 +179,9 @@ class PretrainModel(nn.Module):
         maskable = mask.bool() & (ids != self.tokens.cls_id) & (ids != self.tokens.sep_id)  # [B, L]
         masked = self.prepare_mlm(ids, maskable, draws)
         split = self.prepare_plm(ids, mask, maskable, draws)
+        rows = matching_rows(batch["image_id"], batch["caption_id"])
+        tokens = (rows.new_full((), len(x)) for x in (masked.target, split.target))
+        itm_rows, mlm_tokens, plm_tokens = global_count(torch.stack([rows, *tokens])).unbind()  # one all-reduce
 
         # Text, all three uses in one pass: the caption, the caption with masked tokens (MLM), its prefix (PLM).
         all_masks = torch.cat([mask, mask, split.prefix_mask])  # [3B, L]
@@ -208,18 +212,20 @@ class PretrainModel(nn.Module):
         image_memory = net.fusion_encoder.project_memory(image_embeds)
         temperature = negative_temperature(self.itm, net.temperature(), done)
         negatives = hard_negatives(features, temperature, draws.itm_image, draws.itm_text)
-        losses["itm"], logs["itm/accuracy"] = match(net, text_embeds, mask, image_memory, negatives)
+        losses["itm"], logs["itm/accuracy"] = match(net, text_embeds, padding, image_memory, negatives, itm_rows)
 
         # Masked language modelling, and the fused prefix for the decoder, in one pass.
         fused = net.fuse(interleave(mlm_embeds, prefix_embeds), interleave(mask, split.prefix_mask), image_memory)
         fused_mlm, fused_prefix = fused[0::2], fused[1::2]  # [B, L, D]
-        losses["mlm"] = token_mean(net.mlm_logits(fused_mlm.flatten(0, 1)[masked.places]), masked.target)
+        mlm_logits = net.mlm_logits(fused_mlm.flatten(0, 1)[masked.places])
+        losses["mlm"] = token_mean(mlm_logits, masked.target, everywhere=mlm_tokens)
 
         # Prefix language modelling: the decoder reads the image and the fused prefix, and writes the suffix.
         memory, memory_mask = net.decoder_memory(image_embeds, fused_prefix, split.prefix_mask)
         memory = net.decoder.project_memory(memory)
         hidden = net.decoder(split.decoder_ids, memory=memory, memory_mask=memory_mask)  # [B, L, D]
-        losses["plm"] = token_mean(net.decoder.lm_logits(hidden.flatten(0, 1)[split.places]), split.target)
+        plm_logits = net.decoder.lm_logits(hidden.flatten(0, 1)[split.places])
+        losses["plm"] = token_mean(plm_logits, split.target, everywhere=plm_tokens)
 
         logs |= {f"loss/{name}": value.detach() for name, value in losses.items()}
         logs |= {"temperature": net.temperature().detach(), "itm/temperature": temperature}
@@ -261,7 +267,7 @@ class PretrainModel(nn.Module):
         text_embeds [B, L, D], text_feat [B, E]: the student's, which stand in where there is no queue, hence no text
         teacher. Without a second view the teacher looks at the first.
         """
-        teacher, mask = self.teacher, batch["attention_mask"]
+        teacher, mask = self.teacher, text_mask(batch)
         if self.uses_queue:
             text_embeds = teacher.text_encoder(batch["input_ids"], mask)
             text_feat = project(teacher.text_proj, text_embeds[:, 0])
@@ -301,7 +307,7 @@ class PretrainModel(nn.Module):
             batch["image2"],
             mask=as_mask(masked, encoder.num_patches),
             text=text_embeds,
-            text_mask=batch["attention_mask"],
+            text_mask=text_mask(batch),
             inject_from=self.mim.inject_from,
         )  # [B, 1+N, D]
         prediction = self.head(take(masked_embeds[:, 1:], masked))  # [B, M, K]

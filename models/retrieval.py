@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from models.alignment import Features, contrast, hard_negatives, match, negative_temperature
 from models.momentum import FeatureQueue, MomentumTeacher
 from models.semmim import SemMIM, project
+from models.tensors import text_mask
 from utils import Config
 
 
@@ -39,7 +40,7 @@ class RetrievalModel(nn.Module):
         alpha: weight of ITC's soft targets now; draws: [2, B] uniform, for the negative images and texts; done: share
         of the training that is over, see `negative_temperature`.
         """
-        net, ids, mask = self.backbone, batch["input_ids"], batch["attention_mask"]
+        net, ids, mask = self.backbone, batch["input_ids"], text_mask(batch)
         if draws is None:
             draws = torch.rand(2, ids.shape[0], device=ids.device)
         text_embeds, text_feat = net.encode_text(ids, mask)  # [B, L, D], [B, E]
@@ -62,7 +63,7 @@ class RetrievalModel(nn.Module):
         if self.teacher is None:
             return image_feat.detach(), text_feat.detach()
         teacher = self.teacher
-        text_embeds = teacher.text_encoder(batch["input_ids"], batch["attention_mask"])
+        text_embeds = teacher.text_encoder(batch["input_ids"], text_mask(batch))
         image_embeds = teacher.image_encoder(batch["image"])
         return project(teacher.vision_proj, image_embeds[:, 0]), project(teacher.text_proj, text_embeds[:, 0])
 

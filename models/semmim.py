@@ -58,6 +58,8 @@ class SemMIM(nn.Module):
 
     decoder, mlm_head: whether to have these parts (retrieval needs neither).
     image_weights: see ImageEncoder; everything else starts at random here, `initialise` loads BERT's weights.
+    checkpointing, text_checkpointing: recompute the layers of the image encoder, or of the text encoder, fusion encoder
+        and decoder, in the backward pass instead of keeping their activations: less memory, more time.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class SemMIM(nn.Module):
         mlm_head: bool = True,
         image_weights: str = "random",
         checkpointing: bool = False,
+        text_checkpointing: bool = False,
     ):
         super().__init__()
         self.description = description
@@ -85,6 +88,9 @@ class SemMIM(nn.Module):
         self.fusion_encoder = FusionEncoder(bert, description["fusion_layers"])
         self.decoder = TextDecoder(bert, description["decoder_layers"]) if decoder else None
         self.mlm_head = LMHead(bert) if mlm_head else None
+        for stack in (self.text_encoder, self.fusion_encoder, self.decoder):
+            if stack is not None:
+                stack.encoder.checkpointing = text_checkpointing
         self.vision_proj = nn.Linear(width, description["embed_dim"])
         self.text_proj = nn.Linear(width, description["embed_dim"])
         self.itm_head = nn.Linear(width, 2)  # index 1: the pair matches
@@ -106,7 +112,7 @@ class SemMIM(nn.Module):
         image_embeds = self.image_encoder(images)
         return image_embeds, project(self.vision_proj, image_embeds[:, 0])
 
-    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """[B, L], [B, L] -> (text_embeds [B, L, D], text_feat [B, E])"""
         text_embeds = self.text_encoder(input_ids, attention_mask)
         return text_embeds, project(self.text_proj, text_embeds[:, 0])
@@ -114,7 +120,7 @@ class SemMIM(nn.Module):
     def fuse(
         self,
         text_embeds: Tensor,
-        text_mask: Tensor,
+        text_mask: Tensor | None,
         image_memory: Memory,
         rows: Tensor | None = None,
         keep: int | None = None,
@@ -126,18 +132,23 @@ class SemMIM(nn.Module):
         """
         return self.fusion_encoder(text_embeds, text_mask, image_memory, rows=rows, keep=keep)
 
-    def decoder_memory(self, image_embeds: Tensor, fused: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def decoder_memory(
+        self, image_embeds: Tensor, fused: Tensor, text_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """What the decoder attends to in every stage, [image tokens ; fused text] -> (memory, its mask [B, 1+N+L]).
 
-        image_embeds: [B, 1+N, D]; fused: [B, L, D], of a prefix, prompt or question; text_mask: [B, L].
+        image_embeds: [B, 1+N, D]; fused: [B, L, D], of a prefix, prompt or question; text_mask: [B, L], None where
+        nothing is padded; then the memory has no mask either.
         """
         memory = torch.cat([image_embeds, fused], 1)  # [B, 1+N+L, D]
+        if text_mask is None:
+            return memory, None
         return memory, torch.cat([text_mask.new_ones(image_embeds.shape[:2]), text_mask], 1)
 
     def encode_memory(
-        self, images: Tensor, input_ids: Tensor, attention_mask: Tensor, image_rows: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """`decoder_memory` of images and what is said or asked of them. [U, 3, S, S], [B, L], [B, L]
+        self, images: Tensor, input_ids: Tensor, attention_mask: Tensor | None, image_rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """`decoder_memory` of images and what is said or asked of them. [U, 3, S, S], [B, L], [B, L] or None
 
         image_rows: [B] the image of each text; None: text b belongs to image b.
         """
@@ -179,7 +190,8 @@ def build_backbone(
     """
     encoder = cfg.model.image_encoder
     weights = encoder.weights if initial_weights else "random"
-    backbone = SemMIM(describe(cfg), decoder, mlm_head, image_weights=weights, checkpointing=encoder.checkpointing)
+    checkpointing = {"checkpointing": encoder.checkpointing, "text_checkpointing": cfg.model.bert.checkpointing}
+    backbone = SemMIM(describe(cfg), decoder, mlm_head, image_weights=weights, **checkpointing)
     if not initial_weights:
         return backbone, []
     lines = [f"image encoder: {encoder.name}, weights: {encoder.weights}"]
@@ -202,6 +214,7 @@ def load_backbone(
     decoder: bool = False,
     mlm_head: bool = False,
     checkpointing: bool = False,
+    text_checkpointing: bool = False,
     loaded: dict | None = None,
 ) -> tuple[SemMIM, dict, list[str]]:
     """Rebuild the backbone of a checkpoint of any stage, at its own or another resolution.
@@ -229,7 +242,8 @@ def load_backbone(
         image_encoder = {**description["image_encoder"], "image_size": image_size}
         description = {**description, "image_encoder": image_encoder}
     try:
-        backbone = SemMIM(description, decoder, mlm_head, checkpointing=checkpointing)
+        options = {"checkpointing": checkpointing, "text_checkpointing": text_checkpointing}
+        backbone = SemMIM(description, decoder, mlm_head, **options)
     except (TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
         why = f"{type(error).__name__}: {reason(error)}"
         raise UserError(f"{path}: its entry description is not what a script of this project writes ({why})") from None

@@ -15,11 +15,13 @@ import re
 import timm
 import torch
 from timm.layers import resample_abs_pos_embed
+from timm.layers.activations import QuickGELU as SlowQuickGELU
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.bert import fused_attention_pays, padding_mask
+from models.tensors import QuickGELU
 from models.weights import check_finite, find_weights, load_exactly, read_architecture, read_weights
 from utils import UserError, one_line, reason, shown
 
@@ -202,6 +204,9 @@ def create_vit(name: str, image_size: int, args: dict, weights: str = "random") 
             f"model.image_encoder.weights: cannot get the hub weights of {name} ({reason(error)}); give "
             f"a local file instead, or 'random'"
         ) from None
+    for block in vit.blocks:
+        if isinstance(block.mlp.act, SlowQuickGELU):
+            block.mlp.act = QuickGELU()
     plain = type(vit) is VisionTransformer and vit.has_class_token and vit.num_prefix_tokens == 1
     if not plain or vit.pos_embed is None:
         raise UserError(

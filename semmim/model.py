@@ -183,12 +183,12 @@ class SemMIM(nn.Module, PyTorchModelHubMixin, library_name="semmim"):
         self.unlearned("caption")
         settings = self.settings.caption
         text = prompt_text(settings.text.prompt if prompt is None else prompt, labels)
-        ids, mask = self.tokenizer.encode([text], settings.text.max_prompt_tokens)
+        ids, _ = self.tokenizer.encode([text], settings.text.max_prompt_tokens)  # one for all: nothing is padded
         model, found = CaptionModel(self.backbone, self.tokenizer), []
         for batch, _ in self._batches(images):
-            prompts = [x.expand(len(batch), -1).to(self.device) for x in (ids, mask)]
+            prompts = ids.expand(len(batch), -1).to(self.device)
             with self._autocast():
-                sequences, _ = model.generate(batch, *prompts, **{**settings.generation, **options})
+                sequences, _ = model.generate(batch, prompts, None, **{**settings.generation, **options})
             found += [self.tokenizer.decode_caption(row) for row in sequences.tolist()]
         return found
 
@@ -232,7 +232,7 @@ class SemMIM(nn.Module, PyTorchModelHubMixin, library_name="semmim"):
                 raise utils.UserError(problem)
             entries.append(question_parts(entry, True, True, settings.text.max_ocr_words))
         ids, mask = encode_questions(self.tokenizer, entries, question_limits(settings))
-        batch = {"image": images, "input_ids": ids, "attention_mask": mask}
+        batch = {"image": images, "input_ids": ids, "attention_mask": self.tokenizer.padding(mask)}
         if len(images) != len(questions):
             batch["image_rows"] = torch.zeros(len(questions), dtype=torch.int64)
         batch, model = utils.to_device(batch, self.device), VQAModel(self.backbone, self.tokenizer)

@@ -42,7 +42,7 @@ def main(stage: str, out: str, ranks: str, *overrides: str) -> None:
     if stage == "retrieval":
         model.backbone.decoder = model.backbone.mlm_head = None
         model = RetrievalModel(model.backbone, tiny_config(*overrides)).double()
-    wrapped = wrap_ddp(model, device)
+    wrapped = wrap_ddp(model, device, tiny_config(*overrides).train.bf16_gradients)
     optimizer = create_optimizer(model, lr=1e-3, lr_vit=1e-4, weight_decay=0.02)
     history = []
     for step in range(STEPS):

@@ -1,6 +1,7 @@
-"""Two processes (gloo) against one process with the same global batch, draws and negatives."""
+"""Two processes (gloo), of one node and of two, against one process with the same global batch, draws and negatives."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +12,37 @@ import torch
 SCRIPT = Path(__file__).parent / "distributed_steps.py"
 
 
-def run_steps(stage: str, out: Path, processes: int, *overrides: str) -> dict:
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += [str(SCRIPT), stage, str(out), "2", *overrides]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+
+
+def run_steps(stage: str, out: Path, processes: int, *overrides: str, nodes: int = 1) -> dict:
+    """What the steps leave behind; with several `nodes`, each is an agent of torchrun's on this machine."""
+    starts = [[sys.executable]]
+    if nodes > 1:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=steps"]
+        # as `--rdzv-endpoint` of docs/speed.md: the first node's host holds the store
+        holders = [["--local-addr=localhost", "--rdzv-conf", f"is_host={node == 0}"] for node in range(nodes)]
+        options = [f"--nnodes={nodes}", f"--nproc_per_node={processes // nodes}", *meeting]
+        starts = [[*TORCHRUN, *options, *holder] for holder in holders]
+    elif processes > 1:
+        starts = [[*TORCHRUN, "--standalone", f"--nproc_per_node={processes}"]]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{SCRIPT.parent.parent}:{SCRIPT.parent}"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stderr[-3000:]
+    command = [str(SCRIPT), stage, str(out), "2", *overrides]
+    agents = [
+        subprocess.Popen([*start, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        for start in starts
+    ]
+    said = [agent.communicate()[1] for agent in agents]
+    assert not any(agent.returncode for agent in agents), said[0][-3000:] + said[-1][-3000:]
     return torch.load(out, weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def one_node(tmp_path_factory):
+    return run_steps("pretrain", tmp_path_factory.mktemp("one_node") / "out.pth", 2)
 
 
 @pytest.mark.parametrize(
@@ -32,9 +55,23 @@ def run_steps(stage: str, out: Path, processes: int, *overrides: str) -> dict:
         ("retrieval", ("itc.negatives=batch",)),
     ],
 )
-def test_two_processes_equal_one(tmp_path, stage, overrides):
-    two = run_steps(stage, tmp_path / "two.pth", 2, *overrides)
+def test_two_processes_equal_one(tmp_path, stage, overrides, one_node):
+    plain = (stage, overrides) == ("pretrain", ())
+    two = one_node if plain else run_steps(stage, tmp_path / "two.pth", 2, *overrides)
     one = run_steps(stage, tmp_path / "one.pth", 1, *overrides)
     assert torch.allclose(two["losses"], one["losses"], atol=1e-5, rtol=0)
     for name, value in one["state"].items():  # weights, teacher, queues and centers alike
         assert torch.allclose(two["state"][name].double(), value.double(), atol=1e-5, rtol=0), name
+
+
+def test_two_nodes_of_one_process_equal_one_node_of_two_to_the_last_bit(tmp_path, one_node):
+    two = run_steps("pretrain", tmp_path / "out.pth", 2, nodes=2)
+    assert torch.equal(one_node["losses"], two["losses"])
+    for name, value in one_node["state"].items():
+        assert torch.equal(two["state"][name], value), name
+
+
+def test_gradients_averaged_in_bf16_train_almost_alike(tmp_path, one_node):
+    rounded = run_steps("pretrain", tmp_path / "out.pth", 2, "train.bf16_gradients=true")
+    assert not torch.equal(one_node["losses"], rounded["losses"])  # the option is in use
+    torch.testing.assert_close(rounded["losses"], one_node["losses"], rtol=0.01, atol=0)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import utils
+from engine import window
 from engine.checkpoint import load_resumable
 from engine.config import Config
 from engine.ddp import wrap_ddp
@@ -75,6 +76,7 @@ class Trained:
         self.schedule = Schedule(self.optimizer)
         self.epochs_ended, self.steps_seen = [], []
         self.stop_at, self.loss_fn, self.count_fn = stop_at, loss_fn or mean_squared_error, count_fn
+        self.operations_fn = None
         defaults = {
             "epochs": 2,
             "batch_size": BATCH,
@@ -107,6 +109,7 @@ class Trained:
             on_epoch_end=self.epoch_ended,
             extra_state=lambda: {"note": "kept"},
             count_fn=self.count_fn,
+            operations_fn=self.operations_fn,
         )
         return self.progress
 
@@ -303,6 +306,19 @@ def test_the_log_holds_interval_means_rates_and_speed(tmp_path):
     assert lines[1]["lr_0"] == 0.01 / 4 and lines[1]["debug/constant"] == 2.0 and lines[2]["eta_seconds"] == 0
     assert lines[0]["pairs_per_second"] > 0 and 0 <= lines[0]["data_wait"] <= 1 and lines[0]["grad_norm"] > 0
     assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_the_log_holds_the_operations_of_a_second_and_their_share_of_a_known_peak(tmp_path, monkeypatch):
+    trained = Trained(tmp_path, epochs=1)
+    trained.operations_fn = lambda batch: 1e9 * len(batch["x"])
+    trained.go()
+    for line in trained.log():
+        assert line["tflops"] == pytest.approx(1e9 * line["pairs_per_second"] / 1e12) and "mfu" not in line
+    monkeypatch.setattr(window, "peak_tflops", lambda name, precision: 2.0)
+    trained = Trained(tmp_path, epochs=1)
+    trained.operations_fn = lambda batch: 1e9 * len(batch["x"])
+    trained.go()
+    assert [line["mfu"] for line in trained.log()] == [line["tflops"] / 2 for line in trained.log()]
 
 
 def test_rates_and_decay_of_the_configuration_hold_on_resume(tmp_path):

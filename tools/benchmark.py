@@ -1,6 +1,9 @@
 """What the model costs, as JSON on standard output.
 
     python tools/benchmark.py params --config configs/Pretrain.yaml
+    python tools/benchmark.py pretrain --compare train.compile=false train.compile=true
+    python tools/benchmark.py memory
+    python tools/benchmark.py all --folder output/benchmark
     python tools/benchmark.py caption --config configs/Pretrain.yaml --override model.image_encoder.image_size=384
     python tools/benchmark.py retrieval
     python tools/benchmark.py sharing
@@ -9,6 +12,15 @@
 
 params: trainable parameters of the pre-training model per module and in total. The model is built without
 memory for its weights (torch's meta device): it takes seconds, fits any machine and downloads no weights.
+
+pretrain: pairs per second of whole pre-training steps on noise with captions of real lengths, operations per pair, the
+share of the peak that is reached (MFU), peak memory; `--compare A B` alternates two settings in one process. And what
+follows for 1, 8 and 64 GPUs at an assumed share of their peak; `--rounds 0` tells that alone.
+
+memory: GiB of states and activations at the configuration's batch size, with and without checkpointing, counted without
+any memory or time; on a GPU the measured peak beside it.
+
+all: every benchmark at base size, each in a process of its own, into one JSON file: what to run once on a new machine.
 
 caption: captions per second of beam search (the decoder's part, given the image's tokens) beside transformers'
 `generate` on equal weights; steps per second of self-critical training and the share of the reward. Random weights.
@@ -42,26 +54,37 @@ import utils  # noqa: E402
 from dataset.text import Tokenizer  # noqa: E402
 from engine.config import PRETRAIN, load_config  # noqa: E402
 from models.pretrain import build_pretrain_model  # noqa: E402
+from tools.benchmark_all import add_all  # noqa: E402
 from tools.benchmark_caption import add_caption  # noqa: E402
 from tools.benchmark_entries import add_entries  # noqa: E402
 from tools.benchmark_loader import add_loader  # noqa: E402
+from tools.benchmark_memory import add_memory  # noqa: E402
+from tools.benchmark_pretrain import add_pretrain  # noqa: E402
 from tools.benchmark_retrieval import add_retrieval  # noqa: E402
 from tools.benchmark_sharing import add_sharing  # noqa: E402
 
 
-def main(argv=None):
+def parse(argv=None) -> argparse.Namespace:
+    """The arguments, with the function `run` of their benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     params = commands.add_parser("params", help="trainable parameters per module and in total")
     params.add_argument("--config", default="configs/Pretrain.yaml", help="pre-training YAML (default: %(default)s)")
     params.add_argument("--override", nargs="*", action="extend", default=[], metavar="KEY.SUB=VALUE")
     params.set_defaults(run=run_params)
+    add_pretrain(commands)
+    add_memory(commands)
     add_caption(commands)
     add_retrieval(commands)
     add_sharing(commands)
     add_entries(commands)
     add_loader(commands)
-    args = parser.parse_args(argv)
+    add_all(commands)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse(argv)
     logging.basicConfig(stream=sys.stderr)  # standard output holds nothing but the JSON
     print(json.dumps(args.run(args), indent=2))
 

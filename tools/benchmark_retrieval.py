@@ -11,13 +11,14 @@ from dataset.text import Tokenizer
 from engine.config import PRETRAIN, Config, load_config
 from evaluation import ranking
 from evaluation.sharded import eval_batches
+from models.operations import PEAKS
 from models.semmim import SemMIM, build_backbone, describe
 
 MAX_TOKENS = 30  # ALBEF pads every text of an evaluation to this length
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.05}  # scores farther apart are not the same computation
 COCO = {"images": 5000, "texts": 25000, "k": 256, "tokens": 13}  # MSCOCO's 5K test; a caption's mean, with [CLS]
 BASE = ("configs/Pretrain.yaml", ("model.image_encoder.image_size=384",))  # the model of COCO's figures: ViT-B/16
-PEAK = {"A100": 312e12, "H100": 989e12}  # dense bf16 FLOP/s (NVIDIA's data sheets)
+PEAK = {name: PEAKS[name][0] * 1e12 for name in ("A100", "H100")}  # FLOP/s in bf16
 PATCH, IMAGE_LAYERS = 16, 12  # ViT-B/16
 UTILISATION = (0.3, 0.4)  # assumed shares of the peak
 

@@ -1,0 +1,224 @@
+"""What makes a step faster or smaller changes none of its numbers."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.layers.activations import QuickGELU as PlainQuickGELU
+from tiny import CAPTIONS, NO_DROPOUT, TOKENIZER, make_batch, make_draws, tiny_config, tiny_model
+
+from dataset.pretrain import PretrainCollate
+from dataset.vqa import VQACollate
+from models import bert
+from models.caption import CaptionModel, CrossEntropy
+from models.retrieval import RetrievalModel
+from models.semmim import build_backbone
+from models.tensors import QuickGELU
+
+CLIP = "model.image_encoder.name=vit_base_patch16_clip_quickgelu_224"
+
+
+def step(model, batch, draws=None):
+    """-> (losses, gradients by name) of one step in evaluation mode"""
+    model.zero_grad()
+    loss, logs = model(batch, 0.4, draws=make_draws(batch) if draws is None else draws)
+    loss.backward()
+    losses = torch.stack([value for name, value in sorted(logs.items()) if name.startswith("loss/")])
+    return losses, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def same_step(one, other, atol=1e-5):
+    torch.testing.assert_close(one[0], other[0], atol=atol, rtol=0)
+    assert one[1].keys() == other[1].keys()
+    for name, gradient in one[1].items():
+        torch.testing.assert_close(gradient, other[1][name], atol=atol, rtol=0, msg=name)
+
+
+# ---------------------------------------------------------------------------------------------------- QuickGELU
+
+
+def test_quickgelu_has_the_values_and_gradients_of_timm():
+    x = torch.cat([torch.randn(1000) * 4, torch.tensor([0.0, -100.0, 100.0])])
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    result, expected = QuickGELU()(ours), PlainQuickGELU()(theirs)
+    torch.testing.assert_close(result, expected, atol=1e-6, rtol=1e-6)
+    upstream = torch.randn(len(x))
+    result.backward(upstream)
+    expected.backward(upstream)
+    torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-5)
+
+
+def test_quickgelu_passes_gradcheck_in_double():
+    x = torch.linspace(-6, 6, 60, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(QuickGELU(), (x,))
+
+
+def test_quickgelu_keeps_one_tensor_for_the_backward_pass():
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda x: x):
+        QuickGELU()(torch.randn(10, requires_grad=True))
+    assert len(kept) == 1
+
+
+def test_clips_image_encoder_has_it_and_computes_what_timms_own_activation_does():
+    model, batch = tiny_model(*NO_DROPOUT, CLIP), make_batch()
+    blocks = model.backbone.image_encoder.vit.blocks
+    assert all(isinstance(block.mlp.act, QuickGELU) for block in blocks)
+    ours = step(model, batch)
+    for part in (model.backbone, model.teacher):
+        for block in part.image_encoder.vit.blocks:
+            block.mlp.act = PlainQuickGELU()
+    same_step(ours, step(model, batch))
+
+
+# ------------------------------------------------------------------------------------------- masks of attention
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "matrix products"])
+@pytest.mark.parametrize("drop", [0.0, 0.5])
+def test_causal_attention_equals_the_masked_one_in_value_and_gradient(monkeypatch, fused, drop):
+    monkeypatch.setattr(bert, "fused_attention_pays", lambda x: fused)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 7, 8, generator=generator).requires_grad_() for _ in range(3))
+    results = []
+    for mask, causal in ((None, True), (bert.causal_mask(7, 0, q), False)):
+        torch.manual_seed(1)
+        out = bert.attention(q, k, v, mask, drop, causal)
+        results.append([out, *torch.autograd.grad(out.square().sum(), (q, k, v))])
+    for ours, masked in zip(*results, strict=True):
+        torch.testing.assert_close(ours, masked, atol=1e-5, rtol=0)
+
+
+class Seen:
+    """The calls of scaled_dot_product_attention: whether each had a mask, and whether it was causal."""
+
+    def __init__(self, monkeypatch):
+        self.calls, real = [], F.scaled_dot_product_attention
+
+        def watched(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, **options):
+            self.calls.append((attn_mask is not None, is_causal))
+            return real(q, k, v, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, **options)
+
+        monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+
+
+def test_a_batch_without_padding_has_masks_only_where_a_prefix_is_cut(monkeypatch):
+    model, batch = tiny_model(*NO_DROPOUT).eval(), make_batch(captions=["a red dog", "a blue cat", "the tall man"] * 2)
+    assert batch["attention_mask"].all()
+    seen = Seen(monkeypatch)
+    masked = step(model, batch)
+    calls = len(seen.calls)
+    assert sum(mask for mask, _ in seen.calls) == 8  # both texts, both injections, ITM twice, MLM with PLM, memory
+    seen.calls.clear()
+    unmasked = step(model, batch | {"padded": False})
+    assert len(seen.calls) == calls
+    assert sum(mask for mask, _ in seen.calls) == 3  # the rows of prefixes: text encoder, fusion encoder, memory
+    assert sum(causal for _, causal in seen.calls) == 1  # the decoder's one layer
+    same_step(masked, unmasked)
+
+
+def test_retrieval_without_padding_takes_no_mask(monkeypatch):
+    backbone = tiny_model(*NO_DROPOUT).backbone
+    backbone.decoder = backbone.mlm_head = None
+    model = RetrievalModel(backbone, tiny_config()).eval()
+    batch = make_batch(captions=["a red dog", "a blue cat", "the tall man"] * 2)
+    batch["image"], draws = batch["image1"], torch.rand(2, 6, generator=torch.Generator().manual_seed(0))
+    masked = step(model, batch, draws)
+    seen = Seen(monkeypatch)
+    same_step(masked, step(model, batch | {"padded": False}, draws))
+    assert not any(mask for mask, _ in seen.calls)
+
+
+def test_captioning_with_equal_prompts_takes_no_mask(monkeypatch):
+    model = CaptionModel(tiny_model(*NO_DROPOUT).backbone.eval(), TOKENIZER)
+    batch = make_batch() | {"image": make_batch()["image1"]}
+    batch["prompt_ids"], mask = TOKENIZER.encode([""] * 6, 4)
+    batch["target"] = batch["input_ids"].roll(-1, 1)
+    batch["prompt_mask"] = mask
+    masked, _ = model(batch, CrossEntropy())
+    seen = Seen(monkeypatch)
+    unmasked, _ = model(batch | {"prompt_mask": None}, CrossEntropy())
+    assert not any(mask for mask, _ in seen.calls)
+    torch.testing.assert_close(masked, unmasked, atol=1e-6, rtol=0)
+
+
+def sample(caption):
+    return {"image1": torch.zeros(3, 4, 4, dtype=torch.uint8), "caption": caption, "image_id": 0, "path": "", "bad": []}
+
+
+def test_collate_functions_say_whether_anything_is_padded():
+    collate = PretrainCollate(TOKENIZER, 25)
+    assert collate([sample("a dog"), sample("a cat")])["padded"] is False
+    assert collate([sample("a dog"), sample("a black cat")])["padded"] is True
+
+    def asked(*questions):
+        samples = [
+            {"image": torch.zeros(3, 4, 4, dtype=torch.uint8), "parts": (text, "", ""), "answers": ["yes"]}
+            | {"weights": [1.0], "path": "", "bad": []}
+            for text in questions
+        ]
+        return VQACollate(TOKENIZER, (20, 0, 0), 5)(samples)["attention_mask"]
+
+    assert asked("who is it", "what is it") is None
+    assert asked("who is it", "is it").sum().item() == 4 + 3
+
+
+def test_attention_on_the_cpu_takes_the_flash_kernel():
+    flash = torch._C._SDPBackend.FLASH_ATTENTION.value if hasattr(torch._C, "_SDPBackend") else 1
+    q = torch.randn(2, 3, 7, 8)
+    assert torch._fused_sdp_choice(q, q, q, is_causal=True) == flash
+    assert torch._fused_sdp_choice(q, q, q, bert.padding_mask(torch.ones(2, 7), q)) == flash
+
+
+# ------------------------------------------------------------------------------------------------- checkpointing
+
+
+@pytest.mark.parametrize("dropout", [(), NO_DROPOUT], ids=["dropout", "no dropout"])
+def test_checkpointing_of_the_text_stacks_changes_no_gradient(dropout):
+    results, calls = [], []
+    for switch in ("false", "true"):
+        model, batch = tiny_model(*dropout, f"model.bert.checkpointing={switch}"), make_batch()
+        counted = []
+        for stack in ("text_encoder", "fusion_encoder", "decoder"):
+            layer = getattr(model.backbone, stack).encoder.layer[0]
+            layer.register_forward_pre_hook(lambda *_, counted=counted: counted.append(1))
+        model.train()
+        torch.manual_seed(3)
+        results.append(step(model, batch))
+        calls.append(len(counted))
+    same_step(*results, atol=1e-6)
+    assert calls[1] == 2 * calls[0]  # every layer runs again in the backward pass
+
+
+def test_each_stack_has_its_own_switch():
+    for image, text in ((True, False), (False, True)):
+        switches = [f"model.image_encoder.checkpointing={image}", f"model.bert.checkpointing={text}"]
+        backbone, _ = build_backbone(tiny_config(*(line.lower() for line in switches)))
+        assert backbone.image_encoder.checkpointing is image
+        stacks = (backbone.text_encoder, backbone.fusion_encoder, backbone.decoder)
+        assert [stack.encoder.checkpointing for stack in stacks] == [text] * 3
+
+
+# ---------------------------------------------------------------------------------------------- counts of a step
+
+
+def test_the_counts_of_a_step_travel_together(monkeypatch):
+    from models import losses
+
+    sums, real = [], losses.all_reduce_sum
+    monkeypatch.setattr(losses, "all_reduce_sum", lambda x: sums.append(x.clone()) or real(x))
+    model = tiny_model(*NO_DROPOUT).eval()
+    captions = [*CAPTIONS[:4], CAPTIONS[0], CAPTIONS[1]]
+    batch = make_batch(captions=captions)
+    model(batch, 0.4, draws=make_draws(batch))
+    assert len(sums) == 1 and sums[0].shape == (3,)
+    assert sums[0][0] == 18  # every row has a negative
+
+
+def test_rows_without_a_negative_are_counted_before_there_are_features():
+    from models.alignment import Features, hard_negatives, matching_rows
+
+    image_id, caption_id = torch.tensor([0, 0, 1]), torch.tensor([5, 6, 5])
+    feat = F.normalize(torch.randn(3, 4), dim=1)
+    features = Features(feat, feat, feat, feat, image_id, caption_id)
+    found = hard_negatives(features, torch.tensor(0.07), torch.rand(3), torch.rand(3))
+    assert matching_rows(image_id, caption_id) == found.valid.sum() == 3 + 2 * 2

@@ -1,0 +1,242 @@
+"""`tools/benchmark.py pretrain`: pairs per second and utilisation of pre-training steps, and settings side by side."""
+
+import argparse
+import shlex
+import statistics
+import time
+from collections.abc import Sequence
+
+import torch
+
+import utils
+from dataset.text import Tokenizer
+from engine.compiling import compile_layers
+from engine.config import PRETRAIN, Config, load_config
+from engine.loop import Progress, _train_step
+from engine.transfer import Transfer
+from engine.window import Window
+from models.operations import PEAKS, peak_tflops, pretrain_operations
+from models.pretrain import PretrainModel, build_pretrain_model
+from optim import create_optimizer
+
+RANDOM = ("model.image_encoder.weights=random", "model.bert.weights=random")
+LENGTHS = (
+    2.45,
+    0.45,
+)  # of ln(word pieces), [CLS] included: a mean of 12.8, as COCO's and the web's captions
+BATCHES = 8  # that the timed steps go through, in turn
+CAPTIONS, EPOCHS = 5.1e6, 20  # the paper's pre-training
+SHARES = (0.3, 0.4, 0.5)  # of the peak, assumed where nothing is measured
+
+
+def add_pretrain(commands) -> None:
+    parser = commands.add_parser("pretrain", help="pairs per second of pre-training steps, and their share of the peak")
+    parser.add_argument("--config", default="configs/Pretrain.yaml", help="pre-training YAML (default: %(default)s)")
+    parser.add_argument("--override", nargs="*", action="extend", default=[], metavar="KEY.SUB=VALUE")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--rounds", type=int, default=3, help=f"of {BATCHES} timed steps; 0: predictions alone")
+    parser.add_argument("--batches", type=int, default=BATCHES, help="of a round (default: %(default)s)")
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("A", "B"),
+        help="two settings, each overrides or a YAML file in one argument, by turns in this process: "
+        "--compare train.compile=false train.compile=true",
+    )
+    parser.set_defaults(run=run_pretrain)
+
+
+@torch.random.fork_rng()
+def run_pretrain(args: argparse.Namespace) -> dict:
+    """Steps of the whole training loop but the loader: copy, forward, backward, clipping, AdamW, teacher and queue.
+
+    With `--compare` the steps of both take turns. Every figure is the mean over the batches, whose lengths differ, of
+    the median over the rounds; the first round warms up. Raises utils.UserError for counts below 1.
+    """
+    if args.rounds < 0 or args.batches < 1:
+        raise utils.UserError("--rounds must be at least 0, --batches at least 1")
+    device = utils.init_distributed(args.device)
+    specs = args.compare or [""]
+    cases = [Case(args.config, args.override, spec, args.batches, device) for spec in specs]
+    result = {"machine": machine(device), "config": str(args.config), "override": args.override}
+    if args.rounds:
+        for turn in range(args.rounds + 1):
+            for number in range(args.batches):
+                for case in cases:
+                    case.step(number, timed=turn > 0)
+        peak, result["peak_tflops_from"] = measured_peak(device, cases[0].progress.precision)
+        result["peak_tflops"] = round(peak, 3)
+        found = [case.figures(peak) for case in cases]
+        result |= found[0] if len(found) == 1 else {"A": found[0], "B": found[1], "B_to_A": ratios(*found)}
+    result["predicted_not_measured"] = predictions(cases[-1])
+    return result
+
+
+class Case:
+    """A model with its optimizer, batches and figures. spec: overrides, or a YAML file and overrides, in one string."""
+
+    def __init__(self, config: str, overrides: Sequence[str], spec: str, batches: int, device: torch.device):
+        words = shlex.split(spec)
+        if words and words[0].endswith((".yaml", ".yml")):
+            config = words.pop(0)
+        self.spec, self.device = spec, device
+        self.cfg = load_config(config, [*overrides, *words, *RANDOM], PRETRAIN)
+        if self.cfg.mim.target == "dvae":
+            raise utils.UserError("mim.target: dvae needs a codebook's files; measure encoding, pixels or none")
+        tokenizer = Tokenizer(utils.find_file(self.cfg.text.vocab, "text.vocab"), self.cfg.text.sep)
+        before = allocated(device)
+        torch.manual_seed(0)
+        self.model = build_pretrain_model(self.cfg, tokenizer)[0].to(device).train()
+        train = self.cfg.train
+        self.optimizer = create_optimizer(
+            self.model, lr=train.lr, lr_vit=train.lr_vit, weight_decay=train.weight_decay, betas=train.betas
+        )
+        if train.compile:
+            compile_layers(self.model, device)
+        precision = utils.resolve_precision(train.precision, device)
+        self.progress = Progress(steps_per_epoch=1000, total_steps=1000, precision=precision)
+        self.batches = make_batches(self.cfg, tokenizer, batches, pin=device.type == "cuda")
+        self.transfer, self.window = Transfer(device), Window(None, device)
+        self.seconds: list[list[float]] = [[] for _ in self.batches]
+        self.cpu_seconds: list[list[float]] = [[] for _ in self.batches]
+        self.other = before  # memory that is not this case's own
+        self.peak = 0
+        self.first_loss = None
+
+    def step(self, number: int, timed: bool) -> None:
+        """One optimizer step on batch `number`, of `train.accumulation` equal micro-batches."""
+        device, batch = self.device, self.batches[number]
+        others = 0
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            others = allocated(device) - self.states if self.first_loss is not None else self.other
+        if self.first_loss is None:
+            torch.manual_seed(1)  # the same draws for all cases
+        start, cpu_start = time.perf_counter(), time.process_time()
+        micro = map(self.transfer, [batch] * self.cfg.train.accumulation)
+        _train_step(self.model, micro, self.optimizer, self.loss, self.progress, self.cfg.train, self.window)
+        self.model.after_step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if timed:
+            self.seconds[number].append(time.perf_counter() - start)
+            self.cpu_seconds[number].append(time.process_time() - cpu_start)
+        if self.first_loss is None:
+            self.first_loss = float(self.window.batches[0][2]["loss"])
+            self.states = allocated(device) - self.other
+        elif device.type == "cuda":
+            self.peak = max(self.peak, torch.cuda.max_memory_allocated(device) - others)
+        self.window.restart()
+
+    def loss(self, model: PretrainModel, batch: dict, progress: Progress):
+        return model(batch, self.cfg.itc.alpha)
+
+    def figures(self, peak: float) -> dict:
+        train = self.cfg.train
+        pairs = train.batch_size * train.accumulation
+        seconds, cpu = (statistics.mean(map(statistics.median, times)) for times in (self.seconds, self.cpu_seconds))
+        lengths = [batch["input_ids"].shape[1] for batch in self.batches]
+        operations = statistics.mean(pretrain_operations(self.model, pairs, length) for length in lengths)
+        return {
+            "settings": self.spec,
+            "precision": self.progress.precision,
+            "pairs_of_a_step": pairs,
+            "tokens_of_a_row": round(statistics.mean(lengths), 2),
+            "seconds_of_a_step": round(seconds, 4),
+            "cpu_seconds_of_a_step": round(cpu, 4),
+            "pairs_per_second": round(pairs / seconds, 2),
+            "gflop_of_a_pair": round(operations / pairs / 1e9, 2),
+            "tflops": round(operations / seconds / 1e12, 4),
+            "mfu": round(operations / seconds / 1e12 / peak, 4),
+            "peak_memory_gib": round(self.peak / 2**30, 2) if self.peak else None,
+            "first_loss": self.first_loss,
+        }
+
+
+def ratios(a: dict, b: dict) -> dict:
+    """How B compares with A; CPU time is hardly moved by a machine's other work."""
+    found = {
+        "pairs_per_second": round(b["pairs_per_second"] / a["pairs_per_second"], 3),
+        "cpu_seconds_of_a_pair": round(
+            b["cpu_seconds_of_a_step"] / b["pairs_of_a_step"] / a["cpu_seconds_of_a_step"] * a["pairs_of_a_step"], 3
+        ),
+        "difference_of_first_loss": float(f"{b['first_loss'] - a['first_loss']:.2g}"),
+    }
+    if a["peak_memory_gib"]:
+        found["gib_saved"] = round(a["peak_memory_gib"] - b["peak_memory_gib"], 2)
+    return found
+
+
+def allocated(device: torch.device) -> int:
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def machine(device: torch.device) -> dict:
+    """What the figures were measured on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    return {"device": name, "torch": torch.__version__}
+
+
+def measured_peak(device: torch.device, precision: str) -> tuple[float, str]:
+    """(TFLOP/s, where it is from): of the data sheet where the GPU is known, else of a large matrix product here."""
+    if device.type == "cuda" and (peak := peak_tflops(torch.cuda.get_device_name(device), precision)):
+        return peak, "data sheet"
+    size, dtype = (8192 if device.type == "cuda" else 1536), torch.bfloat16 if precision == "bf16" else torch.float32
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    best = 0.0
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = max(best, 2 * size**3 / (time.perf_counter() - start) / 1e12)
+    return best, f"the fastest of 5 products of {size} x {size} matrices here"
+
+
+def caption_lengths(count: int, longest: int, generator: torch.Generator) -> torch.Tensor:
+    """Tokens of captions as they are on the web, [CLS] included: [count] in 3..longest"""
+    mean, deviation = LENGTHS
+    return (torch.randn(count, generator=generator) * deviation + mean).exp().round().long().clamp(3, longest)
+
+
+def make_batches(cfg: Config, tokenizer: Tokenizer, count: int, pin: bool = False) -> list[dict]:
+    """`count` batches of noise with captions of real lengths, sorted by length within `data.bucket_batches`."""
+    generator = torch.Generator().manual_seed(0)
+    size, side = cfg.train.batch_size, cfg.model.image_encoder.image_size
+    lengths = caption_lengths(count * size, cfg.text.max_tokens, generator)
+    if cfg.data.bucket_batches:
+        window = size * cfg.data.bucket_batches
+        lengths = torch.cat([part.sort().values for part in lengths.split(window)])
+    images = torch.randint(0, 256, (2, size, side, side, 3), generator=generator, dtype=torch.uint8)
+    views = dict(zip(("image1", "image2"), images.permute(0, 1, 4, 2, 3), strict=True))  # as workers stack them
+    batches = []
+    for rows in lengths.split(size):
+        mask = (torch.arange(int(rows.max())) < rows[:, None]).long()
+        ids = torch.randint(0, tokenizer.vocab_size, mask.shape, generator=generator)
+        special = (ids == tokenizer.cls_id) | (ids == tokenizer.sep_id) | (ids == tokenizer.pad_id)
+        ids = ids.masked_fill(special, tokenizer.mask_id).masked_fill(mask == 0, tokenizer.pad_id)
+        ids[:, 0] = tokenizer.cls_id
+        number = torch.arange(len(batches) * size, (len(batches) + 1) * size)
+        batch = {**views, "input_ids": ids, "attention_mask": mask, "image_id": number, "caption_id": number}
+        if pin:
+            batch = {key: value.pin_memory() for key, value in batch.items()}
+        batches.append(batch | {"padded": not mask.all().item()})
+    return batches
+
+
+def predictions(case: Case) -> dict:
+    """{GPUs: pairs/s and hours of the paper's pre-training at each assumed share of their peak}, by counted operations.
+
+    pairs/s = GPUs x share x peak / operations of a pair.
+    """
+    lengths = [batch["input_ids"].shape[1] for batch in case.batches]
+    operations = statistics.mean(pretrain_operations(case.model, 1, length) for length in lengths)
+    table = {}
+    for gpu in ("A100", "H100"):
+        for count in (1, 8, 64):
+            speeds = {f"{share:.0%}": count * share * PEAKS[gpu][0] * 1e12 / operations for share in SHARES}
+            hours = {share: round(CAPTIONS * EPOCHS / speed / 3600, 1) for share, speed in speeds.items()}
+            speeds = {share: round(speed) for share, speed in speeds.items()}
+            table[f"{count} x {gpu}"] = {"pairs_per_second": speeds, "hours_of_5.1M_captions_x_20_epochs": hours}
+    return {"gflop_of_a_pair": round(operations / 1e9, 1), **table}
