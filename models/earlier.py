@@ -9,7 +9,7 @@ from utils import load_checkpoint
 RENAMED_WEIGHTS = {"cls_centre.value": "cls_center.value", "patch_centre.value": "patch_center.value"}
 RENAMED_KEYS = {"mim.centre_momentum": "mim.center_momentum", "train.pictures": "train.images"}
 RENAMED_VALUES = {"eval.scoring": {"program": "official_2017", "rules": "official"}}
-ADDED_KEYS = {"scst.eos": False}
+ADDED_KEYS = {"scst.eos": False, "mim.similarity": "tokens"}
 
 
 def read_checkpoint(path: str | os.PathLike, required: tuple[str, ...] = ("model",)) -> dict:
