@@ -1,6 +1,6 @@
 """The built-in demo data: drawn scenes with captions, labels, printed words, questions and boxes.
 
-A scene holds two or three objects, each with a shape, a colour, a size and a place; one of them may
+A scene holds one to three objects, each with a shape, a colour, a size and a place; one of them may
 be a sign with a printed word. Nothing is downloaded, everything is a pure function of (seed, index):
 
     scene = make_scene(seed=0, index=7)
@@ -27,13 +27,9 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 COLOURS = {
     "red": (215, 40, 40),
-    "orange": (245, 145, 25),
     "yellow": (250, 225, 55),
     "green": (45, 155, 65),
     "blue": (45, 85, 210),
-    "purple": (130, 55, 165),
-    "black": (30, 30, 34),
-    "white": (246, 246, 246),
 }
 BACKGROUNDS = {
     "gray": (150, 152, 156),
@@ -42,9 +38,9 @@ BACKGROUNDS = {
     "turquoise": (88, 176, 172),
 }
 FINISHES = ("plain", "cloudy")  # how the background is filled
-SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond", "cross", "ring")
-SIZES = {"small": 0.23, "large": 0.33}
-SIGN_SIZE = (0.46, 0.23)
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+SIZES = {"small": 0.25, "large": 1 / 3}
+SIGN_SIZE = (0.5, 0.25)
 WORDS = ("stop", "open", "exit", "taxi", "zoo", "sale")
 PLACES = (
     ("top left", "top", "top right"),
@@ -55,7 +51,7 @@ NUMBERS = ("zero", "one", "two", "three", "four")
 SPLITS = ("train", "val", "test")
 
 MAX_WORDS = 24  # of a caption, commas counted; with [CLS] the 25 tokens of pre-training
-SIGN_SHARE = 0.3  # scenes with a sign
+SIGN_SHARE = 0.4  # scenes with a sign, of those with more than one object
 SUPERSAMPLE = 4
 
 
@@ -145,9 +141,9 @@ def _draw_kinds(rng: random.Random) -> list[tuple[str, str, str, str]]:
 
     An object often shares its shape or colour with the one before, otherwise few counts would exceed one.
     """
-    count = rng.choice((2, 3))
+    count = rng.choice((1, 2, 3))  # one alone says most plainly what its words mean
     kinds: list[tuple[str, str, str, str]] = []
-    if rng.random() < SIGN_SHARE:
+    if count > 1 and rng.random() < SIGN_SHARE:
         kinds.append(("sign", rng.choice(list(COLOURS)), "large", rng.choice(WORDS)))
     while len(kinds) < count:
         shape, colour = rng.choice(SHAPES), rng.choice(list(COLOURS))
@@ -223,7 +219,10 @@ def captions(scene: Scene, count: int = 5) -> list[str]:
     Everything that mirroring the picture would make false contains the word left or right.
     """
     rng = scene.rng("captions")
-    wordings = [_relation_phrase, _relation_sentence, _places, _background_first, _relation_first]
+    if len(scene.objects) == 1:
+        wordings = [_background_first, _place, _place_first, _background_last]
+    else:
+        wordings = [_relation_phrase, _relation_sentence, _places, _background_first, _relation_first]
     if _chains(scene):
         wordings.append(_chain)
     if any(o.word for o in scene.objects):
@@ -290,8 +289,8 @@ def _rest(scene: Scene, rng: random.Random, *named: SceneObject) -> str:
 
 
 def _list(scene: Scene, rng: random.Random) -> str:
-    names = [_name(o, rng) for o in _in_order(scene)]
-    return f"{', '.join(names[:-1])} and {names[-1]}"
+    *names, last = (_name(o, rng) for o in _in_order(scene))
+    return f"{', '.join(names)} and {last}" if names else last
 
 
 def _relation_phrase(scene: Scene, rng: random.Random) -> str:
@@ -310,12 +309,28 @@ def _places(scene: Scene, rng: random.Random) -> str:
 
 
 def _listing(scene: Scene, rng: random.Random) -> str:
-    start = rng.choice(("a picture of", f"{NUMBERS[len(scene.objects)]} objects:", "we see", "this picture shows"))
+    count = len(scene.objects)
+    start = rng.choice(
+        ("a picture of", "we see", "this picture shows", f"{NUMBERS[count]} objects:")[: 3 + (count > 1)]
+    )
     return f"{start} {_list(scene, rng)}"
 
 
 def _background_first(scene: Scene, rng: random.Random) -> str:
     return f"on {_background_words(scene)} {_list(scene, rng)}"
+
+
+def _background_last(scene: Scene, rng: random.Random) -> str:
+    return f"{_list(scene, rng)} on {_background_words(scene)}"
+
+
+def _place(scene: Scene, rng: random.Random) -> str:
+    """Of a scene with one object, as `_place_first`."""
+    return f"{_list(scene, rng)} {_place_words(scene.objects[0])}"
+
+
+def _place_first(scene: Scene, rng: random.Random) -> str:
+    return f"{_place_words(scene.objects[0])} there is {_list(scene, rng)}"
 
 
 def _relation_first(scene: Scene, rng: random.Random) -> str:
@@ -461,7 +476,7 @@ def _ask_yes_no(scene: Scene, rng: random.Random) -> tuple[str, str]:
     """Yes and no are equally likely, whatever is asked."""
     truth = rng.random() < 0.5
     o = rng.choice([o for o in scene.objects if not o.word])
-    form = rng.randrange(3)
+    form = rng.randrange(3 if len(scene.objects) > 1 else 2)
     if form == 0:  # an absent object shares the colour or the shape of one that is there
         mixed = [(c, o.shape) for c in COLOURS] + [(o.colour, s) for s in SHAPES]
         absent = [pair for pair in mixed if all(pair != (x.colour, x.shape) for x in scene.objects)]

@@ -37,14 +37,15 @@ def encode(model: PretrainModel, images: Tensor, input_ids: Tensor, attention_ma
     text_encoder = getattr(teacher, "text_encoder", backbone.text_encoder)
     text_embeds = text_encoder(input_ids, attention_mask)
     text_feat = project(getattr(teacher, "text_proj", backbone.text_proj), text_embeds[:, 0])
-    plain, injected = encoder.forward_twice(images, text_embeds, attention_mask, model.mim.inject_from)
+    plain, injected, below = encoder.forward_twice(images, text_embeds, attention_mask, model.mim.inject_from)
     probabilities = None
     if model.mim.target == "encoding":
         logits = fp32(teacher.head(injected[:, 1:])) - model.patch_center.value
         probabilities = (logits / model.mim.teacher_temperature).softmax(-1).cpu()
     unused = plain.new_zeros(plain.shape[0], plain.shape[1] - 1)  # the draws: only the similarity is wanted
     settings = model.mim.mask_ratio, model.mim.mask_temperature
-    _, similarity = text_guided_mask(vision_proj(plain[:, 1:]), text_feat, *settings, unused)
+    patches = plain if model.mim.similarity == "tokens" else encoder.last_values(below)
+    _, similarity = text_guided_mask(vision_proj(patches[:, 1:]), text_feat, *settings, unused)
     return Encodings(similarity.cpu(), fp32(plain[:, 1:]).cpu(), probabilities)
 
 

@@ -10,7 +10,11 @@ RENAMED_WEIGHTS = {"cls_centre.value": "cls_center.value", "patch_centre.value":
 RENAMED_KEYS = {"mim.centre_momentum": "mim.center_momentum", "train.pictures": "train.images"}
 RENAMED_VALUES = {"eval.scoring": {"program": "official_2017", "rules": "official"}}
 ITM = {"itm.temperature": None, "itm.harden": 0.8}  # negatives by ITC's own temperature; 0.8 says nothing then
-ADDED_KEYS = {"pretrain": ITM, "retrieval": {**ITM, "data.per": "caption"}, "caption": {"scst.eos": False}}
+ADDED_KEYS = {
+    "pretrain": {**ITM, "mim.similarity": "tokens"},
+    "retrieval": {**ITM, "data.per": "caption"},
+    "caption": {"scst.eos": False},
+}
 
 
 def read_checkpoint(path: str | os.PathLike, required: tuple[str, ...] = ("model",)) -> dict:

@@ -275,15 +275,16 @@ class PretrainModel(nn.Module):
         if not self.teacher_sees:
             return view
         images = batch["image2" if self.second_view else "image1"]
+        inject_from = self.mim.inject_from if self.mim.target == "encoding" else None
+        encoder = teacher.image_encoder
+        plain, injected, below = encoder.forward_twice(images, text_embeds, mask, inject_from)
         if self.mim.target == "encoding":
-            plain, injected = teacher.image_encoder.forward_twice(images, text_embeds, mask, self.mim.inject_from)
             view.cls_logits, view.patch_logits = teacher.head(plain[:, 0]), teacher.head(injected[:, 1:])
-        else:
-            plain = teacher.image_encoder(images)
         if self.uses_queue:
             view.image_feat = project(teacher.vision_proj, plain[:, 0])
         if self.guided:
-            view.patch_feat = teacher.vision_proj(plain[:, 1:])
+            patches = plain if self.mim.similarity == "tokens" else encoder.last_values(below)
+            view.patch_feat = teacher.vision_proj(patches[:, 1:])
         return view
 
     def choose_patches(self, teacher: TeacherView, uniform: Tensor) -> tuple[Tensor, Tensor | None]:

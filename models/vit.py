@@ -157,19 +157,31 @@ class ImageEncoder(nn.Module):
 
     def forward_twice(
         self, images: Tensor, text: Tensor, text_mask: Tensor | None, inject_from: int | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The teacher's two passes: (image alone, image with text), each [B, 1 + N, D] after the final norm.
 
-        The layers below `inject_from` run once; with inject_from None both results are the same tensor.
+        The layers below `inject_from` run once; with inject_from None both results are the same tensor. Third in the
+        result is what the last layer reads of the image alone, for `last_values`. [B, 1 + N, D]
         """
-        x = self.embed(images)
+        first = self.depth if inject_from is None else inject_from
+        x = self.layers(self.embed(images), 1, first - 1)
+        below = self.layers(x, first, self.depth - 1)  # what the last layer reads of the image alone
+        plain = self.vit.norm(self.layers(below, self.depth, self.depth))
         if inject_from is None:
-            plain = self.vit.norm(self.layers(x, 1, self.depth))
-            return plain, plain
-        x = self.layers(x, 1, inject_from - 1)
-        plain = self.layers(x, inject_from, self.depth)
+            return plain, plain, below
         injected = self.layers(x, inject_from, self.depth, text, text_mask)
-        return self.vit.norm(plain), self.vit.norm(injected[:, : 1 + self.num_patches])
+        return plain, self.vit.norm(injected[:, : 1 + self.num_patches]), below
+
+    def last_values(self, x: Tensor) -> Tensor:
+        """What each token would give to [CLS] in the last layer: its value, projected and normed, unmixed by attention.
+
+        [CLS] is a mean of these values (and what it was before), so they lie where a contrast trains [CLS] to lie, and
+        the tokens themselves do not (MaskCLIP: Zhou et al. 2022, "Extract Free Dense Labels from CLIP", Section 3.2).
+        x: the last layer's input [B, 1 + N, D] -> [B, 1 + N, D]
+        """
+        block = self.vit.blocks[-1]
+        value = block.attn.qkv(block.norm1(x)).chunk(3, dim=-1)[2]
+        return self.vit.norm(block.attn.proj(value))
 
 
 def create_vit(name: str, image_size: int, args: dict, weights: str = "random") -> VisionTransformer:

@@ -17,8 +17,8 @@ SIZE = 256
 MANY = [scenes.make_scene(3, index) for index in range(400)]
 CONFIGS = Path(__file__).parent.parent / "configs"
 
-COLOUR = "red|orange|yellow|green|blue|purple|black|white"
-SHAPE = "circle|square|triangle|star|heart|diamond|cross|ring|sign"
+COLOUR = "red|yellow|green|blue"
+SHAPE = "circle|square|triangle|star|cross|ring|sign"
 PHRASE = re.compile(
     rf"(?P<article>an?|the) (?:(?P<size>small|large) )?"
     rf"(?P<colour>{COLOUR}) (?P<shape>{SHAPE})(?: that says (?P<word>\w+))?"
@@ -84,11 +84,15 @@ def is_true(caption, scene, mirrored=False):
         return related(0, 1, m[1])
     if m := match(rf"# {PLACE} and # {PLACE}"):
         return place_holds(boxes[named[0]], m[1]) and place_holds(boxes[named[1]], m[2])
-    if m := match(r"(?:a picture of|(two|three) objects:|we see|this picture shows) #(?:, #)* and #"):
+    if m := match(r"(?:a picture of|(two|three) objects:|we see|this picture shows) #((?:, #)* and #)?"):
         count = len(scene.objects)
-        return len(named) == count and m[1] in (None, {2: "two", 3: "three"}[count])
-    if m := match(rf"{GROUND} #(?:, #)* and #"):
+        return len(named) == count and m[1] in (None, {1: "one", 2: "two", 3: "three"}[count])
+    if m := match(rf"{GROUND} #((?:, #)* and #)?"):
         return (m[1], m[2]) == (scene.finish, scene.background)
+    if m := match(rf"# {GROUND}"):
+        return len(scene.objects) == 1 and (m[1], m[2]) == (scene.finish, scene.background)
+    if m := match(rf"# {PLACE}") or match(rf"{PLACE} there is #"):
+        return len(scene.objects) == 1 and place_holds(boxes[named[0]], m[1])
     if m := match(rf"{REL} # there is #"):
         return related(1, 0, m[1])
     if m := match(rf"# is {REL} # and (?:{REL} )?#"):
@@ -154,7 +158,7 @@ def test_captions_identify_their_scene_among_500():
             rivals = [j for j in range(len(found)) if j != i and named <= labels[j]]
             total += 1
             only += not any(is_true(caption, found[j]) for j in rivals)
-    assert only / total > 0.95
+    assert only / total > 0.9
 
 
 def test_every_word_is_in_berts_vocabulary_and_in_the_demos_own_part_of_it():
@@ -203,7 +207,7 @@ def test_splits_of_different_seeds_share_no_scene():
 
 def test_scenes_hold_what_they_promise():
     counts = Counter(len(scene.objects) for scene in MANY)
-    assert set(counts) == {2, 3} and min(counts.values()) > 150
+    assert set(counts) == {1, 2, 3} and min(counts.values()) > 100
     for scene in MANY:
         labels = [o.label for o in scene.objects]
         assert len(set(labels)) == len(labels)
@@ -240,7 +244,7 @@ def test_objects_have_their_colour():
     for scene in MANY[:100]:
         picture = np.asarray(scenes.render(scene, 128), float)
         for o in scene.objects:
-            if o.shape in ("circle", "square", "diamond", "cross", "heart"):
+            if o.shape in ("circle", "square", "cross"):
                 x, y = (round(part * 128) for part in o.center)
                 middle = np.median(picture[y - 3 : y + 4, x - 3 : x + 4].reshape(-1, 3), 0)
                 nearest = min(scenes.COLOURS, key=lambda name: np.abs(scenes.COLOURS[name] - middle).sum())  # noqa: B023

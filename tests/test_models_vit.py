@@ -183,11 +183,23 @@ def test_text_joins_exactly_from_the_given_layer_on():
 def test_forward_twice_equals_the_two_separate_passes():
     encoder, (images, text, text_mask) = tiny(), inputs()
     for start in (1, 2, 3):
-        plain, injected = encoder.forward_twice(images, text, text_mask, start)
+        plain, injected, below = encoder.forward_twice(images, text, text_mask, start)
         assert torch.equal(plain, encoder(images))
         assert torch.equal(injected, encoder(images, text=text, text_mask=text_mask, inject_from=start))
-    plain, injected = encoder.forward_twice(images, text, text_mask, None)
+    plain, injected, below = encoder.forward_twice(images, text, text_mask, None)
     assert plain is injected and torch.equal(plain, encoder(images))
+    assert torch.equal(plain, encoder.vit.norm(encoder.layers(below, encoder.depth, encoder.depth)))
+
+
+@torch.no_grad()
+def test_last_values_are_what_attention_of_each_token_to_itself_alone_gives():
+    encoder, (images, _, _) = tiny(), inputs()
+    _, _, below = encoder.forward_twice(images, None, None, None)
+    tokens = below.shape[1]
+    itself = torch.zeros(tokens, tokens).masked_fill(~torch.eye(tokens, dtype=torch.bool), float("-inf"))
+    block = encoder.vit.blocks[-1]
+    expected = encoder.vit.norm(block.attn(block.norm1(below), attn_mask=itself))
+    torch.testing.assert_close(encoder.last_values(below), expected)
 
 
 @torch.no_grad()

@@ -35,9 +35,9 @@ CAPTIONS = [
     "a red circle left of a blue square",
     "green star",
     "two yellow triangles above a small grey box",
-    "a big purple heart",
+    "a big green star",
     "the word stop on a white sign",
-    "an orange ring below a black cross",
+    "a yellow ring below a blue cross",
     "three dots",
     "a brown dog beside a cat",
 ]
