@@ -23,10 +23,9 @@ from utils import UserError, is_main, logger, on_main, replacing, write_json
 LOCK = "run.lock"
 # What a run writes, server.json, which says how its answers fared, and the page that shows both; a new run in the same
 # folder moves them into a numbered folder of their own. Nothing else of the folder is a run's.
-LOGS = ("log.jsonl", "tensorboard", "images")
+LOGS = ("log.jsonl", "tensorboard", "images", "tracker.json", "wandb")
 RUN_FILES = (*LOGS, "config.yaml", "config_evaluate.yaml", "checkpoint_*.pth")
 RUN_FILES += ("metrics.json", "nonfinite.json", "*_result.json", "*_result_*.json", "server.json", "report.html")
-RUN_FILES += ("tracker.json", "wandb")
 
 
 class Run:

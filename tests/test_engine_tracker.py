@@ -16,6 +16,7 @@ from test_cli import pretrain, refuse
 from tiny import gray_images
 
 import utils
+from engine.checkpoint import Found
 from engine.config import PRETRAIN, Config, load_config
 from engine.run import Run
 from engine.tracker import FILE, tracker_package
@@ -112,6 +113,15 @@ def test_a_resumed_run_is_the_same_one_and_a_new_run_in_the_folder_another(tmp_p
     first, resumed, new = (options["name"] for options in tracker.started)
     assert first == resumed != new and all(options["resume"] == "allow" for options in tracker.started)
     assert json.loads((tmp_path / "earlier_1" / FILE).read_text())["name"] == first
+
+
+def test_a_run_whose_steps_are_counted_anew_is_another_one(tmp_path, tracker):
+    start(tmp_path, tracker).close()
+    run = Run(tmp_path, config(tracker), Found({}, steps_per_epoch=10))
+    run.open(resume_step=4, steps_per_epoch=20)
+    run.close()
+    first, anew = (options["name"] for options in tracker.started)
+    assert first != anew and json.loads((tmp_path / "earlier_1" / FILE).read_text())["name"] == first
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"tracker": "other", "id": "a", "name": "b"}', '{"tracker": 3}'])
