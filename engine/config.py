@@ -326,6 +326,7 @@ PRETRAIN = Stage(
         "mim.target": choice("encoding", "pixels", "dvae", "none"),
         "mim.masking": choice("text_guided", "random"),
         "mim.similarity": choice("tokens", "values"),
+        "mim.predict": choice("masked", "all"),
         "mim.mask_ratio": number(0, 1, above=True),
         "mim.mask_temperature": number(0, above=True),
         "mim.head.hidden": whole(1),

@@ -11,7 +11,7 @@ RENAMED_KEYS = {"mim.centre_momentum": "mim.center_momentum", "train.pictures": 
 RENAMED_VALUES = {"eval.scoring": {"program": "official_2017", "rules": "official"}}
 ITM = {"itm.temperature": None, "itm.harden": 0.8}  # negatives by ITC's own temperature; 0.8 says nothing then
 ADDED_KEYS = {
-    "pretrain": {**ITM, "mim.similarity": "tokens"},
+    "pretrain": {**ITM, "mim.similarity": "tokens", "mim.predict": "masked"},
     "retrieval": {**ITM, "data.per": "caption"},
     "caption": {"scst.eos": False},
 }

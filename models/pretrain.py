@@ -297,8 +297,11 @@ class PretrainModel(nn.Module):
     def mim_losses(
         self, batch: dict, image_embeds: Tensor, text_embeds: Tensor, teacher: TeacherView, draws: Draws
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """L_patch at the masked patches of view 2, L_cls where the target is the encoding -> (losses, values to log)"""
-        encoder, logs = self.backbone.image_encoder, {}
+        """L_patch at the masked patches of view 2, L_cls where the target is the encoding -> (losses, values to log)
+
+        With `mim.predict: all` the encoding's L_patch is a mean over all patches, those that the student sees included.
+        """
+        encoder, size, logs = self.backbone.image_encoder, image_embeds.shape[0], {}
         masked, similarity = self.choose_patches(teacher, draws.patches)  # [B, M], [B, N]
         if self.guided:
             by_chance = max(1, encoder.num_patches // 4) / encoder.num_patches
@@ -311,6 +314,8 @@ class PretrainModel(nn.Module):
             text_mask=text_mask(batch),
             inject_from=self.mim.inject_from,
         )  # [B, 1+N, D]
+        if self.mim.predict == "all" and self.mim.target == "encoding":
+            masked = torch.arange(encoder.num_patches, device=masked.device).expand(size, -1)
         prediction = self.head(take(masked_embeds[:, 1:], masked))  # [B, M, K]
         if self.mim.target == "pixels":
             return {"patch": pixel_loss(prediction, batch["image2"], encoder.patch_size, masked)}, logs

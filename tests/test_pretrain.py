@@ -105,6 +105,27 @@ def test_exactly_the_chosen_patches_are_masked():
     assert torch.equal(masked, torch.zeros_like(masked).scatter(1, chosen, True))
 
 
+def test_all_patches_are_the_masked_and_the_visible_ones():
+    """`mim.predict: all` is the mean over the masked patches and over the others, each weighted by how many they are."""
+    model, batch = tiny_model(*NO_DROPOUT), make_batch()
+    draws, text_embeds = make_draws(batch), model.backbone.encode_text(batch["input_ids"], batch["attention_mask"])[0]
+    image_embeds, _ = model.backbone.encode_image(batch["image1"])
+    view = teacher_view(model, batch)
+    found = {}
+    for model.mim.predict in ("masked", "all"):
+        found[model.mim.predict] = model.mim_losses(batch, image_embeds, text_embeds, view, draws)[0]
+    chosen, _ = model.choose_patches(view, draws.patches)
+    mask = torch.zeros(6, 16, dtype=torch.bool).scatter(1, chosen, True)
+    options = {"mask": mask, "text": text_embeds, "text_mask": batch["attention_mask"]}
+    seen = model.backbone.image_encoder(batch["image2"], **options, inject_from=model.mim.inject_from)[:, 1:]
+    teacher = (view.patch_logits / model.mim.teacher_temperature).softmax(-1)  # the center is zero yet
+    student = (model.head(seen) / model.mim.student_temperature).log_softmax(-1)
+    each = -(teacher * student).sum(-1)  # [B, N]
+    assert found["masked"]["patch"].item() == pytest.approx(each[mask].mean().item(), rel=1e-5)
+    assert found["all"]["patch"].item() == pytest.approx(each.mean().item(), rel=1e-5)
+    assert torch.equal(found["all"]["cls"], found["masked"]["cls"])
+
+
 @pytest.mark.parametrize("overrides", [(), ("itc.negatives=batch",), ("mim.target=pixels",)])
 def test_once_the_encoders_run_nothing_waits_for_the_device(overrides):
     """The number of masked and of written tokens is needed on the host; it is asked for before the first encoder."""
