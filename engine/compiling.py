@@ -23,8 +23,7 @@ def compile_layers(
     In place: parameters, their names and checkpoints stay what they are. Each layer is traced as one graph (fullgraph:
     it is an error where it is not), and layers of one kind share their machine code, so that compiling takes minutes
     and not an hour; lengths that vary are traced once as such. Evaluation and generation run uncompiled (see
-    `evaluation.sharded.evaluating`). Raises UserError where torch.compile has no
-    compiler.
+    `evaluation.sharded.evaluating`). Raises UserError where torch.compile has no compiler.
     """
     if backend == "inductor" and (missing := missing_compiler(device)):
         raise UserError(f"train.compile: torch.compile needs {missing}; install it, or set train.compile: false")
