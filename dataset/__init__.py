@@ -73,6 +73,7 @@ def _augmentation(cfg, image_size: int, codebook_size: int | None = None) -> Aug
         augment.randaugment_ops,
         augment.randaugment_magnitude,
         codebook_size,
+        augment.resize,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 
 import torch
 from timm.models.vision_transformer import Block
@@ -14,21 +15,22 @@ from utils import UserError
 VARIANTS = 64  # of a layer's code: with and without gradient, mask, memory, `rows` and `keep`, at several lengths
 
 
-def compile_layers(model: torch.nn.Module, device: torch.device, backend: str = "inductor") -> int:
+def compile_layers(
+    model: torch.nn.Module, device: torch.device, backend: str | Callable = "inductor", fullgraph: bool = False
+) -> int:
     """Compile every layer of the image encoders and of the text stacks; returns how many there are.
 
-    In place: parameters, their names and checkpoints stay what they are. A layer is traced as one graph, and layers of
-    one kind share their machine code, so that compiling takes minutes and not an hour; lengths that vary are traced
-    once as such. Evaluation and generation run uncompiled (see
-    `evaluation.sharded.evaluating`). Raises UserError where torch.compile has no
-    compiler.
+    In place: parameters, their names and checkpoints stay what they are. Each layer is traced as one graph (fullgraph:
+    it is an error where it is not), and layers of one kind share their machine code, so that compiling takes minutes
+    and not an hour; lengths that vary are traced once as such. Evaluation and generation run uncompiled (see
+    `evaluation.sharded.evaluating`). Raises UserError where torch.compile has no compiler.
     """
     if backend == "inductor" and (missing := missing_compiler(device)):
         raise UserError(f"train.compile: torch.compile needs {missing}; install it, or set train.compile: false")
     torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
     layers = [module for module in model.modules() if isinstance(module, Block | BertLayer)]
     for layer in layers:
-        layer.compile(fullgraph=True, backend=backend)
+        layer.compile(backend=backend, fullgraph=fullgraph)
     return len(layers)
 
 

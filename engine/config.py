@@ -254,6 +254,7 @@ COMMON = {
     "augment.crop_scale": crop_scale,
     "augment.randaugment_ops": whole(0, 10),
     "augment.randaugment_magnitude": number(0, 10),
+    "augment.resize": choice("torch", "pillow"),
     "train.epochs": or_none(whole(1)),
     "train.steps": or_none(whole(1)),
     "train.minutes": or_none(number(0, above=True)),
@@ -293,6 +294,7 @@ MAY_CHANGE = (
     *(f"train.{key}" for key in ("precision", "log_every", "checkpoint_every", "keep_checkpoints", "tracker")),
     *(f"train.{key}" for key in ("lr_scaling", "base_batch", "compile", "bf16_gradients")),
     *(f"data.{key}" for key in ("image_root", "image_prefix_map", "max_bad_share", "cache_images", "num_workers")),
+    "augment.resize",
 )
 
 

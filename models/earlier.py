@@ -10,10 +10,12 @@ RENAMED_WEIGHTS = {"cls_centre.value": "cls_center.value", "patch_centre.value":
 RENAMED_KEYS = {"mim.centre_momentum": "mim.center_momentum", "train.pictures": "train.images"}
 RENAMED_VALUES = {"eval.scoring": {"program": "official_2017", "rules": "official"}}
 ITM = {"itm.temperature": None, "itm.harden": 0.8}  # negatives by ITC's own temperature; 0.8 says nothing then
+RESIZE = {"augment.resize": "pillow"}
 ADDED_KEYS = {
-    "pretrain": {**ITM, "mim.similarity": "tokens", "mim.predict": "masked"},
-    "retrieval": {**ITM, "data.per": "caption"},
-    "caption": {"scst.eos": False},
+    "pretrain": {**ITM, **RESIZE, "mim.similarity": "tokens", "mim.predict": "masked"},
+    "retrieval": {**ITM, **RESIZE, "data.per": "caption"},
+    "caption": {**RESIZE, "scst.eos": False},
+    "vqa": RESIZE,
 }
 
 

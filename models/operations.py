@@ -101,6 +101,8 @@ def teacher(model: PretrainModel, tokens: int) -> float:
         total += above * image_layer(model, 1 + encoder.num_patches + tokens) + (1 + encoder.num_patches) * head(model)
     if model.guided:
         total += 2 * encoder.num_patches * encoder.width * embed
+        if model.mim.similarity == "values":  # queries and keys are projected with them, and not used
+            total += 8 * (1 + encoder.num_patches) * encoder.width**2
     return total
 
 

@@ -1,11 +1,14 @@
 """What a GPU changes: the same step in bf16 with fused kernels, close to the CPU's fp32. Skipped without a GPU."""
 
 import copy
+from unittest import mock
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny import NO_DROPOUT, make_batch, make_draws, tiny_config, tiny_model
 
+from engine.compiling import compile_layers
 from models.retrieval import RetrievalModel
 from optim import create_optimizer
 from utils import autocast, to_device
@@ -30,6 +33,35 @@ def test_losses_on_the_gpu_equal_those_on_the_cpu(overrides, precision, toleranc
     for name in expected:
         if name.startswith("loss/"):
             assert logs[name].item() == pytest.approx(expected[name].item(), rel=tolerance, abs=tolerance), name
+
+
+def test_attention_without_padding_may_take_the_flash_kernel():
+    """What reaches scaled_dot_product_attention is what that kernel accepts; masks are where a text is cut."""
+    refused, masked, real = [], 0, F.scaled_dot_product_attention
+
+    def watched(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, **options):
+        nonlocal masked
+        masked += attn_mask is not None
+        params = torch.backends.cuda.SDPAParams(q, k, v, attn_mask, dropout_p, is_causal, False)
+        if attn_mask is None and not torch.backends.cuda.can_use_flash_attention(params, debug=True):
+            refused.append(q.shape)
+        return real(q, k, v, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, **options)
+
+    model = tiny_model(*NO_DROPOUT).cuda()
+    batch = make_batch(captions=["a red dog", "a blue cat", "the tall man"] * 2) | {"padded": False}
+    with mock.patch.object(F, "scaled_dot_product_attention", watched), autocast(torch.device("cuda"), "bf16"):
+        model(to_device(batch, torch.device("cuda")), 0.4)
+    assert not refused and masked == 3
+
+
+def test_compiled_layers_give_the_losses_of_plain_ones():
+    model, batch = tiny_model(*NO_DROPOUT).cuda(), to_device(make_batch(), torch.device("cuda"))
+    draws = on_gpu(make_draws(make_batch()))
+    expected = model(batch, 0.4, draws=draws)[0]
+    compile_layers(model, torch.device("cuda"))
+    loss = model(batch, 0.4, draws=draws)[0]
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-3)
 
 
 def test_a_step_never_waits_for_the_gpu_where_it_need_not():

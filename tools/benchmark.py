@@ -36,7 +36,7 @@ entries: memory and CPU time of a process that loads 5.1M captions made for the 
 with the index that the first one makes of them.
 
 loader: milliseconds of CPU time per pair of the pre-training loader on JPEG images made for the purpose, beside the
-same with views that are normalised and stacked as float32 in the worker.
+same with Pillow's resize, and with views that are normalised and stacked as float32 in the worker, too.
 """
 
 import argparse
