@@ -106,7 +106,7 @@ def test_exactly_the_chosen_patches_are_masked():
 
 
 def test_all_patches_are_the_masked_and_the_visible_ones():
-    """`mim.predict: all` is the mean over the masked patches and those that the student sees, weighted by their number."""
+    """`mim.predict: all` is one mean over the masked patches and those that the student sees."""
     model, batch = tiny_model(*NO_DROPOUT), make_batch()
     draws, text_embeds = make_draws(batch), model.backbone.encode_text(batch["input_ids"], batch["attention_mask"])[0]
     image_embeds, _ = model.backbone.encode_image(batch["image1"])
