@@ -12,7 +12,13 @@ RENAMED_VALUES = {"eval.scoring": {"program": "official_2017", "rules": "officia
 ITM = {"itm.temperature": None, "itm.harden": 0.8}  # negatives by ITC's own temperature; 0.8 says nothing then
 RESIZE = {"augment.resize": "pillow"}
 ADDED_KEYS = {
-    "pretrain": {**ITM, **RESIZE, "mim.similarity": "tokens", "mim.predict": "masked"},
+    "pretrain": {
+        **ITM,
+        **RESIZE,
+        "mim.similarity": "tokens",
+        "mim.predict": "masked",
+        "model.image_encoder.position_std": None,
+    },
     "retrieval": {**ITM, **RESIZE, "data.per": "caption"},
     "caption": {**RESIZE, "scst.eos": False},
     "vqa": RESIZE,

@@ -67,6 +67,14 @@ def folder(tmp_path_factory):
     return path
 
 
+def test_random_positions_begin_with_the_deviation_that_is_asked_for():
+    before, after = (build_backbone(tiny_config(f"model.image_encoder.position_std={std}"))[0] for std in ("null", 0.5))
+    found = [backbone.image_encoder.vit.pos_embed for backbone in (before, after)]
+    assert found[0].std().item() == pytest.approx(0.02, rel=0.15) and found[1].std().item() == pytest.approx(
+        0.5, rel=0.15
+    )
+
+
 def config(folder, stage):
     """The stage's configuration on the images of `folder`."""
     file, kind = STAGES[stage]
