@@ -181,6 +181,7 @@ def test_the_configuration_makes_the_data_set(tmp_path):
                 "flip": False,
                 "randaugment_ops": 1,
                 "randaugment_magnitude": 3,
+                "resize": "torch",
             },
             "model": {"image_encoder": {"image_size": 16}},
             "mim": {"target": "none"},

@@ -169,7 +169,13 @@ def test_the_configuration_makes_the_split(folder):
 def test_the_configuration_makes_the_training_set(folder, per, cache_images, size):
     entries = [{"image": f"{name}.png", "caption": ["two words"] * 2, "image_id": name} for name in "ab"]
     data = {"train": [str(write(folder, entries))], "image_root": str(folder), "image_prefix_map": {}, "max_words": 1}
-    augment = {"crop_scale": [0.5, 1.0], "flip": False, "randaugment_ops": 0, "randaugment_magnitude": 0}
+    augment = {
+        "crop_scale": [0.5, 1.0],
+        "flip": False,
+        "randaugment_ops": 0,
+        "randaugment_magnitude": 0,
+        "resize": "torch",
+    }
     cfg = {"seed": 5, "image_size": 8, "augment": augment, "data": {**data, "per": per, "cache_images": cache_images}}
     made = create_dataset("retrieval_train", as_config(cfg))
     assert made.seed == 5 and made[0]["caption"] == "two" and made[0]["image"].shape == (3, 8, 8)

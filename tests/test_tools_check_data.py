@@ -82,9 +82,9 @@ def test_training_stops_only_past_its_share(check, folder):
 
 
 def test_annotations_that_training_refuses_stop(check, folder):
-    write(folder, "train", [{"image": "a0.jpg", "caption": "x"}])
+    write(folder, "train", [{"image": "a0.jpg"}])
     code, out, report = check()
-    assert code == 1 and "train.json: entry 0 has no 'image_id'" in report["would_stop"][0]
+    assert code == 1 and "train.json: entry 0 has no 'caption'" in report["would_stop"][0]
     assert "val    images: 3" in out  # the other splits are checked all the same
 
 
