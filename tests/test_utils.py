@@ -79,6 +79,7 @@ def test_random_state_restores_every_generator(tmp_path):
 def test_a_checkpoint_of_before_a_key_says_what_was_done_without_it():
     before = {"model": {}, "stage": "caption", "config": {"scst": {"mode": "beam"}, "train": {"lr": 1.0}}}
     rename_old(before)
+    assert before["config"].pop("augment") == {"resize": "pillow"}
     assert before["config"] == {"scst": {"mode": "beam", "eos": False}, "train": {"lr": 1.0}}
     since = {"model": {}, "stage": "caption", "config": {"scst": {"mode": "beam", "eos": True}}}
     rename_old(since)
@@ -88,7 +89,12 @@ def test_a_checkpoint_of_before_a_key_says_what_was_done_without_it():
         rename_old(before)
         assert before["config"].pop("itm") == {"temperature": None, "harden": 0.8}
         assert before["config"]["data"] == ({"per": "caption"} if stage == "retrieval" else {})
-    others = ({}, {"config": {"train": {"lr": 1.0}}}, {"stage": "vqa", "config": {}}, {"stage": "caption", "config": 3})
+    others = (
+        {},
+        {"config": {"train": {"lr": 1.0}}},
+        {"stage": "export", "config": {}},
+        {"stage": "caption", "config": 3},
+    )
     for other in others:  # converted, of another stage, and what check_entries refuses
         rename_old(kept := {"model": {}, **other})
         assert kept == {"model": {}, **other}
@@ -98,7 +104,7 @@ def test_the_meaning_of_a_key_before_it_is_what_its_schema_has_for_off():
     for stage, added in ADDED_KEYS.items():
         config = load_config(STAGES[stage].schema, (), STAGES[stage])
         for key, value in added.items():
-            assert key == "scst.eos" or lookup(config, key) == value, key
+            assert key in ("scst.eos", "augment.resize") or lookup(config, key) == value, key  # on by default since
 
 
 def test_auto_precision_on_a_cpu_is_what_its_hardware_has(caplog, monkeypatch):
