@@ -144,7 +144,7 @@ def train(
         log_fn=log_fn,
         operations_fn=lambda batch: pretrain_operations(model, *batch["input_ids"].shape),
     )
-    if latest:  # empty where --resume found nothing left to do
+    if "loss" in latest or not (run.dir / "metrics.json").exists():  # else --resume found no step left to make
         run.write_metrics(latest)
     if jump is not None:
         raise UserError(

@@ -14,7 +14,8 @@ MANY_SPELLED = 0.05  # a share of the words; BERT's own vocabulary spells less t
 MANY_PIECES = 1.5  # a word; BERT's own vocabulary needs 1.1 to 1.2 for English captions, 1.6 to 5 for other languages
 FEW_WORDS = 100  # say nothing
 WORDS = 20_000  # say enough
-WORD = re.compile(r"[^\W_]+")
+IDEOGRAPHS = "\u3400-\u9fff\uf900-\ufaff"  # BERT splits text between them
+WORD = re.compile(rf"[{IDEOGRAPHS}]|[^\W_{IDEOGRAPHS}]+")
 QUEUE_TURNS = 10
 
 

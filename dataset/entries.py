@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.shards import shard_entries, shard_files
-from dataset.tables import folder_entries, numbered_elements
+from dataset.tables import JSON_LINES, folder_entries, numbered_elements
 from utils import HALF_SURROGATE, UserError, find_file, shown
 
 Files = str | Path | Sequence[str | Path]
@@ -199,7 +199,7 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: cannot be read ({error})") from None
     except json.JSONDecodeError as error:
         remedy = "annotation files are JSON lists of objects"
-        if error.msg == "Extra data":
+        if error.msg == "Extra data" and path.suffix.lower() not in JSON_LINES:
             remedy = "if it holds an object a line, name it .jsonl"
         raise UserError(f"{path}: not valid JSON ({error}); {remedy}") from None
     except RecursionError:

@@ -21,6 +21,7 @@ from models.weights import load_exactly
 from utils import (
     UserError,
     barrier,
+    gather_objects,
     is_main,
     logger,
     on_main,
@@ -204,6 +205,10 @@ def begin(args: argparse.Namespace, cfg: Config, stage: Stage) -> tuple[dict | N
     resume_from, found, lines = None, None, []
     if args.resume and not args.evaluate:
         resume_from, found, lines = load_resumable(Path(args.output_dir).expanduser())
+        # all processes have read before the main one puts anything aside, and all have read the same
+        steps = gather_objects(resume_from and resume_from["progress"]["step"])
+        if len(set(steps)) > 1:
+            raise UserError(f"--resume: the processes read checkpoints of different steps, {steps}; start once more")
     if args.seed is not None:
         cfg.seed = args.seed
     elif resume_from:

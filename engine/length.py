@@ -77,6 +77,16 @@ def beginning(train_cfg: Config, batches: int) -> Progress:
     return Progress(steps_per_epoch=per_epoch, total_steps=train_cfg.epochs * per_epoch if steps is None else steps)
 
 
+def check_steps(train_cfg: Config, checkpoint: dict, per_epoch: int) -> None:
+    """Raises UserError where a length in steps was meant for steps of another size: an epoch had more or fewer."""
+    steps, before = train_cfg.get("steps"), checkpoint["progress"]["steps_per_epoch"]
+    if steps is not None and per_epoch != before and checkpoint["config"]["train"].get("steps") == steps:
+        raise UserError(
+            f"--resume: train.steps: {steps} steps were of another size: an epoch has {per_epoch} now instead of "
+            f"{before}; train.steps={max(1, round(steps * per_epoch / max(1, before)))} is the same length"
+        )
+
+
 def go_on(progress: Progress, found: dict) -> None:
     """Put `progress`, of the configuration's length, where a checkpoint's progress `found` is.
 

@@ -14,7 +14,7 @@ import torch
 from engine.checkpoint import DIVERGED, LastCheckpoints, random_state, set_random_state
 from engine.config import Config
 from engine.ddp import rehearse
-from engine.length import Progress, Stopwatch, beginning, go_on
+from engine.length import Progress, Stopwatch, beginning, check_steps, go_on
 from engine.run import Run
 from engine.signals import stop_signals
 from engine.transfer import Transfer
@@ -51,6 +51,7 @@ def position(
     """
     progress, precision = beginning(train_cfg, batches), train_cfg.precision
     if resume_from is not None:
+        check_steps(train_cfg, resume_from, progress.steps_per_epoch)
         precision = _resume(resume_from, model, optimizer, progress, precision, device)
         logger.info("resumed at %s", progress)
     progress.precision = resolve_precision(precision, device)

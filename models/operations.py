@@ -5,6 +5,7 @@ inputs and of weights); what is recomputed under checkpointing counts for nothin
 tests/test_models_operations.py compares with what torch counts.
 """
 
+from models.mim import masked_count
 from models.pretrain import PretrainModel
 
 # Dense peaks in TFLOP/s (NVIDIA's data sheets), the first name that the device's own contains: (bf16, fp32)
@@ -71,8 +72,10 @@ def student(model: PretrainModel, tokens: int, scored: float) -> float:
     images = image_encoder(model, encoder.depth)
     if model.second_view:
         images += image_encoder(model, below(model)) + (encoder.depth - below(model)) * image_layer(model, memory)
-        rows = round(model.mim.mask_ratio * encoder.num_patches) + (model.mim.target == "encoding")
-        images += rows * head(model)
+        encoding = model.mim.target == "encoding"
+        every = encoding and model.mim.predict == "all"
+        rows = encoder.num_patches if every else masked_count(encoder.num_patches, model.mim.mask_ratio)
+        images += (rows + encoding) * head(model)
     attending = cross(tokens, seen, width)
     matching = 3 * ((fusions - 1) * (layer(tokens, width, inner) + attending))
     matching += 3 * (layer(tokens, width, inner, keep=1) + cross(1, seen, width))

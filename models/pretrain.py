@@ -370,6 +370,8 @@ def build_pretrain_model(
     depth, first = backbone.image_encoder.depth, cfg.mim.inject_from
     if first is not None and not (isinstance(first, int) and 1 <= first <= depth):
         raise UserError(f"mim.inject_from: {first!r} is neither none nor a layer of the image encoder (1..{depth})")
+    if cfg.mim.predict == "all" and cfg.mim.target in ("pixels", "dvae"):
+        lines.append(f"mim.predict: all is of mim.target: encoding; {cfg.mim.target} are predicted at masked patches")
     return PretrainModel(backbone, cfg, tokens), lines
 
 

@@ -213,6 +213,14 @@ def test_a_resumed_training_by_minutes_counts_the_time_already_used(tmp_path, wa
     assert same(straight, resumed) and stopped.rates | resumed.rates == straight.rates
 
 
+def test_steps_of_another_size_are_another_length():
+    checkpoint = {"progress": {"steps_per_epoch": 10}, "config": {"train": {"steps": 30}}}
+    with pytest.raises(utils.UserError, match="30 steps were of another size.*20 now instead of 10; train.steps=60 is"):
+        length.check_steps(utils.as_config({"steps": 30}), checkpoint, 20)
+    for steps, per_epoch in ((60, 20), (30, 10), (None, 20)):
+        length.check_steps(utils.as_config({"steps": steps}), checkpoint, per_epoch)
+
+
 def test_a_run_that_counted_no_time_does_not_go_on_by_minutes_but_one_by_minutes_by_steps(tmp_path, watch):
     timed(tmp_path / "steps", watch, steps=3).go()
     with pytest.raises(utils.UserError, match="train.minutes: the checkpoint is of a run by train.epochs"):

@@ -18,6 +18,7 @@ from models.operations import peak_tflops, pretrain_operations
         ("mim.target=none",),
         ("mim.masking=random", "itc.queue_size=1000"),
         ("mim.similarity=values",),
+        ("mim.predict=all", "mim.head={hidden: 128, patterns: 256, normalize: true}"),
         ("model.bert.fusion_layers=3", "model.bert.decoder_layers=2", "model.bert.text_layers=2"),
         ("model.image_encoder.args={embed_dim: 32, depth: 6, num_heads: 2, patch_size: 4}",),
     ],

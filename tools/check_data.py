@@ -32,7 +32,7 @@ from tools.preparing.image_hash import COPY, LOOK_ALIKE, NO_FILE, KnownImages, f
 from utils import Config, UserError, run_main, write_json  # noqa: E402
 
 KINDS = {  # stage: the kind of data set of each split
-    "pretrain": {"train": "pretrain"},
+    "pretrain": {"train": "pretrain", "val": "pretrain_eval"},
     "retrieval": {"train": "retrieval_train", "val": "retrieval_eval", "test": "retrieval_eval"},
     "caption": {"train": "caption_train", "val": "caption_eval", "test": "caption_eval"},
     "vqa": {"train": "vqa_train", "val": "vqa_eval", "test": "vqa_eval"},

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dataset.entries import KINDS, Source, image_captions, strings
+from dataset.entries import KINDS, TEXT_OR_LIST, Source, check_kind, located_entries, strings
 from dataset.official import tidy
 from dataset.tables import IMAGE_ENDINGS, folder_captions
 from dataset.text import clean_caption
@@ -27,7 +27,7 @@ from dataset.transforms import ImageError
 from tools.preparing.files import progress
 from tools.preparing.image_hash import NO_FILE, KnownImages, fingerprints
 from tools.preparing.job import Job
-from utils import UserError, find_file, shown
+from utils import HALF_SURROGATE, UserError, find_file, shown
 
 ALL_LINES, FIRST_LINE = "all-lines", "first-line"
 PICTURES = (".svg", ".svgz", ".heic", ".heif", ".avif", ".jxl", ".psd", ".eps", ".pdf", ".ai", ".xcf", ".raw", ".dng")
@@ -143,8 +143,11 @@ def count_unread(job: Job) -> None:
 def captions_of_file(job: Job, path: Path, names: dict[str, str]) -> dict[str, list[str]]:
     """{path of an image: its captions} of a file that names images below SOURCE."""
     captions: dict[str, list[str]] = {}
-    for image, texts in image_captions(Source(path, job.source, columns=names)):
-        captions.setdefault(os.path.normpath(image), []).extend(strings(texts))
+    for where, entry in located_entries(Source(path, job.source, columns=names), "caption"):
+        texts = entry.get("caption") or []  # without one the image is counted, not an end
+        if texts:
+            check_kind(texts, "caption", TEXT_OR_LIST, where)
+        captions.setdefault(os.path.normpath(entry["image"]), []).extend(strings(texts))
     listed = {os.path.abspath(image) for image in captions}
     for parent, folders, found in os.walk(job.source):
         folders.sort()
@@ -159,6 +162,9 @@ def usable_captions(job: Job, found: Iterable[tuple[str, list[str]]]) -> dict[st
     """The images with their captions in one line each, every caption once, without images that have none."""
     captions = {}
     for image, texts in found:
+        if HALF_SURROGATE.search(image):
+            job.report.odd("image whose name is not UTF-8, left out", shown(image))
+            continue
         tidied = list(dict.fromkeys(map(tidy, texts)))
         captions[image] = [text for text in tidied if clean_caption(text, 1)]
         for text in tidied:
