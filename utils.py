@@ -102,8 +102,9 @@ def run_main(main: Callable[[], object]) -> None:
         if str(stop):
             logger.info("%s", stop)
         sys.exit(EXIT_STOPPED)  # the process group is left as it is: another process may still wait in it
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    with contextlib.suppress(KeyboardInterrupt):  # a second signal: all is written already
+        if dist.is_initialized():
+            dist.destroy_process_group()
     sys.exit(code)
 
 

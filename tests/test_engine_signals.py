@@ -55,6 +55,20 @@ def test_a_signal_after_the_last_step_is_a_stop_too():
     assert utils.stop_requests == []
 
 
+def test_a_second_signal_while_the_processes_part_changes_nothing(monkeypatch):
+    def stopped():
+        raise utils.Stopped
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(utils.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(utils.dist, "destroy_process_group", interrupted)
+    with pytest.raises(SystemExit) as end:
+        utils.run_main(stopped)
+    assert end.value.code == utils.EXIT_STOPPED
+
+
 def test_a_hangup_under_nohup_stays_ignored():
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     end_at_stop_signals()
