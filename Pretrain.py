@@ -18,7 +18,7 @@ from dataset.pretrain import PretrainCollate
 from dataset.text import Tokenizer
 from dataset.transforms import CLIP_MEAN, CLIP_STD, normalised, to_unit_tensor
 from engine.checkpoint import DIVERGED, BestCheckpoint, begin, random_state_kept
-from engine.compiling import compile_layers
+from engine.compiling import compile_if_asked
 from engine.config import PRETRAIN, Config, add_arguments, differences, load_config
 from engine.ddp import wrap_ddp
 from engine.drawing import to_image
@@ -102,8 +102,7 @@ def train(
     seed_everything(cfg.seed)  # from here on every process draws its own noise
     resumed = resume_from is not None
     progress = position(model, optimizer, len(loader), cfg.train, device, resume_from)
-    if cfg.train.compile:
-        logger.info("train.compile: %d layers, in the first steps", compile_layers(model, device))
+    compile_if_asked(model, cfg, device)
     run.open(progress.step if resumed else None, progress.steps_per_epoch)
     latest: dict[str, float | dict] = {}  # for metrics.json
     watch = MatchingWatch(cfg.itm, cfg.train.batch_size * cfg.train.accumulation * world_size())

@@ -10,9 +10,15 @@ import torch
 from timm.models.vision_transformer import Block
 
 from models.bert import BertLayer
-from utils import UserError
+from utils import Config, UserError, logger
 
 VARIANTS = 64  # of a layer's code: with and without gradient, mask, memory, `rows` and `keep`, at several lengths
+
+
+def compile_if_asked(model: torch.nn.Module, cfg: Config, device: torch.device) -> None:
+    """`compile_layers` where the configuration has `train.compile: true`, with a line that says so."""
+    if cfg.train.compile:
+        logger.info("train.compile: %d layers, in the first steps", compile_layers(model, device))
 
 
 def compile_layers(

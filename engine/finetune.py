@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from dataset import create_train_loader
 from engine.checkpoint import BestCheckpoint, begin, source_checkpoint
-from engine.compiling import compile_layers
+from engine.compiling import compile_if_asked
 from engine.config import Config, Stage
 from engine.ddp import wrap_ddp
 from engine.loop import Progress, fit, position
@@ -78,8 +78,7 @@ def finetune(
     seed_everything(cfg.seed)  # from here on every process draws its own noise
     fresh = resume_from is None
     progress = position(model, optimizer, len(loader), cfg.train, device, resume_from)
-    if cfg.train.compile:
-        logger.info("train.compile: %d layers, in the first steps", compile_layers(model, device))
+    compile_if_asked(model, cfg, device)
     run.open(None if fresh else progress.step, progress.steps_per_epoch)
     if validate_first and fresh:
         validate(0)

@@ -44,8 +44,8 @@ def encode(model: PretrainModel, images: Tensor, input_ids: Tensor, attention_ma
         probabilities = (logits / model.mim.teacher_temperature).softmax(-1).cpu()
     unused = plain.new_zeros(plain.shape[0], plain.shape[1] - 1)  # the draws: only the similarity is wanted
     settings = model.mim.mask_ratio, model.mim.mask_temperature
-    patches = plain if model.mim.similarity == "tokens" else encoder.last_values(below)
-    _, similarity = text_guided_mask(vision_proj(patches[:, 1:]), text_feat, *settings, unused)
+    patches = vision_proj(model.compared_patches(encoder, plain, below))
+    _, similarity = text_guided_mask(patches, text_feat, *settings, unused)
     return Encodings(similarity.cpu(), fp32(plain[:, 1:]).cpu(), probabilities)
 
 

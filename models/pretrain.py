@@ -26,7 +26,7 @@ from models.mim import (
 from models.momentum import FeatureQueue, MomentumTeacher
 from models.semmim import PREFIX, SemMIM, SpecialTokens, build_backbone, load_weights, project
 from models.tensors import fp32, interleave, take, text_mask
-from models.vit import positions_line, resize_positions
+from models.vit import ImageEncoder, positions_line, resize_positions
 from utils import IGNORE, Config, UserError
 
 
@@ -283,9 +283,12 @@ class PretrainModel(nn.Module):
         if self.uses_queue:
             view.image_feat = project(teacher.vision_proj, plain[:, 0])
         if self.guided:
-            patches = plain if self.mim.similarity == "tokens" else encoder.last_values(below)
-            view.patch_feat = teacher.vision_proj(patches[:, 1:])
+            view.patch_feat = teacher.vision_proj(self.compared_patches(encoder, plain, below))
         return view
+
+    def compared_patches(self, encoder: ImageEncoder, plain: Tensor, below: Tensor) -> Tensor:
+        """What `mim.similarity` compares with the caption, of the results of `encoder.forward_twice` -> [B, N, D]"""
+        return (plain if self.mim.similarity == "tokens" else encoder.last_values(below))[:, 1:]
 
     def choose_patches(self, teacher: TeacherView, uniform: Tensor) -> tuple[Tensor, Tensor | None]:
         """(indices [B, M] of the masked patches, similarity [B, N] of all patches to the text, None if not guided)"""

@@ -4,7 +4,7 @@ import json
 import random
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_dataset_bad_input import EVAL, TRAIN, entry, make
 from tiny import TOKENIZER
@@ -16,14 +16,7 @@ from dataset.text import clean_caption, clean_question
 from dataset.vqa import encode_answers, encode_questions, question_parts, weighted_answers
 from utils import UserError
 
-# Drawn anew at every run would make the test command a lottery; hypothesis still tries its edge cases.
-SETTINGS = settings(
-    max_examples=50,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+SETTINGS = settings(max_examples=50)  # the rest: conftest.py
 KEYS = (
     *("image", "caption", "image_id", "img_id", "cocoid", "imgid", "filename", "filepath", "sentences", "split"),
     *("domain", "dataset", "question", "question_id", "answer", "answer_type", "question_type", "object_label", "ocr"),

@@ -6,7 +6,7 @@ import string
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.config import STAGES, load_config, lookup, save_config
@@ -15,14 +15,7 @@ from evaluation.cider import CiderD, caption_words, cider, reward_words
 from evaluation.vqa import SCORING, answer_scores, is_empty, normalise_answer, vqa_accuracy, vqa_metrics, vqa_table
 from utils import UserError
 
-# As in test_dataset_properties.py: the same examples at every run.
-SETTINGS = settings(
-    max_examples=20,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+SETTINGS = settings(max_examples=20)  # the rest: conftest.py
 
 # ------------------------------------------------------------------------------------------------- configurations
 

@@ -17,15 +17,14 @@ from models.caption import CaptionModel, SelfCritical
 from models.generation import generate
 from models.semmim import build_backbone
 from optim import create_optimizer
+from tools.benchmark_pretrain import model_arguments
 
 DOCUMENTS = 500  # scenes whose captions give the document frequencies
 
 
 def add_caption(commands) -> None:
     parser = commands.add_parser("caption", help="captions per second, and self-critical training steps per second")
-    parser.add_argument("--config", default="configs/Pretrain.yaml", help="pre-training YAML (default: %(default)s)")
-    parser.add_argument("--override", nargs="*", action="extend", default=[], metavar="KEY.SUB=VALUE")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    model_arguments(parser)
     parser.add_argument("--images", type=int, default=8, help="images of a batch (default: %(default)s)")
     parser.add_argument("--beams", type=int, default=5, help="beams, and samples of a training step")
     parser.add_argument("--max_tokens", type=int, default=20, help="length of the captions (default: %(default)s)")

@@ -16,7 +16,7 @@ from dataset.text import Tokenizer
 from engine.config import PRETRAIN, Config, load_config
 from models import bert, vit
 from models.pretrain import MaskedText, PretrainModel, SplitText, build_pretrain_model
-from tools.benchmark_pretrain import RANDOM, Case, machine
+from tools.benchmark_pretrain import RANDOM, Case, machine, model_arguments
 
 WAYS = {
     "as configured": (),
@@ -27,9 +27,7 @@ WAYS = {
 
 def add_memory(commands) -> None:
     parser = commands.add_parser("memory", help="memory of a pre-training step, with and without checkpointing")
-    parser.add_argument("--config", default="configs/Pretrain.yaml", help="pre-training YAML (default: %(default)s)")
-    parser.add_argument("--override", nargs="*", action="extend", default=[], metavar="KEY.SUB=VALUE")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    model_arguments(parser)
     parser.add_argument("--tokens", type=int, default=25, help="of a caption (default: %(default)s)")
     parser.set_defaults(run=run_memory)
 

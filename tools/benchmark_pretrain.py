@@ -29,11 +29,16 @@ CAPTIONS, EPOCHS = 5.1e6, 20  # the paper's pre-training
 SHARES = (0.3, 0.4, 0.5)  # of the peak, assumed where nothing is measured
 
 
-def add_pretrain(commands) -> None:
-    parser = commands.add_parser("pretrain", help="pairs per second of pre-training steps, and their share of the peak")
-    parser.add_argument("--config", default="configs/Pretrain.yaml", help="pre-training YAML (default: %(default)s)")
+def model_arguments(parser: argparse.ArgumentParser, config: str = "configs/Pretrain.yaml") -> None:
+    """Which model is measured, and where: the arguments of every benchmark that builds one. config: the default."""
+    parser.add_argument("--config", default=config, help="pre-training YAML (default: %(default)s)")
     parser.add_argument("--override", nargs="*", action="extend", default=[], metavar="KEY.SUB=VALUE")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+
+
+def add_pretrain(commands) -> None:
+    parser = commands.add_parser("pretrain", help="pairs per second of pre-training steps, and their share of the peak")
+    model_arguments(parser)
     parser.add_argument("--rounds", type=int, default=3, help=f"of {BATCHES} timed steps; 0: predictions alone")
     parser.add_argument("--batches", type=int, default=BATCHES, help="of a round (default: %(default)s)")
     parser.add_argument(

@@ -13,6 +13,7 @@ from evaluation import ranking
 from evaluation.sharded import eval_batches
 from models.operations import PEAKS
 from models.semmim import SemMIM, build_backbone, describe
+from tools.benchmark_pretrain import model_arguments
 
 MAX_TOKENS = 30  # ALBEF pads every text of an evaluation to this length
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.05}  # scores farther apart are not the same computation
@@ -25,11 +26,7 @@ UTILISATION = (0.3, 0.4)  # assumed shares of the peak
 
 def add_retrieval(commands) -> None:
     parser = commands.add_parser("retrieval", help="query-image pairs per second of re-ranking")
-    parser.add_argument(
-        "--config", default="configs/demo/Pretrain.yaml", help="pre-training YAML (default: %(default)s)"
-    )
-    parser.add_argument("--override", nargs="*", action="extend", default=[], metavar="KEY.SUB=VALUE")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    model_arguments(parser, "configs/demo/Pretrain.yaml")
     parser.add_argument(
         "--images", type=int, default=600, help="images, with five captions each (default: %(default)s)"
     )

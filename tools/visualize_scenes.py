@@ -122,9 +122,6 @@ def describe(flat: Tensor, labels: PatchLabels) -> dict[int, tuple[str, float, s
     return result
 
 
-COLUMNS = ("object", "class", "color", "background")
-
-
 def numbers_rows(numbers: dict) -> tuple[list[str], list[list[str]], list[str], list[list[str]]]:
     """Headings and rows of both tables, as strings."""
     head = [
