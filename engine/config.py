@@ -307,7 +307,7 @@ def _check_pretrain(cfg: Config) -> None:
 PRETRAIN = Stage(
     name="pretrain",
     schema="configs/Pretrain.yaml",
-    optional=(*OPTIONAL, "itm.temperature", "mim.inject_from", "model.image_encoder.position_std"),
+    optional=(*OPTIONAL, "itm.temperature", "mim.inject_from"),
     kinds=KINDS,
     one_of=LENGTH,
     rules={
@@ -319,7 +319,7 @@ PRETRAIN = Stage(
         "eval.text_batch_size": whole(1),
         "train.best": choice("val", "none"),
         "model.image_encoder.image_size": whole(1),
-        "model.image_encoder.position_std": or_none(number(0)),
+        "model.image_encoder.positions": choice("normal", "sincos"),
         "model.bert.text_layers": whole(1),
         "model.bert.fusion_layers": whole(1),
         "model.bert.decoder_layers": whole(1),
@@ -343,7 +343,7 @@ PRETRAIN = Stage(
         *MAY_CHANGE,
         *("data.val", "eval.images", "eval.batch_size", "eval.text_batch_size", "train.best", "train.images"),
         *(f"model.{part}.{key}" for part in ("image_encoder", "bert") for key in ("weights", "checkpointing")),
-        "model.image_encoder.position_std",  # of the start alone
+        "model.image_encoder.positions",  # of the start alone
     ),
     check=_check_pretrain,
 )

@@ -17,7 +17,7 @@ ADDED_KEYS = {
         **RESIZE,
         "mim.similarity": "tokens",
         "mim.predict": "masked",
-        "model.image_encoder.position_std": None,
+        "model.image_encoder.positions": "normal",
     },
     "retrieval": {**ITM, **RESIZE, "data.per": "caption"},
     "caption": {**RESIZE, "scst.eos": False},

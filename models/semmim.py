@@ -194,8 +194,8 @@ def build_backbone(
     backbone = SemMIM(describe(cfg), decoder, mlm_head, image_weights=weights, **checkpointing)
     if not initial_weights:
         return backbone, []
-    if encoder.weights == "random" and encoder.position_std is not None:
-        nn.init.normal_(backbone.image_encoder.vit.pos_embed, std=encoder.position_std)
+    if encoder.weights == "random" and encoder.positions == "sincos":
+        backbone.image_encoder.start_from_sincos()
     lines = [f"image encoder: {encoder.name}, weights: {encoder.weights}"]
     if cfg.model.bert.weights == "random":
         lines.append("text encoder, fusion encoder, decoder: random weights")

@@ -16,6 +16,7 @@ import timm
 import torch
 from timm.layers import resample_abs_pos_embed
 from timm.layers.activations import QuickGELU as SlowQuickGELU
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -101,6 +102,20 @@ class ImageEncoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
         if weights not in ("random", "openai", "hub"):
             load_vit_weights(self, weights)
+
+    def start_from_sincos(self) -> None:
+        """Set the patches' positions [N, D] to MAE's two-dimensional sines and cosines; training goes on from there.
+
+        Random positions say which patch is which and not which are neighbors, and are hardly seen beside the patches
+        at first: a short training never learns where things are (docs/study.md). UserError where D is no multiple of 4.
+        """
+        if self.width % 4:
+            raise UserError(
+                f"model.image_encoder.positions: sincos needs a width that is a multiple of 4, not {self.width}"
+            )
+        positions = build_sincos2d_pos_embed([self.grid, self.grid], self.width)
+        with torch.no_grad():
+            self.vit.pos_embed[:, -self.num_patches :] = positions
 
     def embed(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
         """images: [B, 3, S, S] -> the first layer's input [B, 1 + N, D].

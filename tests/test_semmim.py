@@ -20,6 +20,7 @@ from evaluation.retrieval import Ranker
 from evaluation.vqa import Answerer
 from models.caption import CaptionModel
 from models.semmim import build_backbone, load_backbone
+from models.vit import ImageEncoder
 from models.vqa import VQAModel
 from semmim import SemMIM
 from tools import export
@@ -67,12 +68,27 @@ def folder(tmp_path_factory):
     return path
 
 
-def test_random_positions_begin_with_the_deviation_that_is_asked_for():
-    before, after = (build_backbone(tiny_config(f"model.image_encoder.position_std={std}"))[0] for std in ("null", 0.5))
-    found = [backbone.image_encoder.vit.pos_embed for backbone in (before, after)]
-    assert found[0].std().item() == pytest.approx(0.02, rel=0.15) and found[1].std().item() == pytest.approx(
-        0.5, rel=0.15
-    )
+def test_random_positions_begin_as_asked_for():
+    encoders = {}
+    for start in ("normal", "sincos"):
+        torch.manual_seed(0)
+        encoders[start] = build_backbone(tiny_config(f"model.image_encoder.positions={start}"))[0].image_encoder
+    normal, sincos = encoders["normal"], encoders["sincos"]
+    assert normal.vit.pos_embed.std().item() == pytest.approx(0.02, rel=0.15)
+    torch.testing.assert_close(sincos.vit.pos_embed[:, 0], normal.vit.pos_embed[:, 0])  # [CLS] has no place
+    # MAE's formula, written out: a quarter of the width each for sin of y, sin of x, cos of y, cos of x (timm's order)
+    quarter = sincos.width // 4
+    y, x = np.divmod(np.arange(sincos.num_patches), sincos.grid)
+    omega = 10000.0 ** -(np.arange(quarter) / quarter)
+    expected = np.concatenate([f(np.outer(place, omega)) for f in (np.sin, np.cos) for place in (y, x)], axis=1)
+    np.testing.assert_allclose(sincos.vit.pos_embed[0, 1:].detach().numpy(), expected, atol=1e-6)
+    assert sincos.vit.pos_embed.requires_grad
+
+
+def test_sine_cosine_positions_need_a_width_of_four_parts():
+    encoder = ImageEncoder("vit_tiny_patch16_224", 32, {"embed_dim": 30, "depth": 1, "num_heads": 3})
+    with pytest.raises(UserError, match="positions: sincos needs a width that is a multiple of 4, not 30"):
+        encoder.start_from_sincos()
 
 
 def config(folder, stage):
