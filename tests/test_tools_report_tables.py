@@ -5,8 +5,10 @@ import re
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import ttest_1samp  # of scikit-learn
 
 from tools import charts, report, report_formats, report_tables
 from tools.report_tables import Stat, Table
@@ -103,8 +105,25 @@ def test_a_run_that_a_later_one_put_aside_is_no_second_seed(tmp_path):
 def test_mean_and_sample_deviation_over_seeds():
     values = [80.0, 81.0, 83.0]
     assert Stat.of(values) == Stat(statistics.mean(values), statistics.stdev(values), 3)
-    assert Stat.of(values).show(1) == "81.3 ± 1.5 (3)" and Stat.of([2.0]).show(2, sign=True) == "+2.00"
+    assert Stat.of(values).show(1) == "81.3 ± 1.5 (3)" and Stat.of([2.0]).show(2, effect=True) == "+2.00"
     assert Stat.of([]) is None and report_tables.show(None, 1) == "not run"
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 6, 10, 15])
+def test_an_effect_is_marked_where_a_t_test_says_so(count):
+    draw = np.random.default_rng(count)
+    verdicts = set()
+    for shift in np.linspace(0, 2, 60):
+        differences = draw.normal(shift, 1, count)
+        expected = ttest_1samp(differences, 0).pvalue < 0.05
+        found = Stat.of(differences)
+        if count <= 10:  # beyond, the last quantile of the table is a little strict
+            assert found.differs_from_zero() == expected
+        assert expected or not found.differs_from_zero()
+        assert ("*" in found.show(1, effect=True)) == found.differs_from_zero() and "*" not in found.show(1)
+        verdicts.add(found.differs_from_zero())
+    assert verdicts == {True, False}
+    assert not Stat.of([5.0]).differs_from_zero() and not Stat.of([0.0, 0.0]).differs_from_zero()
 
 
 def test_gpu_days_follow_the_formula():

@@ -379,7 +379,7 @@ def ablation_table(paper: dict, number: str, rows_found: dict[str, list[Run]]) -
             measure = ABLATION_COLUMNS[key][1]
             effect = paired_difference(mine, ablation_values(base, key, kind), measure)
             cells += [printed(value, decimals), f"{value - best:+.{decimals}f}", show(stat(mine, measure), decimals)]
-            cells.append(DASH if effect is None else effect.show(decimals, sign=True))
+            cells.append(DASH if effect is None else effect.show(decimals, effect=True))
         rows.append(cells)
     table = Table(f"Table {number}. {paper['title']}", columns, rows, [effect_note(everything, kind)])
     table.paper = {index for index, row in enumerate(paper["rows"]) if row.get("paper")}
@@ -398,7 +398,7 @@ def effect_note(runs: Sequence[Run], kind: str) -> str:
     where = f"Ours: {', '.join(data)}, retrieval {kind} and re-ranked." if data else "Ours: not run (tools/ablate.py)."
     return (
         f"Effect: difference to the paper's model, for ours the mean over seeds of both. {where} "
-        "mean ± standard deviation (number of seeds)."
+        "mean ± standard deviation (number of seeds); * differs from 0 by a paired t test over the seeds at 5%."
     )
 
 
