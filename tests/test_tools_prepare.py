@@ -11,6 +11,7 @@ import pytest
 from evaluation.vqa import vqa_accuracy
 from tools import prepare
 from tools.preparing.files import stream_entries
+from tools.preparing.held_out import read_coco_ids
 from utils import UserError
 
 TEN = ["red"] * 4 + ["dark red"] * 3 + ["maroon"] * 2 + ["Red"]
@@ -342,6 +343,12 @@ def test_vqas_files_train_and_judge(run, vqa_source, tmp_path, monkeypatch):
 
 def test_minival_scores_are_the_official_accuracy(run, vqa_source, tmp_path):
     run("coco")
+def test_a_list_of_images_that_is_no_text_is_refused_with_the_line(tmp_path):
+    (tmp_path / "minival.txt").write_bytes(b"391895\n57870 \xff\n")
+    with pytest.raises(UserError, match="minival.txt: line 2: byte 0xff is not UTF-8 text"):
+        read_coco_ids(tmp_path / "minival.txt")
+
+
     run("vqa")
     label = read(tmp_path / "data/vqa/minival.json")[0]["label"]
     assert label == {"red": 1.0, "dark red": 0.9, "maroon": 0.6, "Red": 0.3}

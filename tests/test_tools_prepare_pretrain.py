@@ -171,6 +171,33 @@ def test_cc3m_as_img2dataset_left_it(run, source, tmp_path, tar, header):
     cc3m_downloads(tmp_path / "data/cc3m/images", tar)
     out = run("cc3m")
     assert read(tmp_path / "data/pretrain/cc3m.json") == [
+def test_what_is_no_text_among_the_downloads_is_counted_and_the_rest_is_read(run, source, tmp_path):
+    cc3m_list(source)
+    listed = source / "Train_GCC-training.tsv"
+    listed.write_bytes(b"caf\xe9\thttp://x.org/latin.jpg\n" + listed.read_bytes())
+    folder = tmp_path / "data/cc3m/images"
+    cc3m_downloads(folder, tar=False)
+    nested = {"000000001.json": b"[" * 100_000, "000000002.json": b'{"caption": 3, "url": "u"}'}
+    for name, content in {**nested, "000000003.json": b'{"url": "u"}', "000000003.txt": b"caf\xe9"}.items():
+        (folder / "00000" / name).write_bytes(content)
+    (folder / "00000_stats.json").write_bytes(b'{"caf\xe9')
+    (folder / "00001_stats.json").write_text('{"status_dict": {"timed out": "often"}}')
+    out = run("cc3m")
+    assert [pair["caption"] for pair in read(tmp_path / "data/pretrain/cc3m.json")] == [
+        "a very typical bus station",
+        "woman of the test set",
+        "not listed",
+    ]
+    for line in (
+        "odd: 1 x line that is not UTF-8, left out; first: row 0 ('utf-8' codec can't decode byte 0xe9",
+        "odd: 2 x shard whose statistics cannot be read; first: 00000_stats.json (",
+        "odd: 3 x sample whose .json cannot be read, left out; first: 00000/000000001.json",
+        "odd: 1 x sample whose .txt cannot be read, left out; first: 00000/000000003.txt ('utf-8' codec",
+        "warning: pairs listed: 6, ",
+    ):
+        assert line in out
+
+
         {"image": "../cc3m/images/00000/000000000.jpg", "caption": "a very typical bus station"},
         {"image": "../cc3m/images/00000/000000001.jpg", "caption": "the cat & the dog"},
         {"image": "../cc3m/images/00001/000010000.jpg", "caption": "not listed"},
