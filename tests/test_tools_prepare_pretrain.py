@@ -11,32 +11,12 @@ from PIL import Image, ImageEnhance
 
 from dataset.official import coco_number, flickr_photo, soft_scores, tidy
 from dataset.transforms import FORMATS, ImageError, open_image
-from tools import prepare
 from tools.preparing.held_out import read_refs
 from tools.preparing.image_hash import KnownImages, fingerprint
 from tools.preparing.img2dataset import predicted_path
 from utils import UserError
 
-
-@pytest.fixture
-def source(tmp_path):
-    folder = tmp_path / "downloads"
-    official.karpathy_coco(folder)
-    official.karpathy_flickr(folder)
-    return folder
-
-
-@pytest.fixture
-def run(tmp_path, source, capsys):
-    def run(name, *options):
-        prepare.main([name, "--source", str(source), "--output", str(tmp_path / "data"), "--workers", "1", *options])
-        return capsys.readouterr().out
-
-    return run
-
-
-def read(path):
-    return json.loads(path.read_text(encoding="utf-8"))
+source, run, read = official.source, official.run, official.read
 
 
 def counts(tmp_path, name):
@@ -171,6 +151,26 @@ def test_cc3m_as_img2dataset_left_it(run, source, tmp_path, tar, header):
     cc3m_downloads(tmp_path / "data/cc3m/images", tar)
     out = run("cc3m")
     assert read(tmp_path / "data/pretrain/cc3m.json") == [
+        {"image": "../cc3m/images/00000/000000000.jpg", "caption": "a very typical bus station"},
+        {"image": "../cc3m/images/00000/000000001.jpg", "caption": "the cat & the dog"},
+        {"image": "../cc3m/images/00001/000010000.jpg", "caption": "not listed"},
+    ]
+    for line in (
+        "1 x HTTP Error 404: Not Found",
+        "odd: 1 x line that is no caption and address, left out; first: row 6",
+        "odd: 1 x caption without a word, left out; first: 00000/000000002.jpg",
+        "odd: 1 x pair that is listed again, left out; first: 00000/000000003.jpg",
+        "00000/000000004.jpg = flickr30k test",
+        "1 downloaded images have an address that the list does not name",
+        "odd: 1 x sample whose .json cannot be read",
+        "odd: 1 x sample whose image is missing or empty",
+        "warning: pairs listed: 6, 3,318,327 fewer than the published 3,318,333",
+    ):
+        assert line in out
+    assert official.open_set("pretrain", f"data.train=[{tmp_path}/data/pretrain/cc3m.json]")[0]["bad"] == []
+    assert "nothing has changed" in run("cc3m")
+
+
 def test_what_is_no_text_among_the_downloads_is_counted_and_the_rest_is_read(run, source, tmp_path):
     cc3m_list(source)
     listed = source / "Train_GCC-training.tsv"
@@ -196,26 +196,6 @@ def test_what_is_no_text_among_the_downloads_is_counted_and_the_rest_is_read(run
         "warning: pairs listed: 6, ",
     ):
         assert line in out
-
-
-        {"image": "../cc3m/images/00000/000000000.jpg", "caption": "a very typical bus station"},
-        {"image": "../cc3m/images/00000/000000001.jpg", "caption": "the cat & the dog"},
-        {"image": "../cc3m/images/00001/000010000.jpg", "caption": "not listed"},
-    ]
-    for line in (
-        "1 x HTTP Error 404: Not Found",
-        "odd: 1 x line that is no caption and address, left out; first: row 6",
-        "odd: 1 x caption without a word, left out; first: 00000/000000002.jpg",
-        "odd: 1 x pair that is listed again, left out; first: 00000/000000003.jpg",
-        "00000/000000004.jpg = flickr30k test",
-        "1 downloaded images have an address that the list does not name",
-        "odd: 1 x sample whose .json cannot be read",
-        "odd: 1 x sample whose image is missing or empty",
-        "warning: pairs listed: 6, 3,318,327 fewer than the published 3,318,333",
-    ):
-        assert line in out
-    assert official.open_set("pretrain", f"data.train=[{tmp_path}/data/pretrain/cc3m.json]")[0]["bad"] == []
-    assert "nothing has changed" in run("cc3m")
 
 
 def test_without_images_the_paths_are_those_that_img2dataset_will_give(run, source, tmp_path):
