@@ -47,19 +47,19 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = checkpoint_tokenizer(cfg.text.vocab, description)
     model = CaptionModel(backbone, tokenizer).to(device)
     captioner = Captioner(cfg, tokenizer, device, run)
-    if args.evaluate:
-        run.open(evaluate=True)
-    else:
-        train(model, captioner, cfg, device, run, resume_from)
-    numbers = {}
-    for split in cfg.eval.splits:  # written split by split: what is computed is kept
+    with run:
+        if args.evaluate:
+            run.open(evaluate=True)
+        else:
+            train(model, captioner, cfg, device, run, resume_from)
+        numbers = {}
+        for split in cfg.eval.splits:  # written split by split: what is computed is kept
 
-        def keep(known: dict, split: str = split) -> None:
-            run.write_metrics({**numbers, split: known})
+            def keep(known: dict, split: str = split) -> None:
+                run.write_metrics({**numbers, split: known})
 
-        numbers[split] = captioner.evaluate(model, split, keep)
-        run.write_metrics(numbers)
-    run.close()
+            numbers[split] = captioner.evaluate(model, split, keep)
+            run.write_metrics(numbers)
 
 
 def train(

@@ -68,10 +68,9 @@ def main() -> None:
         lines += start_from(model, read_checkpoint(start)["model"], start)
     for line in lines:
         logger.info(line)
-    run = Run(args.output_dir, cfg, found)
     pretrained_vit = cfg.model.image_encoder.weights != "random" or args.checkpoint is not None
-    train(model.to(device), tokenizer, cfg, device, run, resume_from, pretrained_vit)
-    run.close()
+    with Run(args.output_dir, cfg, found) as run:
+        train(model.to(device), tokenizer, cfg, device, run, resume_from, pretrained_vit)
 
 
 def train(

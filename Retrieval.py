@@ -43,12 +43,12 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = checkpoint_tokenizer(cfg.text.vocab, description)
     backbone.to(device)
     ranker = Ranker(cfg, tokenizer, device, run)
-    if args.evaluate:
-        run.open(evaluate=True)
-    else:
-        train(RetrievalModel(backbone, cfg).to(device), ranker, cfg, device, run, resume_from)
-    ranker.evaluate_all(backbone)
-    run.close()
+    with run:
+        if args.evaluate:
+            run.open(evaluate=True)
+        else:
+            train(RetrievalModel(backbone, cfg).to(device), ranker, cfg, device, run, resume_from)
+        ranker.evaluate_all(backbone)
 
 
 def train(

@@ -37,15 +37,15 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = checkpoint_tokenizer(cfg.text.vocab, description)
     model = VQAModel(backbone, tokenizer).to(device)
     answerer = Answerer(cfg, tokenizer, device, run)
-    if args.evaluate:
-        run.open(evaluate=True)
-    else:
-        train(model, answerer, cfg, device, run, resume_from)
-    numbers = {}
-    for split in answerer.batches:  # written split by split: what is computed is kept
-        numbers[split] = answerer.evaluate(model, split, final=True)
-        run.write_metrics(numbers)
-    run.close()
+    with run:
+        if args.evaluate:
+            run.open(evaluate=True)
+        else:
+            train(model, answerer, cfg, device, run, resume_from)
+        numbers = {}
+        for split in answerer.batches:  # written split by split: what is computed is kept
+            numbers[split] = answerer.evaluate(model, split, final=True)
+            run.write_metrics(numbers)
 
 
 def train(

@@ -41,6 +41,7 @@ from dataset.entries import (
     strings,
 )
 from dataset.official import (
+    ANNOTATORS,
     KARPATHY_SPLITS,
     is_karpathy,
     is_vqa_question,
@@ -59,8 +60,6 @@ from utils import UserError, find_file, shown
 
 DOMAINS = ("in", "near", "out")  # of NoCaps; its files say "near-domain"
 COCO_NAME = re.compile(r"COCO_\w+_0*(\d{1,18})\.\w+$")
-
-ANNOTATORS = 10  # of a VQA question
 
 
 def load_annotations(source: Source, kind: str) -> list[dict]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 KARPATHY_TRAIN = ("train", "restval")  # restval: what val and test leave of COCO's validation set
 KARPATHY_SPLITS = {"train": KARPATHY_TRAIN, "val": ("val",), "test": ("test",)}
 FLICKR30K_FOLDER = "flickr30k-images"  # dataset_flickr30k.json names files only; the download unpacks to this folder
-ANNOTATORS = 10
+ANNOTATORS = 10  # of a VQA question
 
 VQA_SPLIT = re.compile(r"(train2014|val2014|test2015|test-dev2015)")
 COCO_FILE = re.compile(r"COCO_([a-z]+\d{4})_\d+\.\w+$")
@@ -222,8 +222,11 @@ def vqa_entry(question: Mapping, annotation: Mapping | None, split: str) -> dict
 
 def soft_scores(answers: Iterable[str]) -> dict[str, float]:
     """{answer: the official accuracy that saying it would have}, of ten annotators: 0.3, 0.6, 0.9, then 1."""
-    scores = {}
-    for answer, count in Counter(answers).items():
-        without, within = min(1.0, (count - 1) / 3), min(1.0, count / 3)
-        scores[answer] = round((count * without + (ANNOTATORS - count) * within) / ANNOTATORS, 6)
-    return scores
+    return {answer: round(leave_one_out(count), 6) for answer, count in Counter(answers).items()}
+
+
+def leave_one_out(matches: int) -> float:
+    """min(annotators who agree / 3, 1), the mean over the sets of nine of the ten, `matches` of whom agree."""
+    # Of the sets of nine, `matches` leave out an annotator who agrees with the prediction.
+    without, within = min(1.0, (matches - 1) / 3), min(1.0, matches / 3)
+    return (matches * without + (ANNOTATORS - matches) * within) / ANNOTATORS

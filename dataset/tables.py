@@ -190,29 +190,35 @@ def _token_lines(path: Path) -> Iterator[tuple[int, dict]]:
 # ------------------------------------------------------------------------------------------------- folders
 
 
-def folder_captions(folder: Path) -> Iterator[tuple[str, str, list[tuple[int, str]]]]:
-    """(image, text file, [(line, caption), ...]) of the images in a folder and the folders in it, in order of name,
-    each with the captions of the .txt that has its name; none where there is no such file. Blank lines are nothing."""
+def folder_images(folder: Path) -> Iterator[tuple[str, Path | None]]:
+    """(image, text file) of the images in a folder and the folders in it, in order of name, each with the .txt that has
+    its name; None where there is no such file."""
     for parent, folders, names in os.walk(folder):
         folders.sort()
         present = set(names)
         for name in sorted(names):
             stem, ending = os.path.splitext(name)
             if ending.lower() in IMAGE_ENDINGS:
-                text = Path(parent, f"{stem}.txt")
-                lines = text_lines(text) if text.name in present else ()
-                yield os.path.join(parent, name), str(text), [(n, x.strip()) for n, x in lines if x.strip()]
+                text = f"{stem}.txt"
+                yield os.path.join(parent, name), Path(parent, text) if text in present else None
+
+
+def captions_beside(text: Path | None) -> list[tuple[int, str]]:
+    """[(line, caption), ...] of an image's text file, none without one. Blank lines are nothing. Raises UserError where
+    the file cannot be read."""
+    return [] if text is None else [(number, line.strip()) for number, line in text_lines(text) if line.strip()]
 
 
 def folder_entries(folder: Path) -> Iterator[tuple[Path, int, dict]]:
     """(text file, line, entry) of a folder of images, an entry a caption; images without one are warned of.
 
-    Raises UserError where no image has a caption.
+    Raises UserError where no image has a caption, and where a text file cannot be read.
     """
     without, captions = [], 0
-    for image, text, lines in folder_captions(folder):
+    for image, text in folder_images(folder):
+        lines = captions_beside(text)
         for number, caption in lines:
-            yield Path(text), number, {"image": image, "caption": caption}
+            yield text, number, {"image": image, "caption": caption}
         captions += len(lines)
         if not lines:
             without.append(image)

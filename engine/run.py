@@ -18,7 +18,7 @@ from torchvision.utils import save_image
 from engine.checkpoint import UNFINISHED, Found, last_path, random_state_kept
 from engine.config import Config, save_config
 from engine.tracker import TRACKERS, Tracker
-from utils import UserError, is_main, logger, on_main, replacing, write_json
+from utils import EXIT_STOPPED, Stopped, UserError, is_main, logger, on_main, reason, replacing, write_json
 
 LOCK = "run.lock"
 # What a run writes, server.json, which says how its answers fared, and the page that shows both; a new run in the same
@@ -31,7 +31,7 @@ RUN_FILES += ("metrics.json", "nonfinite.json", "*_result.json", "*_result_*.jso
 class Run:
     """A run's folder: config.yaml, log.jsonl, metrics.json, images, TensorBoard's events; only rank 0 writes.
 
-    A training is also told to the tracker that its configuration names.
+    A training is also told to the tracker that its configuration names. `with run:` closes it, whatever ends the block.
 
     Nothing is touched before `open`, so that a start that fails on what can be checked leaves an earlier run alone.
     """
@@ -44,6 +44,21 @@ class Run:
         self._purge_step: int | None = None
         self._tracker: Tracker | None = None
         self._told: set[str] = set()  # of which file a failure has been told
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, _kind, error: BaseException | None, _traceback) -> None:
+        """Close the run. An error that ends the block goes on as it is, whatever happens here, a second signal too."""
+        if error is None:
+            self.close()
+            return
+        try:
+            self.close(EXIT_STOPPED if isinstance(error, Stopped | KeyboardInterrupt) else 1)
+        except KeyboardInterrupt:  # the one that sent the signals waits no longer
+            pass
+        except Exception as other:
+            logger.warning("%s: not closed (%s)", self.dir, reason(other))
 
     def open(self, resume_step: int | None = None, steps_per_epoch: int | None = None, evaluate: bool = False) -> None:
         """Take the folder for this process, called in all processes. Raises UserError where it cannot be had.
@@ -132,8 +147,8 @@ class Run:
         """A line for the console (rank 0)."""
         logger.info(message)
 
-    def close(self) -> None:
-        """Close the logs and give the folder back."""
+    def close(self, exit_code: int = 0) -> None:
+        """Close the logs and give the folder back. exit_code: for the tracker, see `Tracker.close`."""
         if self._log is None:
             return
         for name, file in {"log.jsonl": self._log, **self._boards}.items():
@@ -142,7 +157,7 @@ class Run:
             except OSError as error:
                 self._tell(name, error)
         if self._tracker:
-            self._tracker.close()
+            self._tracker.close(exit_code)
         self._lock.close()
         self._log, self._boards, self._tracker = None, {}, None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import threading
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from utils import UserError, logger, reason, write_json
 
 TRACKERS = ("wandb", "trackio")
 FILE = "tracker.json"  # of a run's folder: which tracker, and by what name and id it knows the run
+PATIENCE = 60  # seconds that a tracker gets at a run's end, which a scheduler may have given little time
 
 
 def tracker_package(name: str):
@@ -45,6 +47,8 @@ class Tracker:
         known = self._identity(folder)
         options = {"name": known["name"], "config": {**config, "output_dir": str(folder)}, "resume": "allow"}
         if self.name == "wandb":
+            # its own limit, which also holds for what it does when Python ends; without one it waits for its server
+            os.environ.setdefault("WANDB_FINISH_TIMEOUT", str(PATIENCE * 3 // 4))
             project = os.environ.get("WANDB_PROJECT", "semmim")
             self.run = self.package.init(project=project, id=known["id"], dir=str(folder), **options)
             # wandb's own count of steps never goes back, as that of a run resumed from an earlier checkpoint does
@@ -81,9 +85,11 @@ class Tracker:
         else:
             self._try(lambda: self.run.log(values(), step=step))
 
-    def close(self) -> None:
-        """Let the tracker send what it still has."""
-        self._try(lambda: self.run.finish())
+    def close(self, exit_code: int = 0) -> None:
+        """Let the tracker send what it still has, for `PATIENCE` seconds. exit_code: where it is not 0, the run failed
+        or was stopped; trackio knows no such difference."""
+        how = {"exit_code": exit_code} if self.name == "wandb" else {}
+        self._try(lambda: _within(PATIENCE, lambda: self.run.finish(**how)))
 
     def _try(self, action: Callable[[], object]) -> None:
         """Do it; a failure is told, and the tracker is told nothing more."""
@@ -94,3 +100,22 @@ class Tracker:
         except Exception as error:  # whatever another package raises is no reason to lose a training
             self.failed = True
             logger.warning("train.tracker: %s failed (%s); the run goes on without it", self.name, reason(error))
+
+
+def _within(seconds: float, action: Callable[[], object]) -> None:
+    """Do it in a thread that is waited for so long. Raises what it raises, TimeoutError where it goes on."""
+    raised: list[Exception] = []
+
+    def work() -> None:
+        try:
+            action()
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)  # one that Python's end does not wait for
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"it did not finish within {seconds} seconds")
+    if raised:
+        raise raised[0]

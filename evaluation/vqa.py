@@ -14,7 +14,8 @@ from torch import Tensor
 
 import utils
 from dataset import create_dataset
-from dataset.annotations import ANNOTATORS, read_answer_list
+from dataset.annotations import read_answer_list
+from dataset.official import ANNOTATORS, leave_one_out
 from dataset.text import Tokenizer
 from dataset.vqa import EvalBatches, encode_answers, question_limits
 from evaluation import Record
@@ -178,13 +179,6 @@ def answer_scores(reference: Reference, scoring: str = "official") -> tuple[bool
     elif len(forms) > 1:
         forms = _counted(forms, strip_punctuation)
     return normalised, {form: leave_one_out(count) for form, count in forms.items()}
-
-
-def leave_one_out(matches: int) -> float:
-    """min(annotators who agree / 3, 1), the mean over the sets of nine of the ten, `matches` of whom agree."""
-    # Of the sets of nine, `matches` leave out an annotator who agrees with the prediction.
-    without, within = min(1.0, (matches - 1) / 3), min(1.0, matches / 3)
-    return (matches * without + (ANNOTATORS - matches) * within) / ANNOTATORS
 
 
 def is_empty(reference: Reference) -> bool:

@@ -6,10 +6,36 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from dataset import create_dataset
 from engine.config import STAGES, load_config
+from tools import prepare
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A folder of downloads with Karpathy's files; a test module that wants it has `source = official.source`."""
+    folder = tmp_path / "downloads"
+    karpathy_coco(folder)
+    karpathy_flickr(folder)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path, source, capsys):
+    """Runs a preparation of what is in `source`; returns what it printed."""
+
+    def run(name, *options):
+        prepare.main([name, "--source", str(source), "--output", str(tmp_path / "data"), "--workers", "1", *options])
+        return capsys.readouterr().out
+
+    return run
+
+
+def read(path: Path):
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def open_set(kind: str, *overrides: str, split: str | None = None, config: str | None = None):

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.semmim import build_backbone
 from tools import benchmark_entries, benchmark_loader, benchmark_retrieval, benchmark_sharing
+from tools.benchmark_pretrain import random_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -102,9 +103,7 @@ def test_operations_are_those_that_torch_counts(monkeypatch):
     monkeypatch.setattr(benchmark_retrieval, "BASE", ("configs/demo/Pretrain.yaml", ()))  # runs within a second
     monkeypatch.setattr(benchmark_retrieval, "IMAGE_LAYERS", 6)
     monkeypatch.setattr(benchmark_retrieval, "PATCH", 12)
-    net = build_backbone(benchmark_retrieval.load("configs/demo/Pretrain.yaml"), decoder=False, mlm_head=False)[
-        0
-    ].eval()
+    net = build_backbone(random_config("configs/demo/Pretrain.yaml"), decoder=False, mlm_head=False)[0].eval()
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         image_embeds = net.image_encoder(torch.randn(2, 3, 72, 72))

@@ -20,6 +20,11 @@ def run(capsys, *words):
     return json.loads(capsys.readouterr().out)
 
 
+def test_no_weights_are_read_whatever_the_configuration_names():
+    cfg = benchmark_pretrain.random_config("configs/Pretrain.yaml", ["model.bert.weights=nowhere", "train.lr=0.5"])
+    assert cfg.model.image_encoder.weights == cfg.model.bert.weights == "random" and cfg.train.lr == 0.5
+
+
 def test_two_settings_are_timed_by_turns(capsys):
     words = ["pretrain", "--device", "cpu", "--rounds", "2", "--batches", "3"]
     words += ["--override", *TINY, "train.precision=fp32", "train.batch_size=16"]

@@ -11,33 +11,13 @@ import pytest
 from evaluation.vqa import vqa_accuracy
 from tools import prepare
 from tools.preparing.files import stream_entries
+from tools.preparing.held_out import read_coco_ids
 from utils import UserError
 
 TEN = ["red"] * 4 + ["dark red"] * 3 + ["maroon"] * 2 + ["Red"]
 TRAIN = ["train2014/COCO_train2014_000000057870.jpg", "train2014/COCO_train2014_000000222016.jpg"]
 
-
-@pytest.fixture
-def source(tmp_path):
-    folder = tmp_path / "downloads"
-    official.karpathy_coco(folder)
-    official.karpathy_flickr(folder)
-    return folder
-
-
-@pytest.fixture
-def run(tmp_path, source, capsys):
-    """Runs a preparation; returns what it printed."""
-
-    def run(name, *options):
-        prepare.main([name, "--source", str(source), "--output", str(tmp_path / "data"), "--workers", "1", *options])
-        return capsys.readouterr().out
-
-    return run
-
-
-def read(path):
-    return json.loads(path.read_text(encoding="utf-8"))
+source, run, read = official.source, official.run, official.read
 
 
 # ------------------------------------------------------------------------------------------------ COCO, Flickr30K
@@ -361,6 +341,12 @@ def test_minival_may_be_any_list_of_images(run, vqa_source, tmp_path, layout):
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     run("vqa", *(["--minival", str(path)] if layout == "text" else []))
     assert [entry["question_id"] for entry in read(tmp_path / "data/vqa/vqa_minival_ocr.json")] == [102]
+
+
+def test_a_list_of_images_that_is_no_text_is_refused_with_the_line(tmp_path):
+    (tmp_path / "minival.txt").write_bytes(b"391895\n57870 \xff\n")
+    with pytest.raises(UserError, match="minival.txt: line 2: byte 0xff is not UTF-8 text"):
+        read_coco_ids(tmp_path / "minival.txt")
 
 
 def test_vqa_without_a_minival_says_what_to_do(run, vqa_source):

@@ -172,6 +172,28 @@ def test_what_cannot_be_used_is_counted_and_named(run, photos, tmp_path):
     assert sorted(lists(tmp_path / "data/own")) == ["test", "train"]
 
 
+def test_a_caption_file_that_is_no_text_is_counted_and_named_and_the_others_are_read(run, photos, tmp_path):
+    (photos / "00.txt").write_bytes("image number 0\nein Käse\n".encode("latin-1"))
+    out = run()
+    assert "1 x image whose .txt cannot be read, left out; first: " in out
+    assert "00.txt: line 2: byte 0xe4 is not UTF-8 text" in out
+    assert "image without a caption" not in out  # it is told once
+    assert set.union(*images(tmp_path / "data/own").values()) == {f"{number:02d}.png" for number in range(1, 30)}
+
+
+def test_names_that_are_no_text_are_counted_and_printed(run, photos, tmp_path):
+    odd = os.fsencode(photos) + b"/caf\xe9"
+    shutil.copy(photos / "00.png", odd + b".png")
+    for name in (odd + b".txt", odd + b"2.txt"):
+        with open(name, "w") as file:
+            file.write("a caption\n")
+    out = run()
+    out.encode("utf-8")
+    assert "1 x image whose name is not UTF-8, left out; first: " in out and "caf\\udce9.png" in out
+    assert "1 x caption without an image; first: " in out and "caf\\udce92.txt" in out
+    assert len(set.union(*images(tmp_path / "data/own").values())) == 30
+
+
 def test_a_list_of_an_earlier_run_does_not_stay_beside_a_new_split(run, tmp_path):
     run()
     assert "val" in lists(tmp_path / "data/own")

@@ -11,32 +11,12 @@ from PIL import Image, ImageEnhance
 
 from dataset.official import coco_number, flickr_photo, soft_scores, tidy
 from dataset.transforms import FORMATS, ImageError, open_image
-from tools import prepare
 from tools.preparing.held_out import read_refs
 from tools.preparing.image_hash import KnownImages, fingerprint
 from tools.preparing.img2dataset import predicted_path
 from utils import UserError
 
-
-@pytest.fixture
-def source(tmp_path):
-    folder = tmp_path / "downloads"
-    official.karpathy_coco(folder)
-    official.karpathy_flickr(folder)
-    return folder
-
-
-@pytest.fixture
-def run(tmp_path, source, capsys):
-    def run(name, *options):
-        prepare.main([name, "--source", str(source), "--output", str(tmp_path / "data"), "--workers", "1", *options])
-        return capsys.readouterr().out
-
-    return run
-
-
-def read(path):
-    return json.loads(path.read_text(encoding="utf-8"))
+source, run, read = official.source, official.run, official.read
 
 
 def counts(tmp_path, name):
@@ -189,6 +169,33 @@ def test_cc3m_as_img2dataset_left_it(run, source, tmp_path, tar, header):
         assert line in out
     assert official.open_set("pretrain", f"data.train=[{tmp_path}/data/pretrain/cc3m.json]")[0]["bad"] == []
     assert "nothing has changed" in run("cc3m")
+
+
+def test_what_is_no_text_among_the_downloads_is_counted_and_the_rest_is_read(run, source, tmp_path):
+    cc3m_list(source)
+    listed = source / "Train_GCC-training.tsv"
+    listed.write_bytes(b"caf\xe9\thttp://x.org/latin.jpg\n" + listed.read_bytes())
+    folder = tmp_path / "data/cc3m/images"
+    cc3m_downloads(folder, tar=False)
+    nested = {"000000001.json": b"[" * 100_000, "000000002.json": b'{"caption": 3, "url": "u"}'}
+    for name, content in {**nested, "000000003.json": b'{"url": "u"}', "000000003.txt": b"caf\xe9"}.items():
+        (folder / "00000" / name).write_bytes(content)
+    (folder / "00000_stats.json").write_bytes(b'{"caf\xe9')
+    (folder / "00001_stats.json").write_text('{"status_dict": {"timed out": "often"}}')
+    out = run("cc3m")
+    assert [pair["caption"] for pair in read(tmp_path / "data/pretrain/cc3m.json")] == [
+        "a very typical bus station",
+        "woman of the test set",
+        "not listed",
+    ]
+    for line in (
+        "odd: 1 x line that is not UTF-8, left out; first: row 0 ('utf-8' codec can't decode byte 0xe9",
+        "odd: 2 x shard whose statistics cannot be read; first: 00000_stats.json (",
+        "odd: 3 x sample whose .json cannot be read, left out; first: 00000/000000001.json",
+        "odd: 1 x sample whose .txt cannot be read, left out; first: 00000/000000003.txt ('utf-8' codec",
+        "warning: pairs listed: 6, ",
+    ):
+        assert line in out
 
 
 def test_without_images_the_paths_are_those_that_img2dataset_will_give(run, source, tmp_path):

@@ -26,6 +26,7 @@ def test_report_shows_losses_teacher_recalls_and_files(tmp_path, monkeypatch, ca
         {"step": 1, "split": "train", "loss": 40.0, "loss/itc": 6.5, "teacher/patterns_in_use": 200.0},
         {"step": 9, "split": "train", "loss": 10.0, "loss/itc": 2.5, "teacher/patterns_in_use": 99.0},
     ]
+    steps += [{"step": step, "split": "val", "itc_r_mean": value} for step, value in ((5, 20.04), (9, 31.26))]
     (training / "log.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
     (training / "checkpoint_last.pth").touch()
     columns = chance_metrics([1])
@@ -33,6 +34,7 @@ def test_report_shows_losses_teacher_recalls_and_files(tmp_path, monkeypatch, ca
     (evaluation / "metrics.json").write_text(json.dumps({"test": numbers}))
     out = run_report(monkeypatch, capsys, tmp_path)
     assert "6.500 ->    2.500" in out and "99.00  patterns in use" in out
+    assert "val by ITC   20.0 (step 5), 31.3 (step 9)" in out
     assert "tr_r1" in out and out.count("12.34") == 3 * len(columns)
     assert str(training / "checkpoint_last.pth") in out
 

@@ -52,14 +52,13 @@ sys.path.insert(0, str(ROOT))
 
 import utils  # noqa: E402
 from dataset.text import Tokenizer  # noqa: E402
-from engine.config import PRETRAIN, load_config  # noqa: E402
 from models.pretrain import build_pretrain_model  # noqa: E402
 from tools.benchmark_all import add_all  # noqa: E402
 from tools.benchmark_caption import add_caption  # noqa: E402
 from tools.benchmark_entries import add_entries  # noqa: E402
 from tools.benchmark_loader import add_loader  # noqa: E402
 from tools.benchmark_memory import add_memory  # noqa: E402
-from tools.benchmark_pretrain import add_pretrain  # noqa: E402
+from tools.benchmark_pretrain import add_pretrain, random_config  # noqa: E402
 from tools.benchmark_retrieval import add_retrieval  # noqa: E402
 from tools.benchmark_sharing import add_sharing  # noqa: E402
 
@@ -90,10 +89,7 @@ def main(argv=None):
 
 
 def run_params(args: argparse.Namespace) -> dict:
-    # Values are not needed, so none are read: initial weights would be downloaded and thrown away.
-    without_weights = ["model.image_encoder.weights=random", "model.bert.weights=random"]
-    overrides = [*args.override, *without_weights]
-    cfg = load_config(args.config, overrides, PRETRAIN)
+    cfg = random_config(args.config, args.override)
     tokenizer = Tokenizer(utils.find_file(cfg.text.vocab, "text.vocab"), cfg.text.sep)
     with torch.device("meta"):
         model, _ = build_pretrain_model(cfg, tokenizer)

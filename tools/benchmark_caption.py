@@ -10,14 +10,13 @@ import utils
 from dataset import scenes
 from dataset.caption import CaptionCollate
 from dataset.text import Tokenizer
-from engine.config import PRETRAIN, load_config
 from evaluation.cider import CiderD, CiderReward, reward_words
 from models.bert import TextDecoder
 from models.caption import CaptionModel, SelfCritical
 from models.generation import generate
 from models.semmim import build_backbone
 from optim import create_optimizer
-from tools.benchmark_pretrain import model_arguments
+from tools.benchmark_pretrain import model_arguments, random_config
 
 DOCUMENTS = 500  # scenes whose captions give the document frequencies
 
@@ -39,8 +38,7 @@ def add_caption(commands) -> None:
 def run_caption(args: argparse.Namespace) -> dict:
     """{"beam_search": {...}, "scst": {...}} for a model of the configuration's size with random weights."""
     device = utils.init_distributed(args.device)
-    overrides = [*args.override, "model.image_encoder.weights=random", "model.bert.weights=random"]
-    cfg = load_config(args.config, overrides, PRETRAIN)
+    cfg = random_config(args.config, args.override)
     tokenizer = Tokenizer(cfg.text.vocab, cfg.text.sep)
     torch.manual_seed(0)
     model = CaptionModel(build_backbone(cfg, mlm_head=False)[0], tokenizer).to(device)

@@ -13,10 +13,10 @@ from torch.utils._pytree import tree_leaves
 
 import utils
 from dataset.text import Tokenizer
-from engine.config import PRETRAIN, Config, load_config
+from engine.config import Config
 from models import bert, vit
 from models.pretrain import MaskedText, PretrainModel, SplitText, build_pretrain_model
-from tools.benchmark_pretrain import RANDOM, Case, machine, model_arguments
+from tools.benchmark_pretrain import Case, machine, model_arguments, random_config
 
 WAYS = {
     "as configured": (),
@@ -39,7 +39,7 @@ def run_memory(args: argparse.Namespace) -> dict:
     device = utils.init_distributed(args.device)
     result = {"machine": machine(device), "config": str(args.config), "override": args.override, "tokens": args.tokens}
     for name, switches in WAYS.items():
-        cfg = load_config(args.config, [*args.override, *switches, *RANDOM], PRETRAIN)
+        cfg = random_config(args.config, [*args.override, *switches])
         result["pairs"] = cfg.train.batch_size
         result[name] = count(cfg, args.tokens)
         if device.type == "cuda":

@@ -4,7 +4,7 @@ import argparse
 import shlex
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -19,7 +19,6 @@ from models.operations import PEAKS, peak_tflops, pretrain_operations
 from models.pretrain import PretrainModel, build_pretrain_model
 from optim import create_optimizer
 
-RANDOM = ("model.image_encoder.weights=random", "model.bert.weights=random")
 LENGTHS = (
     2.45,
     0.45,
@@ -34,6 +33,13 @@ def model_arguments(parser: argparse.ArgumentParser, config: str = "configs/Pret
     parser.add_argument("--config", default=config, help="pre-training YAML (default: %(default)s)")
     parser.add_argument("--override", nargs="*", action="extend", default=[], metavar="KEY.SUB=VALUE")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+
+
+def random_config(config: str, overrides: Iterable[str] = ()) -> Config:
+    """A pre-training configuration whose weights are random, so that none are read or downloaded."""
+    return load_config(
+        config, [*overrides, "model.image_encoder.weights=random", "model.bert.weights=random"], PRETRAIN
+    )
 
 
 def add_pretrain(commands) -> None:
@@ -85,7 +91,7 @@ class Case:
         if words and words[0].endswith((".yaml", ".yml")):
             config = words.pop(0)
         self.spec, self.device = spec, device
-        self.cfg = load_config(config, [*overrides, *words, *RANDOM], PRETRAIN)
+        self.cfg = random_config(config, [*overrides, *words])
         if self.cfg.mim.target == "dvae":
             raise utils.UserError("mim.target: dvae needs a codebook's files; measure encoding, pixels or none")
         tokenizer = Tokenizer(utils.find_file(self.cfg.text.vocab, "text.vocab"), self.cfg.text.sep)

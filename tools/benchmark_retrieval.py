@@ -8,12 +8,11 @@ import torch
 import utils
 from dataset import scenes
 from dataset.text import Tokenizer
-from engine.config import PRETRAIN, Config, load_config
 from evaluation import ranking
 from evaluation.sharded import eval_batches
 from models.operations import PEAKS
 from models.semmim import SemMIM, build_backbone, describe
-from tools.benchmark_pretrain import model_arguments
+from tools.benchmark_pretrain import model_arguments, random_config
 
 MAX_TOKENS = 30  # ALBEF pads every text of an evaluation to this length
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.05}  # scores farther apart are not the same computation
@@ -53,7 +52,7 @@ def run_retrieval(args: argparse.Namespace) -> dict:
         if getattr(args, name) < 1:
             raise utils.UserError(f"--{name} is {getattr(args, name)}; it must be at least 1")
     device = utils.init_distributed(args.device)
-    cfg = load(args.config, args.override)
+    cfg = random_config(args.config, args.override)
     precision = utils.resolve_precision(cfg.train.precision, device)
     result = {
         "config": str(args.config),
@@ -65,16 +64,10 @@ def run_retrieval(args: argparse.Namespace) -> dict:
     result["coco_5k"] = predict_coco()
     if device.type == "cuda":
         base = argparse.Namespace(**{**vars(args), "images": 200})
-        speed = compare(load(*BASE), base, device, precision)["pairs_per_second"]
+        speed = compare(random_config(*BASE), base, device, precision)["pairs_per_second"]
         minutes = round(result["coco_5k"]["pairs"] / speed / 60, 1)
         result["coco_5k"]["measured_here"] = {"pairs_per_second": speed, "minutes_of_reranking": minutes}
     return result
-
-
-def load(config: str, overrides=()) -> Config:
-    """A pre-training configuration with random weights."""
-    overrides = [*overrides, "model.image_encoder.weights=random", "model.bert.weights=random"]
-    return load_config(config, overrides, PRETRAIN)
 
 
 def compare(cfg, args: argparse.Namespace, device, precision: str) -> dict:
@@ -221,7 +214,7 @@ def count_operations(images: int, texts: int, k: int, tokens: int) -> dict[str, 
     tokens: of a text, where it is not padded. Ours is counted with every layer over all tokens of every pair asked for,
     which is a little too much: [CLS] alone goes through the last layer, and shared pairs are scored once.
     """
-    model = describe(load(*BASE))
+    model = describe(random_config(*BASE))
     width, inner = model["bert"]["hidden_size"], model["bert"]["intermediate_size"]
     patches = (model["image_encoder"]["image_size"] // PATCH) ** 2
     memory, pairs = 1 + patches, k * (images + texts)

@@ -10,20 +10,16 @@ import torch
 import utils
 from dataset import scenes
 from dataset.text import Tokenizer
-from engine.config import PRETRAIN, load_config
 from models.pretrain import Draws, PretrainModel, build_pretrain_model
 from models.semmim import SemMIM
+from tools.benchmark_pretrain import model_arguments, random_config
 
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.05}  # of the loss and, relative to their length, of the gradients
 
 
 def add_sharing(commands) -> None:
     parser = commands.add_parser("sharing", help="a pre-training step with image keys and values projected once")
-    parser.add_argument(
-        "--config", default="configs/demo/Pretrain.yaml", help="pre-training YAML (default: %(default)s)"
-    )
-    parser.add_argument("--override", nargs="*", action="extend", default=[], metavar="KEY.SUB=VALUE")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    model_arguments(parser, "configs/demo/Pretrain.yaml")
     parser.add_argument(
         "--repeats", type=int, default=5, help="steps of each; the fastest counts (default: %(default)s)"
     )
@@ -40,8 +36,7 @@ def run_sharing(args: argparse.Namespace) -> dict:
     if args.repeats < 1:
         raise utils.UserError(f"--repeats is {args.repeats}; it must be at least 1")
     device = utils.init_distributed(args.device)
-    overrides = [*args.override, "model.image_encoder.weights=random", "model.bert.weights=random"]
-    cfg = load_config(args.config, overrides, PRETRAIN)
+    cfg = random_config(args.config, args.override)
     if cfg.mim.target == "dvae":
         raise utils.UserError("mim.target: dvae needs a codebook's files; measure encoding, pixels or none")
     precision = utils.resolve_precision(cfg.train.precision, device)

@@ -46,8 +46,8 @@ FILES = {  # what a user looks for, in the order of the report
     "answers": "vqa_result.json",
     "captions": "caption_result.json",
 }
-# the validation scores that choose the best epoch
-SCORES = {"itm_r_mean": "val recall", "cider": "val CIDEr", "accuracy": "val accuracy"}
+# the validation scores that choose the best epoch; that by ITC is pre-training's, and one of retrieval's two
+SCORES = {"itm_r_mean": "val recall", "itc_r_mean": "val by ITC", "cider": "val CIDEr", "accuracy": "val accuracy"}
 TEACHER = {
     "teacher/cls_batch_entropy": "entropy of the teacher's batch-mean distribution, [CLS]",
     "teacher/patch_batch_entropy": "the same over the masked patches",

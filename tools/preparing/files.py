@@ -58,7 +58,11 @@ def stream_entries(path: Path, key: str | None = None, label: str = "") -> Itera
 
 
 class _JsonStream:
-    """A JSON text that is decoded value by value."""
+    """A JSON text that is decoded value by value.
+
+    dataset.entries has a quicker reader, of a list that is the whole of a file. It finds no key and tells neither how
+    far it is nor where it failed: the file is then read again as a whole, for which official files are too large.
+    """
 
     def __init__(self, path: Path, label: str):
         self.path = path

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from dataset.entries import KINDS, TEXT_OR_LIST, Source, check_kind, located_entries, strings
 from dataset.official import tidy
-from dataset.tables import IMAGE_ENDINGS, folder_captions
+from dataset.tables import IMAGE_ENDINGS, captions_beside, folder_images
 from dataset.text import clean_caption
 from dataset.transforms import ImageError
 from tools.preparing.files import progress
@@ -117,8 +117,12 @@ def read_captions(job: Job) -> Iterator[tuple[str, list[str]]]:
         yield from captions_of_file(job, find_file(how, "--captions"), columns(job.options.columns)).items()
         return
     count_unread(job)
-    for image, _, lines in folder_captions(job.source):
-        texts = [caption for _, caption in lines]
+    for image, text in folder_images(job.source):
+        try:
+            texts = [caption for _, caption in captions_beside(text)]
+        except UserError as error:
+            job.report.odd("image whose .txt cannot be read, left out", str(error))
+            continue
         yield image, texts[:1] if how == FIRST_LINE else texts
 
 
@@ -163,7 +167,7 @@ def usable_captions(job: Job, found: Iterable[tuple[str, list[str]]]) -> dict[st
     captions = {}
     for image, texts in found:
         if HALF_SURROGATE.search(image):
-            job.report.odd("image whose name is not UTF-8, left out", shown(image))
+            job.report.odd("image whose name is not UTF-8, left out", image)
             continue
         tidied = list(dict.fromkeys(map(tidy, texts)))
         captions[image] = [text for text in tidied if clean_caption(text, 1)]

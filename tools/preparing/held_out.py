@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from dataset.official import coco_number
+from dataset.tables import text_lines
 from dataset.transforms import ImageError
 from tools.preparing.files import progress, read_json
 from tools.preparing.image_hash import KnownImages, fingerprints
@@ -104,7 +105,7 @@ def read_coco_ids(path: Path, wanted: Callable[[dict], bool] = lambda entry: Tru
     wanted: which objects count.
     """
     if path.suffix == ".txt":
-        entries = path.read_text(encoding="utf-8").split()
+        entries = [word for _, line in text_lines(path) for word in line.split()]
     elif path.suffix == ".p":
         entries = read_refs(path)
     else:

@@ -82,7 +82,9 @@ def _sample(folder: Path, shard: str, name: str, names: set[str], report: Report
     try:
         content = json.loads((folder / shard / name).read_text(encoding="utf-8"))
         caption, url = content.get("caption"), content.get("url") or ""
-    except (OSError, ValueError, AttributeError):
+        if not isinstance(caption, str | None):
+            raise ValueError("its caption is no text")
+    except (OSError, ValueError, AttributeError, RecursionError):
         report.odd("sample whose .json cannot be read, left out", where)
         return None
     if content.get("status", "success") != "success":
@@ -92,7 +94,11 @@ def _sample(folder: Path, shard: str, name: str, names: set[str], report: Report
         report.odd("sample whose image is missing or empty, left out", where)
         return None
     if caption is None and f"{stem}.txt" in names:
-        caption = (folder / shard / f"{stem}.txt").read_text(encoding="utf-8", errors="replace")
+        try:
+            caption = (folder / shard / f"{stem}.txt").read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            report.odd("sample whose .txt cannot be read, left out", f"{shard}/{stem}.txt ({error})")
+            return None
     return {
         "image": f"{shard}/{image}",
         "caption": caption or "",
@@ -107,11 +113,19 @@ def failures(folder: Path, report: Report) -> Counter:
     for shard in shard_names(folder):
         stats, table = folder / f"{shard}_stats.json", folder / f"{shard}.parquet"
         if stats.is_file():
-            reasons.update(read_json(stats).get("status_dict", {}))
+            reasons.update(_stats_reasons(stats, report))
         elif table.is_file():
             reasons.update(_parquet_reasons(table, report))
     reasons.pop("success", None)
     return reasons
+
+
+def _stats_reasons(path: Path, report: Report) -> Counter:
+    try:
+        return Counter({str(reason): int(count) for reason, count in read_json(path).get("status_dict", {}).items()})
+    except (UserError, AttributeError, TypeError, ValueError) as error:
+        report.odd("shard whose statistics cannot be read", f"{path.name} ({error})")
+        return Counter()
 
 
 def _parquet_reasons(path: Path, report: Report) -> Counter:

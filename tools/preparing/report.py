@@ -34,7 +34,9 @@ class Report:
         self.warn(f"{what}: {number:,}, {abs(more):,} {direction} than the published {published:,}{which}")
 
     def odd(self, kind: str, where: str) -> None:
-        """One more entry of a kind of odd ones; where the first ones stand is kept."""
+        """One more entry of a kind of odd ones; where the first ones stand is kept, as text that can be printed: the
+        name of a file may not be."""
+        where = where.encode("utf-8", "backslashreplace").decode("utf-8")
         found = self.odd_entries.setdefault(kind, {"count": 0, "first": []})
         found["count"] += 1
         if found["count"] <= SHOWN:

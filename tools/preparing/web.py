@@ -25,6 +25,7 @@ SBU_LINES = ("SBU_captioned_photo_dataset_urls.txt", "SBU_captioned_photo_datase
 PUBLISHED = {"cc3m": 3_318_333, "sbu": 1_000_000}
 REASONS_SHOWN = 5
 NO_PAIR = "line that is no caption and address, left out"
+NOT_TEXT = "line that is not UTF-8, left out"
 BLOCK = 20_000  # pairs whose images are compared with the held-out ones at a time
 
 
@@ -60,7 +61,7 @@ def prepare(job: Job, found: dict[str, Path]) -> None:
         pairs, predicted = predicted_pairs(job, listing), True
     read, written = write_pairs(job, pairs, listing)
     total = len(listing.addresses)
-    job.report.count("pairs listed", total, PUBLISHED[job.name], first=job.report.first_odd(NO_PAIR))
+    job.report.count("pairs listed", total, PUBLISHED[job.name], first=job.report.first_odd(NO_PAIR, NOT_TEXT))
     job.report.count("pairs written for pre-training", written)
     missing = total if predicted else max(total - read, 0)
     job.report.count("listed pairs without an image", missing)
@@ -84,6 +85,9 @@ class Listing:
         """Rows that are not as they should be are counted and left out; their number stays free."""
         hashes = []
         for row, (caption, url) in enumerate(self.rows()):
+            if isinstance(caption, UnicodeDecodeError):
+                self.report.odd(NOT_TEXT, f"row {row} ({caption})")
+                continue
             if url is None or not isinstance(caption, str) or not isinstance(url, str):
                 self.report.odd(NO_PAIR, f"row {row}")
                 continue
@@ -103,23 +107,26 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
-def _cc3m_rows(found: dict[str, Path]) -> Iterator[tuple[str, str | None]]:
+def _cc3m_rows(found: dict[str, Path]) -> Iterator[tuple[str | UnicodeDecodeError, str | None]]:
+    """(caption, address) of every line; of one that is no such pair (it, None), of one that is no text (why, None)."""
     path = found[CC3M_NAME]
     line = progress(f"reading {path.name}", "MB", max(path.stat().st_size // 1_000_000, 1))
     read = 0
-    try:
-        with open(path, encoding="utf-8-sig", newline="\n") as file:
-            for number, text in enumerate(file):
-                parts = text.rstrip("\r\n").split("\t")
-                if number == 0 and parts == ["caption", "url"]:  # as img2dataset's guide puts it on top
-                    continue
-                yield (parts[0], parts[1].strip()) if len(parts) == 2 else (text, None)
-                read += len(text)
-                if read >= 1_000_000:
-                    line.advance(read // 1_000_000)
-                    read %= 1_000_000
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason}); is it the official file?") from None
+    with open(path, "rb") as file:
+        for number, content in enumerate(file):
+            read += len(content)
+            if read >= 1_000_000:
+                line.advance(read // 1_000_000)
+                read %= 1_000_000
+            try:
+                text = content.decode("utf-8-sig" if number == 0 else "utf-8")
+            except UnicodeDecodeError as error:
+                yield error, None
+                continue
+            parts = text.rstrip("\r\n").split("\t")
+            if number == 0 and parts == ["caption", "url"]:  # as img2dataset's guide puts it on top
+                continue
+            yield (parts[0], parts[1].strip()) if len(parts) == 2 else (text, None)
 
 
 def _sbu_rows(found: dict[str, Path]) -> Iterator[tuple[str, str | None]]:
