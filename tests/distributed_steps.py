@@ -13,6 +13,7 @@ import sys
 import torch
 from tiny import NO_DROPOUT, draws_part, make_batch, make_draws, tiny_config, tiny_model
 
+from engine.compiling import compile_layers
 from engine.ddp import wrap_ddp
 from models import alignment
 from models.retrieval import RetrievalModel
@@ -38,11 +39,14 @@ def main(stage: str, out: str, ranks: str, *overrides: str) -> None:
     torch.set_num_threads(1)
     if world_size() == 1:
         negatives_within(int(ranks))
+    cfg = tiny_config(*overrides)
     model = tiny_model(*NO_DROPOUT, *overrides).double()
     if stage == "retrieval":
         model.backbone.decoder = model.backbone.mlm_head = None
-        model = RetrievalModel(model.backbone, tiny_config(*overrides)).double()
-    wrapped = wrap_ddp(model, device, tiny_config(*overrides).train.bf16_gradients)
+        model = RetrievalModel(model.backbone, cfg).double()
+    if cfg.train.compile:  # forward and backward graphs as ever, without the minutes that a C++ compiler takes
+        compile_layers(model, device, "aot_eager")
+    wrapped = wrap_ddp(model, device, cfg.train.bf16_gradients)
     optimizer = create_optimizer(model, lr=1e-3, lr_vit=1e-4, weight_decay=0.02)
     history = []
     for step in range(STEPS):
@@ -68,7 +72,8 @@ def main(stage: str, out: str, ranks: str, *overrides: str) -> None:
         losses = [value for name, value in sorted(logs.items()) if name.startswith("loss/")]
         history.append(all_reduce_sum(torch.stack(losses)) / world_size())
     if is_main():
-        torch.save({"losses": torch.stack(history), "state": model.state_dict()}, out)
+        compiled = sum(module._compiled_call_impl is not None for module in model.modules())
+        torch.save({"losses": torch.stack(history), "state": model.state_dict(), "compiled": compiled}, out)
 
 
 if __name__ == "__main__":
