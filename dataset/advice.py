@@ -17,6 +17,7 @@ WORDS = 20_000  # say enough
 IDEOGRAPHS = "\u3400-\u9fff\uf900-\ufaff"  # BERT splits text between them
 WORD = re.compile(rf"[{IDEOGRAPHS}]|[^\W_{IDEOGRAPHS}]+")
 QUEUE_TURNS = 10
+MANY_PASSES = 100  # over a training set: one seen so often is known by heart
 
 
 def cut_advice(shares: Mapping[str, float]) -> list[str]:
@@ -69,11 +70,18 @@ def _is_lost(tokenizer: Tokenizer, ids: Sequence[int]) -> bool:
 
 
 def size_advice(entries: int, images: int, global_batch: int, cfg: Any) -> list[str]:
-    """What a training set's size makes of the batch and, with `cfg.itc`, of the queue.
+    """What a training set's size makes of the batch, of the training's length and, with `cfg.itc`, of the queue.
 
     entries: of an epoch; global_batch: entries of one optimizer step.
     """
     lines = []
+    train, has_val = cfg.get("train") or {}, bool((cfg.get("data") or {}).get("val"))
+    passes = train["steps"] * global_batch / entries if train.get("steps") else train.get("epochs") or 0
+    if passes > MANY_PASSES and not has_val:
+        lines.append(
+            f"the {entries} entries are seen {passes:.0f} times each, which teaches them by heart; train less "
+            "(train.epochs, train.steps), or name others in data.val, whose recall shows when to stop"
+        )
     if global_batch * 2 > images:
         lines.append(
             f"a batch of {global_batch} holds more than half of the {images} images: the same ones meet in every step; "

@@ -1,5 +1,6 @@
 """The model card (README.md) of an exported model, written from what its checkpoint and metrics.json say."""
 
+import re
 from collections.abc import Iterator
 
 import utils
@@ -12,6 +13,10 @@ LEARNED = {
     "caption": "fine-tuned for captioning",
     "vqa": "fine-tuned for visual question answering",
 }
+# Numbers of a training's last log line that tell of its machine and its schedule, not of the model
+INTERNAL = re.compile(
+    r"lr_\w+|itm/temperature|itm/rows_left_out|grad_norm|data_wait|tflops|mfu|memory_gib|(eta_|pairs_per_)?seconds?|done"
+)
 USE = {
     "retrieval": ["image_features = model.encode_image(images)", "text_features = model.encode_text(texts)"]
     + ["print(image_features @ text_features.T, model.match(images, texts))"],
@@ -65,8 +70,12 @@ def use_lines(content: Content) -> list[str]:
 
 
 def results(metrics: dict) -> list[str]:
-    """A table of every number in metrics.json."""
-    rows = [f"| {name} | {value:,{'.2f' if isinstance(value, float) else ''}} |" for name, value in numbers(metrics)]
+    """A table of the numbers in metrics.json, but for what tells of the machine and the schedule."""
+    rows = [
+        f"| {name} | {value:,{'.2f' if isinstance(value, float) else ''}} |"
+        for name, value in numbers(metrics)
+        if not INTERNAL.fullmatch(name)
+    ]
     if not rows:
         return ["No evaluation was recorded beside the checkpoint."]
     return ["## Results", "", "As the run's metrics.json has them.", "", "| | |", "|---|---|", *rows]

@@ -107,6 +107,23 @@ def test_batches_and_queues_too_large_for_the_set_are_said(entries, images, batc
 
 
 @pytest.mark.parametrize(
+    "train, val, passes",
+    [
+        ({"epochs": 101}, [], 101),
+        ({"epochs": 100}, [], None),
+        ({"epochs": 500}, ["val.json"], None),
+        ({"epochs": None, "steps": 30_000}, [], 960),
+        ({"epochs": None, "minutes": 30.0}, [], None),
+    ],
+)
+def test_a_training_that_sees_a_small_set_very_often_is_said(train, val, passes):
+    lines = size_advice(1000, 1000, 32, as_config({"train": train, "data": {"val": val}}))
+    assert len(lines) == (passes is not None)
+    if passes:
+        assert f"the 1000 entries are seen {passes} times each" in lines[0] and "data.val" in lines[0]
+
+
+@pytest.mark.parametrize(
     "kind, stage, name", [("pretrain", "pretrain", "Pretrain"), ("caption_train", "caption", "Caption")]
 )
 def test_a_training_says_it_once_in_its_log(tmp_path, caplog, kind, stage, name, bert, demo):

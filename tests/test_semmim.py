@@ -22,7 +22,7 @@ from models.caption import CaptionModel
 from models.semmim import build_backbone, load_backbone
 from models.vit import ImageEncoder
 from models.vqa import VQAModel
-from semmim import SemMIM
+from semmim import SemMIM, card
 from tools import export
 from utils import UserError, save_checkpoint, write_json
 
@@ -240,6 +240,19 @@ def test_every_stages_export_gives_the_same_as_its_checkpoint_elsewhere(folder, 
     model.save_pretrained("again")
     for name in ("config.json", "model.safetensors", "vocab.txt", "README.md"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "moved" / name).read_bytes()
+
+
+def test_the_model_card_leaves_out_the_machine_and_the_schedule():
+    metrics = {
+        "loss": 2.5,
+        "loss/itc": 0.5,
+        "lr_rest": 1e-5,
+        "pairs_per_second": 70.0,
+        "eta_seconds": 0.0,
+        "tflops": 0.1,
+    }
+    lines = card.results({**metrics, "val": {"itc_r_mean": 50.0}})
+    assert lines[-3:] == ["| loss | 2.50 |", "| loss/itc | 0.50 |", "| val / itc_r_mean | 50.00 |"]
 
 
 def test_the_model_card_holds_the_runs_numbers_and_code_that_runs(folder, tmp_path):

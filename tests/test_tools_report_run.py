@@ -125,6 +125,14 @@ def test_pre_training_shows_its_last_image_and_folds_the_first(runs, capsys):
     assert text.index("masking_0000009") < text.index("<summary>the same at masking_0000005")
 
 
+def test_pre_training_is_known_by_its_recall_on_val(tmp_path, capsys):
+    val = {key: value for key, value in recalls(33.3)["test"].items() if key.startswith("itc")}
+    folder = make_run(tmp_path / "pretrain", PRETRAIN, {"loss": 1.0, "val": val})
+    text = page_of(folder, capsys)
+    assert "val: mean recall 33.3, " in text and "1.000 at the end" not in text
+    assert text.count("33.3") == 1 + 7  # and in a table: six recalls and their mean
+
+
 def test_the_pages_of_a_folders_runs_link_to_each_other(runs, monkeypatch, capsys):
     folder = runs["vqa"]
     make_run(folder / "retrieval/second", RETRIEVAL, {})  # has no numbers yet

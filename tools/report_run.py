@@ -62,6 +62,8 @@ def headline(run: Run) -> str:
         best = max(("itm", "itc"), key=lambda order: split[f"{order}_r_mean"])
         chance = f" (chance {split['chance_r_mean']:.1f})" if "chance_r_mean" in split else ""
         return f"{name}: mean recall {split[f'{best}_r_mean']:.1f}{chance}, {ORDERS[best]}"
+    if "itc_r_mean" in split:  # a pre-training's validation
+        return f"{name}: mean recall {split['itc_r_mean']:.1f}, {ORDERS['itc']}"
     if "accuracy" in split:
         return f"{name}: accuracy {split['accuracy']:.1f} (constant answers {split['constant']:.1f})"
     if isinstance(split.get("cider"), float):
@@ -75,11 +77,12 @@ def headline(run: Run) -> str:
 
 
 def numbers(run: Run) -> list[str]:
-    """Tables of the evaluated splits, or of a pre-training's last values."""
+    """Tables of the evaluated splits; of a pre-training its last values, too."""
     splits = {name: found for name, found in run.metrics.items() if isinstance(found, dict)}
     if run.stage == "pretrain":
         rows = [[key, f"{value:.4g}"] for key, value in run.metrics.items() if isinstance(value, int | float)]
-        return [f"<details><summary>last values of the log</summary>{pages.table(['value', ''], rows)}</details>"]
+        table = f"<details><summary>last values of the log</summary>{pages.table(['value', ''], rows)}</details>"
+        return ["<h2 id=numbers>Numbers</h2>", recall_table(splits), table] if splits else [table]
     if not splits:
         return []
     made = {"retrieval": recall_table, "caption": caption_table, "vqa": answer_table}[run.stage](splits)

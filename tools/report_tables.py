@@ -471,12 +471,14 @@ def parameter_table(parameters: dict[str, int]) -> Table:
 
 
 def speed_table(runs: list[Run]) -> list[Table]:
-    """What the runs themselves measured: training pairs per second, and the time of a ranking."""
+    """What the runs themselves measured: training pairs and captions per second, and the time of a ranking."""
     rows = []
     for run in runs:
         speeds = [e["pairs_per_second"] for e in read_log(run.folder) if e.get("pairs_per_second")]
         if speeds:
             rows.append([run_name([run]), run.stage, "training", f"{statistics.median(speeds):.1f} pairs/s"])
+        if run.split.get("captions_per_second"):
+            rows.append([run_name([run]), run.stage, "captions", f"{run.split['captions_per_second']:,} captions/s"])
         if run.stage == "retrieval" and run.split.get("seconds"):
             numbers = run.split
             what = f"{numbers['images']:,} images x {numbers['texts']:,} texts in {numbers['seconds']:,} s"
