@@ -45,6 +45,15 @@ def test_every_tool_accepts_its_arguments():
         TOOLS[words[1].removeprefix("tools/").removesuffix(".py")].parse_arguments(values)
 
 
+def test_an_ablation_on_one_gpu_a_row_keeps_the_global_batches():
+    found = [args for args in (words[2:] for words in commands() if words[1:2] == ["tools/ablate.py"]) if "8" in args]
+    batches = []
+    for arguments in ([*found[0][: found[0].index("--jobs")]], found[0]):
+        options = ablate.parse_arguments(arguments)
+        batches.append(ablate.global_batches(ablate.plan(options)[0][0].stages, 8 // options.jobs))
+    assert options.jobs == 8 and batches[1] == batches[0] == {"pretrain": 1024, "retrieval": 256, "vqa": 1024}
+
+
 def test_the_rows_of_tables_1_to_3_are_the_papers():
     one, two, three = (report_tables.printed_row(PAPER[number], {"values": ours(number)}) for number in "123")
     halves = [", ".join(" / ".join(one[start : start + 3]) for start in (at, at + 3)) for at in (0, 6)]
