@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +35,19 @@ def test_every_script_gets_a_configuration_that_it_accepts():
             seen.add(words[words.index("--output_dir") + 1])
     assert len(seen) == 7
     assert {folder for folder in re.findall(r"\| `(output/\w+)` \|", DOCUMENT)} <= seen
+
+
+def test_the_accumulations_for_fewer_gpus_keep_every_stages_global_batch():
+    trained = {Path(words[words.index("--config") + 1]).stem for words in commands() if words[0] == "$run"}
+    table = DOCUMENT.partition("| `--config configs/....yaml` |")[2].partition("\n\n")[0].splitlines()
+    processes = [int(number) for number in re.findall(r"`NPROC=(\d)`", table[0])]
+    rows = [line.strip("| ").split(" | ") for line in table[2:]]
+    assert processes == [8, 4, 2, 1] and {row[0].strip("`") for row in rows} == trained - {"Caption_nocaps"}
+    for name, batch, *accumulations in rows:
+        name, batch = name.strip("`"), int(batch.replace(",", ""))
+        train = load_config(f"configs/{name}.yaml", (), STAGES[STAGE_OF_SCRIPT[name.partition("_")[0]]]).train
+        assert int(accumulations[0]) == train.accumulation
+        assert {train.batch_size * int(n) * p for n, p in zip(accumulations, processes, strict=True)} == {batch}
 
 
 def test_every_tool_accepts_its_arguments():
