@@ -11,6 +11,7 @@ from tools import ablate, report, report_tables, visualize
 from utils import ROOT
 
 DOCUMENT = (ROOT / "docs/reproduce.md").read_text(encoding="utf-8").partition("\n## The road out\n")[2]
+SPEED = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
 PAPER = report_tables.read_paper()["tables"]
 STAGE_OF_SCRIPT = {"Pretrain": "pretrain", "Retrieval": "retrieval", "Caption": "caption", "VQA": "vqa"}
 TOOLS = {"ablate": ablate, "report": report, "visualize": visualize}
@@ -96,6 +97,26 @@ def test_the_rows_of_the_ablations_are_the_papers(number):
     assert found == [" / ".join(report_tables.printed_row(PAPER[number], row)) for row in PAPER[number]["rows"]]
 
 
+def table_row(first: str) -> list[str]:
+    return next(cells for cells in map(cells_of, DOCUMENT.splitlines()) if cells[0] == first)
+
+
+def cells_of(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def test_pre_trainings_cost_is_that_of_the_default_order_as_on_the_page_of_speeds():
+    gflop, hours, on_eight = table_row("pre-training, 224 px")[2:5]
+    assert load_config("configs/Pretrain.yaml", (), STAGES["pretrain"]).data.bucket_batches == 8
+    padded, ordered = re.search(
+        r"takes (\d+) GFLOP with .*?, (\d+) with\s+captions of real lengths", SPEED, re.S
+    ).groups()
+    assert int(padded) > int(ordered) == int(gflop.split()[0])
+    rows = {cells[0]: cells for cells in map(cells_of, SPEED.splitlines())}
+    predicted = {gpus: rows[gpus][2].split(" / ")[1] for gpus in ("1 A100", "8 A100")}  # at 40%
+    assert (predicted["1 A100"], f"{predicted['8 A100']} h") == (hours, on_eight)
+
+
 def test_the_hours_follow_from_the_formula():
     seconds_per_gflop = 1e9 / (0.4 * 312e12)
     samples = {
@@ -105,9 +126,16 @@ def test_the_hours_follow_from_the_formula():
         "captioning, cross-entropy": 566_747 * 5,
         "VQA v2 with Visual Genome's questions": 1.36e6 * 8,
     }
+    hours_of = {}
     for stage, count in samples.items():
-        cells = next(line for line in DOCUMENT.splitlines() if line.startswith(f"| {stage} |")).strip("| ").split(" | ")
+        cells = table_row(stage)
         gflop, hours, on_eight = (float(re.match(r"[\d.]+", cell)[0]) for cell in cells[2:5])
         expected = count * gflop * seconds_per_gflop / 3600
         assert hours == pytest.approx(expected, rel=0.03) and on_eight == pytest.approx(expected / 8, abs=0.06)
+        hours_of[stage] = expected
+    row = sum(hours_of[stage] for stage in samples if stage.startswith(("pre-training", "retrieval MSCOCO", "VQA")))
+    hours, on_eight = table_row("one row of Tables 4 to 7")[3:5]
+    assert float(hours) == round(row) and on_eight == f"{row / 8:.1f} h"
+    hours, days = table_row("all 11 rows, one seed")[3:5]
+    assert float(hours.replace(",", "")) == round(11 * row, -1) and days == f"{11 * row / 8 / 24:.1f} days"
     assert f"{report_tables.implied_pairs_per_second(32):.1f} pairs/s per GPU" in DOCUMENT
