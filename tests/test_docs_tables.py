@@ -27,6 +27,26 @@ def ours(number: str) -> list:
     return next(row["values"] for row in PAPER[number]["rows"] if row.get("paper"))
 
 
+@pytest.mark.parametrize(
+    "page", [Path("README.md"), *sorted(path.relative_to(ROOT) for path in ROOT.glob("docs/*.md"))], ids=str
+)
+def test_every_link_to_a_section_leads_to_its_heading(page):
+    for file, anchor in re.findall(r"\]\(([\w./-]*)#([^)]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+        other = ROOT / page.parent / file if file else ROOT / page
+        headings = re.findall(r"^#+ (.*)$", other.read_text(encoding="utf-8"), re.M)
+        assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}, (
+            file,
+            anchor,
+        )
+
+
+def test_what_other_pages_explain_is_linked_there():
+    speed = re.search(r"the batch grows \((.*?)\)\)", SPEED)[1]
+    assert speed.endswith("](training.md#other-batch-sizes")
+    assert "](training.md#other-batch-sizes)" in DOCUMENT and "](training.md#parameters)" in DOCUMENT
+    assert "README)" not in DOCUMENT and "(README" not in SPEED  # whose sections moved
+
+
 def test_every_script_gets_a_configuration_that_it_accepts():
     seen = set()
     for words in commands():
