@@ -4,6 +4,7 @@ configurations name is then there, and check_data.py finds nothing that would st
 import json
 import shlex
 import shutil
+import subprocess
 from itertools import count
 from pathlib import Path
 
@@ -44,17 +45,18 @@ def downloads(tmp_path, monkeypatch):
     official.karpathy_coco(folder / "coco")
     official.coco_captions(folder / "coco", "train2014", [57870, 222016])
     official.karpathy_flickr(folder / "flickr30k")
-    official.visual_genome(folder / "vg", {1: None, 2: 391895, 3: 57870})
+    official.visual_genome(folder / "vg", {1: None, 2: 391895, 3: 57870, 4: 522418})
     official.nocaps(folder / "nocaps")
     ten = ["red"] * 10
     for split, image in (("train2014", 57870), ("val2014", 184613)):
         questions = [(100 * image + i, image, f"What colour is it, {i}?") for i in range(9)]
         if split == "val2014":
-            questions += [(7, 522418, "Is it red?")]
+            questions += [(7, 522418, "Is it red?"), (8, 318219, "Is it blue?")]
         official.vqa_questions(folder / "vqa", split, questions)
         official.vqa_annotations(folder / "vqa", split, {(number, place): ten for number, place, _ in questions})
     official.vqa_questions(folder / "vqa", "test2015", [(201, 262144, "What is this?")])
-    official.write_json(folder / "vqa/minival.json", [{"img_id": "COCO_val2014_000000184613", "question_id": 1}])
+    minival = [184613, 522418]  # the second one is none of Karpathy's val, and Visual Genome has it as image 4
+    official.write_json(folder / "vqa/minival.json", [{"img_id": f"COCO_val2014_{n:012d}"} for n in minival])
     rows = [(f"a thing {i}", f"http://x.org/{i}.jpg") for i in range(3)]
     (folder / "cc3m").mkdir()
     (folder / "cc3m/Train_GCC-training.tsv").write_text("".join(f"{text}\t{url}\n" for text, url in rows))
@@ -92,7 +94,7 @@ def test_the_downloads_are_read_without_preparation_as_the_document_says(downloa
         shlex.split(line) for line in DOCUMENT.replace("\\\n", " ").splitlines() if "--override 'data.train" in line
     ]
     assert [line[1] for line in lines] == ["Retrieval.py", "VQA.py"]
-    sizes = {"retrieval": (10, 1, 1), "vqa": (9, 10, 1)}
+    sizes = {"retrieval": (10, 1, 1), "vqa": (9, 11, 1)}
     for line in lines:
         name = line[1].removesuffix(".py").lower()
         options = line[line.index("--override") + 1 :]
@@ -105,10 +107,15 @@ def test_the_downloads_are_read_without_preparation_as_the_document_says(downloa
 def test_the_documents_commands_lead_from_the_downloads_to_sound_data(downloads, capsys):
     steps = commands("prepare")
     assert [step[0] for step in steps] == ["flickr30k", "coco", "vg", "cc3m", "sbu", "nocaps", "vqa"]
+    links = [line for line in DOCUMENT.splitlines() if line.startswith("ln ")]
+    subprocess.run(["bash", "-ec", "\n".join(links)], check=True)
+    assert all((downloads / "vqa" / name).is_file() for name in ("image_data.json", "question_answers.json"))
     for step in steps:
         prepare.main([*step, "--workers", "1"])
     out = capsys.readouterr().out
     assert "run prepare.py" not in out  # nothing that a later step needs is missing
+    asked = {entry["image"] for entry in json.loads(Path("data/vqa/vg_qa.json").read_text())}
+    assert asked == {"VG_100K_2/1.jpg", "VG_100K/2.jpg", "VG_100K_2/3.jpg"}  # not 4, an image of the minival
     for name, stage in CONFIGS.items():
         data = load_config(f"configs/{name}.yaml", (), STAGES[stage]).data
         for key in ("train", "val", "test", "val_scores", "answer_list"):

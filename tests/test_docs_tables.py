@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from tools import ablate, report, report_tables, visualize
 from utils import ROOT
 
 DOCUMENT = (ROOT / "docs/reproduce.md").read_text(encoding="utf-8").partition("\n## The road out\n")[2]
+SPEED = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
 PAPER = report_tables.read_paper()["tables"]
 STAGE_OF_SCRIPT = {"Pretrain": "pretrain", "Retrieval": "retrieval", "Caption": "caption", "VQA": "vqa"}
 TOOLS = {"ablate": ablate, "report": report, "visualize": visualize}
@@ -25,6 +27,26 @@ def ours(number: str) -> list:
     return next(row["values"] for row in PAPER[number]["rows"] if row.get("paper"))
 
 
+@pytest.mark.parametrize(
+    "page", [Path("README.md"), *sorted(path.relative_to(ROOT) for path in ROOT.glob("docs/*.md"))], ids=str
+)
+def test_every_link_to_a_section_leads_to_its_heading(page):
+    for file, anchor in re.findall(r"\]\(([\w./-]*)#([^)]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+        other = ROOT / page.parent / file if file else ROOT / page
+        headings = re.findall(r"^#+ (.*)$", other.read_text(encoding="utf-8"), re.M)
+        assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}, (
+            file,
+            anchor,
+        )
+
+
+def test_what_other_pages_explain_is_linked_there():
+    speed = re.search(r"the batch grows \((.*?)\)\)", SPEED)[1]
+    assert speed.endswith("](training.md#other-batch-sizes")
+    assert "](training.md#other-batch-sizes)" in DOCUMENT and "](training.md#parameters)" in DOCUMENT
+    assert "README)" not in DOCUMENT and "(README" not in SPEED  # whose sections moved
+
+
 def test_every_script_gets_a_configuration_that_it_accepts():
     seen = set()
     for words in commands():
@@ -36,6 +58,19 @@ def test_every_script_gets_a_configuration_that_it_accepts():
     assert {folder for folder in re.findall(r"\| `(output/\w+)` \|", DOCUMENT)} <= seen
 
 
+def test_the_accumulations_for_fewer_gpus_keep_every_stages_global_batch():
+    trained = {Path(words[words.index("--config") + 1]).stem for words in commands() if words[0] == "$run"}
+    table = DOCUMENT.partition("| `--config configs/....yaml` |")[2].partition("\n\n")[0].splitlines()
+    processes = [int(number) for number in re.findall(r"`NPROC=(\d)`", table[0])]
+    rows = [line.strip("| ").split(" | ") for line in table[2:]]
+    assert processes == [8, 4, 2, 1] and {row[0].strip("`") for row in rows} == trained - {"Caption_nocaps"}
+    for name, batch, *accumulations in rows:
+        name, batch = name.strip("`"), int(batch.replace(",", ""))
+        train = load_config(f"configs/{name}.yaml", (), STAGES[STAGE_OF_SCRIPT[name.partition("_")[0]]]).train
+        assert int(accumulations[0]) == train.accumulation
+        assert {train.batch_size * int(n) * p for n, p in zip(accumulations, processes, strict=True)} == {batch}
+
+
 def test_every_tool_accepts_its_arguments():
     lines = [words for words in commands() if words[0] == "python"]
     lines += [shlex.split(line) for line in re.findall(r"`(python tools/report\.py [^`]*)`", DOCUMENT)]
@@ -43,6 +78,29 @@ def test_every_tool_accepts_its_arguments():
     for words in lines:
         values = ["8" if word in ("X", "N") else word for word in words[2:]]
         TOOLS[words[1].removeprefix("tools/").removesuffix(".py")].parse_arguments(values)
+
+
+def test_an_ablation_on_one_gpu_a_row_keeps_the_global_batches():
+    found = [args for args in (words[2:] for words in commands() if words[1:2] == ["tools/ablate.py"]) if "8" in args]
+    batches = []
+    for arguments in ([*found[0][: found[0].index("--jobs")]], found[0]):
+        options = ablate.parse_arguments(arguments)
+        batches.append(ablate.global_batches(ablate.plan(options)[0][0].stages, 8 // options.jobs))
+    assert options.jobs == 8 and batches[1] == batches[0] == {"pretrain": 1024, "retrieval": 256, "vqa": 1024}
+
+
+def test_the_codebook_is_downloaded_where_it_is_read_and_the_figures_do_without_it():
+    lines = commands()
+    (download,) = [words for words in lines if words[0] == "hf"]
+    folder = load_config("configs/ablation/table4_dvae.yaml", (), STAGES["pretrain"]).mim.codebook
+    assert download == ["hf", "download", "facebook/flava-image-codebook", "--local-dir", folder]
+    drawn = [words for words in lines if "tools/visualize.py" in words]
+    (with_codebook,) = [words for words in drawn if "--codebook" in words]
+    at = with_codebook.index("--codebook")
+    assert with_codebook[at + 1] == folder and lines.index(with_codebook) > lines.index(download)
+    assert with_codebook[:at] + with_codebook[at + 2 :] in drawn
+    block = next(block for block in re.findall(r"```\n(.*?)```", DOCUMENT, re.S) if "visualize.py" in block)
+    assert "--codebook" not in block
 
 
 def test_the_rows_of_tables_1_to_3_are_the_papers():
@@ -59,6 +117,26 @@ def test_the_rows_of_the_ablations_are_the_papers(number):
     assert found == [" / ".join(report_tables.printed_row(PAPER[number], row)) for row in PAPER[number]["rows"]]
 
 
+def table_row(first: str) -> list[str]:
+    return next(cells for cells in map(cells_of, DOCUMENT.splitlines()) if cells[0] == first)
+
+
+def cells_of(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+
+
+def test_pre_trainings_cost_is_that_of_the_default_order_as_on_the_page_of_speeds():
+    gflop, hours, on_eight = table_row("pre-training, 224 px")[2:5]
+    assert load_config("configs/Pretrain.yaml", (), STAGES["pretrain"]).data.bucket_batches == 8
+    padded, ordered = re.search(
+        r"takes (\d+) GFLOP with .*?, (\d+) with\s+captions of real lengths", SPEED, re.S
+    ).groups()
+    assert int(padded) > int(ordered) == int(gflop.split()[0])
+    rows = {cells[0]: cells for cells in map(cells_of, SPEED.splitlines())}
+    predicted = {gpus: rows[gpus][2].split(" / ")[1] for gpus in ("1 A100", "8 A100")}  # at 40%
+    assert (predicted["1 A100"], f"{predicted['8 A100']} h") == (hours, on_eight)
+
+
 def test_the_hours_follow_from_the_formula():
     seconds_per_gflop = 1e9 / (0.4 * 312e12)
     samples = {
@@ -68,9 +146,16 @@ def test_the_hours_follow_from_the_formula():
         "captioning, cross-entropy": 566_747 * 5,
         "VQA v2 with Visual Genome's questions": 1.36e6 * 8,
     }
+    hours_of = {}
     for stage, count in samples.items():
-        cells = next(line for line in DOCUMENT.splitlines() if line.startswith(f"| {stage} |")).strip("| ").split(" | ")
+        cells = table_row(stage)
         gflop, hours, on_eight = (float(re.match(r"[\d.]+", cell)[0]) for cell in cells[2:5])
         expected = count * gflop * seconds_per_gflop / 3600
         assert hours == pytest.approx(expected, rel=0.03) and on_eight == pytest.approx(expected / 8, abs=0.06)
+        hours_of[stage] = expected
+    row = sum(hours_of[stage] for stage in samples if stage.startswith(("pre-training", "retrieval MSCOCO", "VQA")))
+    hours, on_eight = table_row("one row of Tables 4 to 7")[3:5]
+    assert float(hours) == round(row) and on_eight == f"{row / 8:.1f} h"
+    hours, days = table_row("all 11 rows, one seed")[3:5]
+    assert float(hours.replace(",", "")) == round(11 * row, -1) and days == f"{11 * row / 8 / 24:.1f} days"
     assert f"{report_tables.implied_pairs_per_second(32):.1f} pairs/s per GPU" in DOCUMENT

@@ -129,6 +129,19 @@ def test_cores_are_divided_among_the_runs(monkeypatch):
         ablate.make_slots(6, "cpu")
 
 
+def test_the_global_batch_of_every_stage_is_printed_once(tmp_path, monkeypatch, fake, capsys):
+    slots = [ablate.Slot((0,), ("0",)), ablate.Slot((1,), ("1", "2")), ablate.Slot((2,), ("3", "4"))]
+    monkeypatch.setattr(ablate, "make_slots", lambda jobs, device: slots)
+    sizes = ["--override", "train.batch_size=8", "train.accumulation=4", "--retrieval_override", "train.batch_size=6"]
+    sizes += ["train.accumulation=1", "--vqa_override", "train.batch_size=500", "train.accumulation=2"]
+    ablate.main(arguments(tmp_path, 5, "--seeds", 1, "--stages", "zeroshot", "retrieval", "vqa", *sizes))
+    lines = [line.split(" ", 1)[1] for line in capsys.readouterr().out.splitlines() if "global batch" in line]
+    assert lines == [
+        "global batch with 1 process a run: pretrain 32, retrieval 6, vqa 1,000",
+        "global batch with 2 processes a run: pretrain 64, retrieval 12, vqa 2,000",
+    ]
+
+
 def test_as_many_runs_as_slots_go_side_by_side(tmp_path, monkeypatch, fake):
     monkeypatch.setattr(ablate, "make_slots", lambda jobs, device: [ablate.Slot((n,)) for n in range(jobs)])
     together = threading.Barrier(2, timeout=10)

@@ -377,3 +377,22 @@ def test_visual_genomes_questions_of_validation_images_are_left_out(run, vqa_sou
     entries = read(tmp_path / "data/vqa/vg_qa.json")
     assert [entry["image"] for entry in entries] == ["VG_100K_2/1.jpg", "VG_100K_2/3.jpg"]
     assert entries[0]["answer"] == "green" and entries[0]["dataset"] == "vg"
+
+
+def test_visual_genomes_earlier_questions_lose_those_of_the_minivals_images(run, vqa_source, tmp_path):
+    run("flickr30k")
+    run("coco")
+    official.visual_genome(vqa_source, {1: None, 2: 184613, 3: 57870, 4: 522418})  # the last is not of Karpathy's val
+    run("vg")
+    for name in ("image_data.json", "question_answers.json"):  # so that vqa finds only what vg made of them
+        (vqa_source / name).unlink()
+    official.write_json(vqa_source / "minival.json", [522418])
+    out = run("vqa")
+    path = tmp_path / "data/vqa/vg_qa.json"
+    entries = read(path)
+    assert [entry["image"] for entry in entries] == ["VG_100K_2/1.jpg", "VG_100K_2/3.jpg"]
+    assert ["taken", "out", "1"] == next(line for line in out.splitlines() if "taken out" in line).split()[-3:]
+    assert "vqa is prepared already" in run("vqa")
+    official.write_json(path, [{key: entry[key] for key in entry if key != "coco_id"} for entry in entries])
+    assert f"warning: {path}: 2 questions do not say which of COCO's images they show" in run("vqa")
+    assert len(read(path)) == 2  # whose images are not known is not thrown away

@@ -241,6 +241,19 @@ def test_latex_is_escaped_and_has_balanced_environments():
     assert text.index(r"\midrule" + "\n  ours") > 0
 
 
+@pytest.mark.parametrize(
+    ("title", "caption"),
+    [
+        ("Table X. 50% & more", r"50\% \& more. a note"),
+        ("Table 8: trainable parameters", "Trainable parameters. a note"),
+        ("Speed of the runs", "Speed of the runs. a note"),
+    ],
+)
+def test_latex_numbers_its_tables_itself(title, caption):
+    lines = report_formats.as_latex(Table(title, SMALL.columns, SMALL.rows, SMALL.notes)).splitlines()
+    assert lines[:2] == [f"% {title}", r"\begin{table}"] and f"  \\caption{{{caption}}}" in lines
+
+
 def test_html_escapes_what_a_folder_may_be_called():
     page = report_formats.as_html(Table("<b>", ["x"], [["<script>"]]))
     assert "<script>" not in page and "&lt;b&gt;" in page

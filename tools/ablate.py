@@ -12,7 +12,8 @@ are rows that scaling makes equal. Seeds are the base's own and the following; a
 OUTPUT/ROW/seed_N/ holds a folder and a console log per stage, and result.json with the numbers of the finished stages.
 What is finished is skipped, what was interrupted goes on from its checkpoint; Ctrl-C stops all runs with a checkpoint.
 --jobs N divides this process's CPU cores, and the GPUs, among N runs; a run with several GPUs is started by torchrun,
-and a global batch is train.batch_size (per process) x train.accumulation x GPUs, so set accumulation by --override.
+and a global batch is train.batch_size (per process) x train.accumulation x GPUs, so set accumulation: --override
+changes pre-training alone, --retrieval_override and --vqa_override the others. The batches are printed at the start.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ def main(argv: list[str] | None = None) -> None:
         done = sum(stage.name in read_result(run.folder)["stages"] for run in runs for stage in run.stages)
         names = ", ".join(stage.name for stage in runs[0].stages)
         say(f"{len(runs)} runs of {names}, {len(slots)} side by side; {done} stages are done already")
+        for line in batch_lines(runs[0].stages, slots):
+            say(line)
         failed = run_all(runs, slots, Launcher(args.device, lock_file))
     if failed:  # everything else is done
         raise UserError(f"{len(failed)} runs failed: {'; '.join(failed)}; the same command tries them again")
@@ -463,6 +466,25 @@ class Counter:
 
     def __str__(self) -> str:
         return f"[{self.total - self.waiting.total()}/{self.total}]"
+
+
+def global_batches(stages: Sequence[Stage], processes: int) -> dict[str, int]:
+    """{stage: samples of an optimizer step}, without the zero-shot stage, which trains nothing."""
+    return {
+        stage.name: stage.settings["train.batch_size"] * stage.settings["train.accumulation"] * processes
+        for stage in stages
+        if stage.name != "zeroshot"
+    }
+
+
+def batch_lines(stages: Sequence[Stage], slots: Sequence[Slot]) -> list[str]:
+    """A line for every number of processes that a run may get: rows trained with other batches compare nothing."""
+    lines = []
+    for processes in sorted({max(1, len(slot.gpus)) for slot in slots}):
+        batches = global_batches(stages, processes)
+        named = ", ".join(f"{name} {batch:,}" for name, batch in batches.items())
+        lines.append(f"global batch with {processes} process{'es' if processes > 1 else ''} a run: {named}")
+    return lines
 
 
 def describe(slot: Slot) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Sequence
 
 from tools.report_tables import Table
@@ -39,7 +40,8 @@ def as_markdown(table: Table) -> str:
 
 
 def as_latex(table: Table) -> str:
-    """A table environment; it needs \\usepackage{booktabs}."""
+    """A table environment; it needs \\usepackage{booktabs}. LaTeX numbers its tables itself, so that the
+    number in the title would be a second one: it stands in a comment."""
 
     def line(cells: Sequence[str]) -> str:
         return "  " + " & ".join(escape_latex(cell) for cell in cells) + r" \\"
@@ -48,9 +50,11 @@ def as_latex(table: Table) -> str:
     for index in sorted(table.ours, reverse=True):
         if index and index - 1 not in table.ours:
             rows.insert(index, r"  \midrule")
-    caption = escape_latex(" ".join([table.title + ".", *table.notes]))
+    title = re.sub(r"^Table \w+[.:] ", "", table.title)
+    caption = escape_latex(" ".join([title[:1].upper() + title[1:] + ".", *table.notes]))
     return "\n".join(
         [
+            f"% {table.title}",
             r"\begin{table}",
             r"  \centering\small",
             f"  \\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}",

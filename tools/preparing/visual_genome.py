@@ -229,11 +229,32 @@ def write_questions(job: Job, images: dict[int, dict], every: dict[int, dict], p
                 continue
             for place, pair in enumerate(pairs):
                 question = usable_question(job, pair, images[number]["image"], f"{where} question {place}")
-                if question:
-                    write(question)
+                if question:  # with COCO's id, or VQA's preparation could not tell which show a validation image
+                    write({**question, "coco_id": images[number]["coco_id"]})
     report.count("questions", listed, 1_400_000, rounded=100_000, first=report.first_odd(BROKEN_ENTRY))
     report.count("questions of images left out", left_out)
     report.count("questions written for VQA", job.files[job.output / "vqa/vg_qa.json"])
+
+
+def leave_out_questions(job: Job, path: Path, held_out: set[int]) -> None:
+    """Take the questions of COCO's images `held_out` out of a list that `write_questions` wrote earlier."""
+    leaking = unknown = 0
+    for entry in stream_entries(path):
+        if not isinstance(entry, dict) or "coco_id" not in entry:
+            unknown += 1
+        elif entry["coco_id"] in held_out:
+            leaking += 1
+    if unknown:
+        job.report.warn(
+            f"{path}: {unknown:,} questions do not say which of COCO's images they show, and may be of validation "
+            f"images: run prepare.py vg again, or put image_data.json and {QUESTIONS} into --source {job.source}"
+        )
+    if leaking:
+        with job.writing("vqa/vg_qa.json") as write:
+            for entry in stream_entries(path):
+                if not isinstance(entry, dict) or entry.get("coco_id") not in held_out:
+                    write(entry)
+    job.report.count("Visual Genome's questions of validation images, taken out", leaking)
 
 
 def usable_question(job: Job, pair: dict, image: str, where: str) -> dict | None:

@@ -19,6 +19,7 @@ VQA_URL = "https://visualqa.org/download.html"
 QUESTIONS = "v2_OpenEnded_mscoco_{}_questions.json"
 ANNOTATIONS = "v2_mscoco_{}_annotations.json"
 PART = "vqa/vqa_{}_ocr.json"  # mPLUG's names
+VG_QA = "vqa/vg_qa.json"  # below OUTPUT
 TEST_DEV = QUESTIONS.format("test-dev2015")
 ANSWERED = ("train2014", "val2014")
 OFFICIAL = {
@@ -55,6 +56,9 @@ def sources(options: argparse.Namespace) -> dict[str, Path]:
             found[MINIVAL if name == "minival" else f"--{name} {number}"] = path
     if MINIVAL not in found:
         found["held_out_coco.json"] = _karpathy_val(options)
+    earlier = options.output / VG_QA
+    if not found.keys() >= genome.keys() and earlier.is_file():  # a source: when it changes, it is looked at again
+        found[VG_QA] = earlier
     return found
 
 
@@ -83,6 +87,8 @@ def prepare(job: Job, found: dict[str, Path]) -> None:
         images = visual_genome.read_images(job, found["image_data.json"])
         allowed = {n: image for n, image in images.items() if image["coco_id"] not in minival}
         visual_genome.write_questions(job, allowed, images, found[visual_genome.QUESTIONS])
+    elif VG_QA in found:  # prepare.py vg left out the images of Karpathy's val, which a minival's need not be
+        visual_genome.leave_out_questions(job, found[VG_QA], minival)
 
 
 # ------------------------------------------------------------------------------------------------ questions
