@@ -7,7 +7,11 @@ from utils import load_checkpoint
 # What earlier versions called something, and what it is called now: weights, dotted keys of the configuration, and
 # values of such keys; and what they did where a stage's key was not known to them.
 RENAMED_WEIGHTS = {"cls_centre.value": "cls_center.value", "patch_centre.value": "patch_center.value"}
-RENAMED_KEYS = {"mim.centre_momentum": "mim.center_momentum", "train.pictures": "train.images"}
+RENAMED_KEYS = {
+    "mim.centre_momentum": "mim.center_momentum",
+    "train.pictures": "train.images",
+    "model.image_encoder.position_std": "model.image_encoder.positions",  # of the start alone: a resumed run may differ
+}
 RENAMED_VALUES = {"eval.scoring": {"program": "official_2017", "rules": "official"}}
 ITM = {"itm.temperature": None, "itm.harden": 0.8}  # negatives by ITC's own temperature; 0.8 says nothing then
 RESIZE = {"augment.resize": "pillow"}

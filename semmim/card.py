@@ -15,7 +15,7 @@ LEARNED = {
 }
 # Numbers of a training's last log line that tell of its machine and its schedule, not of the model
 INTERNAL = re.compile(
-    r"lr_\w+|itm/temperature|itm/rows_left_out|grad_norm|data_wait|tflops|mfu|memory_gib|(eta_|pairs_per_)?seconds?|done"
+    r"lr_\w+|itm/temperature|itm/rows_left_out|grad_norm|data_wait|tflops|mfu|memory_gib|(eta_|pairs_per_)?seconds?|done|minutes"
 )
 USE = {
     "retrieval": ["image_features = model.encode_image(images)", "text_features = model.encode_text(texts)"]

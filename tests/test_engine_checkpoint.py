@@ -24,6 +24,7 @@ from engine.checkpoint import random_state as state_of_generators
 from engine.config import PRETRAIN, RETRIEVAL, STAGES, Config, Stage, load_config
 from engine.run import Run
 from engine.window import USUAL_STEPS, find_jump
+from models.earlier import rename_old
 from utils import UserError, load_checkpoint, save_checkpoint
 
 
@@ -210,6 +211,21 @@ def test_a_checkpoint_from_before_length_validation_and_trackers_can_be_resumed(
         del earlier["eval"], earlier["data"]["val"]
     lines = check_resumable(now, earlier, stage.may_change)
     assert lines == [f"resumed with train.epochs 3 instead of {earlier['train']['epochs']}"]
+
+
+def test_a_run_of_before_sine_cosine_positions_goes_on():
+    """`position_std` said how random positions begin, as `positions` does: where a run goes on neither matters."""
+    key = "model.image_encoder.positions"
+    now = load_config(PRETRAIN.schema, (), PRETRAIN)
+    for std in (None, 0.3):
+        before = {"model": {}, "stage": "pretrain", "config": load_config(PRETRAIN.schema, (), PRETRAIN).to_dict()}
+        before["config"]["model"]["image_encoder"].pop("positions")
+        before["config"]["model"]["image_encoder"]["position_std"] = std
+        rename_old(before)
+        lines = check_resumable(now, before["config"], PRETRAIN.may_change)
+        assert lines == [f"resumed with {key} 'normal' instead of {std!r}"]
+    with pytest.raises(UserError, match=f"image_encoder.position_std is now called {key}; rename it"):
+        load_config(PRETRAIN.schema, ["model.image_encoder.position_std=0.3"], PRETRAIN)
 
 
 @pytest.mark.parametrize("stage, schema", [("pretrain", PRETRAIN), ("retrieval", RETRIEVAL)])

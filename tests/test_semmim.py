@@ -250,6 +250,7 @@ def test_the_model_card_leaves_out_the_machine_and_the_schedule():
         "pairs_per_second": 70.0,
         "eta_seconds": 0.0,
         "tflops": 0.1,
+        "minutes": 30.0,
     }
     lines = card.results({**metrics, "val": {"itc_r_mean": 50.0}})
     assert lines[-3:] == ["| loss | 2.50 |", "| loss/itc | 0.50 |", "| val / itc_r_mean | 50.00 |"]

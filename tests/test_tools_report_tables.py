@@ -217,6 +217,9 @@ def test_table_8_counts_parameters_and_days(tmp_path):
     assert "36.9 pairs/s per GPU" in costs.notes[0]
     assert [cells[3] for cells in speed.rows] == ["40.0 pairs/s", "10 images x 50 texts in 2.0 s"]
     assert row(tables(tmp_path)[-3], "this code")["GPU days"] == "not run"
+    written = {"val": {"cider": 98.0, "captions_per_second": 85.25}}
+    make_run(tmp_path / "nocaps", "data/nocaps/nocaps_val.json", written, {"scst": {}, "train": {}}, trained=False)
+    assert [cells[2:] for cells in tables(tmp_path)[-1].rows][-1] == ["captions", "85.25 captions/s"]
 
 
 # ------------------------------------------------------------------------------------------------- formats and page

@@ -19,10 +19,8 @@ from models.operations import PEAKS, peak_tflops, pretrain_operations
 from models.pretrain import PretrainModel, build_pretrain_model
 from optim import create_optimizer
 
-LENGTHS = (
-    2.45,
-    0.45,
-)  # of ln(word pieces), [CLS] included: a mean of 12.8, as COCO's and the web's captions
+# Mean and deviation of ln(word pieces), [CLS] included: 12.8 on average, as COCO's and the web's captions
+LENGTHS = (2.45, 0.45)
 BATCHES = 8  # that the timed steps go through, in turn
 CAPTIONS, EPOCHS = 5.1e6, 20  # the paper's pre-training
 SHARES = (0.3, 0.4, 0.5)  # of the peak, assumed where nothing is measured
