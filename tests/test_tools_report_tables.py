@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 from scipy.stats import ttest_1samp  # of scikit-learn
 
-from tools import charts, report, report_formats, report_tables
+from tools import charts, report, report_ablation, report_formats, report_tables
 from tools.report_tables import Stat, Table
+from utils import UserError
 
 PAPER = report_tables.read_paper()["tables"]
 PARAMETERS = {"image_encoder": 80_000_000, "encoding_head": 5_000_000, "total": 85_000_000}
@@ -44,7 +45,7 @@ def recalls(value: float) -> dict:
 
 
 def tables(folder: Path, **options) -> list[Table]:
-    return report_tables.all_tables(folder, report_tables.find_runs(folder), PARAMETERS, **options)
+    return report.all_tables(folder, report_tables.find_runs(folder), PARAMETERS, **options)
 
 
 def row(table: Table, name: str) -> dict[str, str]:
@@ -197,7 +198,7 @@ def test_ablation_effects_are_paired_by_seed(tmp_path):
     for seed, value in ((1, 48.0), (2, 59.0)):
         ablation(tmp_path, "table5_random", seed, value, 69.0 + seed)
     (tmp_path / "rows.json").write_text(json.dumps({"rows": {"semmim": "semmim", "table7_9": "semmim"}}))
-    found = {table.title[:7]: table for table in tables(tmp_path) if table.title[:5] == "Table"}
+    found = {table.title[:7]: table for table in tables(tmp_path) if table.title[7:8] == "."}
     random, guided = found["Table 5"].rows
     assert random[0] == "random" and random[1:3] == ["81.0", "-0.5"]
     assert random[3] == "53.5 ± 7.8 (2)" and random[4] == "-1.5 ± 0.7 (2)"  # -2 and -1, not against all three
@@ -206,6 +207,27 @@ def test_ablation_effects_are_paired_by_seed(tmp_path):
     shared, missing = (next(r for r in found["Table 7"].rows if r[0] == name) for name in ("9", "6"))
     assert shared[3] == guided[3] and missing[3:5] == ["not run", "-"]
     assert "retrieval on demo" in found["Table 5"].notes[0]
+
+
+def test_an_ablation_has_a_table_of_mean_recalls_and_one_chart_of_all(tmp_path):
+    for seed, best in ((1, 50.0), (2, 60.0), (3, 10.0)):
+        ablation(tmp_path, "semmim", seed, best, 70.0)
+    with pytest.raises(UserError, match="no two rows of an ablation"):
+        report.main([str(tmp_path), "--format", "chart"])
+    for seed, best in ((1, 50.0), (2, 60.0), (3, 10.0)):
+        ablation(tmp_path, "table4_none", seed, best - 2 - seed, 70.0)  # differences of -3, -4, -5: t = 6.9 > 4.303
+    found = {table.title: table for table in tables(tmp_path)}
+    none = row(found["Table 4, this code by the mean of six recalls"], "w/o MIM")
+    assert none["test effect"] == "-4.0* ± 1.0 (3)" and none["val effect"] == "-"
+    assert none["test re-ranked"] == none["test by ITC"] == f"32.0 ± {statistics.stdev([43, 52, 1]):.1f} (3)"
+    rows_found = report_ablation.ablation_runs(tmp_path, report_tables.find_runs(tmp_path))
+    bars = report_ablation.mean_effects(PAPER["4"], rows_found)
+    assert bars["w/o MIM"]["paper, mean R@1"][0] == pytest.approx((79.0 - 81.5 + 62.3 - 64.2) / 2)
+    assert bars["w/o MIM"]["this code, mean recall"] == pytest.approx((-4, 1))
+    assert list(bars["dVAE"]) == ["paper, mean R@1"] and len(bars) == 3  # not the paper's model itself
+    report.main([str(tmp_path), "--format", "chart"])
+    with Image.open(tmp_path / "ablations.png") as chart:
+        assert chart.width == charts.SHARP * 370  # of Table 4 alone
 
 
 def test_table_8_counts_parameters_and_days(tmp_path):

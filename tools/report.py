@@ -4,6 +4,7 @@
     python tools/report.py output --format text|markdown|latex      Tables 1 to 8 of the paper, ours beside them
     python tools/report.py output --format html                     output/report/index.html: tables, curves, ablations;
                                                                     and a page for each run, with samples and settings
+    python tools/report.py output/ablation --format chart           output/ablation/ablations.png: Tables 4 to 7 in bars
     python tools/report.py output/demo/vqa --format html            output/demo/vqa/report.html, the page of one run
 
 Numbers of MSCOCO, Flickr30K, NoCaps and VQA v2 (told by the folder of a run's test file) stand in the paper's columns,
@@ -27,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 from evaluation.caption import caption_table  # noqa: E402
 from evaluation.retrieval import retrieval_table  # noqa: E402
 from evaluation.vqa import vqa_table  # noqa: E402
-from tools import report_formats, report_tables  # noqa: E402
+from tools import report_ablation, report_formats, report_tables  # noqa: E402
 from utils import UserError, run_main  # noqa: E402
 
 FORMATS: dict[str, Callable] = {
@@ -68,7 +69,12 @@ def main(argv: list[str] | None = None) -> None:
         print(write_run(folder, args.output or folder))
         return
     found = report_tables.find_runs(folder)
-    tables = report_tables.all_tables(folder, found, count_parameters(), args.pairs_per_second, args.gpus)
+    if args.format == "chart":
+        from tools.report_charts import write_overview
+
+        print(write_overview(folder, found, args.output or folder / "ablations.png"))
+        return
+    tables = all_tables(folder, found, count_parameters(), args.pairs_per_second, args.gpus)
     if args.format == "html":
         from tools.report_page import write_pages
 
@@ -79,6 +85,24 @@ def main(argv: list[str] | None = None) -> None:
         args.output.write_text(text, encoding="utf-8")
     else:
         print(text)
+
+
+def all_tables(
+    folder: Path,
+    runs: list[report_tables.Run],
+    parameters: dict[str, int],
+    pairs_per_second: float | None = None,
+    gpus: int = 1,
+) -> list[report_tables.Table]:
+    """Tables 1 to 8 of the paper, each followed by this code's further numbers of its kind."""
+    paper = report_tables.read_paper()["tables"]
+    found = report_ablation.ablation_runs(folder, runs)
+    tables = [*report_tables.table1(paper["1"], runs), *report_tables.table2(paper["2"], runs)]
+    tables += report_tables.table3(paper["3"], runs)
+    for number in report_ablation.NUMBERS:
+        tables.append(report_ablation.ablation_table(paper[number], number, found))
+        tables += report_ablation.mean_recall_table(paper[number], number, found)
+    return tables + report_tables.table8(paper["8"], runs, parameters, pairs_per_second, gpus)
 
 
 def every_run(folders: list[Path]) -> list[report_tables.Run]:
@@ -99,7 +123,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("folder", type=Path, help="folder of one run, or of several")
-    add("--format", choices=("summary", *FORMATS, "html"), default="summary", help="default: %(default)s")
+    add("--format", choices=("summary", *FORMATS, "html", "chart"), default="summary", help="default: %(default)s")
     where = "file instead of the console; of html, the folder (default: FOLDER/report, of a single run FOLDER)"
     add("--output", type=Path, help=where)
     add("--pairs_per_second", type=float, help="pre-training speed measured with configs/Pretrain.yaml, of all GPUs")

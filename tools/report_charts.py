@@ -11,7 +11,9 @@ from PIL import Image
 from engine.drawing import below, beside
 from tools import pages
 from tools.charts import SHARP, bar_chart, line_chart
-from tools.report_tables import Run, ablation_effects, ablation_runs, read_log, read_paper
+from tools.report_ablation import NUMBERS, Bars, ablation_effects, ablation_runs, mean_effects
+from tools.report_tables import Run, read_log, read_paper
+from utils import UserError
 
 Panels = list[tuple[str, Image.Image]]  # (heading, chart), each SHARP times its size on the page
 WIDTH = 370  # of a chart of curves: a phone's, and three stand side by side on a desk
@@ -49,22 +51,46 @@ COMPARED = {
 
 def ablation_charts(folder: Path, runs: Sequence[Run]) -> dict[str, Panels]:
     """{"Table 4: ...": bars of each row's effect, a panel per column}; the paper's alone where nothing was run."""
-    found = ablation_runs(folder, list(runs))
-    charts = {}
-    for number in "4567":
+    found, charts = ablation_runs(folder, list(runs)), {}
+    for number in NUMBERS:
         table = read_paper()["tables"][number]
-        effects = ablation_effects(table, found)
+        panels = {**ablation_effects(table, found)}
+        if has_ours(means := mean_effects(table, found)):
+            panels["mean of six recalls"] = means
         charts[f"Table {number}. {table['title']}"] = [
-            (label, bar_chart(label, rows, "points", width=WIDTH)) for label, rows in effects.items()
+            (label, bar_chart(label, rows, "points", width=WIDTH)) for label, rows in panels.items()
         ]
     return charts
+
+
+def has_ours(effects: Bars) -> bool:
+    """Whether a row has a bar of this code beside the paper's."""
+    return any(len(series) > 1 for series in effects.values())
+
+
+def write_overview(folder: Path, runs: Sequence[Run], path: Path) -> Path:
+    """One image of Tables 4 to 7: each row's effect on the mean recall beside the paper's; -> its path.
+
+    Raises UserError where no ablation's row was judged by retrieval.
+    """
+    found, panels = ablation_runs(folder, list(runs)), []
+    for number in NUMBERS:
+        table = read_paper()["tables"][number]
+        effects = mean_effects(table, found)
+        if has_ours(effects):
+            panels.append(bar_chart(f"Table {number}: {table['name']}", effects, "points", width=WIDTH))
+    if not panels:
+        raise UserError(f"{folder}: holds no two rows of an ablation with retrieval (tools/ablate.py makes them)")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    below([beside(panels[start : start + 2]) for start in range(0, len(panels), 2)]).save(path)
+    return path
 
 
 def row_charts(folder: Path, runs: Sequence[Run]) -> dict[str, Panels]:
     """{"Table 4: curves of its rows": pre-training of each row's first seed in one chart per value}."""
     found = ablation_runs(folder, list(runs))
     charts = {}
-    for number in "4567":
+    for number in NUMBERS:
         logs = {}
         for row in read_paper()["tables"][number]["rows"]:
             first = next((run for run in found.get(row["config"], []) if run.stage == "pretrain"), None)

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tools import pages, report_run
+from tools.report_ablation import effect_note, retrieval_kind
 from tools.report_charts import Panels, ablation_charts, figure, row_charts, run_charts
 from tools.report_formats import as_html
-from tools.report_tables import Run, Table, effect_note, retrieval_kind
+from tools.report_tables import Run, Table
 
 INDEX, OF_RUN = "index.html", "report.html"
 

@@ -1,4 +1,4 @@
-"""The paper's Tables 1 to 8 with this code's numbers beside the published ones, from the runs below a folder.
+"""The paper's Tables 1 to 3 and 8 with this code's numbers beside the published ones, from the runs below a folder.
 
 A run is a folder with config.yaml and metrics.json. Which columns it fills follows from its stage and from the folder
 (or name) of its test file: MSCOCO, Flickr30K, NoCaps and VQA v2 are the paper's data, all else has tables of its own.
@@ -334,93 +334,6 @@ def run_name(group: Sequence[Run]) -> str:
     return name if len(group) < 2 else f"{name} and {len(group) - 1} more"
 
 
-# --------------------------------------------------------------------------------------------------- Tables 4 to 7
-
-
-ABLATION_COLUMNS = {  # of tools/paper_tables.json -> (stages that fill it, value of a run)
-    "coco_tr_r1": ("retrieval", lambda run: recall(run, "tr_r1")),
-    "coco_ir_r1": ("retrieval", lambda run: recall(run, "ir_r1")),
-    "vqa_test_dev": ("vqa", vqa_accuracy),
-}
-
-
-def ablation_runs(folder: Path, runs: list[Run]) -> dict[str, list[Run]]:
-    """{row: its runs}, rows that share their runs included (rows.json of tools/ablate.py)."""
-    found: dict[str, list[Run]] = {}
-    for run in runs:
-        if run.row is not None:
-            found.setdefault(run.row, []).append(run)
-    for path in sorted(folder.rglob("rows.json")):
-        for row, source in read_json(path).get("rows", {}).items():
-            if row != source and source in found:
-                found.setdefault(row, found[source])
-    return found
-
-
-def ablation_values(runs: Sequence[Run], column: str, kind: str) -> list[Run]:
-    """The runs of a row that fill a column; kind: of retrieval, fine-tuned or zero-shot."""
-    stage, _ = ABLATION_COLUMNS[column]
-    return [run for run in runs if run.stage == stage and (stage != "retrieval" or run.kind == kind)]
-
-
-def ablation_table(paper: dict, number: str, rows_found: dict[str, list[Run]]) -> Table:
-    """A row per row of the paper: its number and effect (difference to the paper's model) beside ours, per column."""
-    base = rows_found.get("semmim", [])
-    everything = [run for runs in rows_found.values() for run in runs]
-    kind = retrieval_kind(everything)
-    target = next(row["values"] for row in paper["rows"] if row.get("paper"))
-    columns, rows = [paper["name"]], []
-    for _, label, _ in paper["columns"]:
-        columns += [f"{label}: paper", "effect", "ours", "effect "]
-    for row in paper["rows"]:
-        cells = [row["name"]]
-        for (key, _, decimals), value, best in zip(paper["columns"], row["values"], target, strict=True):
-            mine = ablation_values(rows_found.get(row["config"], []), key, kind)
-            measure = ABLATION_COLUMNS[key][1]
-            effect = paired_difference(mine, ablation_values(base, key, kind), measure)
-            cells += [printed(value, decimals), f"{value - best:+.{decimals}f}", show(stat(mine, measure), decimals)]
-            cells.append(DASH if effect is None else effect.show(decimals, effect=True))
-        rows.append(cells)
-    table = Table(f"Table {number}. {paper['title']}", columns, rows, [effect_note(everything, kind)])
-    table.paper = {index for index, row in enumerate(paper["rows"]) if row.get("paper")}
-    return table
-
-
-def retrieval_kind(runs: Iterable[Run]) -> str:
-    """Fine-tuned where any run is, else zero-shot."""
-    kinds = {run.kind for run in runs if run.stage == "retrieval"}
-    return "zero-shot" if kinds == {"zero-shot"} else "fine-tuned"
-
-
-def effect_note(runs: Sequence[Run], kind: str) -> str:
-    """What stands in the columns `ours`."""
-    data = sorted({f"{run.stage} on {run.data}" for run in runs if run.stage != "pretrain"})
-    where = f"Ours: {', '.join(data)}, retrieval {kind} and re-ranked." if data else "Ours: not run (tools/ablate.py)."
-    return (
-        f"Effect: difference to the paper's model, for ours the mean over seeds of both. {where} "
-        "mean ± standard deviation (number of seeds); * differs from 0 by a paired t test over the seeds at 5%."
-    )
-
-
-def ablation_effects(paper: dict, rows_found: dict[str, list[Run]]) -> dict[str, dict[str, dict[str, tuple]]]:
-    """For charts: {column label: {row: {"paper": (effect, 0), "this code": (effect, spread)}}}."""
-    kind = retrieval_kind(run for runs in rows_found.values() for run in runs)
-    target = next(row["values"] for row in paper["rows"] if row.get("paper"))
-    charts: dict[str, dict] = {}
-    for place, (key, label, _) in enumerate(paper["columns"]):
-        measure = ABLATION_COLUMNS[key][1]
-        base = ablation_values(rows_found.get("semmim", []), key, kind)
-        for row in paper["rows"]:
-            if row.get("paper"):
-                continue
-            bars = {"paper": (row["values"][place] - target[place], 0.0)}
-            effect = paired_difference(ablation_values(rows_found.get(row["config"], []), key, kind), base, measure)
-            if effect is not None:
-                bars["this code"] = (effect.mean, effect.spread)
-            charts.setdefault(label, {})[row["name"]] = bars
-    return charts
-
-
 # ---------------------------------------------------------------------------------------------------------- Table 8
 
 
@@ -485,14 +398,3 @@ def speed_table(runs: list[Run]) -> list[Table]:
             rows.append([run_name([run]), run.stage, "two-stage ranking", what])
     note = "On the machine and with the model of each run: medians of the log, beside whatever else ran there."
     return [Table("Speed of the runs", ["run", "stage", "what", "speed"], rows, [note])] if rows else []
-
-
-def all_tables(
-    folder: Path, runs: list[Run], parameters: dict[str, int], pairs_per_second: float | None = None, gpus: int = 1
-) -> list[Table]:
-    """Tables 1 to 8 of the paper, each followed by this code's further numbers of its kind."""
-    paper = read_paper()["tables"]
-    found = ablation_runs(folder, runs)
-    tables = [*table1(paper["1"], runs), *table2(paper["2"], runs), *table3(paper["3"], runs)]
-    tables += [ablation_table(paper[number], number, found) for number in "4567"]
-    return tables + table8(paper["8"], runs, parameters, pairs_per_second, gpus)

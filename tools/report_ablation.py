@@ -1,0 +1,162 @@
+"""Tables 4 to 7, the ablations: a row's number and its effect, the difference to the paper's model, paired by seed.
+
+The paper's columns are R@1 and VQA; the mean of six recalls, which tells small runs apart with less noise, has a table
+of its own beside each.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from tools.report_tables import (
+    DASH,
+    Run,
+    Table,
+    paired_difference,
+    printed,
+    read_json,
+    recall,
+    show,
+    stat,
+    vqa_accuracy,
+)
+
+NUMBERS = ("4", "5", "6", "7")
+Bars = dict[str, dict[str, tuple[float, float]]]  # {row: {series: (effect, spread)}}
+ABLATION_COLUMNS = {  # of tools/paper_tables.json -> (stages that fill it, value of a run)
+    "coco_tr_r1": ("retrieval", lambda run: recall(run, "tr_r1")),
+    "coco_ir_r1": ("retrieval", lambda run: recall(run, "ir_r1")),
+    "vqa_test_dev": ("vqa", vqa_accuracy),
+}
+
+
+def ablation_runs(folder: Path, runs: list[Run]) -> dict[str, list[Run]]:
+    """{row: its runs}, rows that share their runs included (rows.json of tools/ablate.py)."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.row is not None:
+            found.setdefault(run.row, []).append(run)
+    for path in sorted(folder.rglob("rows.json")):
+        for row, source in read_json(path).get("rows", {}).items():
+            if row != source and source in found:
+                found.setdefault(row, found[source])
+    return found
+
+
+def ablation_values(runs: Sequence[Run], column: str, kind: str) -> list[Run]:
+    """The runs of a row that fill a column; kind: of retrieval, fine-tuned or zero-shot."""
+    stage, _ = ABLATION_COLUMNS[column]
+    return [run for run in runs if run.stage == stage and (stage != "retrieval" or run.kind == kind)]
+
+
+def ablation_table(paper: dict, number: str, rows_found: dict[str, list[Run]]) -> Table:
+    """A row per row of the paper: its number and effect (difference to the paper's model) beside ours, per column."""
+    base = rows_found.get("semmim", [])
+    everything = [run for runs in rows_found.values() for run in runs]
+    kind = retrieval_kind(everything)
+    target = next(row["values"] for row in paper["rows"] if row.get("paper"))
+    columns, rows = [paper["name"]], []
+    for _, label, _ in paper["columns"]:
+        columns += [f"{label}: paper", "effect", "ours", "effect "]
+    for row in paper["rows"]:
+        cells = [row["name"]]
+        for (key, _, decimals), value, best in zip(paper["columns"], row["values"], target, strict=True):
+            mine = ablation_values(rows_found.get(row["config"], []), key, kind)
+            measure = ABLATION_COLUMNS[key][1]
+            effect = paired_difference(mine, ablation_values(base, key, kind), measure)
+            cells += [printed(value, decimals), f"{value - best:+.{decimals}f}", show(stat(mine, measure), decimals)]
+            cells.append(DASH if effect is None else effect.show(decimals, effect=True))
+        rows.append(cells)
+    table = Table(f"Table {number}. {paper['title']}", columns, rows, [effect_note(everything, kind)])
+    table.paper = {index for index, row in enumerate(paper["rows"]) if row.get("paper")}
+    return table
+
+
+def mean_recall(stage: str, split: str) -> Callable[[Run], float | None]:
+    """Value of a run: the mean of six recalls of a stage (`itc`, `itm`) on a split; None where it was not evaluated."""
+
+    def value(run: Run) -> float | None:
+        numbers = run.metrics.get(split)
+        return numbers.get(f"{stage}_r_mean") if isinstance(numbers, dict) else None
+
+    return value
+
+
+def mean_recall_table(paper: dict, number: str, rows_found: dict[str, list[Run]]) -> list[Table]:
+    """A row per row of the paper: ours alone, the mean of six recalls by both stages, per split; [] without any run."""
+    kind = retrieval_kind(run for runs in rows_found.values() for run in runs)
+    columns, rows, base = [paper["name"]], [], retrievals(rows_found, "semmim", kind)
+    for split in ("val", "test"):
+        columns += [f"{split} by ITC", f"{split} re-ranked", f"{split} effect"]
+    for row in paper["rows"]:
+        mine, cells = retrievals(rows_found, row["config"], kind), [row["name"]]
+        for split in ("val", "test"):
+            cells += [show(stat(mine, mean_recall(stage, split)), 1) for stage in ("itc", "itm")]
+            effect = paired_difference(mine, base, mean_recall("itm", split))
+            cells.append(DASH if effect is None else effect.show(1, effect=True))
+        rows.append(cells)
+    if not any(retrievals(rows_found, row["config"], kind) for row in paper["rows"]):
+        return []
+    note = (
+        f"{kind}; mean ± standard deviation (number of seeds). Effect: of re-ranked, as above; 0 is the paper's model."
+    )
+    table = Table(f"Table {number}, this code by the mean of six recalls", columns, rows, [note])
+    table.paper = {index for index, row in enumerate(paper["rows"]) if row.get("paper")}
+    return [table]
+
+
+def mean_effects(paper: dict, rows_found: dict[str, list[Run]]) -> Bars:
+    """For a chart: a row's effect on the re-ranked mean of six recalls (test) beside the paper's on its two R@1."""
+    kind = retrieval_kind(run for runs in rows_found.values() for run in runs)
+    base = retrievals(rows_found, "semmim", kind)
+    places = [place for place, (key, _, _) in enumerate(paper["columns"]) if ABLATION_COLUMNS[key][0] == "retrieval"]
+    target = next(row["values"] for row in paper["rows"] if row.get("paper"))
+    bars: Bars = {}
+    for row in (row for row in paper["rows"] if not row.get("paper")):
+        published = statistics.fmean(row["values"][place] - target[place] for place in places)
+        bars[row["name"]] = {"paper, mean R@1": (published, 0.0)}
+        effect = paired_difference(retrievals(rows_found, row["config"], kind), base, mean_recall("itm", "test"))
+        if effect is not None:
+            bars[row["name"]]["this code, mean recall"] = (effect.mean, effect.spread)
+    return bars
+
+
+def retrievals(rows_found: dict[str, list[Run]], row: str, kind: str) -> list[Run]:
+    return ablation_values(rows_found.get(row, []), "coco_tr_r1", kind)
+
+
+def retrieval_kind(runs: Iterable[Run]) -> str:
+    """Fine-tuned where any run is, else zero-shot."""
+    kinds = {run.kind for run in runs if run.stage == "retrieval"}
+    return "zero-shot" if kinds == {"zero-shot"} else "fine-tuned"
+
+
+def effect_note(runs: Sequence[Run], kind: str) -> str:
+    """What stands in the columns `ours`."""
+    data = sorted({f"{run.stage} on {run.data}" for run in runs if run.stage != "pretrain"})
+    where = f"Ours: {', '.join(data)}, retrieval {kind} and re-ranked." if data else "Ours: not run (tools/ablate.py)."
+    return (
+        f"Effect: difference to the paper's model, for ours the mean over seeds of both. {where} "
+        "mean ± standard deviation (number of seeds); * differs from 0 by a paired t test over the seeds at 5%."
+    )
+
+
+def ablation_effects(paper: dict, rows_found: dict[str, list[Run]]) -> dict[str, dict[str, dict[str, tuple]]]:
+    """For charts: {column label: {row: {"paper": (effect, 0), "this code": (effect, spread)}}}."""
+    kind = retrieval_kind(run for runs in rows_found.values() for run in runs)
+    target = next(row["values"] for row in paper["rows"] if row.get("paper"))
+    charts: dict[str, dict] = {}
+    for place, (key, label, _) in enumerate(paper["columns"]):
+        measure = ABLATION_COLUMNS[key][1]
+        base = ablation_values(rows_found.get("semmim", []), key, kind)
+        for row in paper["rows"]:
+            if row.get("paper"):
+                continue
+            bars = {"paper": (row["values"][place] - target[place], 0.0)}
+            effect = paired_difference(ablation_values(rows_found.get(row["config"], []), key, kind), base, measure)
+            if effect is not None:
+                bars["this code"] = (effect.mean, effect.spread)
+            charts.setdefault(label, {})[row["name"]] = bars
+    return charts
