@@ -7,10 +7,8 @@ a network. Entries of the same image become one sample, where the first of them 
 """
 
 import argparse
-import io
-import json
 import sys
-import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +21,7 @@ from dataset.entries import Source  # noqa: E402
 from dataset.index import Pairs, load_pairs  # noqa: E402
 from dataset.shards import IMAGES, read_member  # noqa: E402
 from dataset.transforms import ImageError, image_size  # noqa: E402
-from tools.preparing.files import progress  # noqa: E402
+from tools.preparing.shards import LeftOut, Sample, write_shards  # noqa: E402
 
 
 def main(argv=None) -> None:
@@ -32,7 +30,7 @@ def main(argv=None) -> None:
     parser.add_argument("--image_root", help="folder of relative image paths (default: the annotation file's)")
     parser.add_argument("--output", type=Path, required=True, help="a folder without shards")
     parser.add_argument("--per_shard", type=int, default=10_000, help="images in a shard (default: %(default)s)")
-    parser.add_argument("--max_bad_share", type=float, default=0.01, help="of images that cannot be read")
+    parser.add_argument("--max_bad_share", type=float, default=0.01, help="of images left out (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.per_shard < 1:
         raise utils.UserError(f"--per_shard is {args.per_shard}; it must be at least 1")
@@ -43,39 +41,26 @@ def main(argv=None) -> None:
         args.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise utils.UserError(f"--output {args.output}: cannot be made ({error.strerror or error})") from None
-    written, bad = write_shards(pairs, args.output, args.per_shard, args.max_bad_share)
-    print(f"{written} images in {args.output}; {bad} could not be read and are left out")
+    written, left_out = write_shards(
+        read_pairs(pairs), len(pairs.paths), args.output, args.per_shard, args.max_bad_share
+    )
+    print(f"{written} images in {args.output}; {left_out} could not be read or had no caption, and are left out")
 
 
-def write_shards(pairs: Pairs, output: Path, per_shard: int, max_bad_share: float) -> tuple[int, int]:
-    """(images written, images left out); each shard is whole or not there, and SHARD_stats.json tells its samples."""
+def read_pairs(pairs: Pairs) -> Iterator[Sample | LeftOut]:
+    """A sample of every image with the captions of its entries, or why it cannot be read."""
     order = np.argsort(pairs.image_id, kind="stable")  # the entries of an image stand together in it
     first = np.searchsorted(pairs.image_id[order], np.arange(len(pairs.paths) + 1))
-    written, bad, line = 0, [], progress("packing images", "images", len(pairs.paths))
-    for shard, start in enumerate(range(0, len(pairs.paths), per_shard)):
-        path, count = output / f"{shard:05d}.tar", 0
-        with utils.replacing(path) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
-            for image in range(start, min(start + per_shard, len(pairs.paths))):
-                line.advance(1)
-                try:
-                    content = _image_bytes(pairs.paths[image])
-                except ImageError as error:
-                    bad.append(str(error))
-                    continue
-                captions = [_caption(pairs, entry) for entry in order[first[image] : first[image + 1]]]
-                sample = {"caption": captions[0]} if len(captions) == 1 else {"captions": captions}
-                key = f"{shard:05d}{image - start:0{len(str(per_shard - 1))}d}"
-                _add(tar, f"{key}.{_ending(pairs.paths[image])}", content)
-                _add(tar, f"{key}.json", json.dumps(sample).encode())
-                count += 1
-        path.with_name(f"{path.stem}_stats.json").write_text(json.dumps({"successes": count}), encoding="utf-8")
-        written += count
-        if len(bad) > max_bad_share * len(pairs.paths):
-            raise utils.UserError(
-                f"{len(bad)} of {len(pairs.paths)} images cannot be read, --max_bad_share allows {max_bad_share:g}: "
-                f"{'; '.join(bad[:3])}"
-            )
-    return written, len(bad)
+    for image in range(len(pairs.paths)):
+        path = pairs.paths[image]
+        try:
+            content = _image_bytes(path)
+        except ImageError as error:
+            yield error
+            continue
+        captions = [_caption(pairs, entry) for entry in order[first[image] : first[image + 1]]]
+        texts = {"caption": captions[0]} if len(captions) == 1 else {"captions": captions}
+        yield Sample(content, _ending(path), texts)
 
 
 def _caption(pairs: Pairs, entry: int) -> str | list[str]:
@@ -96,12 +81,6 @@ def _image_bytes(path: str) -> bytes:
 def _ending(path: str) -> str:
     ending = path.partition("@")[0].rpartition(".")[2].lower() if ".tar/" in path else Path(path).suffix[1:].lower()
     return ending if ending in IMAGES else "jpg"  # what it is, its content tells
-
-
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    tar.addfile(member, io.BytesIO(content))
 
 
 if __name__ == "__main__":
