@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.shards import shard_entries, shard_files
-from dataset.tables import JSON_LINES, folder_entries, numbered_elements
+from dataset.tables import JSON_LINES, PARQUET, folder_entries, numbered_elements
 from utils import HALF_SURROGATE, UserError, find_file, shown
 
 Files = str | Path | Sequence[str | Path]
@@ -217,6 +217,11 @@ def _read_list(
     kind: a key of KINDS, for the columns that a table must have; columns: see `Source`.
     """
     columns = columns or {}
+    if path.suffix.lower() == PARQUET:
+        remedy = "pack its images and captions into tar shards with tools/make_shards.py, and name their folder"
+        if kind.startswith("vqa"):  # which shards have no questions for
+            remedy = "write its questions as JSON lines, and its images as files"
+        raise UserError(f"{path}: parquet is not read here; {remedy}")
     if (elements := numbered_elements(path, [columns.get(key, key) for key in KINDS[kind]])) is not None:
         return {}, "line", _renamed(elements, columns) if columns else elements
     is_list = False

@@ -28,6 +28,7 @@ log = logging.getLogger("semmim")
 JSON_LINES = (".jsonl", ".ndjson")
 SEPARATORS = {".csv": ",;\t|", ".tsv": "\t"}  # the first of these that the line of names holds
 TOKEN_FILES = (".txt", ".token")
+PARQUET = ".parquet"  # read by tools/make_shards.py alone
 IMAGE_ENDINGS = tuple(f".{ending}" for ending in IMAGES)
 CAPTION_NUMBER = re.compile(r"#\d+$")  # 1000092795.jpg#0: the first of an image's captions
 IDENTIFIERS = ("question_id", "image_id", "img_id", "cocoid", "imgid")  # columns whose whole numbers are numbers
@@ -223,7 +224,9 @@ def folder_entries(folder: Path) -> Iterator[tuple[Path, int, dict]]:
         if not lines:
             without.append(image)
     if not captions and not without:
-        raise UserError(f"{folder}: holds neither images ({', '.join(IMAGES)}) nor tar shards")
+        parquet = next(folder.rglob(f"*{PARQUET}"), None)
+        remedy = f"; pack the parquet files in {parquet.parent} with tools/make_shards.py" if parquet else ""
+        raise UserError(f"{folder}: holds neither images ({', '.join(IMAGES)}) nor tar shards{remedy}")
     if not captions:
         raise UserError(
             f"{folder}: none of its {len(without)} images has a .txt with captions beside it, a caption a line "

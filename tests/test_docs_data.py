@@ -8,12 +8,14 @@ import pytest
 
 from dataset import entries, tables
 from engine.config import STAGES, load_config
-from tools import predict, prepare
+from tools import make_shards, predict, prepare
+from tools.preparing import parquet
 from utils import ROOT
 
 DATA = (ROOT / "docs/data.md").read_text(encoding="utf-8")
 OWN = re.search(r"\n## Your own images\n(.*?)\n## ", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)[1]
 STAGE_OF_SCRIPT = {"Pretrain.py": "pretrain", "Retrieval.py": "retrieval", "Caption.py": "caption", "VQA.py": "vqa"}
+TOOLS = {"tools/prepare.py": prepare, "tools/predict.py": predict, "tools/make_shards.py": make_shards}
 
 
 class Accepted(Exception):
@@ -45,7 +47,7 @@ def test_commands_are_accepted(words, only_parsing):
         load_config(ROOT / arguments[arguments.index("--config") + 1], given, STAGES[STAGE_OF_SCRIPT[name]])
     else:
         with pytest.raises(Accepted):
-            {"tools/prepare.py": prepare, "tools/predict.py": predict}[name].main(arguments)
+            TOOLS[name].main(arguments)
 
 
 def test_five_commands_lead_from_a_folder_to_a_search_page():
@@ -66,6 +68,12 @@ def test_the_keys_are_those_of_the_readers():
     known = {key for keys in (*entries.KINDS.values(), *entries.OPTIONAL.values()) for key in keys}
     assert known <= listed
     assert listed - known == {"split", "object_label", "domain", "ocr"}
+
+
+def test_the_columns_of_parquet_are_those_of_the_reader():
+    section = DATA.partition("\nParquet files")[2].partition("\n## ")[0]
+    for name in (*parquet.IMAGE_COLUMNS, *parquet.CAPTION_COLUMNS):
+        assert f"`{name}`" in section
 
 
 def test_the_endings_are_those_of_the_readers():

@@ -6,6 +6,8 @@ import tarfile
 
 import numpy as np
 import official_files as official
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image, ImageEnhance
 
@@ -215,13 +217,12 @@ def test_predicted_paths_are_img2datasets():
 
 
 def test_statuses_are_read_from_parquet_where_the_json_is_gone(run, source, tmp_path):
-    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     cc3m_list(source)
     folder = tmp_path / "data/cc3m/images"
     cc3m_downloads(folder, tar=False)
     (folder / "00000_stats.json").unlink()
     rows = {"status": ["success", "failed_to_download"], "error_message": [None, "timed out"]}
-    parquet.write_table(arrow.table(rows), folder / "00000.parquet")
+    pyarrow.parquet.write_table(pyarrow.table(rows), folder / "00000.parquet")
     assert "why: 1 x timed out" in run("cc3m")
     (folder / "00000.parquet").write_bytes(b"PAR1 no table")
     assert "odd: 1 x parquet file that cannot be read; first: 00000.parquet" in run("cc3m", "--force")

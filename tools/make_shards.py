@@ -1,12 +1,18 @@
-"""Pack pre-training's annotation files and their images into tar shards (webdataset's layout), as they stand.
+"""Pack pre-training's images and captions into tar shards (webdataset's layout), the images' files as they stand.
 
     python tools/make_shards.py --data data/pretrain/cc3m.json --output data/shards/cc3m
+    python tools/make_shards.py --data downloads/part-*.parquet --output data/shards/part
 
 The folder is then a line of `data.train`. A few large files are read faster than millions of small ones, above all over
-a network. Entries of the same image become one sample, where the first of them was; their order is otherwise kept.
+a network. Order is kept. Of annotation files, the entries of an image become one sample, where the first of them was.
+
+Of parquet files (Hugging Face's data sets, img2dataset), or folders of them, each row is a sample. They are packed and
+not trained from as they are, since a row cannot be read without decompressing the whole row group that it is in: a
+shuffled order would decompress each group hundreds of times; a member of a tar file is read by its place.
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,13 +27,16 @@ from dataset.entries import Source  # noqa: E402
 from dataset.index import Pairs, load_pairs  # noqa: E402
 from dataset.shards import IMAGES, read_member  # noqa: E402
 from dataset.transforms import ImageError, image_size  # noqa: E402
+from tools.preparing.parquet import open_tables, parquet_files, read_tables  # noqa: E402
 from tools.preparing.shards import LeftOut, Sample, write_shards  # noqa: E402
 
 
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help="annotation files, or shards")
+    parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help="annotation files, shards, or parquet")
     parser.add_argument("--image_root", help="folder of relative image paths (default: the annotation file's)")
+    parser.add_argument("--image_column", metavar="NAME", help="parquet's (default: image, jpg, png or webp)")
+    parser.add_argument("--caption_column", metavar="NAME", help="parquet's (default: caption, text or captions)")
     parser.add_argument("--output", type=Path, required=True, help="a folder without shards")
     parser.add_argument("--per_shard", type=int, default=10_000, help="images in a shard (default: %(default)s)")
     parser.add_argument("--max_bad_share", type=float, default=0.01, help="of images left out (default: %(default)s)")
@@ -36,15 +45,34 @@ def main(argv=None) -> None:
         raise utils.UserError(f"--per_shard is {args.per_shard}; it must be at least 1")
     if any(args.output.glob("*.tar")):
         raise utils.UserError(f"--output {args.output}: holds shards already; name another folder")
-    pairs = load_pairs(Source(args.data, args.image_root, max_bad_share=args.max_bad_share))
+    total, samples = find_samples(args)
     try:
         args.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise utils.UserError(f"--output {args.output}: cannot be made ({error.strerror or error})") from None
-    written, left_out = write_shards(
-        read_pairs(pairs), len(pairs.paths), args.output, args.per_shard, args.max_bad_share
-    )
+    written, left_out = write_shards(samples, total, args.output, args.per_shard, args.max_bad_share)
     print(f"{written} images in {args.output}; {left_out} could not be read or had no caption, and are left out")
+
+
+def find_samples(args: argparse.Namespace) -> tuple[int, Iterator[Sample | LeftOut]]:
+    """(how many samples `--data` has, the samples): the rows of parquet files, else the images of anything else.
+
+    Raises UserError where it has both, or where an option is of the other kind.
+    """
+    paths = [utils.find_file(name, "--data") for name in args.data]
+    files = [parquet_files(path) for path in paths]
+    if not any(files):
+        if args.image_column or args.caption_column:
+            raise utils.UserError(f"--image_column and --caption_column are of parquet files, {paths[0]} is none")
+        pairs = load_pairs(Source(args.data, args.image_root, max_bad_share=args.max_bad_share))
+        return len(pairs.paths), read_pairs(pairs)
+    if not all(files):
+        other = paths[files.index([])]
+        raise utils.UserError(f"--data names parquet files and, with {other}, others; pack them into a folder each")
+    if args.image_root:
+        raise utils.UserError("--image_root is of annotation files; parquet files hold the images themselves")
+    tables = open_tables(list(itertools.chain.from_iterable(files)), args.image_column, args.caption_column)
+    return sum(table.rows for table in tables), read_tables(tables)
 
 
 def read_pairs(pairs: Pairs) -> Iterator[Sample | LeftOut]:

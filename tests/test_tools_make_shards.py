@@ -1,0 +1,286 @@
+"""Parquet files packed into tar shards, against the same images and captions as files."""
+
+import io
+import json
+import os
+import signal
+import sys
+import tarfile
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from dataset.annotations import load_annotations
+from dataset.entries import Source
+from dataset.pretrain import PretrainDataset
+from dataset.shards import IMAGES
+from dataset.transforms import FORMATS, Augment, PretrainViews
+from tools import make_shards
+from tools.preparing.parquet import open_tables, read_tables
+from utils import UserError, run_main
+
+CAPTIONS = ["a dog", ["a cat", "une très grande bête"], "left of it", ["one"], "ünï 'x'", "six", "seven"]
+
+
+@pytest.fixture(autouse=True)
+def no_hanging():
+    """Ends the test run where something waits without end."""
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+
+
+def picture(number=0, kind="JPEG", side=20):
+    pixels = np.random.default_rng(number).integers(0, 256, (side, side + 4, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+def write(path, images, captions, image="image", caption="caption", **options):
+    """A parquet file; `images` as they are (bytes, None or {bytes, path}), `captions` likewise."""
+    pq.write_table(pyarrow.table({"id": range(len(images)), image: images, caption: captions}), path, **options)
+    return path
+
+
+def pack(folder, *files, **options):
+    """make_shards into a new folder, which is returned."""
+    output = folder / f"shards{len(list(folder.iterdir()))}"
+    given = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    make_shards.main(["--data", *map(str, files), "--output", str(output), *given])
+    return output
+
+
+def refused(folder, message, *files, **options):
+    """The line that the user sees; nothing but whole shards is left."""
+    with pytest.raises(UserError, match=message) as caught:
+        pack(folder, *files, **options)
+    assert "\n" not in str(caught.value) and not list(folder.glob("shards*/*.tmp*"))
+    return str(caught.value)
+
+
+def dataset(files):
+    return PretrainDataset(Source(files), PretrainViews(Augment(8)), seed=3)
+
+
+def listed(folder):
+    """The annotation file of seven images with CAPTIONS."""
+    entries = [{"image": f"{i}.jpg", "caption": caption} for i, caption in enumerate(CAPTIONS)]
+    for i in range(len(CAPTIONS)):
+        (folder / f"{i}.jpg").write_bytes(picture(i))
+    (folder / "pairs.json").write_text(json.dumps(entries))
+    return folder / "pairs.json"
+
+
+# ------------------------------------------------------------------------------------------------ what is read
+
+
+def structs(contents):
+    return [{"bytes": content, "path": f"{i}.jpg"} for i, content in enumerate(contents)]
+
+
+def large(contents):
+    return pyarrow.array(contents, pyarrow.large_binary())
+
+
+LAYOUTS = {
+    "struct": ("image", structs, "caption", lambda texts: texts),
+    "binary": ("jpg", list, "captions", lambda texts: texts),
+    "large": ("webp", large, "text", lambda texts: pyarrow.array(texts, pyarrow.large_list(pyarrow.large_string()))),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_training_from_packed_parquet_is_training_from_the_same_files(tmp_path, layout):
+    image, images, caption, texts = LAYOUTS[layout]
+    lists = [[text] if isinstance(text, str) else text for text in CAPTIONS]
+    (tmp_path / "parts").mkdir()
+    for name, part in {"b": slice(4, 7), "a": slice(0, 4)}.items():
+        contents = images([picture(i) for i in range(7)][part])
+        write(tmp_path / f"parts/{name}.parquet", contents, texts(lists[part]), image, caption, row_group_size=2)
+    plain = dataset(listed(tmp_path))
+    for files in (sorted((tmp_path / "parts").iterdir()), [tmp_path / "parts"]):
+        packed = dataset(pack(tmp_path, *files, per_shard=3))
+        assert len(packed) == len(plain) == 7 and len(packed.paths) == 7
+        for item in [(epoch, index) for epoch in (0, 1) for index in range(7)]:
+            one, other = plain[item], packed[item]
+            assert one["bad"] == other["bad"] == [] and one["caption"] == other["caption"]
+            assert all(torch.equal(one[key], other[key]) for key in ("image1", "image2"))
+        assert [packed.captions[i] for i in range(8)] == [plain.captions[i] for i in range(8)]
+
+
+def test_texts_that_are_no_lists_and_texts_of_a_dictionary(tmp_path):
+    texts = pyarrow.array(["a", "b", "a"]).dictionary_encode()
+    packed = dataset(pack(tmp_path, write(tmp_path / "x.PARQUET", [picture(i) for i in range(3)], texts)))
+    assert [packed[i]["caption"] for i in range(3)] == ["a", "b", "a"]
+
+
+def test_an_images_file_is_kept_as_it_is_under_the_ending_of_its_format(tmp_path):
+    contents = [picture(3, kind) for kind in (*FORMATS, "MPO")]
+    output = pack(tmp_path, write(tmp_path / "x.parquet", contents, ["a dog"] * len(contents)), per_shard=6)
+    found = []
+    for number, count in enumerate((6, 2)):
+        assert json.loads((output / f"{number:05d}_stats.json").read_text()) == {"successes": count}
+        with tarfile.open(output / f"{number:05d}.tar") as tar:
+            files = [member for member in tar.getmembers() if not member.name.endswith(".json")]
+            found += [(member.name.partition(".")[2], tar.extractfile(member).read()) for member in files]
+    assert [content for _, content in found] == contents
+    assert [ending for ending, _ in found] == ["jpg", "png", "webp", "gif", "bmp", "tiff", "ppm", "jpg"]
+    assert {ending for ending, _ in found} <= set(IMAGES) and len(dataset(output)) == 8
+
+
+def test_columns_of_other_names_are_named(tmp_path):
+    path = write(tmp_path / "x.parquet", [picture()], ["a dog"], "thumb", "title")
+    line = refused(tmp_path, "x.parquet: no column image or jpg or png or webp holds images' bytes", path)
+    assert "its columns are id (int64), thumb (binary), title (string); --image_column names the one" in line
+    refused(tmp_path, "no column caption or text or captions holds texts .*--caption", path, image_column="thumb")
+    refused(tmp_path, "no column title holds images' bytes", path, image_column="title")
+    refused(tmp_path, "no column id holds texts", path, image_column="thumb", caption_column="id")
+    twice = pyarrow.table([[picture()], ["a dog"], ["a cat"]], ["image", "title", "title"])
+    pq.write_table(twice, tmp_path / "y.parquet")
+    refused(tmp_path, "y.parquet: no column title holds texts", tmp_path / "y.parquet", caption_column="title")
+    packed = dataset(pack(tmp_path, path, image_column="thumb", caption_column="title"))
+    assert packed[0]["caption"] == "a dog"
+
+
+def test_a_known_name_counts_where_the_column_holds_what_is_needed(tmp_path):
+    table = {"image": ["http://x/1.jpg"], "png": [picture()], "caption": [7], "text": ["a dog"], "key": ["1"]}
+    path = tmp_path / "x.parquet"
+    pq.write_table(pyarrow.table(table), path)
+    assert dataset(pack(tmp_path, path))[0]["caption"] == "a dog"
+    del table["png"]
+    pq.write_table(pyarrow.table(table), path)  # addresses alone
+    refused(tmp_path, r"holds images' bytes, its columns are image \(string\), caption \(int64\)", path)
+
+
+# ------------------------------------------------------------------------------------------------ rows left out
+
+
+def bad_rows(path):
+    """Ten rows, of which six are bad, as img2dataset and others leave them."""
+    images = [picture(i) for i in range(10)]
+    images[1], images[2], images[3] = None, b"", b"no image"
+    texts = [[f"caption {i}"] for i in range(10)]
+    texts[5], texts[6], texts[7], texts[8] = None, [], [None, " ", "..."], [None, "caption 8", ""]
+    return write(path, structs(images), texts, row_group_size=4)
+
+
+REASONS = ["1: holds no image", "2: holds no image", "3: not an image in"]
+REASONS += [f"{i}: holds no caption" for i in (5, 6, 7)]
+
+
+def test_rows_without_image_or_caption_are_left_out_within_the_share(tmp_path, capsys):
+    path = bad_rows(tmp_path / "x.parquet")
+    output = pack(tmp_path, path, max_bad_share=0.6)
+    assert "4 images in" in capsys.readouterr().out
+    packed = dataset(output)
+    assert [packed[i]["caption"] for i in range(4)] == [f"caption {i}" for i in (0, 4, 8, 9)]
+    line = refused(tmp_path, "6 of 10 images cannot be read or have no caption, .* allows 0.5", path, max_bad_share=0.5)
+    assert all(f"{path}: row {text}" in line for text in REASONS[:3])
+
+
+def test_the_reasons_name_the_rows(tmp_path):
+    tables = open_tables([bad_rows(tmp_path / "x.parquet")], None, None)
+    found = [str(item) for item in read_tables(tables) if isinstance(item, Exception)]
+    assert all(text.startswith(f"{tmp_path}/x.parquet: row {said}") for text, said in zip(found, REASONS, strict=True))
+
+
+def test_a_struct_that_is_null_and_a_caption_that_is_no_utf_8(tmp_path):
+    texts = pyarrow.StringArray.from_buffers(2, *pyarrow.array([b"\xe9t\xe9", b"a dog"]).buffers()[1:])
+    path = write(tmp_path / "x.parquet", [{"bytes": picture(), "path": ""}, None], texts)
+    refused(tmp_path, "2 of 2 .*row 0: the caption is not UTF-8 text; .*row 1: holds no image", path)
+
+
+# ------------------------------------------------------------------------------------------------ what is refused
+
+
+def test_without_pyarrow_parquet_is_refused_and_lists_are_packed(tmp_path, monkeypatch, capsys):
+    path = write(tmp_path / "x.parquet", [picture()], ["a dog"])
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(SystemExit) as stop:
+        run_main(lambda: pack(tmp_path, path))
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("error: reading parquet needs pyarrow: pip install pyarrow (")
+    assert len(dataset(pack(tmp_path, listed(tmp_path)))) == 7
+
+
+def test_parquet_that_is_cut_or_none_or_a_pipe_is_named_before_the_work(tmp_path):
+    whole = write(tmp_path / "a.parquet", [picture()], ["a dog"])
+    odd = whole.read_bytes().replace(b"caption", b"\xffaption")
+    for name, content in {"cut": whole.read_bytes()[:-20], "none": b"PAR1 no table", "empty": b"", "name": odd}.items():
+        (tmp_path / f"{name}.parquet").write_bytes(content)
+        line = refused(tmp_path, f"{name}.parquet: not a readable parquet file", whole, tmp_path / f"{name}.parquet")
+        assert line.endswith("; an incomplete download?")
+    os.mkfifo(tmp_path / "pipe.parquet")
+    refused(tmp_path, r"pipe.parquet: cannot be read \(not a regular file\)", whole, tmp_path / "pipe.parquet")
+    refused(tmp_path, "--data: .*gone.parquet does not exist", whole, tmp_path / "gone.parquet")
+    no_rows = pyarrow.array([], pyarrow.binary()), pyarrow.array([], pyarrow.string())
+    refused(tmp_path, "y.parquet: has no row", write(tmp_path / "y.parquet", *no_rows))
+    assert not list(tmp_path.glob("shards*"))
+
+
+def test_parquet_that_is_damaged_within_is_named_and_whole_shards_stay(tmp_path):
+    images = [picture(i, "BMP") for i in range(40)]
+    path = write(
+        *(tmp_path / "x.parquet", images, ["a dog"] * 40),
+        **{"row_group_size": 10, "compression": "none", "use_dictionary": False, "write_page_checksum": True},
+    )
+    content = bytearray(path.read_bytes())
+    content[content.index(images[25]) + 500] ^= 1  # within the pixels: only the page's checksum tells
+    path.write_bytes(content)
+    refused(tmp_path, "x.parquet: not a readable parquet file .*an incomplete download", path, per_shard=8)
+    (output,) = tmp_path.glob("shards*")
+    assert sorted(file.name for file in output.glob("*.tar")) == ["00000.tar", "00001.tar"]
+    assert len(dataset(output)) == 16
+
+
+def test_kinds_and_options_that_do_not_go_together(tmp_path):
+    parquet, pairs = write(tmp_path / "x.parquet", [picture()], ["a dog"]), listed(tmp_path)
+    refused(tmp_path, "--data names parquet files and, with .*pairs.json, others", parquet, pairs)
+    refused(tmp_path, "--image_root is of annotation files", parquet, image_root=tmp_path)
+    refused(tmp_path, "--image_column and --caption_column are of parquet", pairs, caption_column="title")
+    output = pack(tmp_path, parquet)
+    with pytest.raises(UserError, match="holds shards already"):
+        make_shards.main(["--data", str(tmp_path / "gone.parquet"), "--output", str(output)])
+
+
+def test_a_folder_with_shards_or_images_is_read_for_them(tmp_path):
+    listed(tmp_path)
+    (tmp_path / "0.txt").write_text("beside it")
+    write(tmp_path / "0.parquet", [picture()], ["a dog"])  # as img2dataset leaves its statuses beside the shards
+    assert [dataset(pack(tmp_path.parent, tmp_path))[0]["caption"]] == ["beside it"]
+    pack(tmp_path, tmp_path / "pairs.json").rename(tmp_path / "shards")
+    write(tmp_path / "shards/00000.parquet", [picture()], ["a dog"])
+    assert len(dataset(pack(tmp_path, tmp_path / "shards"))) == 7
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "retrieval_train", "retrieval_eval", "caption", "vqa_train"])
+def test_training_says_how_parquet_is_made_of_use(tmp_path, stage):
+    (tmp_path / "repo/data").mkdir(parents=True)
+    path = write(tmp_path / "repo/data/x.parquet", [picture()], ["a dog"])
+    remedy = "write its questions as JSON lines" if stage == "vqa_train" else "pack .* with tools/make_shards.py"
+    with pytest.raises(UserError, match=f"x.parquet: parquet is not read here; {remedy}"):
+        load_annotations(Source(path), stage)
+    with pytest.raises(UserError, match=f"pack the parquet files in {path.parent} with tools/make_shards.py"):
+        load_annotations(Source(tmp_path / "repo"), stage)
+    if stage == "pretrain":
+        with pytest.raises(UserError, match=f"x.parquet: parquet is not read here; {remedy}"):
+            dataset(path)
+
+
+# ------------------------------------------------------------------------------------------------ memory
+
+
+@pytest.mark.parametrize("rows", [64, 1024])
+def test_memory_holds_a_few_rows_and_a_page_not_the_file_and_no_row_group(tmp_path, rows):
+    images, plain = structs([picture(0, "BMP", 100)] * 1024), {"compression": "none", "use_dictionary": False}
+    path = tmp_path / "x.parquet"  # 32 MB in pages of 1 MB
+    write(path, images, ["a dog"] * 1024, row_group_size=rows, write_batch_size=16, **plain)
+    before, peak, count = pyarrow.total_allocated_bytes(), 0, 0
+    for _ in read_tables(open_tables([path], None, None)):
+        peak, count = max(peak, pyarrow.total_allocated_bytes() - before), count + 1
+    assert count == 1024 and peak < path.stat().st_size / 4

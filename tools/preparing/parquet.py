@@ -1,0 +1,167 @@
+"""Parquet files of images and captions, as Hugging Face's data sets and img2dataset have them, read row by row.
+
+    image                      the file's bytes, or a struct with them: {bytes, path}        Hugging Face's data sets
+    jpg, png, webp             the file's bytes, null where the download failed              img2dataset
+    caption, text, captions    a text or a list of texts
+
+tools/make_shards.py packs them into tar shards, and says why they are not trained from as they are. The package pyarrow
+is imported where a file is opened, and needed by nothing else.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dataset.common import EmptyCaption
+from dataset.entries import strings
+from dataset.shards import shard_files
+from dataset.tables import PARQUET, folder_images
+from dataset.text import clean_caption
+from dataset.transforms import ImageError, opened
+from tools.preparing.shards import LeftOut, Sample
+from utils import UserError, one_line, reason
+
+IMAGE_COLUMNS = ("image", "jpg", "png", "webp")
+CAPTION_COLUMNS = ("caption", "text", "captions")
+BYTES = ("binary", "large_binary", "binary_view")  # Arrow's names of its types
+TEXTS = ("string", "large_string", "string_view")
+BATCH_ROWS = 16  # decoded at a time; beside them memory holds the page of the file that they are in
+READ_BYTES = 1 << 20  # of the file at a time; pyarrow would read the images of a whole row group
+ENDINGS = {"JPEG": "jpg", "MPO": "jpg"}  # of PIL's formats; the others' are their names
+
+
+@dataclass(frozen=True)
+class Table:
+    """A parquet file with `rows` rows and the names of its columns of images and of captions.
+
+    values: what is read of the column of images: itself or, of a struct, its field "image.bytes".
+    """
+
+    path: Path
+    rows: int
+    image: str
+    values: str
+    caption: str
+
+
+def parquet_files(path: Path) -> list[Path]:
+    """The parquet files that a file or folder stands for: itself, or those directly in a folder, in order of name; none
+    for what is anything else, such as a folder that has tar shards or images too, which are read then."""
+    if not path.is_dir():
+        return [path] if path.suffix.lower() == PARQUET else []
+    found = sorted(path.glob(f"*{PARQUET}"))
+    return [] if found and (shard_files(path) or any(folder_images(path))) else found
+
+
+def open_tables(files: Sequence[Path], image_column: str | None, caption_column: str | None) -> list[Table]:
+    """The files with their numbers of rows and their columns, of which only the descriptions are read.
+
+    image_column, caption_column: names to look for in place of those known. Raises UserError naming the file that
+    cannot be read or has no such column, and where there is no row in any.
+    """
+    tables = []
+    for path in files:
+        with _opened(path) as file:
+            names = file.schema_arrow.names  # two of a name cannot be told apart
+            kinds = {field.name: field.type for field in file.schema_arrow if names.count(field.name) == 1}
+            rows = file.metadata.num_rows
+        image = _column(path, kinds, image_column, IMAGE_COLUMNS, "image", _holds_bytes)
+        caption = _column(path, kinds, caption_column, CAPTION_COLUMNS, "caption", _holds_texts)
+        values = image if str(kinds[image]) in BYTES else f"{image}.bytes"
+        tables.append(Table(path, rows, image, values, caption))
+    if not any(table.rows for table in tables):
+        raise UserError(f"{files[0]}: has no row{', nor have the others' if len(files) > 1 else ''}")
+    return tables
+
+
+def read_tables(tables: Sequence[Table]) -> Iterator[Sample | LeftOut]:
+    """A sample of every row, in order, or why it is none: "FILE: row 3: ...", counted from 0 in each file.
+
+    Memory holds BATCH_ROWS rows and the page that they are in. Raises UserError naming a file that is damaged.
+    """
+    for table in tables:
+        row = 0
+        with _opened(table.path) as file:
+            for batch in file.iter_batches(BATCH_ROWS, columns=[table.values, table.caption]):
+                for image, caption in zip(batch.column(table.image), batch.column(table.caption), strict=True):
+                    yield _sample(f"{table.path}: row {row}", image, caption)
+                    row += 1
+
+
+def _sample(where: str, image: Any, caption: Any) -> Sample | LeftOut:
+    """image, caption: a row's values as Arrow holds them; where: the row, as errors name it."""
+    content = image.as_py()
+    content = content["bytes"] if isinstance(content, dict) else content
+    try:
+        if not content:
+            raise ImageError(where, "holds no image")
+        with opened(where, content) as picture:
+            ending = ENDINGS.get(picture.format, picture.format.lower())
+        texts = _texts(where, caption)
+    except (ImageError, EmptyCaption) as error:
+        return error
+    return Sample(content, ending, {"caption": texts[0] if len(texts) == 1 else texts})
+
+
+def _texts(where: str, caption: Any) -> list[str]:
+    """The captions that have a word left after training's cleaning; EmptyCaption where none has."""
+    try:
+        found = strings(caption.as_py() or [])
+    except UnicodeDecodeError:  # pyarrow takes a file's word for it that its texts are UTF-8
+        raise EmptyCaption(f"{where}: the caption is not UTF-8 text") from None
+    texts = [text for text in found if text and clean_caption(text, 1)]
+    if not texts:
+        raise EmptyCaption(f"{where}: holds no caption with a word in it")
+    return texts
+
+
+# ------------------------------------------------------------------------------------------------ columns
+
+
+def _column(
+    path: Path, kinds: dict, asked: str | None, known: Sequence[str], what: str, fits: Callable[[Any], bool]
+) -> str:
+    """The name of the column that was asked for, else the first of those known, that holds what is needed.
+
+    kinds: {column: its Arrow type}; what: "image" or "caption"; fits: whether a type is of that kind.
+    """
+    names = known if asked is None else [asked]
+    for name in names:
+        if name in kinds and fits(kinds[name]):
+            return name
+    needed = "images' bytes" if what == "image" else "texts or lists of them"
+    columns = one_line(", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "none", 600)
+    raise UserError(
+        f"{path}: no column {' or '.join(names)} holds {needed}, its columns are {columns}; "
+        f"--{what}_column names the one to read"
+    )
+
+
+def _holds_bytes(kind: Any) -> bool:
+    """Whether an Arrow type is bytes, or a struct with bytes of that name."""
+    fields = {field.name: field.type for field in kind} if str(kind).startswith("struct<") else {"bytes": kind}
+    return str(fields.get("bytes")) in BYTES
+
+
+def _holds_texts(kind: Any) -> bool:
+    """Whether an Arrow type is text or a list of texts; a list's and a dictionary's `value_type` is what it holds."""
+    return str(getattr(kind, "value_type", kind)) in TEXTS
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The pyarrow.parquet.ParquetFile of a path; what pyarrow raises on it becomes a UserError."""
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise UserError(f"reading parquet needs pyarrow: pip install pyarrow ({reason(error)})") from None
+    if not path.is_file():  # a pipe would be waited for without end
+        raise UserError(f"{path}: cannot be read (not a regular file)")
+    try:
+        with ParquetFile(path, buffer_size=READ_BYTES, pre_buffer=False, page_checksum_verification=True) as file:
+            yield file
+    except (OSError, UnicodeDecodeError, ArrowException) as error:  # the second of a column's name
+        raise UserError(f"{path}: not a readable parquet file ({reason(error)}); an incomplete download?") from None
