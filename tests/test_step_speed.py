@@ -70,6 +70,30 @@ def test_clips_image_encoder_has_it_and_computes_what_timms_own_activation_does(
     same_step(ours, step(model, batch))
 
 
+def test_twenty_steps_of_training_have_the_losses_of_masks_everywhere_and_timms_activation():
+    losses = []
+    for plain in (False, True):
+        model = tiny_model(*NO_DROPOUT, CLIP)
+        for part in (model.backbone, model.teacher) if plain else ():
+            for block in part.image_encoder.vit.blocks:
+                block.mlp.act = PlainQuickGELU()
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+        found = []
+        for number in range(20):
+            captions = [["a red dog", "a blue cat", "the tall man"] * 2, None][number % 2]  # of one length, and padded
+            batch = make_batch(seed=number, captions=captions)
+            batch["padded"] = plain or not bool(batch["attention_mask"].all())
+            optimizer.zero_grad()
+            loss, logs = model(batch, 0.4, draws=make_draws(batch, number))
+            loss.backward()
+            optimizer.step()
+            model.after_step()
+            found.append([float(value) for name, value in sorted(logs.items()) if name.startswith("loss/")])
+        losses.append(torch.tensor(found))
+    torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
+    assert (losses[0][0] - losses[0][-1]).abs().min() > 1e-3  # and they are those of a model that learns
+
+
 # ------------------------------------------------------------------------------------------- masks of attention
 
 

@@ -25,6 +25,7 @@ GPU = {  # at the paper's size; the longest takes a few minutes
     "pretrain_batch_256": "pretrain --override train.batch_size=256 model.image_encoder.checkpointing=true "
     "model.bert.checkpointing=true train.compile=true",
     "loader": "loader --workers 8 --pairs 4096",
+    "entries": "entries",
     "retrieval": "retrieval",
     "caption": f"caption {BASE} --override model.image_encoder.image_size=384",
     "sharing": f"sharing {BASE}",
@@ -37,6 +38,7 @@ CPU = {  # at the demo's size, where a step takes a second; what is counted, at 
     "pretrain": f"pretrain {DEMO}",
     "pretrain_sorted_by_length": f"pretrain {DEMO} --compare data.bucket_batches=0 data.bucket_batches=8",
     "loader": "loader",
+    "entries": "entries",
     "retrieval": "retrieval --images 200",
     "caption": f"caption {DEMO} --scst_steps 1",
     "sharing": f"sharing {DEMO}",
@@ -64,7 +66,7 @@ def run_all(args: argparse.Namespace) -> dict:
     result = {"torch": torch.__version__, "device": torch.cuda.get_device_name() if device == "cuda" else "cpu"}
     for name, words in chosen.items():
         print(f"{name}: python tools/benchmark.py {words}", file=sys.stderr, flush=True)
-        command = [*words.split(), *([] if words.split()[0] in ("params", "loader") else ["--device", device])]
+        command = [*words.split(), *([] if words.split()[0] in ("params", "loader", "entries") else ["--device", device])]
         start = time.perf_counter()
         done = subprocess.run(
             [sys.executable, "tools/benchmark.py", *command], cwd=utils.ROOT, capture_output=True, text=True
