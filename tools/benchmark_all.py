@@ -43,6 +43,7 @@ CPU = {  # at the demo's size, where a step takes a second; what is counted, at 
     "caption": f"caption {DEMO} --scst_steps 1",
     "sharing": f"sharing {DEMO}",
 }
+ON_THE_CPU = ("params", "loader", "entries")  # whatever the device
 
 
 def add_all(commands) -> None:
@@ -66,7 +67,9 @@ def run_all(args: argparse.Namespace) -> dict:
     result = {"torch": torch.__version__, "device": torch.cuda.get_device_name() if device == "cuda" else "cpu"}
     for name, words in chosen.items():
         print(f"{name}: python tools/benchmark.py {words}", file=sys.stderr, flush=True)
-        command = [*words.split(), *([] if words.split()[0] in ("params", "loader", "entries") else ["--device", device])]
+        command = words.split()
+        if command[0] not in ON_THE_CPU:
+            command += ["--device", device]
         start = time.perf_counter()
         done = subprocess.run(
             [sys.executable, "tools/benchmark.py", *command], cwd=utils.ROOT, capture_output=True, text=True
