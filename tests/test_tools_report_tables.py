@@ -174,6 +174,16 @@ def test_zero_shot_and_other_data_stand_apart_from_the_papers_columns(tmp_path):
     ]
 
 
+def test_a_run_of_an_ablation_is_named_with_its_row(tmp_path):
+    for name in ("semmim", "table5_random"):
+        for seed in (1, 2):
+            ablation(tmp_path, name, seed, 50.0, 70.0)
+    found = tables(tmp_path)
+    assert found[1].rows[0][0] == "semmim/seed_1/retrieval and 1 more re-ranked"
+    names = [cells[0] for cells in found[-1].rows if cells[2] == "two-stage ranking"]
+    assert names == [f"{name}/seed_{n}/retrieval" for name in ("semmim", "table5_random") for n in (1, 2)]
+
+
 def test_captioning_and_question_answering_fill_their_columns(tmp_path):
     scores = {"bleu4": 39.0, "meteor": 30.0, "cider": 131.0, "spice": "not computed: it needs Java"}
     for name, objective in (("ce", "xe"), ("scst", "scst")):

@@ -329,8 +329,10 @@ def name_recall(key: str) -> str:
 
 
 def run_name(group: Sequence[Run]) -> str:
-    """The last two parts of a run's folder; how many more there are."""
-    name = "/".join(group[0].folder.parts[-2:]) if group else ""
+    """The last parts of a run's folder, of an ablation's with its row; how many more there are."""
+    if not group:
+        return ""
+    name = "/".join(group[0].folder.parts[-2 if group[0].row is None else -3 :])  # ROW/seed_N/STAGE
     return name if len(group) < 2 else f"{name} and {len(group) - 1} more"
 
 
