@@ -213,10 +213,13 @@ def test_ablation_effects_are_paired_by_seed(tmp_path):
     assert random[0] == "random" and random[1:3] == ["81.0", "-0.5"]
     assert random[3] == "53.5 ± 7.8 (2)" and random[4] == "-1.5 ± 0.7 (2)"  # -2 and -1, not against all three
     assert random[-2:] == ["70.50 ± 0.71 (2)", "+0.50 ± 0.71 (2)"]
-    assert guided[3].endswith("(3)") and guided[4] == "+0.0 ± 0.0 (3)"
+    assert guided[3].endswith("(3)") and [guided[place] for place in (2, 4, 6, 8, 10, 12)] == ["-"] * 6
     shared, missing = (next(r for r in found["Table 7"].rows if r[0] == name) for name in ("9", "6"))
     assert shared[3] == guided[3] and missing[3:5] == ["not run", "-"]
-    assert "retrieval on demo" in found["Table 5"].notes[0]
+    assert shared[4] == "+0.0 ± 0.0 (3)"
+    (note,) = found["Table 5"].notes
+    assert "Ours: retrieval on demo, fine-tuned and re-ranked; vqa on demo; of the test" in note
+    assert "of 20 effects that are 0, one is expected to have an asterisk by chance" in note
 
 
 def test_an_ablation_has_a_table_of_mean_recalls_and_one_chart_of_all(tmp_path):
@@ -227,7 +230,12 @@ def test_an_ablation_has_a_table_of_mean_recalls_and_one_chart_of_all(tmp_path):
     for seed, best in ((1, 50.0), (2, 60.0), (3, 10.0)):
         ablation(tmp_path, "table4_none", seed, best - 2 - seed, 70.0)  # differences of -3, -4, -5: t = 6.9 > 4.303
     found = {table.title: table for table in tables(tmp_path)}
-    none = row(found["Table 4, this code by the mean of six recalls"], "w/o MIM")
+    means = found["Table 4: this code by the mean of six recalls"]
+    caption = report_formats.as_latex(means).splitlines()[-2].strip()
+    assert caption.startswith(r"\caption{This code by the mean of six recalls. Ablation: what supervises masked image")
+    assert "retrieval on demo, fine-tuned, on val and test" in caption and "of 20 effects" in caption
+    assert row(means, "encoding (the paper)")["test effect"] == "-"
+    none = row(means, "w/o MIM")
     assert none["test effect"] == "-4.0* ± 1.0 (3)" and none["val effect"] == "-"
     assert none["test re-ranked"] == none["test by ITC"] == f"32.0 ± {statistics.stdev([43, 52, 1]):.1f} (3)"
     rows_found = report_ablation.ablation_runs(tmp_path, report_tables.find_runs(tmp_path))

@@ -24,6 +24,11 @@ from tools.report_tables import (
 )
 
 NUMBERS = ("4", "5", "6", "7")
+BY_CHANCE = "of 20 effects that are 0, one is expected to have an asterisk by chance"
+MARKS = (
+    "Shown: mean ± standard deviation (number of seeds); * differs from 0 by a paired t test over the seeds at 5%: "
+    f"{BY_CHANCE}."
+)
 Bars = dict[str, dict[str, tuple[float, float]]]  # {row: {series: (effect, spread)}}
 ABLATION_COLUMNS = {  # of tools/paper_tables.json -> (stages that fill it, value of a run)
     "coco_tr_r1": ("retrieval", lambda run: recall(run, "tr_r1")),
@@ -65,13 +70,19 @@ def ablation_table(paper: dict, number: str, rows_found: dict[str, list[Run]]) -
         for (key, _, decimals), value, best in zip(paper["columns"], row["values"], target, strict=True):
             mine = ablation_values(rows_found.get(row["config"], []), key, kind)
             measure = ABLATION_COLUMNS[key][1]
-            effect = paired_difference(mine, ablation_values(base, key, kind), measure)
-            cells += [printed(value, decimals), f"{value - best:+.{decimals}f}", show(stat(mine, measure), decimals)]
-            cells.append(DASH if effect is None else effect.show(decimals, effect=True))
+            published = DASH if row.get("paper") else f"{value - best:+.{decimals}f}"
+            cells += [printed(value, decimals), published, show(stat(mine, measure), decimals)]
+            cells.append(effect_cell(row, mine, ablation_values(base, key, kind), measure, decimals))
         rows.append(cells)
     table = Table(f"Table {number}. {paper['title']}", columns, rows, [effect_note(everything, kind)])
     table.paper = {index for index, row in enumerate(paper["rows"]) if row.get("paper")}
     return table
+
+
+def effect_cell(row: dict, runs: Sequence[Run], base: Sequence[Run], measure: Callable, decimals: int) -> str:
+    """The effect of a row of the paper; the paper's model, which it is measured from, has none."""
+    effect = None if row.get("paper") else paired_difference(runs, base, measure)
+    return DASH if effect is None else effect.show(decimals, effect=True)
 
 
 def mean_recall(stage: str, split: str) -> Callable[[Run], float | None]:
@@ -86,7 +97,8 @@ def mean_recall(stage: str, split: str) -> Callable[[Run], float | None]:
 
 def mean_recall_table(paper: dict, number: str, rows_found: dict[str, list[Run]]) -> list[Table]:
     """A row per row of the paper: ours alone, the mean of six recalls by both stages, per split; [] without any run."""
-    kind = retrieval_kind(run for runs in rows_found.values() for run in runs)
+    everything = [run for runs in rows_found.values() for run in runs]
+    kind = retrieval_kind(everything)
     columns, rows, base = [paper["name"]], [], retrievals(rows_found, "semmim", kind)
     for split in ("val", "test"):
         columns += [f"{split} by ITC", f"{split} re-ranked", f"{split} effect"]
@@ -94,15 +106,16 @@ def mean_recall_table(paper: dict, number: str, rows_found: dict[str, list[Run]]
         mine, cells = retrievals(rows_found, row["config"], kind), [row["name"]]
         for split in ("val", "test"):
             cells += [show(stat(mine, mean_recall(stage, split)), 1) for stage in ("itc", "itm")]
-            effect = paired_difference(mine, base, mean_recall("itm", split))
-            cells.append(DASH if effect is None else effect.show(1, effect=True))
+            cells.append(effect_cell(row, mine, base, mean_recall("itm", split), 1))
         rows.append(cells)
     if not any(retrievals(rows_found, row["config"], kind) for row in paper["rows"]):
         return []
     note = (
-        f"{kind}; mean ± standard deviation (number of seeds). Effect: of re-ranked, as above; 0 is the paper's model."
+        f"{paper['title']}. Mean of R@1, R@5 and R@10 in both directions, {where_ours(everything, kind)}, on val and "
+        "test: by ITC alone, and with the first candidates re-ranked by the fusion encoder. Effect: of the re-ranked, "
+        f"the difference to the paper's model, over the seeds of both. {MARKS}"
     )
-    table = Table(f"Table {number}, this code by the mean of six recalls", columns, rows, [note])
+    table = Table(f"Table {number}: this code by the mean of six recalls", columns, rows, [note])
     table.paper = {index for index, row in enumerate(paper["rows"]) if row.get("paper")}
     return [table]
 
@@ -133,14 +146,19 @@ def retrieval_kind(runs: Iterable[Run]) -> str:
     return "zero-shot" if kinds == {"zero-shot"} else "fine-tuned"
 
 
+def where_ours(runs: Iterable[Run], kind: str) -> str:
+    """The data and the kind of the retrieval that was run: `retrieval on demo, zero-shot`."""
+    data = sorted({run.data for run in runs if run.stage == "retrieval"})
+    return f"retrieval on {' and '.join(data)}, {kind}"
+
+
 def effect_note(runs: Sequence[Run], kind: str) -> str:
     """What stands in the columns `ours`."""
-    data = sorted({f"{run.stage} on {run.data}" for run in runs if run.stage != "pretrain"})
-    where = f"Ours: {', '.join(data)}, retrieval {kind} and re-ranked." if data else "Ours: not run (tools/ablate.py)."
-    return (
-        f"Effect: difference to the paper's model, for ours the mean over seeds of both. {where} "
-        "mean ± standard deviation (number of seeds); * differs from 0 by a paired t test over the seeds at 5%."
-    )
+    stages = {run.stage for run in runs}
+    where = [f"{where_ours(runs, kind)} and re-ranked"] if "retrieval" in stages else []
+    where += sorted({f"vqa on {run.data}" for run in runs if run.stage == "vqa"})
+    ours = f"{'; '.join(where)}; of the test split, or of val without one" if where else "not run (tools/ablate.py)"
+    return f"Effect: difference to the paper's model, for ours the mean over the seeds of both. Ours: {ours}. {MARKS}"
 
 
 def ablation_effects(paper: dict, rows_found: dict[str, list[Run]]) -> dict[str, dict[str, dict[str, tuple]]]:
