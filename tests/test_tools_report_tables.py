@@ -334,8 +334,28 @@ def test_every_format_shows_all_tables_and_can_go_to_a_file(tmp_path, monkeypatc
     report.main([str(tmp_path), "--format", kind])
     shown = capsys.readouterr().out
     assert [number for number in range(1, 9) if f"Table {number}." in shown] == list(range(1, 9))
-    report.main([str(tmp_path), "--format", kind, "--output", str(tmp_path / "tables")])
-    assert (tmp_path / "tables").read_text().strip() == shown.strip()
+    output = tmp_path / "new/folder/tables"
+    report.main([str(tmp_path), "--format", kind, "--output", str(output)])
+    assert output.read_text() == shown and [path.name for path in output.parent.iterdir()] == ["tables"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "message"),
+    [
+        ("chart", "", r"a folder; name a file that ends in \.png$"),
+        ("chart", "chart.jpg", r"must end in \.png$"),
+        ("text", "", "a folder; name a file$"),
+        ("text", "a.txt/tables", r"a\.txt: this folder cannot be made \(File exists\)"),
+        ("summary", "a.txt/b/tables", r"a\.txt/b: this folder cannot be made \(Not a directory\)"),
+        ("html", "a.txt", r"a\.txt: this folder cannot be made \(File exists\)"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, kind, name, message):
+    make_run(tmp_path / "coco", COCO, recalls(80.5))
+    (tmp_path / "a.txt").touch()
+    monkeypatch.setattr(report, "count_parameters", lambda: PARAMETERS)
+    with pytest.raises(UserError, match=message):
+        report.main([str(tmp_path), "--format", kind, "--output", str(tmp_path / name)])
 
 
 def test_parameters_of_table_8_are_those_of_the_papers_size():

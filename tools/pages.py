@@ -71,6 +71,15 @@ def write_page(path: Path, title: str, body: str, style: str = "") -> None:
         temporary.write_text(page(title, body, style), encoding="utf-8")
 
 
+def make_folder(path: Path) -> Path:
+    """The folder, made where it is missing. Raises utils.UserError where it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise utils.UserError(f"{path}: this folder cannot be made ({error.strerror})") from None
+    return path
+
+
 def facts(rows: Iterable[tuple[str, str]]) -> str:
     """A list of names and what they are. rows: (plain text, HTML)"""
     return "<dl class=facts>" + "".join(f"<dt>{html.escape(name)}</dt><dd>{what}</dd>" for name, what in rows) + "</dl>"

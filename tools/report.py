@@ -28,8 +28,8 @@ sys.path.insert(0, str(ROOT))
 from evaluation.caption import caption_table  # noqa: E402
 from evaluation.retrieval import retrieval_table  # noqa: E402
 from evaluation.vqa import vqa_table  # noqa: E402
-from tools import report_ablation, report_formats, report_tables  # noqa: E402
-from utils import UserError, run_main  # noqa: E402
+from tools import pages, report_ablation, report_formats, report_tables  # noqa: E402
+from utils import UserError, replacing, run_main  # noqa: E402
 
 FORMATS: dict[str, Callable] = {
     "text": report_formats.as_text,
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     if not runs:
         raise UserError(f"{folder}: no run in it (a run's folder holds config.yaml); give a script's --output_dir")
     if args.format == "summary":
-        print_summaries(runs)
+        write_text(summaries(runs), args.output)
         return
     if args.format == "html" and runs == [folder]:
         print(write_run(folder, args.output or folder))
@@ -80,11 +80,17 @@ def main(argv: list[str] | None = None) -> None:
 
         print(write_pages(folder, every_run(runs), tables, args.output or folder / "report"))
         return
-    text = "\n".join(FORMATS[args.format](table) for table in tables)
-    if args.output:
-        args.output.write_text(text, encoding="utf-8")
-    else:
+    write_text("\n".join(FORMATS[args.format](table) for table in tables), args.output)
+
+
+def write_text(text: str, output: Path | None) -> None:
+    """Into a file, or to the console without one."""
+    if output is None:
         print(text)
+        return
+    pages.make_folder(output.parent)
+    with replacing(output) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def all_tables(
@@ -124,14 +130,27 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("folder", type=Path, help="folder of one run, or of several")
     add("--format", choices=("summary", *FORMATS, "html", "chart"), default="summary", help="default: %(default)s")
-    where = "file instead of the console; of html, the folder (default: FOLDER/report, of a single run FOLDER)"
-    add("--output", type=Path, help=where)
+    where = "file instead of the console; of chart, the .png file (default: FOLDER/ablations.png); of html, the folder "
+    add("--output", type=Path, help=f"{where}(default: FOLDER/report, of a single run FOLDER)")
     add("--pairs_per_second", type=float, help="pre-training speed measured with configs/Pretrain.yaml, of all GPUs")
     add("--gpus", type=int, default=1, help="GPUs that reached it (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.gpus < 1 or (args.pairs_per_second is not None and not args.pairs_per_second > 0):
         raise UserError("--gpus and --pairs_per_second must be above 0")
+    if args.output is not None:
+        check_output(args.output, args.format)
     return args
+
+
+def check_output(output: Path, kind: str) -> None:
+    """UserError, before the work, where --output names a folder instead of a file, or a chart without .png."""
+    if kind == "html":
+        return
+    ending = ".png" if kind == "chart" else ""
+    if output.is_dir():
+        raise UserError(f"--output {output}: a folder; name a file{' that ends in ' if ending else ''}{ending}")
+    if ending and output.suffix.lower() != ending:
+        raise UserError(f"--output {output}: the name of a chart's file must end in {ending}")
 
 
 def count_parameters() -> dict[str, int]:
@@ -142,11 +161,13 @@ def count_parameters() -> dict[str, int]:
     return benchmark.run_params(arguments)["trainable_parameters"]
 
 
-def print_summaries(runs: list[Path]) -> None:
+def summaries(runs: list[Path]) -> str:
+    """What each run reached, and its files."""
+    lines = []
     for run in runs:
-        print(f"\n{run}")
-        for line in [*training_lines(run), *evaluation_lines(run), *file_lines(run)]:
-            print("  " + line)
+        found = [*training_lines(run), *evaluation_lines(run), *file_lines(run)]
+        lines += [f"\n{run}", *("  " + line for line in found)]
+    return "\n".join(lines)
 
 
 def training_lines(run: Path) -> list[str]:

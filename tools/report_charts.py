@@ -13,7 +13,7 @@ from tools import pages
 from tools.charts import SHARP, bar_chart, line_chart
 from tools.report_ablation import NUMBERS, Bars, ablation_effects, ablation_runs, mean_effects
 from tools.report_tables import Run, read_log, read_paper
-from utils import UserError
+from utils import UserError, replacing
 
 Panels = list[tuple[str, Image.Image]]  # (heading, chart), each SHARP times its size on the page
 WIDTH = 370  # of a chart of curves: a phone's, and three stand side by side on a desk
@@ -81,8 +81,10 @@ def write_overview(folder: Path, runs: Sequence[Run], path: Path) -> Path:
             panels.append(bar_chart(f"Table {number}: {table['name']}", effects, "points", width=WIDTH))
     if not panels:
         raise UserError(f"{folder}: holds no two rows of an ablation with retrieval (tools/ablate.py makes them)")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    below([beside(panels[start : start + 2]) for start in range(0, len(panels), 2)]).save(path)
+    image = below([beside(panels[start : start + 2]) for start in range(0, len(panels), 2)])
+    pages.make_folder(path.parent)
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG")
     return path
 
 

@@ -18,7 +18,7 @@ INDEX, OF_RUN = "index.html", "report.html"
 
 def write_run(run: Run, output: Path) -> Path:
     """OUTPUT/report.html of a single run; -> its path."""
-    path = make_folder(output) / OF_RUN
+    path = pages.make_folder(output) / OF_RUN
     report_run.write_page(path, run)
     return path
 
@@ -27,7 +27,7 @@ def write_pages(folder: Path, runs: Sequence[Run], tables: Sequence[Table], outp
     """OUTPUT/index.html of the finished ones among all `runs` below a folder, its charts as PNG, and a page for every
     run; -> the first page's path. No page needs another file, so that each can be sent alone.
     """
-    make_folder(output)
+    pages.make_folder(output)
     of_run = run_pages(folder, runs, output)
     for path, run in of_run.items():
         beside = {name: run_title(folder, other) for name, other in of_run.items() if near(run, other)}
@@ -38,11 +38,6 @@ def write_pages(folder: Path, runs: Sequence[Run], tables: Sequence[Table], outp
     path = output / INDEX
     pages.write_page(path, f"Report: {folder}", "\n".join(parts))
     return path
-
-
-def make_folder(output: Path) -> Path:
-    output.mkdir(parents=True, exist_ok=True)
-    return output
 
 
 def run_pages(folder: Path, runs: Sequence[Run], output: Path) -> dict[Path, Run]:
