@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from scipy.stats import ttest_1samp  # of scikit-learn
 
-from tools import charts, report, report_ablation, report_formats, report_tables
+from tools import charts, report, report_ablation, report_charts, report_formats, report_tables
+from tools.charts import Bar
 from tools.report_tables import Stat, Table
 from utils import UserError
 
@@ -240,12 +241,19 @@ def test_an_ablation_has_a_table_of_mean_recalls_and_one_chart_of_all(tmp_path):
     assert none["test re-ranked"] == none["test by ITC"] == f"32.0 ± {statistics.stdev([43, 52, 1]):.1f} (3)"
     rows_found = report_ablation.ablation_runs(tmp_path, report_tables.find_runs(tmp_path))
     bars = report_ablation.mean_effects(PAPER["4"], rows_found)
-    assert bars["w/o MIM"]["paper, mean R@1"][0] == pytest.approx((79.0 - 81.5 + 62.3 - 64.2) / 2)
-    assert bars["w/o MIM"]["this code, mean recall"] == pytest.approx((-4, 1))
-    assert list(bars["dVAE"]) == ["paper, mean R@1"] and len(bars) == 3  # not the paper's model itself
+    published, ours = bars["w/o MIM"].values()
+    assert published == Bar(pytest.approx((79.0 - 81.5 + 62.3 - 64.2) / 2), text="-2.2")
+    assert ours == Bar(pytest.approx(-4), pytest.approx(1), "-4.0* ± 1.0 (3)")
+    assert bars["dVAE"]["this code, mean recall"] == Bar(None, text="not run")
+    assert len(bars) == 3  # not the paper's model itself
+    note = report_charts.overview_note([run for of_row in rows_found.values() for run in of_row])
+    assert "retrieval on demo, fine-tuned, test split, mean of six recalls, re-ranked" in note
+    assert "standard deviation" in note and "(number of seeds)" in note and "paired t test at 5%: of 20" in note
     report.main([str(tmp_path), "--format", "chart"])
+    report.main([str(tmp_path), "--format", "chart", "--output", str(tmp_path / "new/chart.PNG")])
+    assert (tmp_path / "new/chart.PNG").read_bytes() == (tmp_path / "ablations.png").read_bytes()
     with Image.open(tmp_path / "ablations.png") as chart:
-        assert chart.width == charts.SHARP * 370  # of Table 4 alone
+        assert chart.format == "PNG" and chart.width == charts.SHARP * 370  # of Table 4 alone
 
 
 def test_table_8_counts_parameters_and_days(tmp_path):
@@ -377,18 +385,35 @@ def test_ticks_are_round_and_inside(low, high):
 
 def test_charts_are_drawn_also_from_one_point_and_equal_values():
     line = charts.line_chart("loss", {"a": [(1, 2.0)], "b": [(1, 3.0), (9, float("nan"))]})
-    bars = charts.bar_chart(
-        "TR", {"none": {"paper": (-2.5, 0.0), "ours": (0.0, 0.4)}, "x": {"paper": (0.0, 0.0)}}, "points"
-    )
+    rows = {"none": {"paper": Bar(-2.5), "ours": Bar(0.0, 0.4)}, "x": {"paper": Bar(0.0), "ours": Bar(None)}}
+    bars = charts.bar_chart("TR", rows, "points")
     for image in (line, bars):
         assert isinstance(image, Image.Image) and len(image.getcolors(1 << 20)) > 10
 
 
 def test_a_bar_ends_at_its_value():
-    image = charts.bar_chart("t", {"row": {"paper": (2.0, 0.0)}, "half": {"paper": (1.0, 0.0)}}, "points")
-    blue = charts.COLORS[0]
-    widths = []
-    for y in range(image.height - 46):  # above the legend
-        runs = sum(image.getpixel((x, y)) == blue for x in range(image.width))
-        widths += [runs] if runs else []
-    assert max(widths) / min(width for width in widths if width > 20) == pytest.approx(2, rel=0.05)
+    image = charts.bar_chart("t", {"row": {"paper": Bar(2.0)}, "half": {"paper": Bar(1.0)}}, "points")
+    assert max(lengths(image)) / min(lengths(image)) == pytest.approx(2, rel=0.05)
+
+
+def test_bars_of_several_panels_have_one_scale():
+    panels = {"t": {"row": {"a": Bar(2.0, 0.5, "+2.0 ± 0.5")}}, "u": {"a longer row": {"a": Bar(1.0), "b": Bar(-9.0)}}}
+    first, second = (max(lengths(image)) for image in charts.bar_charts(panels, "points"))
+    assert first / second == pytest.approx(2, rel=0.05)
+
+
+def test_the_text_of_a_bar_stands_beside_it_also_without_a_value():
+    def ink(bar: Bar) -> int:
+        """Dark pixels in the right margin beside the first row."""
+        rows = {"row": {"a": Bar(1.0), "b": bar}, "x": {"a": Bar(1.0, text="+1.0 ± 2.5")}}
+        image = charts.bar_chart("t", rows, "points")
+        part = np.asarray(image.crop((image.width - 130, 0, image.width, 160)))
+        return int((part < 128).all(-1).sum())
+
+    assert ink(Bar(None, text="not run")) > ink(Bar(None)) == 0
+
+
+def lengths(image: Image.Image) -> list[int]:
+    """Of the rows of pixels that bars of the first series cross, above the legend, how many each fills."""
+    pixels = (np.asarray(image)[: image.height - 46] == charts.COLORS[0]).all(-1).sum(1)
+    return [int(count) for count in pixels if count > 20]

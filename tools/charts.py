@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
@@ -18,6 +19,18 @@ COLORS = ((31, 119, 180), (214, 95, 14), (44, 140, 60), (148, 68, 170), (196, 50
 SHARP = 2  # pixels of the finished image for one of the sizes given
 ZOOM = 2 * SHARP  # while it is drawn
 Points = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar of a chart; a spread of 0 draws no whisker, and without a value there is the text alone."""
+
+    value: float | None
+    spread: float = 0.0
+    text: str = ""  # beside it, such as its value
+
+
+Rows = Mapping[str, Mapping[str, Bar]]  # {row: {series: bar}}
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -98,7 +111,7 @@ def line_chart(title: str, series: Mapping[str, Points], width: int = 420, heigh
             for place in places:
                 canvas.dot(*place, color)
     if len(series) > 1:
-        legend(canvas, list(series), height)
+        legend(canvas, list(series), canvas.box[0], height)
     return canvas.finish()
 
 
@@ -115,44 +128,71 @@ def axes(canvas: Canvas, title: str) -> None:
     canvas.line([(left, bottom), (right, bottom)], GRAY, 1)
 
 
-def legend(canvas: Canvas, names: Sequence[str], height: int) -> None:
-    x, y = canvas.box[0], height - 14
+def legend(canvas: Canvas, names: Sequence[str], x: float, height: int) -> None:
+    y = height - 14
     for number, name in enumerate(names):
         canvas.rectangle(x, y - 5, x + 10, y + 5, COLORS[number % len(COLORS)])
         canvas.text(x + 15, y, name, 12, INK, "lm")
         x += 30 + font(12).getlength(name)
 
 
-def bar_chart(
-    title: str, rows: Mapping[str, Mapping[str, tuple[float, float]]], unit: str, width: int = 420
-) -> Image.Image:
-    """Horizontal bars from zero. rows: {row: {series: (value, spread)}}, a spread of 0 draws no whisker."""
+def bar_chart(title: str, rows: Rows, unit: str, width: int = 420) -> Image.Image:
+    """Horizontal bars from zero, their texts in a column at the right."""
+    return bar_charts({title: rows}, unit, width)[0]
+
+
+def bar_charts(panels: Mapping[str, Rows], unit: str, width: int = 420) -> list[Image.Image]:
+    """A `bar_chart` per panel {title: rows}, all on the same scale, so that their bars can be compared."""
+    every = [bar for rows in panels.values() for bars in rows.values() for bar in bars.values()]
+    left = 20 + widest(13, [row for rows in panels.values() for row in rows])
+    right = 18 + widest(12, [bar.text for bar in every])
+    edges = [bar.value + sign * bar.spread for bar in every if bar.value is not None for sign in (-1, 1)]
+    return [
+        bars_of_panel(f"{title} ({unit})", rows, width, (left, right), padded([0.0, *edges]))
+        for title, rows in panels.items()
+    ]
+
+
+def widest(size: int, texts: Sequence[str]) -> int:
+    return math.ceil(max(map(font(size).getlength, texts), default=0))
+
+
+def bars_of_panel(title: str, rows: Rows, width: int, margins: tuple[int, int], scale: tuple[float, float]):
     names = list(dict.fromkeys(name for bars in rows.values() for name in bars))
     thick, between = 15, 12
-    left = 20 + max((font(13).getlength(row) for row in rows), default=0)
-    height = 76 + sum(thick * len(names) + between for _ in rows)
-    canvas = Canvas(width, round(height), left=round(left), top=36, right=26, bottom=46)
-    values = [value + sign * spread for bars in rows.values() for value, spread in bars.values() for sign in (-1, 1)]
-    canvas.x_range, canvas.y_range = padded([0.0, *values], 0.12), (0.0, 1.0)
-    plot_left, top, right, bottom = canvas.box
-    canvas.text(14, 8, f"{title} ({unit})", 15)
-    for value in ticks(*canvas.x_range, 4):
+    height = 76 + (thick * len(names) + between) * len(rows)
+    canvas = Canvas(width, height, left=margins[0], top=36, right=margins[1], bottom=46)
+    canvas.x_range = scale
+    left, top, right, bottom = canvas.box
+    canvas.text(14, 8, title, 15)
+    for value in ticks(*scale, 4):
         x = canvas.place(value, 0)[0]
         canvas.line([(x, top), (x, bottom)], RULE, 0.5)
         canvas.text(x, bottom + 4, label(value), 12, GRAY, "ma")
     zero = canvas.place(0, 0)[0]
     y = top + between / 2
     for row, bars in rows.items():
-        canvas.text(plot_left - 8, y + thick * len(names) / 2, row, 13, INK, "rm")
+        canvas.text(left - 8, y + thick * len(names) / 2, row, 13, INK, "rm")
         for number, name in enumerate(names):
             if name in bars:
-                value, spread = bars[name]
-                canvas.rectangle(zero, y + 2, canvas.place(value, 0)[0], y + thick - 1, COLORS[number % len(COLORS)])
-                if spread:
-                    ends = [(canvas.place(value + sign * spread, 0)[0], y + thick / 2) for sign in (-1, 1)]
-                    canvas.line(ends, INK, 1.2)
+                draw_bar(canvas, bars[name], (zero, y + 2, y + thick - 1), COLORS[number % len(COLORS)])
             y += thick
         y += between
     canvas.line([(zero, top), (zero, bottom)], GRAY, 1)
-    legend(canvas, names, canvas.image.height // ZOOM)
+    legend(canvas, names, 14, canvas.image.height // ZOOM)
     return canvas.finish()
+
+
+def draw_bar(canvas: Canvas, bar: Bar, place: tuple[float, float, float], color: tuple) -> None:
+    """place: where zero lies, the bar's top and its bottom."""
+    zero, top, bottom = place
+    middle = (top + bottom) / 2
+    canvas.text(canvas.box[2] + 8, middle, bar.text, 12, GRAY if bar.value is None else INK, "lm")
+    if bar.value is None:
+        return
+    canvas.rectangle(zero, top, canvas.place(bar.value, 0)[0], bottom, color)
+    if bar.spread:
+        ends = [canvas.place(bar.value + sign * bar.spread, 0)[0] for sign in (-1, 1)]
+        canvas.line([(x, middle) for x in ends], INK, 1.2)
+        for x in ends:
+            canvas.line([(x, middle - 3), (x, middle + 3)], INK, 1.2)

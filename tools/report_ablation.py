@@ -10,8 +10,10 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from tools.charts import Bar
 from tools.report_tables import (
     DASH,
+    NOT_RUN,
     Run,
     Table,
     paired_difference,
@@ -29,7 +31,7 @@ MARKS = (
     "Shown: mean ± standard deviation (number of seeds); * differs from 0 by a paired t test over the seeds at 5%: "
     f"{BY_CHANCE}."
 )
-Bars = dict[str, dict[str, tuple[float, float]]]  # {row: {series: (effect, spread)}}
+Bars = dict[str, dict[str, Bar]]  # {row: {series: its effect}}
 ABLATION_COLUMNS = {  # of tools/paper_tables.json -> (stages that fill it, value of a run)
     "coco_tr_r1": ("retrieval", lambda run: recall(run, "tr_r1")),
     "coco_ir_r1": ("retrieval", lambda run: recall(run, "ir_r1")),
@@ -129,10 +131,12 @@ def mean_effects(paper: dict, rows_found: dict[str, list[Run]]) -> Bars:
     bars: Bars = {}
     for row in (row for row in paper["rows"] if not row.get("paper")):
         published = statistics.fmean(row["values"][place] - target[place] for place in places)
-        bars[row["name"]] = {"paper, mean R@1": (published, 0.0)}
-        effect = paired_difference(retrievals(rows_found, row["config"], kind), base, mean_recall("itm", "test"))
-        if effect is not None:
-            bars[row["name"]]["this code, mean recall"] = (effect.mean, effect.spread)
+        bars[row["name"]] = {
+            "paper, mean R@1": published_bar(published, 1),
+            "this code, mean recall": our_bar(
+                retrievals(rows_found, row["config"], kind), base, mean_recall("itm", "test"), 1
+            ),
+        }
     return bars
 
 
@@ -161,20 +165,29 @@ def effect_note(runs: Sequence[Run], kind: str) -> str:
     return f"Effect: difference to the paper's model, for ours the mean over the seeds of both. Ours: {ours}. {MARKS}"
 
 
-def ablation_effects(paper: dict, rows_found: dict[str, list[Run]]) -> dict[str, dict[str, dict[str, tuple]]]:
-    """For charts: {column label: {row: {"paper": (effect, 0), "this code": (effect, spread)}}}."""
+def ablation_effects(paper: dict, rows_found: dict[str, list[Run]]) -> dict[str, Bars]:
+    """For charts: {column label: {row: {"paper": bar, "this code": bar}}}."""
     kind = retrieval_kind(run for runs in rows_found.values() for run in runs)
     target = next(row["values"] for row in paper["rows"] if row.get("paper"))
-    charts: dict[str, dict] = {}
-    for place, (key, label, _) in enumerate(paper["columns"]):
+    charts: dict[str, Bars] = {}
+    for place, (key, label, decimals) in enumerate(paper["columns"]):
         measure = ABLATION_COLUMNS[key][1]
         base = ablation_values(rows_found.get("semmim", []), key, kind)
-        for row in paper["rows"]:
-            if row.get("paper"):
-                continue
-            bars = {"paper": (row["values"][place] - target[place], 0.0)}
-            effect = paired_difference(ablation_values(rows_found.get(row["config"], []), key, kind), base, measure)
-            if effect is not None:
-                bars["this code"] = (effect.mean, effect.spread)
-            charts.setdefault(label, {})[row["name"]] = bars
+        for row in (row for row in paper["rows"] if not row.get("paper")):
+            mine = ablation_values(rows_found.get(row["config"], []), key, kind)
+            charts.setdefault(label, {})[row["name"]] = {
+                "paper": published_bar(row["values"][place] - target[place], decimals),
+                "this code": our_bar(mine, base, measure, decimals),
+            }
     return charts
+
+
+def published_bar(effect: float, decimals: int) -> Bar:
+    return Bar(effect, text=f"{effect:+.{decimals}f}")
+
+
+def our_bar(runs: Sequence[Run], base: Sequence[Run], measure: Callable, decimals: int) -> Bar:
+    effect = paired_difference(runs, base, measure)
+    if effect is None:
+        return Bar(None, text=DASH if runs else NOT_RUN)
+    return Bar(effect.mean, effect.spread, effect.show(decimals, effect=True))
