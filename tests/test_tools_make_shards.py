@@ -195,6 +195,20 @@ def test_a_struct_that_is_null_and_a_caption_that_is_no_utf_8(tmp_path):
     refused(tmp_path, "2 of 2 .*row 0: the caption is not UTF-8 text; .*row 1: holds no image", path)
 
 
+def test_failed_downloads_are_counted_apart_and_are_no_bad_rows(tmp_path, capsys):
+    images = [picture(i) if i % 3 else None for i in range(12)]  # a third, as of img2dataset's usual output
+    statuses = ["success" if i % 3 else ("failed_to_download", "failed_to_resize", None)[i // 3 % 3] for i in range(12)]
+    images[1] = b"no image"
+    table = {"jpg": images, "caption": [f"caption {i}" for i in range(12)], "status": statuses}
+    path = tmp_path / "00000.parquet"
+    pq.write_table(pyarrow.table(table), path)
+    packed = dataset(pack(tmp_path, path, max_bad_share=0.125, per_shard=4))
+    assert "7 images in" in (said := capsys.readouterr().out) and "; 1 could not be" in said
+    assert said.endswith("; 4 failed downloads\n")
+    assert [packed[i]["caption"] for i in range(7)] == [f"caption {i}" for i in (2, 4, 5, 7, 8, 10, 11)]
+    refused(tmp_path, "1 of 8 images cannot be read", path, max_bad_share=0.12)
+
+
 # ------------------------------------------------------------------------------------------------ what is refused
 
 

@@ -28,7 +28,7 @@ from dataset.index import Pairs, load_pairs  # noqa: E402
 from dataset.shards import IMAGES, read_member  # noqa: E402
 from dataset.transforms import ImageError, image_size  # noqa: E402
 from tools.preparing.parquet import open_tables, parquet_files, read_tables  # noqa: E402
-from tools.preparing.shards import LeftOut, Sample, write_shards  # noqa: E402
+from tools.preparing.shards import FailedDownload, LeftOut, Packed, Sample, write_shards  # noqa: E402
 
 
 def main(argv=None) -> None:
@@ -50,11 +50,17 @@ def main(argv=None) -> None:
         args.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise utils.UserError(f"--output {args.output}: cannot be made ({error.strerror or error})") from None
-    written, left_out = write_shards(samples, total, args.output, args.per_shard, args.max_bad_share)
-    print(f"{written} images in {args.output}; {left_out} could not be read or had no caption, and are left out")
+    print(report(write_shards(samples, total, args.output, args.per_shard, args.max_bad_share), args.output))
 
 
-def find_samples(args: argparse.Namespace) -> tuple[int, Iterator[Sample | LeftOut]]:
+def report(packed: Packed, output: Path) -> str:
+    """The line that says what is packed and what is not."""
+    failed = f"; {packed.failed_downloads} failed downloads" if packed.failed_downloads else ""
+    left_out = f"{packed.left_out} could not be read or had no caption, and are left out"
+    return f"{packed.written} images in {output}; {left_out}{failed}"
+
+
+def find_samples(args: argparse.Namespace) -> tuple[int, Iterator[Sample | LeftOut | FailedDownload]]:
     """(how many samples `--data` has, the samples): the rows of parquet files, else the images of anything else.
 
     Raises UserError where it has both, or where an option is of the other kind.

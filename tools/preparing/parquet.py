@@ -3,6 +3,7 @@
     image                      the file's bytes, or a struct with them: {bytes, path}        Hugging Face's data sets
     jpg, png, webp             the file's bytes, null where the download failed              img2dataset
     caption, text, captions    a text or a list of texts
+    status                     "success", else the download failed                          img2dataset
 
 tools/make_shards.py packs them into tar shards, and says why they are not trained from as they are. The package pyarrow
 is imported where a file is opened, and needed by nothing else.
@@ -20,11 +21,12 @@ from dataset.shards import shard_files
 from dataset.tables import PARQUET, folder_images
 from dataset.text import clean_caption
 from dataset.transforms import ImageError, opened
-from tools.preparing.shards import LeftOut, Sample
+from tools.preparing.shards import FailedDownload, LeftOut, Sample
 from utils import UserError, one_line, reason
 
 IMAGE_COLUMNS = ("image", "jpg", "png", "webp")
 CAPTION_COLUMNS = ("caption", "text", "captions")
+STATUS, SUCCESS = "status", "success"  # img2dataset's
 BYTES = ("binary", "large_binary", "binary_view")  # Arrow's names of its types
 TEXTS = ("string", "large_string", "string_view")
 BATCH_ROWS = 16  # decoded at a time; beside them memory holds the page of the file that they are in
@@ -36,7 +38,8 @@ ENDINGS = {"JPEG": "jpg", "MPO": "jpg"}  # of PIL's formats; the others' are the
 class Table:
     """A parquet file with `rows` rows and the names of its columns of images and of captions.
 
-    values: what is read of the column of images: itself or, of a struct, its field "image.bytes".
+    values: what is read of the column of images: itself or, of a struct, its field "image.bytes". has_status: whether
+    img2dataset's column of that name tells which downloads failed.
     """
 
     path: Path
@@ -44,6 +47,7 @@ class Table:
     image: str
     values: str
     caption: str
+    has_status: bool
 
 
 def parquet_files(path: Path) -> list[Path]:
@@ -70,13 +74,14 @@ def open_tables(files: Sequence[Path], image_column: str | None, caption_column:
         image = _column(path, kinds, image_column, IMAGE_COLUMNS, "image", _holds_bytes)
         caption = _column(path, kinds, caption_column, CAPTION_COLUMNS, "caption", _holds_texts)
         values = image if str(kinds[image]) in BYTES else f"{image}.bytes"
-        tables.append(Table(path, rows, image, values, caption))
+        has_status = STATUS in kinds and str(kinds[STATUS]) in TEXTS
+        tables.append(Table(path, rows, image, values, caption, has_status))
     if not any(table.rows for table in tables):
         raise UserError(f"{files[0]}: has no row{', nor have the others' if len(files) > 1 else ''}")
     return tables
 
 
-def read_tables(tables: Sequence[Table]) -> Iterator[Sample | LeftOut]:
+def read_tables(tables: Sequence[Table]) -> Iterator[Sample | LeftOut | FailedDownload]:
     """A sample of every row, in order, or why it is none: "FILE: row 3: ...", counted from 0 in each file.
 
     Memory holds BATCH_ROWS rows and the page that they are in. Raises UserError naming a file that is damaged.
@@ -84,9 +89,13 @@ def read_tables(tables: Sequence[Table]) -> Iterator[Sample | LeftOut]:
     for table in tables:
         row = 0
         with _opened(table.path) as file:
-            for batch in file.iter_batches(BATCH_ROWS, columns=[table.values, table.caption]):
-                for image, caption in zip(batch.column(table.image), batch.column(table.caption), strict=True):
-                    yield _sample(f"{table.path}: row {row}", image, caption)
+            columns = [table.values, table.caption, *([STATUS] if table.has_status else [])]
+            for batch in file.iter_batches(BATCH_ROWS, columns=columns):
+                images, captions = batch.column(table.image), batch.column(table.caption)
+                statuses = batch.column(STATUS).to_pylist() if table.has_status else [SUCCESS] * len(images)
+                for image, caption, status in zip(images, captions, statuses, strict=True):
+                    succeeded = status == SUCCESS
+                    yield _sample(f"{table.path}: row {row}", image, caption) if succeeded else FailedDownload()
                     row += 1
 
 

@@ -4,7 +4,8 @@ import io
 import itertools
 import json
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,39 +29,72 @@ class Sample(NamedTuple):
 LeftOut = ImageError | EmptyCaption  # in the place of a sample that cannot be used: it names the place and the reason
 
 
-def write_shards(
-    samples: Iterable[Sample | LeftOut], total: int, output: Path, per_shard: int, max_bad_share: float
-) -> tuple[int, int]:
-    """(samples written, samples left out); each shard is whole or not there, and SHARD_stats.json tells its samples.
+class FailedDownload:
+    """In the place of a sample whose image could not be downloaded when the data set was made: nothing is wrong now."""
 
-    samples: `total` of them, taken one at a time, so that memory holds one; a shard has the place of `per_shard`,
-    and those left out leave a gap in its keys. Raises UserError after the shard with which more than `max_bad_share`
-    of `total` are left out.
+
+@dataclass
+class Packed:
+    """What became of the samples so far; examples: of those left out, for the error."""
+
+    written: int = 0
+    left_out: int = 0
+    failed_downloads: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def check(self, total: int, max_bad_share: float) -> None:
+        """UserError where more than `max_bad_share` of the `total` samples, failed downloads apart, are left out."""
+        downloaded = total - self.failed_downloads
+        if self.left_out > max_bad_share * downloaded:
+            raise UserError(
+                f"{self.left_out} of {downloaded} images cannot be read or have no caption, --max_bad_share allows "
+                f"{max_bad_share:g}: {'; '.join(self.examples)}"
+            )
+
+
+def write_shards(
+    samples: Iterable[Sample | LeftOut | FailedDownload], total: int, output: Path, per_shard: int, max_bad_share: float
+) -> Packed:
+    """Write shards of `per_shard` images, each of which is whole or not there; SHARD_stats.json tells its images.
+
+    samples: `total` of them, taken one at a time, so that memory holds one. Raises UserError where more than
+    `max_bad_share` are left out, which is looked at after every `per_shard` samples and at the end.
     """
-    written, left_out, examples = 0, 0, []
-    remaining, line = iter(samples), progress("packing images", "images", total)
-    for shard in range(-(-total // per_shard)):
+    packed = Packed()
+    usable = _usable(samples, total, per_shard, max_bad_share, packed)
+    for shard in itertools.count():
+        first = next(usable, None)
+        if first is None:
+            return packed
         path, count = output / f"{shard:05d}.tar", 0
         with replacing(path) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
-            for number, sample in enumerate(itertools.islice(remaining, per_shard)):
-                line.advance(1)
-                if isinstance(sample, LeftOut):
-                    left_out += 1
-                    if len(examples) < EXAMPLES:
-                        examples.append(str(sample))
-                    continue
-                key = f"{shard:05d}{number:0{len(str(per_shard - 1))}d}"
+            for sample in itertools.chain([first], itertools.islice(usable, per_shard - 1)):
+                key = f"{shard:05d}{count:0{len(str(per_shard - 1))}d}"
                 _add(tar, f"{key}.{sample.ending}", sample.image)
                 _add(tar, f"{key}.json", json.dumps(sample.texts).encode())
                 count += 1
         path.with_name(f"{path.stem}_stats.json").write_text(json.dumps({"successes": count}), encoding="utf-8")
-        written += count
-        if left_out > max_bad_share * total:
-            raise UserError(
-                f"{left_out} of {total} images cannot be read or have no caption, --max_bad_share allows "
-                f"{max_bad_share:g}: {'; '.join(examples)}"
-            )
-    return written, left_out
+        packed.written += count
+
+
+def _usable(
+    samples: Iterable[Sample | LeftOut | FailedDownload], total: int, every: int, max_bad_share: float, packed: Packed
+) -> Iterator[Sample]:
+    """The samples that can be written; the others are counted in `packed`, which is checked after `every` samples."""
+    line = progress("packing images", "images", total)
+    for number, sample in enumerate(samples, 1):
+        line.advance(1)
+        if isinstance(sample, FailedDownload):
+            packed.failed_downloads += 1
+        elif isinstance(sample, LeftOut):
+            packed.left_out += 1
+            if len(packed.examples) < EXAMPLES:
+                packed.examples.append(str(sample))
+        else:
+            yield sample
+        if number % every == 0:
+            packed.check(total, max_bad_share)
+    packed.check(total, max_bad_share)
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
