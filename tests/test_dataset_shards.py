@@ -215,7 +215,7 @@ def test_packing_keeps_files_as_they_are_and_leaves_out_what_is_no_image(tmp_pat
     with tarfile.open(tmp_path / "shards" / "00000.tar") as tar:
         assert tar.extractfile("000000003.jpg").read() == jpeg(3)
         assert json.load(tar.extractfile("000000004.json")) == {"captions": ["caption 4", "another 4"]}
-    with pytest.raises(UserError, match="holds shards already"):
+    with pytest.raises(UserError, match="must be a new or an empty folder"):
         make_shards.main([*arguments, "0.05"])
     arguments[3] = str(tmp_path / "other")
     with pytest.raises(UserError, match="1 of 23 images cannot be read.*7.jpg"):

@@ -1,6 +1,7 @@
 """Parquet files packed into tar shards, against the same images and captions as files."""
 
 import io
+import itertools
 import json
 import os
 import signal
@@ -56,10 +57,12 @@ def pack(folder, *files, **options):
 
 
 def refused(folder, message, *files, **options):
-    """The line that the user sees; nothing but whole shards is left."""
+    """The line that the user sees; nothing that could be taken for the whole is left."""
+    before = set(folder.glob("shards*"))
     with pytest.raises(UserError, match=message) as caught:
         pack(folder, *files, **options)
     assert "\n" not in str(caught.value) and not list(folder.glob("shards*/*.tmp*"))
+    assert all(path.suffix == ".partial" for path in set(folder.glob("shards*")) - before)
     return str(caught.value)
 
 
@@ -237,7 +240,7 @@ def test_parquet_that_is_cut_or_none_or_a_pipe_is_named_before_the_work(tmp_path
     assert not list(tmp_path.glob("shards*"))
 
 
-def test_parquet_that_is_damaged_within_is_named_and_whole_shards_stay(tmp_path):
+def test_parquet_that_is_damaged_within_is_named(tmp_path):
     images = [picture(i, "BMP") for i in range(40)]
     path = write(
         *(tmp_path / "x.parquet", images, ["a dog"] * 40),
@@ -247,9 +250,8 @@ def test_parquet_that_is_damaged_within_is_named_and_whole_shards_stay(tmp_path)
     content[content.index(images[25]) + 500] ^= 1  # within the pixels: only the page's checksum tells
     path.write_bytes(content)
     refused(tmp_path, "x.parquet: not a readable parquet file .*an incomplete download", path, per_shard=8)
-    (output,) = tmp_path.glob("shards*")
-    assert sorted(file.name for file in output.glob("*.tar")) == ["00000.tar", "00001.tar"]
-    assert len(dataset(output)) == 16
+    (partial,) = tmp_path.glob("shards*.partial")
+    assert sorted(file.name for file in partial.glob("*.tar")) == ["00000.tar", "00001.tar"]
 
 
 def test_kinds_and_options_that_do_not_go_together(tmp_path):
@@ -257,9 +259,61 @@ def test_kinds_and_options_that_do_not_go_together(tmp_path):
     refused(tmp_path, "--data names parquet files and, with .*pairs.json, others", parquet, pairs)
     refused(tmp_path, "--image_root is of annotation files", parquet, image_root=tmp_path)
     refused(tmp_path, "--image_column and --caption_column are of parquet", pairs, caption_column="title")
-    output = pack(tmp_path, parquet)
-    with pytest.raises(UserError, match="holds shards already"):
-        make_shards.main(["--data", str(tmp_path / "gone.parquet"), "--output", str(output)])
+
+
+def test_the_output_is_a_new_or_an_empty_folder(tmp_path):
+    pairs, empty, link = listed(tmp_path), tmp_path / "empty", tmp_path / "link"
+    empty.mkdir()
+    link.symlink_to(empty)  # as to another disk
+    make_shards.main(["--data", str(pairs), "--output", str(link)])
+    assert link.is_symlink() and len(dataset(empty)) == 7
+    for path in (empty, pairs, tmp_path):
+        with pytest.raises(UserError, match="must be a new or an empty folder"):
+            make_shards.main(["--data", str(tmp_path / "gone.parquet"), "--output", str(path)])
+    with pytest.raises(UserError, match="pairs.json.* cannot be made"):
+        make_shards.main(["--data", str(pairs), "--output", str(pairs / "in_a_file")])
+
+
+@pytest.mark.parametrize("kind", ["parquet", "list"])
+def test_an_interrupted_packing_leaves_no_output_and_the_next_replaces_it(tmp_path, monkeypatch, capsys, kind):
+    listed(tmp_path)
+    parquet = write(tmp_path / "x.parquet", [picture(i) for i in range(7)], ["a dog"] * 7)
+    data, output = tmp_path / "pairs.json" if kind == "list" else parquet, tmp_path / "out"
+    find_samples = make_shards.find_samples
+
+    def interrupted(args):
+        total, samples = find_samples(args)
+
+        def some():
+            yield from itertools.islice(samples, 5)
+            raise KeyboardInterrupt
+
+        return total, some()
+
+    arguments = ["--data", str(data), "--output", str(output), "--per_shard", "2"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(make_shards, "find_samples", interrupted)
+        make_shards.main(arguments)
+    partial = tmp_path / "out.partial"
+    assert not output.exists() and sorted(file.name for file in partial.glob("*.tar*")) == ["00000.tar", "00001.tar"]
+    make_shards.main([*arguments[:-1], "4"])
+    assert f"{partial}: left by an earlier try, replaced\n" in capsys.readouterr().err
+    assert not partial.exists() and len(dataset(output)) == 7
+    assert sorted(file.name for file in output.glob("*.tar*")) == ["00000.tar", "00001.tar"]
+
+
+@pytest.mark.parametrize("share", ["-0.1", "1.01", "nan"])
+def test_a_share_that_is_none_is_refused_before_the_work(tmp_path, share):
+    refused(tmp_path, "--max_bad_share is .*; it must be from 0 to 1", listed(tmp_path), max_bad_share=share)
+    assert not list(tmp_path.glob("shards*"))
+
+
+def test_without_a_usable_image_nothing_is_written(tmp_path):
+    table = {"jpg": [None, b"no image"], "caption": ["one", "two"], "status": ["failed_to_download", "success"]}
+    path = tmp_path / "x.parquet"
+    pq.write_table(pyarrow.table(table), path)
+    line = refused(tmp_path, "can be used: 1 left out, 1 failed downloads", path, max_bad_share=1)
+    assert "row 1: not an image" in line and not list(tmp_path.glob("shards*"))
 
 
 def test_a_folder_with_shards_or_images_is_read_for_them(tmp_path):

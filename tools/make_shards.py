@@ -5,6 +5,7 @@
 
 The folder is then a line of `data.train`. A few large files are read faster than millions of small ones, above all over
 a network. Order is kept. Of annotation files, the entries of an image become one sample, where the first of them was.
+The shards are written into OUTPUT.partial, which becomes OUTPUT at the end; that of an interrupted try is replaced.
 
 Of parquet files (Hugging Face's data sets, img2dataset), or folders of them, each row is a sample. They are packed and
 not trained from as they are, since a row cannot be read without decompressing the whole row group that it is in: a
@@ -28,7 +29,7 @@ from dataset.index import Pairs, load_pairs  # noqa: E402
 from dataset.shards import IMAGES, read_member  # noqa: E402
 from dataset.transforms import ImageError, image_size  # noqa: E402
 from tools.preparing.parquet import open_tables, parquet_files, read_tables  # noqa: E402
-from tools.preparing.shards import FailedDownload, LeftOut, Packed, Sample, write_shards  # noqa: E402
+from tools.preparing.shards import FailedDownload, LeftOut, Packed, Sample, check_output, write_shards  # noqa: E402
 
 
 def main(argv=None) -> None:
@@ -37,19 +38,16 @@ def main(argv=None) -> None:
     parser.add_argument("--image_root", help="folder of relative image paths (default: the annotation file's)")
     parser.add_argument("--image_column", metavar="NAME", help="parquet's (default: image, jpg, png or webp)")
     parser.add_argument("--caption_column", metavar="NAME", help="parquet's (default: caption, text or captions)")
-    parser.add_argument("--output", type=Path, required=True, help="a folder without shards")
+    parser.add_argument("--output", type=Path, required=True, help="folder to make")
     parser.add_argument("--per_shard", type=int, default=10_000, help="images in a shard (default: %(default)s)")
     parser.add_argument("--max_bad_share", type=float, default=0.01, help="of images left out (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.per_shard < 1:
         raise utils.UserError(f"--per_shard is {args.per_shard}; it must be at least 1")
-    if any(args.output.glob("*.tar")):
-        raise utils.UserError(f"--output {args.output}: holds shards already; name another folder")
+    if not 0 <= args.max_bad_share <= 1:
+        raise utils.UserError(f"--max_bad_share is {args.max_bad_share:g}; it must be from 0 to 1")
+    check_output(args.output)
     total, samples = find_samples(args)
-    try:
-        args.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise utils.UserError(f"--output {args.output}: cannot be made ({error.strerror or error})") from None
     print(report(write_shards(samples, total, args.output, args.per_shard, args.max_bad_share), args.output))
 
 

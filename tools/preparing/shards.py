@@ -1,8 +1,12 @@
 """Writing tar shards in webdataset's layout, which dataset.shards reads; whatever the samples come from."""
 
+import contextlib
 import io
 import itertools
 import json
+import os
+import shutil
+import sys
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,7 +16,7 @@ from typing import NamedTuple
 from dataset.common import EmptyCaption
 from dataset.transforms import ImageError
 from tools.preparing.files import progress
-from utils import UserError, replacing
+from utils import UserError, one_line, replacing, write_json
 
 EXAMPLES = 3  # of what is left out, in the error
 
@@ -55,25 +59,70 @@ class Packed:
 def write_shards(
     samples: Iterable[Sample | LeftOut | FailedDownload], total: int, output: Path, per_shard: int, max_bad_share: float
 ) -> Packed:
-    """Write shards of `per_shard` images, each of which is whole or not there; SHARD_stats.json tells its images.
+    """Write a folder of shards of `per_shard` images, whole or not at all; SHARD_stats.json tells a shard's images.
 
     samples: `total` of them, taken one at a time, so that memory holds one. Raises UserError where more than
-    `max_bad_share` are left out, which is looked at after every `per_shard` samples and at the end.
+    `max_bad_share` are left out, which is looked at after every `per_shard` samples and at the end, and where none can
+    be used.
     """
     packed = Packed()
-    usable = _usable(samples, total, per_shard, max_bad_share, packed)
+    with whole_folder(output) as partial:
+        _write(_usable(samples, total, per_shard, max_bad_share, packed), partial, per_shard, packed)
+        if not packed.written:
+            counts = f"{packed.left_out} left out, {packed.failed_downloads} failed downloads"
+            raise UserError(f"no image with a caption can be used: {'; '.join([counts, *packed.examples])}")
+    return packed
+
+
+def check_output(output: Path) -> None:
+    """UserError where a folder of shards cannot become `output`: anything but an empty folder is there."""
+    try:
+        if not os.path.lexists(output) or output.is_dir() and not any(output.iterdir()) and not os.path.ismount(output):
+            return
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot be read ({error.strerror or error})") from None
+    raise UserError(f"--output {output}: must be a new or an empty folder (no mount point); name another")
+
+
+@contextlib.contextmanager
+def whole_folder(output: Path) -> Iterator[Path]:
+    """Gives the folder OUTPUT.partial, which becomes `output` when the block ends without error: what a refused or
+    interrupted run leaves is never taken for the whole, and the next run replaces it."""
+    output = output.resolve()  # of a link to another disk the folder there
+    partial = output.with_name(f"{output.name}.partial")
+    try:
+        if partial.exists():
+            print(f"{partial}: left by an earlier try, replaced", file=sys.stderr, flush=True)
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{partial}: cannot be made ({error.strerror or error})") from None
+    try:
+        yield partial
+    except BaseException:
+        with contextlib.suppress(OSError):  # it holds shards
+            partial.rmdir()
+        raise
+    try:
+        partial.replace(output)
+    except OSError as error:
+        raise UserError(f"{partial}: whole, but cannot be renamed to {output.name} ({one_line(error)})") from None
+
+
+def _write(usable: Iterator[Sample], folder: Path, per_shard: int, packed: Packed) -> None:
+    """The samples as shards; the images are counted in `packed`."""
     for shard in itertools.count():
         first = next(usable, None)
         if first is None:
-            return packed
-        path, count = output / f"{shard:05d}.tar", 0
+            return
+        path, count = folder / f"{shard:05d}.tar", 0
         with replacing(path) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
             for sample in itertools.chain([first], itertools.islice(usable, per_shard - 1)):
                 key = f"{shard:05d}{count:0{len(str(per_shard - 1))}d}"
                 _add(tar, f"{key}.{sample.ending}", sample.image)
                 _add(tar, f"{key}.json", json.dumps(sample.texts).encode())
                 count += 1
-        path.with_name(f"{path.stem}_stats.json").write_text(json.dumps({"successes": count}), encoding="utf-8")
+        write_json(path.with_name(f"{path.stem}_stats.json"), {"successes": count})
         packed.written += count
 
 
