@@ -297,7 +297,7 @@ def test_an_interrupted_packing_leaves_no_output_and_the_next_replaces_it(tmp_pa
     partial = tmp_path / "out.partial"
     assert not output.exists() and sorted(file.name for file in partial.glob("*.tar*")) == ["00000.tar", "00001.tar"]
     make_shards.main([*arguments[:-1], "4"])
-    assert f"{partial}: left by an earlier try, replaced\n" in capsys.readouterr().err
+    assert f"warning: {partial} is left by an earlier try, and is replaced\n" in capsys.readouterr().err
     assert not partial.exists() and len(dataset(output)) == 7
     assert sorted(file.name for file in output.glob("*.tar*")) == ["00000.tar", "00001.tar"]
 
@@ -316,14 +316,34 @@ def test_without_a_usable_image_nothing_is_written(tmp_path):
     assert "row 1: not an image" in line and not list(tmp_path.glob("shards*"))
 
 
-def test_a_folder_with_shards_or_images_is_read_for_them(tmp_path):
+def test_a_folder_with_shards_or_images_is_read_for_them(tmp_path, capsys):
     listed(tmp_path)
     (tmp_path / "0.txt").write_text("beside it")
     write(tmp_path / "0.parquet", [picture()], ["a dog"])  # as img2dataset leaves its statuses beside the shards
     assert [dataset(pack(tmp_path.parent, tmp_path))[0]["caption"]] == ["beside it"]
+    warning = "warning: {}: its parquet files are not read, since it holds tar shards or images too; name them to pack"
+    assert warning.format(tmp_path) in capsys.readouterr().err
     pack(tmp_path, tmp_path / "pairs.json").rename(tmp_path / "shards")
+    assert "warning" not in capsys.readouterr().err
     write(tmp_path / "shards/00000.parquet", [picture()], ["a dog"])
     assert len(dataset(pack(tmp_path, tmp_path / "shards"))) == 7
+    assert warning.format(tmp_path / "shards") in capsys.readouterr().err
+
+
+def test_splits_of_a_folder_are_refused_and_named_ones_are_packed_together_with_a_warning(tmp_path, capsys):
+    names = ["train-00000-of-00002", "train-00001-of-00002", "val-00000", "validation", "Test_0", "trainer", "x"]
+    (tmp_path / "data").mkdir()
+    files = [write(tmp_path / f"data/{name}.parquet", [picture(i)], [name]) for i, name in enumerate(names)]
+    line = refused(tmp_path, "data: holds the splits test, train, validation, which", tmp_path / "data")
+    assert line.endswith(f"name the files of one, such as {tmp_path}/data/train-*.parquet")
+    assert len(dataset(pack(tmp_path, *files[:2], *files[5:]))) == 4
+    assert "warning" not in capsys.readouterr().err
+    assert len(dataset(pack(tmp_path, *files[:4]))) == 4
+    assert "warning: --data names files of the splits train, validation; they are packed" in capsys.readouterr().err
+    for path in [*files[:2], files[4]]:
+        path.unlink()
+    assert len(dataset(pack(tmp_path, tmp_path / "data"))) == 4  # one split under two names
+    assert "warning" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "retrieval_train", "retrieval_eval", "caption", "vqa_train"])

@@ -1,7 +1,7 @@
 """Pack pre-training's images and captions into tar shards (webdataset's layout), the images' files as they stand.
 
     python tools/make_shards.py --data data/pretrain/cc3m.json --output data/shards/cc3m
-    python tools/make_shards.py --data downloads/part-*.parquet --output data/shards/part
+    python tools/make_shards.py --data downloads/data/train-*.parquet --output data/shards/part
 
 The folder is then a line of `data.train`. A few large files are read faster than millions of small ones, above all over
 a network. Order is kept. Of annotation files, the entries of an image become one sample, where the first of them was.
@@ -28,7 +28,8 @@ from dataset.entries import Source  # noqa: E402
 from dataset.index import Pairs, load_pairs  # noqa: E402
 from dataset.shards import IMAGES, read_member  # noqa: E402
 from dataset.transforms import ImageError, image_size  # noqa: E402
-from tools.preparing.parquet import open_tables, parquet_files, read_tables  # noqa: E402
+from tools.preparing.files import warn  # noqa: E402
+from tools.preparing.parquet import open_tables, parquet_files, read_tables, splits  # noqa: E402
 from tools.preparing.shards import FailedDownload, LeftOut, Packed, Sample, check_output, write_shards  # noqa: E402
 
 
@@ -75,7 +76,10 @@ def find_samples(args: argparse.Namespace) -> tuple[int, Iterator[Sample | LeftO
         raise utils.UserError(f"--data names parquet files and, with {other}, others; pack them into a folder each")
     if args.image_root:
         raise utils.UserError("--image_root is of annotation files; parquet files hold the images themselves")
-    tables = open_tables(list(itertools.chain.from_iterable(files)), args.image_column, args.caption_column)
+    every = list(itertools.chain.from_iterable(files))
+    if len(found := splits(every)) > 1:
+        warn(f"--data names files of the splits {', '.join(found)}; they are packed together")
+    tables = open_tables(every, args.image_column, args.caption_column)
     return sum(table.rows for table in tables), read_tables(tables)
 
 

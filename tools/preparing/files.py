@@ -161,6 +161,11 @@ def progress(label: str, unit: str, total: int) -> ProgressLine:
     return ProgressLine(label, unit, total, log=lambda line: print(line, file=sys.stderr, flush=True))
 
 
+def warn(line: str) -> None:
+    """A line on stderr that explains what comes out, and stops nothing."""
+    print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
 # ------------------------------------------------------------------------------------------------ writing
 
 

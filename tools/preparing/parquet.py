@@ -10,7 +10,8 @@ is imported where a file is opened, and needed by nothing else.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,14 @@ from dataset.shards import shard_files
 from dataset.tables import PARQUET, folder_images
 from dataset.text import clean_caption
 from dataset.transforms import ImageError, opened
+from tools.preparing.files import warn
 from tools.preparing.shards import FailedDownload, LeftOut, Sample
 from utils import UserError, one_line, reason
 
 IMAGE_COLUMNS = ("image", "jpg", "png", "webp")
 CAPTION_COLUMNS = ("caption", "text", "captions")
+SPLIT = re.compile(r"(train|validation|valid|val|dev|test)(?![a-z])[-_]?", re.IGNORECASE)  # train-00000-of-00002
+SAME_SPLIT = {"valid": "validation", "val": "validation", "dev": "validation"}
 STATUS, SUCCESS = "status", "success"  # img2dataset's
 BYTES = ("binary", "large_binary", "binary_view")  # Arrow's names of its types
 TEXTS = ("string", "large_string", "string_view")
@@ -52,11 +56,32 @@ class Table:
 
 def parquet_files(path: Path) -> list[Path]:
     """The parquet files that a file or folder stands for: itself, or those directly in a folder, in order of name; none
-    for what is anything else, such as a folder that has tar shards or images too, which are read then."""
+    for what is anything else, such as a folder that has tar shards or images too, which are read then, with a warning.
+
+    Raises UserError where a folder holds several splits: validation's images would be in the training data.
+    """
     if not path.is_dir():
         return [path] if path.suffix.lower() == PARQUET else []
     found = sorted(path.glob(f"*{PARQUET}"))
-    return [] if found and (shard_files(path) or any(folder_images(path))) else found
+    if found and (shard_files(path) or any(folder_images(path))):
+        warn(f"{path}: its parquet files are not read, since it holds tar shards or images too; name them to pack them")
+        return []
+    if len(begins := splits(found)) > 1:
+        example = path / f"{begins.get('train') or min(begins.values())}*{PARQUET}"
+        raise UserError(
+            f"{path}: holds the splits {', '.join(begins)}, which would all be training data; name the files of one, "
+            f"such as {example}"
+        )
+    return found
+
+
+def splits(files: Iterable[Path]) -> dict[str, str]:
+    """{split: what the name of its first file begins with} of the files whose names tell a split."""
+    found = {}
+    for match in filter(None, (SPLIT.match(path.name) for path in files)):
+        word = match[1].lower()
+        found.setdefault(SAME_SPLIT.get(word, word), match[0])
+    return dict(sorted(found.items()))
 
 
 def open_tables(files: Sequence[Path], image_column: str | None, caption_column: str | None) -> list[Table]:

@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import shutil
-import sys
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import NamedTuple
 
 from dataset.common import EmptyCaption
 from dataset.transforms import ImageError
-from tools.preparing.files import progress
+from tools.preparing.files import progress, warn
 from utils import UserError, one_line, replacing, write_json
 
 EXAMPLES = 3  # of what is left out, in the error
@@ -92,7 +91,7 @@ def whole_folder(output: Path) -> Iterator[Path]:
     partial = output.with_name(f"{output.name}.partial")
     try:
         if partial.exists():
-            print(f"{partial}: left by an earlier try, replaced", file=sys.stderr, flush=True)
+            warn(f"{partial} is left by an earlier try, and is replaced")
             shutil.rmtree(partial)
         partial.mkdir(parents=True)
     except OSError as error:
