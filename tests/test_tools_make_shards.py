@@ -160,6 +160,30 @@ def test_a_known_name_counts_where_the_column_holds_what_is_needed(tmp_path):
     refused(tmp_path, r"holds images' bytes, its columns are image \(string\), caption \(int64\)", path)
 
 
+def test_neighbouring_rows_of_an_image_are_one_and_repeats_further_on_are_told(tmp_path, capsys):
+    numbers = [0, 0, 0, 1, 2, 2, 0, 1, 1]  # images 0 and 1 come again
+    texts = ["a", ["b", "c"], "...", "e", "f", "g", "h", "i", "j"]
+    texts = [[text] if isinstance(text, str) else text for text in texts]
+    path = write(tmp_path / "x.parquet", structs(picture(i) for i in numbers), texts, row_group_size=2)
+    output = pack(tmp_path, path, max_bad_share=0.2)
+    said = capsys.readouterr()
+    assert "5 images of 8 rows in" in said.out and "; 1 could not be" in said.out
+    assert "warning: 2 of the images come again further on, not side by side, and count as images of" in said.err
+    with tarfile.open(output / "00000.tar") as tar:
+        found = [json.load(tar.extractfile(name)) for name in tar.getnames() if name.endswith(".json")]
+    assert found == [
+        {"captions": ["a", ["b", "c"]]},
+        {"caption": "e"},
+        {"captions": ["f", "g"]},
+        {"caption": "h"},
+        {"captions": ["i", "j"]},
+    ]
+    packed = dataset(output)
+    assert len(packed) == 8 and len(packed.paths) == 5
+    pack(tmp_path, write(tmp_path / "y.parquet", [picture(i) for i in (0, 0, 1)], ["a", "b", "c"]))
+    assert "warning" not in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------------------------------------ rows left out
 
 
@@ -249,7 +273,7 @@ def test_parquet_that_is_damaged_within_is_named(tmp_path):
     content = bytearray(path.read_bytes())
     content[content.index(images[25]) + 500] ^= 1  # within the pixels: only the page's checksum tells
     path.write_bytes(content)
-    refused(tmp_path, "x.parquet: not a readable parquet file .*an incomplete download", path, per_shard=8)
+    refused(tmp_path, "x.parquet: not a readable parquet file .*an incomplete download", path, per_shard=7)
     (partial,) = tmp_path.glob("shards*.partial")
     assert sorted(file.name for file in partial.glob("*.tar")) == ["00000.tar", "00001.tar"]
 
@@ -365,7 +389,9 @@ def test_training_says_how_parquet_is_made_of_use(tmp_path, stage):
 
 @pytest.mark.parametrize("rows", [64, 1024])
 def test_memory_holds_a_few_rows_and_a_page_not_the_file_and_no_row_group(tmp_path, rows):
-    images, plain = structs([picture(0, "BMP", 100)] * 1024), {"compression": "none", "use_dictionary": False}
+    bitmap = picture(0, "BMP", 100)
+    images = structs(bitmap + i.to_bytes(2, "big") for i in range(1024))  # no two are the same
+    plain = {"compression": "none", "use_dictionary": False}
     path = tmp_path / "x.parquet"  # 32 MB in pages of 1 MB
     write(path, images, ["a dog"] * 1024, row_group_size=rows, write_batch_size=16, **plain)
     before, peak, count = pyarrow.total_allocated_bytes(), 0, 0

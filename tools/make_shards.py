@@ -7,7 +7,8 @@ The folder is then a line of `data.train`. A few large files are read faster tha
 a network. Order is kept. Of annotation files, the entries of an image become one sample, where the first of them was.
 The shards are written into OUTPUT.partial, which becomes OUTPUT at the end; that of an interrupted try is replaced.
 
-Of parquet files (Hugging Face's data sets, img2dataset), or folders of them, each row is a sample. They are packed and
+Of parquet files (Hugging Face's data sets, img2dataset), or folders of them, each row is a sample, or neighbouring rows
+with the same image. They are packed and
 not trained from as they are, since a row cannot be read without decompressing the whole row group that it is in: a
 shuffled order would decompress each group hundreds of times; a member of a tar file is read by its place.
 """
@@ -49,18 +50,22 @@ def main(argv=None) -> None:
         raise utils.UserError(f"--max_bad_share is {args.max_bad_share:g}; it must be from 0 to 1")
     check_output(args.output)
     total, samples = find_samples(args)
-    print(report(write_shards(samples, total, args.output, args.per_shard, args.max_bad_share), args.output))
+    packed = write_shards(samples, total, args.output, args.per_shard, args.max_bad_share)
+    print(report(packed, args.output))
+    if repeats := packed.repeats():
+        warn(f"{repeats} of the images come again further on, not side by side, and count as images of their own")
 
 
 def report(packed: Packed, output: Path) -> str:
     """The line that says what is packed and what is not."""
+    rows = f" of {packed.rows} rows" if packed.rows > packed.written else ""
     failed = f"; {packed.failed_downloads} failed downloads" if packed.failed_downloads else ""
     left_out = f"{packed.left_out} could not be read or had no caption, and are left out"
-    return f"{packed.written} images in {output}; {left_out}{failed}"
+    return f"{packed.written} images{rows} in {output}; {left_out}{failed}"
 
 
 def find_samples(args: argparse.Namespace) -> tuple[int, Iterator[Sample | LeftOut | FailedDownload]]:
-    """(how many samples `--data` has, the samples): the rows of parquet files, else the images of anything else.
+    """(how many rows `--data` has, their samples): the rows of parquet files, else the images of anything else.
 
     Raises UserError where it has both, or where an option is of the other kind.
     """
@@ -95,8 +100,7 @@ def read_pairs(pairs: Pairs) -> Iterator[Sample | LeftOut]:
             yield error
             continue
         captions = [_caption(pairs, entry) for entry in order[first[image] : first[image + 1]]]
-        texts = {"caption": captions[0]} if len(captions) == 1 else {"captions": captions}
-        yield Sample(content, _ending(path), texts)
+        yield Sample(content, _ending(path), captions)
 
 
 def _caption(pairs: Pairs, entry: int) -> str | list[str]:

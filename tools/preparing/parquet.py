@@ -107,10 +107,29 @@ def open_tables(files: Sequence[Path], image_column: str | None, caption_column:
 
 
 def read_tables(tables: Sequence[Table]) -> Iterator[Sample | LeftOut | FailedDownload]:
-    """A sample of every row, in order, or why it is none: "FILE: row 3: ...", counted from 0 in each file.
+    """A sample of every image, in order, or why a row is none: "FILE: row 3: ...", counted from 0 in each file.
 
-    Memory holds BATCH_ROWS rows and the page that they are in. Raises UserError naming a file that is damaged.
+    Neighbouring rows with the same image, as data sets with a row a caption have them, are one sample: else the
+    captions of an image would be each other's negatives. Memory holds BATCH_ROWS rows and the page that they are in.
+    Raises UserError naming a file that is damaged.
     """
+    held = None
+    for sample in _read_rows(tables):
+        if not isinstance(sample, Sample):
+            yield sample
+        elif held and sample.image == held.image:
+            held.captions.extend(sample.captions)
+            held = held._replace(rows=held.rows + 1)
+        else:
+            if held:
+                yield held
+            held = sample
+    if held:
+        yield held
+
+
+def _read_rows(tables: Sequence[Table]) -> Iterator[Sample | LeftOut | FailedDownload]:
+    """A sample of every row, or why it is none."""
     for table in tables:
         row = 0
         with _opened(table.path) as file:
@@ -136,7 +155,7 @@ def _sample(where: str, image: Any, caption: Any) -> Sample | LeftOut:
         texts = _texts(where, caption)
     except (ImageError, EmptyCaption) as error:
         return error
-    return Sample(content, ending, {"caption": texts[0] if len(texts) == 1 else texts})
+    return Sample(content, ending, [texts[0] if len(texts) == 1 else texts])
 
 
 def _texts(where: str, caption: Any) -> list[str]:

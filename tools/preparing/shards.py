@@ -1,16 +1,20 @@
 """Writing tar shards in webdataset's layout, which dataset.shards reads; whatever the samples come from."""
 
 import contextlib
+import hashlib
 import io
 import itertools
 import json
 import os
 import shutil
 import tarfile
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from dataset.common import EmptyCaption
 from dataset.transforms import ImageError
@@ -21,12 +25,13 @@ EXAMPLES = 3  # of what is left out, in the error
 
 
 class Sample(NamedTuple):
-    """An image's file as it stands, the ending that names its format (one of dataset.shards.IMAGES), and what its .json
-    says: {"caption": text | [texts]} or, of several entries, {"captions": [...]}."""
+    """An image's file as it stands, the ending that names its format (one of dataset.shards.IMAGES), and the captions
+    of its entries, each a text or a list of texts; rows: how many of the source's it is made of."""
 
     image: bytes
     ending: str
-    texts: dict
+    captions: list[str | list[str]]
+    rows: int = 1
 
 
 LeftOut = ImageError | EmptyCaption  # in the place of a sample that cannot be used: it names the place and the reason
@@ -38,12 +43,28 @@ class FailedDownload:
 
 @dataclass
 class Packed:
-    """What became of the samples so far; examples: of those left out, for the error."""
+    """What became of the samples so far, in numbers of images written and of rows.
+
+    examples: of those left out, for the error; digests: of the images written, 8 bytes each, in few of which two
+    images would be the same by chance.
+    """
 
     written: int = 0
+    rows: int = 0
     left_out: int = 0
     failed_downloads: int = 0
     examples: list[str] = field(default_factory=list)
+    digests: array = field(default_factory=lambda: array("Q"))
+
+    def count(self, sample: Sample) -> None:
+        """One more image that is written."""
+        self.written += 1
+        self.rows += sample.rows
+        self.digests.frombytes(hashlib.blake2b(sample.image, digest_size=self.digests.itemsize).digest())
+
+    def repeats(self) -> int:
+        """How many of the images were written before."""
+        return self.written - len(np.unique(self.digests))
 
     def check(self, total: int, max_bad_share: float) -> None:
         """UserError where more than `max_bad_share` of the `total` samples, failed downloads apart, are left out."""
@@ -60,7 +81,7 @@ def write_shards(
 ) -> Packed:
     """Write a folder of shards of `per_shard` images, whole or not at all; SHARD_stats.json tells a shard's images.
 
-    samples: `total` of them, taken one at a time, so that memory holds one. Raises UserError where more than
+    samples: of `total` rows, taken one at a time, so that memory holds one. Raises UserError where more than
     `max_bad_share` are left out, which is looked at after every `per_shard` samples and at the end, and where none can
     be used.
     """
@@ -119,10 +140,15 @@ def _write(usable: Iterator[Sample], folder: Path, per_shard: int, packed: Packe
             for sample in itertools.chain([first], itertools.islice(usable, per_shard - 1)):
                 key = f"{shard:05d}{count:0{len(str(per_shard - 1))}d}"
                 _add(tar, f"{key}.{sample.ending}", sample.image)
-                _add(tar, f"{key}.json", json.dumps(sample.texts).encode())
+                _add(tar, f"{key}.json", json.dumps(_texts(sample)).encode())
+                packed.count(sample)
                 count += 1
         write_json(path.with_name(f"{path.stem}_stats.json"), {"successes": count})
-        packed.written += count
+
+
+def _texts(sample: Sample) -> dict:
+    """What a sample's .json says."""
+    return {"caption": sample.captions[0]} if len(sample.captions) == 1 else {"captions": sample.captions}
 
 
 def _usable(
@@ -131,7 +157,7 @@ def _usable(
     """The samples that can be written; the others are counted in `packed`, which is checked after `every` samples."""
     line = progress("packing images", "images", total)
     for number, sample in enumerate(samples, 1):
-        line.advance(1)
+        line.advance(sample.rows if isinstance(sample, Sample) else 1)
         if isinstance(sample, FailedDownload):
             packed.failed_downloads += 1
         elif isinstance(sample, LeftOut):
