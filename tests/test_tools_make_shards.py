@@ -116,9 +116,16 @@ def test_training_from_packed_parquet_is_training_from_the_same_files(tmp_path, 
         assert [packed.captions[i] for i in range(8)] == [plain.captions[i] for i in range(8)]
 
 
-def test_texts_that_are_no_lists_and_texts_of_a_dictionary(tmp_path):
+@pytest.mark.parametrize("in_struct", [False, True])
+@pytest.mark.parametrize("in_list", [False, True])
+def test_texts_that_are_no_lists_and_what_is_in_a_dictionary(tmp_path, in_list, in_struct):
     texts = pyarrow.array(["a", "b", "a"]).dictionary_encode()
-    packed = dataset(pack(tmp_path, write(tmp_path / "x.PARQUET", [picture(i) for i in range(3)], texts)))
+    images = pyarrow.array([picture(i) for i in (0, 1, 0)]).dictionary_encode()
+    if in_list:
+        texts = pyarrow.ListArray.from_arrays([0, 1, 2, 3], texts)
+    if in_struct:
+        images = pyarrow.StructArray.from_arrays([images], ["bytes"])
+    packed = dataset(pack(tmp_path, write(tmp_path / "x.PARQUET", images, texts, "jpeg", "TEXT")))
     assert [packed[i]["caption"] for i in range(3)] == ["a", "b", "a"]
 
 
@@ -138,9 +145,9 @@ def test_an_images_file_is_kept_as_it_is_under_the_ending_of_its_format(tmp_path
 
 def test_columns_of_other_names_are_named(tmp_path):
     path = write(tmp_path / "x.parquet", [picture()], ["a dog"], "thumb", "title")
-    line = refused(tmp_path, "x.parquet: no column image or jpg or png or webp holds images' bytes", path)
+    line = refused(tmp_path, "x.parquet: no column image or jpg or jpeg or png or webp holds images' bytes", path)
     assert "its columns are id (int64), thumb (binary), title (string); --image_column names the one" in line
-    refused(tmp_path, "no column caption or text or captions holds texts .*--caption", path, image_column="thumb")
+    refused(tmp_path, "or captions or txt or TEXT holds texts .*--caption", path, image_column="thumb")
     refused(tmp_path, "no column title holds images' bytes", path, image_column="title")
     refused(tmp_path, "no column id holds texts", path, image_column="thumb", caption_column="id")
     twice = pyarrow.table([[picture()], ["a dog"], ["a cat"]], ["image", "title", "title"])
@@ -219,7 +226,14 @@ def test_the_reasons_name_the_rows(tmp_path):
 def test_a_struct_that_is_null_and_a_caption_that_is_no_utf_8(tmp_path):
     texts = pyarrow.StringArray.from_buffers(2, *pyarrow.array([b"\xe9t\xe9", b"a dog"]).buffers()[1:])
     path = write(tmp_path / "x.parquet", [{"bytes": picture(), "path": ""}, None], texts)
-    refused(tmp_path, "2 of 2 .*row 0: the caption is not UTF-8 text; .*row 1: holds no image", path)
+    refused(tmp_path, "2 of 2 .*row 0: the caption is not UTF-8 text; .*row 1: holds no image$", path)
+
+
+def test_an_image_that_is_a_file_elsewhere_is_told_of(tmp_path):
+    images = [{"bytes": None, "path": "x.jpg"}, {"bytes": None, "path": None}, {"bytes": b"", "path": "y.jpg"}]
+    line = refused(tmp_path, "3 of 3 ", write(tmp_path / "x.parquet", images, ["a dog"] * 3))
+    assert "row 0: holds no image but the path of one, 'x.jpg', outside the parquet file; " in line
+    assert "row 1: holds no image; " in line and line.endswith("row 2: holds no image")
 
 
 def test_failed_downloads_are_counted_apart_and_are_no_bad_rows(tmp_path, capsys):

@@ -7,10 +7,8 @@ The folder is then a line of `data.train`. A few large files are read faster tha
 a network. Order is kept. Of annotation files, the entries of an image become one sample, where the first of them was.
 The shards are written into OUTPUT.partial, which becomes OUTPUT at the end; that of an interrupted try is replaced.
 
-Of parquet files (Hugging Face's data sets, img2dataset), or folders of them, each row is a sample, or neighbouring rows
-with the same image. They are packed and
-not trained from as they are, since a row cannot be read without decompressing the whole row group that it is in: a
-shuffled order would decompress each group hundreds of times; a member of a tar file is read by its place.
+Of parquet files (Hugging Face's data sets, img2dataset), or folders of them, a row is a sample, and neighbouring rows with
+the same image are one. They are packed and not trained from as they are, since a row cannot be read alone.
 """
 
 import argparse
@@ -30,7 +28,14 @@ from dataset.index import Pairs, load_pairs  # noqa: E402
 from dataset.shards import IMAGES, read_member  # noqa: E402
 from dataset.transforms import ImageError, image_size  # noqa: E402
 from tools.preparing.files import warn  # noqa: E402
-from tools.preparing.parquet import open_tables, parquet_files, read_tables, splits  # noqa: E402
+from tools.preparing.parquet import (  # noqa: E402
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    open_tables,
+    parquet_files,
+    read_tables,
+    splits,
+)
 from tools.preparing.shards import FailedDownload, LeftOut, Packed, Sample, check_output, write_shards  # noqa: E402
 
 
@@ -38,8 +43,8 @@ def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help="annotation files, shards, or parquet")
     parser.add_argument("--image_root", help="folder of relative image paths (default: the annotation file's)")
-    parser.add_argument("--image_column", metavar="NAME", help="parquet's (default: image, jpg, png or webp)")
-    parser.add_argument("--caption_column", metavar="NAME", help="parquet's (default: caption, text or captions)")
+    parser.add_argument("--image_column", metavar="NAME", help=f"parquet's (default: {', '.join(IMAGE_COLUMNS)})")
+    parser.add_argument("--caption_column", metavar="NAME", help=f"parquet's (default: {', '.join(CAPTION_COLUMNS)})")
     parser.add_argument("--output", type=Path, required=True, help="folder to make")
     parser.add_argument("--per_shard", type=int, default=10_000, help="images in a shard (default: %(default)s)")
     parser.add_argument("--max_bad_share", type=float, default=0.01, help="of images left out (default: %(default)s)")

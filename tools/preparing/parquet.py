@@ -1,9 +1,9 @@
 """Parquet files of images and captions, as Hugging Face's data sets and img2dataset have them, read row by row.
 
-    image                      the file's bytes, or a struct with them: {bytes, path}        Hugging Face's data sets
-    jpg, png, webp             the file's bytes, null where the download failed              img2dataset
-    caption, text, captions    a text or a list of texts
-    status                     "success", else the download failed                          img2dataset
+    image                    the file's bytes, or a struct with them: {bytes, path}        Hugging Face's data sets
+    jpg, jpeg, png, webp     the file's bytes, null where the download failed              img2dataset
+    caption, text, captions, txt, TEXT                    a text or a list of texts
+    status                   "success", else the download failed                           img2dataset
 
 tools/make_shards.py packs them into tar shards, and says why they are not trained from as they are. The package pyarrow
 is imported where a file is opened, and needed by nothing else.
@@ -24,10 +24,10 @@ from dataset.text import clean_caption
 from dataset.transforms import ImageError, opened
 from tools.preparing.files import warn
 from tools.preparing.shards import FailedDownload, LeftOut, Sample
-from utils import UserError, one_line, reason
+from utils import UserError, one_line, reason, shown
 
-IMAGE_COLUMNS = ("image", "jpg", "png", "webp")
-CAPTION_COLUMNS = ("caption", "text", "captions")
+IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp")
+CAPTION_COLUMNS = ("caption", "text", "captions", "txt", "TEXT")
 SPLIT = re.compile(r"(train|validation|valid|val|dev|test)(?![a-z])[-_]?", re.IGNORECASE)  # train-00000-of-00002
 SAME_SPLIT = {"valid": "validation", "val": "validation", "dev": "validation"}
 STATUS, SUCCESS = "status", "success"  # img2dataset's
@@ -42,16 +42,15 @@ ENDINGS = {"JPEG": "jpg", "MPO": "jpg"}  # of PIL's formats; the others' are the
 class Table:
     """A parquet file with `rows` rows and the names of its columns of images and of captions.
 
-    values: what is read of the column of images: itself or, of a struct, its field "image.bytes". has_status: whether
-    img2dataset's column of that name tells which downloads failed.
+    columns: what is read: these, of a struct its fields "image.bytes" and "image.path" alone, and img2dataset's status
+    where there is one.
     """
 
     path: Path
     rows: int
     image: str
-    values: str
     caption: str
-    has_status: bool
+    columns: list[str]
 
 
 def parquet_files(path: Path) -> list[Path]:
@@ -98,9 +97,9 @@ def open_tables(files: Sequence[Path], image_column: str | None, caption_column:
             rows = file.metadata.num_rows
         image = _column(path, kinds, image_column, IMAGE_COLUMNS, "image", _holds_bytes)
         caption = _column(path, kinds, caption_column, CAPTION_COLUMNS, "caption", _holds_texts)
-        values = image if str(kinds[image]) in BYTES else f"{image}.bytes"
-        has_status = STATUS in kinds and str(kinds[STATUS]) in TEXTS
-        tables.append(Table(path, rows, image, values, caption, has_status))
+        fields = [f"{image}.{name}" for name in _fields(kinds[image]) if name in ("bytes", "path")]
+        status = [STATUS] if str(_plain(kinds.get(STATUS))) in TEXTS else []
+        tables.append(Table(path, rows, image, caption, [*(fields or [image]), caption, *status]))
     if not any(table.rows for table in tables):
         raise UserError(f"{files[0]}: has no row{', nor have the others' if len(files) > 1 else ''}")
     return tables
@@ -133,10 +132,9 @@ def _read_rows(tables: Sequence[Table]) -> Iterator[Sample | LeftOut | FailedDow
     for table in tables:
         row = 0
         with _opened(table.path) as file:
-            columns = [table.values, table.caption, *([STATUS] if table.has_status else [])]
-            for batch in file.iter_batches(BATCH_ROWS, columns=columns):
+            for batch in file.iter_batches(BATCH_ROWS, columns=table.columns):
                 images, captions = batch.column(table.image), batch.column(table.caption)
-                statuses = batch.column(STATUS).to_pylist() if table.has_status else [SUCCESS] * len(images)
+                statuses = batch.column(STATUS).to_pylist() if STATUS in table.columns else [SUCCESS] * len(images)
                 for image, caption, status in zip(images, captions, statuses, strict=True):
                     succeeded = status == SUCCESS
                     yield _sample(f"{table.path}: row {row}", image, caption) if succeeded else FailedDownload()
@@ -145,9 +143,12 @@ def _read_rows(tables: Sequence[Table]) -> Iterator[Sample | LeftOut | FailedDow
 
 def _sample(where: str, image: Any, caption: Any) -> Sample | LeftOut:
     """image, caption: a row's values as Arrow holds them; where: the row, as errors name it."""
-    content = image.as_py()
-    content = content["bytes"] if isinstance(content, dict) else content
+    content, outside = image.as_py(), None
+    if isinstance(content, dict):
+        content, outside = content["bytes"], content.get("path")
     try:
+        if content is None and outside:
+            raise ImageError(where, f"holds no image but the path of one, {shown(outside)}, outside the parquet file")
         if not content:
             raise ImageError(where, "holds no image")
         with opened(where, content) as picture:
@@ -194,13 +195,23 @@ def _column(
 
 def _holds_bytes(kind: Any) -> bool:
     """Whether an Arrow type is bytes, or a struct with bytes of that name."""
-    fields = {field.name: field.type for field in kind} if str(kind).startswith("struct<") else {"bytes": kind}
-    return str(fields.get("bytes")) in BYTES
+    return str(_plain((_fields(kind) or {"bytes": kind}).get("bytes"))) in BYTES
 
 
 def _holds_texts(kind: Any) -> bool:
-    """Whether an Arrow type is text or a list of texts; a list's and a dictionary's `value_type` is what it holds."""
-    return str(getattr(kind, "value_type", kind)) in TEXTS
+    """Whether an Arrow type is text or a list of texts; a list's `value_type` is what it holds."""
+    kind = _plain(kind)
+    return str(_plain(getattr(kind, "value_type", kind))) in TEXTS
+
+
+def _fields(kind: Any) -> dict[str, Any]:
+    """The types of a struct's fields; none of another type."""
+    return {field.name: field.type for field in kind} if str(kind).startswith("struct<") else {}
+
+
+def _plain(kind: Any) -> Any:
+    """The type itself or, of a dictionary of values that come often, that of its values."""
+    return kind.value_type if str(kind).startswith("dictionary<") else kind
 
 
 @contextlib.contextmanager
