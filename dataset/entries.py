@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.shards import shard_entries, shard_files
-from dataset.tables import JSON_LINES, PARQUET, folder_entries, numbered_elements
+from dataset.tables import JSON_LINES, PARQUET, folder_entries, numbered_elements, parquet_problem
 from utils import HALF_SURROGATE, UserError, find_file, shown
 
 Files = str | Path | Sequence[str | Path]
@@ -132,20 +132,20 @@ def _located_elements(source: Source, kind: str) -> Iterator[tuple[Place, Any]]:
     """(the place, the element) of every list's, table's, folder's and shard's."""
     for name in file_list(source.files):
         path = Path(find_file(name, "annotation file"))
-        if located := _complete_elements(path, source.max_bad_share):
+        if located := _complete_elements(path, kind, source.max_bad_share):
             yield from located
         else:
             header, unit, values = _read_list(path, kind, source.columns)
             yield from ((Place(path, number, header, unit), read) for number, read in values)
 
 
-def _complete_elements(path: Path, max_bad_share: float) -> Iterator[tuple[Place, Any]] | None:
+def _complete_elements(path: Path, kind: str, max_bad_share: float) -> Iterator[tuple[Place, Any]] | None:
     """The elements of shards and of folders of images, whose images' paths are complete; None for other files."""
     if shards := shard_files(path):
         samples = shard_entries(shards, max_bad_share)
         return ((Place(shard, key, unit="sample", complete=True), entry) for shard, key, entry in samples)
     if path.is_dir():
-        found = folder_entries(path)
+        found = folder_entries(path, kind)
         return ((Place(text, number, unit="line", complete=True), entry) for text, number, entry in found)
     return None
 
@@ -218,10 +218,7 @@ def _read_list(
     """
     columns = columns or {}
     if path.suffix.lower() == PARQUET:
-        remedy = "pack its images and captions into tar shards with tools/make_shards.py, and name their folder"
-        if kind.startswith("vqa"):  # which shards have no questions for
-            remedy = "write its questions as JSON lines, and its images as files"
-        raise UserError(f"{path}: parquet is not read here; {remedy}")
+        raise UserError(parquet_problem(path, kind))
     if (elements := numbered_elements(path, [columns.get(key, key) for key in KINDS[kind]])) is not None:
         return {}, "line", _renamed(elements, columns) if columns else elements
     is_list = False

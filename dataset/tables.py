@@ -28,7 +28,7 @@ log = logging.getLogger("semmim")
 JSON_LINES = (".jsonl", ".ndjson")
 SEPARATORS = {".csv": ",;\t|", ".tsv": "\t"}  # the first of these that the line of names holds
 TOKEN_FILES = (".txt", ".token")
-PARQUET = ".parquet"  # read by tools/make_shards.py alone
+PARQUET = ".parquet"  # not read here; see `parquet_problem`
 IMAGE_ENDINGS = tuple(f".{ending}" for ending in IMAGES)
 CAPTION_NUMBER = re.compile(r"#\d+$")  # 1000092795.jpg#0: the first of an image's captions
 IDENTIFIERS = ("question_id", "image_id", "img_id", "cocoid", "imgid")  # columns whose whole numbers are numbers
@@ -210,10 +210,11 @@ def captions_beside(text: Path | None) -> list[tuple[int, str]]:
     return [] if text is None else [(number, line.strip()) for number, line in text_lines(text) if line.strip()]
 
 
-def folder_entries(folder: Path) -> Iterator[tuple[Path, int, dict]]:
+def folder_entries(folder: Path, kind: str) -> Iterator[tuple[Path, int, dict]]:
     """(text file, line, entry) of a folder of images, an entry a caption; images without one are warned of.
 
-    Raises UserError where no image has a caption, and where a text file cannot be read.
+    kind: of the entries, for the remedy (a key of dataset.entries.KINDS). Raises UserError where no image has a
+    caption, and where a text file cannot be read.
     """
     without, captions = [], 0
     for image, text in folder_images(folder):
@@ -225,8 +226,8 @@ def folder_entries(folder: Path) -> Iterator[tuple[Path, int, dict]]:
             without.append(image)
     if not captions and not without:
         parquet = next(folder.rglob(f"*{PARQUET}"), None)
-        remedy = f"; pack the parquet files in {parquet.parent} with tools/make_shards.py" if parquet else ""
-        raise UserError(f"{folder}: holds neither images ({', '.join(IMAGES)}) nor tar shards{remedy}")
+        problem = f"; {parquet_problem(parquet, kind)}" if parquet else ""
+        raise UserError(f"{folder}: holds neither images ({', '.join(IMAGES)}) nor tar shards{problem}")
     if not captions:
         raise UserError(
             f"{folder}: none of its {len(without)} images has a .txt with captions beside it, a caption a line "
@@ -239,3 +240,14 @@ def folder_entries(folder: Path) -> Iterator[tuple[Path, int, dict]]:
             len(without),
             without[0],
         )
+
+
+# ------------------------------------------------------------------------------------------------- parquet
+
+
+def parquet_problem(path: Path, kind: str) -> str:
+    """What is said of a parquet file where entries of a kind (a key of dataset.entries.KINDS) are to be read."""
+    remedy = "pack its images and captions into tar shards with tools/make_shards.py, and name their folder"
+    if kind.startswith("vqa"):  # which shards have no questions for
+        remedy = "write its questions as JSON lines, and its images as files"
+    return f"{path}: parquet is not read here; {remedy}"

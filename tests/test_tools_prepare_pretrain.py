@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 import tarfile
 
 import numpy as np
@@ -216,7 +217,7 @@ def test_predicted_paths_are_img2datasets():
     assert predicted_path(0) == "00000/000000000.jpg" and predicted_path(3_318_332) == "00331/003318332.jpg"
 
 
-def test_statuses_are_read_from_parquet_where_the_json_is_gone(run, source, tmp_path):
+def test_statuses_are_read_from_parquet_where_the_json_is_gone(run, source, tmp_path, monkeypatch):
     cc3m_list(source)
     folder = tmp_path / "data/cc3m/images"
     cc3m_downloads(folder, tar=False)
@@ -225,7 +226,13 @@ def test_statuses_are_read_from_parquet_where_the_json_is_gone(run, source, tmp_
     pyarrow.parquet.write_table(pyarrow.table(rows), folder / "00000.parquet")
     assert "why: 1 x timed out" in run("cc3m")
     (folder / "00000.parquet").write_bytes(b"PAR1 no table")
-    assert "odd: 1 x parquet file that cannot be read; first: 00000.parquet" in run("cc3m", "--force")
+    odd = "odd: 1 x parquet file that cannot be read, its statuses not counted; first: 00000.parquet ("
+    assert odd in run("cc3m", "--force")
+    pyarrow.parquet.write_table(pyarrow.table({"status": ["success"]}), folder / "00000.parquet")
+    assert f"{odd}'error_message')" in run("cc3m", "--force")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pyarrow", None)
+        assert f"{odd}reading parquet needs pyarrow: " in run("cc3m", "--force")
 
 
 def test_a_damaged_shard_is_read_up_to_the_damage_and_hostile_names_stay_inside(run, source, tmp_path):

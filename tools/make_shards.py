@@ -7,8 +7,8 @@ The folder is then a line of `data.train`. A few large files are read faster tha
 a network. Order is kept. Of annotation files, the entries of an image become one sample, where the first of them was.
 The shards are written into OUTPUT.partial, which becomes OUTPUT at the end; that of an interrupted try is replaced.
 
-Of parquet files (Hugging Face's data sets, img2dataset), or folders of them, a row is a sample, and neighbouring rows with
-the same image are one. They are packed and not trained from as they are, since a row cannot be read alone.
+Of parquet files (Hugging Face's data sets, img2dataset), or folders of them, a row is a sample, and neighbouring rows
+with the same image are one. They are packed and not trained from as they are, since a row cannot be read alone.
 """
 
 import argparse

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tools.preparing.files import progress, read_json
+from tools.preparing.parquet import opened_parquet
 from tools.preparing.report import Report
 from utils import UserError
 
@@ -130,14 +131,10 @@ def _stats_reasons(path: Path, report: Report) -> Counter:
 
 def _parquet_reasons(path: Path, report: Report) -> Counter:
     try:
-        import pyarrow.parquet as parquet
-    except ImportError:
-        report.odd("shard whose statuses need the package pyarrow, not counted", path.name)
+        with opened_parquet(path) as file:
+            columns = file.read(columns=["status", "error_message"]).to_pydict()
+        pairs = list(zip(columns["status"], columns["error_message"], strict=True))
+    except (UserError, KeyError) as error:  # KeyError: a column is missing
+        report.odd("parquet file that cannot be read, its statuses not counted", f"{path.name} ({error})")
         return Counter()
-    try:
-        columns = parquet.read_table(path, columns=["status", "error_message"]).to_pydict()
-    except (OSError, ValueError, KeyError) as error:
-        report.odd("parquet file that cannot be read", f"{path.name} ({error})")
-        return Counter()
-    pairs = zip(columns["status"], columns["error_message"], strict=True)
     return Counter("success" if status == "success" else message or status for status, message in pairs)

@@ -6,7 +6,7 @@
     status                   "success", else the download failed                           img2dataset
 
 tools/make_shards.py packs them into tar shards, and says why they are not trained from as they are. The package pyarrow
-is imported where a file is opened, and needed by nothing else.
+is imported where `opened_parquet` opens a file, also for tools.preparing.img2dataset, and needed by nothing else.
 """
 
 import contextlib
@@ -91,7 +91,7 @@ def open_tables(files: Sequence[Path], image_column: str | None, caption_column:
     """
     tables = []
     for path in files:
-        with _opened(path) as file:
+        with opened_parquet(path) as file:
             names = file.schema_arrow.names  # two of a name cannot be told apart
             kinds = {field.name: field.type for field in file.schema_arrow if names.count(field.name) == 1}
             rows = file.metadata.num_rows
@@ -131,7 +131,7 @@ def _read_rows(tables: Sequence[Table]) -> Iterator[Sample | LeftOut | FailedDow
     """A sample of every row, or why it is none."""
     for table in tables:
         row = 0
-        with _opened(table.path) as file:
+        with opened_parquet(table.path) as file:
             for batch in file.iter_batches(BATCH_ROWS, columns=table.columns):
                 images, captions = batch.column(table.image), batch.column(table.caption)
                 statuses = batch.column(STATUS).to_pylist() if STATUS in table.columns else [SUCCESS] * len(images)
@@ -215,13 +215,13 @@ def _plain(kind: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def opened_parquet(path: Path) -> Iterator[Any]:
     """The pyarrow.parquet.ParquetFile of a path; what pyarrow raises on it becomes a UserError."""
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        raise UserError(f"reading parquet needs pyarrow: pip install pyarrow ({reason(error)})") from None
+        raise UserError(f'reading parquet needs pyarrow: pip install "pyarrow>=17" ({reason(error)})') from None
     if not path.is_file():  # a pipe would be waited for without end
         raise UserError(f"{path}: cannot be read (not a regular file)")
     try:
