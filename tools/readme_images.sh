@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Draws README's images anew from a finished ./demo.sh: docs/masking.png, docs/patterns.png, docs/search.png. The search
-# is a screenshot of the page, by Chromium (Debian, Ubuntu: apt install chromium). PYTHON names another interpreter,
-# DEMO another folder of runs.
+# Draws README's images anew from a finished ./demo.sh: docs/masking.png, docs/patterns.png, docs/search.png; and those
+# of the ablations from docs/study. The search is a screenshot of the page, by Chromium (Debian, Ubuntu: apt install
+# chromium). PYTHON names another interpreter, DEMO another folder of runs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-.venv/bin/python}
@@ -24,7 +24,11 @@ Image.open(sys.argv[1]).convert('RGB').quantize(256).save(sys.argv[2], optimize=
 }
 colors "$work/patterns.png" docs/patterns.png
 colors "$work/search.png" docs/search.png
+for name in ablation ablation_short ablation_emoji; do
+    $python tools/report.py "docs/study/$name" --format chart --output "$work/$name.png"
+    colors "$work/$name.png" "docs/$name.png"
+done
 # the legend's colors must stay those of the patches
 $python -c "from PIL import Image; import sys; Image.open(sys.argv[1]).save(sys.argv[2], optimize=True)" \
     "$work/masking.png" docs/masking.png
-ls -l docs/masking.png docs/patterns.png docs/search.png
+ls -l docs/*.png
