@@ -17,6 +17,8 @@ from tools.report_tables import (
     Run,
     Table,
     paired_difference,
+    paper_rows,
+    paper_values,
     printed,
     read_json,
     recall,
@@ -52,32 +54,31 @@ def ablation_runs(folder: Path, runs: list[Run]) -> dict[str, list[Run]]:
     return found
 
 
-def ablation_values(runs: Sequence[Run], column: str, kind: str) -> list[Run]:
-    """The runs of a row that fill a column; kind: of retrieval, fine-tuned or zero-shot."""
-    stage, _ = ABLATION_COLUMNS[column]
+def of_stage(rows_found: dict[str, list[Run]], row: str, stage: str, kind: str) -> list[Run]:
+    """The runs of a row's stage; kind: of retrieval, fine-tuned or zero-shot."""
+    runs = rows_found.get(row, [])
     return [run for run in runs if run.stage == stage and (stage != "retrieval" or run.kind == kind)]
 
 
 def ablation_table(paper: dict, number: str, rows_found: dict[str, list[Run]]) -> Table:
     """A row per row of the paper: its number and effect (difference to the paper's model) beside ours, per column."""
-    base = rows_found.get("semmim", [])
     everything = [run for runs in rows_found.values() for run in runs]
     kind = retrieval_kind(everything)
-    target = next(row["values"] for row in paper["rows"] if row.get("paper"))
+    target = paper_values(paper)
     columns, rows = [paper["name"]], []
     for _, label, _ in paper["columns"]:
         columns += [f"{label}: paper", "effect", "ours", "effect "]
     for row in paper["rows"]:
         cells = [row["name"]]
         for (key, _, decimals), value, best in zip(paper["columns"], row["values"], target, strict=True):
-            mine = ablation_values(rows_found.get(row["config"], []), key, kind)
-            measure = ABLATION_COLUMNS[key][1]
+            stage, measure = ABLATION_COLUMNS[key]
+            mine, base = (of_stage(rows_found, name, stage, kind) for name in (row["config"], "semmim"))
             published = DASH if row.get("paper") else f"{value - best:+.{decimals}f}"
             cells += [printed(value, decimals), published, show(stat(mine, measure), decimals)]
-            cells.append(effect_cell(row, mine, ablation_values(base, key, kind), measure, decimals))
+            cells.append(effect_cell(row, mine, base, measure, decimals))
         rows.append(cells)
     table = Table(f"Table {number}. {paper['title']}", columns, rows, [effect_note(everything, kind)])
-    table.paper = {index for index, row in enumerate(paper["rows"]) if row.get("paper")}
+    table.paper = paper_rows(paper)
     return table
 
 
@@ -101,47 +102,44 @@ def mean_recall_table(paper: dict, number: str, rows_found: dict[str, list[Run]]
     """A row per row of the paper: ours alone, the mean of six recalls by both stages, per split; [] without any run."""
     everything = [run for runs in rows_found.values() for run in runs]
     kind = retrieval_kind(everything)
-    columns, rows, base = [paper["name"]], [], retrievals(rows_found, "semmim", kind)
+    found = {row["config"]: of_stage(rows_found, row["config"], "retrieval", kind) for row in paper["rows"]}
+    if not any(found.values()):
+        return []
+    columns, rows, base = [paper["name"]], [], of_stage(rows_found, "semmim", "retrieval", kind)
     for split in ("val", "test"):
         columns += [f"{split} by ITC", f"{split} re-ranked", f"{split} effect"]
     for row in paper["rows"]:
-        mine, cells = retrievals(rows_found, row["config"], kind), [row["name"]]
+        mine, cells = found[row["config"]], [row["name"]]
         for split in ("val", "test"):
             cells += [show(stat(mine, mean_recall(stage, split)), 1) for stage in ("itc", "itm")]
             cells.append(effect_cell(row, mine, base, mean_recall("itm", split), 1))
         rows.append(cells)
-    if not any(retrievals(rows_found, row["config"], kind) for row in paper["rows"]):
-        return []
     note = (
         f"{paper['title']}. Mean of R@1, R@5 and R@10 in both directions, {where_ours(everything, kind)}, on val and "
         "test: by ITC alone, and with the first candidates re-ranked by the fusion encoder. Effect: of the re-ranked, "
         f"the difference to the paper's model, over the seeds of both. {MARKS}"
     )
     table = Table(f"Table {number}: this code by the mean of six recalls", columns, rows, [note])
-    table.paper = {index for index, row in enumerate(paper["rows"]) if row.get("paper")}
+    table.paper = paper_rows(paper)
     return [table]
 
 
 def mean_effects(paper: dict, rows_found: dict[str, list[Run]]) -> Bars:
     """For a chart: a row's effect on the re-ranked mean of six recalls (test) beside the paper's on its two R@1."""
     kind = retrieval_kind(run for runs in rows_found.values() for run in runs)
-    base = retrievals(rows_found, "semmim", kind)
+    base = of_stage(rows_found, "semmim", "retrieval", kind)
     places = [place for place, (key, _, _) in enumerate(paper["columns"]) if ABLATION_COLUMNS[key][0] == "retrieval"]
-    target = next(row["values"] for row in paper["rows"] if row.get("paper"))
+    target = paper_values(paper)
     bars: Bars = {}
     for row in (row for row in paper["rows"] if not row.get("paper")):
         published = statistics.fmean(row["values"][place] - target[place] for place in places)
         bars[row["name"]] = {
             "paper, mean R@1": published_bar(published, 1),
             "this code, mean recall": our_bar(
-                retrievals(rows_found, row["config"], kind), base, mean_recall("itm", "test"), 1
+                of_stage(rows_found, row["config"], "retrieval", kind), base, mean_recall("itm", "test"), 1
             ),
         }
     return bars
-
-
-def retrievals(rows_found: dict[str, list[Run]], row: str, kind: str) -> list[Run]:
-    return ablation_values(rows_found.get(row, []), "coco_tr_r1", kind)
 
 
 def retrieval_kind(runs: Iterable[Run]) -> str:
@@ -168,13 +166,13 @@ def effect_note(runs: Sequence[Run], kind: str) -> str:
 def ablation_effects(paper: dict, rows_found: dict[str, list[Run]]) -> dict[str, Bars]:
     """For charts: {column label: {row: {"paper": bar, "this code": bar}}}."""
     kind = retrieval_kind(run for runs in rows_found.values() for run in runs)
-    target = next(row["values"] for row in paper["rows"] if row.get("paper"))
+    target = paper_values(paper)
     charts: dict[str, Bars] = {}
     for place, (key, label, decimals) in enumerate(paper["columns"]):
-        measure = ABLATION_COLUMNS[key][1]
-        base = ablation_values(rows_found.get("semmim", []), key, kind)
+        stage, measure = ABLATION_COLUMNS[key]
+        base = of_stage(rows_found, "semmim", stage, kind)
         for row in (row for row in paper["rows"] if not row.get("paper")):
-            mine = ablation_values(rows_found.get(row["config"], []), key, kind)
+            mine = of_stage(rows_found, row["config"], stage, kind)
             charts.setdefault(label, {})[row["name"]] = {
                 "paper": published_bar(row["values"][place] - target[place], decimals),
                 "this code": our_bar(mine, base, measure, decimals),

@@ -61,10 +61,10 @@ COMPARED = {
 
 def ablation_charts(folder: Path, runs: Sequence[Run]) -> dict[str, Panels]:
     """{"Table 4: ...": bars of each row's effect, a panel per column}; the paper's alone where nothing was run."""
-    found, charts = ablation_runs(folder, list(runs)), {}
+    paper, found, charts = read_paper()["tables"], ablation_runs(folder, list(runs)), {}
     for number in NUMBERS:
-        table = read_paper()["tables"][number]
-        panels = {**ablation_effects(table, found)}
+        table = paper[number]
+        panels = ablation_effects(table, found)
         if has_ours(means := mean_effects(table, found)):
             panels["mean of six recalls"] = means
         charts[f"Table {number}. {table['title']}"] = [
@@ -83,9 +83,9 @@ def write_overview(folder: Path, runs: Sequence[Run], path: Path) -> Path:
 
     Raises UserError where no ablation's row was judged by retrieval.
     """
-    found, panels = ablation_runs(folder, list(runs)), {}
+    paper, found, panels = read_paper()["tables"], ablation_runs(folder, list(runs)), {}
     for number in NUMBERS:
-        table = read_paper()["tables"][number]
+        table = paper[number]
         effects = mean_effects(table, found)
         if has_ours(effects):
             panels[f"Table {number}: {table['name']}"] = effects
@@ -116,11 +116,10 @@ def overview_note(runs: Sequence[Run]) -> str:
 
 def row_charts(folder: Path, runs: Sequence[Run]) -> dict[str, Panels]:
     """{"Table 4: curves of its rows": pre-training of each row's first seed in one chart per value}."""
-    found = ablation_runs(folder, list(runs))
-    charts = {}
+    paper, found, charts = read_paper()["tables"], ablation_runs(folder, list(runs)), {}
     for number in NUMBERS:
         logs = {}
-        for row in read_paper()["tables"][number]["rows"]:
+        for row in paper[number]["rows"]:
             first = next((run for run in found.get(row["config"], []) if run.stage == "pretrain"), None)
             if first is not None:
                 logs[row["name"]] = [entry for entry in read_log(first.folder) if entry.get("split") == "train"]

@@ -280,8 +280,8 @@ def published(
     columns = [paper["name"], "data", *(label for _, label, _ in paper["columns"])]
     rows = [[row["name"], row["data"], *printed_row(paper, row)] for row in paper["rows"]]
     table = Table(f"Table {number}. {paper['title']}", columns, rows)
-    table.paper = {index for index, row in enumerate(paper["rows"]) if row.get("paper")}
-    target = next(row["values"] for row in paper["rows"] if row.get("paper"))
+    table.paper = paper_rows(paper)
+    target = paper_values(paper)
     by_part = {part: groups(runs, stage, kind, data_of(part)) for part, kind in kinds.items()}
     experiments = list(itertools.zip_longest(*by_part.values(), fillvalue=[])) or [()]
     for experiment in experiments:
@@ -309,6 +309,16 @@ def other_data(title: str, columns: list[str], rows: list[list[str]]) -> list[Ta
 
 def show(value: Stat | None, decimals: int) -> str:
     return NOT_RUN if value is None else value.show(decimals)
+
+
+def paper_values(paper: dict) -> list:
+    """The published values of the paper's own model."""
+    return next(row["values"] for row in paper["rows"] if row.get("paper"))
+
+
+def paper_rows(paper: dict) -> set[int]:
+    """The places of the rows that are the paper's own model."""
+    return {place for place, row in enumerate(paper["rows"]) if row.get("paper")}
 
 
 def printed_row(paper: dict, row: dict) -> list[str]:
@@ -356,7 +366,7 @@ def table8(paper: dict, runs: list[Run], parameters: dict[str, int], pairs_per_s
 
 
 def cost_notes(paper: dict, pairs_per_second: float | None, gpus: int) -> list[str]:
-    printed_days = next(row["values"][1] for row in paper["rows"] if row.get("paper"))
+    printed_days = paper_values(paper)[1]
     implied = implied_pairs_per_second(float(printed_days.split()[0]))
     formula = (
         "GPU days = 5.1M captions x 20 epochs / (pairs/s per GPU) / 86,400; the paper's "
