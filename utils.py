@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import logging
 import os
@@ -82,6 +83,13 @@ class Stopped(Exception):
 
 
 STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP]
+DISK_ERRORS = {  # of a file's place, not of this code: the errors of `run_main` that are one line, and the remedy
+    errno.ENOSPC: "make room, or write to another disk",
+    errno.EDQUOT: "make room, or write to another disk",
+    errno.EROFS: "name a place that can be written",
+    errno.EACCES: "its owner must permit it, or name another place",
+    errno.EIO: "the disk fails",
+}
 EXIT_STOPPED = 130  # exit code of a run that a signal stopped: its checkpoint is written, --resume goes on
 stop_requests: list[int] = []  # stop signals that have come, see engine.signals
 
@@ -122,6 +130,11 @@ def _run(main: Callable[[], object]) -> None:
     except BrokenPipeError:  # whoever read the output, such as `head`, has gone
         _drop_output()
         sys.exit(141)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        print(f"error: {error.filename or 'a file'}: {error.strerror}; {DISK_ERRORS[error.errno]}", file=sys.stderr)
+        sys.exit(2)
     except RuntimeError as error:
         gone = lost_ranks()
         if stop_requested():  # another process ended first, at the same signal
@@ -187,6 +200,17 @@ def find_file(path: str | os.PathLike, what: str = "file") -> Path:
             return path if folder == folders[0] else folder / path
     where = "" if path.is_absolute() else f" (looked in {' and '.join(map(str, folders))})"
     raise UserError(f"{what}: {one_line(path, 1000)} does not exist{where}")
+
+
+def make_folder(path: Path) -> Path:
+    """The folder, made where it is missing. Raises UserError where it cannot be, or cannot be written into."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: this folder cannot be made ({error.strerror or error})") from None
+    if not os.access(path, os.W_OK):
+        raise UserError(f"{path}: this folder cannot be written into")
+    return path
 
 
 @contextlib.contextmanager

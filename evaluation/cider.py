@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dataset.caption import CaptionTrainDataset
 from dataset.text import Tokenizer
-from utils import UserError, find_file, gather_objects, is_main, replacing
+from utils import UserError, find_file, gather_objects, is_main, make_folder, replacing
 
 END = "<eos>"  # what ends a sentence where that counts as a word; no caption has it, since < and > are words themselves
 NOT_WORDS = frozenset("'' ' `` ` \" -lcb- -rcb- “ ” . ? ! , : - -- ... ;".split())  # what pycocoevalcap does not count
@@ -247,7 +247,7 @@ def load_document_frequencies(
         try:
             CiderD.cached(path, references, eos)
         except UserError:
-            folder.mkdir(parents=True, exist_ok=True)  # the run is not open yet
+            make_folder(folder)  # the run is not open yet
             path = folder / path.name
             CiderD.cached(path, references, eos)
     path = gather_objects(path)[0]

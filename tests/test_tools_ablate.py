@@ -103,6 +103,13 @@ def test_finished_stages_of_other_settings_are_refused(tmp_path, fake):
         ablate.main(arguments(tmp_path, 5, "--seeds", 1, "--override", "train.epochs=1"))
 
 
+def test_an_output_that_cannot_be_a_folder_is_one_line(tmp_path, fake):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file: this folder cannot be made \(File exists\)"):
+        ablate.main([*arguments(tmp_path, 5), "--output", str(tmp_path / "file")])
+    assert not fake.calls
+
+
 def test_the_dvae_row_is_left_out_without_its_weights(tmp_path, fake, capsys):
     ablate.main(arguments(tmp_path, 4, "--seeds", 1))
     assert "table4_dvae: left out" in capsys.readouterr().out

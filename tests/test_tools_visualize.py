@@ -74,6 +74,8 @@ def test_wrong_input_is_one_line(tmp_path):
         draw(tmp_path / "checkpoint.pth", "--patterns", 99)
     with pytest.raises(UserError, match="--images 0: must be 1 or more"):
         draw(tmp_path / "checkpoint.pth", "--images", 0)
+    with pytest.raises(UserError, match=r"checkpoint.pth: this folder cannot be made \(File exists\)"):
+        draw(tmp_path / "checkpoint.pth", "--output", tmp_path / "checkpoint.pth")
     write_checkpoint(tmp_path / "vqa.pth", stage="vqa")
     with pytest.raises(UserError, match="a checkpoint of vqa; the figures need one of Pretrain.py"):
         draw(tmp_path / "vqa.pth")

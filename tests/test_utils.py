@@ -1,3 +1,4 @@
+import errno
 import logging
 import os
 import platform
@@ -38,6 +39,36 @@ def test_a_user_error_ends_with_code_2_and_one_line(capsys):
     with pytest.raises(SystemExit) as end:
         utils.run_main(main)
     assert end.value.code == 2 and capsys.readouterr().err == "error: a.json: entry 3 has no caption\n"
+
+
+def test_a_disk_that_refuses_is_one_line_and_any_other_trouble_of_the_system_a_traceback(capsys):
+    def refused(error: OSError):
+        def main():
+            raise error
+
+        return main
+
+    for error, line in (
+        (OSError(errno.ENOSPC, "No space left on device"), "a file: No space left on device; make room"),
+        (PermissionError(errno.EACCES, "Permission denied", "out/a.png"), "out/a.png: Permission denied; its owner"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            utils.run_main(refused(error))
+        assert end.value.code == 2 and capsys.readouterr().err.startswith(f"error: {line}")
+    with pytest.raises(ConnectionRefusedError):
+        utils.run_main(refused(ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")))
+
+
+def test_a_folder_is_made_or_the_error_says_why_not(tmp_path, monkeypatch):
+    assert utils.make_folder(tmp_path / "a/b") == utils.make_folder(tmp_path / "a/b") and (tmp_path / "a/b").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(utils.UserError, match=r"file: this folder cannot be made \(File exists\)$"):
+        utils.make_folder(tmp_path / "file")
+    with pytest.raises(utils.UserError, match=r"file/b: this folder cannot be made \(Not a directory\)$"):
+        utils.make_folder(tmp_path / "file/b")
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    with pytest.raises(utils.UserError, match="a: this folder cannot be written into$"):
+        utils.make_folder(tmp_path / "a")
 
 
 def test_an_error_in_a_worker_is_one_line_too(capsys):

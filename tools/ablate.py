@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from engine import config as settings  # noqa: E402
-from utils import UserError, clock, find_file, run_main, write_json  # noqa: E402
+from utils import UserError, clock, find_file, make_folder, run_main, write_json  # noqa: E402
 
 TABLES = ("4", "5", "6", "7")
 PAPER_DEPTH = 12  # layers of the image encoder whose numbers Table 7 names
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     if not runs:
         raise UserError("; ".join(left_out) or "no row is left to run")
     slots = make_slots(args.jobs, args.device)
-    args.output.mkdir(parents=True, exist_ok=True)
+    make_folder(args.output)
     with lock(args.output) as lock_file:
         write_rows(args, rows)
         for run in runs:

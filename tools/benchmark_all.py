@@ -62,8 +62,7 @@ def run_all(args: argparse.Namespace) -> dict:
         if unknown := [name for name in args.only if name not in chosen]:
             raise utils.UserError(f"--only: {unknown[0]} is none of {', '.join(chosen)}")
         chosen = {name: chosen[name] for name in args.only}
-    folder = Path(args.folder).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = utils.make_folder(Path(args.folder).expanduser())
     result = {"torch": torch.__version__, "device": torch.cuda.get_device_name() if device == "cuda" else "cpu"}
     for name, words in chosen.items():
         print(f"{name}: python tools/benchmark.py {words}", file=sys.stderr, flush=True)

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from models.bert import BertConfig  # noqa: E402
 from models.semmim import PREFIX, SemMIM  # noqa: E402
 from models.weights import check_weights, read_weights  # noqa: E402
-from utils import UserError, run_main, save_checkpoint  # noqa: E402
+from utils import UserError, make_folder, run_main, save_checkpoint  # noqa: E402
 
 TEXT_LAYERS = 6  # of ALBEF's BERT; the others, with cross-attention, fuse
 HEAD_WIDTH = 64  # of ViT-B and BERT-base, which no tensor's shape tells
@@ -53,8 +53,8 @@ def main(argv=None) -> None:
     parser.add_argument("source", help="ALBEF's file")
     parser.add_argument("target", help="file to write")
     args = parser.parse_args(argv)
+    make_folder(Path(args.target).parent)
     checkpoint, dropped = convert(read_weights(args.source), args.source)
-    Path(args.target).parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(args.target, checkpoint)
     size = checkpoint["description"]["image_encoder"]["image_size"]
     left_out = ", ".join(f"{name} ({count})" for name, count in dropped.items()) or "nothing"

@@ -71,13 +71,10 @@ def write_page(path: Path, title: str, body: str, style: str = "") -> None:
         temporary.write_text(page(title, body, style), encoding="utf-8")
 
 
-def make_folder(path: Path) -> Path:
-    """The folder, made where it is missing. Raises utils.UserError where it cannot be."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise utils.UserError(f"{path}: this folder cannot be made ({error.strerror})") from None
-    return path
+def save_png(image: Image.Image, path: Path) -> None:
+    """An image as PNG, whole or not at all. Raises utils.UserError where it cannot be written."""
+    with utils.replacing(path) as temporary:
+        image.save(temporary, "PNG", optimize=True)
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> str:
@@ -101,7 +98,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], kind: str = ""
 
 def figure(path: Path, caption: str, image: Image.Image) -> str:
     """Save an image as PNG and return it as part of a page."""
-    image.save(path, optimize=True)
+    save_png(image, path)
     return f"<figure class=large>{inline(image, caption)}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 

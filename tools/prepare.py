@@ -30,7 +30,7 @@ from tools.preparing import easyvqa, emoji, folder, karpathy, nocaps, visual_gen
 from tools.preparing.held_out import held_out_files  # noqa: E402
 from tools.preparing.job import Job  # noqa: E402
 from tools.preparing.report import describe_state, is_done, write_record  # noqa: E402
-from utils import UserError, run_main  # noqa: E402
+from utils import UserError, make_folder, run_main  # noqa: E402
 
 SETS = {  # name: (module, folder of the images below OUTPUT, what it is)
     "coco": (karpathy, "coco/images", "MSCOCO: pre-training, retrieval, captioning"),
@@ -93,6 +93,7 @@ def prepare(options: argparse.Namespace) -> None:
         print(f"{options.set} is prepared already, nothing has changed ({record}; --force prepares it again)")
         print_files({Path(name): count for name, count in earlier["entries"].items()})
         return
+    make_folder(record.parent)
     start = time.monotonic()
     job = Job(options.set, options, images)
     try:

@@ -28,8 +28,8 @@ sys.path.insert(0, str(ROOT))
 from evaluation.caption import caption_table  # noqa: E402
 from evaluation.retrieval import retrieval_table  # noqa: E402
 from evaluation.vqa import vqa_table  # noqa: E402
-from tools import pages, report_ablation, report_formats, report_tables  # noqa: E402
-from utils import UserError, replacing, run_main  # noqa: E402
+from tools import report_ablation, report_formats, report_tables  # noqa: E402
+from utils import UserError, make_folder, replacing, run_main  # noqa: E402
 
 FORMATS: dict[str, Callable] = {
     "text": report_formats.as_text,
@@ -88,7 +88,7 @@ def write_text(text: str, output: Path | None) -> None:
     if output is None:
         print(text)
         return
-    pages.make_folder(output.parent)
+    make_folder(output.parent)
     with replacing(output) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 

@@ -22,7 +22,7 @@ from tools.report_ablation import (
     where_ours,
 )
 from tools.report_tables import Run, read_log, read_paper
-from utils import UserError, replacing
+from utils import UserError, make_folder
 
 Panels = list[tuple[str, Image.Image]]  # (heading, chart), each SHARP times its size on the page
 WIDTH = 370  # of a chart of curves: a phone's, and three stand side by side on a desk
@@ -98,9 +98,8 @@ def write_overview(folder: Path, runs: Sequence[Run], path: Path) -> Path:
     image = Image.new("RGB", (body.width, body.height + note.height + 2 * EDGE), PAPER)
     image.paste(body, (0, 0))
     image.paste(note, (EDGE, body.height + EDGE))
-    pages.make_folder(path.parent)
-    with replacing(path) as temporary:
-        image.save(temporary, format="PNG")
+    make_folder(path.parent)
+    pages.save_png(image, path)
     return path
 
 
@@ -158,5 +157,6 @@ def in_a_row(panels: Panels) -> str:
 def figure(path: Path, caption: str, panels: Panels) -> str:
     """Save the panels as one PNG, and return them as part of a page."""
     images = [image for _, image in panels]
-    below([beside(images[start : start + COLUMNS]) for start in range(0, len(images), COLUMNS)]).save(path)
+    rows = [beside(images[start : start + COLUMNS]) for start in range(0, len(images), COLUMNS)]
+    pages.save_png(below(rows), path)
     return f"<figure>{in_a_row(panels)}<figcaption>{html.escape(caption)}</figcaption></figure>"

@@ -12,13 +12,14 @@ from tools.report_ablation import effect_note, retrieval_kind
 from tools.report_charts import Panels, ablation_charts, figure, row_charts, run_charts
 from tools.report_formats import as_html
 from tools.report_tables import Run, Table
+from utils import make_folder
 
 INDEX, OF_RUN = "index.html", "report.html"
 
 
 def write_run(run: Run, output: Path) -> Path:
     """OUTPUT/report.html of a single run; -> its path."""
-    path = pages.make_folder(output) / OF_RUN
+    path = make_folder(output) / OF_RUN
     report_run.write_page(path, run)
     return path
 
@@ -27,7 +28,7 @@ def write_pages(folder: Path, runs: Sequence[Run], tables: Sequence[Table], outp
     """OUTPUT/index.html of the finished ones among all `runs` below a folder, its charts as PNG, and a page for every
     run; -> the first page's path. No page needs another file, so that each can be sent alone.
     """
-    pages.make_folder(output)
+    make_folder(output)
     of_run = run_pages(folder, runs, output)
     for path, run in of_run.items():
         beside = {name: run_title(folder, other) for name, other in of_run.items() if near(run, other)}

@@ -54,7 +54,7 @@ from tools.visualize_scenes import (  # noqa: E402
     patch_labels,
     scene_numbers,
 )
-from utils import UserError, as_config, run_main, write_json  # noqa: E402
+from utils import UserError, as_config, make_folder, run_main, write_json  # noqa: E402
 
 BATCH = 50
 OURS, PIXELS, TOKENS, DVAE = "encoding head", "k-means of pixels", "k-means of encoder tokens", "dVAE"
@@ -71,13 +71,12 @@ def main(argv: list[str] | None = None) -> None:
         "cuda" if args.device == "auto" and torch.cuda.is_available() else args.device.replace("auto", "cpu")
     )
     model, tokenizer, max_tokens, max_words = load_model(args.checkpoint, device)
+    output = make_folder(args.output or args.checkpoint.parent / "figures")  # before the work
     size, grid = model.backbone.image_encoder.image_size, model.backbone.image_encoder.grid
     samples = read_samples(args, size, max_words) if args.data else draw_scenes(args.images, args.seed, size, max_words)
     shown = list(range(min(args.show, len(samples.images))))
     found = encode_all(model, tokenizer, samples, max_tokens, device)
     clusterings = cluster_all(args, model, samples, found)
-    output = args.output or args.checkpoint.parent / "figures"
-    output.mkdir(parents=True, exist_ok=True)
     text = tokenizer.encode([samples.captions[i] for i in shown], max_tokens)
     view = View(model, tokenizer, samples, shown, torch.stack([to_tensor(samples.images[i]) for i in shown]), *text)
     drawn = {
@@ -89,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     if model.mim.target in ("encoding", "pixels"):
         drawn["predictions"] = predictions(args, view, found, clusterings.get(OURS))
     for name, image in drawn.items():
-        image.save(output / f"{name}.png", optimize=True)
+        pages.save_png(image, output / f"{name}.png")
     numbers = None
     if samples.scenes:
         settings = {"ratio": model.mim.mask_ratio, "temperature": model.mim.mask_temperature}

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tools.preparing.files import find_official
 from tools.preparing.job import Job
-from utils import UserError, replacing
+from utils import UserError, make_folder, replacing
 
 REGISTRY = "https://registry.npmjs.org"
 ARTISTS = {  # name here: (package, its folder of images)
@@ -102,8 +102,7 @@ def read_captions(package: Path) -> dict[str, list[str]]:
 
 def unpack(job: Job, artist: str, package: Path, captions: dict[str, list[str]]) -> list[str]:
     """Writes an artist's images whose names are known; their paths below OUTPUT."""
-    folder = job.images / artist
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(job.images / artist)
     images = []
     for name, content in members(package, ARTISTS[artist][1]):
         stem, _, ending = name.rpartition(".")

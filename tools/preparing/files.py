@@ -3,12 +3,13 @@
 import contextlib
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from evaluation.sharded import ProgressLine
-from utils import UserError, replacing
+from utils import UserError, make_folder, one_line, replacing
 
 SPACE = re.compile(r"[ \t\n\r]*")
 CHUNK = 1 << 20  # characters read at a time
@@ -184,15 +185,36 @@ class ListWriter:
 @contextlib.contextmanager
 def writing_list(path: Path) -> Iterator[Callable]:
     """A function that appends an entry to the JSON list `path`, which is in place only when the block has ended."""
-    with contextlib.ExitStack() as stack:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{path.parent}: cannot be made ({error.strerror or error})") from None
-        temporary = stack.enter_context(replacing(path))
+    make_folder(path.parent)
+    with replacing(path) as temporary:
         with open(temporary, "w", encoding="utf-8") as file:
             writer = ListWriter(file)
             yield writer
             file.write("\n]\n")
         if not writer.count:
             raise UserError(f"{path}: no entry is left to write; see the counts above")
+
+
+@contextlib.contextmanager
+def whole_folder(output: Path) -> Iterator[Path]:
+    """Gives the folder OUTPUT.partial, which becomes `output` when the block ends without error: what a refused or
+    interrupted run leaves is never taken for the whole, and the next run replaces it."""
+    output = output.resolve()  # of a link to another disk the folder there
+    partial = output.with_name(f"{output.name}.partial")
+    try:
+        if partial.exists():
+            warn(f"{partial} is left by an earlier try, and is replaced")
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{partial}: cannot be made ({error.strerror or error})") from None
+    try:
+        yield partial
+    except BaseException:
+        with contextlib.suppress(OSError):  # it holds something
+            partial.rmdir()
+        raise
+    try:
+        partial.replace(output)
+    except OSError as error:
+        raise UserError(f"{partial}: whole, but cannot be renamed to {output.name} ({one_line(error)})") from None

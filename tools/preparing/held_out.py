@@ -61,7 +61,6 @@ class HeldOut:
 
 def write_held_out(path: Path, name: str, folder: Path, images: list[dict]) -> None:
     """images: {"image": path in `folder`, "split", "coco_id", "flickr_id"} each."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"name": name, "folder": str(folder.resolve()), "images": images})
 
 

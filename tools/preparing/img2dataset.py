@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.preparing.files import progress, read_json
+from tools.preparing.files import progress, read_json, whole_folder
 from tools.preparing.parquet import opened_parquet
 from tools.preparing.report import Report
 from utils import UserError
@@ -41,12 +41,9 @@ def unpack_shards(folder: Path, report: Report) -> None:
     packed = [name for name in shard_names(folder) if not (folder / name).is_dir()]
     line = progress("unpacking tar shards", "shards", len(packed))
     for name in packed:
-        partial = folder / f"{name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
         try:
-            partial.mkdir()
-            _unpack(folder / f"{name}.tar", partial, report)
-            partial.replace(folder / name)
+            with whole_folder(folder / name) as partial:
+                _unpack(folder / f"{name}.tar", partial, report)
         except OSError as error:
             raise UserError(f"{folder / name}.tar: cannot be unpacked ({error.strerror or error})") from None
         line.advance(1)

@@ -115,7 +115,6 @@ def is_done(record: Path, state: dict) -> dict | None:
 
 def write_record(record: Path, state: dict, report: Report, files: dict[Path, int]) -> None:
     """The record of a finished run; files: {path: entries}."""
-    record.parent.mkdir(parents=True, exist_ok=True)
     sizes = {str(path): path.stat().st_size for path in files}
     entries = {str(path): count for path, count in files.items()}
     write_json(record, {"state": state, "files": sizes, "entries": entries, "report": report.to_dict()})

@@ -1,12 +1,10 @@
 """Writing tar shards in webdataset's layout, which dataset.shards reads; whatever the samples come from."""
 
-import contextlib
 import hashlib
 import io
 import itertools
 import json
 import os
-import shutil
 import tarfile
 from array import array
 from collections.abc import Iterable, Iterator
@@ -18,8 +16,8 @@ import numpy as np
 
 from dataset.common import EmptyCaption
 from dataset.transforms import ImageError
-from tools.preparing.files import progress, warn
-from utils import UserError, one_line, replacing, write_json
+from tools.preparing.files import progress, whole_folder
+from utils import UserError, replacing, write_json
 
 EXAMPLES = 3  # of what is left out, in the error
 
@@ -102,31 +100,6 @@ def check_output(output: Path) -> None:
     except OSError as error:
         raise UserError(f"--output {output}: cannot be read ({error.strerror or error})") from None
     raise UserError(f"--output {output}: must be a new or an empty folder (no mount point); name another")
-
-
-@contextlib.contextmanager
-def whole_folder(output: Path) -> Iterator[Path]:
-    """Gives the folder OUTPUT.partial, which becomes `output` when the block ends without error: what a refused or
-    interrupted run leaves is never taken for the whole, and the next run replaces it."""
-    output = output.resolve()  # of a link to another disk the folder there
-    partial = output.with_name(f"{output.name}.partial")
-    try:
-        if partial.exists():
-            warn(f"{partial} is left by an earlier try, and is replaced")
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{partial}: cannot be made ({error.strerror or error})") from None
-    try:
-        yield partial
-    except BaseException:
-        with contextlib.suppress(OSError):  # it holds shards
-            partial.rmdir()
-        raise
-    try:
-        partial.replace(output)
-    except OSError as error:
-        raise UserError(f"{partial}: whole, but cannot be renamed to {output.name} ({one_line(error)})") from None
 
 
 def _write(usable: Iterator[Sample], folder: Path, per_shard: int, packed: Packed) -> None:
