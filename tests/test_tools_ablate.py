@@ -11,7 +11,7 @@ import pytest
 from test_cli import call
 from tiny import TINY
 
-from tools import ablate, make_demo_data
+from tools import ablate, ablate_plan, ablate_running, make_demo_data
 from utils import UserError
 
 BASE = "configs/demo/Pretrain.yaml"
@@ -51,10 +51,10 @@ def arguments(tmp_path, *more) -> list[str]:
 
 
 def test_start_layers_scale_with_depth():
-    assert [ablate.scaled_layer(layer, 12) for layer in (1, 6, 9, 12)] == [1, 6, 9, 12]
-    assert [ablate.scaled_layer(layer, 6) for layer in (1, 6, 9, 12)] == [1, 3, 5, 6]
-    assert [ablate.scaled_layer(layer, 24) for layer in (1, 6, 9, 12)] == [2, 12, 18, 24]
-    assert [ablate.scaled_layer(layer, 2) for layer in (1, 6, 9, 12)] == [1, 1, 2, 2]
+    assert [ablate_plan.scaled_layer(layer, 12) for layer in (1, 6, 9, 12)] == [1, 6, 9, 12]
+    assert [ablate_plan.scaled_layer(layer, 6) for layer in (1, 6, 9, 12)] == [1, 3, 5, 6]
+    assert [ablate_plan.scaled_layer(layer, 24) for layer in (1, 6, 9, 12)] == [2, 12, 18, 24]
+    assert [ablate_plan.scaled_layer(layer, 2) for layer in (1, 6, 9, 12)] == [1, 1, 2, 2]
 
 
 def test_all_tables_run_each_row_once_a_seed_and_the_papers_model_first(tmp_path, fake):
@@ -103,6 +103,14 @@ def test_finished_stages_of_other_settings_are_refused(tmp_path, fake):
         ablate.main(arguments(tmp_path, 5, "--seeds", 1, "--override", "train.epochs=1"))
 
 
+@pytest.mark.parametrize("name", ["rows.json", "table5_random/seed_42/result.json"])
+def test_a_damaged_result_is_one_line(tmp_path, fake, name):
+    ablate.main(arguments(tmp_path, 5, "--seeds", 1))
+    (tmp_path / "out" / name).write_text('{"rows": ')
+    with pytest.raises(UserError, match=f"{name}: not readable .*; remove it to run .* again"):
+        ablate.main(arguments(tmp_path, 5, "--seeds", 1))
+
+
 def test_an_output_that_cannot_be_a_folder_is_one_line(tmp_path, fake):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file: this folder cannot be made \(File exists\)"):
@@ -119,7 +127,7 @@ def test_the_dvae_row_is_left_out_without_its_weights(tmp_path, fake, capsys):
 
 
 def test_the_time_left_follows_from_the_stages_seen():
-    counter = ablate.Counter(["pretrain", "vqa"] * 3, slots=2)
+    counter = ablate_running.Counter(["pretrain", "vqa"] * 3, slots=2)
     counter.count("vqa")
     counter.count("pretrain", 3600.0)
     assert str(counter) == "[2/6]" and counter.left() == "more than 1:00:00"
@@ -130,14 +138,18 @@ def test_the_time_left_follows_from_the_stages_seen():
 def test_cores_are_divided_among_the_runs(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 3, 5, 7}, raising=False)
     assert [slot.cores for slot in ablate.make_slots(2, "cpu")] == [(0, 2), (3, 5, 7)]
-    monkeypatch.setattr(ablate, "visible_gpus", lambda: ["0", "1", "2", "3"])
+    monkeypatch.setattr(ablate_running, "visible_gpus", lambda: ["0", "1", "2", "3"])
     assert [slot.gpus for slot in ablate.make_slots(2)] == [("0", "1"), ("2", "3")]
     with pytest.raises(UserError, match="--jobs 6: there are only 5 CPU cores"):
         ablate.make_slots(6, "cpu")
 
 
 def test_the_global_batch_of_every_stage_is_printed_once(tmp_path, monkeypatch, fake, capsys):
-    slots = [ablate.Slot((0,), ("0",)), ablate.Slot((1,), ("1", "2")), ablate.Slot((2,), ("3", "4"))]
+    slots = [
+        ablate_running.Slot((0,), ("0",)),
+        ablate_running.Slot((1,), ("1", "2")),
+        ablate_running.Slot((2,), ("3", "4")),
+    ]
     monkeypatch.setattr(ablate, "make_slots", lambda jobs, device: slots)
     sizes = ["--override", "train.batch_size=8", "train.accumulation=4", "--retrieval_override", "train.batch_size=6"]
     sizes += ["train.accumulation=1", "--vqa_override", "train.batch_size=500", "train.accumulation=2"]
@@ -150,7 +162,7 @@ def test_the_global_batch_of_every_stage_is_printed_once(tmp_path, monkeypatch, 
 
 
 def test_as_many_runs_as_slots_go_side_by_side(tmp_path, monkeypatch, fake):
-    monkeypatch.setattr(ablate, "make_slots", lambda jobs, device: [ablate.Slot((n,)) for n in range(jobs)])
+    monkeypatch.setattr(ablate, "make_slots", lambda jobs, device: [ablate_running.Slot((n,)) for n in range(jobs)])
     together = threading.Barrier(2, timeout=10)
     original = FakeLauncher.__call__
 
@@ -173,15 +185,15 @@ def test_a_stage_uses_its_slot_and_goes_on_from_its_checkpoint(tmp_path):
     parsed = ablate.parse_arguments(arguments(tmp_path, 5, "--seeds", 1))
     run = ablate.plan(parsed)[0][1]
     pretrain, retrieval, _ = run.stages
-    slot = ablate.Slot((0,), ("2", "5"))
+    slot = ablate_running.Slot((0,), ("2", "5"))
     assert run.row == "table5_random" and 'mim.masking="random"' in pretrain.overrides
-    line = ablate.command(run, pretrain, slot, "auto")
+    line = ablate_running.command(run, pretrain, slot, "auto")
     assert "--nproc_per_node=2" in line and "--checkpoint" not in line and "--resume" not in line
     checkpoint = str(run.folder / "pretrain/checkpoint_last.pth")
-    assert checkpoint in ablate.command(run, retrieval, slot, "auto")
+    assert checkpoint in ablate_running.command(run, retrieval, slot, "auto")
     (run.folder / "retrieval").mkdir(parents=True)
     (run.folder / "retrieval/checkpoint_last.pth").touch()
-    line = ablate.command(run, retrieval, slot, "auto")
+    line = ablate_running.command(run, retrieval, slot, "auto")
     assert "--resume" in line and checkpoint not in line
 
 
@@ -203,14 +215,14 @@ if output.name == "pretrain" and "--resume" not in sys.argv:
 
 
 def test_sigterm_reaches_the_running_stages_and_the_next_call_resumes_them(tmp_path, monkeypatch):
-    real = ablate.command
-    monkeypatch.setattr(ablate, "command", lambda *a: [sys.executable, "-c", PROGRAM, *real(*a)[2:]])
+    real = ablate_running.command
+    monkeypatch.setattr(ablate_running, "command", lambda *a: [sys.executable, "-c", PROGRAM, *real(*a)[2:]])
     started = [tmp_path / f"out/{row}/seed_42/pretrain/started" for row in ("semmim", "table5_random")]
     stop_when(lambda: started[0].exists())
     with pytest.raises(KeyboardInterrupt):
         ablate.main(arguments(tmp_path, 5, "--seeds", 1))
     assert not started[1].exists() and not (tmp_path / "out/semmim/seed_42/result.json").exists()
-    monkeypatch.setattr(ablate, "rows_of", lambda tables: ["semmim"])
+    monkeypatch.setattr(ablate_plan, "rows_of", lambda tables: ["semmim"])
     ablate.main(arguments(tmp_path, 5, "--seeds", 1))
     cores = ablate.make_slots(1, "cpu")[0].cores
     lines = (tmp_path / "out/semmim/seed_42/pretrain.log").read_text().splitlines()
@@ -234,7 +246,7 @@ def stop_when(ready) -> None:
 def test_the_real_scripts_go_on_where_they_stopped_and_end_with_numbers(tmp_path, monkeypatch):
     data = tmp_path / "data"
     call(make_demo_data, "--output", data, "--train", 24, "--val", 12, "--test", 12, "--size", 32, "--workers", 1)
-    monkeypatch.setattr(ablate, "rows_of", lambda tables: ["semmim"])
+    monkeypatch.setattr(ablate_plan, "rows_of", lambda tables: ["semmim"])
     line = arguments(tmp_path, 5, "--seeds", 1, "--stages", "zeroshot")
     line += ["--override", *TINY, f"data.train=[{data / 'pretrain.json'}]", "data.bucket_batches=0"]
     line += ["train.epochs=10", "train.precision=fp32", "train.log_every=1", "train.images=false"]
