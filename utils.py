@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 
 from engine.rendezvous import join_group
 
@@ -28,6 +29,8 @@ ROOT = Path(__file__).resolve().parent
 logger = logging.getLogger("semmim")
 IGNORE = -100  # target of a token that counts for no loss, torch's own convention
 HALF_SURROGATE = re.compile("[\ud800-\udfff]")  # what JSON and YAML can write, and no text encoder takes
+FULL = {errno.ENOSPC, errno.EDQUOT}  # what a disk says, see `disk_error`
+REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 ESCAPE_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # of terminals, as torch puts them into its messages
 
 
@@ -78,18 +81,25 @@ def reason(error: Exception) -> str:
     return one_line(message.splitlines()[0]) if message else type(error).__name__
 
 
+def disk_error(error: OSError) -> str | None:
+    """One line for an error of the disk or of a file's place; None for one that may be this code's."""
+    named = [
+        one_line(os.fsdecode(name), 1000) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)
+    ]
+    if error.errno in FULL:
+        remedy = "make room, or write to another disk"
+    elif error.errno in REFUSED and named:
+        remedy = "name another place, or have this one put right"
+    else:
+        return None
+    return f"{' -> '.join(named) or 'a file cannot be written'}: {error.strerror}; {remedy}"
+
+
 class Stopped(Exception):
     """Training was asked by a signal to stop; its checkpoint is written, or is about to be."""
 
 
 STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP]
-DISK_ERRORS = {  # of a file's place, not of this code: the errors of `run_main` that are one line, and the remedy
-    errno.ENOSPC: "make room, or write to another disk",
-    errno.EDQUOT: "make room, or write to another disk",
-    errno.EROFS: "name a place that can be written",
-    errno.EACCES: "its owner must permit it, or name another place",
-    errno.EIO: "the disk fails",
-}
 EXIT_STOPPED = 130  # exit code of a run that a signal stopped: its checkpoint is written, --resume goes on
 stop_requests: list[int] = []  # stop signals that have come, see engine.signals
 
@@ -100,7 +110,9 @@ def stop_requested() -> bool:
 
 
 def run_main(main: Callable[[], object]) -> None:
-    """Run a script's `main` and exit: 0; 2 after a UserError (one line, no traceback); 130 if stopped."""
+    """Run a script's `main` and exit: 0; 130 if stopped; 2, with one line instead of a traceback, after a UserError or
+    where the disk refuses (`disk_error`).
+    """
     try:
         _run(main)
         code = 0
@@ -121,8 +133,7 @@ def _run(main: Callable[[], object]) -> None:
     try:
         main()
     except UserError as error:
-        print("error:" if is_main() else f"error (process {rank()}):", user_message(error), file=sys.stderr, flush=True)
-        sys.exit(2)  # the process group is left as it is: another process may still wait in it
+        _end(user_message(error))
     except torch.OutOfMemoryError as error:
         advice = "lower train.batch_size and raise train.accumulation, or set checkpointing: true"
         print(f"error: out of GPU memory ({reason(error)}); {advice}", file=sys.stderr, flush=True)
@@ -131,10 +142,9 @@ def _run(main: Callable[[], object]) -> None:
         _drop_output()
         sys.exit(141)
     except OSError as error:
-        if error.errno not in DISK_ERRORS:
+        if (line := disk_error(error)) is None:
             raise
-        print(f"error: {error.filename or 'a file'}: {error.strerror}; {DISK_ERRORS[error.errno]}", file=sys.stderr)
-        sys.exit(2)
+        _end(line)
     except RuntimeError as error:
         gone = lost_ranks()
         if stop_requested():  # another process ended first, at the same signal
@@ -144,6 +154,12 @@ def _run(main: Callable[[], object]) -> None:
         line = f"error (process {rank()}): {gone} ({one_line(error)}); start again with --resume"
         print(line, file=sys.stderr, flush=True)
         os._exit(2)  # without the group's farewell, which would wait for the lost process
+
+
+def _end(line: str) -> None:
+    """Say what is wrong and exit; the process group is left as it is: another process may still wait in it."""
+    print("error:" if is_main() else f"error (process {rank()}):", line, file=sys.stderr, flush=True)
+    sys.exit(2)
 
 
 def _drop_output() -> None:
@@ -207,9 +223,9 @@ def make_folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{path}: this folder cannot be made ({error.strerror or error})") from None
-    if not os.access(path, os.W_OK):
-        raise UserError(f"{path}: this folder cannot be written into")
+        raise UserError(f"{path}: this folder cannot be made ({error.strerror or error}); name another") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: this folder cannot be written into; name another, or permit it")
     return path
 
 
@@ -221,7 +237,7 @@ def replacing(path):
     try:
         yield temporary
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save reports a full disk as a RuntimeError
         raise UserError(f"{path}: cannot be written ({one_line(error)}); full disk or read-only folder?") from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -367,13 +383,17 @@ def barrier() -> None:
 
 
 def on_main(function: Callable[[], object]):
-    """What `function` returns in the main process, in all of them; its UserError is raised in all of them, too."""
+    """What `function` returns in the main process, in all of them; its UserError, or error of the disk, too."""
     result = error = None
     if is_main():
         try:
             result = function()
         except UserError as caught:
             error = caught
+        except OSError as caught:
+            if (line := disk_error(caught)) is None:
+                raise
+            error = UserError(line)
     result, error = gather_objects((result, error))[0]
     if error is not None:
         raise error

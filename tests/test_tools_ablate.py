@@ -1,5 +1,6 @@
 """tools/ablate.py: which rows it runs, that none is run twice, and that it goes on where it stopped."""
 
+import errno
 import json
 import os
 import signal
@@ -103,12 +104,30 @@ def test_finished_stages_of_other_settings_are_refused(tmp_path, fake):
         ablate.main(arguments(tmp_path, 5, "--seeds", 1, "--override", "train.epochs=1"))
 
 
+@pytest.mark.parametrize("content", ['{"rows": ', "null", "[1]", '{"rows": 1, "stages": null}'])
 @pytest.mark.parametrize("name", ["rows.json", "table5_random/seed_42/result.json"])
-def test_a_damaged_result_is_one_line(tmp_path, fake, name):
+def test_a_damaged_result_is_one_line(tmp_path, fake, name, content):
     ablate.main(arguments(tmp_path, 5, "--seeds", 1))
-    (tmp_path / "out" / name).write_text('{"rows": ')
-    with pytest.raises(UserError, match=f"{name}: not readable .*; remove it to run .* again"):
+    (tmp_path / "out" / name).write_text(content)
+    with pytest.raises(UserError, match=f"{name}: not readable .*; remove it.* again"):
         ablate.main(arguments(tmp_path, 5, "--seeds", 1))
+
+
+def test_a_disk_without_locks_is_said_and_a_busy_folder_refused(tmp_path, fake, capsys, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("tools.ablate_results.fcntl.flock", flock)
+    ablate.main(arguments(tmp_path, 5, "--seeds", 1))
+    assert "out: this file system has no locks" in capsys.readouterr().err and fake.calls
+
+
+def test_a_run_whose_folder_cannot_be_made_leaves_the_others_alone(tmp_path, fake):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/table5_random").touch()
+    with pytest.raises(UserError, match="1 runs failed: table5_random seed 42: .*File exists|Not a directory"):
+        ablate.main(arguments(tmp_path, 5, "--seeds", 1))
+    assert ("semmim", 42, "vqa") in fake.calls
 
 
 def test_an_output_that_cannot_be_a_folder_is_one_line(tmp_path, fake):

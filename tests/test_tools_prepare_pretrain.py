@@ -1,5 +1,6 @@
 """tools/prepare.py on small files in the official layouts: Visual Genome, CC3M, SBU; and images that must not leak."""
 
+import errno
 import json
 import pickle
 import sys
@@ -251,6 +252,28 @@ def test_a_damaged_shard_is_read_up_to_the_damage_and_hostile_names_stay_inside(
     assert "damaged tar shard, read up to the damage; first: 00000.tar" in out
     assert not list(tmp_path.glob("data/**/../escaped.jpg")) and not (folder / "00001/link.jpg").exists()
     assert {p.name for p in folder.iterdir() if p.is_dir()} == {"00000", "00001"}
+
+
+def test_what_an_interrupted_unpacking_left_is_replaced_and_a_refusal_is_one_line(
+    run, source, tmp_path, monkeypatch, capsys
+):
+    cc3m_list(source)
+    folder = tmp_path / "data/cc3m/images"
+    cc3m_downloads(folder, tar=True)
+    (folder / "00000.partial").mkdir()
+    (folder / "00000.partial/old.jpg").touch()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tools.preparing.img2dataset.shutil.copyfileobj", full)
+        with pytest.raises(UserError, match="00000.tar: cannot be unpacked .No space left"):
+            run("cc3m")
+    assert "00000.partial is left by an earlier try, and is replaced" in capsys.readouterr().err
+    assert not (folder / "00000").exists()
+    run("cc3m")
+    assert not list(folder.glob("*.partial")) and not (folder / "00000/old.jpg").exists()
 
 
 SBU = [

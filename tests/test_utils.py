@@ -49,25 +49,27 @@ def test_a_disk_that_refuses_is_one_line_and_any_other_trouble_of_the_system_a_t
         return main
 
     for error, line in (
-        (OSError(errno.ENOSPC, "No space left on device"), "a file: No space left on device; make room"),
-        (PermissionError(errno.EACCES, "Permission denied", "out/a.png"), "out/a.png: Permission denied; its owner"),
+        (OSError(errno.ENOSPC, "No space left"), "a file cannot be written: No space left; make room"),
+        (PermissionError(errno.EACCES, "Permission denied", "out/a\n.png"), "out/a .png: Permission denied; name"),
+        (OSError(errno.EROFS, "Read-only", b"a.tmp", None, b"b"), "a.tmp -> b: Read-only; name another place"),
     ):
         with pytest.raises(SystemExit) as end:
             utils.run_main(refused(error))
         assert end.value.code == 2 and capsys.readouterr().err.startswith(f"error: {line}")
-    with pytest.raises(ConnectionRefusedError):
-        utils.run_main(refused(ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")))
+    for error in (ConnectionRefusedError(errno.ECONNREFUSED, "refused"), PermissionError(errno.EACCES, "no file", 3)):
+        with pytest.raises(type(error)):
+            utils.run_main(refused(error))
 
 
 def test_a_folder_is_made_or_the_error_says_why_not(tmp_path, monkeypatch):
     assert utils.make_folder(tmp_path / "a/b") == utils.make_folder(tmp_path / "a/b") and (tmp_path / "a/b").is_dir()
     (tmp_path / "file").touch()
-    with pytest.raises(utils.UserError, match=r"file: this folder cannot be made \(File exists\)$"):
+    with pytest.raises(utils.UserError, match=r"file: this folder cannot be made \(File exists\); name another$"):
         utils.make_folder(tmp_path / "file")
-    with pytest.raises(utils.UserError, match=r"file/b: this folder cannot be made \(Not a directory\)$"):
+    with pytest.raises(utils.UserError, match=r"file/b: this folder cannot be made \(Not a directory\); name another$"):
         utils.make_folder(tmp_path / "file/b")
-    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
-    with pytest.raises(utils.UserError, match="a: this folder cannot be written into$"):
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    with pytest.raises(utils.UserError, match="a: this folder cannot be written into; name another, or permit it$"):
         utils.make_folder(tmp_path / "a")
 
 

@@ -5,25 +5,29 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import sys
 from pathlib import Path
 
 from tools.ablate_plan import AblationRun
-from utils import UserError, write_json
+from utils import UserError, one_line, write_json
 
 
 def read_result(folder: Path) -> dict:
     """result.json of a run's folder: its notes and {"stages": {name: {"settings", "seconds", "metrics"}}}."""
-    return _read(folder / "result.json", "this row") or {"stages": {}}
+    return _read(folder / "result.json", "stages", "remove it to run this row again")
 
 
-def _read(path: Path, again: str) -> dict:
-    """The file's content, {} without it; `again`: what is run again where it is removed."""
+def _read(path: Path, key: str, remedy: str) -> dict:
+    """The file's content, of which `key` is a dict too; {key: {}} without the file."""
     if not path.is_file():
-        return {}
+        return {key: {}}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not readable ({error}); remove it to run {again} again") from None
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content[key], dict):
+            raise TypeError(f"{key} is no object")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"{path}: not readable ({one_line(repr(error))}); {remedy}") from None
+    return content
 
 
 def check_same(run: AblationRun) -> None:
@@ -45,8 +49,8 @@ def check_same(run: AblationRun) -> None:
 def write_rows(folder: Path, base: str, rows: dict[str, str]) -> None:
     """FOLDER/rows.json: which row's folder serves each row of the base, added to those of earlier calls."""
     path = folder / "rows.json"
-    known = _read(path, "the tables").get("rows", {})
-    write_json(path, {"base": base, "rows": {**known, **rows}})
+    known = _read(path, "rows", "remove it, and name all tables of this study again")
+    write_json(path, {"base": base, "rows": {**known["rows"], **rows}})
 
 
 @contextlib.contextmanager
@@ -55,8 +59,8 @@ def lock(folder: Path):
     with open(folder / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except (BlockingIOError, PermissionError):  # POSIX allows both
             raise UserError(f"{folder}: another tools/ablate.py, or a run that it started, works here") from None
-        except OSError:  # a file system without locks
-            pass
+        except OSError:
+            print(f"warning: {folder}: this file system has no locks; start no second study here", file=sys.stderr)
         yield file

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tools.ablate_plan import STAGES, AblationRun, Stage
 from tools.ablate_results import read_result
-from utils import ROOT, UserError, clock, write_json
+from utils import ROOT, UserError, clock, one_line, write_json
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,8 @@ def run_all(runs: list[AblationRun], slots: list[Slot], launch: Callable) -> lis
         slot = free.get()
         try:
             return run_stages(run, slot, launch, done)
+        except (UserError, OSError, ValueError) as error:  # the other rows go on
+            return f"{run.name}: {one_line(error)}"
         finally:
             free.put(slot)
 

@@ -61,7 +61,8 @@ def run_entries(args: argparse.Namespace) -> dict:
     """
     if args.entries < args.batch_size * args.processes or args.batch_size < 1:
         raise utils.UserError(f"--entries {args.entries}: fewer than a batch of {args.batch_size} on each process")
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+    where = args.folder and utils.make_folder(Path(args.folder).expanduser())
+    with tempfile.TemporaryDirectory(dir=where) as folder:
         path = Path(folder, "captions.json")
         write_entries(path, args.entries)
         result = {"megabytes": round(path.stat().st_size / 1e6, 1)}

@@ -53,8 +53,9 @@ def main(argv=None) -> None:
     parser.add_argument("source", help="ALBEF's file")
     parser.add_argument("target", help="file to write")
     args = parser.parse_args(argv)
+    weights = read_weights(args.source)
     make_folder(Path(args.target).parent)
-    checkpoint, dropped = convert(read_weights(args.source), args.source)
+    checkpoint, dropped = convert(weights, args.source)
     save_checkpoint(args.target, checkpoint)
     size = checkpoint["description"]["image_encoder"]["image_size"]
     left_out = ", ".join(f"{name} ({count})" for name, count in dropped.items()) or "nothing"

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from semmim import SemMIM  # noqa: E402
-from utils import UserError, run_main  # noqa: E402
+from utils import UserError, make_folder, run_main  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -41,11 +41,12 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse to mix the export with something else."""
+    """Make the folder, and refuse to mix the export with something else."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; name a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
         raise UserError(f"{folder}: holds something else than an exported model; name a new folder")
+    make_folder(folder)
 
 
 def push(model: SemMIM, name: str, private: bool) -> str:

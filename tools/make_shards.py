@@ -54,6 +54,7 @@ def main(argv=None) -> None:
     if not 0 <= args.max_bad_share <= 1:
         raise utils.UserError(f"--max_bad_share is {args.max_bad_share:g}; it must be from 0 to 1")
     check_output(args.output)
+    utils.make_folder(args.output.resolve().parent)
     total, samples = find_samples(args)
     packed = write_shards(samples, total, args.output, args.per_shard, args.max_bad_share)
     print(report(packed, args.output))

@@ -96,12 +96,6 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], kind: str = ""
 # -------------------------------------------------------------------------------------------------------- images
 
 
-def figure(path: Path, caption: str, image: Image.Image) -> str:
-    """Save an image as PNG and return it as part of a page."""
-    save_png(image, path)
-    return f"<figure class=large>{inline(image, caption)}<figcaption>{html.escape(caption)}</figcaption></figure>"
-
-
 def inline(image: Image.Image, description: str, scale: int = 1) -> str:
     """An <img> that carries its own data; scale: pixels of the image for one of the page."""
     size = f'width="{image.width // scale}" height="{image.height // scale}"'

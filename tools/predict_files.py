@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import csv
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -41,8 +42,10 @@ def check_output(name: str | None, extensions: Sequence[str]) -> Path | None:
     if name is None:
         return None
     path = Path(name).expanduser()
-    if path.is_dir() or not path.parent.is_dir():
-        raise utils.UserError(f"--output {name}: give a file in a folder that exists, such as result{extensions[0]}")
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise utils.UserError(
+            f"--output {name}: give a file in a folder that exists and can be written, such as result{extensions[0]}"
+        )
     if path.suffix.lower() not in extensions:
         raise utils.UserError(f"--output {name}: the name must end in {' or '.join(extensions)}")
     return path

@@ -62,6 +62,8 @@ def main(argv: list[str] | None = None) -> None:
     runs = sorted(report_tables.run_folders(folder), key=lambda run: (run / "config.yaml").stat().st_mtime)
     if not runs:
         raise UserError(f"{folder}: no run in it (a run's folder holds config.yaml); give a script's --output_dir")
+    if args.output is not None:  # before the work
+        make_folder(args.output if args.format == "html" else args.output.parent)
     if args.format == "summary":
         write_text(summaries(runs), args.output)
         return
@@ -88,7 +90,6 @@ def write_text(text: str, output: Path | None) -> None:
     if output is None:
         print(text)
         return
-    make_folder(output.parent)
     with replacing(output) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 

@@ -22,7 +22,7 @@ from tools.report_ablation import (
     where_ours,
 )
 from tools.report_tables import Run, read_log, read_paper
-from utils import UserError, make_folder
+from utils import UserError
 
 Panels = list[tuple[str, Image.Image]]  # (heading, chart), each SHARP times its size on the page
 WIDTH = 370  # of a chart of curves: a phone's, and three stand side by side on a desk
@@ -98,7 +98,6 @@ def write_overview(folder: Path, runs: Sequence[Run], path: Path) -> Path:
     image = Image.new("RGB", (body.width, body.height + note.height + 2 * EDGE), PAPER)
     image.paste(body, (0, 0))
     image.paste(note, (EDGE, body.height + EDGE))
-    make_folder(path.parent)
     pages.save_png(image, path)
     return path
 

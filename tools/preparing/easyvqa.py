@@ -16,7 +16,7 @@ import re
 import shutil
 from pathlib import Path
 
-from utils import UserError, replacing
+from utils import UserError, make_folder, replacing
 
 SHAPES = ("circle", "rectangle", "triangle")
 NEGATION = re.compile(r"\b(no|not)\b")
@@ -37,6 +37,7 @@ def prepare(args: argparse.Namespace) -> None:
         raise UserError(f"--val {args.val}: must be from 1 to {len(pictures) - 1}, some of the training pictures")
     held_out = set(random.Random(0).sample(pictures, args.val))
 
+    make_folder(args.output)
     try:
         for split in questions:
             shutil.copytree(source / split / "images", args.output / "images" / split, dirs_exist_ok=True)

@@ -27,7 +27,7 @@ from dataset.transforms import ImageError
 from tools.preparing.files import progress
 from tools.preparing.image_hash import NO_FILE, KnownImages, fingerprints
 from tools.preparing.job import Job
-from utils import HALF_SURROGATE, UserError, find_file, shown
+from utils import HALF_SURROGATE, UserError, find_file, make_folder, shown
 
 ALL_LINES, FIRST_LINE = "all-lines", "first-line"
 PICTURES = (".svg", ".svgz", ".heic", ".heif", ".avif", ".jxl", ".psd", ".eps", ".pdf", ".ai", ".xcf", ".raw", ".dng")
@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def prepare(options: argparse.Namespace) -> None:
     """Write the lists and print what was found."""
     check_options(options)
+    make_folder(options.output)
     started = time.monotonic()
     job = Job("folder", options, options.source)
     try:
