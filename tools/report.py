@@ -29,6 +29,7 @@ from evaluation.caption import caption_table  # noqa: E402
 from evaluation.retrieval import retrieval_table  # noqa: E402
 from evaluation.vqa import vqa_table  # noqa: E402
 from tools import report_ablation, report_formats, report_tables  # noqa: E402
+from tools.report_order import order_table  # noqa: E402
 from utils import UserError, make_folder, replacing, run_main  # noqa: E402
 
 FORMATS: dict[str, Callable] = {
@@ -109,6 +110,7 @@ def all_tables(
     for number in report_ablation.NUMBERS:
         tables.append(report_ablation.ablation_table(paper[number], number, found))
         tables += report_ablation.mean_recall_table(paper[number], number, found)
+    tables += order_table({number: paper[number] for number in report_ablation.NUMBERS}, found)
     return tables + report_tables.table8(paper["8"], runs, parameters, pairs_per_second, gpus)
 
 

@@ -128,18 +128,22 @@ def mean_effects(paper: dict, rows_found: dict[str, list[Run]]) -> Bars:
     """For a chart: a row's effect on the re-ranked mean of six recalls (test) beside the paper's on its two R@1."""
     kind = retrieval_kind(run for runs in rows_found.values() for run in runs)
     base = of_stage(rows_found, "semmim", "retrieval", kind)
-    places = [place for place, (key, _, _) in enumerate(paper["columns"]) if ABLATION_COLUMNS[key][0] == "retrieval"]
-    target = paper_values(paper)
     bars: Bars = {}
     for row in (row for row in paper["rows"] if not row.get("paper")):
-        published = statistics.fmean(row["values"][place] - target[place] for place in places)
         bars[row["name"]] = {
-            "paper, mean R@1": published_bar(published, 1),
+            "paper, mean R@1": published_bar(published_recall_effect(paper, row), 1),
             "this code, mean recall": our_bar(
                 of_stage(rows_found, row["config"], "retrieval", kind), base, mean_recall("itm", "test"), 1
             ),
         }
     return bars
+
+
+def published_recall_effect(paper: dict, row: dict) -> float:
+    """The paper's effect of a row on its R@1, mean of both directions."""
+    target = paper_values(paper)
+    places = [place for place, (key, _, _) in enumerate(paper["columns"]) if ABLATION_COLUMNS[key][0] == "retrieval"]
+    return statistics.fmean(row["values"][place] - target[place] for place in places)
 
 
 def retrieval_kind(runs: Iterable[Run]) -> str:
