@@ -30,7 +30,7 @@ logger = logging.getLogger("semmim")
 IGNORE = -100  # target of a token that counts for no loss, torch's own convention
 HALF_SURROGATE = re.compile("[\ud800-\udfff]")  # what JSON and YAML can write, and no text encoder takes
 FULL = {errno.ENOSPC, errno.EDQUOT}  # what a disk says, see `disk_error`
-REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 ESCAPE_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # of terminals, as torch puts them into its messages
 
 
@@ -88,11 +88,13 @@ def disk_error(error: OSError) -> str | None:
     ]
     if error.errno in FULL:
         remedy = "make room, or write to another disk"
+    elif error.errno == errno.EIO:
+        remedy = "the disk, or what it hangs on, may fail"
     elif error.errno in REFUSED and named:
         remedy = "name another place, or have this one put right"
     else:
         return None
-    return f"{' -> '.join(named) or 'a file cannot be written'}: {error.strerror}; {remedy}"
+    return f"{' -> '.join(named) or 'a file cannot be read or written'}: {error.strerror}; {remedy}"
 
 
 class Stopped(Exception):

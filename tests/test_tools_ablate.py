@@ -113,7 +113,7 @@ def test_a_damaged_result_is_one_line(tmp_path, fake, name, content):
         ablate.main(arguments(tmp_path, 5, "--seeds", 1))
 
 
-def test_a_disk_without_locks_is_said_and_a_busy_folder_refused(tmp_path, fake, capsys, monkeypatch):
+def test_a_disk_without_locks_is_said(tmp_path, fake, capsys, monkeypatch):
     def flock(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -125,7 +125,7 @@ def test_a_disk_without_locks_is_said_and_a_busy_folder_refused(tmp_path, fake, 
 def test_a_run_whose_folder_cannot_be_made_leaves_the_others_alone(tmp_path, fake):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/table5_random").touch()
-    with pytest.raises(UserError, match="1 runs failed: table5_random seed 42: .*File exists|Not a directory"):
+    with pytest.raises(UserError, match="1 runs failed: table5_random seed 42: .*(File exists|Not a directory)"):
         ablate.main(arguments(tmp_path, 5, "--seeds", 1))
     assert ("semmim", 42, "vqa") in fake.calls
 

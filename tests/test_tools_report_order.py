@@ -47,53 +47,72 @@ def test_chance_is_the_share_of_all_orders_that_reach_the_correlation():
             n_resamples=np.inf,
         ).pvalue
         assert report_statistics.chance(first, second) == pytest.approx(exact, abs=0.006)  # 3.8 of its standard errors
-    # published tables of Spearman's coefficient: 0.600 at 5%, 0.783 at 1%, one-sided, for 9 pairs
-    order = np.arange(9.0)
-    assert report_statistics.chance(order, order) < 1e-4
-    swapped = np.array([1, 0, 2, 3, 6, 4, 5, 8, 7.0])
-    assert (
-        report_statistics.rank_correlation(order, swapped) > 0.783 and report_statistics.chance(order, swapped) < 0.01
-    )
 
 
-def runs_of(effects: dict[str, float], best: float = 50.0, seeds: tuple[int, ...] = (1, 2)) -> dict[str, list[Run]]:
+def test_chance_at_the_published_critical_value():
+    """Tables of Spearman's coefficient say 0.600 for 9 pairs, one-sided 5%; 0.583 is the next value below it."""
+    order, reaches, misses = np.arange(9), [0, 5, 1, 4, 6, 2, 7, 3, 8], [4, 1, 3, 0, 2, 8, 7, 6, 5]
+    assert report_statistics.rank_correlation(order, reaches) == pytest.approx(0.6)
+    assert report_statistics.rank_correlation(order, misses) == pytest.approx(0.583, abs=5e-4)
+    assert report_statistics.chance(order, reaches) < 0.05 < report_statistics.chance(order, misses)
+
+
+def test_values_that_differ_by_rounding_are_equal():
+    assert report_statistics.ranks([0.1 + 0.2, 0.3, -1.0]).tolist() == [1.5, 1.5, 0.0]
+
+
+def runs_of(effects: dict[str, float], seeds: tuple[int, ...] = (1, 2)) -> dict[str, list[Run]]:
     """Zero-shot runs whose test recall is that of the paper's model plus an effect; val has the opposite effects."""
-    found = {}
-    for row, effect in {"semmim": 0.0, **effects}.items():
-        for seed in seeds:
-            metrics = {
-                split: {"itm_r_mean": best + seed + sign * effect, "itc_r_mean": 1.0}
-                for split, sign in (("test", 1), ("val", -1))
-            }
-            run = Run(Path(row), "retrieval", "zero-shot", "demo", seed, {}, metrics, row=row)
-            found.setdefault(row, []).append(run)
-    return found
+    return {row: [run(row, seed, effect) for seed in seeds] for row, effect in {"semmim": 0.0, **effects}.items()}
 
 
-@pytest.mark.parametrize("best", [50.0, 10.0])  # a lucky or unlucky paper's model moves all effects together
-def test_the_papers_own_effects_are_in_its_order_and_their_opposites_are_not(best):
-    (table,) = report_order.order_table(PAPERS, runs_of(PAPER_EFFECTS, best))
-    val, test = table.rows
-    assert test == ["test", "9", "+1.00", "0.000", "1.00 ± 0.00 (2)"]
-    assert val == ["val", "9", "-1.00", "1.000", "-1.00 ± 0.00 (2)"]
+def run(row: str, seed: int, effect: float) -> Run:
+    metrics = {s: {"itm_r_mean": 50.0 + seed + sign * effect} for s, sign in (("test", 1), ("val", -1))}
+    return Run(Path(row, str(seed)), "retrieval", "zero-shot", "demo", seed, {}, metrics, row=row)
+
+
+@pytest.mark.parametrize("luck", [(0.0, 0.0), (7.0, -3.0)])  # of the paper's model in each seed: all effects move alike
+def test_the_papers_own_effects_are_in_its_order_and_their_opposites_are_not(luck):
+    found = runs_of(PAPER_EFFECTS)
+    found["semmim"] = [run("semmim", seed, extra) for seed, extra in zip((1, 2), luck, strict=True)]
+    (table,) = report_order.order_table(PAPERS, found)
+    assert table.rows == [
+        ["val", "4 to 7", "9", "-1.00", "1.000", "-1.00 ± 0.00 (2)"],
+        ["val", "5 to 7", "7", "-1.00", "1.000", "-1.00 ± 0.00 (2)"],
+        ["test", "4 to 7", "9", "+1.00", "<0.001", "+1.00 ± 0.00 (2)"],
+        ["test", "5 to 7", "7", "+1.00", "<0.001", "+1.00 ± 0.00 (2)"],
+    ]
     assert "retrieval on demo, zero-shot, re-ranked" in table.notes[0]
 
 
 def test_only_rows_that_were_run_count_and_few_say_nothing():
     some = dict(list(PAPER_EFFECTS.items())[:4])
     (table,) = report_order.order_table(PAPERS, runs_of(some))
-    assert [row[1] for row in table.rows] == ["4", "4"]
+    assert [row[:3] for row in table.rows] == [["val", "4 to 7", "4"], ["test", "4 to 7", "4"]]
     assert report_order.order_table(PAPERS, runs_of(dict(list(some.items())[:3]))) == []
     assert report_order.order_table(PAPERS, {}) == []
     without_base = runs_of(PAPER_EFFECTS)
     without_base["semmim"] = []
     assert report_order.order_table(PAPERS, without_base) == []
     equal = runs_of(dict.fromkeys(PAPER_EFFECTS, -1.0))
-    assert report_order.order_table(PAPERS, equal)[0].rows[0] == ["val", "9", "-", "-", "-"]
+    assert report_order.order_table(PAPERS, equal)[0].rows[0][3:] == ["-", "-", "-"]
 
 
-def test_a_seed_without_all_rows_has_no_correlation_of_its_own():
+def test_the_seeds_are_those_that_all_rows_have():
+    """Else the luck of the paper's model in one seed would move some rows and not the others."""
     found = runs_of(PAPER_EFFECTS)
-    found["table7_9"] = found["table7_9"][:1]
+    found["semmim"] = [run("semmim", 1, 0.0), run("semmim", 2, 30.0)]
+    for row in ("table4_none", "table6_15", "table7_9"):
+        found[row] = found[row][:1]
     (table,) = report_order.order_table(PAPERS, found)
-    assert table.rows[1][-1] == "1.00"
+    assert table.rows[2][3:] == ["+1.00", "<0.001", "+1.00"]
+    found["table7_9"] = [run("table7_9", 3, -0.15)]
+    found["semmim"].append(run("semmim", 3, 0.0))
+    assert report_order.order_table(PAPERS, found)[0].rows[2][2:] == ["9", "-", "-", "-"]
+
+
+def test_rows_that_scaling_makes_equal_count_once_and_the_papers_model_never():
+    found = runs_of(PAPER_EFFECTS)
+    found["table7_9"], found["table7_6"] = found["semmim"], found["table7_1"]
+    (table,) = report_order.order_table(PAPERS, found)
+    assert [row[2] for row in table.rows] == ["7", "5", "7", "5"]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from safetensors import SafetensorError
 
 import utils
 from engine.checkpoint import random_state, set_random_state
@@ -49,7 +50,8 @@ def test_a_disk_that_refuses_is_one_line_and_any_other_trouble_of_the_system_a_t
         return main
 
     for error, line in (
-        (OSError(errno.ENOSPC, "No space left"), "a file cannot be written: No space left; make room"),
+        (OSError(errno.ENOSPC, "No space left"), "a file cannot be read or written: No space left; make room"),
+        (OSError(errno.EIO, "Input/output error"), "a file cannot be read or written: Input/output error; the disk"),
         (PermissionError(errno.EACCES, "Permission denied", "out/a\n.png"), "out/a .png: Permission denied; name"),
         (OSError(errno.EROFS, "Read-only", b"a.tmp", None, b"b"), "a.tmp -> b: Read-only; name another place"),
     ):
@@ -59,6 +61,24 @@ def test_a_disk_that_refuses_is_one_line_and_any_other_trouble_of_the_system_a_t
     for error in (ConnectionRefusedError(errno.ECONNREFUSED, "refused"), PermissionError(errno.EACCES, "no file", 3)):
         with pytest.raises(type(error)):
             utils.run_main(refused(error))
+
+
+def test_a_disk_that_refuses_the_main_process_is_said_in_all():
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device", "log.jsonl")
+
+    with pytest.raises(utils.UserError, match="^log.jsonl: No space left on device; make room"):
+        utils.on_main(full)
+
+
+@pytest.mark.parametrize("error", [OSError, RuntimeError, SafetensorError])
+def test_what_cannot_be_written_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(utils.UserError, match="a: cannot be written .no room.; full disk or read-only folder"):
+        with utils.replacing(tmp_path / "a") as temporary:
+            temporary.write_text("half")
+            raise error("no room")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_text() == "old"
 
 
 def test_a_folder_is_made_or_the_error_says_why_not(tmp_path, monkeypatch):

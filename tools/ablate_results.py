@@ -59,7 +59,7 @@ def lock(folder: Path):
     with open(folder / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # POSIX allows both
+        except BlockingIOError:
             raise UserError(f"{folder}: another tools/ablate.py, or a run that it started, works here") from None
         except OSError:
             print(f"warning: {folder}: this file system has no locks; start no second study here", file=sys.stderr)

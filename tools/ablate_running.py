@@ -132,7 +132,9 @@ def run_all(runs: list[AblationRun], slots: list[Slot], launch: Callable) -> lis
         slot = free.get()
         try:
             return run_stages(run, slot, launch, done)
-        except (UserError, OSError, ValueError) as error:  # the other rows go on
+        except BrokenPipeError:  # whoever read this program's lines has gone
+            raise
+        except (UserError, OSError) as error:  # the other rows go on
             return f"{run.name}: {one_line(error)}"
         finally:
             free.put(slot)

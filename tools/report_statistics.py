@@ -37,9 +37,9 @@ class Stat:
         quantile = T_QUANTILES[min(self.count - 1, len(T_QUANTILES)) - 1]
         return abs(self.mean) * math.sqrt(self.count) > quantile * self.spread
 
-    def show(self, decimals: int, effect: bool = False) -> str:
+    def show(self, decimals: int, effect: bool = False, signed: bool = False) -> str:
         """mean ± spread (count); an effect has its sign, and an asterisk where it differs from 0."""
-        text = f"{self.mean:{'+' if effect else ''}.{decimals}f}"
+        text = f"{self.mean:{'+' if effect or signed else ''}.{decimals}f}"
         text += "*" if effect and self.differs_from_zero() else ""
         return f"{text} ± {self.spread:.{decimals}f} ({self.count})" if self.count > 1 else text
 
@@ -52,8 +52,8 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float |
 
 
 def ranks(values: Sequence[float]) -> np.ndarray:
-    """0 for the smallest; equal values share the mean of their ranks."""
-    values = np.asarray(values)
+    """0 for the smallest; values that are equal but for rounding share the mean of their ranks."""
+    values = np.round(np.asarray(values, dtype=float), 9)
     below, same = (values[:, None] > values).sum(1), (values[:, None] == values).sum(1)
     return below + (same - 1) / 2
 
