@@ -52,14 +52,7 @@ def main(argv: list[str] | None = None) -> None:
             run.open(evaluate=True)
         else:
             train(model, captioner, cfg, device, run, resume_from)
-        numbers = {}
-        for split in cfg.eval.splits:  # written split by split: what is computed is kept
-
-            def keep(known: dict, split: str = split) -> None:
-                run.write_metrics({**numbers, split: known})
-
-            numbers[split] = captioner.evaluate(model, split, keep)
-            run.write_metrics(numbers)
+        captioner.evaluate_all(model)
 
 
 def train(

@@ -384,6 +384,14 @@ def barrier() -> None:
         dist.all_reduce(torch.zeros(1))  # by gloo: needs no device
 
 
+def leave_group() -> bool:
+    """End the process group, called in all processes; whether this one was the main one, which may still work long."""
+    main = is_main()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return main
+
+
 def on_main(function: Callable[[], object]):
     """What `function` returns in the main process, in all of them; its UserError, or error of the disk, too."""
     result = error = None

@@ -68,42 +68,49 @@ class Captioner:
         dataset = self.datasets["val"]
         return cider(*judged(dataset, self.caption(model, "val")))
 
-    def evaluate(self, model: CaptionModel, split: str, keep: Callable[[dict], object] = lambda numbers: None) -> dict:
-        """Caption a split, write the result file and -> its metrics (in the main process), NoCaps' by domain too.
+    def evaluate_all(self, model: CaptionModel) -> None:
+        """Caption `eval.splits`, write the result files, and leave the process group; the main process then judges.
 
-        keep: is given the metrics as far as they are known, before each one that may fail or take minutes.
+        Called in all processes as the last thing they do together: METEOR and SPICE can take longer than a collective
+        waits. metrics.json holds what is known so far before each step that may fail or take minutes.
         """
-        dataset, start = self.datasets[split], time.perf_counter()
-        captions = self.caption(model, split)
-        seconds = time.perf_counter() - start
-        if not utils.is_main():
-            return {}
-        name = "caption_result.json" if split == self.cfg.eval.splits[-1] else f"caption_result_{split}.json"
-        write_result(dataset.ids, captions, self.run.dir / name)
-        numbers = {"images": len(captions), "captions_per_second": round(len(captions) / seconds, 2)}
-        numbers["words"] = sum(len(caption.split()) for caption in captions) / len(captions)
-        numbers["judged"] = len(references_with_words(dataset))
-        keep(numbers)
-        if numbers["judged"]:
-            self.run.info(f"{split}: judging {numbers['judged']} captions")
-            numbers |= self.judge(dataset, captions, lambda known: keep(numbers | known))
-            self.run.log(0, {key: x for key, x in numbers.items() if isinstance(x, int | float)}, split, final=True)
-            for line in caption_table(split, numbers):
-                self.run.info(line)
-        for index in range(min(3, len(captions))):
-            self.run.info(f"{split} {dataset.images[index]}: {captions[index]}")
-        return numbers
+        captions: dict[str, list[str]] = {}
+        numbers: dict[str, dict] = {}
+        for split in self.cfg.eval.splits:
+            start = time.perf_counter()
+            captions[split] = found = self.caption(model, split)
+            speed = round(len(found) / (time.perf_counter() - start), 2)
+            numbers[split] = {"images": len(found), "captions_per_second": speed}
+            numbers[split]["words"] = sum(len(caption.split()) for caption in found) / len(found)
+            numbers[split]["judged"] = len(references_with_words(self.datasets[split]))
+            if utils.is_main():
+                name = "caption_result.json" if split == self.cfg.eval.splits[-1] else f"caption_result_{split}.json"
+                write_result(self.datasets[split].ids, found, self.run.dir / name)
+                self.run.write_metrics(numbers)
+        if utils.leave_group():
+            for split in captions:
+                self.judge(split, captions[split], numbers)
 
-    def judge(self, dataset: CaptionEvalDataset, captions: list[str], keep: Callable[[dict], object]) -> dict:
-        """`caption_metrics`, and under the name of every domain that the data set has those of its images."""
-        spice = self.cfg.eval.spice
-        numbers: dict = caption_metrics(*judged(dataset, captions), spice=spice, keep=keep)
-        for domain in DOMAINS:
-            subset = judged(dataset, captions, domain)
-            if subset[1]:
-                numbers[domain] = {"images": len(subset[1])} | caption_metrics(*subset, spice=spice)
-                keep(numbers)
-        return numbers
+    def judge(self, split: str, captions: list[str], numbers: dict[str, dict]) -> None:
+        """Add `caption_metrics` to the numbers of a split and, by its name, of each of its domains; write and log."""
+        dataset, own, spice = self.datasets[split], numbers[split], self.cfg.eval.spice
+
+        def keep(known: dict) -> None:
+            own.update(known)
+            self.run.write_metrics(numbers)
+
+        if own["judged"]:
+            self.run.info(f"{split}: judging {own['judged']} captions")
+            keep(caption_metrics(*judged(dataset, captions), spice=spice, keep=keep))
+            for domain in DOMAINS:
+                subset = judged(dataset, captions, domain)
+                if subset[1]:
+                    keep({domain: {"images": len(subset[1])} | caption_metrics(*subset, spice=spice)})
+            self.run.log(0, {key: x for key, x in own.items() if isinstance(x, int | float)}, split, final=True)
+            for line in caption_table(split, own):
+                self.run.info(line)
+        for path, caption in list(zip(dataset.images, captions, strict=True))[:3]:
+            self.run.info(f"{split} {path}: {caption}")
 
 
 def judged(

@@ -425,27 +425,46 @@ def test_a_resumed_run_ends_with_the_same_weights(data, tmp_path, monkeypatch, o
     assert straight["best"] == resumed["best"]
 
 
-def test_two_processes_train_and_caption_every_image_once(data, tmp_path):
-    """Nine and seven images in batches of four; scst and cross-entropy reach every weight, or training would stop."""
+SLOW_JUDGE = """
+import datetime, functools, time
+import torch.distributed as dist
+dist.init_process_group = functools.partial(dist.init_process_group, timeout=datetime.timedelta(seconds=8))
+from evaluation import caption
+judge = caption.caption_metrics
+delays = [10]
+caption.caption_metrics = lambda *given, **options: time.sleep(delays and delays.pop() or 0) or judge(*given, **options)
+import Caption, utils
+utils.run_main(Caption.main)
+"""
+
+
+def test_two_processes_train_and_caption_every_image_once_and_a_long_judgement_keeps_no_process_waiting(data, tmp_path):
+    """Nine and seven images in batches of four; scst and cross-entropy reach every weight, or training would stop.
+
+    The first split is judged for longer than a collective of the group waits.
+    """
     overrides = ("train.epochs=1", "train.batch_size=4", "scst.samples=2", "scst.cross_entropy=0.1", "eval.spice=false")
     options = {
         "flags": ["--checkpoint", data / "pretrain/checkpoint_last.pth"],
         "config": "configs/demo/Caption_scst.yaml",
     }
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "Caption.py"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": ""}  # no Java: seconds less
+    (tmp_path / "script.py").write_text(SLOW_JUDGE)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    # no Java: seconds less
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": "", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        command + arguments(data, tmp_path / "two", *overrides, **options),
+        [*command, str(tmp_path / "script.py"), *arguments(data, tmp_path / "two", *overrides, **options)],
         capture_output=True,
         text=True,
         env=environment,
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    numbers = json.loads((tmp_path / "two/metrics.json").read_text())
     for name, split, count in (("caption_result", "test", 7), ("caption_result_val", "val", 9)):
         ids = [entry["image_id"] for entry in json.loads((tmp_path / f"two/{name}.json").read_text())]
         wanted = [entry["image_id"] for entry in json.loads((data / f"data/caption_{split}.json").read_text())]
-        assert ids == wanted and len(ids) == count
+        assert ids == wanted and len(ids) == count and isinstance(numbers[split]["cider"], float)
     options["flags"] = ["--evaluate", "--checkpoint", tmp_path / "two/checkpoint_best.pth"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(caption_evaluation.shutil, "which", lambda name: None)

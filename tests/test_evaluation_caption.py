@@ -290,11 +290,17 @@ def captioner(tmp_path, monkeypatch):
     return caption.Captioner(cfg, TOKENIZER, torch.device("cpu"), Notes(tmp_path)), order
 
 
+def evaluated(captioner, model=None):
+    """What metrics.json holds of the only split."""
+    captioner.evaluate_all(model or Naming())
+    return captioner.run.metrics["val"]
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_a_split_is_captioned_in_its_order_and_judged_by_domain(captioner, training):
     captioner, order = captioner
     model = Naming().train(training)
-    numbers = captioner.evaluate(model, "val")
+    numbers = evaluated(captioner, model)
     assert model.training == training
     said = {f"id{level}": f"a gray of level {level}" for level in order}
     written = json.loads((captioner.run.dir / "caption_result.json").read_text())
@@ -316,7 +322,7 @@ def test_an_image_captioned_twice_or_never_stops_the_evaluation(captioner, monke
     for wrong, message in ((lambda x: [*x, x[0]], "4 were computed more"), (lambda x: x[1:], "4 are missing")):
         monkeypatch.setattr(caption, "eval_loader", lambda *a, wrong=wrong, **b: wrong(list(loader(*a, **b))))
         with pytest.raises(RuntimeError, match=f"captioning val: of 9 items .*{message}"):
-            captioner.evaluate(Naming(), "val")
+            captioner.evaluate_all(Naming())
         assert not (captioner.run.dir / "caption_result.json").exists()
 
 
@@ -324,11 +330,11 @@ def test_an_image_captioned_twice_or_never_stops_the_evaluation(captioner, monke
 def test_images_whose_references_are_blank_are_captioned_counted_and_not_judged(captioner, blank):
     captioner, order = captioner
     dataset = captioner.datasets["val"]
-    whole = captioner.evaluate(Naming(), "val")
+    whole = evaluated(captioner)
     for i in range(len(dataset) if blank == "every" else 2):
         dataset.references[i] = [" ", "...", ""][: i % 4]
     dataset.references[3] = ["", *dataset.references[3]]  # a blank one beside others counts for nothing
-    numbers = captioner.evaluate(Naming(), "val")
+    numbers = evaluated(captioner)
     assert len(json.loads((captioner.run.dir / "caption_result.json").read_text())) == numbers["images"] == 9
     if blank == "every":
         assert numbers["judged"] == 0 and "cider" not in numbers
@@ -356,15 +362,14 @@ def test_images_without_a_reference_with_a_word_are_told_at_the_start(captioner)
     assert again.run.lines[-1] == "val: 2 of 9 images have no reference with a word and are not judged"
 
 
-def test_what_is_known_is_handed_over_before_judging(captioner, monkeypatch):
+def test_captions_and_counts_are_on_the_disk_before_judging(captioner, monkeypatch):
     captioner, _ = captioner
-    kept = []
 
     def broken(*arguments, **options):
         raise RuntimeError("judging failed")
 
     monkeypatch.setattr(caption, "caption_metrics", broken)
     with pytest.raises(RuntimeError, match="judging failed"):
-        captioner.evaluate(Naming(), "val", kept.append)
-    assert kept[0]["images"] == kept[0]["judged"] == 9
+        captioner.evaluate_all(Naming())
+    assert captioner.run.metrics["val"]["images"] == captioner.run.metrics["val"]["judged"] == 9
     assert len(json.loads((captioner.run.dir / "caption_result.json").read_text())) == 9
