@@ -11,32 +11,33 @@ demo=output/demo
 # pre-training runs in two processes, and of the stages after it two run side by side.
 export OMP_NUM_THREADS=1
 
-train() {  # script, its configuration, the run's folder, the checkpoint to start from; --resume goes on where it can
-    $python "$1" --config "configs/demo/$2" --output_dir "$demo/$3" --checkpoint "$demo/$4" --resume
+# As `run` and `start` call it: script, its configuration, the run's folder, the checkpoint to start from.
+# --resume goes on from a checkpoint if there is one.
+train() {
+    exec $python "$1" --config "configs/demo/$2" --output_dir "$demo/$3" --checkpoint "$demo/$4" --resume
 }
 
 echo "== 1. Data: images of simple scenes, captions, questions, boxes"
-$python tools/make_demo_data.py --output $demo/data --train 8000 --val 300 --test 600 --size 72
+run $python tools/make_demo_data.py --output $demo/data --train 8000 --val 300 --test 600 --size 72
 
 echo "== 2. Pre-training: all six losses (configs/demo/Pretrain.yaml), 16 pairs a process"
-$python -m torch.distributed.run --standalone --nproc_per_node=2 Pretrain.py --device cpu \
+run $python -m torch.distributed.run --standalone --nproc_per_node=2 Pretrain.py --device cpu \
     --config configs/demo/Pretrain.yaml --output_dir $demo/pretrain --resume --override train.batch_size=16
 
 echo "== 3. Zero-shot retrieval: contrastive ranking, then re-ranking by the fusion encoder"
-$python Retrieval.py --config configs/demo/Retrieval.yaml --output_dir $demo/zeroshot \
+run $python Retrieval.py --config configs/demo/Retrieval.yaml --output_dir $demo/zeroshot \
     --checkpoint $demo/pretrain/checkpoint_last.pth --evaluate
 
 echo "== 4. Side by side: visual question answering, generated answers (configs/demo/VQA.yaml; its lines go to $demo/vqa.out)"
-train VQA.py VQA.yaml vqa pretrain/checkpoint_last.pth >$demo/vqa.out 2>&1 &
+start train VQA.py VQA.yaml vqa pretrain/checkpoint_last.pth >$demo/vqa.out 2>&1
 vqa=$!
-trap 'kill $vqa 2>/dev/null || true' EXIT
 
 echo "== 5. and retrieval, fine-tuned (configs/demo/Retrieval.yaml)"
-train Retrieval.py Retrieval.yaml retrieval pretrain/checkpoint_last.pth
+run train Retrieval.py Retrieval.yaml retrieval pretrain/checkpoint_last.pth
 
 echo "== 6. and captioning: cross-entropy, then CIDEr (configs/demo/Caption.yaml, Caption_scst.yaml)"
-train Caption.py Caption.yaml caption pretrain/checkpoint_last.pth
-train Caption.py Caption_scst.yaml caption_scst caption/checkpoint_best.pth
+run train Caption.py Caption.yaml caption pretrain/checkpoint_last.pth
+run train Caption.py Caption_scst.yaml caption_scst caption/checkpoint_best.pth
 
 wait $vqa || { cat $demo/vqa.out; exit 1; }
-$python tools/report.py $demo
+run $python tools/report.py $demo

@@ -1,6 +1,7 @@
 """Before any test: the repository on the path, one thread (the machine may be shared), no network."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -23,6 +24,13 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("tests")
+
+
+def pytest_configure():
+    """SIGTERM and SIGHUP end the tests as Ctrl-C does: by an exception, at which the processes of a test are ended."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):

@@ -13,7 +13,7 @@ from test_cli import call
 from tiny import TINY
 
 from tools import ablate, ablate_plan, ablate_running, make_demo_data
-from utils import UserError
+from utils import Stopped, UserError
 
 BASE = "configs/demo/Pretrain.yaml"
 ROWS = ["semmim", "table4_none", "table4_pixels", "table5_random", "table6_15", "table6_45"]
@@ -200,30 +200,26 @@ def test_a_second_program_in_the_same_folder_is_refused(tmp_path):
         pass
 
 
-def test_a_stage_uses_its_slot_and_goes_on_from_its_checkpoint(tmp_path):
-    parsed = ablate.parse_arguments(arguments(tmp_path, 5, "--seeds", 1))
+def test_a_stage_uses_its_slot_and_resumes_from_its_checkpoint(tmp_path):
+    parsed = ablate.parse_arguments(arguments(tmp_path, 5, "--seeds", 1, "--stages", "zeroshot", "retrieval"))
     run = ablate.plan(parsed)[0][1]
-    pretrain, retrieval, _ = run.stages
     slot = ablate_running.Slot((0,), ("2", "5"))
-    assert run.row == "table5_random" and 'mim.masking="random"' in pretrain.overrides
-    line = ablate_running.command(run, pretrain, slot, "auto")
-    assert "--nproc_per_node=2" in line and "--checkpoint" not in line and "--resume" not in line
+    pretrain, zeroshot, retrieval = (ablate_running.command(run, stage, slot, "auto") for stage in run.stages)
+    assert run.row == "table5_random" and 'mim.masking="random"' in pretrain
+    assert "--nproc_per_node=2" in pretrain and "--checkpoint" not in pretrain and "--resume" in pretrain
     checkpoint = str(run.folder / "pretrain/checkpoint_last.pth")
-    assert checkpoint in ablate_running.command(run, retrieval, slot, "auto")
-    (run.folder / "retrieval").mkdir(parents=True)
-    (run.folder / "retrieval/checkpoint_last.pth").touch()
-    line = ablate_running.command(run, retrieval, slot, "auto")
-    assert "--resume" in line and checkpoint not in line
+    assert checkpoint in zeroshot and "--evaluate" in zeroshot and "--resume" not in zeroshot
+    assert checkpoint in retrieval and "--resume" in retrieval and "--evaluate" not in retrieval
 
 
 PROGRAM = """
 import json, os, pathlib, signal, sys, time
 output = pathlib.Path(sys.argv[sys.argv.index("--output_dir") + 1])
 output.mkdir(exist_ok=True)
-cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-print(cores, os.environ["OMP_NUM_THREADS"], "--resume" in sys.argv, flush=True)
-if output.name == "pretrain" and "--resume" not in sys.argv:
+print(sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None, flush=True)
+if output.name == "pretrain" and not (output / "checkpoint_last.pth").exists():
     def stop(*_):
+        time.sleep(0.5)
         (output / "checkpoint_last.pth").touch()
         sys.exit(130)
     signal.signal(signal.SIGTERM, stop)
@@ -233,31 +229,35 @@ if output.name == "pretrain" and "--resume" not in sys.argv:
 """
 
 
-def test_sigterm_reaches_the_running_stages_and_the_next_call_resumes_them(tmp_path, monkeypatch):
+@pytest.mark.parametrize("signals", [("TERM",), ("INT", "INT"), ("HUP", "TERM")], ids="-".join)
+def test_signals_end_the_running_stage_start_no_other_and_the_next_call_resumes(tmp_path, monkeypatch, signals):
     real = ablate_running.command
     monkeypatch.setattr(ablate_running, "command", lambda *a: [sys.executable, "-c", PROGRAM, *real(*a)[2:]])
+    monkeypatch.setattr(ablate_plan, "rows_of", lambda tables: ["semmim", "table5_random"])
     started = [tmp_path / f"out/{row}/seed_42/pretrain/started" for row in ("semmim", "table5_random")]
-    stop_when(lambda: started[0].exists())
-    with pytest.raises(KeyboardInterrupt):
+    stop_when(started[0].exists, *signals)
+    with pytest.raises(Stopped):
         ablate.main(arguments(tmp_path, 5, "--seeds", 1))
     assert not started[1].exists() and not (tmp_path / "out/semmim/seed_42/result.json").exists()
+    assert (tmp_path / "out/semmim/seed_42/pretrain/checkpoint_last.pth").exists()  # its process was waited for
     monkeypatch.setattr(ablate_plan, "rows_of", lambda tables: ["semmim"])
     ablate.main(arguments(tmp_path, 5, "--seeds", 1))
     cores = ablate.make_slots(1, "cpu")[0].cores
     lines = (tmp_path / "out/semmim/seed_42/pretrain.log").read_text().splitlines()
-    shown = list(cores) if hasattr(os, "sched_getaffinity") else None
-    assert lines == [f"{shown} {len(cores)} False", f"{shown} {len(cores)} True"]
+    assert lines == [str(list(cores) if hasattr(os, "sched_getaffinity") else None)] * 2
     assert len(json.loads((tmp_path / "out/semmim/seed_42/result.json").read_text())["stages"]) == 3
 
 
-def stop_when(ready) -> None:
-    """Send this process SIGTERM once `ready()` is true, from another thread."""
+def stop_when(ready, *names: str) -> None:
+    """Send this process the signals, 0.2 s apart, once `ready()` is true, from another thread."""
 
     def watch():
         deadline = time.monotonic() + 300
         while not ready() and time.monotonic() < deadline:
             time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
+        for name in names:
+            os.kill(os.getpid(), getattr(signal, f"SIG{name}"))
+            time.sleep(0.2)
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -273,8 +273,8 @@ def test_the_real_scripts_go_on_where_they_stopped_and_end_with_numbers(tmp_path
     line += [f"data.{split}=[{data / f'retrieval_{split}.json'}]" for split in ("train", "val", "test")]
     folder = tmp_path / "out/semmim/seed_42"
     log = folder / "pretrain/log.jsonl"
-    stop_when(lambda: log.is_file() and log.read_text().count("\n") > 2)
-    with pytest.raises(KeyboardInterrupt):
+    stop_when(lambda: log.is_file() and log.read_text().count("\n") > 2, "TERM", "INT")
+    with pytest.raises(Stopped):
         ablate.main(line)
     assert 2 < log.read_text().count("\n") < 40 and not (folder / "result.json").exists()
     ablate.main(line)

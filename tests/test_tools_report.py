@@ -61,3 +61,12 @@ def test_report_shows_accuracies_beside_constant_answers(tmp_path, monkeypatch, 
 def test_report_of_a_folder_without_runs_is_an_error(tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match="no run in it"):
         run_report(monkeypatch, capsys, tmp_path)
+
+
+def test_escape_codes_and_newlines_of_a_folders_name_do_not_reach_the_terminal(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "a\x1b[31m\nb"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("seed: 1\n")
+    (folder / "log.jsonl").touch()
+    out = run_report(monkeypatch, capsys, tmp_path)
+    assert f"{tmp_path}/a b\n" in out and "a b/log.jsonl" in out and "\x1b" not in out

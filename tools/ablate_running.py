@@ -6,17 +6,17 @@ import collections
 import json
 import os
 import queue
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.signals import stop_signals
 from tools.ablate_plan import STAGES, AblationRun, Stage
 from tools.ablate_results import read_result
 from utils import ROOT, UserError, clock, one_line, write_json
@@ -101,17 +101,14 @@ class Launcher:
 
 
 def command(run: AblationRun, stage: Stage, slot: Slot, device: str) -> list[str]:
-    """The command line of a stage; it goes on from its own checkpoint where there is one."""
+    """The command line of a stage, which resumes if its folder holds a checkpoint and otherwise starts."""
     output = run.folder / stage.name
     program = [sys.executable]
     if len(slot.gpus) > 1:
         program += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={len(slot.gpus)}"]
     arguments = ["--config", stage.config, "--output_dir", str(output), "--seed", str(run.seed), "--device", device]
-    if stage.name == "zeroshot":
-        arguments += ["--evaluate"]
-    elif (output / "checkpoint_last.pth").is_file():
-        arguments += ["--resume"]
-    if stage.name != "pretrain" and "--resume" not in arguments:
+    arguments += ["--evaluate" if stage.name == "zeroshot" else "--resume"]
+    if stage.name != "pretrain":
         arguments += ["--checkpoint", str(run.folder / "pretrain" / "checkpoint_last.pth")]
     overrides = ["--override", *stage.overrides] if stage.overrides else []
     return [*program, str(ROOT / STAGES[stage.name]), *arguments, *overrides]
@@ -120,8 +117,8 @@ def command(run: AblationRun, stage: Stage, slot: Slot, device: str) -> list[str
 def run_all(runs: list[AblationRun], slots: list[Slot], launch: Callable) -> list[str]:
     """Work on all runs, as many side by side as there are slots; -> a line per failed run.
 
-    launch(run, stage, slot) -> exit code, and launch.stop() ends all that it runs. Raises KeyboardInterrupt after a
-    signal, when everything has ended.
+    launch(run, stage, slot) -> exit code, and launch.stop() ends all that it runs, now and later. Raises utils.Stopped
+    after a stop signal, when everything has ended.
     """
     free: queue.Queue[Slot] = queue.Queue()
     for slot in slots:
@@ -139,25 +136,20 @@ def run_all(runs: list[AblationRun], slots: list[Slot], launch: Callable) -> lis
         finally:
             free.put(slot)
 
-    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    pool = ThreadPoolExecutor(len(slots))
-    futures = [pool.submit(work, run) for run in runs]
-    try:
-        return [line for line in (future.result() for future in futures) if line]
-    except KeyboardInterrupt:
-        say("stopping: the runs write their checkpoints; the same command goes on from there")
-        for future in futures:
-            future.cancel()
-        launch.stop()
-        raise
-    finally:
-        pool.shutdown(wait=True)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def interrupt(_number, _frame) -> None:
-    raise KeyboardInterrupt
+    with stop_signals() as stopping:
+        pool = ThreadPoolExecutor(len(slots))
+        try:
+            futures = [pool.submit(work, run) for run in runs]
+            while wait(futures, timeout=0.2).not_done and not stopping():
+                for future in futures:
+                    if future.done():
+                        future.result()  # an error that ends all
+            if stopping():
+                say("stopping: the runs write their checkpoints; the same command resumes them")
+        finally:
+            launch.stop()
+            pool.shutdown(wait=True, cancel_futures=True)
+        return [line for future in futures if not future.cancelled() and (line := future.result())]
 
 
 def run_stages(run: AblationRun, slot: Slot, launch: Callable, done: Counter) -> str | None:
@@ -168,8 +160,6 @@ def run_stages(run: AblationRun, slot: Slot, launch: Callable, done: Counter) ->
             done.count(stage.name)
             continue
         output = run.folder / stage.name
-        if output.exists() and not (output / "checkpoint_last.pth").is_file():
-            shutil.rmtree(output)  # ours, and interrupted before there was anything to go on from
         run.folder.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
         code = launch(run, stage, slot)

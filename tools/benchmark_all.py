@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 import utils
+from engine.signals import end_at_stop_signals
 
 BASE = "--config configs/Pretrain.yaml"
 GPU = {  # at the paper's size; the longest takes a few minutes
@@ -63,6 +64,7 @@ def run_all(args: argparse.Namespace) -> dict:
             raise utils.UserError(f"--only: {unknown[0]} is none of {', '.join(chosen)}")
         chosen = {name: chosen[name] for name in args.only}
     folder = utils.make_folder(Path(args.folder).expanduser())
+    end_at_stop_signals()  # by an exception, at which `subprocess.run` ends its process
     result = {"torch": torch.__version__, "device": torch.cuda.get_device_name() if device == "cuda" else "cpu"}
     for name, words in chosen.items():
         print(f"{name}: python tools/benchmark.py {words}", file=sys.stderr, flush=True)

@@ -30,7 +30,7 @@ from evaluation.retrieval import retrieval_table  # noqa: E402
 from evaluation.vqa import vqa_table  # noqa: E402
 from tools import report_ablation, report_formats, report_tables  # noqa: E402
 from tools.report_order import order_table  # noqa: E402
-from utils import UserError, make_folder, replacing, run_main  # noqa: E402
+from utils import UserError, make_folder, one_line, replacing, run_main  # noqa: E402
 
 FORMATS: dict[str, Callable] = {
     "text": report_formats.as_text,
@@ -169,7 +169,7 @@ def summaries(runs: list[Path]) -> str:
     lines = []
     for run in runs:
         found = [*training_lines(run), *evaluation_lines(run), *file_lines(run)]
-        lines += [f"\n{run}", *("  " + line for line in found)]
+        lines += ["", one_line(run, 1000), *("  " + line for line in found)]
     return "\n".join(lines)
 
 
@@ -213,7 +213,7 @@ def evaluation_lines(run: Path) -> list[str]:
 
 
 def file_lines(run: Path) -> list[str]:
-    return [f"{name:12} {run / file}" for name, file in FILES.items() if (run / file).exists()]
+    return [f"{name:12} {one_line(run / file, 1000)}" for name, file in FILES.items() if (run / file).exists()]
 
 
 if __name__ == "__main__":

@@ -86,7 +86,9 @@ def of_pretraining(run: Run) -> list[str]:
         return []
     parts = [drawn(images[-1])]
     if len(images) > 1:
-        parts.append(f"<details><summary>the same at {images[0].stem}</summary>{drawn(images[0])}</details>")
+        parts.append(
+            f"<details><summary>the same at {html.escape(images[0].stem)}</summary>{drawn(images[0])}</details>"
+        )
     return parts
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from engine.yaml_files import read_yaml
 from tools.report_statistics import Stat
-from utils import UserError
+from utils import UserError, one_line
 
 ROOT = Path(__file__).resolve().parent.parent
 NOT_RUN, DASH = "not run", "-"
@@ -156,7 +156,7 @@ def data_name(config: dict) -> str:
         return DATA_FOLDERS[folders[-1].lower()]
     if match := DATA_FILES.match(path.stem):
         return match[1] or "vqa"
-    return folders[-1] if folders else path.stem
+    return one_line(folders[-1] if folders else path.stem)
 
 
 def groups(runs: Iterable[Run], stage: str, kind: str | None = None, data: str | None = None) -> list[list[Run]]:
@@ -342,7 +342,7 @@ def run_name(group: Sequence[Run]) -> str:
     """The last parts of a run's folder, of an ablation's with its row; how many more there are."""
     if not group:
         return ""
-    name = "/".join(group[0].folder.parts[-2 if group[0].row is None else -3 :])  # ROW/seed_N/STAGE
+    name = one_line("/".join(group[0].folder.parts[-2 if group[0].row is None else -3 :]), 1000)  # ROW/seed_N/STAGE
     return name if len(group) < 2 else f"{name} and {len(group) - 1} more"
 
 

@@ -3,6 +3,21 @@
 #   setup_venv requirements.txt tests/requirements.txt     files named *-no-deps.txt: without dependencies
 #
 # A file is installed again only when it changed. PYTHON=/path/to/python3 chooses the interpreter.
+#
+# What takes long is started by `run`, so that a signal to the script ends it too, whatever it writes first: bash obeys
+# a trap only between commands and in `wait`. Children are groups of their own (set -m): the terminal's Ctrl-C reaches
+# them once, from here.
+
+run() { start "$@"; wait $!; }
+start() { set -m; "$@" & set +m; }
+
+end_children() {
+    trap '' TERM INT HUP
+    kill $(jobs -p) 2>/dev/null || true
+    wait || true
+}
+trap end_children EXIT
+trap 'trap "" TERM INT HUP; exit 130' TERM INT HUP
 
 setup_venv() {
     local python=${PYTHON:-python3} venv=.venv/bin/python file stamp options
@@ -30,7 +45,7 @@ setup_venv() {
         options=()
         [[ $file == *-no-deps.txt ]] && options=(--no-deps)
         echo "installing $file (the first time this takes some minutes)"
-        if ! "$venv" -m pip install --quiet --no-input --disable-pip-version-check ${options[@]+"${options[@]}"} -r "$file"; then
+        if ! run "$venv" -m pip install --quiet --no-input --disable-pip-version-check ${options[@]+"${options[@]}"} -r "$file"; then
             echo "error: installing $file failed (see above): is the network up and the disk not full?" >&2
             return 1
         fi

@@ -1,0 +1,86 @@
+"""demo.sh: a signal to it ends what it has started, in whichever step, once or twice."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# Stands in for Python: a step's command is noted, and sleeps where the test wants it to.
+STAND_IN = """#!/usr/bin/env bash
+[[ $* == *"-m pip"* ]] && exit
+echo "$*" >>commands
+[[ $* == *"$SLEEP_AT"* ]] || exit 0
+echo $$ >>sleeping
+[[ $SLEEP_AT == torch.distributed.run ]] && exec REAL -m torch.distributed.run --nproc_per_node=2 sleeper.py
+exec sleep 60
+"""
+SLEEPER = "import os, time\nprint(os.getpid(), file=open('sleeping', 'a'))\ntime.sleep(60)\n"
+
+
+@pytest.fixture
+def demo(tmp_path):
+    """A copy of demo.sh whose Python is STAND_IN."""
+    for name in ("demo.sh", "tools/setup_venv.sh", "requirements.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / "output/demo").mkdir(parents=True)
+    python = tmp_path / ".venv/bin/python"
+    python.write_text(STAND_IN.replace("REAL", sys.executable))
+    python.chmod(0o755)
+    (tmp_path / "sleeper.py").write_text(SLEEPER)
+    return tmp_path
+
+
+def start(folder: Path, sleep_at: str) -> subprocess.Popen:
+    return subprocess.Popen(["bash", "demo.sh"], cwd=folder, env={**os.environ, "SLEEP_AT": sleep_at})
+
+
+def alive(pid: int) -> bool:
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
+    return bool(state.strip()) and not state.startswith("Z")
+
+
+def test_all_steps_run(demo):
+    assert start(demo, "no step").wait(60) == 0
+    commands = (demo / "commands").read_text()
+    for step in ("make_demo_data", "Pretrain.py", "--evaluate", "VQA.yaml", "Retrieval.yaml", "Caption_scst", "report"):
+        assert step in commands
+
+
+@pytest.mark.parametrize("signals", [("TERM",), ("HUP", "TERM"), ("INT", "INT")], ids="-".join)
+@pytest.mark.parametrize(
+    ("step", "processes"), [("make_demo_data", 1), ("--evaluate", 1), ("checkpoint_last.pth --resume", 2)]
+)
+def test_a_signal_ends_what_runs_and_nothing_more_starts(demo, step, processes, signals):
+    stopped(demo, step, processes, signals)
+
+
+def test_a_signal_ends_torchrun_and_its_processes(demo):
+    stopped(demo, "torch.distributed.run", 3, ("TERM",))
+
+
+def stopped(folder: Path, sleep_at: str, processes: int, signals: tuple[str, ...]) -> None:
+    """Start demo.sh, stop it once so many processes sleep, and see that none of them is left."""
+    script, sleeping = start(folder, sleep_at), folder / "sleeping"
+    try:
+        deadline = time.monotonic() + 60
+        while not (sleeping.exists() and len(sleeping.read_text().splitlines()) >= processes):
+            assert time.monotonic() < deadline and script.poll() is None
+            time.sleep(0.02)
+        for name in signals:
+            script.send_signal(getattr(signal, f"SIG{name}"))
+        assert script.wait(30) == 130
+        commands = (folder / "commands").read_text()
+        pids = [int(line) for line in sleeping.read_text().split()]
+        assert len(pids) == processes and not any(map(alive, pids))
+        time.sleep(0.2)
+        assert (folder / "commands").read_text() == commands
+    finally:
+        script.kill()
