@@ -12,11 +12,13 @@ import random
 import re
 import signal
 import socket
+import stat
 import sys
 import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -218,6 +220,19 @@ def find_file(path: str | os.PathLike, what: str = "file") -> Path:
             return path if folder == folders[0] else folder / path
     where = "" if path.is_absolute() else f" (looked in {' and '.join(map(str, folders))})"
     raise UserError(f"{what}: {one_line(path, 1000)} does not exist{where}")
+
+
+def open_file(path: str | os.PathLike) -> BinaryIO:
+    """A user's file, open for reading its bytes. UserError if it cannot be read, or is no regular file: a pipe or a
+    device may never end."""
+    try:
+        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # a pipe would wait
+    except OSError as error:
+        raise UserError(f"{one_line(path, 1000)}: cannot be read ({error.strerror or error})") from None
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise UserError(f"{one_line(path, 1000)}: cannot be read (not a regular file)")
+    return file
 
 
 def make_folder(path: Path) -> Path:

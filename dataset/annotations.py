@@ -55,7 +55,7 @@ from dataset.official import (
     vqa_entry,
     vqa_split,
 )
-from dataset.text import clean_question
+from dataset.text import clean_question, has_word
 from utils import UserError, find_file, shown
 
 DOMAINS = ("in", "near", "out")  # of NoCaps; its files say "near-domain"
@@ -396,7 +396,7 @@ def read_answer_list(path: str | Path) -> list[str]:
 
 def check_question(entry: dict) -> str | None:
     """What is wrong with an entry beyond missing keys, or None."""
-    if not clean_question(entry["question"]):
+    if not has_word(clean_question(entry["question"])):
         return f"the question {shown(entry['question'])} has no word"
     if not isinstance(entry.get("object_label") or "", str):
         return "'object_label' must be labels joined by &&, such as \"dog&&frisbee\""
@@ -413,7 +413,7 @@ def check_training(entry: dict) -> str | None:
     """As `check_question`; and some annotator must have said something."""
     if problem := check_question(entry):
         return problem
-    return None if any(answer.strip() for answer in strings(entry["answer"])) else "'answer' is blank"
+    return None if any(has_word(answer) for answer in strings(entry["answer"])) else "'answer' is blank"
 
 
 def check_reference(entry: dict) -> str | None:

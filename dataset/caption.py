@@ -21,9 +21,9 @@ from dataset.common import (
     starts,
 )
 from dataset.entries import Source
-from dataset.text import Tokenizer, share_cut
+from dataset.text import Tokenizer, has_word, share_cut
 from dataset.transforms import Augment, stack_pixels
-from utils import IGNORE, UserError
+from utils import IGNORE, UserError, one_line
 
 
 def target_text(caption: str) -> str:
@@ -88,8 +88,8 @@ class CaptionTrainDataset(TrainDataset):
         number, caption = self._draw(index, rng)
         path, references = self.paths[number], self.references(number)
         text = target_text(self.captions[caption])
-        if not text:
-            raise EmptyCaption(f"{path}: an empty caption")
+        if not has_word(text):
+            raise EmptyCaption(f"{one_line(path, 1000)}: an empty caption")
         allow_flip = all(may_flip(reference.lower()) for reference in references)
         return {
             "image": self.transform(self.read_image(number), rng, allow_flip),

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dataset.cache import ImageCache, StringTable
-from dataset.text import clean_caption
+from dataset.text import clean_caption, has_word
 from dataset.transforms import ImageError, open_image
-from utils import UserError
+from utils import UserError, one_line, shown
 
 DIRECTION = re.compile(r"\b(left|right)(most|wards?|hand(ed)?)?\b")
 REPLACEMENT_TRIES = 20
@@ -91,8 +91,8 @@ def starts(groups: Sequence[Sequence]) -> np.ndarray:
 def usable_caption(raw: str, max_words: int, path: str) -> str:
     """The cleaned caption; EmptyCaption naming the image's `path` where no word is left."""
     caption = clean_caption(raw, max_words)
-    if not caption:
-        raise EmptyCaption(f"{path}: nothing is left of the caption {raw!r} after cleaning")
+    if not has_word(caption):
+        raise EmptyCaption(f"{one_line(path, 1000)}: nothing is left of the caption {shown(raw)} after cleaning")
     return caption
 
 

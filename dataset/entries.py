@@ -3,7 +3,7 @@
 Shards are read by dataset.shards; JSON lines, tables, token files and folders of images by dataset.tables.
 """
 
-import contextlib
+import io
 import json
 import os
 import re
@@ -14,7 +14,7 @@ from typing import Any
 
 from dataset.shards import shard_entries, shard_files
 from dataset.tables import JSON_LINES, PARQUET, folder_entries, numbered_elements, parquet_problem
-from utils import HALF_SURROGATE, UserError, find_file, shown
+from utils import HALF_SURROGATE, UserError, find_file, one_line, open_file, shown
 
 Files = str | Path | Sequence[str | Path]
 
@@ -99,7 +99,7 @@ class Place:
     complete: bool = False
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.unit} {self.number}"
+        return one_line(f"{self.path}: {self.unit} {self.number}", 1000)
 
 
 def located_entries(
@@ -191,10 +191,9 @@ def strings(value: str | list[str]) -> list[str]:
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file; UserError where it is none."""
-    if not path.is_file():  # a pipe would be waited for without end
-        raise UserError(f"{path}: cannot be read (not a regular file)")
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        with open_file(path) as file:
+            return json.loads(file.read().decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
     except json.JSONDecodeError as error:
@@ -221,10 +220,8 @@ def _read_list(
         raise UserError(parquet_problem(path, kind))
     if (elements := numbered_elements(path, [columns.get(key, key) for key in KINDS[kind]])) is not None:
         return {}, "line", _renamed(elements, columns) if columns else elements
-    is_list = False
-    if path.is_file():  # a pipe would be waited for without end
-        with contextlib.suppress(OSError), open(path, "rb") as file:  # reading it as a whole says what is wrong
-            is_list = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+    with open_file(path) as file:
+        is_list = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
     header, values = ({}, _pieces(path)) if is_list else _whole_list(path)
     return header, "entry", _renamed(enumerate(values), columns) if columns else enumerate(values)
 
@@ -258,9 +255,7 @@ def _stream_list(path: Path) -> Iterator:
     """The elements of a file's top-level JSON list, some megabytes of text in memory at a time."""
     scan, at, ended = json.JSONDecoder().scan_once, 0, False
     try:
-        if not path.is_file():
-            raise _NotStreamed
-        with open(path, encoding="utf-8-sig") as file:
+        with io.TextIOWrapper(open_file(path), "utf-8-sig") as file:
             text = file.read(PIECE)
             while text.isspace():
                 text = file.read(PIECE)

@@ -23,7 +23,7 @@ import numpy as np
 from dataset.cache import Numbering, StringBuilder, StringTable
 from dataset.entries import Source, file_list, image_captions, image_folders
 from dataset.shards import shard_files
-from utils import UserError, find_file, replacing
+from utils import UserError, find_file, open_file, replacing
 
 log = logging.getLogger("semmim")
 
@@ -132,7 +132,7 @@ def _settings(source: Source, files: list[Path]) -> list:
 def _content(path: Path) -> list:
     """[size, time of change, digest of the beginning and the end] of a file; UserError where it cannot be read."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             found = os.fstat(file.fileno())
             head = file.read(PROBED)
             file.seek(max(0, found.st_size - PROBED))

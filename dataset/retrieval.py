@@ -13,7 +13,7 @@ from dataset.annotations import load_candidates, load_pairs
 from dataset.cache import StringTable
 from dataset.common import TrainDataset, may_flip, numbered, read_for_evaluation, sample_rng, usable_caption
 from dataset.entries import Source, strings
-from dataset.text import clean_caption
+from dataset.text import clean_caption, has_word
 from dataset.transforms import Augment
 from utils import UserError
 
@@ -95,7 +95,7 @@ class RetrievalEvalDataset(Dataset):
         self.captions = [clean_caption(text, max_words) for _, text in pairs]
         self.image_of_caption = [image for image, _ in pairs]
         self.transform = transform
-        if empty := self.captions.count(""):
+        if empty := sum(not has_word(caption) for caption in self.captions):
             log.warning("%s: %d captions have no word left after cleaning", source.files, empty)
 
     def __len__(self) -> int:

@@ -14,20 +14,21 @@ import json
 import logging
 import re
 import statistics
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from utils import UserError
+from utils import UserError, one_line, open_file, reason
 
 log = logging.getLogger("semmim")
 
-BLOCK = 512  # tar's unit
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
 TEXTS = ("json", "txt")
 MEMBER = re.compile(r"(.+\.tar)/([^/]+)@(\d+)\+(\d+)", re.DOTALL)
 LONGEST_TEXT = 1 << 22  # bytes of a .json or .txt
+LONGEST_HEADER = 1 << 14  # bytes of a file's name and attributes; tarfile takes quadratic time over them
 
 
 def shard_files(path: Path) -> list[Path]:
@@ -74,7 +75,7 @@ def shard_entries(shards: list[Path], max_bad_share: float) -> Iterator[tuple[Pa
     for shard in damaged:
         missing = max(1, (shard.promised() or round(expected)) - shard.samples)
         lost += missing
-        log.warning("%s: damaged (%s), about %d samples are lost", shard.path, shard.damage, missing)
+        log.warning("%s: damaged (%s), about %d samples are lost", one_line(shard.path, 1000), shard.damage, missing)
     if lost > max_bad_share * (found + lost) or not found:
         first = "; ".join(f"{shard.path}: {shard.damage}" for shard in damaged[:3])
         raise UserError(
@@ -94,7 +95,7 @@ class _Shard:
         """The entries up to the end or the damage; counts on the way."""
         key, files = None, {}
         try:
-            with open(self.path, "rb") as file:
+            with open_file(self.path) as file:
                 for name, start, size in _members(file):
                     base = name.rpartition("/")[2]
                     stem, _, ending = base.partition(".")
@@ -110,15 +111,15 @@ class _Shard:
                     elif ending in TEXTS and size <= LONGEST_TEXT:
                         file.seek(start)
                         files[ending] = file.read(size)
-        except (OSError, EOFError, ValueError, IndexError) as error:
-            self.damage = " ".join(str(error).split()) or type(error).__name__
+        except (OSError, EOFError, ValueError) as error:
+            self.damage = one_line(error)
             return
         yield from self._sample(key, files)
 
     def _sample(self, key: str | None, files: dict) -> Iterator[tuple[Path, str, dict]]:
         if not files:
             return
-        where = f"{self.path}: sample {key}"
+        where = one_line(f"{self.path}: sample {key}", 1000)
         entries = _entries(files)
         if not entries or "image" not in files:
             self.unusable += 1
@@ -159,54 +160,41 @@ def _entries(files: dict) -> list[dict]:
 
 
 def _members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
-    """(name, where its bytes begin, their number) of the regular files of a tar archive, uncompressed: ustar, GNU's and
-    pax's long names. Raises EOFError where the archive ends too early, ValueError where it is none."""
-    at, end = 0, file.seek(0, 2)
-    long_name = None
-    while True:
-        file.seek(at)
-        header = file.read(BLOCK)
-        if header == bytes(BLOCK):
-            return
-        if len(header) < BLOCK:
-            raise EOFError(f"ends after {at} of its bytes")
-        if _checksum(header) != _number(header[148:156]):
-            raise ValueError("not a tar archive" if at == 0 else f"no file begins at byte {at}")
-        kind, size, start = header[156:157], _number(header[124:136]), at + BLOCK
-        if start + size > end:
-            raise EOFError(f"ends within a file that begins at byte {at}")
-        if kind in b"Lx":
-            content = file.read(size)
-            long_name = _text(content) if kind == b"L" else _pax_path(content) or long_name
-        elif kind in (b"0", b"\0"):
-            prefix = _text(header[345:500]) if header[257:263] == b"ustar\0" else ""
-            name = long_name or "/".join(part for part in (prefix, _text(header[:100])) if part)
-            yield name, start, size
-        if kind not in b"Lx":
-            long_name = None
-        at = start + -(-size // BLOCK) * BLOCK
+    """(name, where its bytes begin, their number) of the regular files of an uncompressed tar archive.
+
+    Raises EOFError if the archive ends too early, ValueError if it is none or is damaged.
+    """
+    size, at = file.seek(0, 2), file.seek(0)
+    try:
+        archive = tarfile.TarFile(fileobj=_Headers(file), encoding="utf-8", errors="surrogateescape")
+        while member := archive.next():
+            archive.members.clear()  # it would keep them all
+            if member.offset_data + member.size > size:
+                raise EOFError(f"ends within a file that begins at byte {at}")
+            if not at < archive.offset:
+                raise ValueError(f"the file at byte {at} has a negative size")
+            if member.isreg() and not member.issparse():
+                yield member.name, member.offset_data, member.size
+            at = archive.offset
+    except (EOFError, ValueError, OSError):
+        raise
+    except Exception as error:  # tarfile raises nearly anything on damaged headers
+        raise ValueError(reason(error)) from None
+    file.seek(at)
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes anything for the end
+        raise EOFError(f"ends within or after the file before byte {at}")
 
 
-def _checksum(header: bytes) -> int:
-    return sum(header) - sum(header[148:156]) + 8 * 32
+@dataclass
+class _Headers:
+    """A tar archive of which tarfile reads headers alone, none of them longer than LONGEST_HEADER."""
 
+    file: BinaryIO
 
-def _number(digits: bytes) -> int:
-    if digits[0] & 0x80:  # GNU's numbers of more than 8 GiB
-        return int.from_bytes(digits, "big") & ~(0xFF << 8 * (len(digits) - 1))
-    return int(digits.strip(b" \0") or b"0", 8)
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= LONGEST_HEADER:
+            raise ValueError(f"the header of a file has {size} bytes")
+        return self.file.read(size)
 
-
-def _text(content: bytes) -> str:
-    return content.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
-
-
-def _pax_path(content: bytes) -> str | None:
-    at = 0
-    while at < len(content):
-        length = int(content[at:].split(b" ", 1)[0])
-        key, _, value = content[at:][:length].split(b" ", 1)[1].rstrip(b"\n").partition(b"=")
-        if key == b"path":
-            return value.decode("utf-8", "surrogateescape")
-        at += max(length, 1)
-    return None
+    def __getattr__(self, name: str):
+        return getattr(self.file, name)

@@ -16,12 +16,13 @@ import json
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from dataset.shards import IMAGES
-from utils import UserError, shown
+from utils import UserError, one_line, open_file, shown
 
 log = logging.getLogger("semmim")
 
@@ -61,11 +62,9 @@ def _not_empty(path: Path, elements: Iterator[tuple[int, Any]]) -> Iterator[tupl
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """(number, counted from 1; the line with its end) of a text file in UTF-8, with or without a byte order mark."""
-    if not path.is_file():  # a pipe would be waited for without end
-        raise UserError(f"{path}: cannot be read (not a regular file)")
     number = 0
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             for number, line in enumerate(file, 1):
                 yield number, (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -126,7 +125,7 @@ def _table(path: Path, separators: str, needed: Sequence[str]) -> Iterator[tuple
                 if len(row) != len(columns):
                     raise UserError(
                         f"{path}: line {first} has {len(row)} cells, but there are {len(columns)} columns "
-                        f"({', '.join(columns)}); a cell with {_named(separator)} in it needs quotes"
+                        f"({one_line(', '.join(columns))}); a cell with {_named(separator)} in it needs quotes"
                     )
                 yield first, _row_entry(columns, row)
             first = taken[0] + 1
@@ -140,8 +139,8 @@ def _table(path: Path, separators: str, needed: Sequence[str]) -> Iterator[tuple
 def _columns(path: Path, row: list[str], needed: Sequence[str]) -> list[str]:
     """The names of the columns; UserError where one of `needed` is not among them."""
     columns = [name.strip() for name in row]
-    for name in columns:
-        if columns.count(name) > 1 and name:
+    for name, count in Counter(columns).items():
+        if count > 1 and name:
             raise UserError(f"{path}: line 1 names the column {shown(name)} twice; a caption more is a row more")
     for name in needed:
         if name not in columns:
@@ -236,9 +235,9 @@ def folder_entries(folder: Path, kind: str) -> Iterator[tuple[Path, int, dict]]:
     if without:
         log.warning(
             "%s: %d images without a caption in a .txt beside them, left out; first: %s",
-            folder,
+            one_line(folder, 1000),
             len(without),
-            without[0],
+            one_line(without[0], 1000),
         )
 
 

@@ -1,14 +1,16 @@
 """Captions and questions: cleaning as ALBEF does, and BERT word pieces without a final [SEP]."""
 
+import io
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from utils import UserError, find_file
+from utils import UserError, find_file, open_file
 
 # The Rust tokenizer's own threads would warn about, and may hang in, forked data workers; batches here are
 # small.
@@ -17,6 +19,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 PUNCTUATION = re.compile(r"[,.'!?\"()*#:;~]")
 CUT_PROBES = 10_000  # texts that tell well enough how many are cut
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+NO_WORD = re.compile("|".join(map(re.escape, (*SPECIAL_TOKENS, "\ufffd"))), re.IGNORECASE)
+IGNORED = {"Cc", "Cf", "Co", "Cs", "Mn", "Zl", "Zp", "Zs"}  # Unicode's categories that BERT's tokenizer leaves out
 
 
 def clean_caption(text: str, max_words: int | None) -> str:
@@ -30,6 +34,12 @@ def clean_caption(text: str, max_words: int | None) -> str:
 def clean_question(text: str, max_words: int | None = None) -> str:
     """ALBEF's `pre_question`: the same rules as for captions, without the <person> placeholder."""
     return _truncate(_strip_punctuation(text), max_words)
+
+
+def has_word(text: str) -> bool:
+    """Whether a tokenizer makes word pieces of a text: it has more than white space, control characters, accents and
+    names of special tokens."""
+    return any(unicodedata.category(character) not in IGNORED for character in NO_WORD.sub("", text))
 
 
 def _strip_punctuation(text: str) -> str:
@@ -51,9 +61,8 @@ class Tokenizer:
     def __init__(self, vocab_file: str | Path, sep: bool = False):
         path = Path(find_file(vocab_file, "vocabulary (text.vocab)"))
         try:
-            if not path.is_file():  # a pipe would be waited for without end
-                raise OSError("it is no regular file")
-            lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # splitlines() would also cut at U+2028
+            with io.TextIOWrapper(open_file(path), "utf-8") as file:
+                lines = file.read().rstrip("\n").split("\n")  # splitlines() would also cut at U+2028
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"vocabulary (text.vocab): {path} cannot be read ({error})") from None
         vocab = {line.rstrip("\r"): i for i, line in enumerate(lines)}

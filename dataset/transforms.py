@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from dataset.shards import read_member
+from utils import one_line
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -50,7 +51,7 @@ class ImageError(Exception):
         super().__init__(self.path, reason)  # both, so that it can be pickled between processes
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+        return f"{one_line(self.path, 1000)}: {self.reason}"
 
 
 # ------------------------------------------------------------------------------------------ reading

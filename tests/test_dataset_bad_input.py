@@ -136,6 +136,42 @@ def test_a_pipe_among_evaluation_images_stops_with_one_line(folder, stage, worke
     )
 
 
+@pytest.mark.parametrize("name", ["p.json", "p.jsonl", "p.csv", "p.token", "p.tar"])
+def test_a_pipe_and_a_device_are_waited_for_in_no_format(folder, name):
+    for make_it in (os.mkfifo, lambda path: os.symlink("/dev/zero", path)):
+        make_it(folder / name)
+        refused("pretrain", folder / name, f"{name}: cannot be read .not a regular file")
+        (folder / name).unlink()
+
+
+def test_a_table_of_100_000_columns_is_refused_at_once(folder):
+    names = ",".join(map(str, range(100_000)))
+    refused("pretrain", write(folder, f"{names}\n{names}\n", "t.csv"), "t.csv: line 1 has no column 'image'")
+    refused(
+        "pretrain", write(folder, f"image,caption,{names}\na.png,x\n", "t.csv"), "line 2 has 2 cells, but there are"
+    )
+
+
+@pytest.mark.parametrize("text", ["", " ", "\x00\x1b", "\u200b \ufeff", "[PAD]", "[unk] [CLS]", "\ufffd"])
+@pytest.mark.parametrize("stage", TRAIN[:3])
+def test_captions_without_a_word_are_replaced_and_named(folder, stage, text):
+    data = make(stage, write(folder, [entry(0), entry(1, caption=text), entry(2)]))
+    sample = data[1]
+    assert sample["caption"] in ("dog 0", "dog 2") and f"{folder / 'b.png'}: " in sample["bad"][0]
+
+
+def test_names_reach_the_log_in_one_printable_line(folder, caplog):
+    (folder / "x\ny").mkdir()
+    (folder / "x\ny" / "\x1b[31mred.png").write_bytes((folder / "a.png").read_bytes())
+    entries = [entry(0), entry(0, image="\x1b[31mgone\n.png"), entry(1)]
+    lines = make("pretrain", write(folder, entries))[1]["bad"]
+    (folder / "x\ny" / "a.txt").write_text("a dog")
+    (folder / "x\ny" / "a.png").write_bytes((folder / "a.png").read_bytes())
+    make("pretrain", folder / "x\ny")
+    lines += [record.getMessage() for record in caplog.records]
+    assert len(lines) >= 2 and all(line.isprintable() for line in lines)
+
+
 # ------------------------------------------------------------------------------------------------- texts
 
 
