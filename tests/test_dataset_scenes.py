@@ -389,28 +389,29 @@ def test_a_second_run_changes_nothing(demo, capsys):
     assert "already" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("damage", ["meta.json", "vqa_test.json", "images/val", "nothing, but another seed"])
-def test_unfinished_or_other_data_are_made_again(demo, tmp_path, damage):
+def test_what_an_interrupted_try_left_is_made_again(demo, tmp_path):
+    partial = tmp_path / "copy.partial"
+    partial.mkdir()
+    (partial / ".unfinished").touch()
+    (partial / "old.json").touch()
+    write(tmp_path / "copy", "--workers", 1)
+    assert contents(tmp_path / "copy") == contents(demo) and not partial.exists()
+
+
+@pytest.mark.parametrize("change", ["thesis.tex", "vqa_test.json", "images/val", "another seed"])
+def test_a_folder_that_is_not_empty_and_holds_no_whole_demo_data_is_refused_and_kept(tmp_path, change):
     folder = tmp_path / "copy"
     write(folder, "--workers", 1)
-    if damage == "meta.json":  # as an interruption leaves it
-        (folder / damage).rename(folder / ".unfinished")
-    elif damage == "vqa_test.json":
-        (folder / damage).unlink()
-    elif damage == "images/val":
-        next((folder / damage).iterdir()).unlink()
-    else:
-        write(folder, "--workers", 1, "--seed", 1)
-        assert contents(folder) != contents(demo)
-    write(folder, "--workers", 1)
-    assert contents(folder) == contents(demo)
-
-
-def test_a_folder_with_other_files_is_refused_and_kept(tmp_path):
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match="not demo data"):
-        write(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    if change == "thesis.tex":
+        (folder / "meta.json").rename(folder / change)
+    elif change == "vqa_test.json":
+        (folder / change).unlink()
+    elif change == "images/val":
+        next((folder / change).iterdir()).unlink()
+    before = contents(folder)
+    with pytest.raises(UserError, match="copy: must be a new or an empty folder"):
+        write(folder, *(("--seed", 1) if change == "another seed" else ()))
+    assert contents(folder) == before
 
 
 @pytest.mark.parametrize("option", ["--size 8", "--train 0", "--workers 0", "--questions-per-scene 99"])

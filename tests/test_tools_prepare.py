@@ -241,6 +241,28 @@ def test_the_command_says_one_line_of_an_error(tmp_path):
     assert result.returncode == 2 and result.stderr.startswith("error: --source") and result.stderr.count("\n") == 1
 
 
+def test_a_file_that_is_not_as_the_tool_wrote_it_is_neither_replaced_nor_removed(run, tmp_path):
+    own = tmp_path / "data/coco/annotations/coco_val.json"
+    official.write_json(own, "mine")
+    with pytest.raises(UserError, match="coco_val.json: is not as tools/prepare.py wrote it; move it away"):
+        run("coco")
+    assert read(own) == "mine"
+    own.unlink()
+    run("coco")
+    official.write_json(own, "changed")
+    for name, message in (("coco", "coco_val.json: is not as"), ("flickr30k", None)):
+        if message is None:
+            run(name)  # the other files of the folder are the tool's
+        else:
+            with pytest.raises(UserError, match=message):
+                run(name, "--force")
+    assert read(own) == "changed"
+    record = tmp_path / "data/prepared/written.jsonl"
+    record.write_text("my notes\n")
+    with pytest.raises(UserError, match="written.jsonl: not written by tools/prepare.py; move it away"):
+        run("nocaps" if official.nocaps(tmp_path / "downloads") else "")
+
+
 # ------------------------------------------------------------------------------------------------ NoCaps
 
 

@@ -201,6 +201,25 @@ def test_a_list_of_an_earlier_run_does_not_stay_beside_a_new_split(run, tmp_path
     assert "val" not in lists(tmp_path / "data/own")
 
 
+def test_lists_that_the_tool_did_not_write_stay(run, tmp_path):
+    own = tmp_path / "data/own"
+    own.mkdir(parents=True)
+    for name in ("val", "test"):
+        (own / f"{name}.json").write_text("mine")
+    run("--val", "0", "--test", "0")
+    assert [(own / f"{name}.json").read_text() for name in ("val", "test")] == ["mine", "mine"]
+    with pytest.raises(UserError, match="test.json: is not as tools/prepare.py wrote it"):
+        run("--val", "0", "--test", "3")
+    assert (own / "test.json").read_text() == "mine"
+
+
+def test_names_that_hold_a_newline_or_an_escape_code_are_printed_in_one_plain_line(run, photos):
+    (photos / "a\x1b[31m\nwarning: b.png").write_bytes(b"no image")
+    (photos / "a\x1b[31m\nwarning: b.txt").write_text("a caption")
+    out = run()
+    assert "\x1b" not in out and "\nwarning" not in out and "a warning: b.png: not an image" in out
+
+
 def test_paths_are_relative_where_the_images_lie_beside_the_lists(run, photos, tmp_path):
     run(output=photos.parent / "lists")
     assert all(not os.path.isabs(entry["image"]) for entry in lists(photos.parent / "lists")["train"])

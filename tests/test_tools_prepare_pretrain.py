@@ -1,8 +1,11 @@
 """tools/prepare.py on small files in the official layouts: Visual Genome, CC3M, SBU; and images that must not leak."""
 
 import errno
+import io
 import json
+import os
 import pickle
+import subprocess
 import sys
 import tarfile
 
@@ -250,8 +253,38 @@ def test_a_damaged_shard_is_read_up_to_the_damage_and_hostile_names_stay_inside(
         tar.addfile(link)
     out = run("cc3m")
     assert "damaged tar shard, read up to the damage; first: 00000.tar" in out
+    assert "odd: 2 x member of a tar shard that is no plain file in it, left out" in out
     assert not list(tmp_path.glob("data/**/../escaped.jpg")) and not (folder / "00001/link.jpg").exists()
     assert {p.name for p in folder.iterdir() if p.is_dir()} == {"00000", "00001"}
+
+
+def test_a_shard_cannot_unpack_to_more_than_its_own_size_and_what_never_ends_is_not_read(run, source, tmp_path):
+    cc3m_list(source)
+    folder = tmp_path / "data/cc3m/images"
+    cc3m_downloads(folder, tar=False)
+    for name in ("000000001.json", "000000002.txt"):
+        (folder / "00000" / name).unlink()
+    os.mkfifo(folder / "00000/000000001.json")
+    (folder / "00000/000000002.json").write_text('{"url": "u"}')
+    (folder / "00000/000000002.txt").symlink_to("/dev/zero")
+    with tarfile.open(folder / "00002.tar", "w:gz") as tar:
+        member = tarfile.TarInfo("0.jpg")
+        member.size = 100_000_000
+        tar.addfile(member, open("/dev/zero", "rb"))
+    sparse = tarfile.TarInfo("1.jpg")
+    sparse.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(10**10)}
+    sparse.size = 512
+    with tarfile.open(folder / "00003.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(sparse, io.BytesIO(b"1\n0\n1\n".ljust(512, b"\0")))
+    out = run("cc3m")
+    assert sum(path.stat().st_size for name in ("00002", "00003") for path in (folder / name).iterdir()) == 0
+    assert "damaged tar shard, read up to the damage; first: 00002.tar (" in out
+    assert "member of a tar shard that is no plain file in it, left out; first: " in out
+    assert "sample whose .json cannot be read, left out; first: 00000/000000001.json" in out
+    assert "sample whose .txt cannot be read, left out; first: 00000/000000002.txt (not a regular file)" in out
+    os.mkfifo(folder / "00004.tar")
+    with pytest.raises(UserError, match="00004.tar: cannot be unpacked .not a regular file"):
+        run("cc3m")
 
 
 def test_what_an_interrupted_unpacking_left_is_replaced_and_a_refusal_is_one_line(
@@ -261,6 +294,9 @@ def test_what_an_interrupted_unpacking_left_is_replaced_and_a_refusal_is_one_lin
     folder = tmp_path / "data/cc3m/images"
     cc3m_downloads(folder, tar=True)
     (folder / "00000.partial").mkdir()
+    with pytest.raises(UserError, match="00000.partial: not left by an earlier try"):
+        run("cc3m")
+    (folder / "00000.partial/.unfinished").touch()
     (folder / "00000.partial/old.jpg").touch()
 
     def full(*_):
@@ -449,6 +485,16 @@ def test_an_image_has_a_fingerprint_where_training_can_open_it_and_else_the_same
     with pytest.raises(ImageError) as found:
         fingerprint(path)
     assert str(found.value) == str(refused.value)
+
+
+def test_processes_end_where_the_parent_handles_stop_signals(tmp_path):
+    paths = [str(official.save(tmp_path / f"{number}.jpg", number)) for number in range(40)]
+    script = (
+        "import sys; from engine.signals import stop_signals; from tools.preparing.image_hash import fingerprints\n"
+        "with stop_signals():\n    print(len(list(fingerprints(sys.argv[1:], 2))))"
+    )
+    ran = subprocess.run([sys.executable, "-c", script, *paths], capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stdout) == (0, "40\n"), ran.stderr
 
 
 def test_what_is_no_image_has_no_fingerprint(tmp_path):

@@ -29,7 +29,7 @@ from dataset.transforms import ImageError  # noqa: E402
 from engine import config  # noqa: E402
 from tools.preparing.files import progress  # noqa: E402
 from tools.preparing.image_hash import COPY, LOOK_ALIKE, NO_FILE, KnownImages, fingerprints  # noqa: E402
-from utils import Config, UserError, run_main, write_json  # noqa: E402
+from utils import Config, UserError, one_line, run_main, write_json  # noqa: E402
 
 KINDS = {  # stage: the kind of data set of each split
     "pretrain": {"train": "pretrain", "val": "pretrain_eval"},
@@ -61,13 +61,14 @@ class Findings:
         self.numbers: dict[str, dict] = {}
 
     def line(self, split: str, what: str, number: int, total: int, first: Iterable[str] = ()) -> None:
-        examples = list(islice(first, SHOWN))
+        examples = [one_line(text, 1000) for text in islice(first, SHOWN)]
         self.numbers.setdefault(split, {})[what] = {"count": number, "of": total, "first": examples}
         share = f" ({100 * number / total:.2f}% of {total:,})" if total else ""
         shown = f"; first: {', '.join(examples)}" if examples else ""
         print(f"{split:6} {what}: {number:,}{share}{shown}", flush=True)
 
     def stop(self, split: str, reason: str) -> None:
+        reason = one_line(reason, 1000)
         self.stops.append(f"{split}: {reason}")
         print(f"{split:6} WOULD STOP: {reason}", flush=True)
 

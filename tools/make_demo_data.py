@@ -5,16 +5,13 @@
 The images go to images/<split>/<scene>.png. Beside images/ lie, with paths relative to their own folder:
 pretrain.json, retrieval_<split>.json, caption_<split>.json, vqa_<split>.json, answer_list.json and boxes.json
 (image -> [{"label", "box": [x0, y0, x1, y1]}] in pixels, x1 and y1 the first column and row outside).
-meta.json comes last and records the arguments: a folder whose meta.json matches is left alone, an unfinished
-one is made again.
+meta.json records the arguments: a folder whose meta.json matches is left alone, and any other that is not empty is
+refused. The folder is in place only when it is whole.
 """
 
 import argparse
-import hashlib
 import json
-import multiprocessing
 import os
-import shutil
 import signal
 import sys
 import time
@@ -25,9 +22,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from dataset import scenes  # noqa: E402
+from tools.preparing.files import whole_folder  # noqa: E402
+from tools.preparing.image_hash import in_processes  # noqa: E402
+from tools.preparing.shards import check_output  # noqa: E402
 from utils import UserError, run_main  # noqa: E402
 
-META, UNFINISHED = "meta.json", ".unfinished"
+META = "meta.json"
 Job = tuple[str, int, int, int, int, str]  # split, seed, index, size, questions, output folder
 
 
@@ -71,21 +71,21 @@ def make_demo_data(args: argparse.Namespace) -> None:
     if is_complete(args.output, meta):
         print(f"demo data is already in {args.output}")
         return
-    clear(args.output)
+    check_output(args.output)
     chosen = scenes.plan(args.seed, meta["counts"])
-    for split in scenes.SPLITS:
-        (args.output / "images" / split).mkdir(parents=True)
-    jobs = [
-        (split, args.seed, index, args.size, args.questions_per_scene, str(args.output))
-        for split in scenes.SPLITS
-        for index in chosen[split]
-    ]
-    records = list(with_progress(draw_all(jobs, args.workers), len(jobs)))
-    assert len(records) == len(jobs)
-    for name, content in annotations(records).items():
-        write_json(args.output / name, content)
-    write_json(args.output / META, meta)
-    (args.output / UNFINISHED).unlink()
+    with whole_folder(args.output) as folder:
+        for split in scenes.SPLITS:
+            (folder / "images" / split).mkdir(parents=True)
+        jobs = [
+            (split, args.seed, index, args.size, args.questions_per_scene, str(folder))
+            for split in scenes.SPLITS
+            for index in chosen[split]
+        ]
+        records = list(with_progress(draw_all(jobs, args.workers), len(jobs)))
+        assert len(records) == len(jobs)
+        for name, content in annotations(records).items():
+            write_json(folder / name, content)
+        write_json(folder / META, meta)
     print(f"{len(jobs)} images and their annotations are in {args.output}")
 
 
@@ -93,14 +93,12 @@ def make_demo_data(args: argparse.Namespace) -> None:
 
 
 def describe(args: argparse.Namespace) -> dict:
-    """All that the result depends on, the generator's own source included."""
-    sources = (Path(scenes.__file__), Path(__file__))
+    """All that the result depends on but this code."""
     return {
         "counts": {split: getattr(args, split) for split in scenes.SPLITS},
         "size": args.size,
         "seed": args.seed,
         "questions_per_scene": args.questions_per_scene,
-        "generator": hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16],
     }
 
 
@@ -113,19 +111,6 @@ def is_complete(folder: Path, meta: dict) -> bool:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return False
     return counts == meta["counts"] and all((folder / name).exists() for name in annotations([]))
-
-
-def clear(folder: Path) -> None:
-    """Makes the folder ready; removes older demo data, and refuses a folder that holds anything else."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output {folder}: is a file, name a folder")
-    if folder.is_dir() and os.listdir(folder) and not any((folder / n).exists() for n in (META, UNFINISHED)):
-        raise UserError(f"--output {folder}: holds files that are not demo data, name a new or empty folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / UNFINISHED).touch()
-    for name in (META, *annotations([])):
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "images", ignore_errors=True)
 
 
 # ---------------------------------------------------------------- drawing
@@ -151,20 +136,7 @@ def draw(job: Job) -> dict:
 
 def draw_all(jobs: list[Job], workers: int) -> Iterator[dict]:
     """The records in the jobs' order, whatever the number of processes."""
-    workers = min(workers, len(jobs))
-    if workers == 1:
-        yield from map(draw, jobs)
-        return
-    methods = multiprocessing.get_all_start_methods()  # a forked process need not import everything again
-    context = multiprocessing.get_context("fork" if "fork" in methods else methods[0])
-    with context.Pool(workers, initializer=leave_signals_to_parent) as pool:
-        yield from pool.imap(draw, jobs, chunksize=32)
-
-
-def leave_signals_to_parent() -> None:
-    """In a drawing process: Ctrl-C reaches all processes, only the parent should answer it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield from in_processes(draw, jobs, min(workers, len(jobs)))
 
 
 def with_progress(records: Iterator[dict], total: int) -> Iterator[dict]:

@@ -98,7 +98,7 @@ def prepare(options: argparse.Namespace) -> None:
     job = Job(options.set, options, images)
     try:
         module.prepare(job, found)
-        write_record(record, state_of(options, found, images), job.report, job.files)
+        write_record(record, state_of(options, found, images), job)
     except OSError as error:
         raise UserError(f"{options.set}: {error.filename or options.output}: {error.strerror or error}") from None
     finally:  # what was found explains a failure too

@@ -16,7 +16,8 @@ import re
 import shutil
 from pathlib import Path
 
-from utils import UserError, make_folder, replacing
+from tools.preparing.files import Written
+from utils import UserError
 
 SHAPES = ("circle", "rectangle", "triangle")
 NEGATION = re.compile(r"\b(no|not)\b")
@@ -37,10 +38,12 @@ def prepare(args: argparse.Namespace) -> None:
         raise UserError(f"--val {args.val}: must be from 1 to {len(pictures) - 1}, some of the training pictures")
     held_out = set(random.Random(0).sample(pictures, args.val))
 
-    make_folder(args.output)
+    written = Written(args.output)
     try:
         for split in questions:
-            shutil.copytree(source / split / "images", args.output / "images" / split, dirs_exist_ok=True)
+            for image in sorted((source / split / "images").iterdir()):
+                with written.replacing(args.output / "images" / split / image.name) as temporary:
+                    shutil.copyfile(image, temporary)
         train = entries(questions["train"], "train")
         files = {
             "vqa_train.json": [e for e, q in zip(train, questions["train"], strict=True) if q[2] not in held_out],
@@ -50,7 +53,7 @@ def prepare(args: argparse.Namespace) -> None:
             "pretrain.json": captioned([q for q in questions["train"] if q[2] not in held_out]),
         }
         for name, content in files.items():
-            with replacing(args.output / name) as temporary:
+            with written.replacing(args.output / name) as temporary:
                 temporary.write_text(json.dumps(content, indent=0) + "\n", encoding="utf-8")
             print(f"{args.output / name}: {len(content)} entries")
     except OSError as error:

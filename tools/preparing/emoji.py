@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tools.preparing.files import find_official
 from tools.preparing.job import Job
-from utils import UserError, make_folder, replacing
+from utils import UserError
 
 REGISTRY = "https://registry.npmjs.org"
 ARTISTS = {  # name here: (package, its folder of images)
@@ -102,7 +102,7 @@ def read_captions(package: Path) -> dict[str, list[str]]:
 
 def unpack(job: Job, artist: str, package: Path, captions: dict[str, list[str]]) -> list[str]:
     """Writes an artist's images whose names are known; their paths below OUTPUT."""
-    folder = make_folder(job.images / artist)
+    folder = job.images / artist
     images = []
     for name, content in members(package, ARTISTS[artist][1]):
         stem, _, ending = name.rpartition(".")
@@ -111,7 +111,7 @@ def unpack(job: Job, artist: str, package: Path, captions: dict[str, list[str]])
         if key_of(stem) not in captions:
             job.report.odd("image whose name is not known, left out", f"{artist}/{name}")
             continue
-        with replacing(folder / name) as temporary:
+        with job.written.replacing(folder / name) as temporary:
             temporary.write_bytes(content)
         images.append(f"images/{artist}/{name}")
     job.report.count(f"images, {artist}", len(images), COUNTS[artist])

@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from dataset.tables import text_lines
 from evaluation.sharded import ProgressLine
 from utils import UserError, make_folder, one_line, replacing
 
@@ -159,12 +161,12 @@ def read_json(path: Path):
 
 def progress(label: str, unit: str, total: int) -> ProgressLine:
     """A line on stderr every ten seconds with how much is done and the time left."""
-    return ProgressLine(label, unit, total, log=lambda line: print(line, file=sys.stderr, flush=True))
+    return ProgressLine(one_line(label), unit, total, log=lambda line: print(line, file=sys.stderr, flush=True))
 
 
 def warn(line: str) -> None:
     """A line on stderr that explains what comes out, and stops nothing."""
-    print(f"warning: {line}", file=sys.stderr, flush=True)
+    print(f"warning: {one_line(line, 1000)}", file=sys.stderr, flush=True)
 
 
 # ------------------------------------------------------------------------------------------------ writing
@@ -182,11 +184,46 @@ class ListWriter:
         self.count += 1
 
 
+class Written:
+    """What these tools wrote into a folder: OUTPUT/prepared/written.jsonl has [name, size, time] of every file. What
+    stands there as it was left may be replaced or removed; everything else is the user's, and is refused."""
+
+    def __init__(self, output: Path):
+        self.output, self.record = output, output / "prepared" / "written.jsonl"
+        self.known = set()
+        if os.path.lexists(self.record):
+            for _, line in text_lines(self.record):
+                with contextlib.suppress(ValueError, TypeError):  # a full disk may have cut a line
+                    name, size, time = json.loads(line)
+                    self.known.add((name, size, time))
+            if not self.known:
+                raise UserError(f"{self.record}: not written by tools/prepare.py; move it away")
+
+    @contextlib.contextmanager
+    def replacing(self, path: Path) -> Iterator[Path]:
+        """`utils.replacing` of a file below the folder. Raises UserError where `path` is not one of these tools'."""
+        if os.path.lexists(path) and not self.owns(path):
+            raise UserError(f"{path}: is not as tools/prepare.py wrote it; move it away, or name another --output")
+        make_folder(path.parent)
+        with replacing(path) as temporary:
+            yield temporary
+            make_folder(self.record.parent)
+            with open(self.record, "a", encoding="utf-8") as file:
+                file.write(json.dumps(self._line(path, temporary)) + "\n")
+            self.known.add(self._line(path, temporary))
+
+    def owns(self, path: Path) -> bool:
+        return os.path.lexists(path) and self._line(path, path) in self.known
+
+    def _line(self, path: Path, file: Path) -> tuple[str, int, int]:
+        found = file.lstat()
+        return os.path.relpath(path, self.output), found.st_size, found.st_mtime_ns
+
+
 @contextlib.contextmanager
-def writing_list(path: Path) -> Iterator[Callable]:
+def writing_list(written: Written, path: Path) -> Iterator[Callable]:
     """A function that appends an entry to the JSON list `path`, which is in place only when the block has ended."""
-    make_folder(path.parent)
-    with replacing(path) as temporary:
+    with written.replacing(path) as temporary:
         with open(temporary, "w", encoding="utf-8") as file:
             writer = ListWriter(file)
             yield writer
@@ -195,26 +232,34 @@ def writing_list(path: Path) -> Iterator[Callable]:
             raise UserError(f"{path}: no entry is left to write; see the counts above")
 
 
+UNFINISHED = ".unfinished"  # marks a folder as one that `whole_folder` made
+
+
 @contextlib.contextmanager
 def whole_folder(output: Path) -> Iterator[Path]:
     """Gives the folder OUTPUT.partial, which becomes `output` when the block ends without error: what a refused or
     interrupted run leaves is never taken for the whole, and the next run replaces it."""
     output = output.resolve()  # of a link to another disk the folder there
     partial = output.with_name(f"{output.name}.partial")
+    if os.path.lexists(partial):
+        if partial.is_symlink() or not (partial / UNFINISHED).is_file():
+            raise UserError(f"{partial}: not left by an earlier try of this tool; move it away")
+        warn(f"{partial} is left by an earlier try, and is replaced")
     try:
         if partial.exists():
-            warn(f"{partial} is left by an earlier try, and is replaced")
             shutil.rmtree(partial)
         partial.mkdir(parents=True)
+        (partial / UNFINISHED).touch()
     except OSError as error:
         raise UserError(f"{partial}: cannot be made ({error.strerror or error})") from None
     try:
         yield partial
     except BaseException:
-        with contextlib.suppress(OSError):  # it holds something
-            partial.rmdir()
+        if os.listdir(partial) == [UNFINISHED]:
+            shutil.rmtree(partial)
         raise
     try:
+        (partial / UNFINISHED).unlink()
         partial.replace(output)
     except OSError as error:
         raise UserError(f"{partial}: whole, but cannot be renamed to {output.name} ({one_line(error)})") from None

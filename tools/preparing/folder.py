@@ -246,7 +246,8 @@ def write_splits(job: Job, captions: dict[str, list[str]], splits: dict[str, lis
     for name, images in splits.items():
         if not images:
             job.report.note(f"no image for {name}: {name}.json is not written")
-            (job.output / f"{name}.json").unlink(missing_ok=True)  # of an earlier run, whose images are training's now
+            if job.written.owns(earlier := job.output / f"{name}.json"):
+                earlier.unlink()  # of an earlier run, whose images are training's now
             continue
         with job.writing(f"{name}.json") as write:
             for image in images:

@@ -12,7 +12,7 @@ from pathlib import Path
 from dataset.official import coco_number
 from dataset.tables import text_lines
 from dataset.transforms import ImageError
-from tools.preparing.files import progress, read_json
+from tools.preparing.files import Written, progress, read_json
 from tools.preparing.image_hash import KnownImages, fingerprints
 from tools.preparing.report import Report
 from utils import UserError, write_json
@@ -59,9 +59,10 @@ class HeldOut:
             report.warn("--check-leaks compared nothing: prepare coco and flickr30k first, with their images")
 
 
-def write_held_out(path: Path, name: str, folder: Path, images: list[dict]) -> None:
+def write_held_out(written: Written, path: Path, name: str, folder: Path, images: list[dict]) -> None:
     """images: {"image": path in `folder`, "split", "coco_id", "flickr_id"} each."""
-    write_json(path, {"name": name, "folder": str(folder.resolve()), "images": images})
+    with written.replacing(path) as temporary:
+        write_json(temporary, {"name": name, "folder": str(folder.resolve()), "images": images})
 
 
 def held_out_files(output: Path) -> list[Path]:

@@ -135,4 +135,6 @@ def in_processes(work, items: Iterable, workers: int) -> Iterator:
 
 
 def _leave_signals_to_parent() -> None:
+    """Ctrl-C reaches all processes and is the parent's to answer; its SIGTERM ends them, whatever handler it had."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -50,12 +50,18 @@ def unpack_shards(folder: Path, report: Report) -> None:
 
 
 def _unpack(path: Path, folder: Path, report: Report) -> None:
+    """Of a tar file without compression, which cannot hold more than its own size, the plain files of its top."""
+    if not path.is_file():  # a pipe would be waited for without end
+        raise UserError(f"{path}: cannot be unpacked (not a regular file)")
     try:
-        with tarfile.open(path) as tar:
+        with tarfile.open(path, "r:") as tar:
             for member in tar:
-                name = os.path.basename(member.name)  # never a path that leads out of the folder
-                if member.isfile() and name.endswith(KEPT_ENDINGS):
-                    with open(folder / name, "wb") as file:
+                if member.size < 0:  # Python before 3.13.6 would read it for ever
+                    raise tarfile.ReadError("a file of negative size")
+                if not member.isreg() or member.issparse() or os.path.basename(member.name) != member.name:
+                    report.odd("member of a tar shard that is no plain file in it, left out", f"{path}: {member.name}")
+                elif member.name.endswith(KEPT_ENDINGS):
+                    with open(folder / member.name, "wb") as file:
                         shutil.copyfileobj(tar.extractfile(member), file)
     except (tarfile.TarError, EOFError) as error:
         report.odd("damaged tar shard, read up to the damage", f"{path.name} ({error})")
@@ -78,7 +84,7 @@ def samples(folder: Path, report: Report) -> Iterator[dict]:
 def _sample(folder: Path, shard: str, name: str, names: set[str], report: Report) -> dict | None:
     where, stem = f"{shard}/{name}", name.removesuffix(".json")
     try:
-        content = json.loads((folder / shard / name).read_text(encoding="utf-8"))
+        content = json.loads(_text(folder / shard / name))
         caption, url = content.get("caption"), content.get("url") or ""
         if not isinstance(caption, str | None):
             raise ValueError("its caption is no text")
@@ -93,7 +99,7 @@ def _sample(folder: Path, shard: str, name: str, names: set[str], report: Report
         return None
     if caption is None and f"{stem}.txt" in names:
         try:
-            caption = (folder / shard / f"{stem}.txt").read_text(encoding="utf-8")
+            caption = _text(folder / shard / f"{stem}.txt")
         except (OSError, ValueError) as error:
             report.odd("sample whose .txt cannot be read, left out", f"{shard}/{stem}.txt ({error})")
             return None
@@ -103,6 +109,13 @@ def _sample(folder: Path, shard: str, name: str, names: set[str], report: Report
         "url": str(url),
         "sha256": content.get("sha256"),
     }
+
+
+def _text(path: Path) -> str:
+    """Raises OSError for what is no regular file, such as a pipe or a device that never ends."""
+    if not path.is_file():
+        raise OSError("not a regular file")
+    return path.read_text(encoding="utf-8")
 
 
 def failures(folder: Path, report: Report) -> Counter:

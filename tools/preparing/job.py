@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.preparing.files import writing_list
+from tools.preparing.files import Written, writing_list
 from tools.preparing.held_out import HeldOut, leaks_by_content, load_held_out
 from tools.preparing.report import Report
 
@@ -16,7 +16,8 @@ class Job:
     """What every data set's `prepare` gets.
 
     source: folder of the official files; output: the folder that configurations call data/; images: folder of the
-    images; options: the command's arguments; report; files: {path: entries} written so far.
+    images; options: the command's arguments; report; files: {path: entries} written so far;
+    written: which files of OUTPUT these tools wrote.
     """
 
     def __init__(self, name: str, options: argparse.Namespace, images: Path):
@@ -24,12 +25,13 @@ class Job:
         self.source, self.output, self.images = options.source, options.output, images
         self.report = Report(name)
         self.files: dict[Path, int] = {}
+        self.written = Written(self.output)
         self._listings: dict[str, frozenset[str]] = {}
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator:
         """A function that appends an entry to OUTPUT/name; the file is in place when the block has ended."""
-        with writing_list(self.output / name) as write:
+        with writing_list(self.written, self.output / name) as write:
             yield write
         self.files[self.output / name] = write.count
 

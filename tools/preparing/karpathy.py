@@ -58,7 +58,8 @@ def prepare(job: Job, found: dict[str, Path]) -> None:
     photos = flickr_photos(found) if job.name == "coco" else {}
     entries = SplitFile(job, found[karpathy]).read()
     held_out = [held_out_entry(job, entry, photos) for entry in entries if SPLIT_OF[entry["split"]] != "train"]
-    write_held_out(job.output / "prepared" / f"held_out_{job.name}.json", job.name, job.images, held_out)
+    path = job.output / "prepared" / f"held_out_{job.name}.json"
+    write_held_out(job.written, path, job.name, job.images, held_out)
     write_retrieval(job, entries)
     if job.name == "coco":
         write_captioning(job, entries, found[karpathy])

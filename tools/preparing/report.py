@@ -5,7 +5,7 @@ import json
 import os
 from pathlib import Path
 
-from utils import write_json
+from utils import one_line, write_json
 
 SHOWN = 3  # places that are named of a kind of odd entry
 
@@ -36,8 +36,8 @@ class Report:
     def odd(self, kind: str, where: str) -> None:
         """One more entry of a kind of odd ones; where the first ones stand is kept, as text that can be printed: the
         name of a file may not be."""
-        where = where.encode("utf-8", "backslashreplace").decode("utf-8")
-        found = self.odd_entries.setdefault(kind, {"count": 0, "first": []})
+        where = one_line(where)
+        found = self.odd_entries.setdefault(one_line(kind), {"count": 0, "first": []})
         found["count"] += 1
         if found["count"] <= SHOWN:
             found["first"].append(where)
@@ -48,10 +48,10 @@ class Report:
         return f"{self.odd_entries[kind]['first'][0]} ({kind})" if kind else ""
 
     def warn(self, line: str) -> None:
-        self.warnings.append(line)
+        self.warnings.append(one_line(line, 1000))
 
     def note(self, line: str) -> None:
-        self.notes.append(line)
+        self.notes.append(one_line(line, 1000))
 
     def lines(self) -> list[str]:
         width = max((len(count["what"]) for count in self.counts), default=0) + 2
@@ -113,8 +113,10 @@ def is_done(record: Path, state: dict) -> dict | None:
     return earlier if same and whole else None
 
 
-def write_record(record: Path, state: dict, report: Report, files: dict[Path, int]) -> None:
-    """The record of a finished run; files: {path: entries}."""
-    sizes = {str(path): path.stat().st_size for path in files}
-    entries = {str(path): count for path, count in files.items()}
-    write_json(record, {"state": state, "files": sizes, "entries": entries, "report": report.to_dict()})
+def write_record(record: Path, state: dict, job) -> None:
+    """The record of a finished Job."""
+    sizes = {str(path): path.stat().st_size for path in job.files}
+    entries = {str(path): count for path, count in job.files.items()}
+    content = {"state": state, "files": sizes, "entries": entries, "report": job.report.to_dict()}
+    with job.written.replacing(record) as temporary:
+        write_json(temporary, content)
