@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.weights import check_finite, find_weights, load_exactly, read_architecture, read_weights
+from models.weights import check_value, find_weights, load_exactly, read_architecture, read_weights
 from utils import UserError, shown
 
 Memory = list[tuple[Tensor, Tensor]]  # one (keys, values) pair per layer, each [B, H, S, d]
@@ -61,7 +61,13 @@ class BertConfig:
 
     def __post_init__(self) -> None:
         if self.hidden_act != "gelu":
-            raise UserError(f"bert config: hidden_act is {self.hidden_act!r}; only 'gelu' (BERT's) is supported")
+            raise UserError(f"bert config: hidden_act is {shown(self.hidden_act)}; only 'gelu' (BERT's) is supported")
+        for field in dataclasses.fields(self):
+            name, value = f"bert config: {field.name}", getattr(self, field.name)
+            if field.type == "int":
+                check_value(name, value, int, low=0 if field.name == "pad_token_id" else 1)
+            elif field.type == "float":
+                check_value(name, value, float, low=0, high=1)
         if self.hidden_size % self.num_attention_heads:
             raise UserError(
                 f"bert config: hidden_size {self.hidden_size} is not divisible by num_attention_heads "
@@ -595,8 +601,6 @@ def split_bert(weights: dict, path: str) -> tuple[dict, list[dict], dict]:
             )
     if not embeddings or sorted(layers) != list(range(len(layers))):
         raise UserError(f"{path}: not a BERT checkpoint (no embeddings, or layers missing)")
-    for part in (embeddings, *layers.values(), head):
-        check_finite(part, path)
     return embeddings, [layers[i] for i in range(len(layers))], head
 
 

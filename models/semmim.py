@@ -17,9 +17,10 @@ from models.bert import BertConfig, FusionEncoder, LMHead, Memory, TextDecoder, 
 from models.earlier import read_checkpoint
 from models.tensors import fp32
 from models.vit import ImageEncoder, positions_line, resize_positions
-from models.weights import load_exactly
-from utils import Config, UserError, find_file, reason
+from models.weights import check_plain, check_value, check_weights, load_exactly
+from utils import Config, UserError, find_file, reason, shown
 
+KEYS = {"image_encoder", "bert", "text_layers", "fusion_layers", "decoder_layers", "embed_dim", "temperature", "sep"}
 TEMPERATURE_RANGE = (0.001, 0.5)  # ALBEF clamps its temperature to this range
 PREFIX = "backbone."  # where every stage's model keeps its backbone, and so the prefix of its keys in a checkpoint
 
@@ -233,23 +234,17 @@ def load_backbone(
             f"{path}: no SemMIM checkpoint (it has no model description); give one that a script of this project wrote"
         )
     description = checkpoint["description"]
-    wrong = (
-        "description" if not isinstance(description, dict) else "model" if not _is_state(checkpoint["model"]) else ""
-    )
-    if wrong or not isinstance(description.get("image_encoder"), dict):
-        raise UserError(f"{path}: its entry {wrong or 'description'} is not what a script of this project writes")
+    if not _is_state(checkpoint["model"]):
+        raise UserError(f"{path}: its entry model is not what a script of this project writes")
+    state = {key[len(PREFIX) :]: value for key, value in checkpoint["model"].items() if key.startswith(PREFIX)}
+    check_description(description, state, path)
     if decoder and not any(key.startswith(f"{PREFIX}decoder.") for key in checkpoint["model"]):
         raise UserError(f"{path}: the checkpoint has no decoder, which writing text needs; give one of pre-training")
     if image_size is not None:
         image_encoder = {**description["image_encoder"], "image_size": image_size}
         description = {**description, "image_encoder": image_encoder}
-    try:
-        options = {"checkpointing": checkpointing, "text_checkpointing": text_checkpointing}
-        backbone = SemMIM(description, decoder, mlm_head, **options)
-    except (TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
-        why = f"{type(error).__name__}: {reason(error)}"
-        raise UserError(f"{path}: its entry description is not what a script of this project writes ({why})") from None
-    state = {key[len(PREFIX) :]: value for key, value in checkpoint["model"].items() if key.startswith(PREFIX)}
+    options = {"checkpointing": checkpointing, "text_checkpointing": text_checkpointing}
+    backbone = SemMIM(description, decoder, mlm_head, **options)
     resized = positions_line(state, "image_encoder.", backbone.image_encoder)
     state = resize_positions(state, "image_encoder.", backbone.image_encoder, str(path))
     unused = load_weights(backbone, state, path)
@@ -261,6 +256,33 @@ def load_backbone(
     if unused:
         lines.append(f"{path}: not used here: {', '.join(unused)}")
     return backbone, rest, lines
+
+
+def check_description(description: dict, state: dict[str, Tensor], path: str | Path) -> None:
+    """UserError, naming `path`, unless `description` is one of a model and `state` has exactly that model's weights.
+
+    The model is built on the meta device: whatever sizes are described, nothing is allocated for them.
+    """
+    what = f"{path}: its entry description is not what a script of this project writes"
+    try:
+        if set(description) != KEYS:
+            raise UserError(f"its keys are {shown(sorted(description))}")
+        for key, kind in {"image_encoder": dict, "bert": dict, "sep": bool}.items():
+            if not isinstance(description[key], kind):
+                raise UserError(f"{key} is {shown(description[key])}")
+        for key in ("text_layers", "fusion_layers", "decoder_layers", "embed_dim"):
+            check_value(key, description[key], int, low=0 if key == "decoder_layers" else 1)
+        check_value("temperature", description["temperature"], float, *TEMPERATURE_RANGE)
+        depths = [description[key] for key in KEYS if key.endswith("_layers")]
+        if sum(depths) + description["image_encoder"]["args"].get("depth", 0) > len(state):
+            raise UserError(f"it has more layers than the {len(state)} weights of the file")
+        parts = [any(key.startswith(part) for key in state) for part in ("decoder.", "mlm_head.")]
+        with torch.device("meta"):
+            own = SemMIM(description, *parts).state_dict()
+    except Exception as error:  # timm and torch stumble over values in ways of their own
+        raise UserError(f"{what} ({reason(error)})") from None
+    check_plain(state, path)
+    check_weights(own, state, path, "the description and the weights are of two models; take another file")
 
 
 def _is_state(value) -> bool:

@@ -17,13 +17,14 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from timm.layers.activations import QuickGELU as SlowQuickGELU
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
+from timm.models import is_model_in_modules
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.bert import fused_attention_pays, padding_mask
 from models.tensors import QuickGELU
-from models.weights import check_finite, find_weights, load_exactly, read_architecture, read_weights
+from models.weights import check_value, find_weights, load_exactly, read_architecture, read_weights
 from utils import UserError, one_line, reason, shown
 
 log = logging.getLogger("semmim")
@@ -70,13 +71,22 @@ HUGGING_FACE_NAMES = [
 QUICK, EXACT, TANH = "quick_gelu", "gelu", "gelu_tanh"
 ACTIVATIONS = {"quickgelu": QUICK, "gelu_python": EXACT, "gelutanh": TANH, "gelu_new": TANH, "gelu_pytorch_tanh": TANH}
 
+# The arguments of timm.create_model that a configuration, a checkpoint or an exported folder may set. Others could name
+# a file to load or a class to build with.
+FAMILY = ("vision_transformer",)  # timm's module of the names that are accepted
+SIZES = ("patch_size", "embed_dim", "depth", "num_heads")
+RATES = ("pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")
+NUMBERS = ("mlp_ratio", "init_values")
+FLAGS = ("qkv_bias", "qk_norm", "proj_bias", "no_embed_class", "pre_norm")
+ACT_LAYERS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")
+
 
 class ImageEncoder(nn.Module):
     """timm ViT + [MASK] + text injection.
 
     name: a timm VisionTransformer with a [CLS] token, e.g. `vit_base_patch16_clip_quickgelu_224` for OpenAI's
         CLIP, which was trained with QuickGELU.
-    args: timm.create_model's keyword arguments (`embed_dim`, `depth`, ...).
+    args: timm.create_model's keyword arguments (`embed_dim`, `depth`, ...), see `check_arguments`.
     weights: "random"; "openai" (timm's hub weights of that tag) or "hub" (the name's default tag); or a file,
         a folder or a model of the Hugging Face hub, see `load_vit_weights`. Positions are resized to
         `image_size`.
@@ -201,20 +211,15 @@ class ImageEncoder(nn.Module):
 
 def create_vit(name: str, image_size: int, args: dict, weights: str = "random") -> VisionTransformer:
     """-> timm VisionTransformer without a head; everything that does not fit this project is a UserError."""
+    check_arguments(name, image_size, args)
     if weights == "openai" and "." not in name:
         name += ".openai"
-    if "patch_drop_rate" in args:
-        raise UserError("model.image_encoder.args: patch_drop_rate cannot be used: masking needs every patch")
     options = {
         "pretrained": weights in ("openai", "hub"),
         "num_classes": 0,
         "global_pool": "",
         "img_size": image_size,
     }
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name[:80], timm.list_models("vit_*"), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"model.image_encoder.name: timm {timm.__version__} has no model {shown(name)}{hint}")
     if weights != "random" and name.endswith(".openai") and "quickgelu" not in name and "act_layer" not in args:
         raise UserError(
             f"model.image_encoder.name: {name} computes {EXACT}, OpenAI's CLIP was trained with {QUICK}; take "
@@ -222,11 +227,9 @@ def create_vit(name: str, image_size: int, args: dict, weights: str = "random") 
         )
     try:
         vit = timm.create_model(name, **options, **args)
-    except TypeError as error:
-        raise UserError(f"model.image_encoder.args do not fit {name}: {error}") from None
-    except (OSError, RuntimeError, ValueError) as error:
-        if not options["pretrained"]:
-            raise
+    except Exception as error:  # timm checks little: any of its layers may stumble over a value
+        if not options["pretrained"] or not isinstance(error, OSError | RuntimeError | ValueError):
+            raise UserError(f"model.image_encoder.args: {shown(args)} do not fit {name} ({reason(error)})") from None
         raise UserError(
             f"model.image_encoder.weights: cannot get the hub weights of {name} ({reason(error)}); give "
             f"a local file instead, or 'random'"
@@ -247,6 +250,28 @@ def create_vit(name: str, image_size: int, args: dict, weights: str = "random") 
             f"take {max(image_size // patch[0], 1) * patch[0]} or {(image_size // patch[0] + 1) * patch[0]}"
         )
     return vit
+
+
+def check_arguments(name: str, image_size: int, args: dict) -> None:
+    """UserError unless timm has a Vision Transformer `name` and `args` are its architecture alone: nothing is fetched
+    or loaded because of them.
+    """
+    if not (isinstance(name, str) and re.fullmatch(r"\w+(\.\w+)?", name) and is_model_in_modules(name, FAMILY)):
+        near = difflib.get_close_matches(str(name)[:80], timm.list_models("vit_*", module=FAMILY[0]), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(
+            f"model.image_encoder.name: timm {timm.__version__} has no Vision Transformer {shown(name)}{hint}"
+        )
+    check_value("model.image_encoder.image_size", image_size, int)
+    for key, value in args.items():
+        label = f"model.image_encoder.args: {one_line(key, 80)}"
+        if key in SIZES:
+            check_value(label, value, int)
+        elif key in RATES or key in NUMBERS:
+            check_value(label, value, float, low=0, high=0.99 if key in RATES else 1000)
+        elif not (value in ACT_LAYERS if key == "act_layer" else key in FLAGS and isinstance(value, bool)):
+            known = ", ".join((*SIZES, *NUMBERS, *RATES, *FLAGS, "act_layer"))
+            raise UserError(f"{label}: {shown(value)} cannot be set here; the architecture's arguments are {known}")
 
 
 # ------------------------------------------------------------------------------------------ weights of others
@@ -270,7 +295,6 @@ def load_vit_weights(encoder: ImageEncoder, path: str) -> str:
     weights = resize_positions(weights, "", encoder, path)
     advice = "set model.image_encoder.name and args to the architecture that the file was made for"
     load_exactly(encoder.vit, weights, f"{path} (read as a {layout} file)", advice)
-    check_finite(weights, path)
     return layout
 
 

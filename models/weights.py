@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import sys
 import zipfile
 from collections.abc import Callable, Mapping
 
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from utils import UserError, find_file, one_line, reason
+from utils import UserError, find_file, one_line, reason, shown
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 EXTENSIONS = (".safetensors", ".bin", ".pt", ".pth")
@@ -43,19 +44,33 @@ def read_weights(path: str) -> dict[str, Tensor]:
     if not isinstance(weights, dict):
         raise UserError(f"{path}: holds no state dict (a dict of tensors)")
     weights = {str(k).removeprefix("module."): v for k, v in weights.items() if isinstance(v, Tensor)}
-    for name, value in weights.items():
-        if value.layout != torch.strided or value.is_quantized or value.is_complex():
-            raise UserError(
-                f"{path}: {one_line(name)} is a sparse, quantized or complex tensor; convert the file to fp32"
-            )
+    check_plain(weights, path)
     return weights
 
 
+def check_plain(weights: Mapping[str, Tensor], source: str | os.PathLike) -> None:
+    """UserError unless all are ordinary tensors with values of their own, as many as their shapes say."""
+    for name, value in weights.items():
+        plain = value.layout == torch.strided and not (value.is_quantized or value.is_complex() or value.is_meta)
+        if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise UserError(
+                f"{source}: {one_line(name)} is a sparse, quantized, complex or expanded tensor; convert it to fp32"
+            )
+
+
 def check_finite(weights: Mapping[str, Tensor], source: str | os.PathLike) -> None:
-    """UserError where a weight is infinite or no number: it would spoil every number without a word."""
+    """UserError if a weight is infinite or no number: it would spoil every result in silence."""
     for name, value in weights.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise UserError(f"{source}: {one_line(name)} holds values that are not finite; take another file")
+
+
+def check_value(name: str, value, kind: type, low: float = 1, high: float = sys.float_info.max) -> None:
+    """UserError unless `value` is a number of `kind` (int or float) from `low` to `high`."""
+    if not isinstance(value, int | kind) or isinstance(value, bool) or not low <= value <= high:
+        what = "whole number" if kind is int else "number"
+        limits = f"from {low:g} to {high:g}" if high < sys.float_info.max else f"of at least {low:g}"
+        raise UserError(f"{name} is {shown(value)}; a {what} {limits} is needed")
 
 
 def read_architecture(path: str | os.PathLike) -> dict:
@@ -84,12 +99,15 @@ def load_exactly(
 ) -> None:
     """Copy `weights` into `module`, all that it has and nothing else; see `check_weights`, whose UserError this raises.
 
+    Weights that are not finite are a UserError too.
+
     extra: whether `weights` may hold more, which is left out.
     """
     own = module.state_dict()
     if extra:
         weights = {name: value for name, value in weights.items() if name in own}
     check_weights(own, weights, source, advice, lacking)
+    check_finite(weights, source)
     module.load_state_dict(weights, strict=False)
 
 
@@ -125,7 +143,7 @@ def find_weights(source: str) -> tuple[str, str | None]:
     """
     if source.startswith("package:"):
         name = source.removeprefix("package:").replace("-", "_")
-        spec = importlib.util.find_spec(name)
+        spec = importlib.util.find_spec(name) if name.isidentifier() else None  # looking for a.b would run a
         if spec is None or not spec.submodule_search_locations:
             raise UserError(f"{source}: no Python package {name!r} is installed; install it with pip")
         source = next(iter(spec.submodule_search_locations))

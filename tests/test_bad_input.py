@@ -229,7 +229,7 @@ def test_a_missing_file_is_looked_for_in_different_folders(tmp_path, monkeypatch
 DESCRIPTION = {
     "image_encoder": {"name": "vit_tiny_patch16_224", "image_size": 32, "args": {}},
     "bert": {"vocab_size": 60, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64},
-    **{"text_layers": 1, "fusion_layers": 1, "decoder_layers": 1, "embed_dim": 16, "temperature": 0.07},
+    **{"text_layers": 1, "fusion_layers": 1, "decoder_layers": 1, "embed_dim": 16, "temperature": 0.07, "sep": False},
 }
 DESCRIPTION["image_encoder"]["args"] = {"embed_dim": 32, "depth": 1, "num_heads": 2}
 
@@ -260,7 +260,7 @@ CHECKPOINTS = {
     "a model of text": (lambda: checkpoint(model="text"), "its entry model is not what"),
     "a model of numbers": (lambda: checkpoint(model={"backbone.a": 3}), "its entry model is not what"),
     "keys that are numbers": (lambda: checkpoint(model={3: torch.ones(1)}), "its entry model is not what"),
-    "an empty model": (lambda: checkpoint(model={}), "is missing"),
+    "an empty model": (lambda: checkpoint(model={}), "more layers than the 0 weights"),
     "a description of text": (lambda: checkpoint(description="text"), "its entry description is not what"),
     "an empty description": (lambda: checkpoint(description={"a": 1}), "its entry description is not what"),
     "a description without BERT": (lambda: described(bert=None), "its entry description is not what"),
@@ -273,7 +273,7 @@ CHECKPOINTS = {
     "another weight": (lambda: weights_with(text_proj__bias=torch.ones(3)), "text_proj.bias has the shape [3]"),
     "odd positions": (
         lambda: weights_with(image_encoder__vit__pos_embed=torch.ones(1, 9, 32)),
-        "image_encoder.vit.pos_embed has 9 positions, which are not [CLS] and a square of patches",
+        "image_encoder.vit.pos_embed has the shape [1, 9, 32] instead of [1, 5, 32]",
     ),
     "positions of one axis": (lambda: weights_with(image_encoder__vit__pos_embed=torch.ones(9)), "has the shape [9]"),
 }
@@ -402,7 +402,7 @@ BERTS = {
     "fewer words": ({WORDS: torch.ones(56, 32)}, "pytorch_model.bin: has vocab_size 56, the model 60"),
     "words of one axis": ({WORDS: torch.ones(60)}, "pytorch_model.bin: not a BERT checkpoint (no word embeddings)"),
     "no number": ({WORDS: torch.full((60, 32), torch.nan)}, "word_embeddings.weight holds values that are not finite"),
-    "sparse": ({WORDS: torch.eye(60, 32).to_sparse()}, "word_embeddings.weight is a sparse, quantized or complex"),
+    "sparse": ({WORDS: torch.eye(60, 32).to_sparse()}, "word_embeddings.weight is a sparse, quantized"),
     "a name with escape codes": ({"\x1b[31mred": torch.ones(1)}, "unknown entry '\\x1b[31mred'"),
 }
 

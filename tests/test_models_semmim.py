@@ -1,0 +1,188 @@
+"""What a checkpoint or an exported folder says of its model: nothing that it holds runs, fetches or takes memory."""
+
+import copy
+import pickle
+import resource
+import time
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from engine.config import PRETRAIN, load_config
+from models.bert import BertConfig, load_bert_weights
+from models.semmim import SemMIM, build_backbone, load_backbone
+from utils import UserError
+
+DESCRIPTION = {
+    "image_encoder": {
+        "name": "vit_tiny_patch16_224",
+        "image_size": 32,
+        "args": {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 16, "drop_path_rate": 0.1},
+    },
+    "bert": asdict(BertConfig(vocab_size=60, hidden_size=32, num_attention_heads=4, intermediate_size=64)),
+    **{"text_layers": 2, "fusion_layers": 1, "decoder_layers": 1, "embed_dim": 16, "temperature": 0.07, "sep": False},
+}
+WITHOUT_A_SHAPE = (
+    *("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"),
+    *("initializer_range", "layer_norm_eps", "pad_token_id", "sep"),
+)
+HAS_A_DEFAULT = (*WITHOUT_A_SHAPE[:-1], "patch_size", "max_position_embeddings", "type_vocab_size", "hidden_act")
+ODD = (None, True, "x", "", [], {}, -1, 0, 7, 2.5, 10**6, 10**30, -1e300, float("nan"), float("inf"), torch.ones(2))
+
+
+def fields(values: dict, path: tuple = ()) -> list[tuple]:
+    """The paths of all entries, those of maps included."""
+    found = []
+    for key, value in values.items():
+        found += [(*path, key), *(fields(value, (*path, key)) if isinstance(value, dict) else [])]
+    return found
+
+
+def changed(path: tuple, value) -> dict:
+    description = copy.deepcopy(DESCRIPTION)
+    place = description
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return description
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict:
+    return {f"backbone.{name}": value for name, value in SemMIM(DESCRIPTION).state_dict().items()}
+
+
+def load(description, weights):
+    return load_backbone("a.pth", loaded={"model": weights, "description": description}, decoder=True)
+
+
+@pytest.mark.parametrize("path", fields(DESCRIPTION), ids=".".join)
+def test_an_odd_value_in_a_description_is_one_line_soon_and_without_memory(weights, path):
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    for value in ODD:
+        try:
+            backbone, _, _ = load(changed(path, value), weights)
+        except UserError as error:
+            assert str(error).startswith("a.pth: ") and "\n" not in str(error), value
+        else:
+            assert path[-1] in WITHOUT_A_SHAPE, value
+            assert backbone.eval().encode_text(torch.ones(1, 3, dtype=torch.long), None)[1].isfinite().all(), value
+    assert time.perf_counter() - start < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
+
+
+@pytest.mark.parametrize("path", fields(DESCRIPTION), ids=".".join)
+def test_a_missing_or_further_entry_of_a_description_is_one_line(weights, path):
+    description = changed(path, 1)
+    place = description
+    for key in path[:-1]:
+        place = place[key]
+    del place[path[-1]]
+    if path[-1] not in HAS_A_DEFAULT:
+        with pytest.raises(UserError, match="^a.pth: .*") as error:
+            load(description, weights)
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="^a.pth: "):
+        load(changed((*path[:-1], "surprise"), 1), weights)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"checkpoint_path": "notes.bin"},
+        {"pretrained": True},
+        {"pretrained_cfg": {"file": "notes.bin"}},
+        {"pretrained_cfg_overlay": {"file": "notes.bin"}},
+        {"cache_dir": "here"},
+        {"pruned": True},
+        {"features_only": True},
+        {"block_fn": "os.system"},
+        {"device": "cuda"},
+        {"use_naflex": True},
+    ],
+    ids=lambda args: next(iter(args)),
+)
+def test_no_door_lets_an_argument_through_that_loads_or_builds_something_else(weights, tmp_path, monkeypatch, args):
+    class Touch:
+        def __reduce__(self):
+            return open, (str(tmp_path / "ran"), "w")
+
+    (tmp_path / "notes.bin").write_bytes(pickle.dumps(Touch()))
+    monkeypatch.chdir(tmp_path)
+    description = copy.deepcopy(DESCRIPTION)
+    description["image_encoder"]["args"] |= args
+    with pytest.raises(UserError, match=f"{next(iter(args))}: .* cannot be set here"):
+        load(description, weights)
+    cfg = load_config(PRETRAIN.schema, ["model.image_encoder.weights=random", "model.bert.weights=random"], PRETRAIN)
+    cfg.model.image_encoder.args.update(args)
+    with pytest.raises(UserError, match=f"{next(iter(args))}: .* cannot be set here"):
+        build_backbone(cfg)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hf-hub:timm/vit_tiny_patch16_224",
+        "local-dir:.",
+        "./vit_tiny_patch16_224",
+        "resnet18",
+        "vit_tiny_patch16_224.a/b",
+    ],
+)
+def test_a_name_that_is_no_vision_transformer_of_timms_is_refused(weights, name):
+    with pytest.raises(UserError, match="timm .* has no Vision Transformer"):
+        load(changed(("image_encoder", "name"), name), weights)
+
+
+def test_looking_for_a_package_runs_nothing_of_it(tmp_path, monkeypatch):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "__init__.py").write_text("open('ran', 'w')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="no Python package"):
+        load_bert_weights("package:notes.weights")
+    assert not (tmp_path / "ran").exists()
+
+
+def not_finite(value):
+    return torch.full_like(value, float("nan"))
+
+
+TAMPERED = {
+    "not finite": (not_finite, "not finite"),
+    "infinite": (lambda value: value / 0, "not finite"),
+    "another shape": (lambda value: value[:1], "has the shape"),
+    "sparse": (lambda value: value.to_sparse(), "sparse"),
+    "complex": (lambda value: value.to(torch.complex64), "complex"),
+    "without values": (lambda value: value.to("meta"), "sparse, quantized"),
+    "one value for all": (lambda value: torch.ones(1).expand(value.shape), "expanded"),
+    "expanded without bound": (lambda value: torch.ones(1).expand(10**9, 10**6), "expanded"),
+}
+
+
+@pytest.mark.parametrize("case", TAMPERED)
+def test_a_tampered_weight_is_one_line_that_names_it(weights, case):
+    change, words = TAMPERED[case]
+    name = "text_proj.weight"
+    with pytest.raises(UserError, match=f"^a.pth: {name} .*{words}") as error:
+        load(DESCRIPTION, weights | {f"backbone.{name}": change(weights[f"backbone.{name}"])})
+    assert "\n" not in str(error.value)
+
+
+def test_weights_that_the_description_does_not_have_are_refused(weights):
+    with pytest.raises(UserError, match="text_encoder.encoder.layer.1.* has no place"):
+        load({**DESCRIPTION, "text_layers": 1}, weights)
+
+
+def test_the_check_draws_no_random_number_and_a_stage_may_leave_parts_out(weights):
+    torch.manual_seed(1)
+    SemMIM(DESCRIPTION, decoder=False, mlm_head=False)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    backbone, _, lines = load_backbone("a.pth", loaded={"model": weights, "description": DESCRIPTION}, image_size=64)
+    assert backbone.decoder is None and "not used here: decoder, mlm_head" in lines[-1]
+    torch.manual_seed(1)
+    load_backbone("a.pth", loaded={"model": weights, "description": DESCRIPTION})
+    assert torch.equal(torch.rand(3), expected)
