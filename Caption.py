@@ -30,7 +30,7 @@ from engine.loop import Progress
 from engine.run import Run
 from engine.signals import end_at_stop_signals
 from evaluation.caption import Captioner, references_with_words
-from evaluation.cider import CiderReward, load_document_frequencies
+from evaluation.cider import CiderReward
 from models.caption import CaptionModel, CrossEntropy, SelfCritical, count_tokens
 from models.generation import check_vocabulary
 from utils import UserError, init_distributed, run_main
@@ -99,21 +99,21 @@ def train(
 
 
 def create_objective(cfg, dataset, tokenizer, run):
-    """What `train.objective` names; for scst the reward's document frequencies are counted, or read, here."""
+    """What `train.objective` names; for scst the reward's document frequencies are counted here."""
     if cfg.train.objective == "cross_entropy":
         return CrossEntropy(cfg.train.label_smoothing)
     check_vocabulary(cfg.scst.mode, cfg.scst.samples, tokenizer.vocab_size, "scst.samples")
     start = time.perf_counter()
-    frequencies = load_document_frequencies(cfg.data.train[0], dataset, run.dir, cfg.scst.eos)
-    count, images = len(frequencies.keys), frequencies.images
+    images = len(dataset.paths)
     if images < 2:
         raise UserError(
             "data.train: one image; CIDEr, the reward of train.objective: scst, weighs words by how many images have "
             "them and needs two or more"
         )
-    run.info(f"CIDEr-D: {count} n-grams of {images} training images in {time.perf_counter() - start:.1f} s")
+    reward = CiderReward(tokenizer, map(dataset.references, range(images)), cfg.scst.eos)
+    run.info(f"CIDEr-D: n-grams of {images} training images counted in {time.perf_counter() - start:.1f} s")
     return SelfCritical(
-        CiderReward(tokenizer, frequencies, cfg.scst.eos),
+        reward,
         **{key: cfg.scst[key] for key in ("mode", "samples", "baseline", "cross_entropy")},
         min_tokens=cfg.generation.min_tokens,
         max_tokens=cfg.generation.max_tokens,

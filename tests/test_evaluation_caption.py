@@ -7,7 +7,6 @@ import random
 import shutil
 import subprocess
 import threading
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ from torch import nn
 from dataset import scenes
 from engine.config import CAPTION, load_config
 from evaluation import caption
-from evaluation.cider import CiderD, CiderReward, caption_words, cider, load_document_frequencies, reward_words
+from evaluation.cider import CiderD, CiderReward, caption_words, cider
 from utils import UserError
 
 NEEDS_JAVA = pytest.mark.skipif(shutil.which("java") is None, reason="needs Java")
@@ -51,10 +50,10 @@ def test_cider_d_equals_pycocoevalcap(references, results):
     tokens = {i: words(texts) for i, texts in references.items()}
     candidates = {i: words([text]) for i, text in results.items()}
     mean, each = Cider().compute_score(tokens, candidates)
-    scorer = CiderD.from_references(tokens.values(), chunk=7)
+    scorer = CiderD(tokens.values())
     found = scorer.scores(list(candidates.values()), list(tokens.values()))
-    np.testing.assert_allclose(found, each, atol=1e-9, rtol=0)
-    assert cider(references, results) == pytest.approx(100 * mean, abs=1e-6)
+    np.testing.assert_allclose(found, each, atol=1e-12, rtol=0)
+    assert cider(references, results) == pytest.approx(100 * mean, abs=1e-10)
 
 
 def test_cider_d_with_other_document_frequencies_equals_pycocoevalcap_with_them(references, results):
@@ -63,7 +62,7 @@ def test_cider_d_with_other_document_frequencies_equals_pycocoevalcap_with_them(
     batch = [5, 0, 17]
     draw = random.Random(0)
     candidates = [words(draw.sample(list(results.values()), 4)) for _ in batch]
-    found = CiderD.from_references(tokens.values()).scores(candidates, [tokens[i] for i in batch])
+    found = CiderD(tokens.values()).scores(candidates, [tokens[i] for i in batch])
     theirs = CiderScorer()
     for texts in tokens.values():
         theirs += (texts[0], texts)
@@ -73,41 +72,7 @@ def test_cider_d_with_other_document_frequencies_equals_pycocoevalcap_with_them(
         for text in group:
             theirs.ctest[i] = CiderScorer(text, tokens[i]).ctest[0]
             expected.append(theirs.compute_cider()[i])
-    np.testing.assert_allclose(found, expected, atol=1e-6, rtol=0)
-
-
-def test_document_frequencies_are_kept_and_counted_again_for_other_references(references, tmp_path, monkeypatch):
-    path, texts = tmp_path / "train_cider.npz", list(references.values())
-    first = CiderD.cached(path, texts)
-    with monkeypatch.context() as patch:
-        patch.setattr(CiderD, "from_references", None)  # must not be needed
-        again = CiderD.cached(path, texts)
-    assert np.array_equal(first.keys, again.keys) and np.array_equal(first.counts, again.counts)
-    assert again.images == 40
-    assert CiderD.cached(path, texts[:30]).images == 30
-    path.write_bytes(b"half a file")
-    assert CiderD.cached(path, texts).images == 40
-
-
-def test_a_file_of_document_frequencies_without_the_end_of_sentences_is_made_anew(references, tmp_path):
-    path, texts = tmp_path / "train_cider.npz", list(references.values())
-    old = CiderD.cached(path, texts, eos=False)
-    new = CiderD.cached(path, texts, eos=True)
-    expected = CiderD.from_references([f"{text} <eos>" for text in words(group)] for group in texts)
-    assert np.array_equal(new.keys, expected.keys) and np.array_equal(new.counts, expected.counts)
-    assert len(new.keys) > len(old.keys)
-    assert np.array_equal(CiderD.cached(path, texts, eos=True).keys, new.keys)
-    assert np.array_equal(CiderD.cached(path, texts, eos=False).keys, old.keys)
-
-
-def test_document_frequencies_go_into_the_run_s_folder_where_the_data_s_cannot_be_written(references, tmp_path):
-    annotations, out = tmp_path / "train.json", tmp_path / "not/yet/made"
-    annotations.write_text("[]")
-    (tmp_path / "train_cider.npz").mkdir()  # nothing can be written in its place
-    texts = list(references.values())
-    dataset = SimpleNamespace(paths=range(len(texts)), references=lambda image: texts[image])
-    assert load_document_frequencies(annotations, dataset, out).images == 40
-    assert (out / "train_cider.npz").is_file()
+    np.testing.assert_allclose(found, expected, atol=1e-12, rtol=0)
 
 
 def as_tokens(texts, cut=()):
@@ -122,7 +87,7 @@ def test_the_reward_is_pycocoevalcaps_cider_of_the_decoded_sentences(references,
     end = " <eos>" if eos else ""
     ended = {i: [text + end for text in words(texts)] for i, texts in references.items()}
     batch, texts = [5, 0], [references[5][1], "a red dog", references[0][0], references[5][0]]
-    reward = CiderReward(TOKENIZER, CiderD.from_references(ended.values()), eos)
+    reward = CiderReward(TOKENIZER, references.values(), eos)
     found = reward(as_tokens(texts, cut=[1]), [references[i] for i in batch])
     theirs = CiderScorer()
     for group in ended.values():
@@ -131,7 +96,7 @@ def test_the_reward_is_pycocoevalcaps_cider_of_the_decoded_sentences(references,
     theirs.ref_len = np.log(float(len(theirs.crefs)))
     for number, text in enumerate(texts):
         theirs.ctest[batch[number // 2]] = CiderScorer(words([text])[0] + end, ended[batch[number // 2]]).ctest[0]
-        assert found[number] == pytest.approx(theirs.compute_cider()[batch[number // 2]], abs=1e-6)
+        assert found[number] == pytest.approx(theirs.compute_cider()[batch[number // 2]], abs=1e-12)
     assert found[0] > 1 > found[3]
 
 
@@ -142,8 +107,7 @@ def test_only_with_the_end_of_sentences_a_whole_sentence_is_worth_more_than_a_lo
     others += ["a red bus on a street with a sign", "a plate with a slice of pizza", "a bed with a lamp"]
     worth = {}
     for eos in (True, False):
-        groups = [[reward_words(text, eos) for text in group] for group in (texts, *([other] for other in others))]
-        reward = CiderReward(TOKENIZER, CiderD.from_references(groups), eos)
+        reward = CiderReward(TOKENIZER, [texts, *([other] for other in others)], eos)
         worth[eos] = reward(as_tokens(["a cat lies on a bed", "a cat lies on a bed with a"]), [texts]).tolist()
     assert worth[False][0] < worth[False][1]  # the fragment is paid for its length
     assert worth[True][0] > worth[True][1] + 0.5

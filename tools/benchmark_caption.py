@@ -10,7 +10,7 @@ import utils
 from dataset import scenes
 from dataset.caption import CaptionCollate
 from dataset.text import Tokenizer
-from evaluation.cider import CiderD, CiderReward, reward_words
+from evaluation.cider import CiderReward
 from models.bert import TextDecoder
 from models.caption import CaptionModel, SelfCritical
 from models.generation import generate
@@ -118,10 +118,8 @@ def transformers_decoder(decoder: TextDecoder) -> torch.nn.Module:
 def time_scst(model: CaptionModel, tokenizer: Tokenizer, cfg, args: argparse.Namespace, device) -> dict:
     """Whole training steps (forward, generation, reward, backward, AdamW) on random images, references of scenes."""
     references = [scenes.captions(scenes.make_scene(0, index)) for index in range(max(DOCUMENTS, args.images))]
-    frequencies = CiderD.from_references([reward_words(text, eos=True) for text in texts] for texts in references)
-    objective = SelfCritical(
-        CiderReward(tokenizer, frequencies), mode="sample", samples=args.beams, max_tokens=args.max_tokens
-    )
+    reward = CiderReward(tokenizer, references)
+    objective = SelfCritical(reward, mode="sample", samples=args.beams, max_tokens=args.max_tokens)
     size = cfg.model.image_encoder.image_size
     samples = [
         {

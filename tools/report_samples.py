@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from dataset import create_dataset
@@ -183,7 +184,7 @@ def of_captioning(run: Run) -> list[str]:
         return [f"<h3>Captions ({html.escape(split)}), which no references judge</h3>", grid(cards, "broad")]
     words = [[caption_words(text) for text in dataset.references[place]] for place in judged]
     written = [[caption_words(results[dataset.ids[place]])] for place in judged]
-    values = 100 * CiderD.from_references(words).scores(written, words)
+    values = 100 * np.array(CiderD(words).scores(written, words))
     order = [judged[i] for i in values.argsort(kind="stable")[::-1]]
     value = dict(zip(judged, values.tolist(), strict=True))
     middle = max(0, len(order) // 2 - EACH // 2)
