@@ -100,7 +100,7 @@ def similarity(candidate: Weighted, reference: Weighted) -> float:
 
 
 def cider(references: Mapping[str | int, Sequence[str]], results: Mapping[str | int, str]) -> float:
-    """CIDEr-D times 100 of the captions `results`, by image, as the mean over images: quick, to choose checkpoints by."""
+    """CIDEr-D times 100 of the captions `results`, by image: their mean; quick, to choose checkpoints by."""
     words = [[caption_words(text) for text in texts] for texts in references.values()]
     scores = CiderD(words).scores([[caption_words(results[image])] for image in references], words)
     return 100 * sum(scores) / len(scores)
