@@ -40,4 +40,4 @@ run train Caption.py Caption.yaml caption pretrain/checkpoint_last.pth
 run train Caption.py Caption_scst.yaml caption_scst caption/checkpoint_best.pth
 
 wait $vqa || { cat $demo/vqa.out; exit 1; }
-run $python tools/report.py $demo
+run $python -m tools.report $demo

@@ -1,4 +1,4 @@
-"""The figures of a pre-training model, drawn from arrays; Pretrain.py and tools/visualize.py share them."""
+"""The figures of a pre-training model, drawn from arrays; Pretrain.py and tools/visualize share them."""
 
 from __future__ import annotations
 

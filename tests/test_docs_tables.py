@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from engine.config import STAGES, load_config
-from tools import ablate, report, report_tables, visualize
+from tools.ablate import __main__ as ablate
+from tools.report import __main__ as report
+from tools.report import tables as report_tables
+from tools.visualize import __main__ as visualize
 from utils import ROOT
 
 DOCUMENT = (ROOT / "docs/reproduce.md").read_text(encoding="utf-8").partition("\n## The road out\n")[2]
@@ -73,15 +76,15 @@ def test_the_accumulations_for_fewer_gpus_keep_every_stages_global_batch():
 
 def test_every_tool_accepts_its_arguments():
     lines = [words for words in commands() if words[0] == "python"]
-    lines += [shlex.split(line) for line in re.findall(r"`(python tools/report\.py [^`]*)`", DOCUMENT)]
-    assert {words[1] for words in lines} == {f"tools/{name}.py" for name in TOOLS}
+    lines += [shlex.split(line) for line in re.findall(r"`(python -m tools\.report [^`]*)`", DOCUMENT)]
+    assert {words[2] for words in lines} == {f"tools.{name}" for name in TOOLS}
     for words in lines:
-        values = ["8" if word in ("X", "N") else word for word in words[2:]]
-        TOOLS[words[1].removeprefix("tools/").removesuffix(".py")].parse_arguments(values)
+        values = ["8" if word in ("X", "N") else word for word in words[3:]]
+        TOOLS[words[2].removeprefix("tools.")].parse_arguments(values)
 
 
 def test_an_ablation_on_one_gpu_a_row_keeps_the_global_batches():
-    found = [args for args in (words[2:] for words in commands() if words[1:2] == ["tools/ablate.py"]) if "8" in args]
+    found = [args for args in (words[3:] for words in commands() if words[2:3] == ["tools.ablate"]) if "8" in args]
     batches = []
     for arguments in ([*found[0][: found[0].index("--jobs")]], found[0]):
         options = ablate.parse_arguments(arguments)
@@ -94,12 +97,12 @@ def test_the_codebook_is_downloaded_where_it_is_read_and_the_figures_do_without_
     (download,) = [words for words in lines if words[0] == "hf"]
     folder = load_config("configs/ablation/table4_dvae.yaml", (), STAGES["pretrain"]).mim.codebook
     assert download == ["hf", "download", "facebook/flava-image-codebook", "--local-dir", folder]
-    drawn = [words for words in lines if "tools/visualize.py" in words]
+    drawn = [words for words in lines if "tools.visualize" in words]
     (with_codebook,) = [words for words in drawn if "--codebook" in words]
     at = with_codebook.index("--codebook")
     assert with_codebook[at + 1] == folder and lines.index(with_codebook) > lines.index(download)
     assert with_codebook[:at] + with_codebook[at + 2 :] in drawn
-    block = next(block for block in re.findall(r"```\n(.*?)```", DOCUMENT, re.S) if "visualize.py" in block)
+    block = next(block for block in re.findall(r"```\n(.*?)```", DOCUMENT, re.S) if "tools.visualize" in block)
     assert "--codebook" not in block
 
 

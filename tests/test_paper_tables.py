@@ -8,7 +8,7 @@ import pytest
 from engine.config import PRETRAIN, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
-PAPER = json.loads((ROOT / "tools/paper_tables.json").read_text())
+PAPER = json.loads((ROOT / "tools/report/paper_tables.json").read_text())
 TABLES = PAPER["tables"]
 SCHEMA = "configs/Pretrain.yaml"
 # What each row changes, in Pretrain.yaml's own keys.

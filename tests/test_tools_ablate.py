@@ -1,4 +1,4 @@
-"""tools/ablate.py: which rows it runs, that none is run twice, and that it goes on where it stopped."""
+"""tools/ablate: which rows it runs, that none is run twice, and that it goes on where it stopped."""
 
 import errno
 import json
@@ -12,7 +12,10 @@ import pytest
 from test_cli import call
 from tiny import TINY
 
-from tools import ablate, ablate_plan, ablate_running, make_demo_data
+from tools import make_demo_data
+from tools.ablate import __main__ as ablate
+from tools.ablate import plan as ablate_plan
+from tools.ablate import running as ablate_running
 from utils import Stopped, UserError
 
 BASE = "configs/demo/Pretrain.yaml"
@@ -117,7 +120,7 @@ def test_a_disk_without_locks_is_said(tmp_path, fake, capsys, monkeypatch):
     def flock(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("tools.ablate_results.fcntl.flock", flock)
+    monkeypatch.setattr("tools.ablate.results.fcntl.flock", flock)
     ablate.main(arguments(tmp_path, 5, "--seeds", 1))
     assert "out: this file system has no locks" in capsys.readouterr().err and fake.calls
 
@@ -196,7 +199,7 @@ def test_as_many_runs_as_slots_go_side_by_side(tmp_path, monkeypatch, fake):
 
 
 def test_a_second_program_in_the_same_folder_is_refused(tmp_path):
-    with ablate.lock(tmp_path), pytest.raises(UserError, match="another tools/ablate.py"), ablate.lock(tmp_path):
+    with ablate.lock(tmp_path), pytest.raises(UserError, match="another tools/ablate"), ablate.lock(tmp_path):
         pass
 
 

@@ -1,4 +1,4 @@
-"""tools/benchmark.py against counts made by hand."""
+"""tools/benchmark against counts made by hand."""
 
 import argparse
 import json
@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import TINY, make_batch, make_draws, tiny_config, tiny_model
+from tiny import TINY, tiny_config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.semmim import build_backbone
-from tools import benchmark_entries, benchmark_loader, benchmark_retrieval, benchmark_sharing
-from tools.benchmark_pretrain import random_config
+from tools.benchmark import loader as benchmark_loader
+from tools.benchmark import retrieval as benchmark_retrieval
+from tools.benchmark.pretrain import random_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def params(*overrides):
     command = [
         sys.executable,
-        "tools/benchmark.py",
+        "-m",
+        "tools.benchmark",
         "params",
         "--config",
         "configs/Pretrain.yaml",
@@ -62,7 +64,7 @@ def test_without_image_modelling_there_is_no_encoding_head_and_no_mask_token():
 
 def test_wrong_key_is_a_one_line_error():
     done = subprocess.run(
-        [sys.executable, "tools/benchmark.py", "params", "--override", "model.bert.layers=3"],
+        [sys.executable, "-m", "tools.benchmark", "params", "--override", "model.bert.layers=3"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -72,7 +74,7 @@ def test_wrong_key_is_a_one_line_error():
 
 
 def test_captions_are_timed_against_transformers_with_equal_sentences():
-    command = [sys.executable, "tools/benchmark.py", "caption", "--device", "cpu", "--override", *TINY]
+    command = [sys.executable, "-m", "tools.benchmark", "caption", "--device", "cpu", "--override", *TINY]
     command += "--images 2 --beams 2 --max_tokens 4 --repeats 1 --scst_steps 1".split()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -82,7 +84,7 @@ def test_captions_are_timed_against_transformers_with_equal_sentences():
 
 
 def test_reranking_is_timed_against_the_loop_over_queries_with_equal_scores():
-    command = [sys.executable, "tools/benchmark.py", "retrieval", "--device", "cpu", "--override", *TINY]
+    command = [sys.executable, "-m", "tools.benchmark", "retrieval", "--device", "cpu", "--override", *TINY]
     command += "train.precision=fp32 --images 12 --k 5 --queries 12 --repeats 2".split()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -119,45 +121,13 @@ def test_operations_are_those_that_torch_counts(monkeypatch):
 
 def test_a_count_of_nothing_is_a_one_line_error():
     done = subprocess.run(
-        [sys.executable, "tools/benchmark.py", "retrieval", "--repeats", "0"],
+        [sys.executable, "-m", "tools.benchmark", "retrieval", "--repeats", "0"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 2 and done.stderr == "error: --repeats is 0; it must be at least 1\n"
-
-
-def test_a_step_with_shared_keys_and_values_is_timed_with_equal_loss_and_gradients():
-    command = [sys.executable, "tools/benchmark.py", "sharing", "--device", "cpu", "--override", *TINY]
-    command += "train.precision=fp32 --repeats 2".split()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["ratio"] > 0 and len(found["ratio_of_each_round"]) == 2
-    assert found["largest_difference_of_loss"] < 1e-5 and found["largest_difference_of_gradients"] < 1e-4
-
-
-def test_copying_projects_once_a_row_and_leaves_the_model_as_it_was():
-    model, batch = tiny_model().eval(), make_batch()
-    projected = []
-    key = model.backbone.fusion_encoder.encoder.layer[0].crossattention.self.key
-    key.register_forward_hook(lambda module, given, result: projected.append(len(given[0])))
-    model(batch, alpha=0.4, draws=make_draws(batch))
-    with benchmark_sharing.copying(model.backbone):
-        model(batch, alpha=0.4, draws=make_draws(batch))
-    model(batch, alpha=0.4, draws=make_draws(batch))
-    assert projected == [6, 12, 6, 12, 6]  # shared; matching's two calls and MLM with PLM; shared again
-
-
-def test_loading_entries_is_measured_without_and_with_their_index(tmp_path):
-    args = argparse.Namespace(entries=30_000, batch_size=4, processes=2, folder=str(tmp_path))
-    found = benchmark_entries.run_entries(args)
-    first, later = found["first_process"], found["later_process"]
-    assert first["entries"] == later["entries"] == 30_000 and first["images"] == later["images"] == 23_529
-    assert 2 * later["cpu_seconds_of_loading"] < first["cpu_seconds_of_loading"]
-    assert 0 < later["kept_not_shared_gib"] < later["peak_gib"] <= 1.01 * first["peak_gib"]
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_loader_is_measured_with_equal_views():

@@ -1,4 +1,4 @@
-"""tools/benchmark.py pretrain, memory and all."""
+"""tools/benchmark pretrain, memory and all."""
 
 import json
 
@@ -8,8 +8,9 @@ from tiny import NO_DROPOUT, TINY, TOKENIZER, tiny_config
 
 from engine.config import PRETRAIN, load_config
 from models.operations import PEAKS
-from models.pretrain import build_pretrain_model
-from tools import benchmark, benchmark_all, benchmark_memory, benchmark_pretrain
+from tools.benchmark import __main__ as benchmark
+from tools.benchmark import all as benchmark_all
+from tools.benchmark import pretrain as benchmark_pretrain
 from utils import ROOT, UserError
 
 CPU = torch.device("cpu")
@@ -73,33 +74,14 @@ def test_captions_are_as_long_as_real_ones_and_sorting_spares_padding():
 
 
 def test_counts_below_their_least_are_an_error():
-    for words in (["pretrain", "--rounds", "-1"], ["pretrain", "--batches", "0"], ["memory", "--tokens", "2"]):
+    for words in (["pretrain", "--rounds", "-1"], ["pretrain", "--batches", "0"]):
         with pytest.raises(UserError, match="at least"):
             benchmark.main(words)
 
 
-@pytest.mark.parametrize("switches", [(), ("model.image_encoder.checkpointing=true", "model.bert.checkpointing=true")])
-def test_memory_is_that_of_real_tensors(switches):
-    """The same pass with memory of its own; AdamW's moments, which it does not make, are added."""
-    cfg = tiny_config(*NO_DROPOUT, *switches, "train.batch_size=32")
-    counted = benchmark_memory.count(cfg, tokens=9)
-    model = build_pretrain_model(cfg, TOKENIZER)[0].train()
-    batch = benchmark_memory.fake_batch(cfg, 9)
-    with benchmark_memory.gpu_attention(), benchmark_memory.fixed_places(model, 9):
-        with benchmark_memory.Living() as living, torch.autocast("cpu", torch.bfloat16):
-            loss, _ = model(batch, 0.4)
-            kept = living.bytes()
-            loss.backward()
-    assert counted["activations_gib"] == pytest.approx(kept / 2**30, abs=0.0051)
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    states = sum(x.nbytes for x in model.state_dict().values()) + 3 * sum(x.nbytes for x in gradients)
-    assert counted["states_gib"] == pytest.approx(states / 2**30, abs=0.0051)
-    assert counted["states_gib"] > 0.02
-
-
 def test_all_runs_every_benchmark_and_keeps_what_fails(tmp_path, monkeypatch, capsys):
     quick = {"good": "params --config configs/demo/Pretrain.yaml", "bad": "params --config no.yaml"}
-    monkeypatch.setattr(benchmark_all, "CPU", {**quick, "other": "sharing"})
+    monkeypatch.setattr(benchmark_all, "CPU", {**quick, "other": "caption"})
     found = run(capsys, "all", "--device", "cpu", "--folder", str(tmp_path), "--only", "good", "bad")
     assert found == json.loads((tmp_path / "all.json").read_text())
     assert found["good"]["figures"]["trainable_parameters"]["total"] > 1e6

@@ -13,8 +13,10 @@ from test_tools_report_run import make_data, make_run, pretrain_run, retrieval_r
 
 from engine import drawing
 from engine.config import PRETRAIN
-from tools import pages, report, visualize
+from tools import pages
 from tools.predict_sheet import About, Result, short_names, write_sheet
+from tools.report import __main__ as report
+from tools.visualize import __main__ as visualize
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LONG = "a_name_without_a_space_" * 6 + ".png"

@@ -1,4 +1,4 @@
-"""tools/report.py on the folder of a training and of an evaluation, written by hand."""
+"""tools/report on the folder of a training and of an evaluation, written by hand."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ import pytest
 
 from evaluation.retrieval import chance_metrics
 from evaluation.vqa import vqa_metrics
-from tools import report
+from tools.report import __main__ as report
 from utils import UserError
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats  # of scikit-learn
 
-from tools import report_order, report_statistics
-from tools.report_ablation import NUMBERS
-from tools.report_tables import Run, read_paper
+from tools.report import order as report_order
+from tools.report import statistics as report_statistics
+from tools.report.ablation import NUMBERS
+from tools.report.tables import Run, read_paper
 
 PAPERS = {number: read_paper()["tables"][number] for number in NUMBERS}
 PAPER_EFFECTS = {  # mean of the differences of the two R@1, from the paper's tables, by hand

@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from engine.config import CAPTION, PRETRAIN, RETRIEVAL, VQA, load_config, save_config
-from tools import report, report_samples, report_tables
+from tools.report import __main__ as report
+from tools.report import samples as report_samples
+from tools.report import tables as report_tables
 from utils import UserError
 
 COLORS = ("red", "green", "blue", "yellow")

@@ -10,9 +10,14 @@ import pytest
 from PIL import Image
 from scipy.stats import ttest_1samp  # of scikit-learn
 
-from tools import charts, report, report_ablation, report_charts, report_formats, report_tables
+from tools import charts
 from tools.charts import Bar
-from tools.report_tables import Stat, Table
+from tools.report import __main__ as report
+from tools.report import ablation as report_ablation
+from tools.report import charts as report_charts
+from tools.report import formats as report_formats
+from tools.report import tables as report_tables
+from tools.report.tables import Stat, Table
 from utils import UserError
 
 PAPER = report_tables.read_paper()["tables"]

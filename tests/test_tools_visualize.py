@@ -1,4 +1,4 @@
-"""tools/visualize.py on checkpoints of a very small model: files, numbers, choices, and wrong input."""
+"""tools/visualize on checkpoints of a very small model: files, numbers, choices, and wrong input."""
 
 import json
 import re
@@ -9,8 +9,9 @@ from PIL import Image
 from tiny import TOKENIZER, tiny_config, tiny_model
 
 from dataset import scenes
-from tools import visualize, visualize_scenes
-from tools.visualize_scenes import Clustering, Samples
+from tools.visualize import __main__ as visualize
+from tools.visualize import scenes as visualize_scenes
+from tools.visualize.scenes import Clustering, Samples
 from utils import UserError, save_checkpoint
 
 

@@ -1,4 +1,4 @@
-"""Line and bar charts drawn with Pillow, for tools/report.py.
+"""Line and bar charts drawn with Pillow, for tools/report.
 
 matplotlib would be one more requirement for two kinds of chart, and its figures could not be drawn in the sheets that
 engine/drawing.py makes; so the charts are drawn here, larger and then reduced, which smooths their lines. They come out

@@ -10,7 +10,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 cp "$(ls "$demo"/pretrain/images/masking_*.png | tail -1)" "$work/masking.png"
-$python tools/visualize.py --checkpoint "$demo/pretrain/checkpoint_last.pth" --output "$work/figures"
+$python -m tools.visualize --checkpoint "$demo/pretrain/checkpoint_last.pth" --output "$work/figures"
 cp "$work/figures/figure2_encoding_head.png" "$work/patterns.png"
 $python tools/predict.py retrieve "$demo/data/images/test" --checkpoint "$demo/retrieval" --output "$work/sheet.html" \
     --top 6 --text "a large blue ring below a red sign that says open" --text "the green circle is above the small yellow cross"
@@ -25,7 +25,7 @@ Image.open(sys.argv[1]).convert('RGB').quantize(256).save(sys.argv[2], optimize=
 colors "$work/patterns.png" docs/patterns.png
 colors "$work/search.png" docs/search.png
 for name in ablation ablation_short ablation_emoji; do
-    $python tools/report.py "docs/study/$name" --format chart --output "$work/$name.png"
+    $python -m tools.report "docs/study/$name" --format chart --output "$work/$name.png"
     colors "$work/$name.png" "docs/$name.png"
 done
 # the legend's colors must stay those of the patches

@@ -1,4 +1,4 @@
-"""`tools/benchmark.py retrieval`: re-ranking as one batched job against the loop over queries of older codebases."""
+"""`tools/benchmark retrieval`: re-ranking as one batched job against the loop over queries of older codebases."""
 
 import argparse
 import time
@@ -12,7 +12,7 @@ from evaluation import ranking
 from evaluation.sharded import eval_batches
 from models.operations import PEAKS
 from models.semmim import SemMIM, build_backbone, describe
-from tools.benchmark_pretrain import model_arguments, random_config
+from tools.benchmark.pretrain import model_arguments, random_config
 
 MAX_TOKENS = 30  # ALBEF pads every text of an evaluation to this length
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.05}  # scores farther apart are not the same computation

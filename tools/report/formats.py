@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Sequence
 
-from tools.report_tables import Table
+from tools.report.tables import Table
 
 LATEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "<": r"$<$", ">": r"$>$", "^": r"\^{}", "~": r"\~{}"}
 LATEX |= {mark: f"\\{mark}" for mark in "&%$#_{}"}

@@ -1,4 +1,4 @@
-"""What tools/ablate.py keeps in its folder: the numbers of finished stages, which are not mixed with others."""
+"""What tools/ablate keeps in its folder: the numbers of finished stages, which are not mixed with others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from tools.ablate_plan import AblationRun
+from tools.ablate.plan import AblationRun
 from utils import UserError, one_line, write_json
 
 
@@ -60,7 +60,7 @@ def lock(folder: Path):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{folder}: another tools/ablate.py, or a run that it started, works here") from None
+            raise UserError(f"{folder}: another tools/ablate, or a run that it started, works here") from None
         except OSError:
             print(f"warning: {folder}: this file system has no locks; start no second study here", file=sys.stderr)
         yield file

@@ -1,4 +1,4 @@
-"""What tools/ablate.py runs: the rows of the paper's tables, each with every seed, stage by stage."""
+"""What tools/ablate runs: the rows of the paper's tables, each with every seed, stage by stage."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def plan(args: argparse.Namespace) -> tuple[list[AblationRun], dict[str, str], l
 
 def rows_of(tables: Sequence[str]) -> list[str]:
     """The rows' configurations (names of files in configs/ablation), the paper's model first, each once."""
-    paper = json.loads((ROOT / "tools/paper_tables.json").read_text(encoding="utf-8"))["tables"]
+    paper = json.loads((ROOT / "tools/report/paper_tables.json").read_text(encoding="utf-8"))["tables"]
     names = dict.fromkeys(row["config"] for number in tables for row in paper[number]["rows"])
     return sorted(names, key=lambda name: name != "semmim")
 

@@ -17,10 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.yaml_files import read_yaml
-from tools.report_statistics import Stat
+from tools.report.statistics import Stat
 from utils import UserError, one_line
 
-ROOT = Path(__file__).resolve().parent.parent
 NOT_RUN, DASH = "not run", "-"
 STAGE_OF_KEY = {"rerank": "retrieval", "scst": "caption", "answer": "vqa", "mim": "pretrain"}  # a key only it has
 # The paper's data sets by the folder or, whatever the folder, the name of their test file.
@@ -46,7 +45,7 @@ class Run:
     seed: int
     config: dict
     metrics: dict
-    row: str | None = None  # of tools/ablate.py
+    row: str | None = None  # of tools/ablate
     server: dict = field(default_factory=dict)  # server.json: test_dev and test_std of the VQA evaluation server
 
     @property
@@ -72,8 +71,8 @@ class Table:
 
 
 def read_paper() -> dict:
-    """tools/paper_tables.json"""
-    return json.loads((ROOT / "tools/paper_tables.json").read_text(encoding="utf-8"))
+    """tools/report/paper_tables.json"""
+    return json.loads((Path(__file__).parent / "paper_tables.json").read_text(encoding="utf-8"))
 
 
 # -------------------------------------------------------------------------------------------------- what was run
@@ -352,7 +351,7 @@ def run_name(group: Sequence[Run]) -> str:
 def table8(paper: dict, runs: list[Run], parameters: dict[str, int], pairs_per_second: float | None, gpus: int):
     """Published costs, this code's parameters per module, and what the measured speed means for the paper's schedule.
 
-    parameters: tools/benchmark.py's count at the paper's size; pairs_per_second: measured there, by `gpus` GPUs in all.
+    parameters: tools/benchmark's count at the paper's size; pairs_per_second: measured there, by `gpus` GPUs in all.
     """
     rows = [[row["name"], *printed_row(paper, row)] for row in paper["rows"]]
     days = NOT_RUN if pairs_per_second is None else f"{gpu_days(pairs_per_second, gpus):.1f}"

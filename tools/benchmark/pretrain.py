@@ -1,4 +1,4 @@
-"""`tools/benchmark.py pretrain`: pairs per second and utilisation of pre-training steps, and settings side by side."""
+"""`tools/benchmark pretrain`: pairs per second and utilisation of pre-training steps, and settings side by side."""
 
 import argparse
 import shlex

@@ -1,11 +1,11 @@
 """What the runs below a folder reached: a summary of each, or the paper's tables with this code's numbers.
 
-    python tools/report.py output/demo                              what each run reached, and its files
-    python tools/report.py output --format text|markdown|latex      Tables 1 to 8 of the paper, ours beside them
-    python tools/report.py output --format html                     output/report/index.html: tables, curves, ablations;
+    python -m tools.report output/demo                              what each run reached, and its files
+    python -m tools.report output --format text|markdown|latex      Tables 1 to 8 of the paper, ours beside them
+    python -m tools.report output --format html                     output/report/index.html: tables, curves, ablations;
                                                                     and a page for each run, with samples and settings
-    python tools/report.py output/ablation --format chart           output/ablation/ablations.png: Tables 4 to 7 in bars
-    python tools/report.py output/demo/vqa --format html            output/demo/vqa/report.html, the page of one run
+    python -m tools.report output/ablation --format chart           output/ablation/ablations.png: Tables 4 to 7 in bars
+    python -m tools.report output/demo/vqa --format html            output/demo/vqa/report.html, the page of one run
 
 Numbers of MSCOCO, Flickr30K, NoCaps and VQA v2 (told by the folder of a run's test file) stand in the paper's columns,
 with the difference to the paper; other data have tables of their own. Where nothing was run, the cell says so. Runs
@@ -18,19 +18,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from evaluation.caption import caption_table  # noqa: E402
-from evaluation.retrieval import retrieval_table  # noqa: E402
-from evaluation.vqa import vqa_table  # noqa: E402
-from tools import report_ablation, report_formats, report_tables  # noqa: E402
-from tools.report_order import order_table  # noqa: E402
-from utils import UserError, make_folder, one_line, replacing, run_main  # noqa: E402
+from evaluation.caption import caption_table
+from evaluation.retrieval import retrieval_table
+from evaluation.vqa import vqa_table
+from tools.report import ablation as report_ablation
+from tools.report import formats as report_formats
+from tools.report import tables as report_tables
+from tools.report.order import order_table
+from utils import UserError, make_folder, one_line, replacing, run_main
 
 FORMATS: dict[str, Callable] = {
     "text": report_formats.as_text,
@@ -73,13 +71,13 @@ def main(argv: list[str] | None = None) -> None:
         return
     found = report_tables.find_runs(folder)
     if args.format == "chart":
-        from tools.report_charts import write_overview
+        from tools.report.charts import write_overview
 
         print(write_overview(folder, found, args.output or folder / "ablations.png"))
         return
     tables = all_tables(folder, found, count_parameters(), args.pairs_per_second, args.gpus)
     if args.format == "html":
-        from tools.report_page import write_pages
+        from tools.report.page import write_pages
 
         print(write_pages(folder, every_run(runs), tables, args.output or folder / "report"))
         return
@@ -121,7 +119,7 @@ def every_run(folders: list[Path]) -> list[report_tables.Run]:
 
 
 def write_run(folder: Path, output: Path) -> Path:
-    from tools import report_page
+    from tools.report import page as report_page
 
     if not (found := every_run([folder])):
         raise UserError(f"{folder}/config.yaml: of no stage of this code")
@@ -157,8 +155,8 @@ def check_output(output: Path, kind: str) -> None:
 
 
 def count_parameters() -> dict[str, int]:
-    """Trainable parameters per module at the paper's size (tools/benchmark.py)."""
-    from tools import benchmark
+    """Trainable parameters per module at the paper's size (tools/benchmark)."""
+    from tools.benchmark import __main__ as benchmark
 
     arguments = argparse.Namespace(config="configs/Pretrain.yaml", override=[])
     return benchmark.run_params(arguments)["trainable_parameters"]

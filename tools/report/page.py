@@ -7,11 +7,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools import pages, report_run
-from tools.report_ablation import effect_note, retrieval_kind
-from tools.report_charts import Panels, ablation_charts, figure, row_charts, run_charts
-from tools.report_formats import as_html
-from tools.report_tables import Run, Table
+from tools import pages
+from tools.report import run as report_run
+from tools.report.ablation import effect_note, retrieval_kind
+from tools.report.charts import Panels, ablation_charts, figure, row_charts, run_charts
+from tools.report.formats import as_html
+from tools.report.tables import Run, Table
 from utils import make_folder
 
 INDEX, OF_RUN = "index.html", "report.html"

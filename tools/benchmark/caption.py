@@ -1,4 +1,4 @@
-"""`tools/benchmark.py caption`: beam search against transformers' generate, and self-critical training steps."""
+"""`tools/benchmark caption`: beam search against transformers' generate, and self-critical training steps."""
 
 import argparse
 import time
@@ -16,7 +16,7 @@ from models.caption import CaptionModel, SelfCritical
 from models.generation import generate
 from models.semmim import build_backbone
 from optim import create_optimizer
-from tools.benchmark_pretrain import model_arguments, random_config
+from tools.benchmark.pretrain import model_arguments, random_config
 
 DOCUMENTS = 500  # scenes whose captions give the document frequencies
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from tools.charts import Bar
-from tools.report_tables import (
+from tools.report.tables import (
     DASH,
     NOT_RUN,
     Run,
@@ -34,7 +34,7 @@ MARKS = (
     f"{BY_CHANCE}."
 )
 Bars = dict[str, dict[str, Bar]]  # {row: {series: its effect}}
-ABLATION_COLUMNS = {  # of tools/paper_tables.json -> (stages that fill it, value of a run)
+ABLATION_COLUMNS = {  # of tools/report/paper_tables.json -> (stages that fill it, value of a run)
     "coco_tr_r1": ("retrieval", lambda run: recall(run, "tr_r1")),
     "coco_ir_r1": ("retrieval", lambda run: recall(run, "ir_r1")),
     "vqa_test_dev": ("vqa", vqa_accuracy),
@@ -42,7 +42,7 @@ ABLATION_COLUMNS = {  # of tools/paper_tables.json -> (stages that fill it, valu
 
 
 def ablation_runs(folder: Path, runs: list[Run]) -> dict[str, list[Run]]:
-    """{row: its runs}, rows that share their runs included (rows.json of tools/ablate.py)."""
+    """{row: its runs}, rows that share their runs included (rows.json of tools/ablate)."""
     found: dict[str, list[Run]] = {}
     for run in runs:
         if run.row is not None:
@@ -163,7 +163,7 @@ def effect_note(runs: Sequence[Run], kind: str) -> str:
     stages = {run.stage for run in runs}
     where = [f"{where_ours(runs, kind)} and re-ranked"] if "retrieval" in stages else []
     where += sorted({f"vqa on {run.data}" for run in runs if run.stage == "vqa"})
-    ours = f"{'; '.join(where)}; of the test split, or of val without one" if where else "not run (tools/ablate.py)"
+    ours = f"{'; '.join(where)}; of the test split, or of val without one" if where else "not run (tools/ablate)"
     return f"Effect: difference to the paper's model, for ours the mean over the seeds of both. Ours: {ours}. {MARKS}"
 
 

@@ -1,8 +1,8 @@
 """Run the ablations of the paper (Tables 4 to 7): every row pre-trained, then judged by retrieval and VQA.
 
-    python tools/ablate.py all --base configs/demo/Pretrain.yaml --output output/demo/ablation --seeds 3 --jobs 2
-    python tools/ablate.py 4 5 --base configs/Pretrain.yaml --seeds 1
-    python tools/report.py output/demo/ablation --format text
+    python -m tools.ablate all --base configs/demo/Pretrain.yaml --output output/demo/ablation --seeds 3 --jobs 2
+    python -m tools.ablate 4 5 --base configs/Pretrain.yaml --seeds 1
+    python -m tools.report output/demo/ablation --format text
 
 The rows are those of configs/ablation/: a row is --base with the row's four switches (target, masking, mask ratio,
 start layer) in the place of the base's own. Start layers are the paper's of 12 and scale with the depth of the base's
@@ -19,16 +19,13 @@ changes pre-training alone, --retrieval_override and --vqa_override the others. 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from tools.ablate_plan import STAGES, Stage, plan  # noqa: E402
-from tools.ablate_results import check_same, lock, read_result, write_rows  # noqa: E402
-from tools.ablate_running import Launcher, Slot, make_slots, run_all, say  # noqa: E402
-from utils import UserError, make_folder, run_main  # noqa: E402
+from tools.ablate.plan import STAGES, Stage, plan
+from tools.ablate.results import check_same, lock, read_result, write_rows
+from tools.ablate.running import Launcher, Slot, make_slots, run_all, say
+from utils import UserError, make_folder, run_main
 
 TABLES = ("4", "5", "6", "7")
 
@@ -54,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         failed = run_all(runs, slots, Launcher(args.device, lock_file))
     if failed:  # everything else is done
         raise UserError(f"{len(failed)} runs failed: {'; '.join(failed)}; the same command tries them again")
-    say(f"done; python tools/report.py {args.output} --format text shows the tables")
+    say(f"done; python -m tools.report {args.output} --format text shows the tables")
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

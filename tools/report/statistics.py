@@ -1,4 +1,4 @@
-"""Mean and spread of runs that differ in nothing but their seed, and whether two orders agree, for tools/report.py."""
+"""Mean and spread of runs that differ in nothing but their seed, and whether two orders agree, for tools/report."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Figures of a pre-training checkpoint, and how well its patterns agree with what is in the images.
 
-    python tools/visualize.py --checkpoint output/demo/pretrain/checkpoint_last.pth
-    python tools/visualize.py --checkpoint FILE --data data/coco/annotations/coco_val.json --image_root data/coco/images
-    python tools/visualize.py --checkpoint FILE --codebook data/flava-image-codebook --patterns 3 17 902 --words star
+    python -m tools.visualize --checkpoint output/demo/pretrain/checkpoint_last.pth
+    python -m tools.visualize --checkpoint FILE --data data/coco/annotations/coco_val.json --image_root data/coco/images
+    python -m tools.visualize --checkpoint FILE --codebook data/flava-image-codebook --patterns 3 17 902 --words star
 
 Writes into --output (default: `figures` beside the checkpoint) PNG files and index.html, which holds all of them:
 figure2_*.png (patches of the purest, or given, patterns in their context) and figure3.png (each patch in its pattern's
@@ -28,23 +28,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from dataset import scenes  # noqa: E402
-from dataset.annotations import Source, load_annotations  # noqa: E402
-from dataset.common import EmptyCaption, usable_caption  # noqa: E402
-from dataset.text import Tokenizer  # noqa: E402
-from dataset.transforms import ImageError, open_image, to_tensor, to_unit_tensor  # noqa: E402
-from engine import drawing, figures  # noqa: E402
-from engine.figures import Cluster  # noqa: E402
-from evaluation import clusters, encodings  # noqa: E402
-from models.earlier import read_checkpoint  # noqa: E402
-from models.mim import CodebookTarget  # noqa: E402
-from models.pretrain import PretrainModel, build_pretrain_model  # noqa: E402
-from models.weights import load_exactly  # noqa: E402
-from tools import pages  # noqa: E402
-from tools.visualize_scenes import (  # noqa: E402
+from dataset import scenes
+from dataset.annotations import Source, load_annotations
+from dataset.common import EmptyCaption, usable_caption
+from dataset.text import Tokenizer
+from dataset.transforms import ImageError, open_image, to_tensor, to_unit_tensor
+from engine import drawing, figures
+from engine.figures import Cluster
+from evaluation import clusters, encodings
+from models.earlier import read_checkpoint
+from models.mim import CodebookTarget
+from models.pretrain import PretrainModel, build_pretrain_model
+from models.weights import load_exactly
+from tools import pages
+from tools.visualize.scenes import (
     Clustering,
     PatchLabels,
     Samples,
@@ -54,7 +51,7 @@ from tools.visualize_scenes import (  # noqa: E402
     patch_labels,
     scene_numbers,
 )
-from utils import UserError, as_config, make_folder, run_main, write_json  # noqa: E402
+from utils import UserError, as_config, make_folder, run_main, write_json
 
 BATCH = 50
 OURS, PIXELS, TOKENS, DVAE = "encoding head", "k-means of pixels", "k-means of encoder tokens", "dVAE"

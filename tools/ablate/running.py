@@ -1,4 +1,4 @@
-"""How tools/ablate.py runs its stages: side by side, each on its own cores and GPUs, to be stopped and gone on with."""
+"""How tools/ablate runs its stages: side by side, each on its own cores and GPUs, to be stopped and gone on with."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.signals import stop_signals
-from tools.ablate_plan import STAGES, AblationRun, Stage
-from tools.ablate_results import read_result
+from tools.ablate.plan import STAGES, AblationRun, Stage
+from tools.ablate.results import read_result
 from utils import ROOT, UserError, clock, one_line, write_json
 
 

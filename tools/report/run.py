@@ -11,9 +11,10 @@ from pathlib import Path
 from engine.config import differences
 from engine.yaml_files import read_yaml
 from evaluation.caption import CAPTION_COLUMNS
-from tools import pages, report_samples
-from tools.report_charts import in_a_row, run_charts
-from tools.report_tables import RECALLS, Run, name_recall, read_log
+from tools import pages
+from tools.report import samples as report_samples
+from tools.report.charts import in_a_row, run_charts
+from tools.report.tables import RECALLS, Run, name_recall, read_log
 from utils import ROOT, clock
 
 ORDERS = {"itm": "re-ranked", "itc": "contrast alone", "chance": "a random order"}

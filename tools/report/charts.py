@@ -11,7 +11,7 @@ from PIL import Image
 from engine.drawing import PAPER, below, beside, text
 from tools import pages
 from tools.charts import SHARP, bar_chart, bar_charts, line_chart
-from tools.report_ablation import (
+from tools.report.ablation import (
     BY_CHANCE,
     NUMBERS,
     Bars,
@@ -21,7 +21,7 @@ from tools.report_ablation import (
     retrieval_kind,
     where_ours,
 )
-from tools.report_tables import Run, read_log, read_paper
+from tools.report.tables import Run, read_log, read_paper
 from utils import UserError
 
 Panels = list[tuple[str, Image.Image]]  # (heading, chart), each SHARP times its size on the page
@@ -90,7 +90,7 @@ def write_overview(folder: Path, runs: Sequence[Run], path: Path) -> Path:
         if has_ours(effects):
             panels[f"Table {number}: {table['name']}"] = effects
     if not panels:
-        raise UserError(f"{folder}: holds no two rows of an ablation with retrieval (tools/ablate.py makes them)")
+        raise UserError(f"{folder}: holds no two rows of an ablation with retrieval (tools/ablate makes them)")
     charts = bar_charts(panels, "points", WIDTH)
     half = (len(charts) + 1) // 2  # two columns, each read downwards: the panels' heights differ
     body = beside([below(part) for part in (charts[:half], charts[half:]) if part])

@@ -9,9 +9,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from tools.report_ablation import mean_recall, of_stage, published_recall_effect, retrieval_kind, where_ours
-from tools.report_statistics import ORDERS, Stat, chance, rank_correlation
-from tools.report_tables import DASH, Run, Table, paired_difference
+from tools.report.ablation import mean_recall, of_stage, published_recall_effect, retrieval_kind, where_ours
+from tools.report.statistics import ORDERS, Stat, chance, rank_correlation
+from tools.report.tables import DASH, Run, Table, paired_difference
 
 FEWEST = 4  # rows: of three, one order in six is the paper's by chance
 GROUPS = {"4 to 7": "4567", "5 to 7": "567"}  # Table 4's effects are the largest, and decide the order of all
@@ -21,8 +21,8 @@ Effects = list[tuple[float, dict[int, float]]]  # of each row: the paper's, and 
 def order_table(papers: dict[str, dict], rows_found: dict[str, list[Run]]) -> list[Table]:
     """The rank correlation of our effects with the paper's, on val and test; [] where too few rows were run.
 
-    papers: {number: table of tools/paper_tables.json}. Rows that share their runs count once, and not at all where
-    the runs are those of the paper's model. Of the seeds, those that all rows have.
+    papers: {number: table of paper_tables.json}. Rows that share their runs count once, and not at all where the runs
+    are those of the paper's model. Of the seeds, those that all rows have.
     """
     everything = [run for runs in rows_found.values() for run in runs]
     kind = retrieval_kind(everything)

@@ -16,7 +16,7 @@ from engine.config import CAPTION, PRETRAIN, RETRIEVAL, VQA, load_config
 from evaluation.cider import CiderD, caption_words
 from evaluation.vqa import is_empty, vqa_accuracy
 from tools import pages
-from tools.report_tables import Run
+from tools.report.tables import Run
 from utils import Config, UserError
 
 STAGES = {stage.name: stage for stage in (PRETRAIN, RETRIEVAL, CAPTION, VQA)}

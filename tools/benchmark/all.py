@@ -1,4 +1,4 @@
-"""`tools/benchmark.py all`: every benchmark of a machine by one command."""
+"""`tools/benchmark all`: every benchmark of a machine by one command."""
 
 import argparse
 import json
@@ -15,7 +15,6 @@ from engine.signals import end_at_stop_signals
 BASE = "--config configs/Pretrain.yaml"
 GPU = {  # at the paper's size; the longest takes a few minutes
     "params": f"params {BASE}",
-    "memory": f"memory {BASE}",
     "pretrain": f"pretrain {BASE}",
     "pretrain_sorted_by_length": "pretrain --compare data.bucket_batches=0 data.bucket_batches=8",
     "pretrain_compiled": "pretrain --compare train.compile=false train.compile=true",
@@ -26,25 +25,20 @@ GPU = {  # at the paper's size; the longest takes a few minutes
     "pretrain_batch_256": "pretrain --override train.batch_size=256 model.image_encoder.checkpointing=true "
     "model.bert.checkpointing=true train.compile=true",
     "loader": "loader --workers 8 --pairs 4096",
-    "entries": "entries",
     "retrieval": "retrieval",
     "caption": f"caption {BASE} --override model.image_encoder.image_size=384",
-    "sharing": f"sharing {BASE}",
 }
 DEMO = "--config configs/demo/Pretrain.yaml"
 CPU = {  # at the demo's size, where a step takes a second; what is counted, at the paper's
     "params": f"params {BASE}",
-    "memory": f"memory {BASE}",
     "predictions": f"pretrain {BASE} --rounds 0 --override train.batch_size=128 --batches 8",
     "pretrain": f"pretrain {DEMO}",
     "pretrain_sorted_by_length": f"pretrain {DEMO} --compare data.bucket_batches=0 data.bucket_batches=8",
     "loader": "loader",
-    "entries": "entries",
     "retrieval": "retrieval --images 200",
     "caption": f"caption {DEMO} --scst_steps 1",
-    "sharing": f"sharing {DEMO}",
 }
-ON_THE_CPU = ("params", "loader", "entries")  # whatever the device
+ON_THE_CPU = ("params", "loader")  # whatever the device
 
 
 def add_all(commands) -> None:
@@ -67,15 +61,15 @@ def run_all(args: argparse.Namespace) -> dict:
     end_at_stop_signals()  # by an exception, at which `subprocess.run` ends its process
     result = {"torch": torch.__version__, "device": torch.cuda.get_device_name() if device == "cuda" else "cpu"}
     for name, words in chosen.items():
-        print(f"{name}: python tools/benchmark.py {words}", file=sys.stderr, flush=True)
+        print(f"{name}: python -m tools.benchmark {words}", file=sys.stderr, flush=True)
         command = words.split()
         if command[0] not in ON_THE_CPU:
             command += ["--device", device]
         start = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "tools/benchmark.py", *command], cwd=utils.ROOT, capture_output=True, text=True
+            [sys.executable, "tools/benchmark", *command], cwd=utils.ROOT, capture_output=True, text=True
         )
-        found = {"command": f"python tools/benchmark.py {words}", "seconds": round(time.perf_counter() - start, 1)}
+        found = {"command": f"python -m tools.benchmark {words}", "seconds": round(time.perf_counter() - start, 1)}
         if done.returncode:
             found["error"] = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
             print(f"    {found['error']}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""`tools/benchmark.py loader`: CPU time that a pair costs, from the JPEG file to the batch at the loader's exit."""
+"""`tools/benchmark loader`: CPU time that a pair costs, from the JPEG file to the batch at the loader's exit."""
 
 import argparse
 import gc
