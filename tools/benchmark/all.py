@@ -67,7 +67,7 @@ def run_all(args: argparse.Namespace) -> dict:
             command += ["--device", device]
         start = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "tools/benchmark", *command], cwd=utils.ROOT, capture_output=True, text=True
+            [sys.executable, "-m", "tools.benchmark", *command], cwd=utils.ROOT, capture_output=True, text=True
         )
         found = {"command": f"python -m tools.benchmark {words}", "seconds": round(time.perf_counter() - start, 1)}
         if done.returncode:
