@@ -28,7 +28,7 @@ from engine.config import CAPTION, Config, add_arguments, load_config
 from engine.finetune import finetune, start_stage
 from engine.loop import Progress
 from engine.run import Run
-from engine.signals import end_at_stop_signals
+from engine.signals import ending_at_stop_signals
 from evaluation.caption import Captioner, references_with_words
 from evaluation.cider import CiderReward
 from models.caption import CaptionModel, CrossEntropy, SelfCritical, count_tokens
@@ -41,18 +41,18 @@ def main(argv: list[str] | None = None) -> None:
     add_arguments(parser, config=CAPTION.schema, output_dir="output/caption")
     args = parser.parse_args(argv)
     device = init_distributed(args.device)
-    end_at_stop_signals()
-    cfg = load_config(args.config, args.override, CAPTION)
-    backbone, description, run, resume_from = start_stage(args, cfg, CAPTION, decoder=True)
-    tokenizer = checkpoint_tokenizer(cfg.text.vocab, description)
-    model = CaptionModel(backbone, tokenizer).to(device)
-    captioner = Captioner(cfg, tokenizer, device, run)
-    with run:
-        if args.evaluate:
-            run.open(evaluate=True)
-        else:
-            train(model, captioner, cfg, device, run, resume_from)
-        captioner.evaluate_all(model)
+    with ending_at_stop_signals():
+        cfg = load_config(args.config, args.override, CAPTION)
+        backbone, description, run, resume_from = start_stage(args, cfg, CAPTION, decoder=True)
+        tokenizer = checkpoint_tokenizer(cfg.text.vocab, description)
+        model = CaptionModel(backbone, tokenizer).to(device)
+        captioner = Captioner(cfg, tokenizer, device, run)
+        with run:
+            if args.evaluate:
+                run.open(evaluate=True)
+            else:
+                train(model, captioner, cfg, device, run, resume_from)
+            captioner.evaluate_all(model)
 
 
 def train(

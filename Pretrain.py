@@ -25,7 +25,7 @@ from engine.drawing import to_image
 from engine.figures import masking_figure
 from engine.loop import Progress, fit, position
 from engine.run import Run
-from engine.signals import end_at_stop_signals
+from engine.signals import ending_at_stop_signals
 from evaluation.sharded import evaluating
 from evaluation.validation import SCORE, Validation
 from models.alignment import MatchingWatch, alpha_at
@@ -54,23 +54,23 @@ def main() -> None:
     add_arguments(parser)
     args = parser.parse_args()
     device = init_distributed(args.device)
-    end_at_stop_signals()
-    cfg = load_config(args.config, args.override, PRETRAIN)
-    if args.evaluate:
-        raise UserError("--evaluate: Pretrain.py only trains; evaluate its checkpoint with Retrieval.py --evaluate")
-    resume_from, found, lines = begin(args, cfg, PRETRAIN)
-    seed_everything(cfg.seed, per_rank=False)  # every process builds the same model
-    tokenizer = Tokenizer(cfg.text.vocab, sep=cfg.text.sep)
-    start = None if resume_from else args.checkpoint
-    model, built = build_pretrain_model(cfg, tokenizer, initial_weights=not (resume_from or start))
-    lines += built
-    if start:
-        lines += start_from(model, read_checkpoint(start)["model"], start)
-    for line in lines:
-        logger.info(line)
-    pretrained_vit = cfg.model.image_encoder.weights != "random" or args.checkpoint is not None
-    with Run(args.output_dir, cfg, found) as run:
-        train(model.to(device), tokenizer, cfg, device, run, resume_from, pretrained_vit)
+    with ending_at_stop_signals():
+        cfg = load_config(args.config, args.override, PRETRAIN)
+        if args.evaluate:
+            raise UserError("--evaluate: Pretrain.py only trains; evaluate its checkpoint with Retrieval.py --evaluate")
+        resume_from, found, lines = begin(args, cfg, PRETRAIN)
+        seed_everything(cfg.seed, per_rank=False)  # every process builds the same model
+        tokenizer = Tokenizer(cfg.text.vocab, sep=cfg.text.sep)
+        start = None if resume_from else args.checkpoint
+        model, built = build_pretrain_model(cfg, tokenizer, initial_weights=not (resume_from or start))
+        lines += built
+        if start:
+            lines += start_from(model, read_checkpoint(start)["model"], start)
+        for line in lines:
+            logger.info(line)
+        pretrained_vit = cfg.model.image_encoder.weights != "random" or args.checkpoint is not None
+        with Run(args.output_dir, cfg, found) as run:
+            train(model.to(device), tokenizer, cfg, device, run, resume_from, pretrained_vit)
 
 
 def train(

@@ -25,7 +25,7 @@ from engine.config import RETRIEVAL, Config, add_arguments, load_config
 from engine.finetune import finetune, start_stage
 from engine.loop import Progress
 from engine.run import Run
-from engine.signals import end_at_stop_signals
+from engine.signals import ending_at_stop_signals
 from evaluation.retrieval import Ranker, better_order
 from models.alignment import MatchingWatch, alpha_at
 from models.retrieval import RetrievalModel
@@ -37,18 +37,18 @@ def main(argv: list[str] | None = None) -> None:
     add_arguments(parser, config=RETRIEVAL.schema, output_dir="output/retrieval")
     args = parser.parse_args(argv)
     device = init_distributed(args.device)
-    end_at_stop_signals()
-    cfg = load_config(args.config, args.override, RETRIEVAL)
-    backbone, description, run, resume_from = start_stage(args, cfg, RETRIEVAL, decoder=False)
-    tokenizer = checkpoint_tokenizer(cfg.text.vocab, description)
-    backbone.to(device)
-    ranker = Ranker(cfg, tokenizer, device, run)
-    with run:
-        if args.evaluate:
-            run.open(evaluate=True)
-        else:
-            train(RetrievalModel(backbone, cfg).to(device), ranker, cfg, device, run, resume_from)
-        ranker.evaluate_all(backbone)
+    with ending_at_stop_signals():
+        cfg = load_config(args.config, args.override, RETRIEVAL)
+        backbone, description, run, resume_from = start_stage(args, cfg, RETRIEVAL, decoder=False)
+        tokenizer = checkpoint_tokenizer(cfg.text.vocab, description)
+        backbone.to(device)
+        ranker = Ranker(cfg, tokenizer, device, run)
+        with run:
+            if args.evaluate:
+                run.open(evaluate=True)
+            else:
+                train(RetrievalModel(backbone, cfg).to(device), ranker, cfg, device, run, resume_from)
+            ranker.evaluate_all(backbone)
 
 
 def train(

@@ -20,7 +20,7 @@ from dataset.vqa import VQACollate, question_limits
 from engine.config import VQA, Config, add_arguments, load_config
 from engine.finetune import finetune, start_stage
 from engine.run import Run
-from engine.signals import end_at_stop_signals
+from engine.signals import ending_at_stop_signals
 from evaluation.vqa import Answerer, is_empty
 from models.vqa import VQAModel
 from utils import UserError, init_distributed, run_main
@@ -31,21 +31,21 @@ def main(argv: list[str] | None = None) -> None:
     add_arguments(parser, config=VQA.schema, output_dir="output/vqa")
     args = parser.parse_args(argv)
     device = init_distributed(args.device)
-    end_at_stop_signals()
-    cfg = load_config(args.config, args.override, VQA)
-    backbone, description, run, resume_from = start_stage(args, cfg, VQA, decoder=True)
-    tokenizer = checkpoint_tokenizer(cfg.text.vocab, description)
-    model = VQAModel(backbone, tokenizer).to(device)
-    answerer = Answerer(cfg, tokenizer, device, run)
-    with run:
-        if args.evaluate:
-            run.open(evaluate=True)
-        else:
-            train(model, answerer, cfg, device, run, resume_from)
-        numbers = {}
-        for split in answerer.batches:  # written split by split: what is computed is kept
-            numbers[split] = answerer.evaluate(model, split, final=True)
-            run.write_metrics(numbers)
+    with ending_at_stop_signals():
+        cfg = load_config(args.config, args.override, VQA)
+        backbone, description, run, resume_from = start_stage(args, cfg, VQA, decoder=True)
+        tokenizer = checkpoint_tokenizer(cfg.text.vocab, description)
+        model = VQAModel(backbone, tokenizer).to(device)
+        answerer = Answerer(cfg, tokenizer, device, run)
+        with run:
+            if args.evaluate:
+                run.open(evaluate=True)
+            else:
+                train(model, answerer, cfg, device, run, resume_from)
+            numbers = {}
+            for split in answerer.batches:  # written split by split: what is computed is kept
+                numbers[split] = answerer.evaluate(model, split, final=True)
+                run.write_metrics(numbers)
 
 
 def train(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import errno
 import json
 import logging
+import multiprocessing
 import os
 import random
 import re
@@ -16,7 +18,9 @@ import stat
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import BinaryIO
 
@@ -62,11 +66,15 @@ def shown(value) -> str:
 
 def one_line(text: object, length: int = 200) -> str:
     """A text in one printable line, cut after a word where it is long."""
-    text = " ".join(ESCAPE_CODE.sub("", str(text)).split())
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    text = printable(" ".join(ESCAPE_CODE.sub("", str(text)).split()))
     if len(text) <= length:
         return text
     return text[: max(text.rfind(" ", length // 2, length), length // 2)] + " ..."
+
+
+def printable(text: str) -> str:
+    """The text with its control characters, of which a terminal would take some for commands, as escapes."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def reason(error: Exception) -> str:
@@ -92,6 +100,8 @@ def disk_error(error: OSError) -> str | None:
         remedy = "make room, or write to another disk"
     elif error.errno == errno.EIO:
         remedy = "the disk, or what it hangs on, may fail"
+    elif error.errno == errno.ENOENT and not named:  # of os.getcwd
+        return "the working directory is gone; change into one that exists"
     elif error.errno in REFUSED and named:
         remedy = "name another place, or have this one put right"
     else:
@@ -126,6 +136,8 @@ def run_main(main: Callable[[], object]) -> None:
         if str(stop):
             logger.info("%s", stop)
         sys.exit(EXIT_STOPPED)  # the process group is left as it is: another process may still wait in it
+    finally:
+        end_children()
     with contextlib.suppress(KeyboardInterrupt):  # a second signal: all is written already
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -151,8 +163,6 @@ def _run(main: Callable[[], object]) -> None:
         _end(line)
     except RuntimeError as error:
         gone = lost_ranks()
-        if stop_requested():  # another process ended first, at the same signal
-            raise KeyboardInterrupt from None
         if not gone:
             raise
         line = f"error (process {rank()}): {gone} ({one_line(error)}); start again with --resume"
@@ -162,23 +172,32 @@ def _run(main: Callable[[], object]) -> None:
 
 def _end(line: str) -> None:
     """Say what is wrong and exit; the process group is left as it is: another process may still wait in it."""
-    print("error:" if is_main() else f"error (process {rank()}):", line, file=sys.stderr, flush=True)
+    print("error:" if is_main() else f"error (process {rank()}):", printable(line), file=sys.stderr, flush=True)
     sys.exit(2)
 
 
 def _drop_output() -> None:
-    """Let nothing more be written to the closed standard output, not even at the interpreter's end."""
+    """Let nothing more be written to the standard output, not even at the interpreter's end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Console(logging.StreamHandler):
-    """Log lines on the standard output; when its reader goes (`| head`), the run goes on without them."""
+    """Log lines on the standard output; if its reader goes (`| head`) or its disk is full, the run continues without.
+
+    Names of files in them are shown with their control characters escaped.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).split("\n")))
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, logging's name
-        if isinstance(sys.exc_info()[1], BrokenPipeError):
-            _drop_output()
-        else:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
             super().handleError(record)
+            return
+        if not isinstance(error, BrokenPipeError):
+            print(f"warning: the log cannot be written here ({error.strerror}); continuing without", file=sys.stderr)
+        _drop_output()
 
 
 class Config(dict):
@@ -328,6 +347,9 @@ def init_distributed(device: str = "auto") -> torch.device:
     CPU tensors travel by gloo, CUDA tensors by NCCL. Without torchrun there is one process and no group.
     """
     device = choose_device(device)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        if not os.environ.get(name, "0").isdecimal():
+            raise UserError(f"{name}={one_line(os.environ[name])} is no whole number: start with torchrun, or unset it")
     local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
     if device == "cuda":
         if local >= gpus:
@@ -379,6 +401,39 @@ def end_with_parent(number: int) -> None:
     if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
         ctypes.CDLL(None).prctl(set_parent_death_signal, int(number))
+
+
+def child_signals(*_) -> None:
+    """How every worker process begins, of a DataLoader or of `in_processes`: stop signals, which terminals and
+    schedulers send to all processes, are for its parent, which still needs it; it ends when its parent does.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    end_with_parent(signal.SIGKILL)
+
+
+@atexit.register
+def end_children() -> None:
+    """Kill the workers that are left when Python ends: multiprocessing asks them by a SIGTERM and waits for ever."""
+    children = multiprocessing.active_children()
+    if children:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler calls a killed worker an error
+    for child in children:
+        child.kill()
+
+
+def in_processes(work: Callable, items: Iterable, workers: int) -> Iterator:
+    """`map(work, items)` over worker processes, in order; in this process alone if there is one worker."""
+    if workers <= 1:
+        yield from map(work, items)
+        return
+    methods = multiprocessing.get_all_start_methods()  # a forked process need not import everything again
+    context = multiprocessing.get_context("fork" if "fork" in methods else methods[0])
+    try:
+        with ProcessPoolExecutor(workers, context, initializer=child_signals) as pool:
+            yield from pool.map(work, items, chunksize=16)
+    except BrokenProcessPool:
+        raise UserError("a worker process was killed (out of memory?); use fewer workers") from None
 
 
 def rank() -> int:

@@ -5,15 +5,13 @@ on the number of workers or on where it was resumed.
 """
 
 import logging
-import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from utils import STOP_SIGNALS, UserError, end_with_parent, user_message
+from utils import UserError, child_signals, user_message
 
 log = logging.getLogger("semmim")
 
@@ -120,7 +118,7 @@ class Loader:
             collate_fn=collate,
             num_workers=num_workers,
             pin_memory=pin_memory,
-            worker_init_fn=init_worker,
+            worker_init_fn=child_signals,
             **options,
         )
 
@@ -158,21 +156,3 @@ class Loader:
                 f"{self.bad} of {self.visited} visited samples are unusable, data.max_bad_share allows "
                 f"{self.max_bad_share:g}; check data.image_root and files: {'; '.join(self.first_bad[:3])}"
             )
-
-
-def init_worker(_worker_id: int) -> None:
-    """worker_init_fn of every DataLoader: a signal to the process group is for the trainer, which needs its workers.
-
-    The first SIGTERM is such a signal; a second one comes from the trainer as it ends.
-    """
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    received = []
-
-    def end_at_the_second(number: int, _frame) -> None:
-        received.append(number)
-        if len(received) > 1:
-            os._exit(1)
-
-    signal.signal(signal.SIGTERM, end_at_the_second)
-    end_with_parent(signal.SIGKILL)

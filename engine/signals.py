@@ -12,11 +12,13 @@ import torch
 from utils import STOP_SIGNALS, Stopped, all_reduce_sum, stop_requests, world_size
 
 
-def end_at_stop_signals() -> None:
-    """From here on a stop signal ends a script at once, by KeyboardInterrupt, except where `stop_signals` waits.
+@contextlib.contextmanager
+def ending_at_stop_signals() -> Iterator[None]:
+    """Within, a stop signal ends a script at once, by KeyboardInterrupt, except where `stop_signals` waits.
 
     For what comes before training and after it: nothing is lost there, since every file is written whole or not at
-    all. The signals that follow are ignored, as several senders may pass on one stop, up to the third Ctrl-C.
+    all. The signals that follow are ignored while the script ends, as several senders may pass on one stop, up to the
+    third Ctrl-C. A script that ends otherwise gives the signals back.
     """
 
     def handler(number: int, _frame) -> None:
@@ -25,7 +27,16 @@ def end_at_stop_signals() -> None:
             raise KeyboardInterrupt("stopped outside of training; the same command with --resume goes on")
 
     stop_requests.clear()
-    _listen(handler)
+    previous = _listen(handler)
+    try:
+        yield
+        _give_back(previous)
+    except BaseException as error:
+        if isinstance(error, RuntimeError) and stop_requests:  # another process ended first, at the same signal
+            raise KeyboardInterrupt from None
+        if not isinstance(error, KeyboardInterrupt | Stopped):
+            _give_back(previous)
+        raise
 
 
 @contextlib.contextmanager
@@ -56,9 +67,7 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
         if stop_requests:
             raise Stopped
     finally:
-        for number, old in previous.items():
-            signal.signal(number, old or signal.SIG_DFL)
-        stop_requests.clear()
+        _give_back(previous)
 
 
 def _listen(handler: Callable) -> dict[int, object]:
@@ -69,3 +78,9 @@ def _listen(handler: Callable) -> dict[int, object]:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 previous[number] = signal.signal(number, handler)
     return previous
+
+
+def _give_back(previous: dict[int, object]) -> None:
+    for number, handler in previous.items():
+        signal.signal(number, handler or signal.SIG_DFL)
+    stop_requests.clear()

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from dataset.loader import init_worker
-from utils import Stopped, all_reduce_sum, clock, gather_objects, rank, stop_requested, world_size
+from utils import Stopped, all_reduce_sum, child_signals, clock, gather_objects, rank, stop_requested, world_size
 
 CPU = torch.device("cpu")
 
@@ -30,7 +29,7 @@ def eval_batches(num_items: int, batch_size: int, order: Sequence[int] | None = 
 
 def eval_loader(dataset: Dataset, batch_size: int | None, *, num_workers: int, device: torch.device) -> DataLoader:
     """This process's share of a data set; batch_size None: the data set's items are batches already."""
-    options = {"num_workers": num_workers, "pin_memory": device.type == "cuda", "worker_init_fn": init_worker}
+    options = {"num_workers": num_workers, "pin_memory": device.type == "cuda", "worker_init_fn": child_signals}
     if batch_size is None:
         return DataLoader(Subset(dataset, range(rank(), len(dataset), world_size())), batch_size=None, **options)
     return DataLoader(dataset, batch_sampler=eval_batches(len(dataset), batch_size), **options)

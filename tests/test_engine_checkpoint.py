@@ -336,7 +336,7 @@ def test_a_reader_that_goes_ends_a_tool_in_silence_and_no_training():
     )
     tool = "import utils\nutils.run_main(lambda: [print('a line', i) for i in range(20000)])\n"
     for text, code, expected in ((script, 0, "trained to the end"), (tool, 141, "")):
-        command = f'{sys.executable} -c "$TEXT" | head -1; exit ${{PIPESTATUS[0]}}'
+        command = f'"{sys.executable}" -c "$TEXT" | head -1; exit ${{PIPESTATUS[0]}}'
         done = subprocess.run(
             ["bash", "-c", command], env={**os.environ, "TEXT": text}, cwd=ROOT, capture_output=True, text=True
         )

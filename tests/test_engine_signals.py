@@ -1,5 +1,6 @@
 """Stops outside of training steps: at once with exit code 130, and --resume goes on to the same end."""
 
+import contextlib
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from drill import Drill, Setting, differing, last_step, wait_for
 import Caption
 import Pretrain
 import utils
-from engine.signals import end_at_stop_signals, stop_signals
+from engine.signals import ending_at_stop_signals, stop_signals
 from evaluation import caption as caption_evaluation
 from evaluation import cider
 from models.caption import CaptionModel
@@ -33,20 +34,29 @@ def handlers():
 
 @pytest.mark.parametrize("number", utils.STOP_SIGNALS)
 def test_every_stop_signal_ends_a_script_at_once_and_once(number):
-    end_at_stop_signals()
-    with pytest.raises(KeyboardInterrupt, match="stopped outside of training; the same command with --resume goes on"):
+    said = "stopped outside of training; the same command with --resume goes on"
+    with pytest.raises(KeyboardInterrupt, match=said), ending_at_stop_signals():
         os.kill(os.getpid(), number)
     os.kill(os.getpid(), signal.SIGTERM)  # of a second sender, while the script ends
     assert utils.stop_requests == [number, signal.SIGTERM]
 
 
+@pytest.mark.parametrize("error", [None, utils.UserError("wrong")])
+def test_a_script_that_ends_by_itself_gives_the_signals_back(error):
+    before = [signal.getsignal(number) for number in utils.STOP_SIGNALS]
+    with contextlib.suppress(utils.UserError), ending_at_stop_signals():
+        assert [signal.getsignal(number) for number in utils.STOP_SIGNALS] != before
+        if error:
+            raise error
+    assert [signal.getsignal(number) for number in utils.STOP_SIGNALS] == before
+
+
 def test_training_waits_for_its_step_and_what_follows_it_does_not():
-    end_at_stop_signals()
-    with pytest.raises(utils.Stopped), stop_signals() as stopping:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stopping()
-        raise utils.Stopped
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), ending_at_stop_signals():
+        with pytest.raises(utils.Stopped), stop_signals() as stopping:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stopping()
+            raise utils.Stopped
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -73,17 +83,17 @@ def test_a_second_signal_while_the_processes_part_changes_nothing(monkeypatch):
 
 def test_a_hangup_under_nohup_stays_ignored():
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    end_at_stop_signals()
-    os.kill(os.getpid(), signal.SIGHUP)
-    assert utils.stop_requests == []
+    with ending_at_stop_signals():
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert utils.stop_requests == []
 
 
 def test_a_stopped_script_says_so_and_one_whose_peer_stopped_first_is_no_error():
     script = (
         "import os, signal, utils\n"
-        "from engine.signals import end_at_stop_signals\n"
+        "from engine.signals import ending_at_stop_signals\n"
         "utils.init_distributed('cpu')\n"
-        "end_at_stop_signals()\n"
+        "@ending_at_stop_signals()\n"
         "def main():\n"
         "    try:\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"

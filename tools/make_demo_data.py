@@ -23,9 +23,8 @@ sys.path.insert(0, str(ROOT))
 
 from dataset import scenes  # noqa: E402
 from tools.preparing.files import whole_folder  # noqa: E402
-from tools.preparing.image_hash import in_processes  # noqa: E402
 from tools.preparing.shards import check_output  # noqa: E402
-from utils import UserError, run_main  # noqa: E402
+from utils import UserError, in_processes, run_main  # noqa: E402
 
 META = "meta.json"
 Job = tuple[str, int, int, int, int, str]  # split, seed, index, size, questions, output folder

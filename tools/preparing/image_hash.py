@@ -7,11 +7,9 @@ decides.
 """
 
 import hashlib
-import multiprocessing
 import os
-import signal
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from dataset.transforms import ImageError, opened, to_rgb
+from utils import in_processes
 
 MARGIN = 3  # grey levels: smaller differences are noise of the compression in even areas
 SHORT_BITS, LONG_BITS = 3, 16  # of 64 and of 256: how far copies may be apart
@@ -121,20 +120,3 @@ def _try_fingerprint(path: str) -> tuple[str, Fingerprint | ImageError]:
         return path, fingerprint(path)
     except ImageError as error:
         return path, error
-
-
-def in_processes(work, items: Iterable, workers: int) -> Iterator:
-    """`map(work, items)` over processes, in order; in this process alone where there is one worker."""
-    if workers <= 1:
-        yield from map(work, items)
-        return
-    methods = multiprocessing.get_all_start_methods()  # a forked process need not import everything again
-    context = multiprocessing.get_context("fork" if "fork" in methods else methods[0])
-    with context.Pool(workers, initializer=_leave_signals_to_parent) as pool:
-        yield from pool.imap(work, items, chunksize=16)
-
-
-def _leave_signals_to_parent() -> None:
-    """Ctrl-C reaches all processes and is the parent's to answer; its SIGTERM ends them, whatever handler it had."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
