@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import utils
-from engine.signals import end_at_stop_signals
+from engine.signals import ending_at_stop_signals
 
 BASE = "--config configs/Pretrain.yaml"
 GPU = {  # at the paper's size; the longest takes a few minutes
@@ -49,6 +49,7 @@ def add_all(commands) -> None:
     parser.set_defaults(run=run_all)
 
 
+@ending_at_stop_signals()  # by an exception, at which `subprocess.run` ends its process
 def run_all(args: argparse.Namespace) -> dict:
     """{name: its command, seconds, and its figures or the last line of its error}, written to all.json after each."""
     device = utils.choose_device(args.device)
@@ -58,7 +59,6 @@ def run_all(args: argparse.Namespace) -> dict:
             raise utils.UserError(f"--only: {unknown[0]} is none of {', '.join(chosen)}")
         chosen = {name: chosen[name] for name in args.only}
     folder = utils.make_folder(Path(args.folder).expanduser())
-    end_at_stop_signals()  # by an exception, at which `subprocess.run` ends its process
     result = {"torch": torch.__version__, "device": torch.cuda.get_device_name() if device == "cuda" else "cpu"}
     for name, words in chosen.items():
         print(f"{name}: python -m tools.benchmark {words}", file=sys.stderr, flush=True)
