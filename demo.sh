@@ -18,7 +18,7 @@ train() {
 }
 
 echo "== 1. Data: images of simple scenes, captions, questions, boxes"
-run $python tools/make_demo_data.py --output $demo/data --train 8000 --val 300 --test 600 --size 72
+run $python -m tools.demo --output $demo/data --train 8000 --val 300 --test 600 --size 72
 
 echo "== 2. Pre-training: all six losses (configs/demo/Pretrain.yaml), 16 pairs a process"
 run $python -m torch.distributed.run --standalone --nproc_per_node=2 Pretrain.py --device cpu \

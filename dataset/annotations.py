@@ -146,7 +146,7 @@ def load_candidates(source: Source, split: str) -> list[dict]:
 def _karpathy_retrieval(entry: dict, where: Place, split: str) -> list[dict]:
     """A plain entry as it is; Karpathy's as pairs (train) or as one image with its captions, if it is of the split.
 
-    An image whose captions are all blank is left out, as tools/prepare.py leaves it out.
+    An image whose captions are all blank is left out, as tools.prepare leaves it out.
     """
     if not is_karpathy(entry):
         return [entry]

@@ -295,7 +295,7 @@ def _whole_list(path: Path) -> tuple[dict[str, str], list]:
         if lists == ["annotations"]:
             raise UserError(f"{path}: holds annotations without their questions; name the question file in its place")
         if "annotations" in lists:
-            raise UserError(f"{path}: images and captions lie apart, as COCO publishes them; see tools/prepare.py")
+            raise UserError(f"{path}: images and captions lie apart, as COCO publishes them; see tools.prepare")
         data = data[lists[0]] if lists else data
     if not isinstance(data, list):
         raise UserError(f"{path}: holds {type(data).__name__}, not a list; annotation files are JSON lists of objects")

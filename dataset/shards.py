@@ -1,4 +1,4 @@
-"""Tar shards of images and captions in webdataset's layout, as img2dataset and tools/make_shards.py write them.
+"""Tar shards of images and captions in webdataset's layout, as img2dataset and tools.shards write them.
 
 A shard holds samples, files of one key: `key.jpg` (or another image) and `key.json` or `key.txt`. The JSON is an entry
 without `image`: {"caption": text | [texts], ...}, or {"captions": [...]} for an image of several entries; `key.txt` is

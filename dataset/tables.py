@@ -246,7 +246,7 @@ def folder_entries(folder: Path, kind: str) -> Iterator[tuple[Path, int, dict]]:
 
 def parquet_problem(path: Path, kind: str) -> str:
     """What is said of a parquet file where entries of a kind (a key of dataset.entries.KINDS) are to be read."""
-    remedy = "pack its images and captions into tar shards with tools/make_shards.py, and name their folder"
+    remedy = "pack its images and captions into tar shards with tools.shards, and name their folder"
     if kind.startswith("vqa"):  # which shards have no questions for
         remedy = "write its questions as JSON lines, and its images as files"
     return f"{path}: parquet is not read here; {remedy}"

@@ -71,14 +71,14 @@ class Drill:
         self.data = folder / "data"
         if not self.data.exists():
             sizes = ("--train", scenes, "--val", 8, "--test", 8, "--size", 32, "--workers", 1)
-            self._call("tools/make_demo_data.py", "--output", self.data, *sizes)
+            self._call("-m", "tools.demo", "--output", self.data, *sizes)
 
     def _call(self, *command) -> None:
         done = subprocess.run(
             [sys.executable, *map(str, command)], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
         )
         if done.returncode:
-            raise RuntimeError(f"{command[0]} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+            raise RuntimeError(f"{command} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 
     def pretrained(self) -> Path:
         """A checkpoint that the fine-tuning stages start from."""

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dataset import create_dataset
 from engine.config import STAGES, load_config
-from tools import prepare
+from tools.prepare import __main__ as prepare
 
 
 @pytest.fixture

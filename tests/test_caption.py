@@ -32,7 +32,7 @@ from models.caption import (
     sentence_log_probs,
 )
 from models.semmim import build_backbone
-from tools import make_demo_data
+from tools.demo import __main__ as make_demo_data
 from utils import IGNORE, ROOT, Stopped, UserError, load_checkpoint, run_main
 
 

@@ -12,7 +12,7 @@ from tiny import TINY
 
 import Pretrain
 import Retrieval
-from tools import make_demo_data
+from tools.demo import __main__ as make_demo_data
 from utils import UserError, load_checkpoint, run_main
 
 

@@ -1,4 +1,4 @@
-"""Official files read directly: the same samples as from the files that tools/prepare.py makes of them."""
+"""Official files read directly: the same samples as from the files that tools.prepare makes of them."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from tiny import TOKENIZER
 from dataset.caption import CaptionCollate
 from dataset.pretrain import PretrainCollate
 from dataset.vqa import VQACollate
-from tools import prepare
+from tools.prepare import __main__ as prepare
 from utils import UserError
 
 TEN = ["red"] * 6 + ["dark red"] * 3 + ["maroon"]
@@ -157,7 +157,7 @@ def test_a_file_without_the_asked_split_is_refused(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["retrieval_train", "caption_train", "pretrain"])
 def test_cocos_own_caption_file_is_sent_to_the_preparation(tmp_path, kind):
     path = official.coco_captions(tmp_path, "train2014", [57870])
-    with pytest.raises(UserError, match="captions_train2014.json: images and captions lie apart.*tools/prepare.py"):
+    with pytest.raises(UserError, match="captions_train2014.json: images and captions lie apart.*tools.prepare"):
         official.open_set(kind, files("train", path), "data.image_root=none")
 
 

@@ -18,7 +18,7 @@ from dataset.loader import BatchIndices, Loader
 from dataset.pretrain import PretrainCollate, PretrainDataset
 from dataset.text import Tokenizer
 from dataset.transforms import Augment, ImageError, PretrainViews, open_image
-from tools import make_shards
+from tools import shards as make_shards
 from utils import UserError
 
 VOCAB = "configs/bert/vocab.txt"

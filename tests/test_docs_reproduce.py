@@ -13,7 +13,8 @@ import pytest
 
 from dataset import create_dataset
 from engine.config import STAGES, load_config
-from tools import check_data, prepare
+from tools import check_data
+from tools.prepare import __main__ as prepare
 from utils import ROOT
 
 DOCUMENT = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
@@ -33,8 +34,8 @@ def commands(tool):
     for line in DOCUMENT.splitlines():
         loop, body = line.split("; do ", 1) if line.startswith("for config in") else ("", line)
         for config in loop.removeprefix("for config in ").split() or [""]:
-            if body.startswith(f"python tools/{tool}.py"):
-                lines.append(shlex.split(body.replace("; done", "").replace("$config", config))[2:])
+            if body.startswith(f"python -m tools.{tool} "):
+                lines.append(shlex.split(body.replace("; done", "").replace("$config", config))[3:])
     return lines
 
 
@@ -113,7 +114,7 @@ def test_the_documents_commands_lead_from_the_downloads_to_sound_data(downloads,
     for step in steps:
         prepare.main([*step, "--workers", "1"])
     out = capsys.readouterr().out
-    assert "run prepare.py" not in out  # nothing that a later step needs is missing
+    assert "run tools.prepare" not in out  # nothing that a later step needs is missing
     asked = {entry["image"] for entry in json.loads(Path("data/vqa/vg_qa.json").read_text())}
     assert asked == {"VG_100K_2/1.jpg", "VG_100K/2.jpg", "VG_100K_2/3.jpg"}  # not 4, an image of the minival
     for name, stage in CONFIGS.items():

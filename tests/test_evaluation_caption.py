@@ -20,10 +20,10 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 from tiny import TOKENIZER, Notes, gray_images, gray_level
 from torch import nn
 
-from dataset import scenes
 from engine.config import CAPTION, load_config
 from evaluation import caption
 from evaluation.cider import CiderD, CiderReward, caption_words, cider
+from tools.demo import scenes
 from utils import UserError
 
 NEEDS_JAVA = pytest.mark.skipif(shutil.which("java") is None, reason="needs Java")

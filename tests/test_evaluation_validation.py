@@ -14,7 +14,7 @@ import Retrieval
 from dataset import create_dataset
 from engine.config import PRETRAIN, load_config
 from evaluation.validation import SCORE, Validation, thinned
-from tools import make_demo_data
+from tools.demo import __main__ as make_demo_data
 from utils import Stopped, UserError, load_checkpoint
 
 CPU = torch.device("cpu")

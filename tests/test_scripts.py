@@ -50,13 +50,13 @@ def alive(pid: int) -> bool:
 def test_all_steps_run(demo):
     assert start(demo, "no step").wait(60) == 0
     commands = (demo / "commands").read_text()
-    for step in ("make_demo_data", "Pretrain.py", "--evaluate", "VQA.yaml", "Retrieval.yaml", "Caption_scst", "report"):
+    for step in ("tools.demo", "Pretrain.py", "--evaluate", "VQA.yaml", "Retrieval.yaml", "Caption_scst", "report"):
         assert step in commands
 
 
 @pytest.mark.parametrize("signals", [("TERM",), ("HUP", "TERM"), ("INT", "INT")], ids="-".join)
 @pytest.mark.parametrize(
-    ("step", "processes"), [("make_demo_data", 1), ("--evaluate", 1), ("checkpoint_last.pth --resume", 2)]
+    ("step", "processes"), [("tools.demo", 1), ("--evaluate", 1), ("checkpoint_last.pth --resume", 2)]
 )
 def test_a_signal_ends_what_runs_and_nothing_more_starts(demo, step, processes, signals):
     stopped(demo, step, processes, signals)

@@ -12,10 +12,10 @@ import pytest
 from test_cli import call
 from tiny import TINY
 
-from tools import make_demo_data
 from tools.ablate import __main__ as ablate
 from tools.ablate import plan as ablate_plan
 from tools.ablate import running as ablate_running
+from tools.demo import __main__ as make_demo_data
 from utils import Stopped, UserError
 
 BASE = "configs/demo/Pretrain.yaml"

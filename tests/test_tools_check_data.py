@@ -1,4 +1,4 @@
-"""tools/check_data.py: what it finds in planted faults, and when it says that training would stop."""
+"""tools.check_data: what it finds in planted faults, and when it says that training would stop."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ import official_files as official
 import pytest
 
 from tools import check_data
-from utils import UserError
+from utils import ROOT, UserError
 
 STEMS = {"pretrain": "Pretrain", "retrieval": "Retrieval_coco", "caption": "Caption_coco", "vqa": "VQA"}
 
@@ -105,7 +105,7 @@ def test_pretraining_is_compared_with_another_stages_test_set(check, folder):
     shutil.copy(folder / "images/c0.jpg", folder / "images/a5.jpg")
     config = folder / "Retrieval_own.yaml"
     config.write_text(
-        f"base: {check_data.ROOT}/configs/Retrieval_coco.yaml\n"
+        f"base: {ROOT}/configs/Retrieval_coco.yaml\n"
         f"data: {{val: [{folder}/val.json], test: [{folder}/test.json], image_root: {folder}/images}}\n"
     )
     code, _, report = check("pretrain", splits=("train",), options=("--against", str(config)))

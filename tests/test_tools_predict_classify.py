@@ -10,13 +10,13 @@ from safetensors import safe_open
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, top_k_accuracy_score
 from tiny import NO_DROPOUT, TOKENIZER, tiny_config
 
-from dataset.scenes import BACKGROUNDS, Scene, SceneObject, render
 from dataset.text import clean_caption
 from dataset.transforms import test_transform as square
 from evaluation.zero_shot import accuracies
 from models.semmim import build_backbone
 from semmim import SemMIM
 from tools import predict
+from tools.demo.scenes import BACKGROUNDS, Scene, SceneObject, render
 from utils import UserError, save_checkpoint, write_json
 
 square.__test__ = False

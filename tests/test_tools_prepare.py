@@ -1,4 +1,4 @@
-"""tools/prepare.py on small files in the official layouts: COCO, Flickr30K, NoCaps, VQA, and what all sets share."""
+"""tools.prepare on small files in the official layouts: COCO, Flickr30K, NoCaps, VQA, and what all sets share."""
 
 import json
 import subprocess
@@ -9,9 +9,9 @@ import official_files as official
 import pytest
 
 from evaluation.vqa import vqa_accuracy
-from tools import prepare
-from tools.preparing.files import stream_entries
-from tools.preparing.held_out import read_coco_ids
+from tools.prepare import __main__ as prepare
+from tools.prepare.files import stream_entries
+from tools.prepare.held_out import read_coco_ids
 from utils import UserError
 
 TEN = ["red"] * 4 + ["dark red"] * 3 + ["maroon"] * 2 + ["Red"]
@@ -225,7 +225,7 @@ def test_broken_entries_are_counted_and_named(run, source):
 
 
 def test_large_lists_are_read_entry_by_entry(tmp_path, monkeypatch):
-    monkeypatch.setattr("tools.preparing.files.CHUNK", 7)  # every kind of value is cut somewhere
+    monkeypatch.setattr("tools.prepare.files.CHUNK", 7)  # every kind of value is cut somewhere
     entries = [{"a": 'x\\"é\u2028' * 9, "b": [1.5e-7, -12345678, True, None]}, 12, "", [], {"é": {}}] * 3
     text = json.dumps({"info": {"big": list(range(100))}, "list": entries, "after": 1}, indent=1)
     path = tmp_path / "large.json"
@@ -236,7 +236,7 @@ def test_large_lists_are_read_entry_by_entry(tmp_path, monkeypatch):
 
 
 def test_the_command_says_one_line_of_an_error(tmp_path):
-    command = [sys.executable, "tools/prepare.py", "coco", "--source", str(tmp_path / "no"), "--output", str(tmp_path)]
+    command = [sys.executable, *f"-m tools.prepare coco --source {tmp_path}/no --output {tmp_path}".split()]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2 and result.stderr.startswith("error: --source") and result.stderr.count("\n") == 1
 
@@ -244,7 +244,7 @@ def test_the_command_says_one_line_of_an_error(tmp_path):
 def test_a_file_that_is_not_as_the_tool_wrote_it_is_neither_replaced_nor_removed(run, tmp_path):
     own = tmp_path / "data/coco/annotations/coco_val.json"
     official.write_json(own, "mine")
-    with pytest.raises(UserError, match="coco_val.json: is not as tools/prepare.py wrote it; move it away"):
+    with pytest.raises(UserError, match="coco_val.json: is not as tools.prepare wrote it; move it away"):
         run("coco")
     assert read(own) == "mine"
     own.unlink()
@@ -259,7 +259,7 @@ def test_a_file_that_is_not_as_the_tool_wrote_it_is_neither_replaced_nor_removed
     assert read(own) == "changed"
     record = tmp_path / "data/prepared/written.jsonl"
     record.write_text("my notes\n")
-    with pytest.raises(UserError, match="written.jsonl: not written by tools/prepare.py; move it away"):
+    with pytest.raises(UserError, match="written.jsonl: not written by tools.prepare; move it away"):
         run("nocaps" if official.nocaps(tmp_path / "downloads") else "")
 
 
@@ -372,7 +372,7 @@ def test_a_list_of_images_that_is_no_text_is_refused_with_the_line(tmp_path):
 
 
 def test_vqa_without_a_minival_says_what_to_do(run, vqa_source):
-    with pytest.raises(UserError, match="put minival.json .*or run prepare.py coco"):
+    with pytest.raises(UserError, match="put minival.json .*or run tools.prepare coco"):
         run("vqa")
 
 

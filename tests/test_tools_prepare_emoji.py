@@ -1,4 +1,4 @@
-"""tools/prepare.py emoji on packages of a few images that are laid out as npm's."""
+"""tools.prepare emoji on packages of a few images that are laid out as npm's."""
 
 import io
 import json
@@ -9,8 +9,8 @@ from PIL import Image
 
 from dataset.annotations import load_annotations, load_candidates, load_captions, load_pairs
 from dataset.entries import Source
-from tools import prepare
-from tools.preparing import emoji
+from tools.prepare import __main__ as prepare
+from tools.prepare import emoji
 from utils import UserError
 
 NAMES = [

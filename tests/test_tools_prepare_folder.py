@@ -1,4 +1,4 @@
-"""tools/prepare.py folder: a folder of images with captions becomes train, validation and test lists."""
+"""tools.prepare folder: a folder of images with captions becomes train, validation and test lists."""
 
 import json
 import os
@@ -12,8 +12,8 @@ from PIL import Image
 from dataset.annotations import load_annotations, load_candidates, load_captions, load_pairs
 from dataset.entries import Source
 from engine import config
-from tools import prepare
-from tools.preparing.image_hash import KnownImages, fingerprint
+from tools.prepare import __main__ as prepare
+from tools.prepare.image_hash import KnownImages, fingerprint
 from utils import ROOT, UserError
 
 SPLITS = ("train", "val", "test")
@@ -208,7 +208,7 @@ def test_lists_that_the_tool_did_not_write_stay(run, tmp_path):
         (own / f"{name}.json").write_text("mine")
     run("--val", "0", "--test", "0")
     assert [(own / f"{name}.json").read_text() for name in ("val", "test")] == ["mine", "mine"]
-    with pytest.raises(UserError, match="test.json: is not as tools/prepare.py wrote it"):
+    with pytest.raises(UserError, match="test.json: is not as tools.prepare wrote it"):
         run("--val", "0", "--test", "3")
     assert (own / "test.json").read_text() == "mine"
 

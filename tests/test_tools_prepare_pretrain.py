@@ -1,4 +1,4 @@
-"""tools/prepare.py on small files in the official layouts: Visual Genome, CC3M, SBU; and images that must not leak."""
+"""tools.prepare on small files in the official layouts: Visual Genome, CC3M, SBU; and images that must not leak."""
 
 import errno
 import io
@@ -18,9 +18,9 @@ from PIL import Image, ImageEnhance
 
 from dataset.official import coco_number, flickr_photo, soft_scores, tidy
 from dataset.transforms import FORMATS, ImageError, open_image
-from tools.preparing.held_out import read_refs
-from tools.preparing.image_hash import KnownImages, fingerprint
-from tools.preparing.img2dataset import predicted_path
+from tools.prepare.held_out import read_refs
+from tools.prepare.image_hash import KnownImages, fingerprint
+from tools.prepare.img2dataset import predicted_path
 from utils import UserError
 
 source, run, read = official.source, official.run, official.read
@@ -90,7 +90,7 @@ def test_all_regions_keeps_everything_that_has_a_word(run, source, tmp_path):
 
 def test_visual_genome_needs_cocos_test_images(run, source):
     official.visual_genome(source, {1: None})
-    with pytest.raises(UserError, match="run prepare.py coco with --output"):
+    with pytest.raises(UserError, match="run tools.prepare coco with --output"):
         run("vg")
     run("coco")
     assert "refs(unc).p of RefCOCO+ is not there" in run("vg")
@@ -303,7 +303,7 @@ def test_what_an_interrupted_unpacking_left_is_replaced_and_a_refusal_is_one_lin
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("tools.preparing.img2dataset.shutil.copyfileobj", full)
+        patch.setattr("tools.prepare.img2dataset.shutil.copyfileobj", full)
         with pytest.raises(UserError, match="00000.tar: cannot be unpacked .No space left"):
             run("cc3m")
     assert "00000.partial is left by an earlier try, and is replaced" in capsys.readouterr().err
@@ -490,7 +490,7 @@ def test_an_image_has_a_fingerprint_where_training_can_open_it_and_else_the_same
 def test_processes_end_where_the_parent_handles_stop_signals(tmp_path):
     paths = [str(official.save(tmp_path / f"{number}.jpg", number)) for number in range(40)]
     script = (
-        "import sys; from engine.signals import stop_signals; from tools.preparing.image_hash import fingerprints\n"
+        "import sys; from engine.signals import stop_signals; from tools.prepare.image_hash import fingerprints\n"
         "with stop_signals():\n    print(len(list(fingerprints(sys.argv[1:], 2))))"
     )
     ran = subprocess.run([sys.executable, "-c", script, *paths], capture_output=True, text=True, timeout=60)

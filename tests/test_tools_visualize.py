@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from tiny import TOKENIZER, tiny_config, tiny_model
 
-from dataset import scenes
+from tools.demo import scenes
 from tools.visualize import __main__ as visualize
 from tools.visualize import scenes as visualize_scenes
 from tools.visualize.scenes import Clustering, Samples

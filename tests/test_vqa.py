@@ -18,8 +18,10 @@ from dataset.vqa import encode_answers, encode_questions
 from evaluation.vqa import Answerer, vqa_accuracy
 from models.semmim import build_backbone
 from models.vqa import VQAModel, answer_log_probs, answer_loss
-from tools import make_demo_data, predict, prepare
-from tools.preparing import easyvqa as prepare_easyvqa
+from tools import predict
+from tools.demo import __main__ as make_demo_data
+from tools.prepare import __main__ as prepare
+from tools.prepare import easyvqa as prepare_easyvqa
 
 LIMITS = (30, 25, 22)
 ANSWERS = ["yes", "no", "red", "a red dog", "2", "on the left", "stop", "light blue"]

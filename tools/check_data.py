@@ -1,7 +1,7 @@
 """Check a configuration's data before hours of training: images, texts, and images that train and test share.
 
-    python tools/check_data.py --config configs/Retrieval_coco.yaml
-    python tools/check_data.py --config configs/Pretrain.yaml --against configs/Retrieval_coco.yaml --workers 16
+    python -m tools.check_data --config configs/Retrieval_coco.yaml
+    python -m tools.check_data --config configs/Pretrain.yaml --against configs/Retrieval_coco.yaml --workers 16
 
 Reads the annotations exactly as training does, opens every image in parallel, and reports for every split: missing and
 unreadable images, empty texts, the shares that `max_words` and `max_tokens` cut, words that the vocabulary lacks, and
@@ -18,18 +18,15 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from dataset import create_dataset  # noqa: E402
-from dataset.caption import target_text  # noqa: E402
-from dataset.loader import MIN_BAD  # noqa: E402
-from dataset.text import Tokenizer, clean_caption  # noqa: E402
-from dataset.transforms import ImageError  # noqa: E402
-from engine import config  # noqa: E402
-from tools.preparing.files import progress  # noqa: E402
-from tools.preparing.image_hash import COPY, LOOK_ALIKE, NO_FILE, KnownImages, fingerprints  # noqa: E402
-from utils import Config, UserError, one_line, run_main, write_json  # noqa: E402
+from dataset import create_dataset
+from dataset.caption import target_text
+from dataset.loader import MIN_BAD
+from dataset.text import Tokenizer, clean_caption
+from dataset.transforms import ImageError
+from engine import config
+from tools.prepare.files import progress
+from tools.prepare.image_hash import COPY, LOOK_ALIKE, NO_FILE, KnownImages, fingerprints
+from utils import Config, UserError, one_line, run_main, write_json
 
 KINDS = {  # stage: the kind of data set of each split
     "pretrain": {"train": "pretrain", "val": "pretrain_eval"},

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 
 import utils
-from dataset import scenes
 from dataset.caption import CaptionCollate
 from dataset.text import Tokenizer
 from evaluation.cider import CiderReward
@@ -17,6 +16,7 @@ from models.generation import generate
 from models.semmim import build_backbone
 from optim import create_optimizer
 from tools.benchmark.pretrain import model_arguments, random_config
+from tools.demo import scenes
 
 DOCUMENTS = 500  # scenes whose captions give the document frequencies
 

@@ -6,13 +6,13 @@ import time
 import torch
 
 import utils
-from dataset import scenes
 from dataset.text import Tokenizer
 from evaluation import ranking
 from evaluation.sharded import eval_batches
 from models.operations import PEAKS
 from models.semmim import SemMIM, build_backbone, describe
 from tools.benchmark.pretrain import model_arguments, random_config
+from tools.demo import scenes
 
 MAX_TOKENS = 30  # ALBEF pads every text of an evaluation to this length
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.05}  # scores farther apart are not the same computation

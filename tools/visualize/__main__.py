@@ -28,7 +28,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dataset import scenes
 from dataset.annotations import Source, load_annotations
 from dataset.common import EmptyCaption, usable_caption
 from dataset.text import Tokenizer
@@ -41,6 +40,7 @@ from models.mim import CodebookTarget
 from models.pretrain import PretrainModel, build_pretrain_model
 from models.weights import load_exactly
 from tools import pages
+from tools.demo import scenes
 from tools.visualize.scenes import (
     Clustering,
     PatchLabels,

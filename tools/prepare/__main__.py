@@ -1,13 +1,13 @@
 """Turn a data set's official files, as downloaded, into the JSON that the configurations name.
 
-    python tools/prepare.py coco      --source downloads/coco      --output data
-    python tools/prepare.py flickr30k --source downloads/flickr30k --output data
-    python tools/prepare.py vg        --source downloads/vg        --output data
-    python tools/prepare.py cc3m      --source downloads/cc3m      --output data
-    python tools/prepare.py sbu       --source downloads/sbu       --output data
-    python tools/prepare.py nocaps    --source downloads/nocaps    --output data
-    python tools/prepare.py vqa       --source downloads/vqa       --output data
-    python tools/prepare.py easyvqa   --output data/easyvqa
+    python -m tools.prepare coco      --source downloads/coco      --output data
+    python -m tools.prepare flickr30k --source downloads/flickr30k --output data
+    python -m tools.prepare vg        --source downloads/vg        --output data
+    python -m tools.prepare cc3m      --source downloads/cc3m      --output data
+    python -m tools.prepare sbu       --source downloads/sbu       --output data
+    python -m tools.prepare nocaps    --source downloads/nocaps    --output data
+    python -m tools.prepare vqa       --source downloads/vqa       --output data
+    python -m tools.prepare easyvqa   --output data/easyvqa
 
 SOURCE holds the official files under their official names (or in folders directly in it); what is missing is listed
 with where it is published. Run coco and flickr30k before the sets for pre-training, which leave out their validation
@@ -19,18 +19,14 @@ road, with the addresses.
 
 import argparse
 import os
-import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from tools.preparing import easyvqa, emoji, folder, karpathy, nocaps, visual_genome, vqa, web  # noqa: E402
-from tools.preparing.held_out import held_out_files  # noqa: E402
-from tools.preparing.job import Job  # noqa: E402
-from tools.preparing.report import describe_state, is_done, write_record  # noqa: E402
-from utils import UserError, make_folder, run_main  # noqa: E402
+from tools.prepare import easyvqa, emoji, folder, karpathy, nocaps, visual_genome, vqa, web
+from tools.prepare.held_out import held_out_files
+from tools.prepare.job import Job
+from tools.prepare.report import describe_state, is_done, write_record
+from utils import ROOT, UserError, make_folder, run_main
 
 SETS = {  # name: (module, folder of the images below OUTPUT, what it is)
     "coco": (karpathy, "coco/images", "MSCOCO: pre-training, retrieval, captioning"),
@@ -123,7 +119,7 @@ def state_of(options: argparse.Namespace, found: dict[str, Path], images: Path) 
     arguments = {key: value for key, value in vars(options).items() if key not in unimportant}
     own = held_out_files(options.output)
     others = [path for path in own if path.name != f"held_out_{options.set}.json"]
-    code = [*(ROOT / "tools" / "preparing").glob("*.py"), ROOT / "dataset" / "official.py"]
+    code = [*(ROOT / "tools" / "prepare").glob("*.py"), ROOT / "dataset" / "official.py"]
     watch_images = options.require_images or options.check_leaks or options.set in ("cc3m", "sbu")
     return describe_state(arguments, [*found.values(), *others], [images] if watch_images else [], code)
 

@@ -1,7 +1,7 @@
 """Images of one's own with their captions: lists for training, validation and test.
 
-    python tools/prepare.py folder --source photos --output data/own
-    python tools/prepare.py folder --source photos --output data/own --captions photos/captions.csv --val 500 --test 500
+    python -m tools.prepare folder --source photos --output data/own
+    python -m tools.prepare folder --source photos --output data/own --captions photos/captions.csv --val 500 --test 500
 
 The captions are in a .txt beside each image (a caption a line, or with `--captions first-line` the first line alone),
 or in one file that names the images: .csv, .tsv, .jsonl, .json, or `name<TAB>caption` lines in a .txt or .token;
@@ -24,9 +24,9 @@ from dataset.official import tidy
 from dataset.tables import IMAGE_ENDINGS, captions_beside, folder_images
 from dataset.text import clean_caption
 from dataset.transforms import ImageError
-from tools.preparing.files import progress
-from tools.preparing.image_hash import NO_FILE, KnownImages, fingerprints
-from tools.preparing.job import Job
+from tools.prepare.files import progress
+from tools.prepare.image_hash import NO_FILE, KnownImages, fingerprints
+from tools.prepare.job import Job
 from utils import HALF_SURROGATE, UserError, find_file, make_folder, shown
 
 ALL_LINES, FIRST_LINE = "all-lines", "first-line"

@@ -11,10 +11,10 @@ import numpy as np
 
 from dataset.official import flickr_photo, tidy
 from dataset.text import clean_caption
-from tools.preparing import img2dataset
-from tools.preparing.files import find_official, progress, read_json
-from tools.preparing.job import Job
-from tools.preparing.karpathy import LeakFilter
+from tools.prepare import img2dataset
+from tools.prepare.files import find_official, progress, read_json
+from tools.prepare.job import Job
+from tools.prepare.karpathy import LeakFilter
 from utils import UserError
 
 CC3M_URL = "https://ai.google.com/research/ConceptualCaptions/download"

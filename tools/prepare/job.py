@@ -7,9 +7,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.preparing.files import Written, writing_list
-from tools.preparing.held_out import HeldOut, leaks_by_content, load_held_out
-from tools.preparing.report import Report
+from tools.prepare.files import Written, writing_list
+from tools.prepare.held_out import HeldOut, leaks_by_content, load_held_out
+from tools.prepare.report import Report
 
 
 class Job:

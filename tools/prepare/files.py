@@ -197,13 +197,13 @@ class Written:
                     name, size, time = json.loads(line)
                     self.known.add((name, size, time))
             if not self.known:
-                raise UserError(f"{self.record}: not written by tools/prepare.py; move it away")
+                raise UserError(f"{self.record}: not written by tools.prepare; move it away")
 
     @contextlib.contextmanager
     def replacing(self, path: Path) -> Iterator[Path]:
         """`utils.replacing` of a file below the folder. Raises UserError where `path` is not one of these tools'."""
         if os.path.lexists(path) and not self.owns(path):
-            raise UserError(f"{path}: is not as tools/prepare.py wrote it; move it away, or name another --output")
+            raise UserError(f"{path}: is not as tools.prepare wrote it; move it away, or name another --output")
         make_folder(path.parent)
         with replacing(path) as temporary:
             yield temporary

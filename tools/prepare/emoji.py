@@ -1,12 +1,12 @@
 """Emoji of two artists with their English names, from three packages of npm.
 
     npm pack emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0 emojibase-data@17.0.0
-    python tools/prepare.py emoji --source . --output data/emoji
+    python -m tools.prepare emoji --source . --output data/emoji
 
 SOURCE is where these .tgz files are; without npm, curl -O the addresses that the tool names. Writes images/noto and
 images/twemoji (7,572 images of 64 x 64), pretrain.json, retrieval_train.json, retrieval_{val,test}.json and
 caption_{val,test}.json. Training has all of Noto's images and 85% of Twemoji's; validation (226) and test (353) are
-Twemoji's images of the other names, which were drawn once: tools/preparing/emoji_held_out.txt lists them.
+Twemoji's images of the other names, which were drawn once: tools/prepare/emoji_held_out.txt lists them.
 
 Noto Emoji is under the Apache licence 2.0; Twemoji under CC-BY 4.0, copyright Twitter, Inc. and other contributors; the
 names are emojibase's (MIT) from Unicode's CLDR.
@@ -18,8 +18,8 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.preparing.files import find_official
-from tools.preparing.job import Job
+from tools.prepare.files import find_official
+from tools.prepare.job import Job
 from utils import UserError
 
 REGISTRY = "https://registry.npmjs.org"

@@ -18,9 +18,9 @@ from dataset.official import (
     karpathy_pairs,
     karpathy_path,
 )
-from tools.preparing.files import find_official, stream_entries
-from tools.preparing.held_out import HeldOut, write_held_out
-from tools.preparing.job import Job
+from tools.prepare.files import find_official, stream_entries
+from tools.prepare.held_out import HeldOut, write_held_out
+from tools.prepare.job import Job
 from utils import UserError
 
 KARPATHY_URL = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"

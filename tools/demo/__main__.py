@@ -1,6 +1,6 @@
 """Writes the built-in demo data: images and the annotation files of all four tasks.
 
-    python tools/make_demo_data.py --output output/demo/data --train 4000 --val 300 --test 600 --size 64
+    python -m tools.demo --output output/demo/data --train 4000 --val 300 --test 600 --size 64
 
 The images go to images/<split>/<scene>.png. Beside images/ lie, with paths relative to their own folder:
 pretrain.json, retrieval_<split>.json, caption_<split>.json, vqa_<split>.json, answer_list.json and boxes.json
@@ -18,13 +18,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from dataset import scenes  # noqa: E402
-from tools.preparing.files import whole_folder  # noqa: E402
-from tools.preparing.shards import check_output  # noqa: E402
-from utils import UserError, in_processes, run_main  # noqa: E402
+from tools.demo import scenes
+from tools.prepare.files import whole_folder
+from tools.prepare.shards import check_output
+from utils import UserError, in_processes, run_main
 
 META = "meta.json"
 Job = tuple[str, int, int, int, int, str]  # split, seed, index, size, questions, output folder

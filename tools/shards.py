@@ -1,7 +1,7 @@
 """Pack pre-training's images and captions into tar shards (webdataset's layout), the images' files as they stand.
 
-    python tools/make_shards.py --data data/pretrain/cc3m.json --output data/shards/cc3m
-    python tools/make_shards.py --data downloads/data/train-*.parquet --output data/shards/part
+    python -m tools.shards --data data/pretrain/cc3m.json --output data/shards/cc3m
+    python -m tools.shards --data downloads/data/train-*.parquet --output data/shards/part
 
 The folder is then a line of `data.train`. A few large files are read faster than millions of small ones, above all over
 a network. Order is kept. Of annotation files, the entries of an image become one sample, where the first of them was.
@@ -13,22 +13,18 @@ with the same image are one. They are packed and not trained from as they are, s
 
 import argparse
 import itertools
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-import utils  # noqa: E402
-from dataset.entries import Source  # noqa: E402
-from dataset.index import Pairs, load_pairs  # noqa: E402
-from dataset.shards import IMAGES, read_member  # noqa: E402
-from dataset.transforms import ImageError, image_size  # noqa: E402
-from tools.preparing.files import warn  # noqa: E402
-from tools.preparing.parquet import (  # noqa: E402
+import utils
+from dataset.entries import Source
+from dataset.index import Pairs, load_pairs
+from dataset.shards import IMAGES, read_member
+from dataset.transforms import ImageError, image_size
+from tools.prepare.files import warn
+from tools.prepare.parquet import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
     open_tables,
@@ -36,7 +32,7 @@ from tools.preparing.parquet import (  # noqa: E402
     read_tables,
     splits,
 )
-from tools.preparing.shards import FailedDownload, LeftOut, Packed, Sample, check_output, write_shards  # noqa: E402
+from tools.prepare.shards import FailedDownload, LeftOut, Packed, Sample, check_output, write_shards
 
 
 def main(argv=None) -> None:

@@ -5,8 +5,8 @@
     caption, text, captions, txt, TEXT                    a text or a list of texts
     status                   "success", else the download failed                           img2dataset
 
-tools/make_shards.py packs them into tar shards, and says why they are not trained from as they are. The package pyarrow
-is imported where `opened_parquet` opens a file, also for tools.preparing.img2dataset, and needed by nothing else.
+tools.shards packs them into tar shards, and says why they are not trained from as they are. The package pyarrow
+is imported where `opened_parquet` opens a file, also for tools.prepare.img2dataset, and needed by nothing else.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ from dataset.shards import shard_files
 from dataset.tables import PARQUET, folder_images
 from dataset.text import clean_caption
 from dataset.transforms import ImageError, opened
-from tools.preparing.files import warn
-from tools.preparing.shards import FailedDownload, LeftOut, Sample
+from tools.prepare.files import warn
+from tools.prepare.shards import FailedDownload, LeftOut, Sample
 from utils import UserError, one_line, reason, shown
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp")

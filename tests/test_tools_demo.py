@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataset import scenes
-from tools import make_demo_data
+from tools.demo import __main__ as make_demo_data
+from tools.demo import scenes
 from utils import UserError
 
 SIZE = 256

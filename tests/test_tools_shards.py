@@ -20,8 +20,8 @@ from dataset.entries import Source
 from dataset.pretrain import PretrainDataset
 from dataset.shards import IMAGES
 from dataset.transforms import FORMATS, Augment, PretrainViews
-from tools import make_shards
-from tools.preparing.parquet import open_tables, read_tables
+from tools import shards as make_shards
+from tools.prepare.parquet import open_tables, read_tables
 from utils import UserError, run_main
 
 CAPTIONS = ["a dog", ["a cat", "une très grande bête"], "left of it", ["one"], "ünï 'x'", "six", "seven"]
@@ -388,7 +388,7 @@ def test_splits_of_a_folder_are_refused_and_named_ones_are_packed_together_with_
 def test_training_says_how_parquet_is_made_of_use(tmp_path, stage):
     (tmp_path / "repo/data").mkdir(parents=True)
     path = write(tmp_path / "repo/data/x.parquet", [picture()], ["a dog"])
-    remedy = "write its questions as JSON lines" if stage == "vqa_train" else "pack .* with tools/make_shards.py"
+    remedy = "write its questions as JSON lines" if stage == "vqa_train" else "pack .* with tools.shards"
     with pytest.raises(UserError, match=f"x.parquet: parquet is not read here; {remedy}"):
         load_annotations(Source(path), stage)
     with pytest.raises(UserError, match=f"repo: holds neither .*; {path}: parquet is not read here; {remedy}"):

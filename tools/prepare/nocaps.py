@@ -5,8 +5,8 @@ from collections import Counter
 from pathlib import Path
 
 from dataset.official import nocaps_entry
-from tools.preparing.files import find_official, read_json
-from tools.preparing.job import Job
+from tools.prepare.files import find_official, read_json
+from tools.prepare.job import Job
 from utils import UserError
 
 NAME = "nocaps_val_4500_captions.json"

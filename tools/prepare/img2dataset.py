@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.preparing.files import progress, read_json, whole_folder
-from tools.preparing.parquet import opened_parquet
-from tools.preparing.report import Report
+from tools.prepare.files import progress, read_json, whole_folder
+from tools.prepare.parquet import opened_parquet
+from tools.prepare.report import Report
 from utils import UserError
 
 SHARD = re.compile(r"\d{5,}")

@@ -1,8 +1,8 @@
 """The images of COCO's and Flickr30K's validation and test sets, which no pre-training file may hold.
 
-`prepare.py coco` and `prepare.py flickr30k` write OUTPUT/prepared/held_out_<set>.json; the other sets leave out what is
-in there: by COCO's id (Visual Genome names it), by the number of the Flickr photo (Flickr30K's file names, SBU's and
-Visual Genome's addresses), and with --check-leaks by what the image files show.
+`tools.prepare coco` and `tools.prepare flickr30k` write OUTPUT/prepared/held_out_<set>.json. The other sets leave out
+what is in there: by COCO's id (Visual Genome names it), by the number of the Flickr photo (in Flickr30K's file names,
+and in SBU's and Visual Genome's addresses), and with --check-leaks by what the image files show.
 """
 
 import pickle
@@ -12,9 +12,9 @@ from pathlib import Path
 from dataset.official import coco_number
 from dataset.tables import text_lines
 from dataset.transforms import ImageError
-from tools.preparing.files import Written, progress, read_json
-from tools.preparing.image_hash import KnownImages, fingerprints
-from tools.preparing.report import Report
+from tools.prepare.files import Written, progress, read_json
+from tools.prepare.image_hash import KnownImages, fingerprints
+from tools.prepare.report import Report
 from utils import UserError, write_json
 
 
@@ -77,7 +77,7 @@ def load_held_out(output: Path, report: Report, needed: Sequence[str] = ("coco",
         held_out.add_file(path)
     for name in needed:
         if not any(path.name == f"held_out_{name}.json" for path in found):
-            report.warn(f"{name}'s test images are not known here: run prepare.py {name} with the same --output first")
+            report.warn(f"{name}'s test images are not known here: run tools.prepare {name} with this --output first")
     return held_out
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from dataset.common import EmptyCaption
 from dataset.transforms import ImageError
-from tools.preparing.files import progress, whole_folder
+from tools.prepare.files import progress, whole_folder
 from utils import UserError, replacing, write_json
 
 EXAMPLES = 3  # of what is left out, in the error

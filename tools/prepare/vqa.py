@@ -9,10 +9,10 @@ from pathlib import Path
 from dataset.official import ANNOTATORS, coco_number, soft_scores, vqa_entry
 from dataset.text import clean_question
 from evaluation.vqa import normalise_answer
-from tools.preparing import visual_genome
-from tools.preparing.files import find_official, read_json, stream_entries
-from tools.preparing.held_out import held_out_files, read_coco_ids
-from tools.preparing.job import Job
+from tools.prepare import visual_genome
+from tools.prepare.files import find_official, read_json, stream_entries
+from tools.prepare.held_out import held_out_files, read_coco_ids
+from tools.prepare.job import Job
 from utils import UserError
 
 VQA_URL = "https://visualqa.org/download.html"
@@ -67,7 +67,7 @@ def _karpathy_val(options: argparse.Namespace) -> Path:
     if path is None:
         raise UserError(
             f"the 5,000 validation images are not known: put {MINIVAL} ({MINIVAL_URL}) into --source {options.source}, "
-            f"or run prepare.py coco with --output {options.output} first (then Karpathy's val is taken)"
+            f"or run tools.prepare coco with --output {options.output} first (then Karpathy's val is taken)"
         )
     return path
 
@@ -87,7 +87,7 @@ def prepare(job: Job, found: dict[str, Path]) -> None:
         images = visual_genome.read_images(job, found["image_data.json"])
         allowed = {n: image for n, image in images.items() if image["coco_id"] not in minival}
         visual_genome.write_questions(job, allowed, images, found[visual_genome.QUESTIONS])
-    elif VG_QA in found:  # prepare.py vg left out the images of Karpathy's val, which a minival's need not be
+    elif VG_QA in found:  # tools.prepare vg left out the images of Karpathy's val, which a minival's need not be
         visual_genome.leave_out_questions(job, found[VG_QA], minival)
 
 

@@ -1,7 +1,7 @@
 """easy-VQA (PyPI package easy-vqa, MIT licence, 5,000 images) in this project's formats.
 
     pip install easy-vqa
-    python tools/prepare.py easyvqa --output data/easyvqa
+    python -m tools.prepare easyvqa --output data/easyvqa
 
 Writes images/<split>/, vqa_train.json, vqa_val.json (the questions of `--val` training images, for the set has no
 validation split), vqa_test.json, answer_list.json, and pretrain.json: captions of the training images, made from
@@ -16,7 +16,7 @@ import re
 import shutil
 from pathlib import Path
 
-from tools.preparing.files import Written
+from tools.prepare.files import Written
 from utils import UserError
 
 SHAPES = ("circle", "rectangle", "triangle")

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dataset import scenes
+from tools.demo import scenes
 
 MANY = [scenes.make_scene(5, index) for index in range(60)]
 

@@ -15,11 +15,11 @@ import numpy as np
 
 from dataset.official import genome_id, genome_image, genome_question, genome_region
 from dataset.text import clean_caption, clean_question
-from tools.preparing.files import find_official, stream_entries
-from tools.preparing.held_out import HeldOut, evaluation_refs
-from tools.preparing.job import Job
-from tools.preparing.karpathy import LeakFilter
-from tools.preparing.report import Report
+from tools.prepare.files import find_official, stream_entries
+from tools.prepare.held_out import HeldOut, evaluation_refs
+from tools.prepare.job import Job
+from tools.prepare.karpathy import LeakFilter
+from tools.prepare.report import Report
 from utils import UserError
 
 GENOME_URL = "https://homes.cs.washington.edu/~ranjay/visualgenome/api.html"
@@ -99,7 +99,7 @@ def held_out_images(job: Job, found: dict[str, Path]) -> HeldOut:
     held_out = job.held_out("coco", "flickr30k")
     if not held_out.coco:
         raise UserError(
-            f"COCO's test images are not known: run prepare.py coco with --output {job.output} first "
+            f"COCO's test images are not known: run tools.prepare coco with --output {job.output} first "
             "(about half of Visual Genome's images are COCO's)"
         )
     refs = evaluation_refs(found[REFS]) if REFS in found else set()
@@ -247,7 +247,7 @@ def leave_out_questions(job: Job, path: Path, held_out: set[int]) -> None:
     if unknown:
         job.report.warn(
             f"{path}: {unknown:,} questions do not say which of COCO's images they show, and may be of validation "
-            f"images: run prepare.py vg again, or put image_data.json and {QUESTIONS} into --source {job.source}"
+            f"images: run tools.prepare vg again, or put image_data.json and {QUESTIONS} into --source {job.source}"
         )
     if leaking:
         with job.writing("vqa/vg_qa.json") as write:

@@ -1,0 +1,1 @@
+"""What tools.prepare is made of, one module a data set, and tools.shards; and what they share."""
