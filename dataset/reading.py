@@ -1,8 +1,9 @@
 """Images of one's own, outside any data set: finding the files in folders, and reading them in batches."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from dataset.transforms import ImageError, open_image, to_rgb
-from utils import UserError, find_file
+from utils import UserError, find_file, reason
 
 EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 READERS = min(8, os.cpu_count() or 1)  # threads: decoding and resizing leave Python's lock
@@ -35,64 +36,87 @@ def find_images(names: Sequence[str | Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def read_image(image: AnyImage, transform: Callable[[Image.Image], Tensor]) -> Tensor:
-    """One image as the model takes it, [3, S, S]: a file, a PIL image or an array [H, W, 3] of bytes goes through
-    `transform`; a float tensor [3, S, S] has been through it already.
+class Preprocessed(Tensor):
+    """An image as the model takes it, float32 [3, S, S], or a stack of them: what `read_image` returns, and known by
+    its type, so that no other tensor, whatever its scale, is taken for one. torch.stack and indexing keep the type."""
 
-    Raises ImageError for a file that cannot be read, UserError for anything else that is no image.
+
+def read_image(image: AnyImage, transform: Callable[[Image.Image], Tensor]) -> Preprocessed:
+    """One image as the model takes it, [3, S, S]: a file, a PIL image or an array [H, W, 3] of bytes goes through
+    `transform`; what has been through it already stays as it is.
+
+    Raises ImageError for an image that cannot be read, UserError for anything else that is no image.
     """
-    if isinstance(image, str | Path):
-        return transform(open_image(str(image)))
-    if isinstance(image, Image.Image):
-        return transform(to_rgb(image))
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
-        return transform(Image.fromarray(image))
-    if isinstance(image, Tensor) and image.is_floating_point() and image.ndim == 3:
+    if isinstance(image, Preprocessed) and image.ndim == 3:
         return image
+    if isinstance(image, str | Path):
+        return transform(open_image(str(image))).as_subclass(Preprocessed)
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        return _transformed(lambda: Image.fromarray(image), "an array", transform)
+    if isinstance(image, Image.Image):  # opened and not yet read, it may turn out broken here
+        return _transformed(lambda: to_rgb(image), getattr(image, "filename", "") or "a PIL image", transform)
     kind = type(image).__name__
     shape = f" of {image.dtype}, {tuple(image.shape)}" if isinstance(image, Tensor | np.ndarray) else ""
     raise UserError(
         f"a {kind}{shape} is no image: give a path, a PIL image, an array [H, W, 3] of bytes, or what "
-        "model.preprocess(image) returns"
+        "model.preprocess(image) returned"
     )
 
 
+def _transformed(
+    read: Callable[[], Image.Image], name: str, transform: Callable[[Image.Image], Tensor]
+) -> Preprocessed:
+    try:
+        image = read()
+        if not all(image.size):
+            raise ValueError(f"{image.width} x {image.height} pixels")
+        return transform(image).as_subclass(Preprocessed)
+    except Exception as error:  # decoders raise nearly anything on broken files
+        raise ImageError(name, f"cannot be used ({reason(error)})") from None
+
+
 def read_batches(
-    images: Sequence[AnyImage],
+    images: Iterable[AnyImage],
     transform: Callable[[Image.Image], Tensor],
     batch_size: int,
     left_out: Callable[[Any, ImageError], object] | None = None,
-) -> Iterator[tuple[Tensor, list[int]]]:
+) -> Iterator[tuple[Preprocessed, list[int]]]:
     """Yield (images [n, 3, S, S], their places [n] in `images`); the next batch is read while one is in use.
 
     left_out: called with each image that cannot be read, and why, which then has no place in any batch; None: a
-    UserError instead. Raises UserError at the end where none can be read.
+    UserError instead. Raises UserError at the end if there are images and none can be read.
     """
 
-    def read(image: AnyImage) -> Tensor | ImageError:
+    def read(image: AnyImage) -> Preprocessed | ImageError:
         try:
             return read_image(image, transform)
         except ImageError as error:
             return error
 
-    usable = 0
+    source, start, usable = iter(images), 0, 0
     with ThreadPoolExecutor(READERS) as pool:
-        starts = range(0, len(images), batch_size)
-        reading = [pool.map(read, images[start : start + batch_size]) for start in starts[:1]]
-        for start in starts:
-            following = start + batch_size
-            reading.append(pool.map(read, images[following : following + batch_size]))
+
+        def submit() -> tuple[list[AnyImage], Iterator[Preprocessed | ImageError]]:
+            some = list(islice(source, batch_size))
+            return some, pool.map(read, some)
+
+        following = submit()
+        while following[0]:
+            (some, results), following = following, submit()
             batch, places = [], []
-            for place, result in enumerate(reading.pop(0), start):
+            for place, (image, result) in enumerate(zip(some, results, strict=True), start):
                 if not isinstance(result, ImageError):
                     batch.append(result)
                     places.append(place)
                 elif left_out is None:
                     raise UserError(str(result))
                 else:
-                    left_out(images[place], result)
+                    left_out(image, result)
+            if len({image.shape for image in batch}) > 1:
+                raise UserError("preprocessed images are of different sizes; give those of one model")
+            start += len(some)
+            usable += len(batch)
             if batch:
-                usable += len(batch)
                 yield torch.stack(batch), places
-    if images and not usable:
-        raise UserError(f"none of the {len(images)} images can be read")
+    if start and not usable:
+        raise UserError(f"none of the {start} images can be read")

@@ -138,6 +138,19 @@ def checkpoint_config(checkpoint: dict, stage: Stage) -> Config:
     return load_config(stage.schema, [f"text.vocab={json.dumps(own['text']['vocab'])}"] if own else (), stage)
 
 
+def checked_config(values: dict, stage: Stage, source: str) -> Config:
+    """`values`, maps of maps, over the stage's schema, checked as a file is; UserError naming `source` and the key."""
+    known = _without_base(read_yaml(find_file(stage.schema, "schema")))
+    merged = copy.deepcopy(known)
+    _merge(merged, values, known, source, stage)
+    config = as_config(merged)
+    try:
+        check_config(config, stage)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    return config
+
+
 def save_config(config: dict, path: str | os.PathLike) -> None:
     """Write a configuration as YAML, in the order of its keys."""
     yaml = YAML(typ="safe", pure=True)

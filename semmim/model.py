@@ -1,37 +1,65 @@
 """`SemMIM`: images and sentences to features, matches, captions and answers, by the model of any stage's checkpoint."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
-from huggingface_hub import ModelCard, PyTorchModelHubMixin
-from PIL import Image
 from torch import Tensor, nn
 
 import utils
 from dataset.annotations import check_question
 from dataset.caption import prompt_text
-from dataset.reading import AnyImage, read_batches
+from dataset.reading import ImageError, Preprocessed, read_batches, read_image
 from dataset.text import clean_caption
 from dataset.transforms import test_transform
 from dataset.vqa import encode_answers, encode_questions, question_limits, question_parts
+from engine.config import whole
 from evaluation.zero_shot import class_features, class_probabilities
 from models.caption import CaptionModel
 from models.vqa import VQAModel
 from semmim import files
-from semmim.card import card, what_is_new
+from semmim.card import card
+from semmim.inputs import (
+    Images,
+    Texts,
+    choices,
+    device_of,
+    generation_options,
+    object_labels,
+    several_images,
+    several_texts,
+)
+from semmim.search import Hit, search
+from utils import UserError
 
 TEMPLATES = ("{}", "a {}", "an image of a {}", "a photo of a {}")  # of zero-shot classification
-ANSWERING = ("beams", "min_tokens", "max_tokens", "length_penalty")
+K = 64  # candidates that `search` re-ranks
+# What a stage's training teaches and keeps: captioning and question answering move the encoders and leave the
+# projections and the matching head behind, so that features and matches of their checkpoints are wrong.
+LEARNED = {
+    "pretrain": ("match", "caption"),
+    "retrieval": ("match",),
+    "caption": ("caption",),
+    "vqa": ("answer",),
+    files.CONVERTED: ("match",),
+}
 
 
-class SemMIM(nn.Module, PyTorchModelHubMixin, library_name="semmim"):
-    """A trained model for use, not for training: no weight asks for a gradient. Made by `from_pretrained`.
+class SemMIM(nn.Module):
+    """A trained model for use, not for training: it stays in eval mode. Made by `from_pretrained`.
 
-    Everywhere `images` are paths, PIL images, arrays [H, W, 3] of bytes or what `preprocess` returns, or one of them
-    alone; `texts` are strings or one string. Images are preprocessed, texts are cleaned and cut as the checkpoint's own
-    stage does it when it evaluates. Work is done in batches of `batch_size` on the device where the model is
-    (`model.to("cuda")`), results are on the CPU. A file that cannot be read, or an empty text, is a utils.UserError.
+    images: paths, PIL images, arrays [H, W, 3] of bytes, or what `preprocess` returned (a tensor from elsewhere is
+        refused: its scale is not known); one, several, or an iterator of them.
+    texts: strings; one, several, or an iterator.
+
+    Images are preprocessed, and texts are cleaned and cut, as in the evaluation of the checkpoint's own stage. Work is
+    done in batches of `batch_size` on the device of the model (`model.to("cuda")`); results are on the CPU. Anything
+    that cannot be used raises utils.UserError, whose message is one line.
+
+    Which checkpoint for what: features, `match`, `search` and `classify` take one of Pretrain.py or Retrieval.py,
+    `caption` one of Caption.py or Pretrain.py, `answer` one of VQA.py.
 
     (models.semmim.SemMIM is the backbone inside, on tensors: `model.backbone`.)
     """
@@ -42,8 +70,8 @@ class SemMIM(nn.Module, PyTorchModelHubMixin, library_name="semmim"):
         self.backbone, self.tokenizer = content.backbone, content.tokenizer
         self.settings, self.stage = content.settings, content.stage
         self.precision, self.batch_size = precision, batch_size
-        self._resolved: dict[str, str] = {}  # device type -> what `precision` means there
-        self.preprocess: Callable[[Image.Image], Tensor] = test_transform(self.backbone.image_encoder.image_size)
+        transform = test_transform(self.backbone.image_encoder.image_size)
+        self.preprocess: Callable[..., Preprocessed] = partial(read_image, transform=transform)  # -> [3, S, S]
         self.requires_grad_(False)
         self.eval()
 
@@ -54,39 +82,51 @@ class SemMIM(nn.Module, PyTorchModelHubMixin, library_name="semmim"):
         cls,
         source: str | Path,
         *,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
         precision: str = "fp32",
         batch_size: int = 64,
         image_size: int | None = None,
-        **hub,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
     ) -> "SemMIM":
         """Load a model; no pickle is run.
 
         Args:
             source: a checkpoint of any stage (.pth), a run's folder, a folder that `save_pretrained` wrote, or the name
                 of a hub repository that `push_to_hub` filled.
-            device: "cpu", "cuda", "cuda:1" or "auto" (a GPU where there is one); any device later by `to`.
-            precision: "fp32", "bf16", or "auto": bf16 where the device has it in hardware.
+            device: "cpu", "cuda", "cuda:1" or "auto" (a GPU if there is one); any device later by `to`.
+            precision: "fp32", "bf16", or "auto": bf16 if the device has it in hardware. Weights stay in fp32.
             batch_size: images of one forward.
             image_size: another resolution than the model's, in pixels; positions are interpolated.
-            hub: revision, token, cache_dir, local_files_only, force_download.
+            revision, token, cache_dir, local_files_only, force_download: as in huggingface_hub.snapshot_download.
 
         Raises:
             utils.UserError: nothing of that name, or files that are damaged or of something else.
         """
-        if batch_size < 1:
-            raise utils.UserError(f"batch_size: {batch_size} must be at least 1")
-        where = torch.device(utils.choose_device(device))
-        utils.resolve_precision(precision, where)  # a wrong word is known before anything is loaded
+        whole(1)("batch_size", batch_size)
+        whole(1)("image_size", 1 if image_size is None else image_size)
+        where = device_of(device)
+        precision = utils.resolve_precision(precision, where)
+        hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        hub |= {"local_files_only": local_files_only, "force_download": force_download}
         return cls(files.read(source, image_size, **hub), precision, batch_size).to(where)
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        """What `save_pretrained` and `push_to_hub` of the mixin write: see semmim/files.py."""
-        files.write(self.content, save_directory)
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write safetensors, config.json, vocab.txt and a model card into a new folder, or one of an earlier export."""
+        return files.write(self.content, folder, card(self.content, LEARNED[self.stage]))
 
-    def generate_model_card(self, *args, **kwargs) -> ModelCard:
-        """See semmim/card.py."""
-        return ModelCard(card(self.content))
+    def push_to_hub(self, name: str, *, private: bool | None = None, token: str | None = None) -> str:
+        """Upload what `save_pretrained` writes to a repository of the hub; -> the address of the commit."""
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            repository = api.create_repo(name, private=private, exist_ok=True).repo_id
+            return str(api.upload_folder(repo_id=repository, folder_path=folder))
 
     @property
     def device(self) -> torch.device:
@@ -95,34 +135,253 @@ class SemMIM(nn.Module, PyTorchModelHubMixin, library_name="semmim"):
     def parameter_count(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 
-    # ------------------------------------------------------------------------------------------- features, matching
+    def train(self, mode: bool = True) -> "SemMIM":
+        """Stays in eval mode, whatever the module does that holds this one: dropout would change every result."""
+        return super().train(False)
+
+    def _apply(self, function: Callable, recurse: bool = True) -> "SemMIM":
+        """What `to`, `cuda`, `half`, ... do to every tensor; another type of numbers is refused."""
+        if function(torch.zeros(1)).dtype != torch.float32:
+            raise UserError('the weights stay in fp32; for speed load the model with precision="bf16"')
+        return super()._apply(function, recurse)
+
+    # ------------------------------------------------------------------------------- features, matching, retrieval
 
     @torch.no_grad()
-    def encode_image(self, images: AnyImage | Sequence[AnyImage]) -> Tensor:
+    def encode_image(self, images: Images) -> Tensor:
         """[N, E] float32, L2-normalized: a product with `encode_text`'s is the cosine that ITC was trained on."""
-        found = [self._encode_images(batch)[1].float().cpu() for batch, _ in self._batches(images)]
-        return torch.cat(found) if found else self._nothing()
+        self._needs("match")
+        return self._finite([self._encode_images(batch)[1] for batch, _ in self._read(images)], self._width)
 
     @torch.no_grad()
-    def encode_text(self, texts: str | Sequence[str]) -> Tensor:
+    def encode_text(self, texts: Texts) -> Tensor:
         """[N, E] float32, L2-normalized; see `encode_image`."""
-        found = [feat.float().cpu() for _, _, feat in self._encode_texts(texts)]
-        return torch.cat(found) if found else self._nothing()
+        self._needs("match")
+        return self._finite([feat for _, _, feat in self._encode_texts(texts)], self._width)
 
     @torch.no_grad()
-    def match(self, images: AnyImage | Sequence[AnyImage], texts: str | Sequence[str]) -> Tensor:
+    def match(self, images: Images, texts: Texts) -> Tensor:
         """[N, T] float32: the probability that the fusion encoder gives to image n and text t being a pair.
 
-        Every pair is fused: for many candidates take the best by cosine first (tools/predict.py retrieve does).
+        Every pair is fused: for many candidates use `search`.
         """
+        self._needs("match")
         columns = list(self._encode_texts(texts))
-        rows = []
-        for batch, _ in self._batches(images):
+        rows, width = [], sum(len(mask) for _, mask, _ in columns)
+        for batch, _ in self._read(images):
             image_embeds, _ = self._encode_images(batch)
             with self._autocast():
                 memory = self.backbone.fusion_encoder.project_memory(image_embeds)
-            rows.append(torch.cat([self._match(memory, len(batch), *column[:2]) for column in columns], 1))
-        return torch.cat(rows) if rows else torch.zeros(0, sum(len(mask) for _, mask, _ in columns))
+            found = [self._match(memory, len(batch), *column[:2]) for column in columns]
+            rows.append(torch.cat([torch.zeros(len(batch), 0), *found], 1))
+        return self._finite(rows, width)
+
+    @torch.no_grad()
+    def search(
+        self,
+        images: Images,
+        texts: Texts,
+        *,
+        images_ask: bool = False,
+        k: int | None = None,
+        left_out: Callable[[object, ImageError], object] | None = None,
+    ) -> list[list[Hit]]:
+        """The images for each text, best first, in two stages: by cosine, then the first k by the fusion encoder.
+
+        images_ask: the texts for each image instead; k: 0 for the cosine alone, None: see `order`; left_out: see
+        `batches`.
+        """
+        self._needs("match")
+        score, default = self.order()
+        k = default if k is None else k
+        whole(0)("k", k)
+        return search(
+            self.backbone,
+            self.tokenizer,
+            self._read(images, left_out),
+            self.clean(texts),
+            images_ask=images_ask,
+            k=k,
+            score=score,
+            max_tokens=self.settings.retrieval.text.max_tokens,
+            precision=self.precision,
+        )
+
+    def order(self) -> tuple[str, int]:
+        """(the score that re-ranks, the candidates that it re-ranks; 0: the cosine orders alone), as the checkpoint
+        says was better on its validation images; otherwise the configuration's score and K candidates."""
+        best, own = self.content.best.get("order"), self.settings.retrieval.rerank.score
+        return (own if best in (None, "itc") else best), (0 if best == "itc" else K)
+
+    # --------------------------------------------------------------------------------------------- classification
+
+    def class_features(self, classes: Texts, templates: Texts = TEMPLATES) -> Tensor:
+        """[C, E]: a class's feature is the mean of its sentences', normalized again; {} in a template is its name."""
+        classes, templates = choices(classes, "classes"), several_texts(templates, "template")
+        if wrong := [template for template in templates if "{}" not in template]:
+            raise UserError(f"template {wrong[0]!r}: write {{}} where the name of the class belongs")
+        if not templates:
+            raise UserError("template: none is given")
+        sentences = [template.replace("{}", name) for name in classes for template in templates]
+        return class_features(self.encode_text(sentences).view(len(classes), len(templates), -1))
+
+    def classify(self, images: Images, classes: Texts | Tensor, templates: Texts = TEMPLATES) -> Tensor:
+        """[N, C] probabilities of the classes, zero-shot: softmax of the cosines over the learned temperature.
+
+        classes: their names, two or more, or what `class_features` made of them.
+        """
+        features = classes if isinstance(classes, Tensor) else self.class_features(classes, templates)
+        return class_probabilities(self.encode_image(images), features, self.temperature)
+
+    @property
+    def temperature(self) -> float:
+        """That of ITC's softmax."""
+        return float(self.backbone.temperature())
+
+    # -------------------------------------------------------------------------------------------------------- text
+
+    @torch.no_grad()
+    def caption(
+        self, images: Images, *, prompt: str | None = None, labels: Texts = (), **options
+    ) -> list[str] | list[list[str]]:
+        """A caption of each image; with num_return above 1 a list of captions, best first, of each.
+
+        prompt: what the text encoder reads before (None: the checkpoint's own); labels: names of objects, for models
+        that were trained with them: a list, or "dog&&frisbee"; options: mode, beams, min_tokens, max_tokens,
+        length_penalty, top_k, top_p, temperature and num_return of models.generation.generate, by default the
+        checkpoint's own.
+        """
+        self._needs("caption")
+        settings = self.settings.caption
+        options = generation_options(options, settings.generation)
+        prompt = settings.text.prompt if prompt is None else "".join(several_texts(prompt, "prompt"))
+        text = prompt_text(prompt, object_labels(labels))
+        ids, _ = self.tokenizer.encode([text], settings.text.max_prompt_tokens)  # one for all: nothing is padded
+        model, found, count = CaptionModel(self.backbone, self.tokenizer), [], options.get("num_return", 1)
+        for batch, _ in self._read(images):
+            prompts = ids.expand(len(batch), -1).to(self.device)
+            with self._autocast():
+                sequences, _ = model.generate(batch, prompts, None, **options)
+            found += [self.tokenizer.decode_caption(row) for row in sequences.tolist()]
+        return found if count == 1 else [found[i : i + count] for i in range(0, len(found), count)]
+
+    @torch.no_grad()
+    def answer(
+        self,
+        images: Images,
+        questions: Texts,
+        *,
+        labels: Texts = (),
+        ocr: Texts = (),
+        answers: Texts | None = None,
+        **options,
+    ) -> list[str]:
+        """An answer to each question about the image in the same place; one image, or one question, stands for all.
+
+        labels: names of objects, a list or "dog&&frisbee"; ocr: words written in the image; answers: two or more to
+        choose from, None: the answer is written; options: beams, min_tokens, max_tokens, length_penalty of writing.
+        """
+        self._needs("answer")
+        settings, images = self.settings.vqa, list(several_images(images))
+        own = {key: settings.answer[key] for key in ("beams", "min_tokens", "max_tokens", "length_penalty")}
+        options = generation_options(options, own)
+        options.pop("num_return", None)
+        answers = None if answers is None else choices(answers, "answers")
+        entry = {"object_label": "&&".join(object_labels(labels))}
+        entry["ocr"] = [[[], word] for text in several_texts(ocr, "ocr") for word in text.split()]
+        parts = [self._question({**entry, "question": question}) for question in several_texts(questions, "question")]
+        if len(parts) == 1:
+            parts *= len(images)
+        if len(images) not in (1, len(parts)):
+            raise UserError(f"{len(images)} images and {len(parts)} questions: give as many, or one of either")
+        if len(images) == 1:  # read once for all of its questions
+            groups = [parts[i : i + self.batch_size] for i in range(0, len(parts), self.batch_size)]
+            batches = ((batch, group) for batch, _ in self._read(images) for group in groups)
+        else:
+            batches = ((batch, [parts[i] for i in places]) for batch, places in self._read(images))
+        return [text for batch, group in batches for text in self._answer(batch, group, answers, options)]
+
+    def _question(self, entry: dict) -> tuple[str, str, str]:
+        if problem := check_question(entry):
+            raise UserError(problem)
+        return question_parts(entry, max_ocr_words=self.settings.vqa.text.max_ocr_words)
+
+    def _answer(self, images: Tensor, parts: list, answers: list[str] | None, options: dict) -> list[str]:
+        """images [B, 3, S, S], or [1, 3, S, S] that all B questions are about."""
+        settings, model = self.settings.vqa, VQAModel(self.backbone, self.tokenizer)
+        ids, mask = encode_questions(self.tokenizer, parts, question_limits(settings))
+        batch = {"image": images, "input_ids": ids, "attention_mask": self.tokenizer.padding(mask)}
+        if len(images) != len(parts):
+            batch["image_rows"] = torch.zeros(len(parts), dtype=torch.int64)
+        batch = utils.to_device(batch, self.device)
+        with self._autocast():
+            if answers is None:
+                return [self.tokenizer.decode_answer(row) for row in model.answer(batch, **options)]
+            encoded = encode_answers(self.tokenizer, answers, settings.text.max_answer_tokens)
+            best, _ = model.rank(batch, *(x.to(self.device) for x in encoded), k=settings.answer.k_test)
+        return [answers[place] for place in best.tolist()]
+
+    # ----------------------------------------------------------------------------------------------------- batches
+
+    def batches(
+        self, images: Images, left_out: Callable[[object, ImageError], object] | None = None
+    ) -> Iterator[tuple[Preprocessed, list[int]]]:
+        """(preprocessed images [n, 3, S, S], which every other call takes, their places), read while they are used.
+
+        left_out: called with each image that cannot be read, and why; None: a UserError instead.
+        """
+        return read_batches(several_images(images), self.preprocess, self.batch_size, left_out)
+
+    def clean(self, texts: Texts) -> list[str]:
+        """The texts as the encoder reads them; UserError if nothing is left of one."""
+        texts = several_texts(texts)
+        cleaned = [clean_caption(text, self.settings.retrieval.data.max_words) for text in texts]
+        if empty := [text for text, left in zip(texts, cleaned, strict=True) if not left]:
+            raise UserError(f"text {utils.shown(empty[0])}: nothing is left of it after cleaning; use words")
+        return cleaned
+
+    def unlearned(self, task: str) -> str | None:
+        """A line if the model was never trained for `task` ("match", "caption" or "answer"); UserError if it cannot do
+        it at all."""
+        learned, stage = LEARNED[self.stage], f"stage: {self.stage}"
+        if task == "match" and task not in learned:
+            raise UserError(
+                f"{self.content.name} ({stage}): its training moved the encoders and left projections and matching "
+                "head behind; for features, matches and classes take a checkpoint of Pretrain.py or Retrieval.py"
+            )
+        if task != "match" and self.backbone.decoder is None:
+            raise UserError(
+                f"{self.content.name} ({stage}): has no decoder, which writing text needs; take a checkpoint of "
+                "Pretrain.py, Caption.py or VQA.py"
+            )
+        if task in learned:
+            return None
+        doing = {"caption": "to write captions", "answer": "to answer questions"}[task]
+        return f"{self.content.name}: this model never learned {doing} ({stage}); do not expect much"
+
+    _needs = unlearned
+
+    def _read(self, images: Images, left_out=None) -> Iterator[tuple[Tensor, list[int]]]:
+        """(images [B, 3, S, S] on the device, their places)"""
+        size = self.backbone.image_encoder.image_size
+        for batch, places in self.batches(images, left_out):
+            if batch.shape[1:] != (3, size, size) or not batch.isfinite().all():
+                raise UserError(f"a preprocessed image must be [3, {size}, {size}], finite numbers")
+            yield batch.as_subclass(Tensor).to(self.device, torch.float32), places
+
+    def _encode_images(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        with self._autocast():
+            return self.backbone.encode_image(batch)
+
+    def _encode_texts(self, texts: Texts) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(text_embeds [B, L, D], mask [B, L], text_feat [B, E]) on the device, in batches"""
+        cleaned, size = self.clean(texts), 4 * self.batch_size
+        for start in range(0, len(cleaned), size):
+            encoded = self.tokenizer.encode(cleaned[start : start + size], self.settings.retrieval.text.max_tokens)
+            ids, mask = (x.to(self.device) for x in encoded)
+            with self._autocast():
+                embeds, feat = self.backbone.encode_text(ids, mask)
+            yield embeds, mask, feat
 
     def _match(self, memory: list, images: int, text_embeds: Tensor, mask: Tensor) -> Tensor:
         """[B, T] of B images' keys and values and T texts; as many pairs at once as keep a forward small."""
@@ -134,162 +393,16 @@ class SemMIM(nn.Module, PyTorchModelHubMixin, library_name="semmim"):
                 found.append(self.backbone.itm_logits(fused).float().softmax(-1)[:, 1].view(images, -1).cpu())
         return torch.cat(found, 1)
 
-    @torch.no_grad()
-    def class_features(self, classes: Sequence[str], templates: Sequence[str] = TEMPLATES) -> Tensor:
-        """[C, E]: a class's feature is the mean of its sentences', normalized again; {} in a template is its name."""
-        if wrong := [template for template in templates if "{}" not in template]:
-            raise utils.UserError(f"template {wrong[0]!r}: write {{}} where the name of the class belongs")
-        if not classes or not templates:
-            raise utils.UserError("no class or no template is given")
-        sentences = [template.replace("{}", name) for name in classes for template in templates]
-        return class_features(self.encode_text(sentences).view(len(classes), len(templates), -1))
-
-    def classify(
-        self,
-        images: AnyImage | Sequence[AnyImage],
-        classes: Sequence[str],
-        templates: Sequence[str] = TEMPLATES,
-    ) -> Tensor:
-        """[N, C] probabilities of the classes, zero-shot: softmax of the cosines over the learned temperature."""
-        features = self.class_features(classes, templates)
-        return class_probabilities(self.encode_image(images), features, self.temperature)
-
-    @property
-    def temperature(self) -> float:
-        """That of ITC's softmax."""
-        return float(self.backbone.temperature())
-
-    # -------------------------------------------------------------------------------------------------------- text
-
-    def unlearned(self, task: str) -> str | None:
-        """A line where the model was never trained for `task` ("caption", "vqa"); UserError where it has no decoder."""
-        return what_is_new(self.content, task)
-
-    @torch.no_grad()
-    def caption(
-        self,
-        images: AnyImage | Sequence[AnyImage],
-        *,
-        prompt: str | None = None,
-        labels: Sequence[str] = (),
-        **options,
-    ) -> list[str]:
-        """A caption of each image.
-
-        prompt: what the text encoder reads before (None: the checkpoint's own); labels: names of objects, for models
-        that were trained with them; options: those of models.generation.generate (mode, beams, min_tokens, ...), the
-        checkpoint's own where they are not given.
-        """
-        self.unlearned("caption")
-        settings = self.settings.caption
-        text = prompt_text(settings.text.prompt if prompt is None else prompt, labels)
-        ids, _ = self.tokenizer.encode([text], settings.text.max_prompt_tokens)  # one for all: nothing is padded
-        model, found = CaptionModel(self.backbone, self.tokenizer), []
-        for batch, _ in self._batches(images):
-            prompts = ids.expand(len(batch), -1).to(self.device)
-            with self._autocast():
-                sequences, _ = model.generate(batch, prompts, None, **{**settings.generation, **options})
-            found += [self.tokenizer.decode_caption(row) for row in sequences.tolist()]
+    def _finite(self, parts: list[Tensor], width: int) -> Tensor:
+        """The rows of all batches, [N, width] float32 on the CPU."""
+        found = torch.cat([torch.zeros(0, width), *(part.float().cpu() for part in parts)])
+        if not found.isfinite().all():
+            raise UserError(f"{self.content.name}: gives results that are not finite; its weights are damaged")
         return found
 
-    @torch.no_grad()
-    def answer(
-        self,
-        images: AnyImage | Sequence[AnyImage],
-        questions: str | Sequence[str],
-        *,
-        labels: str = "",
-        ocr: str = "",
-        answers: Sequence[str] | None = None,
-        **options,
-    ) -> list[str]:
-        """An answer to each question about the image in the same place; one image, or one question, stands for all.
-
-        labels: names of objects, such as "dog&&frisbee"; ocr: words written in the image; answers: a closed list to
-        choose from, None: the answer is written; options: beams, min_tokens, max_tokens, length_penalty of writing.
-        """
-        self.unlearned("vqa")
-        images, questions = list(_several(images)), list(_several(questions))
-        if len(questions) == 1:
-            questions *= len(images)
-        if len(images) not in (1, len(questions)):
-            raise utils.UserError(
-                f"{len(images)} images and {len(questions)} questions: give as many, or one of either"
-            )
-        if len(images) == 1:  # read once for all of its questions
-            groups = [questions[i : i + self.batch_size] for i in range(0, len(questions), self.batch_size)]
-            batches = ((batch, group) for batch, _ in self._batches(images) for group in groups)
-        else:
-            batches = ((batch, [questions[i] for i in places]) for batch, places in self._batches(images))
-        return [text for batch, group in batches for text in self._answer(batch, group, labels, ocr, answers, options)]
-
-    def _answer(self, images: Tensor, questions: list[str], labels: str, ocr: str, answers, options: dict) -> list[str]:
-        """images [B, 3, S, S], or [1, 3, S, S] that all B questions are about."""
-        settings, entries = self.settings.vqa, []
-        for question in questions:
-            entry = {"question": question, "object_label": labels, "ocr": [[[], word] for word in ocr.split()]}
-            if problem := check_question(entry):
-                raise utils.UserError(problem)
-            entries.append(question_parts(entry, True, True, settings.text.max_ocr_words))
-        ids, mask = encode_questions(self.tokenizer, entries, question_limits(settings))
-        batch = {"image": images, "input_ids": ids, "attention_mask": self.tokenizer.padding(mask)}
-        if len(images) != len(questions):
-            batch["image_rows"] = torch.zeros(len(questions), dtype=torch.int64)
-        batch, model = utils.to_device(batch, self.device), VQAModel(self.backbone, self.tokenizer)
-        with self._autocast():
-            if answers is None:
-                own = {key: settings.answer[key] for key in ANSWERING}
-                return [self.tokenizer.decode_answer(row) for row in model.answer(batch, **{**own, **options})]
-            encoded = encode_answers(self.tokenizer, answers, settings.text.max_answer_tokens)
-            best, _ = model.rank(batch, *(x.to(self.device) for x in encoded), k=settings.answer.k_test)
-        return [answers[place] for place in best.tolist()]
-
-    # ----------------------------------------------------------------------------------------------------- batches
-
-    def clean(self, texts: str | Sequence[str]) -> list[str]:
-        """The texts as the encoder reads them; UserError where nothing is left of one."""
-        texts = _several(texts)
-        cleaned = [clean_caption(text, self.settings.retrieval.data.max_words) for text in texts]
-        if empty := [text for text, left in zip(texts, cleaned, strict=True) if not left]:
-            raise utils.UserError(f"text {empty[0]!r}: nothing is left of it after cleaning; use words")
-        return cleaned
-
-    def _batches(self, images: AnyImage | Sequence[AnyImage]) -> Iterator[tuple[Tensor, list[int]]]:
-        """(images [B, 3, S, S] on the device, their places)"""
-        size = self.backbone.image_encoder.image_size
-        for batch, places in read_batches(_several(images), self.preprocess, self.batch_size):
-            if batch.shape[1:] != (3, size, size):
-                raise utils.UserError(
-                    f"an image tensor is {list(batch.shape[1:])}, the model takes [3, {size}, {size}]"
-                )
-            yield batch.to(self.device), places
-
-    def _encode_images(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        with self._autocast():
-            return self.backbone.encode_image(batch)
-
-    def _encode_texts(self, texts: str | Sequence[str]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(text_embeds [B, L, D], mask [B, L], text_feat [B, E]) on the device, in batches"""
-        cleaned, size = self.clean(texts), 4 * self.batch_size
-        for start in range(0, len(cleaned), size):
-            encoded = self.tokenizer.encode(cleaned[start : start + size], self.settings.retrieval.text.max_tokens)
-            ids, mask = (x.to(self.device) for x in encoded)
-            with self._autocast():
-                embeds, feat = self.backbone.encode_text(ids, mask)
-            yield embeds, mask, feat
-
-    def _nothing(self) -> Tensor:
-        return torch.zeros(0, self.backbone.description["embed_dim"])
+    @property
+    def _width(self) -> int:
+        return self.backbone.description["embed_dim"]
 
     def _autocast(self):
-        kind = self.device.type
-        if kind not in self._resolved:  # asked once a device, not every batch
-            self._resolved[kind] = utils.resolve_precision(self.precision, self.device)
-        return utils.autocast(self.device, self._resolved[kind])
-
-
-def _several(items) -> Sequence:
-    """A list of one where one image or text is given alone; a tensor [N, 3, S, S] is N images."""
-    if isinstance(items, Tensor):
-        return [items] if items.ndim == 3 else list(items)
-    return items if isinstance(items, list | tuple) else [items]
+        return utils.autocast(self.device, self.precision)

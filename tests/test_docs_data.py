@@ -8,8 +8,8 @@ import pytest
 
 from dataset import entries, tables
 from engine.config import STAGES, load_config
-from tools import predict
 from tools import shards as make_shards
+from tools.predict import __main__ as predict
 from tools.prepare import __main__ as prepare
 from tools.prepare import parquet
 from utils import ROOT
@@ -17,7 +17,7 @@ from utils import ROOT
 DATA = (ROOT / "docs/data.md").read_text(encoding="utf-8")
 OWN = re.search(r"\n## Your own images\n(.*?)\n## ", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)[1]
 STAGE_OF_SCRIPT = {"Pretrain.py": "pretrain", "Retrieval.py": "retrieval", "Caption.py": "caption", "VQA.py": "vqa"}
-TOOLS = {"tools.prepare": prepare, "tools/predict.py": predict, "tools.shards": make_shards}
+TOOLS = {"tools.prepare": prepare, "tools.predict": predict, "tools.shards": make_shards}
 
 
 class Accepted(Exception):
@@ -57,8 +57,8 @@ def test_five_commands_lead_from_a_folder_to_a_search_page():
         "tools.prepare",
         "Pretrain.py",
         "Caption.py",
-        "tools/predict.py",
-        "tools/predict.py",
+        "tools.predict",
+        "tools.predict",
     ]
 
 

@@ -2,12 +2,15 @@
 files.
 """
 
+import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from tiny import tiny_config
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
+from models.semmim import build_backbone
 from models.vit import ImageEncoder, resize_positions, to_timm
 from utils import UserError
 
@@ -371,3 +374,26 @@ def test_on_a_gpu_the_numbers_are_the_cpus():
     arguments = [x.cuda() for x in (images, text, text_mask)]
     result = encoder.cuda()(arguments[0], text=arguments[1], text_mask=arguments[2], inject_from=2)
     torch.testing.assert_close(result.cpu(), expected, atol=1e-3, rtol=0)
+
+
+def test_random_positions_begin_as_asked_for():
+    encoders = {}
+    for start in ("normal", "sincos"):
+        torch.manual_seed(0)
+        encoders[start] = build_backbone(tiny_config(f"model.image_encoder.positions={start}"))[0].image_encoder
+    normal, sincos = encoders["normal"], encoders["sincos"]
+    assert normal.vit.pos_embed.std().item() == pytest.approx(0.02, rel=0.15)
+    torch.testing.assert_close(sincos.vit.pos_embed[:, 0], normal.vit.pos_embed[:, 0])  # [CLS] has no place
+    # MAE's formula, written out: a quarter of the width each for sin of y, sin of x, cos of y, cos of x (timm's order)
+    quarter = sincos.width // 4
+    y, x = np.divmod(np.arange(sincos.num_patches), sincos.grid)
+    omega = 10000.0 ** -(np.arange(quarter) / quarter)
+    expected = np.concatenate([f(np.outer(place, omega)) for f in (np.sin, np.cos) for place in (y, x)], axis=1)
+    np.testing.assert_allclose(sincos.vit.pos_embed[0, 1:].detach().numpy(), expected, atol=1e-6)
+    assert sincos.vit.pos_embed.requires_grad
+
+
+def test_sine_cosine_positions_need_a_width_of_four_parts():
+    encoder = ImageEncoder("vit_tiny_patch16_224", 32, {"embed_dim": 30, "depth": 1, "num_heads": 3})
+    with pytest.raises(UserError, match="positions: sincos needs a width that is a multiple of 4, not 30"):
+        encoder.start_from_sincos()

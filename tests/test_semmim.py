@@ -20,11 +20,10 @@ from evaluation.retrieval import Ranker
 from evaluation.vqa import Answerer
 from models.caption import CaptionModel
 from models.semmim import build_backbone, load_backbone
-from models.vit import ImageEncoder
 from models.vqa import VQAModel
 from semmim import SemMIM, card
 from tools import export
-from utils import UserError, save_checkpoint, write_json
+from utils import UserError, load_checkpoint, save_checkpoint, write_json
 
 CPU = torch.device("cpu")
 TEXTS = ["A red bus, here!", "two dogs", "a-b c"]
@@ -66,29 +65,6 @@ def folder(tmp_path_factory):
         save_checkpoint(path / stage / "checkpoint_best.pth", {**content, "progress": {"step": 7}})
     write_json(path / "retrieval" / "metrics.json", {"test": {"itm_tr_r1": 12.345, "images": 3}})
     return path
-
-
-def test_random_positions_begin_as_asked_for():
-    encoders = {}
-    for start in ("normal", "sincos"):
-        torch.manual_seed(0)
-        encoders[start] = build_backbone(tiny_config(f"model.image_encoder.positions={start}"))[0].image_encoder
-    normal, sincos = encoders["normal"], encoders["sincos"]
-    assert normal.vit.pos_embed.std().item() == pytest.approx(0.02, rel=0.15)
-    torch.testing.assert_close(sincos.vit.pos_embed[:, 0], normal.vit.pos_embed[:, 0])  # [CLS] has no place
-    # MAE's formula, written out: a quarter of the width each for sin of y, sin of x, cos of y, cos of x (timm's order)
-    quarter = sincos.width // 4
-    y, x = np.divmod(np.arange(sincos.num_patches), sincos.grid)
-    omega = 10000.0 ** -(np.arange(quarter) / quarter)
-    expected = np.concatenate([f(np.outer(place, omega)) for f in (np.sin, np.cos) for place in (y, x)], axis=1)
-    np.testing.assert_allclose(sincos.vit.pos_embed[0, 1:].detach().numpy(), expected, atol=1e-6)
-    assert sincos.vit.pos_embed.requires_grad
-
-
-def test_sine_cosine_positions_need_a_width_of_four_parts():
-    encoder = ImageEncoder("vit_tiny_patch16_224", 32, {"embed_dim": 30, "depth": 1, "num_heads": 3})
-    with pytest.raises(UserError, match="positions: sincos needs a width that is a multiple of 4, not 30"):
-        encoder.start_from_sincos()
 
 
 def config(folder, stage):
@@ -168,44 +144,122 @@ def test_match_is_the_fusion_encoders_probability_pair_by_pair(folder):
 # ------------------------------------------------------------------------------------------------------ what it takes
 
 
-def test_an_image_is_the_same_as_a_path_a_pil_image_an_array_and_a_tensor(folder):
+def test_an_image_is_the_same_in_every_form(folder):
     model, path = loaded(folder, "retrieval"), images(folder)[0]
     image = open_image(path)
-    kinds = [str(path), path, image, np.asarray(image), model.preprocess(image)]
+    one = model.preprocess(image)
+    kinds = [str(path), path, image, Image.open(path), np.asarray(image), one]
     found = model.encode_image(kinds)
     assert all(torch.equal(row, found[0]) for row in found)
-    for again in (torch.stack([kinds[-1]] * 2), path):
-        torch.testing.assert_close(model.encode_image(again), found[: 2 if again is not path else 1])
+    forms = [torch.stack([one, one]), np.stack([np.asarray(image)] * 2), (x for x in [path, path]), path, one]
+    for form, count in zip(forms, (2, 2, 2, 1, 1), strict=True):
+        torch.testing.assert_close(model.encode_image(form), found[:count])
+    loader = torch.utils.data.DataLoader([one, one], batch_size=2)  # a stack of them is known, too
+    assert len(model.encode_image(next(iter(loader)))) == 2
+
+
+def test_texts_are_the_same_in_every_form_and_none_is_none(folder):
+    model, path = loaded(folder, "retrieval"), images(folder)[0]
+    expected = model.encode_text(TEXTS)
+    for form in (tuple(TEXTS), np.array(TEXTS), (text for text in TEXTS), dict.fromkeys(TEXTS)):
+        assert torch.equal(model.encode_text(form), expected)
+    assert torch.equal(model.encode_text(TEXTS[0]), model.encode_text(TEXTS[:1]))
     assert model.encode_image([]).shape == (0, 16) and model.match([], TEXTS).shape == (0, 3)
+    assert model.match([path, path], []).shape == (2, 0) and model.match(path, TEXTS[0]).shape == (1, 1)
+
+
+def test_one_string_is_one_name_and_labels_are_a_list_or_joined(folder):
+    model = loaded(folder, "caption")
+    assert model.caption(images(folder), labels="dog&&bus") == model.caption(images(folder), labels=["dog", "bus"])
+    model = loaded(folder, "vqa")
+    once = model.answer(images(folder), QUESTIONS, labels=["dog", "bus"], ocr=["stop", "now"])
+    assert once == model.answer(images(folder), QUESTIONS, labels="dog&&bus", ocr="stop now")
+
+
+def test_several_captions_are_a_list_an_image(folder):
+    model = loaded(folder, "caption", batch_size=2)
+    found = model.caption(images(folder), num_return=2)
+    assert [len(texts) for texts in found] == [2, 2, 2]
+    assert [texts[0] for texts in found] == model.caption(images(folder))
+
+
+def test_it_stays_in_eval_mode_and_in_fp32(folder):
+    model = loaded(folder, "retrieval", device=CPU)
+    expected = model.encode_image(images(folder))
+    around = torch.nn.ModuleList([model]).train()
+    assert torch.equal(model.encode_image(images(folder)), expected) and around.training
+    for change in (model.half, model.bfloat16, model.double, lambda: model.to(torch.float16), around.half):
+        with pytest.raises(UserError, match='precision="bf16"'):
+            change()
+    assert torch.equal(model.float().to("cpu").encode_image(images(folder)), expected)
+
+
+def truncated(folder):
+    """Opened, and not yet read to its end."""
+    path = folder / "truncated.png"
+    path.write_bytes((folder / "0.png").read_bytes()[:900])
+    return Image.open(path)
 
 
 @pytest.mark.parametrize(
-    "wrong, message",
+    "stage, wrong, message",
     [
-        (lambda model: model.encode_image("absent.png"), "absent.png: no such file"),
-        (lambda model: model.encode_image(3), "a int is no image"),
-        (lambda model: model.encode_image(torch.zeros(3, 8, 8)), "takes \\[3, 32, 32\\]"),
-        (lambda model: model.encode_text(["a", "!?"]), "nothing is left"),
-        (lambda model: model.caption([]), "no decoder"),
-        (lambda model: model.answer("a.png", "what?"), "no decoder"),
-        (lambda model: model.class_features(["dog"], ["a photo"]), "where the name of the class"),
-        (lambda model: model.class_features([]), "no class"),
+        ("retrieval", lambda m, f: m.encode_image("absent.png"), "absent.png: no such file"),
+        ("retrieval", lambda m, f: m.encode_image(3), "a int is no image"),
+        ("retrieval", lambda m, f: m.encode_image(None), "a NoneType is no image"),
+        ("retrieval", lambda m, f: m.encode_image(torch.rand(3, 32, 32)), r"float32, \(3, 32, 32\) is no image"),
+        ("retrieval", lambda m, f: m.encode_image(np.zeros((32, 32, 3))), "float64.* is no image"),
+        ("retrieval", lambda m, f: m.encode_image(m.preprocess(f / "0.png")[:, :8]), r"must be \[3, 32, 32\]"),
+        ("retrieval", lambda m, f: m.encode_image(m.preprocess(f / "0.png") * torch.nan), "finite"),
+        ("retrieval", lambda m, f: m.encode_image(Image.new("RGB", (0, 0))), "0 x 0 pixels"),
+        ("retrieval", lambda m, f: m.encode_image(np.zeros((0, 0, 3), np.uint8)), "0 x 0 pixels"),
+        ("retrieval", lambda m, f: m.encode_image(truncated(f)), "truncated.png: cannot be used"),
+        ("retrieval", lambda m, f: m.encode_image(Image.new("F", (4, 4), float("nan"))), "not finite"),
+        ("retrieval", lambda m, f: m.encode_text(["a", "!?"]), "nothing is left"),
+        ("retrieval", lambda m, f: m.encode_text(["a", None]), "a NoneType .* is no text"),
+        ("retrieval", lambda m, f: m.encode_text(b"dog"), "a int .* is no text"),
+        ("retrieval", lambda m, f: m.encode_text("\udcff"), "is not UTF-8"),
+        ("retrieval", lambda m, f: m.caption([]), "no decoder"),
+        ("retrieval", lambda m, f: m.answer("a.png", "what?"), "no decoder"),
+        ("retrieval", lambda m, f: m.class_features(["dog", "cat"], ["a photo"]), "where the name of the class"),
+        ("retrieval", lambda m, f: m.class_features([]), "no choice"),
+        ("retrieval", lambda m, f: m.classify(f / "0.png", "dog"), "no choice"),
+        ("retrieval", lambda m, f: m.classify(f / "0.png", ["dog", "dog"]), "no choice"),
+        ("caption", lambda m, f: m.encode_image(f / "0.png"), "take a checkpoint of Pretrain.py or Retrieval.py"),
+        ("caption", lambda m, f: m.encode_text("a dog"), "take a checkpoint of Pretrain.py or Retrieval.py"),
+        ("caption", lambda m, f: m.caption(f / "0.png", nosuch=1), "nosuch: no such option"),
+        ("caption", lambda m, f: m.caption(f / "0.png", beams="3"), "beams: '3' must be a whole number"),
+        ("caption", lambda m, f: m.caption(f / "0.png", num_return=9), "num_return <= beams"),
+        ("caption", lambda m, f: m.caption(f / "0.png", prompt=3), "prompt: a int"),
+        ("vqa", lambda m, f: m.match(f / "0.png", "a dog"), "take a checkpoint of Pretrain.py or Retrieval.py"),
+        ("vqa", lambda m, f: m.classify(f / "0.png", ["dog", "bus"]), "take a checkpoint of Pretrain.py"),
+        ("vqa", lambda m, f: m.search(f / "0.png", "a dog"), "take a checkpoint of Pretrain.py or Retrieval.py"),
+        ("vqa", lambda m, f: m.answer(images(f), QUESTIONS[:2]), "3 images and 2 questions"),
+        ("vqa", lambda m, f: m.answer(f / "0.png", "what?", answers="yes"), "answers: .* no choice"),
+        ("vqa", lambda m, f: m.answer(f / "0.png", "?"), "has no word"),
+        ("retrieval", lambda m, f: loaded(f, "vqa", device="tpu"), "device tpu: "),
+        ("retrieval", lambda m, f: loaded(f, "vqa", device="meta"), "device meta"),
+        ("retrieval", lambda m, f: loaded(f, "vqa", batch_size=0), "batch_size: 0"),
+        ("retrieval", lambda m, f: loaded(f, "vqa", image_size="big"), "image_size: 'big'"),
+        ("retrieval", lambda m, f: loaded(f, "vqa", precision="fp16"), "precision is fp16"),
+        ("retrieval", lambda m, f: m.save_pretrained(f), "something else than an exported model"),
     ],
 )
-def test_wrong_input_is_one_line(folder, wrong, message):
-    with pytest.raises(UserError, match=message):
-        wrong(loaded(folder, "retrieval"))
+def test_wrong_input_is_one_line(folder, stage, wrong, message):
+    with pytest.raises(UserError, match=message) as error:
+        wrong(loaded(folder, stage), folder)
+    assert "\n" not in str(error.value)
 
 
-def test_numbers_of_images_and_questions_must_agree(folder):
-    with pytest.raises(UserError, match="3 images and 2 questions"):
-        loaded(folder, "vqa").answer(images(folder), QUESTIONS[:2])
+def test_an_unknown_option_is_an_error(folder):
+    with pytest.raises(TypeError, match="nosuch"):
+        loaded(folder, "vqa", nosuch=1)
 
 
 def test_what_was_never_learned_is_said(folder):
-    assert "never learned to answer" in loaded(folder, "pretrain").unlearned("vqa")
+    assert "never learned to answer" in loaded(folder, "pretrain").unlearned("answer")
     assert "never learned to write captions" in loaded(folder, "vqa").unlearned("caption")
-    assert loaded(folder, "pretrain").unlearned("caption") is None and loaded(folder, "vqa").unlearned("vqa") is None
+    assert loaded(folder, "pretrain").unlearned("caption") is None and loaded(folder, "vqa").unlearned("answer") is None
 
 
 def test_probabilities_of_classes_are_the_softmax_of_their_mean_features_cosines(folder):
@@ -214,6 +268,24 @@ def test_probabilities_of_classes_are_the_softmax_of_their_mean_features_cosines
     features = torch.stack([mean / mean.norm() for mean in means])
     expected = (model.encode_image(images(folder)) @ features.T / model.temperature).softmax(-1)
     torch.testing.assert_close(model.classify(images(folder), classes, templates), expected)
+    torch.testing.assert_close(model.classify(images(folder), model.class_features(classes, templates)), expected)
+
+
+@pytest.mark.parametrize("images_ask", [False, True])
+def test_search_orders_by_cosine_and_the_first_k_by_the_fusion_encoder(folder, images_ask):
+    model = loaded(folder, "pretrain", batch_size=2)
+    cosine, match = model.encode_image(images(folder)) @ model.encode_text(TEXTS).T, model.match(images(folder), TEXTS)
+    found = model.search(images(folder), TEXTS, images_ask=images_ask, k=2)
+    for row, (hits, own) in enumerate(zip(found, cosine if images_ask else cosine.T, strict=True)):
+        odds = (match if images_ask else match.T)[row].logit()
+        first = own.argsort(descending=True).tolist()
+        assert [hit.number for hit in model.search(images(folder), TEXTS, images_ask=images_ask, k=0)[row]] == first
+        assert {hit.number for hit in hits[:2]} == set(first[:2]) and hits[2].number == first[2]
+        assert [hit.score is None for hit in hits] == [False, False, True]
+        assert odds[hits[0].number] - own[hits[0].number] is not None
+        for hit in hits:
+            assert hit.cosine == pytest.approx(own[hit.number].item(), abs=1e-5)
+            assert hit.cosine_place == 1 + first.index(hit.number)
 
 
 # ------------------------------------------------------------------------------------------------- saving and loading
@@ -221,7 +293,10 @@ def test_probabilities_of_classes_are_the_softmax_of_their_mean_features_cosines
 
 def uses(model, paths):
     """What a model finds, as far as it can."""
-    found = [model.encode_image(paths).tolist(), model.encode_text(TEXTS).tolist(), model.match(paths, TEXTS).tolist()]
+    found = []
+    if model.stage in ("pretrain", "retrieval"):
+        found = [model.encode_image(paths).tolist(), model.encode_text(TEXTS).tolist()]
+        found.append(model.match(paths, TEXTS).tolist())
     return [*found, model.caption(paths), model.answer(paths, QUESTIONS)] if "vqa" in model.settings else found
 
 
@@ -252,7 +327,7 @@ def test_the_model_card_leaves_out_the_machine_and_the_schedule():
         "tflops": 0.1,
         "minutes": 30.0,
     }
-    lines = card.results({**metrics, "val": {"itc_r_mean": 50.0}})
+    lines = card.results({**metrics, "val": {"itc_r_mean": 50.0}}).splitlines()
     assert lines[-3:] == ["| loss | 2.50 |", "| loss/itc | 0.50 |", "| val / itc_r_mean | 50.00 |"]
 
 
@@ -297,13 +372,90 @@ def test_what_is_pushed_to_the_hub_is_loaded_from_it(folder, tmp_path, monkeypat
         ("model.safetensors", b"no weights", "not a readable weight file"),
         ("config.json", b"{}", "not of a SemMIM model"),
         ("config.json", b"{", "not valid JSON"),
+        ("vocab.txt", b"\xff", "vocab.txt"),
+        ("metrics.json", b"{" * 10_000, ""),  # a model is usable without
     ],
 )
 def test_a_damaged_folder_is_one_line(folder, tmp_path, name, damage, message):
     loaded(folder, "retrieval").save_pretrained(tmp_path)
     (tmp_path / name).unlink() if damage is None else (tmp_path / name).write_bytes(damage)
+    if not message:
+        assert SemMIM.from_pretrained(tmp_path).content.metrics == {}
+        return
     with pytest.raises(UserError, match=message):
         SemMIM.from_pretrained(tmp_path)
+
+
+def altered(values, key, value):
+    """A deep copy of nested maps with another value at the dotted `key`."""
+    values = json.loads(json.dumps(values))
+    *path, last = key.split(".")
+    target = values
+    for name in path:
+        target = target[name]
+    target[last] = value
+    return values
+
+
+@pytest.fixture(scope="module")
+def exported(folder, tmp_path_factory):
+    """An export of the VQA model, and its config.json."""
+    path = loaded(folder, "vqa").save_pretrained(tmp_path_factory.mktemp("exported"))
+    return path, json.loads((path / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        *(("stage", value) for value in (None, "other", ["vqa"], {})),
+        *(("step", value) for value in (-1, "7", True, [])),
+        *(("best", value) for value in ([], "x", {"order": "best"}, {"order": []}, {"a": {}})),
+        *(("settings", value) for value in (None, [], "x")),
+        *(("settings.vqa", value) for value in (None, [], {})),
+        *(("settings.caption.generation", value) for value in (None, [], {"nosuch": 1})),
+        *(("settings.caption.generation.beams", value) for value in (0, -1, "5", True, 1.5, None, [])),
+        *(("settings.caption.generation.length_penalty", value) for value in ("x", 1e308, None)),
+        *(("settings.caption.generation.mode", value) for value in ("other", None, [])),
+        *(("settings.caption.text.prompt", value) for value in (None, 3, [])),
+        *(("settings.caption.text.max_prompt_tokens", value) for value in (0, 10**9, "x")),
+        *(("settings.retrieval.text.max_tokens", value) for value in (0, -5, 10**9, "30")),
+        *(("settings.retrieval.rerank.score", value) for value in ("other", 1, [])),
+        *(("settings.retrieval.data.max_words", value) for value in (0, "x", None)),
+        *(("settings.vqa.answer.max_tokens", value) for value in (0, 10**9, "x")),
+        *(("settings.vqa.text.max_ocr_tokens", value) for value in (0, [], 1.5)),
+        *(("description", value) for value in (None, [], "x", {})),
+    ],
+)
+def test_an_altered_config_is_one_line_that_names_the_entry(exported, key, value):
+    path, config = exported
+    write_json(path / "config.json", altered(config, key, value))
+    with pytest.raises(UserError) as error:
+        SemMIM.from_pretrained(path)
+    assert "\n" not in str(error.value) and key.split(".")[-1].split("_")[-1] in str(error.value)
+
+
+def test_weights_that_are_no_numbers_are_refused(folder, tmp_path):
+    checkpoint = load_checkpoint(folder / "retrieval" / "checkpoint_best.pth")
+    checkpoint["model"]["backbone.vision_proj.weight"][0, 0] = torch.nan
+    save_checkpoint(tmp_path / "nan.pth", checkpoint)
+    with pytest.raises(UserError, match="not finite"):
+        SemMIM.from_pretrained(tmp_path / "nan.pth").encode_image(images(folder))
+
+
+def test_only_an_export_is_written_over(folder, tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match="something else than an exported model"):
+        export.main([str(folder / "vqa"), str(tmp_path)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json"]
+    assert (tmp_path / "README.md").read_text() == "mine"
+    with pytest.raises(UserError, match="README.md"):
+        export.main([str(folder / "vqa"), str(tmp_path / "README.md")])
+
+
+def test_names_in_metrics_mean_nothing_in_the_model_card(folder):
+    text = card.results({"a|b<script>\n# [x](y)": 1.0})
+    assert "| a\\|b\\<script\\> \\# \\[x\\]\\(y\\) | 1.00 |" in text
 
 
 def test_a_name_that_is_nowhere_is_one_line(folder, tmp_path):
@@ -311,8 +463,6 @@ def test_a_name_that_is_nowhere_is_one_line(folder, tmp_path):
         SemMIM.from_pretrained("absent.pth")
     with pytest.raises(UserError, match="nobody/nothing: no such file or folder here"):
         SemMIM.from_pretrained("nobody/nothing", cache_dir=tmp_path, local_files_only=True)
-    with pytest.raises(UserError, match="something else"):
-        export.main([str(folder / "vqa"), str(folder)])
 
 
 def test_settings_of_an_older_or_edited_folder_are_checked(folder, tmp_path):

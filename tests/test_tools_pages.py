@@ -9,35 +9,16 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageChops
+from test_tools_predict import make_sheet
 from test_tools_report_run import make_data, make_run, pretrain_run, retrieval_run, vqa_run
 
 from engine import drawing
 from engine.config import PRETRAIN
 from tools import pages
-from tools.predict_sheet import About, Result, short_names, write_sheet
 from tools.report import __main__ as report
 from tools.visualize import __main__ as visualize
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-LONG = "a_name_without_a_space_" * 6 + ".png"
-ABOUT = {"checkpoint": "output/" + "x" * 90, "stage": "retrieval", "images": 3, "left_out": 1, "asked": 3, "k": 2}
-WHY = "the default"
-
-
-def make_sheet(folder: Path) -> Path:
-    """Two sentences over three images, one with a name that no line holds."""
-    (folder / "shown").mkdir()
-    names = [folder / "shown" / name for name in ("a & b.png", LONG, "wide.png")]
-    for name, size in zip(names, ((60, 40), (30, 30), (400, 20)), strict=True):
-        Image.new("RGB", size, "teal").save(name)
-    found = [
-        Result(names[1], 5.5, 0.25, 2, 0.5, 1),
-        Result(names[0], 5.0, 0.50, 1, -5.0, 2),
-        Result(names[2], None, -0.125, 3, None, None),
-    ]
-    path = folder / "sheet.html"
-    write_sheet(path, About(**ABOUT, score="itm+itc/t", why=WHY), [("a <red> bus", found), ("x" * 200, found[:2])])
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -98,28 +79,6 @@ def test_every_page_says_its_language_and_is_as_wide_as_the_screen(made):
         assert text.startswith("<!doctype html>") and 'name="viewport" content="width=device-width' in text
         assert '<html lang="en">' in text and "http" not in re.sub(r"base64,[^\"]*", "", text)
         assert all(f'id="{name}"' in text or f"id={name}" in text for name in re.findall(r'href="?#([\w]+)', text))
-
-
-def test_the_sheet_says_what_it_shows_and_both_scores_with_their_places(made):
-    text = made["sheet"].read_text()
-    head, first, second = re.split(r'<h2 id="q\d">', text)
-    assert "3 images (1 more could not be read); 2 queries, each ranking 3" in head and WHY in head
-    assert "match + contrast / temperature</b>, of the first 2 of 3 by contrast" in head and "log-odds" in head
-    assert "a &lt;red&gt; bus" in first and "<red>" not in text
-    cards = re.findall(r"<li class=card>.*?</li>", first)
-    assert LONG not in re.sub(r"<[^>]*>", "", cards[0]) and LONG[-20:] in re.sub(r"<[^>]*>", "", cards[0])
-    assert f'title="{made["sheet"].parent / "shown" / LONG}"' in cards[0] and 'href="shown/a%20%26%20b.png"' in cards[1]
-    numbers = [re.sub(r"<[^>]*>", " ", card).split() for card in cards]
-    assert numbers[0][2:] == "match 0.50 #1 contrast 0.250 #2 together 5.50".split()
-    assert numbers[2][2:] == "match - not re-ranked contrast -0.125 #3".split()
-    widths = [re.findall(r"width:(\d+)%", card) for card in cards]
-    assert widths == [["100", "62"], ["4", "100"], ["4"]]
-    assert second.count("<li class=card>") == 2
-
-
-def test_names_are_shown_without_the_folders_that_all_share(tmp_path):
-    assert short_names([tmp_path / "x/a.png", tmp_path / "x/b.png"]) == ["a.png", "b.png"]
-    assert short_names([tmp_path / "x/a.png", tmp_path / "y/a.png"]) == ["x/a.png", "y/a.png"]
 
 
 def test_long_names_lose_their_middle():

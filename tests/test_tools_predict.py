@@ -4,11 +4,14 @@ import csv
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from tiny import TOKENIZER, tiny_config
 
@@ -16,7 +19,10 @@ from dataset import transforms
 from engine.config import CAPTION, RETRIEVAL, load_config
 from models.caption import CaptionModel
 from models.semmim import build_backbone, load_backbone
-from tools import predict
+from semmim.search import Hit
+from tools.predict import __main__ as predict
+from tools.predict.files import rows_to
+from tools.predict.sheet import short_names, write_sheet
 from utils import UserError, load_checkpoint, save_checkpoint
 
 
@@ -204,7 +210,7 @@ def test_a_file_name_that_is_not_utf8_is_shown_all_the_same(folder, capsys, tmp_
         ["retrieve", str(tmp_path), "--text", "x", "--device", "cpu", "--output", str(sheet)]
         + ["--checkpoint", str(folder / "pre.pth")]
     )
-    assert "/?.png" in capsys.readouterr().out and "/?.png" in sheet.read_text(encoding="utf-8")
+    assert "/\\udcff.png" in capsys.readouterr().out and "/\\udcff.png" in sheet.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -214,7 +220,7 @@ def test_a_file_name_that_is_not_utf8_is_shown_all_the_same(folder, capsys, tmp_
         (["a.png", "--text", "!?"], "nothing is left"),
         (["absent", "--text", "x"], "absent"),
         (["pre.pth", "--text", "x"], "can be read"),
-        (["a.png", "--text", "x", "--k", "-1"], "--k"),
+        (["a.png", "--text", "x", "--k", "-1"], "k: -1"),
         (["a.png", "--text", "x", "--output", "absent/sheet.html"], "--output absent/sheet.html"),
     ],
 )
@@ -248,7 +254,7 @@ def test_every_commands_rows_say_what_it_prints(folder, capsys, tmp_path, extens
         options = ["--checkpoint", str(folder / "pre.pth"), "--device", "cpu"]
         predict.main([*command, *options])
         printed = capsys.readouterr()
-        assert "broken.png" in printed.err and "images in" in printed.err  # what was left out, and progress
+        assert "left out: " in printed.err and "broken.png" in printed.err
         predict.main([*command, *options, "--output", str(tmp_path / f"rows{extension}")])
         capsys.readouterr()
         return [line.split("\t") for line in printed.out.splitlines()], rows(tmp_path / f"rows{extension}")
@@ -288,11 +294,11 @@ def test_answers_of_a_folder_are_those_of_single_images(folder, capsys, tmp_path
     "arguments, message",
     [
         (["caption", "a.png", "--output", "x.txt"], "--output x.txt: the name must end in .jsonl or .csv"),
-        (["caption", "a.png", "--batch_size", "0"], "--batch_size 0"),
+        (["caption", "a.png", "--batch_size", "0"], "--batch_size: 0"),
         (["caption", "a.png", "--beams", "0"], "beams"),
         (["vqa", "a.png"], "no question"),
         (["vqa", "a.png", "--question", ""], "question"),
-        (["classify", "a.png", "--classes", "dog"], "two different classes"),
+        (["classify", "a.png", "--classes", "dog"], "no choice"),
         (["classify", "a.png", "--classes", "dog", "bus", "--template", "a photo"], "{}"),
         (["embed", "a.png"], "--output is missing"),
         (["embed", "--output", "x.npz"], "nothing to embed"),
@@ -303,3 +309,108 @@ def test_wrong_options_are_a_one_line_error(folder, arguments, message):
     arguments = [str(folder / word) if word == "a.png" else word for word in arguments]
     with pytest.raises(UserError, match=re.escape(message)):
         predict.main([*arguments, "--checkpoint", str(folder / "pre.pth"), "--device", "cpu"])
+
+
+@pytest.mark.parametrize("command", ["retrieve", "embed", "classify"])
+def test_a_captioning_checkpoint_refuses_what_its_training_left_behind(folder, tmp_path, command):
+    options = {
+        "retrieve": ["--text", "x"],
+        "embed": ["--output", str(tmp_path / "x.npz")],
+        "classify": ["--classes", "dog", "bus"],
+    }
+    arguments = [command, str(folder), *options[command], "--checkpoint", str(folder / "caption.pth")]
+    with pytest.raises(UserError, match="take a checkpoint of Pretrain.py or Retrieval.py"):
+        predict.main([*arguments, "--device", "cpu"])
+
+
+@pytest.mark.parametrize("name", ["pipe.txt", "/dev/zero"])
+@pytest.mark.parametrize(
+    "option, command",
+    [
+        ("--questions", ["vqa", "a.png"]),
+        ("--answers", ["vqa", "a.png", "what?"]),
+        ("--texts", ["retrieve", "a.png"]),
+        ("--class_file", ["classify", "a.png"]),
+        ("--names", ["evaluate", "zero-shot", "classes"]),
+        ("--output", ["caption", "a.png"]),
+    ],
+)
+def test_files_without_an_end_are_refused(folder, tmp_path, option, command, name):
+    (tmp_path / "a.png").write_bytes((folder / "a.png").read_bytes())
+    for kind in "xy":
+        (tmp_path / "classes" / kind).mkdir(parents=True)
+        (tmp_path / "classes" / kind / "a.png").symlink_to(folder / "a.png")
+    name = {"--output": "pipe.csv"}.get(option, name)
+    if not name.startswith("/"):
+        os.mkfifo(tmp_path / name)
+    words = [str(tmp_path / word) if word in ("a.png", "classes") else word for word in command]
+    arguments = [*words, option, str(tmp_path / name), "--checkpoint", str(folder / "pre.pth"), "--device", "cpu"]
+    with pytest.raises(UserError, match=f"{option}|{name}"):
+        predict.main(arguments)
+
+
+def test_a_cell_that_would_be_a_formula_is_text(tmp_path):
+    for path in (tmp_path / "rows.csv", tmp_path / "rows.jsonl"):
+        with rows_to(path, ("image", "score")) as write:
+            for name in ("=1+1", "+1", "-1", "@x", "a=1"):
+                write({"image": Path(name), "score": -0.5})
+    assert [row["image"] for row in rows(tmp_path / "rows.csv")] == ["'=1+1", "'+1", "'-1", "'@x", "a=1"]
+    assert [row["image"] for row in rows(tmp_path / "rows.jsonl")] == ["=1+1", "+1", "-1", "@x", "a=1"]
+    assert {row["score"] for row in rows(tmp_path / "rows.csv")} == {"-0.5"}
+
+
+def test_names_of_files_do_not_reach_the_terminal_as_codes(folder, tmp_path, capsys):
+    (tmp_path / "a\x1b[31m\nb.png").write_bytes((folder / "a.png").read_bytes())
+    (tmp_path / "bad\x1b[31m\n.png").write_bytes(b"no image")
+    command = ["retrieve", str(tmp_path), "--text", "x\x1b[2J", "--checkpoint", str(folder / "pre.pth")]
+    predict.main([*command, "--device", "cpu"])
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 2 and "a\\x1b[31m\\nb.png" in printed.out
+    assert "bad\\x1b[31m\\n.png" in printed.err and "\x1b" not in printed.out + printed.err
+
+
+def test_arguments_that_are_not_utf8_are_one_line(folder, tmp_path):
+    command = [sys.executable, "-m", "tools.predict", "vqa", str(folder / "a.png"), "--device", "cpu"]
+    command += ["--checkpoint", str(folder / "pre.pth"), "--output", str(tmp_path / "x.jsonl"), "--question", b"\xff?"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 2 and run.stderr.splitlines()[-1] == r"error: question '\udcff?': is not UTF-8"
+
+
+# ----------------------------------------------------------------------------------------------------------- sheet
+
+LONG = "a_name_without_a_space_" * 6 + ".png"
+
+
+def make_sheet(folder: Path) -> Path:
+    """Two sentences over three images, one with a name that no line holds."""
+    (folder / "shown").mkdir()
+    names = [folder / "shown" / name for name in ("a & b.png", LONG, "wide.png")]
+    for name, size in zip(names, ((60, 40), (30, 30), (400, 20)), strict=True):
+        Image.new("RGB", size, "teal").save(name)
+    found = [Hit(1, 5.5, 0.25, 2, 0.5, 1), Hit(0, 5.0, 0.50, 1, -5.0, 2), Hit(2, None, -0.125, 3, None, None)]
+    about = {"checkpoint": "output/" + "x" * 90, "stage": "retrieval", "images": 3, "left_out": 1, "asked": 3, "k": 2}
+    queries = [("a <red> bus", found), ("x" * 200, found[:2])]
+    write_sheet(folder / "sheet.html", queries, names, score="itm+itc/t", why="the default", **about)
+    return folder / "sheet.html"
+
+
+def test_the_sheet_says_what_it_shows_and_both_scores_with_their_places(tmp_path):
+    text = make_sheet(tmp_path).read_text()
+    head, first, second = re.split(r'<h2 id="q\d">', text)
+    words = " ".join(re.sub(r"<[^>]*>", " ", head).split())
+    assert "3 images (1 more could not be read); 2 queries, each ranking 3" in words and "the default" in words
+    assert "match + contrast / temperature , of the first 2 of 3 by contrast" in words and "log-odds" in words
+    assert "a &lt;red&gt; bus" in first and "<red>" not in text
+    cards = re.findall(r"<li class=card>.*?</li>", first, re.S)
+    assert LONG not in re.sub(r"<[^>]*>", "", cards[0]) and LONG[-20:] in re.sub(r"<[^>]*>", "", cards[0])
+    assert f'title="{tmp_path / "shown" / LONG}"' in cards[0] and 'href="shown/a%20%26%20b.png"' in cards[1]
+    numbers = [re.sub(r"<[^>]*>", " ", card).split() for card in cards]
+    assert numbers[0][2:] == "match 0.50 #1 contrast 0.250 #2 together 5.50".split()
+    assert numbers[2][2:] == "match - not re-ranked contrast -0.125 #3".split()
+    assert [re.findall(r"width:(\d+)%", card) for card in cards] == [["100", "62"], ["4", "100"], ["4"]]
+    assert second.count("<li class=card>") == 2
+
+
+def test_names_are_shown_without_the_folders_that_all_share(tmp_path):
+    assert short_names([tmp_path / "x/a.png", tmp_path / "x/b.png"]) == ["a.png", "b.png"]
+    assert short_names([tmp_path / "x/a.png", tmp_path / "y/a.png"]) == ["x/a.png", "y/a.png"]

@@ -15,8 +15,8 @@ from dataset.transforms import test_transform as square
 from evaluation.zero_shot import accuracies
 from models.semmim import build_backbone
 from semmim import SemMIM
-from tools import predict
 from tools.demo.scenes import BACKGROUNDS, Scene, SceneObject, render
+from tools.predict import __main__ as predict
 from utils import UserError, save_checkpoint, write_json
 
 square.__test__ = False

@@ -18,8 +18,8 @@ from dataset.vqa import encode_answers, encode_questions
 from evaluation.vqa import Answerer, vqa_accuracy
 from models.semmim import build_backbone
 from models.vqa import VQAModel, answer_log_probs, answer_loss
-from tools import predict
 from tools.demo import __main__ as make_demo_data
+from tools.predict import __main__ as predict
 from tools.prepare import __main__ as prepare
 from tools.prepare import easyvqa as prepare_easyvqa
 

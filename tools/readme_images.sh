@@ -12,7 +12,7 @@ trap 'rm -rf "$work"' EXIT
 cp "$(ls "$demo"/pretrain/images/masking_*.png | tail -1)" "$work/masking.png"
 $python -m tools.visualize --checkpoint "$demo/pretrain/checkpoint_last.pth" --output "$work/figures"
 cp "$work/figures/figure2_encoding_head.png" "$work/patterns.png"
-$python tools/predict.py retrieve "$demo/data/images/test" --checkpoint "$demo/retrieval" --output "$work/sheet.html" \
+$python -m tools.predict retrieve "$demo/data/images/test" --checkpoint "$demo/retrieval" --output "$work/sheet.html" \
     --top 6 --text "a large blue ring below a red sign that says open" --text "the green circle is above the small yellow cross"
 chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --user-data-dir="$work/profile" \
     --window-size=1200,1060 --screenshot="$work/search.png" "file://$work/sheet.html" 2>"$work/chromium" ||

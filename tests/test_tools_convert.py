@@ -1,4 +1,4 @@
-"""tools/convert_checkpoint.py against ALBEF's forward pass, written out here on ALBEF's own key names."""
+"""tools/convert.py against ALBEF's forward pass, written out here on ALBEF's own key names."""
 
 import functools
 import json
@@ -12,7 +12,7 @@ from PIL import Image
 
 import Retrieval
 from models.semmim import load_backbone
-from tools import convert_checkpoint
+from tools import convert as albef
 from utils import UserError
 
 WIDTH, HEADS, PATCH, EMBED, INNER = 128, 2, 16, 24, 96
@@ -150,7 +150,7 @@ def reference(w: dict, picture: torch.Tensor, ids: torch.Tensor, keep: torch.Ten
 
 def convert(tmp_path, state: dict, wrap: bool = True):
     torch.save({"model": state, "epoch": 3} if wrap else state, tmp_path / "albef.pth")
-    convert_checkpoint.main([str(tmp_path / "albef.pth"), str(tmp_path / "out" / "converted.pth")])
+    albef.main([str(tmp_path / "albef.pth"), str(tmp_path / "out" / "converted.pth")])
     return tmp_path / "out" / "converted.pth"
 
 
@@ -220,9 +220,9 @@ def test_the_word_scores_of_a_pre_training_file_are_albefs(tmp_path):
 def test_every_weight_has_one_name_on_each_side(fine_tuned):
     bert = "text_encoder." if fine_tuned else "text_encoder.bert."
     state = albef_state(grid=2, fine_tuned=fine_tuned)
-    kept = [key for key in state if not any(re.match(pattern, key) for pattern in convert_checkpoint.DROPPED)]
-    names = [convert_checkpoint.new_name(key, "albef.pth") for key in kept]
-    assert [convert_checkpoint.old_name(name, bert) for name in names] == kept
+    kept = [key for key in state if not any(re.match(pattern, key) for pattern in albef.DROPPED)]
+    names = [albef.new_name(key, "albef.pth") for key in kept]
+    assert [albef.old_name(name, bert) for name in names] == kept
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_every_weight_has_one_name_on_each_side(fine_tuned):
 def test_a_file_of_another_kind_is_a_one_line_error(change, message):
     state = albef_state(grid=2, fine_tuned=True) | change
     with pytest.raises(UserError, match=message) as error:
-        convert_checkpoint.convert({key: value for key, value in state.items() if value is not None}, "albef.pth")
+        albef.convert({key: value for key, value in state.items() if value is not None}, "albef.pth")
     assert "\n" not in str(error.value)
 
 

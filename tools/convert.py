@@ -1,6 +1,6 @@
 """Convert a released ALBEF checkpoint into this project's layout, so that Retrieval.py can evaluate it.
 
-    python tools/convert_checkpoint.py mscoco.pth output/albef/mscoco.pth
+    python -m tools.convert mscoco.pth output/albef/mscoco.pth
     python Retrieval.py --config configs/Retrieval_coco.yaml --output_dir output/albef/coco \
         --checkpoint output/albef/mscoco.pth --evaluate
 
@@ -15,7 +15,6 @@ resizes the positions with antialiasing, ALBEF without, and the two differ by so
 import argparse
 import math
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -23,12 +22,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from models.bert import BertConfig  # noqa: E402
-from models.semmim import PREFIX, SemMIM  # noqa: E402
-from models.weights import check_weights, read_weights  # noqa: E402
-from utils import UserError, make_folder, run_main, save_checkpoint  # noqa: E402
+from models.bert import BertConfig
+from models.semmim import PREFIX, SemMIM
+from models.weights import check_weights, read_weights
+from utils import UserError, make_folder, run_main, save_checkpoint
 
 TEXT_LAYERS = 6  # of ALBEF's BERT; the others, with cross-attention, fuse
 HEAD_WIDTH = 64  # of ViT-B and BERT-base, which no tensor's shape tells
