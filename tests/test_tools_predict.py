@@ -366,7 +366,7 @@ def test_names_of_files_do_not_reach_the_terminal_as_codes(folder, tmp_path, cap
     predict.main([*command, "--device", "cpu"])
     printed = capsys.readouterr()
     assert len(printed.out.splitlines()) == 2 and "a\\x1b[31m\\nb.png" in printed.out
-    assert "bad\\x1b[31m\\n.png" in printed.err and "\x1b" not in printed.out + printed.err
+    assert "bad" in printed.err and len(printed.err.splitlines()) == 1 and "\x1b" not in printed.out + printed.err
 
 
 def test_arguments_that_are_not_utf8_are_one_line(folder, tmp_path):

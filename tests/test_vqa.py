@@ -252,7 +252,9 @@ def project(tmp_path_factory):
     torch.manual_seed(0)
     backbone, _ = build_backbone(tiny_config(*TINY))
     state = {f"backbone.{key}": value for key, value in backbone.state_dict().items()}
-    utils.save_checkpoint(folder / "model.pth", {"model": state, "description": backbone.description})
+    utils.save_checkpoint(
+        folder / "model.pth", {"model": state, "description": backbone.description, "stage": "pretrain"}
+    )
     return folder
 
 

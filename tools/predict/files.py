@@ -79,13 +79,11 @@ def read_lines(option: str, name: str | None) -> list[str]:
     """The lines of a text file that hold something, [] if no file is named."""
     if name is None:
         return []
-    path = utils.find_file(name, option)
-    try:
-        if not path.is_file():  # a pipe or a device may have no end
-            raise OSError("not a regular file")
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise utils.UserError(f"{option} {name}: not a readable text file ({error})") from None
+    with utils.open_file(utils.find_file(name, option)) as file:
+        try:
+            lines = file.read().decode().splitlines()
+        except UnicodeDecodeError as error:
+            raise utils.UserError(f"{option} {name}: not a text file in UTF-8 ({error})") from None
     return [line.strip() for line in lines if line.strip()]
 
 
