@@ -1,10 +1,10 @@
-"""Captioning: the backbone with its decoder, cross-entropy, and self-critical optimisation of a reward.
+"""Captioning: the backbone with its decoder, cross-entropy, and self-critical optimization of a reward.
 
-The decoder's memory is that of pre-training's prefix language modelling, [image tokens ; fused prompt], so a
-pre-trained checkpoint captions without fine-tuning; an empty prompt is [CLS] alone.
+The decoder's memory is that of pre-training's prefix language modeling, [image tokens ; fused prompt], so a pre-trained
+checkpoint captions without fine-tuning; an empty prompt is [CLS] alone.
 
-Self-critical training (Rennie et al. 2017): sentences of the model's own are rewarded, here by CIDEr-D, and
-their log-probability is raised where they beat a baseline.
+Self-critical training (Rennie et al. 2017; the paper, Section 4.3): sentences of the model's own are rewarded, here by
+CIDEr-D, and their log-probability is raised if they beat a baseline.
 """
 
 import time
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.bert import Memory
-from models.generation import check_options, generate, written_tokens
+from models.generation import Generation, generate, written_tokens
 from models.losses import token_mean
 from models.semmim import SemMIM, SpecialTokens
 from models.tensors import fp32
@@ -29,32 +29,31 @@ class CaptionModel(nn.Module):
 
     def __init__(self, backbone: SemMIM, tokens: SpecialTokens):
         super().__init__()
-        self.backbone = backbone
-        self.ids = {"cls_id": tokens.cls_id, "sep_id": tokens.sep_id, "pad_id": tokens.pad_id}
+        self.backbone, self.tokens = backbone, tokens
         backbone.freeze_alignment()
 
+    @torch.no_grad()
     def generate(
-        self, images: Tensor, prompt_ids: Tensor, prompt_mask: Tensor | None, **options
+        self, images: Tensor, prompt_ids: Tensor, prompt_mask: Tensor | None, options: Generation
     ) -> tuple[Tensor, Tensor]:
-        """Captions as token ids [B * num_return, T] and their scores; options: those of `generation.generate`."""
-        with torch.no_grad():
-            memory, memory_mask = self.backbone.encode_memory(images, prompt_ids, prompt_mask)
-            return generate(self.backbone.decoder, memory, memory_mask, **self.ids, **options)
+        """Captions as token ids [B * num_return, T] and their scores, see `generation.generate`."""
+        memory, memory_mask = self.backbone.encode_memory(images, prompt_ids, prompt_mask)
+        return generate(self.backbone.decoder, memory, memory_mask, self.tokens, options)
 
     def forward(self, batch: dict, objective: Callable) -> tuple[Tensor, dict]:
         """Loss of a micro-batch and the values to log; objective: a CrossEntropy or a SelfCritical.
 
-        batch: image [B, 3, S, S]; prompt_ids, prompt_mask [B, P] (None: no padding); input_ids, target
-        [B, T]; references.
+        batch: image [B, 3, S, S]; prompt_ids, prompt_mask [B, P] (None: no padding); input_ids, target [B, T];
+        references (`dataset.caption.CaptionCollate`).
         """
         memory, memory_mask = self.backbone.encode_memory(batch["image"], batch["prompt_ids"], batch["prompt_mask"])
         return objective(self, batch, memory, memory_mask)
 
-    def logits(self, input_ids: Tensor, said: Tensor, projected: Memory, memory_mask: Tensor) -> Tensor:
+    def logits(self, input_ids: Tensor, said: Tensor, projected: Memory, memory_mask: Tensor | None) -> Tensor:
         """Scores of the next token at the N positions where `said` is True, in the order of the rows: [N, V] float32.
 
-        input_ids, said: [R, T]; R a multiple of the images, an image's rows side by side. Nothing is computed over
-        the vocabulary for padding.
+        input_ids, said: [R, T]; R a multiple of the images, an image's rows side by side. Nothing is computed over the
+        vocabulary for padding.
         """
         hidden = self.backbone.decoder(input_ids, memory=projected, memory_mask=memory_mask)
         return fp32(self.backbone.decoder.lm_logits(hidden[said]))
@@ -68,41 +67,33 @@ def count_tokens(batch: dict) -> Tensor:
 class CrossEntropy:
     """Mean over the tokens of all ranks and of all micro-batches of the optimizer step.
 
-    label_smoothing: the share of probability spread over all tokens.
+    label_smoothing: the share of probability spread over all tokens. batch["share"]: if there are several micro-batches,
+    `count_tokens` of this one over the mean of the step's.
     """
 
     def __init__(self, label_smoothing: float = 0.0):
         self.label_smoothing = label_smoothing
 
-    def __call__(self, model: CaptionModel, batch: dict, memory: Tensor, memory_mask: Tensor) -> tuple[Tensor, dict]:
+    def __call__(
+        self, model: CaptionModel, batch: dict, memory: Tensor, memory_mask: Tensor | None
+    ) -> tuple[Tensor, dict]:
         projected = model.backbone.decoder.project_memory(memory)
-        loss, accuracy = self.of_captions(model, batch, projected, memory_mask)
-        return loss, {"token_accuracy": accuracy}
-
-    def of_captions(
-        self, model: CaptionModel, batch: dict, projected: Memory, memory_mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """(loss, share of tokens that the model ranks first)
-
-        batch["share"]: where there are several micro-batches, `count_tokens` of this one over the mean of the step's.
-        """
         said = batch["target"] != IGNORE  # [B, T]
         target = batch["target"][said]  # [N]
         logits = model.logits(batch["input_ids"], said, projected, memory_mask)  # [N, V]
-        right = (logits.argmax(-1) == target).float().mean()
         loss = token_mean(logits, target, self.label_smoothing)
-        return loss * batch["share"] if "share" in batch else loss, right
+        accuracy = (logits.argmax(-1) == target).float().mean()
+        return loss * batch["share"] if "share" in batch else loss, {"token_accuracy": accuracy}
 
 
 class SelfCritical:
     """Self-critical training with any reward of sentences.
 
-    reward: (token ids [R, T] padded after [SEP], references of B images) -> [R] rewards on the CPU, the R / B
-        sentences of an image side by side.
+    reward: (token ids [R, T] padded after [SEP], references of B images) -> [R] rewards on the CPU, the R / B sentences
+        of an image side by side.
     mode: "sample" draws `samples` sentences per image, "beam" takes the best of as many beams.
     baseline: "mean" of the image's other sentences, or the reward of its "greedy" sentence.
-    cross_entropy: weight of the cross-entropy of the batch's captions added to the loss.
-    min_tokens, max_tokens: as in `generation.generate`.
+    min_tokens, max_tokens: as in `generation.Generation`.
     """
 
     def __init__(
@@ -112,61 +103,52 @@ class SelfCritical:
         mode: str = "beam",
         samples: int = 5,
         baseline: str = "mean",
-        cross_entropy: float = 0.0,
         min_tokens: int = 1,
         max_tokens: int = 25,
     ):
-        check_options(mode, samples, min_tokens, max_tokens, samples)
         if baseline not in BASELINES:
             raise UserError(f"scst.baseline: {baseline!r} is none of {', '.join(BASELINES)}")
         if baseline == "mean" and samples < 2:
-            raise UserError(
-                "scst.samples: the mean of an image's other sentences needs 2 or more (or baseline: greedy)"
-            )
-        self.reward, self.mode, self.samples, self.baseline = reward, mode, samples, baseline
-        self.cross_entropy = cross_entropy
-        self.min_tokens, self.max_tokens = min_tokens, max_tokens
+            raise UserError("scst.samples: the mean of an image's other sentences needs 2 or more")
+        lengths = {"min_tokens": min_tokens, "max_tokens": max_tokens}
+        self.options = Generation(mode, beams=samples, num_return=samples, **lengths)
+        self.greedy = Generation("greedy", **lengths) if baseline == "greedy" else None
+        self.reward = reward
         self.reward_seconds = 0.0  # spent in `reward` so far
 
-    def __call__(self, model: CaptionModel, batch: dict, memory: Tensor, memory_mask: Tensor) -> tuple[Tensor, dict]:
+    def __call__(
+        self, model: CaptionModel, batch: dict, memory: Tensor, memory_mask: Tensor | None
+    ) -> tuple[Tensor, dict]:
         sequences, greedy = self.sentences(model, memory.detach(), memory_mask)
         rewards, baseline = self.rewards(sequences, greedy, batch["references"])
         rewards, baseline = rewards.to(memory.device), baseline.to(memory.device)  # [B, n] each
 
         projected = model.backbone.decoder.project_memory(memory)
-        inputs = torch.cat([sequences.new_full((len(sequences), 1), model.ids["cls_id"]), sequences[:, :-1]], 1)
-        said = written_tokens(sequences, model.ids["sep_id"])  # [B * n, T]
+        inputs = torch.cat([sequences.new_full((len(sequences), 1), model.tokens.cls_id), sequences[:, :-1]], 1)
+        said = written_tokens(sequences, model.tokens.sep_id)  # [B * n, T]
         logits = model.logits(inputs, said, projected, memory_mask)  # [N, V]
-        log_probs = sentence_log_probs(logits, sequences, said, model.ids["sep_id"], self.min_tokens)
+        log_probs = sentence_log_probs(logits, sequences, said, model.tokens.sep_id, self.options.min_tokens)
         loss = self_critical_loss(log_probs.view_as(rewards), rewards, baseline)
-        logs = {
-            "reward": rewards.mean(),
-            "reward_spread": rewards.std(dim=1, unbiased=False).mean(),
-            "tokens": said.sum(1).float().mean(),
-        }
-        if self.cross_entropy:
-            extra, _ = CrossEntropy().of_captions(model, batch, projected, memory_mask)
-            loss, logs["cross_entropy"] = loss + self.cross_entropy * extra, extra.detach()
-        return loss, logs
+        spread = rewards.std(dim=1, unbiased=False).mean()
+        return loss, {"reward": rewards.mean(), "reward_spread": spread, "tokens": said.sum(1).float().mean()}
 
-    def sentences(self, model: CaptionModel, memory: Tensor, memory_mask: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(the sentences to judge [B * n, T], the greedy ones [B, T'] where they are the baseline)"""
-        lengths = {"min_tokens": self.min_tokens, "max_tokens": self.max_tokens, **model.ids}
-        options = {"mode": self.mode, "beams": self.samples, "num_return": self.samples, **lengths}
-        greedy = None
+    def sentences(
+        self, model: CaptionModel, memory: Tensor, memory_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """(the sentences to judge [B * n, T], the greedy ones [B, T'] if they are the baseline)"""
+        given, greedy = (model.backbone.decoder, memory, memory_mask, model.tokens), None
         with torch.compiler.set_stance("force_eager"):  # compiled layers would be compiled again for every length
-            sequences, _ = generate(model.backbone.decoder, memory, memory_mask, **options)
-            if self.baseline == "greedy":
-                greedy, _ = generate(model.backbone.decoder, memory, memory_mask, mode="greedy", **lengths)
-        # Autocast keeps weights that it cast where no gradient was recorded; the loss needs casts of its own.
+            sequences, _ = generate(*given, self.options)
+            if self.greedy is not None:
+                greedy, _ = generate(*given, self.greedy)
+        # Autocast keeps weights that it cast while no gradient was recorded; the loss needs casts of its own.
         torch.clear_autocast_cache()
         return sequences, greedy
 
     def rewards(self, sequences: Tensor, greedy: Tensor | None, references: Sequence) -> tuple[Tensor, Tensor]:
         """(rewards, baseline), [B, n] float32 each"""
-        images = len(references)
         start = time.perf_counter()
-        rewards = self.reward(sequences, references).float().view(images, self.samples)
+        rewards = self.reward(sequences, references).float().view(len(references), self.options.num_return)
         if greedy is not None:
             baseline = self.reward(greedy, references).float()[:, None].expand_as(rewards)
         else:
@@ -188,13 +170,13 @@ def self_critical_loss(log_probs: Tensor, rewards: Tensor, baseline: Tensor) -> 
 def sentence_log_probs(logits: Tensor, sequences: Tensor, said: Tensor, sep_id: int, min_tokens: int = 0) -> Tensor:
     """Log-probability of whole sentences under the policy that drew them, [SEP] included.
 
-    logits: [N, V] float32 at the N True entries of said [R, T]; sequences: [R, T]; min_tokens: the tokens before
-    which [SEP] could not be drawn, so that its probability belongs to the others. -> [R]
+    logits: [N, V] float32 at the N True entries of said [R, T]; sequences: [R, T]; min_tokens: the tokens before which
+    [SEP] could not be drawn, so that its probability belongs to the others. -> [R]
     """
     token = sequences[said]  # [N]
     log_p = -F.cross_entropy(logits, token, reduction="none")
     early = said.nonzero()[:, 1] < min_tokens  # [N]
-    normaliser = logits.gather(1, token[:, None])[:, 0] - log_p
-    sep = (logits[:, sep_id] - normaliser).clamp(max=-1e-6).exp()  # its probability
+    normalizer = logits.gather(1, token[:, None])[:, 0] - log_p
+    sep = (logits[:, sep_id] - normalizer).clamp(max=-1e-6).exp()  # its probability
     log_p = log_p - torch.where(early, torch.log1p(-sep), 0.0)
     return log_p.new_zeros(said.shape).masked_scatter(said, log_p).sum(1)

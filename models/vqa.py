@@ -1,4 +1,4 @@
-"""Visual question answering as open-ended generation (the paper, Section 4.2 and Table 3).
+"""Visual question answering as open-ended generation (the paper, Section 4.3 and Table 3).
 
 The text encoder reads [question ; OCR tokens ; object labels], the fusion encoder adds the image, and the decoder
 writes the answer, attending to [image tokens ; fused question] as it does in pre-training.
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.bert import Memory, TextDecoder
-from models.generation import generate
+from models.generation import Generation, generate
 from models.semmim import SemMIM, SpecialTokens
 from models.tensors import fp32
 
@@ -21,15 +21,14 @@ class VQAModel(nn.Module):
 
     def __init__(self, backbone: SemMIM, tokens: SpecialTokens):
         super().__init__()
-        self.backbone = backbone
-        self.tokens = {name: getattr(tokens, name) for name in ("cls_id", "sep_id", "pad_id")}
+        self.backbone, self.tokens = backbone, tokens
         backbone.freeze_alignment()
 
-    def remember(self, batch: dict) -> tuple[Tensor, Tensor]:
-        """What the decoder attends to: (memory [B, S+L, D], memory_mask [B, S+L]).
+    def remember(self, batch: dict) -> tuple[Tensor, Tensor | None]:
+        """What the decoder attends to: (memory [B, S+L, D], memory_mask [B, S+L], None if nothing is padded).
 
-        batch: image [U, 3, S, S], input_ids, attention_mask [B, L], and image_rows [B], the image of each question,
-        where U is not B.
+        batch: image [U, 3, S, S], input_ids, attention_mask [B, L], and image_rows [B], the image of each question, if
+        U is not B.
         """
         rows = batch.get("image_rows")
         return self.backbone.encode_memory(batch["image"], batch["input_ids"], batch["attention_mask"], rows)
@@ -41,28 +40,19 @@ class VQAModel(nn.Module):
         answer_weights [A] (dataset.vqa.VQACollate).
         """
         memory, memory_mask = self.remember(batch)
-        log_probs = answer_log_probs(
-            self.backbone.decoder,
-            self.backbone.decoder.project_memory(memory),
-            memory_mask,
-            batch["answer_ids"],
-            batch["answer_target"],
-            batch["answer_mask"],
-            batch["answer_rows"],
-        )
+        answers = (batch[f"answer_{name}"] for name in ("ids", "target", "mask", "rows"))
+        decoder = self.backbone.decoder
+        log_probs = answer_log_probs(decoder, decoder.project_memory(memory), memory_mask, *answers)
         loss = answer_loss(log_probs, batch["answer_weights"], len(memory))
         with torch.no_grad():
             tokens = batch["answer_mask"].sum()
-            logs = {"nll_token": -log_probs.sum() / tokens, "answers_a_question": tokens.new_tensor(len(log_probs))}
-            logs["answers_a_question"] = logs["answers_a_question"] / len(memory)
-        return loss, logs
+            answers_a_question = tokens.new_tensor(len(log_probs)) / len(memory)
+        return loss, {"nll_token": -log_probs.detach().sum() / tokens, "answers_a_question": answers_a_question}
 
     @torch.no_grad()
-    def answer(self, batch: dict, *, beams: int, min_tokens: int, max_tokens: int, length_penalty: float) -> Tensor:
-        """Unconstrained answers by beam search: token ids [B, T], padded after [SEP]."""
-        memory, memory_mask = self.remember(batch)
-        options = {"beams": beams, "min_tokens": min_tokens, "max_tokens": max_tokens, "length_penalty": length_penalty}
-        return generate(self.backbone.decoder, memory, memory_mask, mode="beam", **options, **self.tokens)[0]
+    def answer(self, batch: dict, options: Generation) -> Tensor:
+        """Unconstrained answers: token ids [B, T], padded after [SEP]."""
+        return generate(self.backbone.decoder, *self.remember(batch), self.tokens, options)[0]
 
     @torch.no_grad()
     def rank(self, batch: dict, ids: Tensor, target: Tensor, mask: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -80,7 +70,7 @@ class VQAModel(nn.Module):
         order = first[:, target[:, 0]].sort(dim=1, descending=True, stable=True).indices
         candidates = order[:, :k].sort(dim=1).values  # [B, k], in the list's order, so that argmax takes the first
         scores = []
-        for part in candidates.split(max(1, ROWS_AT_ONCE // size), dim=1):  # the answers of a question are neighbours
+        for part in candidates.split(max(1, ROWS_AT_ONCE // size), dim=1):  # the answers of a question are neighbors
             chosen = part.flatten()
             log_probs = answer_log_probs(decoder, memory, memory_mask, ids[chosen], target[chosen], mask[chosen])
             scores.append(log_probs.view(size, -1))
@@ -91,7 +81,7 @@ class VQAModel(nn.Module):
 def answer_log_probs(
     decoder: TextDecoder,
     memory: Memory,
-    memory_mask: Tensor,
+    memory_mask: Tensor | None,
     ids: Tensor,
     target: Tensor,
     mask: Tensor,
@@ -100,7 +90,7 @@ def answer_log_probs(
     """log p(answer) [A] in fp32: the sum over the tokens where mask is 1.
 
     memory: `decoder.project_memory` of B questions; ids, target, mask: [A, T]; rows: [A] the question of each answer,
-    None: those of a question are neighbours, equally many each.
+    None: those of a question are neighbors, equally many each.
     """
     hidden = decoder(ids, memory=memory, memory_mask=memory_mask, rows=rows)  # [A, T, D]
     written = mask.bool()
