@@ -32,7 +32,6 @@ from engine.signals import ending_at_stop_signals
 from evaluation.caption import Captioner, references_with_words
 from evaluation.cider import CiderReward
 from models.caption import CaptionModel, CrossEntropy, SelfCritical, count_tokens
-from models.generation import check_vocabulary
 from utils import UserError, init_distributed, run_main
 
 
@@ -102,7 +101,6 @@ def create_objective(cfg, dataset, tokenizer, run):
     """What `train.objective` names; for scst the reward's document frequencies are counted here."""
     if cfg.train.objective == "cross_entropy":
         return CrossEntropy(cfg.train.label_smoothing)
-    check_vocabulary(cfg.scst.mode, cfg.scst.samples, tokenizer.vocab_size, "scst.samples")
     start = time.perf_counter()
     images = len(dataset.paths)
     if images < 2:
@@ -114,7 +112,7 @@ def create_objective(cfg, dataset, tokenizer, run):
     run.info(f"CIDEr-D: n-grams of {images} training images counted in {time.perf_counter() - start:.1f} s")
     return SelfCritical(
         reward,
-        **{key: cfg.scst[key] for key in ("mode", "samples", "baseline", "cross_entropy")},
+        **{key: cfg.scst[key] for key in ("mode", "samples", "baseline")},
         min_tokens=cfg.generation.min_tokens,
         max_tokens=cfg.generation.max_tokens,
     )

@@ -36,7 +36,7 @@ from engine.yaml_files import kind, parse_yaml, read_yaml
 from evaluation.ranking import SCORES
 from evaluation.vqa import SCORING
 from models.earlier import RENAMED_KEYS, RENAMED_VALUES
-from models.generation import MODES, check_options
+from models.generation import MODES, Generation, answer_options
 from utils import Config, UserError, as_config, find_file, one_line, replacing, shown
 
 
@@ -392,7 +392,7 @@ RETRIEVAL = Stage(
 
 
 def _check_caption(cfg: Config) -> None:
-    check_options(**cfg.generation)
+    Generation(**cfg.generation)
 
 
 CAPTION = Stage(
@@ -420,7 +420,6 @@ CAPTION = Stage(
         "scst.mode": choice("sample", "beam"),
         "scst.samples": whole(1),
         "scst.baseline": choice("mean", "greedy"),
-        "scst.cross_entropy": number(0),
         "eval.splits": splits,
         "eval.batch_size": whole(1),
     },
@@ -433,8 +432,7 @@ CAPTION = Stage(
 
 
 def _check_vqa(cfg: Config) -> None:
-    options = {key: cfg.answer[key] for key in ("beams", "min_tokens", "max_tokens", "length_penalty")}
-    check_options("beam", **options)
+    answer_options(cfg.answer)
 
 
 VQA = Stage(

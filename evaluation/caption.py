@@ -20,7 +20,7 @@ from evaluation import Record
 from evaluation.cider import caption_words, cider
 from evaluation.sharded import eval_loader, evaluating, run_sharded
 from models.caption import CaptionModel
-from models.generation import check_vocabulary
+from models.generation import Generation
 
 CAPTION_COLUMNS = ("bleu1", "bleu2", "bleu3", "bleu4", "meteor", "rouge_l", "cider", "spice")
 NOT_YET = "not computed: the evaluation ended before it"
@@ -36,7 +36,6 @@ class Captioner:
 
     def __init__(self, cfg: utils.Config, tokenizer: Tokenizer, device: torch.device, run: Record):
         self.cfg, self.tokenizer, self.device, self.run = cfg, tokenizer, device, run
-        check_vocabulary(cfg.generation.mode, cfg.generation.beams, tokenizer.vocab_size, "generation.beams")
         splits = dict.fromkeys([*cfg.eval.splits, "val"] if cfg.data.val else cfg.eval.splits)
         self.datasets = {split: create_dataset("caption_eval", cfg, split) for split in splits}
         for split, dataset in self.datasets.items():
@@ -54,8 +53,9 @@ class Captioner:
             prompts = [dataset.prompts[i] for i in indices.tolist()]
             ids, mask = self.tokenizer.encode(prompts, cfg.text.max_prompt_tokens)
             batch = {"images": images, "prompt_ids": ids, "prompt_mask": self.tokenizer.padding(mask)}
+            batch, options = utils.to_device(batch, self.device), Generation(**cfg.generation)
             with utils.autocast(self.device, self.precision):
-                sequences, _ = model.generate(**utils.to_device(batch, self.device), **cfg.generation)
+                sequences, _ = model.generate(**batch, options=options)
             return indices, [self.tokenizer.decode_caption(row) for row in sequences.tolist()]
 
         loader = eval_loader(dataset, cfg.eval.batch_size, num_workers=cfg.data.num_workers, device=self.device)

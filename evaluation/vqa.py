@@ -20,7 +20,7 @@ from dataset.text import Tokenizer
 from dataset.vqa import EvalBatches, encode_answers, question_limits
 from evaluation import Record
 from evaluation.sharded import eval_loader, evaluating, run_sharded
-from models.generation import check_vocabulary
+from models.generation import answer_options
 from models.vqa import VQAModel
 
 ARTICLES = ("a", "an", "the")
@@ -66,8 +66,6 @@ class Answerer:
             self.answers = read_answer_list(cfg.data.answer_list)
             parts = encode_answers(tokenizer, self.answers, cfg.text.max_answer_tokens)
             self.answer_tensors = [part.to(device) for part in parts]
-        else:
-            check_vocabulary("beam", cfg.answer.beams, tokenizer.vocab_size, "answer.beams")
         for split, dataset in datasets.items():
             run.info(f"{split}: {len(dataset)} questions; answers from: {dataset.source}")
             if dataset.references is not None:
@@ -115,8 +113,7 @@ class Answerer:
         if self.answers is not None:
             best, _ = model.rank(batch, *self.answer_tensors, k=settings.k_test)
             return [self.answers[place] for place in best.tolist()]
-        options = {key: settings[key] for key in ("beams", "min_tokens", "max_tokens", "length_penalty")}
-        return [self.tokenizer.decode_answer(ids) for ids in model.answer(batch, **options)]
+        return [self.tokenizer.decode_answer(ids) for ids in model.answer(batch, answer_options(settings))]
 
 
 def write_result(ids: Sequence[int | str], answers: Sequence[str], path: Path) -> None:

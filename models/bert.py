@@ -19,6 +19,7 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from os import PathLike
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,17 @@ from models.weights import check_value, find_weights, load_exactly, read_archite
 from utils import UserError, shown
 
 Memory = list[tuple[Tensor, Tensor]]  # one (keys, values) pair per layer, each [B, H, S, d]
+
+
+class SpecialTokens(Protocol):
+    """Ids that the models need, and the number of word pieces, as dataset.text.Tokenizer has them."""
+
+    cls_id: int
+    sep_id: int
+    pad_id: int
+    mask_id: int
+    vocab_size: int
+
 
 # ---------------------------------------------------------------------------------------------- configuration
 

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.bert import Memory
+from models.bert import Memory, SpecialTokens
 from models.generation import Generation, generate, written_tokens
 from models.losses import token_mean
-from models.semmim import SemMIM, SpecialTokens
+from models.semmim import SemMIM
 from models.tensors import fp32
 from utils import IGNORE, UserError
 
@@ -67,8 +67,8 @@ def count_tokens(batch: dict) -> Tensor:
 class CrossEntropy:
     """Mean over the tokens of all ranks and of all micro-batches of the optimizer step.
 
-    label_smoothing: the share of probability spread over all tokens. batch["share"]: if there are several micro-batches,
-    `count_tokens` of this one over the mean of the step's.
+    label_smoothing: the share of probability spread over all tokens. batch["share"]: if there are several
+    micro-batches, `count_tokens` of this one over the mean of the step's.
     """
 
     def __init__(self, label_smoothing: float = 0.0):

@@ -18,11 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.bert import KVCache, TextDecoder
-from models.semmim import SpecialTokens
+from models.bert import KVCache, SpecialTokens, TextDecoder
 from models.tensors import take
 from models.weights import check_value
-from utils import UserError, shown
+from utils import Config, UserError, shown
 
 MODES = ("beam", "greedy", "sample")
 UNLIKELY = -1e30  # below every score; finite, so that sums stay numbers
@@ -69,6 +68,11 @@ class Generation:
         most = {"beam": self.beams, "greedy": 1, "sample": self.num_return}[self.mode]
         if self.num_return > most:
             raise UserError(f"num_return {self.num_return}: mode {self.mode} gives at most {most} sentences an image")
+
+
+def answer_options(settings: Config) -> Generation:
+    """How a configuration's `answer` says that answers are written; UserError if a value is out of its range."""
+    return Generation(**{key: settings[key] for key in ("beams", "min_tokens", "max_tokens", "length_penalty")})
 
 
 @torch.no_grad()

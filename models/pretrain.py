@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from models.alignment import Features, contrast, hard_negatives, match, matching_rows, negative_temperature
+from models.bert import SpecialTokens
 from models.losses import global_count, mask_tokens, split_prefix, token_mean
 from models.mim import (
     CodebookTarget,
@@ -24,7 +25,7 @@ from models.mim import (
     text_guided_mask,
 )
 from models.momentum import FeatureQueue, MomentumTeacher
-from models.semmim import PREFIX, SemMIM, SpecialTokens, build_backbone, load_weights, project
+from models.semmim import PREFIX, SemMIM, build_backbone, load_weights, project
 from models.tensors import fp32, interleave, take, text_mask
 from models.vit import ImageEncoder, positions_line, resize_positions
 from utils import IGNORE, Config, UserError

@@ -7,7 +7,6 @@ checkpoint alone is enough to rebuild the model at another resolution or without
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -23,16 +22,6 @@ from utils import Config, UserError, find_file, reason, shown
 KEYS = {"image_encoder", "bert", "text_layers", "fusion_layers", "decoder_layers", "embed_dim", "temperature", "sep"}
 TEMPERATURE_RANGE = (0.001, 0.5)  # ALBEF clamps its temperature to this range
 PREFIX = "backbone."  # where every stage's model keeps its backbone, and so the prefix of its keys in a checkpoint
-
-
-class SpecialTokens(Protocol):
-    """Ids that the models need, and the number of word pieces, as dataset.text.Tokenizer has them."""
-
-    cls_id: int
-    sep_id: int
-    pad_id: int
-    mask_id: int
-    vocab_size: int
 
 
 def describe(cfg: Config) -> dict:

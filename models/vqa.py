@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.bert import Memory, TextDecoder
+from models.bert import Memory, SpecialTokens, TextDecoder
 from models.generation import Generation, generate
-from models.semmim import SemMIM, SpecialTokens
+from models.semmim import SemMIM
 from models.tensors import fp32
 
 ROWS_AT_ONCE = 1024  # answers of one decoder pass in ranking: their scores over the whole vocabulary are large

@@ -11,7 +11,7 @@ from torch import Tensor
 import utils
 from dataset.annotations import split_labels
 from dataset.reading import AnyImage
-from engine.config import CAPTION
+from models.generation import Generation
 from utils import UserError, shown
 
 Images = AnyImage | Iterable[AnyImage]
@@ -53,16 +53,11 @@ def object_labels(labels: Texts) -> list[str]:
     return [label for text in several_texts(labels, "labels") for label in split_labels(text)]
 
 
-def generation_options(options: dict, own: dict) -> dict:
-    """`options` over a checkpoint's `own`, by the rules that hold for a configuration's."""
-    for name, value in options.items():
-        if name not in own and name != "num_return":
-            raise UserError(f"{name}: no such option; known are {', '.join([*own, 'num_return'])}")
-        if rule := CAPTION.rules.get(f"generation.{name}"):
-            rule(name, value)
-        elif type(value) is not int:
-            raise UserError(f"{name}: {shown(value)} must be a whole number")
-    return {**own, **options}
+def generation_options(options: dict, own: dict) -> Generation:
+    """`options` over a checkpoint's `own`."""
+    if unknown := [name for name in options if name not in own]:
+        raise UserError(f"{unknown[0]}: no such option; known are {', '.join(own)}")
+    return Generation(**{**own, **options})
 
 
 def device_of(device: str | torch.device) -> torch.device:

@@ -18,6 +18,7 @@ from dataset.vqa import encode_answers, encode_questions, question_limits, quest
 from engine.config import whole
 from evaluation.zero_shot import class_features, class_probabilities
 from models.caption import CaptionModel
+from models.generation import Generation
 from models.vqa import VQAModel
 from semmim import files
 from semmim.card import card
@@ -248,20 +249,20 @@ class SemMIM(nn.Module):
 
         prompt: what the text encoder reads before (None: the checkpoint's own); labels: names of objects, for models
         that were trained with them: a list, or "dog&&frisbee"; options: mode, beams, min_tokens, max_tokens,
-        length_penalty, top_k, top_p, temperature and num_return of models.generation.generate, by default the
+        length_penalty, top_k, top_p, temperature and num_return of models.generation.Generation, by default the
         checkpoint's own.
         """
         self._needs("caption")
         settings = self.settings.caption
-        options = generation_options(options, settings.generation)
+        written = generation_options(options, {**settings.generation, "num_return": 1})
         prompt = settings.text.prompt if prompt is None else "".join(several_texts(prompt, "prompt"))
         text = prompt_text(prompt, object_labels(labels))
         ids, _ = self.tokenizer.encode([text], settings.text.max_prompt_tokens)  # one for all: nothing is padded
-        model, found, count = CaptionModel(self.backbone, self.tokenizer), [], options.get("num_return", 1)
+        model, found, count = CaptionModel(self.backbone, self.tokenizer), [], written.num_return
         for batch, _ in self._read(images):
             prompts = ids.expand(len(batch), -1).to(self.device)
             with self._autocast():
-                sequences, _ = model.generate(batch, prompts, None, **options)
+                sequences, _ = model.generate(batch, prompts, None, written)
             found += [self.tokenizer.decode_caption(row) for row in sequences.tolist()]
         return found if count == 1 else [found[i : i + count] for i in range(0, len(found), count)]
 
@@ -284,8 +285,7 @@ class SemMIM(nn.Module):
         self._needs("answer")
         settings, images = self.settings.vqa, list(several_images(images))
         own = {key: settings.answer[key] for key in ("beams", "min_tokens", "max_tokens", "length_penalty")}
-        options = generation_options(options, own)
-        options.pop("num_return", None)
+        written = generation_options(options, own)
         answers = None if answers is None else choices(answers, "answers")
         entry = {"object_label": "&&".join(object_labels(labels))}
         entry["ocr"] = [[[], word] for text in several_texts(ocr, "ocr") for word in text.split()]
@@ -299,14 +299,14 @@ class SemMIM(nn.Module):
             batches = ((batch, group) for batch, _ in self._read(images) for group in groups)
         else:
             batches = ((batch, [parts[i] for i in places]) for batch, places in self._read(images))
-        return [text for batch, group in batches for text in self._answer(batch, group, answers, options)]
+        return [text for batch, group in batches for text in self._answer(batch, group, answers, written)]
 
     def _question(self, entry: dict) -> tuple[str, str, str]:
         if problem := check_question(entry):
             raise UserError(problem)
         return question_parts(entry, max_ocr_words=self.settings.vqa.text.max_ocr_words)
 
-    def _answer(self, images: Tensor, parts: list, answers: list[str] | None, options: dict) -> list[str]:
+    def _answer(self, images: Tensor, parts: list, answers: list[str] | None, options: Generation) -> list[str]:
         """images [B, 3, S, S], or [1, 3, S, S] that all B questions are about."""
         settings, model = self.settings.vqa, VQAModel(self.backbone, self.tokenizer)
         ids, mask = encode_questions(self.tokenizer, parts, question_limits(settings))
@@ -316,7 +316,7 @@ class SemMIM(nn.Module):
         batch = utils.to_device(batch, self.device)
         with self._autocast():
             if answers is None:
-                return [self.tokenizer.decode_answer(row) for row in model.answer(batch, **options)]
+                return [self.tokenizer.decode_answer(row) for row in model.answer(batch, options)]
             encoded = encode_answers(self.tokenizer, answers, settings.text.max_answer_tokens)
             best, _ = model.rank(batch, *(x.to(self.device) for x in encoded), k=settings.answer.k_test)
         return [answers[place] for place in best.tolist()]

@@ -10,6 +10,7 @@ from engine import compiling
 from engine.compiling import compile_layers
 from evaluation.sharded import evaluating
 from models.caption import CaptionModel
+from models.generation import Generation
 from utils import UserError
 
 CPU = torch.device("cpu")
@@ -75,7 +76,8 @@ def test_evaluation_and_generation_run_uncompiled():
     compile_layers(model, CPU, graphs)
     captioner = CaptionModel(model.backbone, model.tokens)
     with evaluating(captioner):
-        captioner.generate(batch["image1"], batch["input_ids"], batch["attention_mask"], mode="greedy", max_tokens=3)
+        options = Generation("greedy", max_tokens=3)
+        captioner.generate(batch["image1"], batch["input_ids"], batch["attention_mask"], options)
     assert graphs.count == 0
 
 

@@ -16,6 +16,7 @@ import VQA
 from dataset.text import Tokenizer
 from dataset.vqa import encode_answers, encode_questions
 from evaluation.vqa import Answerer, vqa_accuracy
+from models.generation import Generation
 from models.semmim import build_backbone
 from models.vqa import VQAModel, answer_log_probs, answer_loss
 from tools.demo import __main__ as make_demo_data
@@ -179,7 +180,7 @@ def test_equal_answers_rank_in_the_lists_order(model):
 def test_generated_answers_are_the_most_probable_of_all_short_ones(model):
     """One word piece and [SEP], or two pieces cut off: every such answer is scored, and the best one is written."""
     batch, net = question_batch(), model.backbone
-    ids = model.answer(batch, beams=64, min_tokens=1, max_tokens=2, length_penalty=0.0)
+    ids = model.answer(batch, Generation(beams=64, max_tokens=2, length_penalty=0.0))
     with torch.no_grad():
         memory, memory_mask = model.remember(batch)
         memory = net.decoder.project_memory(memory)
@@ -220,7 +221,7 @@ def test_a_model_learns_four_answers():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    written = model.eval().answer(batch, beams=3, min_tokens=1, max_tokens=10, length_penalty=0.0)
+    written = model.eval().answer(batch, Generation(beams=3, max_tokens=10, length_penalty=0.0))
     assert [TOKENIZER.decode_answer(row) for row in written] == wanted
     tensors = encode_answers(TOKENIZER, ["no", *wanted], 20)
     assert model.rank(batch, *tensors, k=2)[0].tolist() == [1, 2, 3, 4]

@@ -12,7 +12,7 @@ from dataset.text import Tokenizer
 from evaluation.cider import CiderReward
 from models.bert import TextDecoder
 from models.caption import CaptionModel, SelfCritical
-from models.generation import generate
+from models.generation import Generation, generate
 from models.semmim import build_backbone
 from optim import create_optimizer
 from tools.benchmark.pretrain import model_arguments, random_config
@@ -57,11 +57,11 @@ def time_beam_search(model: CaptionModel, args: argparse.Namespace, device) -> d
     memory = torch.randn(args.images, 2 + image_encoder.num_patches, decoder.config.hidden_size, device=device)
     mask = torch.ones(memory.shape[:2], dtype=torch.int64, device=device)
     theirs = transformers_decoder(decoder).to(device)
-    start = torch.full((args.images, 1), model.ids["cls_id"], device=device)
+    start = torch.full((args.images, 1), model.tokens.cls_id, device=device)
 
     def ours():
-        options = {"beams": args.beams, "max_tokens": args.max_tokens}
-        return generate(decoder, memory, mask, **model.ids, **options)[0]
+        options = Generation(beams=args.beams, max_tokens=args.max_tokens)
+        return generate(decoder, memory, mask, model.tokens, options)[0]
 
     @torch.no_grad()
     def reference():
@@ -74,9 +74,9 @@ def time_beam_search(model: CaptionModel, args: argparse.Namespace, device) -> d
             do_sample=False,
             min_new_tokens=1,
             max_new_tokens=args.max_tokens,
-            bos_token_id=model.ids["cls_id"],
-            eos_token_id=model.ids["sep_id"],
-            pad_token_id=model.ids["pad_id"],
+            bos_token_id=model.tokens.cls_id,
+            eos_token_id=model.tokens.sep_id,
+            pad_token_id=model.tokens.pad_id,
         )[:, 1:]
 
     seconds, sentences = {}, {}
