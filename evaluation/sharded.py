@@ -1,7 +1,7 @@
-"""How an evaluation is shared among processes: every process takes its share of the batches, all results are gathered.
+"""How processes share an evaluation: each takes every n-th batch, all get all results, each item has exactly one.
 
-Batches are cut before they are shared out, so that their content, and with it every result to the last digit, does not
-depend on the number of processes. Every process gets all results, and each item must have exactly one.
+Batches are cut before they are shared, so their content, and with it every result to the last digit, does not depend on
+the number of processes.
 """
 
 import contextlib
@@ -12,18 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from utils import Stopped, all_reduce_sum, child_signals, clock, gather_objects, rank, stop_requested, world_size
+from utils import Stopped, all_reduce_sum, child_signals, clock, gather_objects, logger, rank, stop_requested, world_size
 
 CPU = torch.device("cpu")
+QUIET = 10.0  # seconds between lines of progress; work that takes less is not mentioned
 
 
 def eval_batches(num_items: int, batch_size: int, order: Sequence[int] | None = None) -> list[list[int]]:
-    """Index lists of this process: the items (in `order`, if given) cut into batches, every world-size-th batch.
-
-    The cut does not depend on the number of processes; over all of them every item occurs exactly once.
-    """
-    order = list(range(num_items)) if order is None else list(order)
-    batches = [order[start : start + batch_size] for start in range(0, num_items, batch_size)]
+    """Index lists of this process: the items (in `order`, if given) cut into batches, every world-size-th batch."""
+    order = range(num_items) if order is None else order
+    batches = [list(order[start : start + batch_size]) for start in range(0, num_items, batch_size)]
     return batches[rank() :: world_size()]
 
 
@@ -38,23 +36,20 @@ def eval_loader(dataset: Dataset, batch_size: int | None, *, num_workers: int, d
 def run_sharded(
     batches: Iterable,
     compute: Callable[..., tuple[Sequence[int] | Tensor, Tensor | Sequence]],
-    total: int,
+    total: int | None,
     *,
     label: str,
     unit: str,
-    log: Callable[[str], object] | None,
     device: torch.device = CPU,
-    exact: bool = True,
 ) -> Tensor | list:
     """The results of all items, in their order, in every process; called in all processes.
 
     Args:
         batches: this process's share, of `eval_batches` or `eval_loader`.
         compute: batch -> (places [n] of its items among all, results: a tensor [n, ...] or n picklable objects).
-        total: the number of items, over all processes.
-        label, unit: what is done with what, for the log ("answering val", "questions"); log: takes a line now and then.
-        device: where a tensor of results lies.
-        exact: False where fewer than `total` may come, numbered without gaps.
+        total: the number of items, over all processes; None: as many as come, numbered without gaps.
+        label, unit: what is done with what, for lines of progress ("answering val", "questions").
+        device: where a tensor of results is gathered.
 
     Returns:
         A tensor [total, ...] or a list of `total` objects, as `compute` gives them.
@@ -63,15 +58,14 @@ def run_sharded(
         RuntimeError: an item has no result, or more than one.
         Stopped: a process was asked to stop meanwhile.
     """
-    found, progress = Gathered(label, device), ProgressLine(label, unit, -(-total // world_size()), log)
+    found, progress = Gathered(label, device), ProgressLine(label, unit, (total or 0) / world_size())
     for batch in batches:
         if stop_requested():
             break
         places, results = compute(batch)
         found.put(places, results)
         progress.advance(len(places))
-    progress.close()
-    return found.collect(total if exact else None)[0]
+    return found.collect(total)[0]
 
 
 class Gathered:
@@ -87,10 +81,7 @@ class Gathered:
 
     def put(self, places: Sequence[int] | Tensor, *columns: Tensor | Sequence) -> None:
         """Add n rows. places: [n] of each among all rows; columns: tensors [n, ...] or n picklable objects each."""
-        places = torch.as_tensor(places, dtype=torch.int64).cpu()
-        if any(len(column) != len(places) for column in columns):
-            raise ValueError(f"{self.what}: {[len(column) for column in columns]} results for {len(places)} places")
-        self.places.append(places)
+        self.places.append(torch.as_tensor(places, dtype=torch.int64).cpu())
         self.columns = self.columns or [[] for _ in columns]
         for parts, column in zip(self.columns, columns, strict=True):
             parts.append(column)
@@ -101,23 +92,13 @@ class Gathered:
         total: how many rows there must be; None: as many as were put, numbered without gaps.
 
         Raises:
-            Stopped: in all processes alike, where one was asked to stop, which leaves rows out.
+            Stopped: in all processes alike, if one was asked to stop, which leaves rows out.
             RuntimeError: in all processes alike, naming how many rows are missing or were put more than once.
         """
         if any(gather_objects(stop_requested())):
             raise Stopped
         mine = torch.cat([torch.zeros(0, dtype=torch.int64), *self.places])
         total = sum(gather_objects(len(mine))) if total is None else total
-        self._check(mine, total)
-        # A process without a batch learns from the others what there is.
-        kinds = next((kind for kind in gather_objects([_kind(parts[0]) for parts in self.columns]) if kind), [])
-        columns = self.columns or [[] for _ in kinds]
-        return [
-            self._list(parts, total) if kind is None else self._tensor(parts, total, *kind)
-            for kind, parts in zip(kinds, columns, strict=True)
-        ]
-
-    def _check(self, mine: Tensor, total: int) -> None:
         counts = all_reduce_sum(mine.clamp(max=total).bincount(minlength=total + 1))  # the last: beyond all items
         missing, doubled, beyond = (counts[:total] == 0).sum(), (counts[:total] > 1).sum(), counts[total]
         if missing or doubled or beyond:
@@ -125,6 +106,13 @@ class Gathered:
                 f"{self.what}: of {total} items {missing} are missing, {doubled} were computed more than once and "
                 f"{beyond} are unknown"
             )
+        # A process without a batch learns from the others what there is.
+        kinds = next((kind for kind in gather_objects([_kind(parts[0]) for parts in self.columns]) if kind), [])
+        columns = self.columns or [[] for _ in kinds]
+        return [
+            self._list(parts, total) if kind is None else self._tensor(parts, total, *kind)
+            for kind, parts in zip(kinds, columns, strict=True)
+        ]
 
     def _tensor(self, parts: list[Tensor], total: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         result = torch.zeros(total, *shape, dtype=dtype, device=self.device)
@@ -163,24 +151,20 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class ProgressLine:
-    """A line with done/total, speed and time left, every `interval` seconds, counted on this rank."""
+    """A line of the log with what this process has done of `total`, the speed and the time left, every QUIET seconds."""
 
-    def __init__(self, label: str, unit: str, total: int, log: Callable | None, interval: float = 10.0):
-        self.label, self.unit, self.total, self.interval = label, unit, total, interval
-        self.log = log or (lambda line: None)
+    def __init__(self, label: str, unit: str, total: float, log: Callable[[str], object] = logger.info):
+        self.label, self.unit, self.total, self.log = label, unit, total, log
         self.done, self.start = 0, time.perf_counter()
         self.last = self.start
 
     def advance(self, count: int) -> None:
         self.done += count
         now = time.perf_counter()
-        if now - self.last >= self.interval:
-            self.last = now
-            speed = self.done / (now - self.start)
-            left = max(self.total - self.done, 0) / max(speed, 1e-9)
-            self.log(f"{self.label}: {self.done:,}/{self.total:,} {self.unit}, {speed:,.0f}/s, {clock(left)} left")
+        if now - self.last >= QUIET:
+            self.last, speed = now, self.done / (now - self.start)
+            left = clock(max(self.total - self.done, 0) / max(speed, 1e-9))
+            self.log(f"{self.label}: {self.done:,}/{self.total:,.0f} {self.unit}, {speed:,.0f}/s, {left} left")
 
     def close(self) -> None:
-        seconds = time.perf_counter() - self.start
-        speed = self.done / max(seconds, 1e-9)
-        self.log(f"{self.label}: {self.done:,} {self.unit} in {clock(seconds)}, {speed:,.0f}/s")
+        """For the tools."""
