@@ -26,8 +26,8 @@ from engine.figures import masking_figure
 from engine.loop import Progress, fit, position
 from engine.run import Run
 from engine.signals import ending_at_stop_signals
+from evaluation.retrieval import SCORE, Validation
 from evaluation.sharded import evaluating
-from evaluation.validation import SCORE, Validation
 from models.alignment import MatchingWatch, alpha_at
 from models.earlier import read_checkpoint
 from models.operations import pretrain_operations

@@ -72,7 +72,7 @@ def train(
             run.info(line)
 
     def validate(step: int) -> dict[str, float | str]:
-        numbers, _ = ranker.evaluate(model.backbone, val, "val", step)
+        numbers, *_ = ranker.evaluate(model.backbone, val, "val", step)
         order, value = better_order(numbers, cfg.rerank.score)
         return {"r_mean": value, "order": order}
 

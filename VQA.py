@@ -42,10 +42,7 @@ def main(argv: list[str] | None = None) -> None:
                 run.open(evaluate=True)
             else:
                 train(model, answerer, cfg, device, run, resume_from)
-            numbers = {}
-            for split in answerer.batches:  # written split by split: what is computed is kept
-                numbers[split] = answerer.evaluate(model, split, final=True)
-                run.write_metrics(numbers)
+            answerer.evaluate_all(model)
 
 
 def train(

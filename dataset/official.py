@@ -7,7 +7,6 @@ dataset/annotations.py reads. What an object lacks is a ValueError in a few word
 
 import html
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
 
 KARPATHY_TRAIN = ("train", "restval")  # restval: what val and test leave of COCO's validation set
@@ -218,15 +217,3 @@ def vqa_entry(question: Mapping, annotation: Mapping | None, split: str) -> dict
         entry["answer"] = [_needed(item, "answer", str) for item in _needed(annotation, "answers", list)]
         entry |= {key: annotation[key] for key in ("answer_type", "question_type") if annotation.get(key)}
     return entry
-
-
-def soft_scores(answers: Iterable[str]) -> dict[str, float]:
-    """{answer: the official accuracy that saying it would have}, of ten annotators: 0.3, 0.6, 0.9, then 1."""
-    return {answer: round(leave_one_out(count), 6) for answer, count in Counter(answers).items()}
-
-
-def leave_one_out(matches: int) -> float:
-    """min(annotators who agree / 3, 1), the mean over the sets of nine of the ten, `matches` of whom agree."""
-    # Of the sets of nine, `matches` leave out an annotator who agrees with the prediction.
-    without, within = min(1.0, (matches - 1) / 3), min(1.0, matches / 3)
-    return (matches * without + (ANNOTATORS - matches) * within) / ANNOTATORS

@@ -59,14 +59,12 @@ class Captioner:
             return indices, [self.tokenizer.decode_caption(row) for row in sequences.tolist()]
 
         loader = eval_loader(dataset, cfg.eval.batch_size, num_workers=cfg.data.num_workers, device=self.device)
-        shown = {"label": f"captioning {split}", "unit": "images", "log": self.run.info}
         with evaluating(model):
-            return run_sharded(loader, write, len(dataset), **shown)
+            return run_sharded(loader, write, len(dataset), label=f"captioning {split}", unit="images")
 
     def validate(self, model: CaptionModel) -> float:
-        """CIDEr (times 100) on the validation split with the Python tokeniser, the same in every process."""
-        dataset = self.datasets["val"]
-        return cider(*judged(dataset, self.caption(model, "val")))
+        """CIDEr (times 100) on the validation split with the Python tokenizer, the same in every process."""
+        return cider(*judged(self.datasets["val"], self.caption(model, "val")))
 
     def evaluate_all(self, model: CaptionModel) -> None:
         """Caption `eval.splits`, write the result files, and leave the process group; the main process then judges.
@@ -85,7 +83,9 @@ class Captioner:
             numbers[split]["judged"] = len(references_with_words(self.datasets[split]))
             if utils.is_main():
                 name = "caption_result.json" if split == self.cfg.eval.splits[-1] else f"caption_result_{split}.json"
-                write_result(self.datasets[split].ids, found, self.run.dir / name)
+                # COCO's submission format, which is NoCaps' too, each image once
+                pairs = zip(self.datasets[split].ids, found, strict=True)
+                utils.write_json(self.run.dir / name, [{"image_id": key, "caption": text} for key, text in pairs])
                 self.run.write_metrics(numbers)
         if utils.leave_group():
             for split in captions:
@@ -103,23 +103,14 @@ class Captioner:
             self.run.info(f"{split}: judging {own['judged']} captions")
             keep(caption_metrics(*judged(dataset, captions), spice=spice, keep=keep))
             for domain in DOMAINS:
-                subset = judged(dataset, captions, domain)
-                if subset[1]:
-                    keep({domain: {"images": len(subset[1])} | caption_metrics(*subset, spice=spice)})
+                references, results = judged(dataset, captions, domain)
+                if results:
+                    keep({domain: {"images": len(results)} | caption_metrics(references, results, spice=spice)})
             self.run.log(0, {key: x for key, x in own.items() if isinstance(x, int | float)}, split, final=True)
             for line in caption_table(split, own):
                 self.run.info(line)
         for path, caption in list(zip(dataset.images, captions, strict=True))[:3]:
             self.run.info(f"{split} {path}: {caption}")
-
-
-def judged(
-    dataset: CaptionEvalDataset, captions: list[str], domain: str | None = None
-) -> tuple[dict[str | int, list[str]], dict[str | int, str]]:
-    """(references, results) by image id, of the images of `references_with_words`."""
-    references = references_with_words(dataset, domain)
-    said = dict(zip(dataset.ids, captions, strict=True))
-    return references, {key: said[key] for key in references}
 
 
 def references_with_words(dataset: CaptionEvalDataset, domain: str | None = None) -> dict[str | int, list[str]]:
@@ -132,9 +123,12 @@ def references_with_words(dataset: CaptionEvalDataset, domain: str | None = None
     return {key: texts for key, texts in found.items() if texts}
 
 
-def write_result(ids: Sequence[str | int], captions: Sequence[str], path: Path) -> None:
-    """COCO's submission format, which is NoCaps' too: [{"image_id", "caption"}], each image once."""
-    utils.write_json(path, [{"image_id": key, "caption": caption} for key, caption in zip(ids, captions, strict=True)])
+def judged(
+    dataset: CaptionEvalDataset, captions: list[str], domain: str | None = None
+) -> tuple[dict[str | int, list[str]], dict[str | int, str]]:
+    """(references, results) by image id, of the images of `references_with_words`."""
+    references, results = references_with_words(dataset, domain), dict(zip(dataset.ids, captions, strict=True))
+    return references, {key: results[key] for key in references}
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -150,40 +144,42 @@ def caption_metrics(
     """The columns of the captioning table, in percent (CIDEr: times 100), by pycocoevalcap.
 
     Args:
-        references: all captions of every image; results: the caption to judge of the same images.
+        references: all captions of every image; results: the caption to judge of the same images, at least one.
         spice: whether to compute SPICE (minutes on COCO).
         keep: is given the columns as far as they are known, before each one that a Java program computes.
 
     Returns:
         CAPTION_COLUMNS, and `tokenizer`: "ptb", Stanford's as in COCO's official evaluation, or "python"
-        (`caption_words`, close to it) where Java is missing. A column that cannot be computed, for whatever reason,
+        (`caption_words`, close to it) if Java is missing. A column that cannot be computed, for whatever reason,
         holds a line that says why and what to do, and costs no other one.
     """
-    if set(references) != set(results) or not results:
-        raise ValueError("caption_metrics needs one result for every image with references, and at least one")
-    Bleu, Cider, Meteor, Rouge, Spice = _scorers()
-    tokens = _ptb_tokens(references, results) if shutil.which("java") else None
+    Bleu, Cider, Meteor, Rouge, Spice = scorers()
+    tokens = ptb_tokens(references, results) if shutil.which("java") else None
     java = tokens is not None
-    tokens = tokens or _python_tokens(references, results)
+    tokens = tokens or (
+        {i: [caption_words(text) for text in references[i]] for i in results},
+        {i: [caption_words(results[i])] for i in results},
+    )
     columns: dict[str, float | str] = dict.fromkeys(CAPTION_COLUMNS, NOT_YET)
     columns["tokenizer"] = "ptb" if java else "python"
     with contextlib.redirect_stdout(io.StringIO()):  # pycocoevalcap prints
-        columns |= dict(zip(("bleu1", "bleu2", "bleu3", "bleu4"), _scores(lambda: Bleu(4), tokens, 4), strict=True))
-        (columns["rouge_l"],) = _scores(Rouge, tokens)
-        (columns["cider"],) = _scores(Cider, tokens) if len(results) > 1 else [ONE_IMAGE]
+        columns |= dict(zip(("bleu1", "bleu2", "bleu3", "bleu4"), score(lambda: Bleu(4), tokens, 4), strict=True))
+        (columns["rouge_l"],) = score(Rouge, tokens)
+        (columns["cider"],) = score(Cider, tokens) if len(results) > 1 else [ONE_IMAGE]
         keep(columns)
-        columns["meteor"] = _by_java(Meteor, tokens) if java else NO_JAVA
+        (columns["meteor"],) = score(Meteor, tokens, java=True) if java else [NO_JAVA]
         keep(columns)
-        columns["spice"] = NO_JAVA
         if not spice:
             columns["spice"] = "not computed: eval.spice is false"
-        elif java:
-            jars = Path(_spice_folder(), "lib").glob("stanford-corenlp-*-models.jar")
-            columns["spice"] = _by_java(Spice, tokens) if any(jars) else NO_SPICE
+        elif java and spice_parser():
+            (columns["spice"],) = score(Spice, tokens, java=True)
+        else:
+            columns["spice"] = NO_SPICE if java else NO_JAVA
     return columns
 
 
-def _scorers() -> tuple:
+def scorers() -> tuple:
+    """pycocoevalcap's classes."""
     try:
         from pycocoevalcap.bleu.bleu import Bleu
         from pycocoevalcap.cider.cider import Cider
@@ -191,27 +187,21 @@ def _scorers() -> tuple:
         from pycocoevalcap.rouge.rouge import Rouge
         from pycocoevalcap.spice.spice import Spice
     except ImportError as error:
-        raise utils.UserError(
-            f"captions are evaluated by pycocoevalcap: pip install -r requirements.txt ({error})"
-        ) from None
+        advice = "pip install -r requirements.txt"
+        raise utils.UserError(f"captions are evaluated by pycocoevalcap: {advice} ({error})") from None
     return Bleu, Cider, Meteor, Rouge, Spice
 
 
-def _spice_folder() -> Path:
+def spice_parser() -> bool:
+    """Whether SPICE's parser was fetched."""
     from pycocoevalcap.spice import get_stanford_models
 
-    return Path(get_stanford_models.__file__).parent
+    folder = Path(get_stanford_models.__file__).parent
+    return any(Path(folder, "lib").glob("stanford-corenlp-*-models.jar"))
 
 
-def _python_tokens(references: Mapping, results: Mapping) -> tuple[dict, dict]:
-    return (
-        {i: [caption_words(text) for text in references[i]] for i in results},
-        {i: [caption_words(results[i])] for i in results},
-    )
-
-
-def _ptb_tokens(references: Mapping, results: Mapping) -> tuple[dict, dict] | None:
-    """Both sides through Stanford's tokenizer; None where its Java program does not run."""
+def ptb_tokens(references: Mapping, results: Mapping) -> tuple[dict, dict] | None:
+    """Both sides through Stanford's tokenizer; None if its Java program does not run."""
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     def tokenize(texts: dict) -> dict:
@@ -227,33 +217,24 @@ def _ptb_tokens(references: Mapping, results: Mapping) -> tuple[dict, dict] | No
     return found if complete else None
 
 
-def _scores(scorer: Callable, tokens: tuple[dict, dict], count: int = 1) -> list[float | str]:
-    """The `count` scores of a scorer in percent, or as often why there are none."""
-    try:
-        found = scorer().compute_score(*tokens)[0]
-        return [100 * float(score) for score in (found if count > 1 else [found])]
-    except Exception as error:  # whatever is wrong in there, it must not cost the other columns
-        return [f"not computed: pycocoevalcap failed ({_reason(error)})"] * count
+def score(scorer: Callable, tokens: tuple[dict, dict], count: int = 1, java: bool = False) -> list[float | str]:
+    """The `count` scores of one of pycocoevalcap's classes in percent, or as often why there are none.
 
-
-def _reason(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:100]
-
-
-def _by_java(scorer: type, tokens: tuple[dict, dict]) -> float | str:
-    """A scorer that runs a Java program: its score in percent, or why there is none."""
+    java: whether it runs a Java program.
+    """
     program = None
     try:
         program = scorer()
-        return 100 * float(program.compute_score(*tokens)[0])
+        found = program.compute_score(*tokens)[0]
+        return [100 * float(value) for value in (found if count > 1 else [found])]
     except Exception as error:  # whatever is wrong in there, it must not cost the other columns
-        lock = getattr(program, "lock", None)
-        if lock is not None and lock.locked():
-            lock.release()  # pycocoevalcap's METEOR keeps it after an error, and its destructor would wait for ever
+        if (lock := getattr(program, "lock", None)) is not None and lock.locked():
+            lock.release()  # METEOR keeps it after an error, and its destructor would wait for ever
         with contextlib.suppress(AttributeError, OSError):
             program.meteor_p.stdin.close()  # what the dead program did not read; the destructor would print a traceback
-        remedy = "it needs Java 8 or newer and a path without spaces"
-        return f"not computed: its Java program failed ({_reason(error)}); {remedy}"
+        remedy = "; it needs Java 8 or newer and a path without spaces" if java else ""
+        why = utils.one_line(f"{type(error).__name__}: {error}", 100)
+        return [f"not computed: pycocoevalcap failed ({why}){remedy}"] * count
 
 
 def caption_table(split: str, numbers: Mapping) -> list[str]:

@@ -329,7 +329,8 @@ def rerank(
     pairs, back = torch.cat([wanted_by_images.flatten(), wanted_by_texts.flatten()]).unique(return_inverse=True)
     first_pair = torch.searchsorted(pairs, torch.arange(len(tr.ids) + 1) * num_texts)  # [N + 1]
 
-    found, progress = Gathered("re-ranked pairs", device), ProgressLine("re-ranking", "pairs", len(pairs) / utils.world_size())
+    found = Gathered("re-ranked pairs", device)
+    progress = ProgressLine("re-ranking", "pairs", len(pairs) / utils.world_size())
     for indices, image_embeds in images.batches:
         if utils.stop_requested():
             break

@@ -56,9 +56,8 @@ def chance_metrics(captions_per_image: Sequence[int] | Tensor) -> dict[str, floa
 
 def _columns(tr, ir) -> dict[str, float]:
     """tr, ir: k -> [queries] the hit, or its probability, of each query."""
-    columns = {
-        f"{name}_r{k}": 100.0 * hits(k).double().mean().item() for name, hits in (("tr", tr), ("ir", ir)) for k in RECALL_AT
-    }
+    hits = {f"{name}_r{k}": hit(k) for name, hit in (("tr", tr), ("ir", ir)) for k in RECALL_AT}
+    columns = {key: 100.0 * hit.double().mean().item() for key, hit in hits.items()}
     return columns | {"r_mean": sum(columns.values()) / len(columns)}
 
 
@@ -167,9 +166,7 @@ def extract(
     loader = eval_loader(dataset, cfg.eval.batch_size, num_workers=cfg.data.num_workers, device=device)
     texts = tokenizer.encode(dataset.captions, cfg.text.max_tokens)  # ids and mask, [T, L] each
     options = {"device": device, "precision": precision, "tokens": tokens}
-    return ranking.extract_features(
-        backbone, loader, len(dataset.images), *texts, cfg.eval.text_batch_size, **options
-    )
+    return ranking.extract_features(backbone, loader, len(dataset.images), *texts, cfg.eval.text_batch_size, **options)
 
 
 def better_order(numbers: dict[str, float], score: str) -> tuple[str, float]:

@@ -12,7 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from utils import Stopped, all_reduce_sum, child_signals, clock, gather_objects, logger, rank, stop_requested, world_size
+from utils import (
+    Stopped,
+    all_reduce_sum,
+    child_signals,
+    clock,
+    gather_objects,
+    logger,
+    rank,
+    stop_requested,
+    world_size,
+)
 
 CPU = torch.device("cpu")
 QUIET = 10.0  # seconds between lines of progress; work that takes less is not mentioned
@@ -151,7 +161,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class ProgressLine:
-    """A line of the log with what this process has done of `total`, the speed and the time left, every QUIET seconds."""
+    """A line with what this process has done of `total`, the speed and the time left, every QUIET seconds."""
 
     def __init__(self, label: str, unit: str, total: float, log: Callable[[str], object] = logger.info):
         self.label, self.unit, self.total, self.log = label, unit, total, log

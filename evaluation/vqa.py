@@ -1,13 +1,13 @@
 """Visual question answering: the official accuracy (visualqa.org/evaluation.html), and `Answerer` of whole splits.
 
 The accuracy is the mean over all ten sets of nine annotators of min(annotators who agree / 3, 1). Which answers agree
-is a matter of the official program's version; `answer_scores` has both.
+depends on the official program's version; `answer_scores` has both.
 """
 
 import re
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 import utils
 from dataset import create_dataset
 from dataset.annotations import read_answer_list
-from dataset.official import ANNOTATORS, leave_one_out
+from dataset.official import ANNOTATORS
 from dataset.text import Tokenizer
 from dataset.vqa import EvalBatches, encode_answers, question_limits
 from evaluation import Record
@@ -31,7 +31,7 @@ COMMA_IN_NUMBER = re.compile(r"\d,\d")
 PERIOD = re.compile(r"\.(?!\d)")  # one that starts no decimals
 PERIODS = 32  # of them the official program takes out no more: it passes a flag where the count belongs
 
-# The words that get their apostrophes back: each is also recognised with any one apostrophe missing.
+# The words that get their apostrophes back: each is also recognized with any one apostrophe missing.
 CONTRACTIONS = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
     he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've
@@ -50,114 +50,37 @@ SCORING = ("official", "official_2017")
 Reference = str | Sequence[str] | Mapping[str, float]  # one answer, ten annotators' answers, or scores by answer
 
 
-class Answerer:
-    """Answers and scores the splits of a configuration; `batches`: {split: EvalBatches}, made, and checked, at once."""
-
-    def __init__(self, cfg: utils.Config, tokenizer: Tokenizer, device: torch.device, run: Record):
-        self.cfg, self.tokenizer, self.device, self.run = cfg, tokenizer, device, run
-        datasets = {split: create_dataset("vqa_eval", cfg, split) for split in ("val", "test") if cfg.data[split]}
-        self.batches = {
-            split: EvalBatches(dataset, tokenizer, question_limits(cfg), cfg.eval.batch_size)
-            for split, dataset in datasets.items()
-        }
-        self.precision = utils.resolve_precision(cfg.train.precision, device)
-        self.answers: list[str] | None = None  # the closed list, in rank mode
-        if cfg.answer.mode == "rank":
-            self.answers = read_answer_list(cfg.data.answer_list)
-            parts = encode_answers(tokenizer, self.answers, cfg.text.max_answer_tokens)
-            self.answer_tensors = [part.to(device) for part in parts]
-        for split, dataset in datasets.items():
-            run.info(f"{split}: {len(dataset)} questions; answers from: {dataset.source}")
-            if dataset.references is not None:
-                if empty := sum(map(is_empty, dataset.references)):
-                    run.info(f"{split}: {empty} of {len(dataset)} references hold no answer; their questions score 0")
-
-    def evaluate(self, model: VQAModel, split: str, step: int = 0, final: bool = False) -> dict:
-        """Answer a split in all processes; -> its metrics (percent; without references only the number of questions).
-
-        step: optimizer steps done, for the log; final: at the end of the script (see `Record.log`), when the answers go
-        into vqa_result.json (test) or vqa_result_val.json.
-        """
-        dataset = self.batches[split].dataset
-        answers = self.predict(model, split)
-        if final and utils.is_main():
-            name = "vqa_result.json" if split == "test" else "vqa_result_val.json"
-            write_result(dataset.ids, answers, self.run.dir / name)
-        if dataset.references is None:
-            return {"questions": len(answers)}
-        numbers = vqa_metrics(
-            answers, dataset.references, dataset.answer_types, dataset.question_types, self.cfg.eval.scoring
-        )
-        types = {f"accuracy/{key}": value for key, value in numbers["by_answer_type"].items()}
-        self.run.log(step, {key: numbers[key] for key in ("accuracy", "constant")} | types, split, final)
-        self.run.info(vqa_table(split, numbers))
-        return numbers
-
-    def predict(self, model: VQAModel, split: str) -> list[str]:
-        """The answers of all questions of a split, in the data set's order, in every process."""
-        batches = self.batches[split]
-
-        def answer(batch: dict[str, Tensor]) -> tuple[Tensor, list[str]]:
-            index = batch.pop("index")
-            with utils.autocast(self.device, self.precision):
-                return index, self.answer(model, utils.to_device(batch, self.device))
-
-        loader = eval_loader(batches, None, num_workers=self.cfg.data.num_workers, device=self.device)
-        shown = {"label": f"answering {split}", "unit": "questions", "log": self.run.info}
-        with evaluating(model):
-            return run_sharded(loader, answer, len(batches.dataset), **shown)
-
-    def answer(self, model: VQAModel, batch: dict[str, Tensor]) -> list[str]:
-        """An answer to each question of a batch of EvalBatches."""
-        settings = self.cfg.answer
-        if self.answers is not None:
-            best, _ = model.rank(batch, *self.answer_tensors, k=settings.k_test)
-            return [self.answers[place] for place in best.tolist()]
-        return [self.tokenizer.decode_answer(ids) for ids in model.answer(batch, answer_options(settings))]
-
-
-def write_result(ids: Sequence[int | str], answers: Sequence[str], path: Path) -> None:
-    """Write [{"question_id", "answer"}] after checking that every question is answered exactly once, with a string."""
-    entries = [{"question_id": key, "answer": answer} for key, answer in zip(ids, answers, strict=True)]
-    if len({entry["question_id"] for entry in entries}) != len(ids) or not all(isinstance(a, str) for a in answers):
-        raise utils.UserError(f"{path}: not written: a question has no answer or more than one")
-    utils.write_json(path, entries)
-
-
 # ------------------------------------------------------------------------------------------------------------
 # Accuracy
 
 
 def vqa_accuracy(prediction: str, reference: Reference, scoring: str = "official") -> float:
     """The accuracy of one answer, 0 to 1, as `scoring` says: see `answer_scores`."""
-    return _look_up(prediction, *answer_scores(reference, scoring))
+    return look_up(prediction, *answer_scores(reference, scoring))
 
 
 def answer_scores(reference: Reference, scoring: str = "official") -> tuple[bool, dict[str, float]]:
-    """What a reference gives to answers: (whether a prediction is normalised first, {answer: accuracy from 0 to 1}).
+    """What a reference gives to answers: (whether a prediction is normalized first, {answer: accuracy from 0 to 1}).
 
     Args:
-        reference: what ten annotators said; of nine of them, as many as agree with the prediction / 3, at most 1,
-            averaged over all ten sets of nine. A single answer (a string or a list of one) is right or wrong, and a
-            map {answer: score} (LXMERT's and mPLUG's minival) gives its scores, both sides normalised. A reference
-            without a word gives nothing to any answer.
+        reference: the answers of ten annotators, see `leave_one_out`. A single answer (a string or a list of one) is
+            right or wrong, and a map {answer: score} (LXMERT's and mPLUG's minival) gives its scores, both sides
+            normalized. A reference without a word gives nothing to any answer.
         scoring: how the ten annotators' answers are compared with the prediction.
-            "official": as the official program does since March 2021. Where all ten are the same, white space around
-            them apart, the prediction must be the very same; otherwise both sides are normalised.
-            "official_2017": as it did before, and as ALBEF and mPLUG report. The prediction is always normalised; the
-            annotators' answers only lose their punctuation, and only where they are not all the same. An annotator's
+            "official": as the official program does since March 2021. If all ten are the same, white space around them
+            apart, the prediction must be the very same; otherwise both sides are normalized.
+            "official_2017": as it did before, and as ALBEF and mPLUG report. The prediction is always normalized; the
+            annotators' answers only lose their punctuation, and only if they are not all the same. An annotator's
             "none" or "two" then matches nothing.
 
     Raises:
-        ValueError: another `scoring`, or another number of answers than one or ten.
+        ValueError: another number of answers than one or ten.
     """
-    if scoring not in SCORING:
-        raise ValueError(f"scoring {scoring!r} is none of {', '.join(SCORING)}")
     if isinstance(reference, Mapping):
-        scores: dict[str, float] = {}
+        scores: dict[str, float] = defaultdict(float)
         for answer, score in reference.items():
-            form = normalise_answer(answer)
-            scores[form] = max(float(score), scores.get(form, 0.0))
+            form = normalize_answer(answer)
+            scores[form] = max(float(score), scores[form])
         return True, scores
     answers = [reference] if isinstance(reference, str) else list(reference)
     if len(answers) not in (1, ANNOTATORS):
@@ -165,17 +88,27 @@ def answer_scores(reference: Reference, scoring: str = "official") -> tuple[bool
     if is_empty(answers):
         return True, {}
     if len(answers) == 1:
-        return True, {normalise_answer(answers[0]): 1.0}
-    normalised, forms = True, Counter(answers)
-    if scoring == "official":
-        forms = _counted(forms, trim)
-        if len(forms) > 1:
-            forms = _counted(forms, normalise_answer)
-        else:
-            normalised = False
-    elif len(forms) > 1:
-        forms = _counted(forms, strip_punctuation)
-    return normalised, {form: leave_one_out(count) for form, count in forms.items()}
+        return True, {normalize_answer(answers[0]): 1.0}
+    normalized = True
+    if scoring == "official_2017":
+        forms = answers if len(set(answers)) == 1 else [strip_punctuation(answer) for answer in answers]
+    else:
+        forms = [trim(answer) for answer in answers]
+        normalized = len(set(forms)) > 1
+        forms = [normalize_answer(form) for form in forms] if normalized else forms
+    return normalized, {form: leave_one_out(count) for form, count in Counter(forms).items()}
+
+
+def leave_one_out(matches: int) -> float:
+    """min(annotators who agree / 3, 1), the mean over the sets of nine of the ten, `matches` of whom agree."""
+    # Of the sets of nine, `matches` leave out an annotator who agrees with the prediction.
+    without, within = min(1.0, (matches - 1) / 3), min(1.0, matches / 3)
+    return (matches * without + (ANNOTATORS - matches) * within) / ANNOTATORS
+
+
+def look_up(prediction: str, normalized: bool, scores: Mapping[str, float]) -> float:
+    """The accuracy of a prediction, by `answer_scores` of its reference."""
+    return scores.get(normalize_answer(prediction) if normalized else trim(prediction), 0.0)
 
 
 def is_empty(reference: Reference) -> bool:
@@ -183,35 +116,25 @@ def is_empty(reference: Reference) -> bool:
     return not any(answer.strip() for answer in ([reference] if isinstance(reference, str) else reference))
 
 
-def _look_up(prediction: str, normalised: bool, scores: Mapping[str, float]) -> float:
-    return scores.get(normalise_answer(prediction) if normalised else trim(prediction), 0.0)
-
-
-def _counted(counts: Mapping[str, int], change: Callable[[str], str]) -> Counter:
-    """The counts of the changed answers."""
-    changed: Counter = Counter()
-    for answer, count in counts.items():
-        changed[change(answer)] += count
-    return changed
-
-
 def trim(answer: str) -> str:
     """No line breaks or tabs, and no white space around the answer."""
     return answer.replace("\n", " ").replace("\t", " ").strip()
 
 
-def normalise_answer(answer: str) -> str:
+@lru_cache(100_000)
+def normalize_answer(answer: str) -> str:
     """Lower case, no punctuation, digits for number words, no articles, apostrophes in contractions."""
     words = strip_punctuation(trim(answer)).lower().split()
     words = [DIGITS.get(word, word) for word in words]
     return " ".join(APOSTROPHES.get(word, word) for word in words if word not in ARTICLES)
 
 
+@lru_cache(100_000)
 def strip_punctuation(answer: str) -> str:
     """Marks out, as the official program does it, and periods that start no decimals.
 
-    A mark becomes a space; it vanishes where it stands beside a space somewhere in the answer, and every mark does
-    where the answer has a comma between two digits (100,978 -> 100978).
+    A mark becomes a space; it vanishes if it stands beside a space somewhere in the answer, and every mark does if the
+    answer has a comma between two digits (100,978 -> 100978).
     """
     in_number = COMMA_IN_NUMBER.search(answer) is not None
     stripped = answer
@@ -236,37 +159,43 @@ def vqa_metrics(
         reaches; a question without a type counts overall only, and as one more type for `constant`. A question whose
         reference is empty scores 0.
     """
-    if not predictions:
-        raise ValueError("vqa_metrics needs at least one question")
     found = [answer_scores(reference, scoring) for reference in references]
-    scores = [_look_up(answer, *given) for answer, given in zip(predictions, found, strict=True)]
-    groups: dict[str | None, list[int]] = {}
+    scores = [look_up(answer, *given) for answer, given in zip(predictions, found, strict=True)]
+    groups: dict[str | None, list[int]] = defaultdict(list)
     for place, kind in enumerate(question_types):
-        groups.setdefault(kind, []).append(place)
+        groups[kind].append(place)
     best = {
-        kind: _best_constant([references[i] for i in places], [found[i] for i in places])
+        kind: best_constant([references[i] for i in places], [found[i] for i in places])
         for kind, places in groups.items()
     }
     return {
         "questions": len(scores),
         "empty_references": sum(map(is_empty, references)),
         "accuracy": 100 * sum(scores) / len(scores),
-        "by_answer_type": _mean_by_type(scores, answer_types),
-        "by_question_type": _mean_by_type(scores, question_types),
+        "by_answer_type": mean_by_type(scores, answer_types),
+        "by_question_type": mean_by_type(scores, question_types),
         "constant": 100 * sum(best.values()) / len(scores),
         "constant_by_question_type": {k: 100 * best[k] / len(groups[k]) for k in sorted(filter(None, best))},
     }
 
 
-def _best_constant(references: Sequence[Reference], found: Sequence[tuple[bool, dict[str, float]]]) -> float:
+def mean_by_type(scores: Sequence[float], types: Sequence[str | None]) -> dict[str, float]:
+    groups: dict[str, list[float]] = defaultdict(list)
+    for score, kind in zip(scores, types, strict=True):
+        if kind is not None:
+            groups[kind].append(score)
+    return {kind: 100 * sum(group) / len(group) for kind, group in sorted(groups.items())}
+
+
+def best_constant(references: Sequence[Reference], found: Sequence[tuple[bool, dict[str, float]]]) -> float:
     """The sum of accuracies that the best single answer reaches; `found`: `answer_scores` of the references."""
     totals: dict[bool, Counter] = {True: Counter(), False: Counter()}
-    for normalised, scores in found:
+    for normalized, scores in found:
         for answer, score in scores.items():
-            totals[normalised][answer] += score
-    # Only what somebody said can score.
-    said = {answer for one in references for answer in ([one] if isinstance(one, str) else one)}
-    return max((sum(_look_up(answer, kind, totals[kind]) for kind in totals) for answer in said), default=0.0)
+            totals[normalized][answer] += score
+    # Only an answer that a reference holds can score.
+    answers = {answer for one in references for answer in ([one] if isinstance(one, str) else one)}
+    return max((sum(look_up(answer, kind, totals[kind]) for kind in totals) for answer in answers), default=0.0)
 
 
 def vqa_table(split: str, numbers: dict) -> str:
@@ -282,9 +211,77 @@ def vqa_table(split: str, numbers: dict) -> str:
     return "\n".join(lines)
 
 
-def _mean_by_type(scores: Sequence[float], types: Sequence[str | None]) -> dict[str, float]:
-    groups: dict[str, list[float]] = {}
-    for score, kind in zip(scores, types, strict=True):
-        if kind is not None:
-            groups.setdefault(kind, []).append(score)
-    return {kind: 100 * sum(group) / len(group) for kind, group in sorted(groups.items())}
+# ------------------------------------------------------------------------------------------------------------
+# Splits
+
+
+class Answerer:
+    """Answers and scores the splits of a configuration; `batches`: {split: EvalBatches}, made, and checked, at once."""
+
+    def __init__(self, cfg: utils.Config, tokenizer: Tokenizer, device: torch.device, run: Record):
+        self.cfg, self.tokenizer, self.device, self.run = cfg, tokenizer, device, run
+        datasets = {split: create_dataset("vqa_eval", cfg, split) for split in ("val", "test") if cfg.data[split]}
+        self.batches = {
+            split: EvalBatches(dataset, tokenizer, question_limits(cfg), cfg.eval.batch_size)
+            for split, dataset in datasets.items()
+        }
+        self.precision = utils.resolve_precision(cfg.train.precision, device)
+        self.answers: list[str] | None = None  # the closed list, in rank mode
+        if cfg.answer.mode == "rank":
+            self.answers = read_answer_list(cfg.data.answer_list)
+            parts = encode_answers(tokenizer, self.answers, cfg.text.max_answer_tokens)
+            self.answer_tensors = [part.to(device) for part in parts]
+        for split, dataset in datasets.items():
+            run.info(f"{split}: {len(dataset)} questions; answers from: {dataset.source}")
+            if empty := sum(map(is_empty, dataset.references or ())):
+                run.info(f"{split}: {empty} of {len(dataset)} references hold no answer; their questions score 0")
+
+    def evaluate_all(self, model: VQAModel) -> None:
+        """Answer all splits; write the answers, and metrics.json split by split: what is computed is kept."""
+        numbers = {}
+        for split in self.batches:
+            numbers[split] = self.evaluate(model, split, final=True)
+            self.run.write_metrics(numbers)
+
+    def evaluate(self, model: VQAModel, split: str, step: int = 0, final: bool = False) -> dict:
+        """Answer a split in all processes; -> its metrics (percent; without references only the number of questions).
+
+        step: optimizer steps done, for the log; final: at the end of the script (see `Record.log`), when the answers go
+        into vqa_result.json (test) or vqa_result_val.json.
+        """
+        dataset = self.batches[split].dataset
+        answers = self.predict(model, split)
+        if final and utils.is_main():
+            name = "vqa_result.json" if split == "test" else "vqa_result_val.json"
+            pairs = zip(dataset.ids, answers, strict=True)
+            utils.write_json(self.run.dir / name, [{"question_id": key, "answer": answer} for key, answer in pairs])
+        if dataset.references is None:
+            return {"questions": len(answers)}
+        types = dataset.answer_types, dataset.question_types
+        numbers = vqa_metrics(answers, dataset.references, *types, self.cfg.eval.scoring)
+        logged = {key: numbers[key] for key in ("accuracy", "constant")}
+        logged |= {f"accuracy/{key}": value for key, value in numbers["by_answer_type"].items()}
+        self.run.log(step, logged, split, final)
+        self.run.info(vqa_table(split, numbers))
+        return numbers
+
+    def predict(self, model: VQAModel, split: str) -> list[str]:
+        """The answers of all questions of a split, in the data set's order, in every process."""
+        batches = self.batches[split]
+
+        def answer(batch: dict[str, Tensor]) -> tuple[Tensor, list[str]]:
+            index = batch.pop("index")
+            with utils.autocast(self.device, self.precision):
+                return index, self.answer(model, utils.to_device(batch, self.device))
+
+        loader = eval_loader(batches, None, num_workers=self.cfg.data.num_workers, device=self.device)
+        with evaluating(model):
+            return run_sharded(loader, answer, len(batches.dataset), label=f"answering {split}", unit="questions")
+
+    def answer(self, model: VQAModel, batch: dict[str, Tensor]) -> list[str]:
+        """An answer to each question of a batch of EvalBatches."""
+        settings = self.cfg.answer
+        if self.answers is not None:
+            best, _ = model.rank(batch, *self.answer_tensors, k=settings.k_test)
+            return [self.answers[place] for place in best.tolist()]
+        return [self.tokenizer.decode_answer(ids) for ids in model.answer(batch, answer_options(settings))]

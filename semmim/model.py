@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import utils
@@ -16,7 +17,6 @@ from dataset.text import clean_caption
 from dataset.transforms import test_transform
 from dataset.vqa import encode_answers, encode_questions, question_limits, question_parts
 from engine.config import whole
-from evaluation.zero_shot import class_features, class_probabilities
 from models.caption import CaptionModel
 from models.generation import Generation
 from models.vqa import VQAModel
@@ -224,7 +224,7 @@ class SemMIM(nn.Module):
         if not templates:
             raise UserError("template: none is given")
         sentences = [template.replace("{}", name) for name in classes for template in templates]
-        return class_features(self.encode_text(sentences).view(len(classes), len(templates), -1))
+        return F.normalize(self.encode_text(sentences).view(len(classes), len(templates), -1).mean(1), dim=-1)
 
     def classify(self, images: Images, classes: Texts | Tensor, templates: Texts = TEMPLATES) -> Tensor:
         """[N, C] probabilities of the classes, zero-shot: softmax of the cosines over the learned temperature.
@@ -232,7 +232,7 @@ class SemMIM(nn.Module):
         classes: their names, two or more, or what `class_features` made of them.
         """
         features = classes if isinstance(classes, Tensor) else self.class_features(classes, templates)
-        return class_probabilities(self.encode_image(images), features, self.temperature)
+        return (self.encode_image(images) @ features.T / self.temperature).softmax(-1)
 
     @property
     def temperature(self) -> float:

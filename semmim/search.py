@@ -52,11 +52,8 @@ def search(
             yield images, torch.arange(len(places) - len(some), len(places))
 
     device = backbone.log_temperature.device
-    options = {"device": device, "precision": precision, "exact": False}
-    many = 10**6  # images may come: their number is not known before the last is read
-    images, encoded = ranking.extract_features(
-        backbone, numbered(), many, *tokenizer.encode(texts, max_tokens), **options
-    )
+    tokens = tokenizer.encode(texts, max_tokens)
+    images, encoded = ranking.extract_features(backbone, numbered(), None, *tokens, device=device, precision=precision)
     asking, asked = (images.feats, encoded.feats) if images_ask else (encoded.feats, images.feats)
     cosines, ids = (asking @ asked.T).cpu().sort(dim=1, descending=True, stable=True)  # [Q, C]
     scores = cosines[:, :0]

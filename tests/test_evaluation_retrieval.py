@@ -23,11 +23,6 @@ def test_columns_equal_counting_query_by_query():
     assert len(six) == 6 and columns["r_mean"] == pytest.approx(sum(six) / 6)
 
 
-def test_no_query_is_an_error():
-    with pytest.raises(ValueError, match="query"):
-        retrieval.recall_at_k(torch.zeros(0), 1)
-
-
 def test_chance_equals_enumeration_of_all_orders():
     captions = [1, 2, 3]
     image_of_text = [0, 1, 1, 2, 2, 2]
@@ -56,7 +51,7 @@ def project(tmp_path):
     utils.save_checkpoint(tmp_path / "model.pth", checkpoint)
     (tmp_path / "config.yaml").write_text(
         f"data: {{val: [{tmp_path}/split.json], test: [{tmp_path}/split.json], image_root: none}}\n"
-        "image_size: 32\ntrain: {precision: fp32}\nrerank: {k: 4}\neval: {batch_size: 3, save_top: 2, folds: 0}\n"
+        "image_size: 32\ntrain: {precision: fp32}\nrerank: {k: 4}\neval: {batch_size: 3, folds: 0}\n"
     )
     return tmp_path
 
@@ -82,7 +77,7 @@ def test_script_writes_metrics_and_rankings_of_both_splits(project):
     result = json.loads((project / "out" / "retrieval_result.json").read_text())["test"]
     assert len(result["text_retrieval"]) == 7 and len(result["image_retrieval"]) == 14
     first = result["image_retrieval"][0]
-    assert first["query"] == "image number 0" and len(first["ranked"]) == len(first["scores"]) == 2
+    assert first["query"] == "image number 0" and len(first["ranked"]) == len(first["scores"]) == 4
     assert first["scores"][0] >= first["scores"][1] and first["ranked"][0].endswith(".png")
 
 

@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 import Retrieval
 from dataset import create_dataset
 from engine.config import PRETRAIN, load_config
-from evaluation.validation import SCORE, Validation, thinned
+from evaluation.retrieval import SCORE, Validation, thinned
 from tools.demo import __main__ as make_demo_data
 from utils import Stopped, UserError, load_checkpoint
 
@@ -94,7 +94,7 @@ def test_at_most_so_many_images_evenly_spread_with_their_captions(tmp_path):
 def test_features_that_are_not_finite_are_an_error(tmp_path):
     validate, backbone = validation(tmp_path), tiny_model().backbone
     torch.nn.init.constant_(backbone.text_proj.weight, torch.nan)
-    with pytest.raises(UserError, match="21 features are NaN or infinite: training has diverged"):
+    with pytest.raises(UserError, match="21 of 21 text features are NaN or infinite: training has diverged"):
         validate(backbone, 1, "fp32")
 
 

@@ -116,13 +116,13 @@ NORMALISED = [
 
 @pytest.mark.parametrize("answer, expected", NORMALISED)
 def test_normalised_as_the_official_program_does(answer, expected):
-    assert vqa.normalise_answer(answer) == expected
+    assert vqa.normalize_answer(answer) == expected
 
 
 def test_normalising_twice_changes_nothing_for_words():
     for answer in ("two dogs", "the man", "dont", "new-york", "10,000 feet"):
-        once = vqa.normalise_answer(answer)
-        assert vqa.normalise_answer(once) == once
+        once = vqa.normalize_answer(answer)
+        assert vqa.normalize_answer(once) == once
 
 
 def brute_force(prediction, answers):
@@ -224,11 +224,6 @@ def test_any_other_number_of_annotators_is_refused(answers):
         vqa.vqa_accuracy("yes", answers)
 
 
-def test_unknown_scoring_is_refused():
-    with pytest.raises(ValueError, match="loose"):
-        vqa.vqa_accuracy("yes", ["yes"] * 10, "loose")
-
-
 def test_columns_are_means_over_the_questions_of_each_type():
     yes, red = ["yes"] * 10, ["red"] * 8 + ["dark red"] * 2
     columns = vqa.vqa_metrics(
@@ -254,21 +249,13 @@ def test_constant_is_the_best_single_answer_of_each_question_type(scoring):
     total = 0.0
     for kind in set(kinds):
         group = [reference for reference, k in zip(references, kinds, strict=True) if k == kind]
-        candidates = {*said, *map(vqa.normalise_answer, said)}
+        candidates = {*said, *map(vqa.normalize_answer, said)}
         best = max(sum(vqa.vqa_accuracy(answer, reference, scoring) for reference in group) for answer in candidates)
         if kind is not None:
             assert columns["constant_by_question_type"][kind] == pytest.approx(100 * best / len(group))
         total += best
     assert columns["constant"] == pytest.approx(100 * total / len(references))
     assert columns["accuracy"] <= columns["constant"] + 1e-9
-
-
-def test_a_result_is_written_only_when_it_is_whole(tmp_path):
-    with pytest.raises(UserError, match="no answer or more than one"):
-        vqa.write_result([1, 1], ["yes", "no"], tmp_path / "result.json")
-    with pytest.raises(UserError, match="no answer or more than one"):
-        vqa.write_result([1, 2], ["yes", None], tmp_path / "result.json")
-    assert not list(tmp_path.iterdir())
 
 
 # ------------------------------------------------------------------------------------------------------------

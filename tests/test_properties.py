@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from engine.config import STAGES, load_config, lookup, save_config
 from engine.yaml_files import parse_yaml, read_yaml
 from evaluation.cider import END, CiderD, caption_words, cider
-from evaluation.vqa import SCORING, answer_scores, is_empty, normalise_answer, vqa_accuracy, vqa_metrics, vqa_table
+from evaluation.vqa import SCORING, answer_scores, is_empty, normalize_answer, vqa_accuracy, vqa_metrics, vqa_table
 from utils import UserError
 
 SETTINGS = settings(max_examples=20)  # the rest: conftest.py
@@ -175,16 +175,16 @@ def test_the_accuracy_of_any_answer_is_a_share(prediction, reference, scoring):
     assert 0 <= score <= 1
     if is_empty(reference):
         assert score == 0
-    assert normalise_answer(f" {prediction}\n") == normalise_answer(prediction)
+    assert normalize_answer(f" {prediction}\n") == normalize_answer(prediction)
     assert all(0 <= value <= 1 for value in answer_scores(reference, scoring)[1].values())
 
 
 @SETTINGS
 @given(words, st.sampled_from(SCORING))
 def test_what_everybody_says_is_right(answer, scoring):
-    if answer.strip() and (scoring == "official" or answer == normalise_answer(answer)):
+    if answer.strip() and (scoring == "official" or answer == normalize_answer(answer)):
         assert vqa_accuracy(answer, [answer] * 10, scoring) == 1
-    if normalise_answer(answer):
+    if normalize_answer(answer):
         assert vqa_accuracy(answer, answer, scoring) == 1
 
 

@@ -12,7 +12,6 @@ from tiny import NO_DROPOUT, TOKENIZER, tiny_config
 
 from dataset.text import clean_caption
 from dataset.transforms import test_transform as square
-from evaluation.zero_shot import accuracies
 from models.semmim import build_backbone
 from semmim import SemMIM
 from tools.demo.scenes import BACKGROUNDS, Scene, SceneObject, render
@@ -139,7 +138,7 @@ def test_embed_writes_the_models_features_in_both_forms(folder, tmp_path, capsys
 def test_accuracies_are_scikits_also_of_many_classes():
     probabilities = torch.rand(200, 9, generator=torch.Generator().manual_seed(0)).softmax(-1)
     labels = torch.randint(0, 8, (200,), generator=torch.Generator().manual_seed(1))  # none of the last class
-    found = accuracies(probabilities, labels)
+    found = predict.accuracies(probabilities, labels)
     for k in (1, 5):
         expected = top_k_accuracy_score(labels, probabilities, k=k, labels=range(9))
         assert found[f"top{k}"] == pytest.approx(100 * expected)
@@ -148,4 +147,4 @@ def test_accuracies_are_scikits_also_of_many_classes():
 
 
 def test_equal_probabilities_are_no_gift():
-    assert accuracies(torch.full((4, 2), 0.5), torch.zeros(4, dtype=torch.int64))["top1"] == 0
+    assert predict.accuracies(torch.full((4, 2), 0.5), torch.zeros(4, dtype=torch.int64))["top1"] == 0

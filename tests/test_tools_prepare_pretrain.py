@@ -16,11 +16,12 @@ import pyarrow.parquet
 import pytest
 from PIL import Image, ImageEnhance
 
-from dataset.official import coco_number, flickr_photo, soft_scores, tidy
+from dataset.official import coco_number, flickr_photo, tidy
 from dataset.transforms import FORMATS, ImageError, open_image
 from tools.prepare.held_out import read_refs
 from tools.prepare.image_hash import KnownImages, fingerprint
 from tools.prepare.img2dataset import predicted_path
+from tools.prepare.vqa import soft_scores
 from utils import UserError
 
 source, run, read = official.source, official.run, official.read

@@ -25,7 +25,6 @@ import utils
 from dataset.entries import read_json
 from dataset.reading import EXTENSIONS, find_images
 from engine.config import whole
-from evaluation.zero_shot import accuracies
 from models.generation import MODES
 from semmim import SemMIM
 from semmim.inputs import choices
@@ -330,6 +329,29 @@ def evaluate(args: argparse.Namespace) -> None:
             print(f"{key:16} {found[key]:6.2f}")
     for name, value in zip(classes, found["per_class"], strict=True):
         print(f"  {printable(name):20} {'-' if value is None else f'{value:6.2f}'}")
+
+
+def accuracies(probabilities: torch.Tensor, labels: torch.Tensor) -> dict:
+    """How often the true class is among the most probable ones, in percent.
+
+    probabilities: [N, C]; labels: [N] the classes' numbers; N and every probability row nonempty.
+
+    Returns {"images", "classes", "top1", "top5" (of more than 5 classes), "mean_per_class" (the mean over
+    the classes of their own top-1 accuracies), "chance" (of top-1), "per_class": [C], None for a class of no image}.
+    Equal probabilities count against the model: the rank is the number of classes that are as probable or more.
+    """
+    if len(labels) == 0:
+        raise ValueError("accuracies needs at least one image")
+    count = probabilities.shape[1]
+    own = probabilities.gather(1, labels[:, None])  # [N, 1]
+    rank = (probabilities >= own).sum(1) - 1  # [N]
+    found: dict = {"images": len(labels), "classes": count}
+    found |= {f"top{k}": 100 * (rank < k).double().mean().item() for k in (1, 5) if k == 1 or k < count}
+    right = torch.zeros(count, dtype=torch.float64).index_add_(0, labels, (rank < 1).double())
+    images = labels.bincount(minlength=count)
+    per_class = [100 * float(hit) / int(n) if n else None for hit, n in zip(right, images, strict=True)]
+    known = [value for value in per_class if value is not None]
+    return found | {"mean_per_class": sum(known) / len(known), "chance": 100 / count, "per_class": per_class}
 
 
 def class_folders(name: str) -> list[Path]:
