@@ -16,7 +16,7 @@ from tiny import TOKENIZER, Notes, tiny_config
 from dataset.transforms import open_image
 from engine.config import CAPTION, RETRIEVAL, VQA, load_config
 from evaluation.caption import Captioner
-from evaluation.retrieval import Ranker
+from evaluation.retrieval import Ranker, extract
 from evaluation.vqa import Answerer
 from models.caption import CaptionModel
 from models.semmim import build_backbone, load_backbone
@@ -91,9 +91,10 @@ def loaded(folder, stage, **options):
 
 
 def test_features_are_those_of_the_retrieval_script(folder, tmp_path):
-    ranker = Ranker(config(folder, "retrieval"), TOKENIZER, CPU, Notes(tmp_path))
+    cfg = config(folder, "retrieval")
+    dataset = Ranker(cfg, TOKENIZER, CPU, Notes(tmp_path)).datasets["test"]
     backbone, _, _ = load_backbone(folder / "retrieval" / "checkpoint_best.pth")
-    found_images, found_texts = ranker.features(backbone, ranker.datasets["test"])
+    found_images, found_texts = extract(backbone.eval(), dataset, TOKENIZER, cfg, CPU, "fp32")
     model = loaded(folder, "retrieval", batch_size=2)
     torch.testing.assert_close(model.encode_image(images(folder)), found_images.feats, atol=1e-6, rtol=0)
     torch.testing.assert_close(model.encode_text(TEXTS), found_texts.feats, atol=1e-6, rtol=0)
