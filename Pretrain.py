@@ -102,7 +102,7 @@ def train(
     resumed = resume_from is not None
     progress = position(model, optimizer, len(loader), cfg.train, device, resume_from)
     compile_if_asked(model, cfg, device)
-    run.open(progress.step if resumed else None, progress.steps_per_epoch)
+    run.open(progress.step if resumed else None)
     latest: dict[str, float | dict] = {}  # for metrics.json
     watch = MatchingWatch(cfg.itm, cfg.train.batch_size * cfg.train.accumulation * world_size())
 

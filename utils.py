@@ -269,6 +269,8 @@ def make_folder(path: Path) -> Path:
 def replacing(path):
     """Give a temporary path that takes the place of `path` at once when the block ends without error."""
     path = Path(path)
+    if path.exists() and not path.is_file():  # a device or a pipe
+        raise UserError(f"{path}: cannot be written, it is no regular file; name another")
     temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
     try:
         yield temporary

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import importlib.util
 import math
 import os
 import random
@@ -15,7 +16,6 @@ import numpy as np
 import torch
 
 from engine.config import Config, Stage, differences, gives
-from engine.tracker import TRACKERS, tracker_package
 from models.earlier import read_checkpoint
 from models.weights import load_exactly
 from utils import (
@@ -25,6 +25,7 @@ from utils import (
     is_main,
     logger,
     on_main,
+    one_line,
     save_checkpoint,
     unwrap,
     world_size,
@@ -159,18 +160,40 @@ class BestCheckpoint:
 
 # -------------------------------------------------------------------------------------------------------- resuming
 
+LOCK, MARK = "run.lock", "SemMIM run: "  # a run's lock file, and how it begins
+
+
+def check_folder(folder: Path, used: bool) -> None:
+    """Raise UserError if a run may not write into a folder; touches nothing.
+
+    A folder that is not empty must have the lock file of a run of this project, and unless `used` nothing else.
+    """
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    path = folder / LOCK
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+    new = names == [LOCK] and text == ""  # of a run that was killed before it could write its mark
+    if names and not new and (text is None or not text.startswith(MARK)):
+        raise UserError(
+            f"--output_dir {folder}: it holds {one_line(names[0])} and no run's {LOCK}: no run wrote it, so none "
+            "touches it; name a new or an empty folder"
+        )
+    if not used and names and names != [LOCK]:
+        raise UserError(
+            f"--output_dir {folder}: it holds an earlier run; add --resume to continue it, or name another folder"
+        )
+
 
 @dataclasses.dataclass
 class Found:
     """The last checkpoints that a start found in a folder which is not its own yet.
 
-    written: when each file was written, in ns; damaged: those to put aside; steps_per_epoch: of the one to go on from,
-    None where there is none.
+    written: when each file was written, in ns; damaged: those to put aside; step: of the one to go on from, -1 if there
+    is none.
     """
 
     written: dict[Path, int]
     damaged: list[Path] = dataclasses.field(default_factory=list)
-    steps_per_epoch: int | None = None
+    step: int = -1
 
     def put_damaged_aside(self, folder: Path) -> None:
         """Rename the damaged files to *_damaged.pth, now that the folder is locked, and close the ranks.
@@ -194,22 +217,23 @@ def begin(args: argparse.Namespace, cfg: Config, stage: Stage) -> tuple[dict | N
 
     --resume goes on where there is something to go on from, and else begins, so that one command line serves the
     first start and every restart. A resumed run keeps its seed, which is put into `cfg` here; only keys in
-    `stage.may_change` may differ from the checkpoint's configuration. Evaluation resumes nothing. A tracker that is
-    asked for and missing is an error before any work.
+    `stage.may_change` may differ from the checkpoint's configuration. Evaluation resumes nothing.
     """
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and not args.resume:
         raise UserError("torchrun restarted this run, which would begin from nothing: add --resume to its command")
-    tracker = cfg.get("train", {}).get("tracker")
-    if tracker in TRACKERS and not args.evaluate:
-        on_main(lambda: tracker_package(tracker) and None)  # nothing that is sent to the other processes
+    if cfg.train.get("tracker") == "wandb" and not args.evaluate and importlib.util.find_spec("wandb") is None:
+        raise UserError("train.tracker: wandb is not installed: pip install wandb")
     resume_from, found, lines = None, None, []
+    folder = Path(args.output_dir).expanduser()
+    on_main(lambda: check_folder(folder, used=args.resume or args.evaluate))
     if args.resume and not args.evaluate:
-        resume_from, found, lines = load_resumable(Path(args.output_dir).expanduser())
+        resume_from, found, lines = load_resumable(folder)
         # all processes have read before the main one puts anything aside, and all have read the same
         steps = gather_objects(resume_from and resume_from["progress"]["step"])
         if len(set(steps)) > 1:
             raise UserError(f"--resume: the processes read checkpoints of different steps, {steps}; start once more")
     if args.seed is not None:
+        stage.rules["seed"]("--seed", args.seed)
         cfg.seed = args.seed
     elif resume_from:
         cfg.seed = resume_from["config"]["seed"]
@@ -246,9 +270,9 @@ def load_resumable(folder: Path) -> tuple[dict | None, Found, list[str]]:
             problems.append(str(error))
             found.damaged.append(path)
             continue
-        found.steps_per_epoch = checkpoint["progress"]["steps_per_epoch"]
+        found.step = checkpoint["progress"]["step"]
         lines = [f"warning: {problem}; going on from {path.name}, the one before" for problem in problems]
-        return checkpoint, found, [*lines, f"--resume: going on from step {checkpoint['progress']['step']}"]
+        return checkpoint, found, [*lines, f"--resume: going on from step {found.step}"]
     raise UserError(f"--resume: no whole checkpoint is left: {'; '.join(problems)}")
 
 

@@ -31,7 +31,6 @@ from engine.rules import (
     weights,
     whole,
 )
-from engine.tracker import TRACKERS
 from engine.yaml_files import kind, parse_yaml, read_yaml
 from evaluation.ranking import SCORES
 from evaluation.vqa import SCORING
@@ -286,7 +285,7 @@ COMMON = {
     "train.log_every": whole(1),
     "train.checkpoint_every": whole(0),
     "train.keep_checkpoints": whole(1),
-    "train.tracker": choice("none", *TRACKERS),
+    "train.tracker": choice("none", "wandb"),
 }
 LENGTH = ("train.epochs", "train.steps", "train.minutes")
 OPTIONAL = ("data.image_root", *LENGTH)

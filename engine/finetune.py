@@ -79,7 +79,7 @@ def finetune(
     fresh = resume_from is None
     progress = position(model, optimizer, len(loader), cfg.train, device, resume_from)
     compile_if_asked(model, cfg, device)
-    run.open(None if fresh else progress.step, progress.steps_per_epoch)
+    run.open(None if fresh else progress.step)
     if validate_first and fresh:
         validate(0)
 

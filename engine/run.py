@@ -10,28 +10,25 @@ import re
 import shutil
 import socket
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
 from torchvision.utils import save_image
 
-from engine.checkpoint import UNFINISHED, Found, last_path, random_state_kept
+from engine.checkpoint import LOCK, MARK, UNFINISHED, Found, check_folder, last_path, random_state_kept
 from engine.config import Config, save_config
-from engine.tracker import TRACKERS, Tracker
 from utils import EXIT_STOPPED, Stopped, UserError, is_main, logger, on_main, reason, replacing, write_json
 
-LOCK = "run.lock"
-# What a run writes, server.json, which says how its answers fared, and the page that shows both; a new run in the same
-# folder moves them into a numbered folder of their own. Nothing else of the folder is a run's.
-LOGS = ("log.jsonl", "tensorboard", "images", "tracker.json", "wandb")
-RUN_FILES = (*LOGS, "config.yaml", "config_evaluate.yaml", "checkpoint_*.pth")
-RUN_FILES += ("metrics.json", "nonfinite.json", "*_result.json", "*_result_*.json", "server.json", "report.html")
+# The files that a run writes as a whole; a kill may leave one of them unfinished, as NAME.tmpPROCESS.
+WHOLE = ("config.yaml", "config_evaluate.yaml", "log.jsonl", "metrics.json", "nonfinite.json")
+WHOLE += ("checkpoint_*.pth", "*_result.json", "*_result_*.json")
 
 
 class Run:
     """A run's folder: config.yaml, log.jsonl, metrics.json, images, TensorBoard's events; only rank 0 writes.
 
-    A training is also told to the tracker that its configuration names. `with run:` closes it, whatever ends the block.
+    `with run:` closes it, whatever ends the block.
 
     Nothing is touched before `open`, so that a start that fails on what can be checked leaves an earlier run alone.
     """
@@ -42,7 +39,7 @@ class Run:
         self._lock = self._log = None
         self._boards: dict[str, object] = {}  # TensorBoard's writers by folder
         self._purge_step: int | None = None
-        self._tracker: Tracker | None = None
+        self._wandb = None  # its run, which follows TensorBoard's events
         self._told: set[str] = set()  # of which file a failure has been told
 
     def __enter__(self) -> Run:
@@ -60,41 +57,44 @@ class Run:
         except Exception as other:
             logger.warning("%s: not closed (%s)", self.dir, reason(other))
 
-    def open(self, resume_step: int | None = None, steps_per_epoch: int | None = None, evaluate: bool = False) -> None:
-        """Take the folder for this process, called in all processes. Raises UserError where it cannot be had.
+    def open(self, resume_step: int | None = None, evaluate: bool = False) -> None:
+        """Take the folder for this process, called in all processes. Raises UserError if it cannot be had: it must be
+        new, empty or, for an evaluation or with --resume, a run's (see `check_folder`).
 
         resume_step: the step that a resumed run goes on from; what was logged after it will be logged again and goes.
-        steps_per_epoch: of the resumed run; where the checkpoint's epoch had another number, steps are counted anew and
-        the logs so far move to earlier_N/. evaluate: the logs of whatever ran here go on. Otherwise all files of an
-        earlier run move to earlier_N/.
+        evaluate: the logs of whatever ran here go on.
         """
-        on_main(lambda: self._open(resume_step, steps_per_epoch, evaluate))
+        on_main(lambda: self._open(resume_step, evaluate))
 
-    def _open(self, resume_step: int | None, steps_per_epoch: int | None, evaluate: bool) -> None:
+    def _open(self, resume_step: int | None, evaluate: bool) -> None:
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
+            check_folder(self.dir, used=evaluate or self.found is not None)
             self._lock = lock(self.dir / LOCK)
             if self.found is not None:
                 self.found.put_damaged_aside(self.dir)
+                _forget_steps_after(self.found.step, self.dir / "log.jsonl")
+                self._purge_step = 0 if resume_step is None else resume_step + 1
             remove_leftovers(self.dir)
-            if resume_step is None and not evaluate:
-                move_earlier_run(self.dir)
-            elif resume_step is not None and self.found and self.found.steps_per_epoch != steps_per_epoch:
-                counts = f"an epoch has {steps_per_epoch} steps instead of {self.found.steps_per_epoch}"
-                move_earlier_run(self.dir, LOGS, f"{counts}, which are counted anew")
-            elif resume_step is not None:
-                _forget_steps_after(resume_step, self.dir / "log.jsonl")
-                self._purge_step = resume_step + 1
             self._log = open(self.dir / "log.jsonl", "a", encoding="utf-8")
         except OSError as error:
             raise UserError(f"--output_dir {self.dir}: {error.strerror or error}") from None
         if self.config is not None:
             of_training = evaluate and last_path(self.dir).exists()
             save_config(self.config, self.dir / ("config_evaluate.yaml" if of_training else "config.yaml"))
-        tracker = (self.config or {}).get("train", {}).get("tracker")
-        if tracker in TRACKERS and not evaluate:
+        if not evaluate and (self.config or {}).get("train", {}).get("tracker") == "wandb":
+            self._start_wandb()
+
+    def _start_wandb(self) -> None:
+        """Let wandb follow TensorBoard's events; nothing that fails in it ends a training."""
+        try:
+            import wandb
+
+            options = {"project": "semmim", "name": self.dir.name, "dir": str(self.dir), "resume": "auto"}
             with random_state_kept():
-                self._tracker = Tracker(tracker, self.dir, self.config.to_dict())
+                self._wandb = wandb.init(config=self.config.to_dict(), sync_tensorboard=True, **options)
+        except Exception as error:
+            logger.warning("train.tracker: wandb failed (%s); the run continues without it", reason(error))
 
     def log(self, step: int, values: dict[str, float], split: str = "train", final: bool = False) -> None:
         """A line of log.jsonl (values that are not finite as null) and TensorBoard points `split/name`.
@@ -117,9 +117,6 @@ class Run:
                 board.add_scalar(f"{split}/{key}", value, step)
         except OSError as error:
             self._tell("tensorboard", error)
-        if self._tracker:
-            prefix = f"final/{split}" if final else split
-            self._tracker.log(step, {f"{prefix}/{key}": value for key, value in values.items()})
 
     def image(self, step: int, name: str, image: torch.Tensor) -> None:
         """An image [3, H, W], float in [0, 1], for TensorBoard and as images/NAME_STEP.png."""
@@ -130,13 +127,9 @@ class Run:
             board.add_image(name, image, step)
             board.flush()
             (self.dir / "images").mkdir(exist_ok=True)
-            path = self.dir / "images" / f"{name}_{step:07}.png"
-            save_image(image, path)
+            save_image(image, self.dir / "images" / f"{name}_{step:07}.png")
         except OSError as error:
             self._tell("images", error)
-        else:
-            if self._tracker:
-                self._tracker.image(step, name, path)
 
     def write_metrics(self, metrics: dict) -> None:
         """metrics.json: the numbers of the last evaluation."""
@@ -148,7 +141,7 @@ class Run:
         logger.info(message)
 
     def close(self, exit_code: int = 0) -> None:
-        """Close the logs and give the folder back. exit_code: for the tracker, see `Tracker.close`."""
+        """Close the logs and give the folder back. exit_code: for wandb, not 0 if the run failed or was stopped."""
         if self._log is None:
             return
         for name, file in {"log.jsonl": self._log, **self._boards}.items():
@@ -156,10 +149,13 @@ class Run:
                 file.close()  # which tries once more to write what could not be written
             except OSError as error:
                 self._tell(name, error)
-        if self._tracker:
-            self._tracker.close(exit_code)
+        if self._wandb:
+            try:
+                self._wandb.finish(exit_code=exit_code)
+            except Exception as error:
+                logger.warning("train.tracker: wandb failed (%s)", reason(error))
         self._lock.close()
-        self._log, self._boards, self._tracker = None, {}, None
+        self._log, self._boards, self._wandb = None, {}, None
 
     def _board(self, folder: str):
         """TensorBoard's writer for a folder of the run, made at its first use."""
@@ -186,42 +182,27 @@ def lock(path: Path):
     A lock that its process left behind counts for nothing. Raises UserError, which names host and process, where
     another process holds it.
     """
-    file = open(path, "a+", encoding="utf-8")
+    file = open(os.open(path, os.O_RDWR | os.O_CREAT), "r+", encoding="utf-8")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):  # POSIX allows both
-        file.seek(0)
-        owner = file.read().strip() or "another process"
+        owner = file.read().removeprefix(MARK).strip() or "another process"
         file.close()
         raise UserError(f"--output_dir {path.parent}: in use by {owner}; wait for it, or take another folder") from None
     except OSError:  # a file system without locks
         logger.info("warning: %s: this file system has no locks; do not start two runs in this folder", path.parent)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
+    text = f"{MARK}process {os.getpid()} on {socket.gethostname()}\n".encode()
+    os.pwrite(file.fileno(), text, 0)  # over the former one, so that the mark is there at any moment
+    file.truncate(len(text))
     return file
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the files that a kill left unfinished; the folder's lock is held, so nobody writes them now."""
+    """Remove the run's own files that a kill left unfinished; the folder's lock is held, so nobody writes them now."""
     for path in folder.iterdir():
-        if path.name == UNFINISHED or re.search(r"\.tmp\d+$", path.name):
+        name = re.fullmatch(r"(.+)\.tmp\d+", path.name)
+        if path.name == UNFINISHED or name and any(fnmatch(name[1], pattern) for pattern in WHOLE):
             path.unlink()
-
-
-def move_earlier_run(folder: Path, patterns: tuple[str, ...] = RUN_FILES, why: str = "it holds an earlier run") -> None:
-    """Move what an earlier run wrote into earlier_1/, earlier_2/, ...: a new run deletes nothing."""
-    found = sorted({path for pattern in patterns for path in folder.glob(pattern)})
-    if not found:
-        return
-    number = 1
-    while (folder / f"earlier_{number}").exists():
-        number += 1
-    target = folder / f"earlier_{number}"
-    target.mkdir()
-    for path in found:
-        os.replace(path, target / path.name)
-    logger.info("%s: %s; %s are in %s now", folder, why, ", ".join(path.name for path in found), target)
 
 
 def _forget_steps_after(step: int, log: Path) -> None:

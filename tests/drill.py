@@ -3,22 +3,28 @@
     python tests/drill.py                     the long form, about an hour on 2 cores: every line of the table below
     python tests/drill.py kill --stage pretrain --ranks 3 --workers 2 --kills 20
     python tests/drill.py stop --signal USR1 --ranks 2 --workers 2
+    python tests/drill.py fail --stage retrieval      every kind of error with 0, 1, 4 workers and 1, 2 ranks
 
 `kill`: SIGKILL to the whole run at random moments, each time started again with the same command (--resume), until it
 is done; every tensor of its last checkpoint must be bit-identical to an undisturbed run's. `stop`: a stop signal to the
-process group; the run must end with exit code 130 and a checkpoint of the very step it was in. tests/test_drill.py runs
-a short form of both.
+process group; the run must end with exit code 130 and a checkpoint of the very step it was in. `fail`: an error; every
+process must end within seconds, with exit code 2. tests/test_drill.py runs a short form of all three.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
+import itertools
 import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -49,6 +55,7 @@ SCRIPTS = {
     "scst": ("Caption.py", "configs/demo/Caption_scst.yaml", "train.batch_size=6"),
     "vqa": ("VQA.py", "configs/demo/VQA.yaml", "train.batch_size=6"),
 }
+FAILURES = ("key", "training image", "evaluation image", "loss", "disk")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": os.environ.get("PATH", "")}
 
 
@@ -196,6 +203,59 @@ class Drill:
         seconds = time.monotonic() - start
         return {"code": code, "seconds": round(seconds, 1), "step": before, "saved": last_step(out), "out": str(out)}
 
+    def fail(self, setting: Setting, kind: str) -> dict:
+        """Make a run fail; returns its ranks' exit codes, the seconds from the first error line until all processes
+        have ended, how many have not after 60, and the line. Without torchrun, which would end the other ranks itself.
+        """
+        out = self.folder / f"failed_{os.getpid()}"
+        shutil.rmtree(out, ignore_errors=True)
+        extra, limit = ["train.log_every=1"], None
+        if kind == "key":
+            extra.append("train.no_such_key=1")
+        elif kind == "loss":
+            extra += ["train.lr=1e30", "train.lr_vit=1e30", "train.warmup_steps=0", "train.clip_grad=0"]
+        elif kind == "disk":  # a file of at most 20 KB, which no checkpoint is
+            limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (20_000, 20_000))
+        else:
+            split = "train" if kind == "training image" else "test"
+            extra.append(f"data.{split}=[{self.without_images(setting, split)}]")
+            extra += ["eval.batch_size=1", "--evaluate"] if split == "test" else []
+        one = dataclasses.replace(setting, ranks=1, epochs=100)
+        command, ranks, logs = self.command(one, out, extra), [], []
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        for rank in map(str, range(setting.ranks)):
+            logs.append(Path(f"{out}_{rank}.txt"))
+            group |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(setting.ranks)}
+            environment = ENVIRONMENT | (group if setting.ranks > 1 else {})
+            with open(logs[-1], "w", encoding="utf-8") as log:
+                options = {"cwd": ROOT, "env": environment, "stdout": log, "stderr": log, "preexec_fn": limit}
+                ranks.append(subprocess.Popen(command, **options))
+        wait_for(ranks[0], lambda: any("error" in log.read_text() for log in logs), seconds=240)
+        start = time.monotonic()
+        processes = [pid for rank in ranks for pid in (rank.pid, *descendants(rank.pid))]
+        while alive := [pid for pid in processes if state(pid) not in "ZX"]:
+            if time.monotonic() > start + 60:
+                break
+            time.sleep(0.02)
+        seconds = round(time.monotonic() - start, 1)
+        for rank in ranks:
+            kill_session(rank)
+        codes = [rank.wait() for rank in ranks]
+        line = next(line for log in logs for line in log.read_text().splitlines() if "error" in line)
+        return {"codes": codes, "seconds": seconds, "alive": len(alive), "line": line}
+
+    def without_images(self, setting: Setting, split: str) -> Path:
+        """The stage's list of a split in which every other image is missing."""
+        name = {"pretrain": "pretrain", "scst": f"caption_{split}"}.get(setting.stage, f"{setting.stage}_{split}")
+        entries = json.loads((self.data / f"{name}.json").read_text())
+        for entry in entries[::2]:
+            entry["image"] = f"missing_{entry['image']}"
+        path = self.data / f"{name}_without_images.json"
+        path.write_text(json.dumps(entries))
+        return path
+
 
 def wait_for(process: subprocess.Popen, condition, seconds: float) -> None:
     """Wait until `condition()` or the process has ended; RuntimeError after `seconds`."""
@@ -297,7 +357,7 @@ def same(first, second) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("kill", "stop", "all"), default="all")
+    parser.add_argument("what", nargs="?", choices=("kill", "stop", "fail", "all"), default="all")
     parser.add_argument("--stage", choices=tuple(SCRIPTS), default="pretrain")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--workers", type=int, default=0)
@@ -324,6 +384,15 @@ def main() -> int:
             for ranks in (1, 2)
             for workers in (0, 2)
         ]
+    if args.what == "fail":
+        for kind in [kind for kind in FAILURES if (args.stage, kind) != ("pretrain", "evaluation image")]:
+            for ranks, workers in itertools.product((1, 2), (0, 1, 4)):
+                result = drill.fail(Setting(args.stage, ranks, workers), kind)
+                passed = result["codes"] == [2] * ranks and not result["alive"] and result["seconds"] < 15
+                failed += not passed
+                print(
+                    "ok " if passed else "BAD", args.stage, kind, f"ranks {ranks} workers {workers}", result, flush=True
+                )
     for setting, count in kills:
         result = drill.kill(setting, count)
         passed = not result["different"] and not result["leftovers"]

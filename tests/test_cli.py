@@ -241,13 +241,6 @@ def test_resume_where_there_is_nothing_to_go_on_from_begins(data, tmp_path, capl
     assert "nothing to go on from" in caplog.text and (tmp_path / "run/checkpoint_last.pth").exists()
 
 
-def test_a_new_run_in_the_same_folder_keeps_the_earlier_checkpoint(data, tmp_path):
-    pretrain(data, tmp_path / "run", "train.epochs=1")
-    earlier = (tmp_path / "run/checkpoint_last.pth").read_bytes()
-    pretrain(data, tmp_path / "run", "train.epochs=1", "seed=7")
-    assert (tmp_path / "run/earlier_1/checkpoint_last.pth").read_bytes() == earlier
-
-
 def test_one_image_in_all_entries_is_refused(data, tmp_path, capsys):
     file = tmp_path / "pairs.json"
     image = str(next((data / "images/train").glob("*.png")))
@@ -271,6 +264,8 @@ def listing(folder) -> dict[str, bytes]:
         (["model.image_encoder.weights=absent.pth"], []),
         ([], ["--checkpoint", "absent.pth"]),
         (["mim.mask_ratio=0.6"], ["--resume"]),
+        ([], []),  # a second training in the folder
+        ([], ["--seed", "-5", "--resume"]),
     ],
 )
 def test_a_start_that_fails_touches_nothing_of_an_earlier_run(data, tmp_path, capsys, overrides, flags):

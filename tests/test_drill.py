@@ -45,6 +45,21 @@ def test_a_stop_within_a_validation_is_a_stop_and_the_validation_is_repeated(dri
     assert differing(straight / "checkpoint_last.pth", out / "checkpoint_last.pth") == []
 
 
+@pytest.mark.parametrize(
+    "stage, kind, ranks, workers",
+    [
+        ("retrieval", "evaluation image", 1, 4),
+        ("vqa", "evaluation image", 2, 1),
+        ("pretrain", "training image", 2, 4),
+        ("caption", "loss", 1, 1),
+        ("pretrain", "disk", 2, 0),
+    ],
+)
+def test_an_error_ends_all_processes_within_seconds(drill, stage, kind, ranks, workers):
+    result = drill.fail(Setting(stage, ranks, workers), kind)
+    assert result["codes"] == [2] * ranks and result["alive"] == 0 and result["seconds"] < 30, result
+
+
 def test_a_lost_process_is_named_by_the_others(drill, tmp_path):
     out = tmp_path / "lost"
     command = drill.command(Setting(epochs=100), out)

@@ -92,7 +92,7 @@ class Trained:
         self.loader, self.cfg, self.resume = loader or Loader(), cfg, resume
 
     def go(self):
-        resume_from = load_resumable(self.run.dir)[0] if self.resume else None
+        resume_from, self.run.found = load_resumable(self.run.dir)[:2] if self.resume else (None, None)
         self.progress = position(self.model, self.optimizer, len(self.loader), self.cfg, CPU, resume_from)
         self.run.open(resume_step=self.progress.step if self.resume else None)
         fit(
@@ -315,7 +315,7 @@ def test_the_log_holds_the_operations_of_a_second_and_their_share_of_a_known_pea
     for line in trained.log():
         assert line["tflops"] == pytest.approx(1e9 * line["pairs_per_second"] / 1e12) and "mfu" not in line
     monkeypatch.setattr(window, "peak_tflops", lambda name, precision: 2.0)
-    trained = Trained(tmp_path, epochs=1)
+    trained = Trained(tmp_path / "known", epochs=1)
     trained.operations_fn = lambda batch: 1e9 * len(batch["x"])
     trained.go()
     assert [line["mfu"] for line in trained.log()] == [line["tflops"] / 2 for line in trained.log()]

@@ -1,14 +1,15 @@
 import json
 import math
+import random
+import sys
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engine.checkpoint import Found
 from engine.config import Config
 from engine.run import Run
-from utils import UserError
+from utils import UserError, as_config
 
 
 def start(folder, config=None, **options):
@@ -18,28 +19,52 @@ def start(folder, config=None, **options):
     return run
 
 
-def test_a_new_run_keeps_the_earlier_one_and_a_resumed_one_goes_on(tmp_path):
-    for step, options in ((1, {}), (2, {"resume_step": 1}), (3, {}), (4, {})):
-        run = start(tmp_path, Config(seed=step), **options)
-        run.log(step, {"loss": 1.0})
-        run.close()
-    steps = [
-        [json.loads(line)["step"] for line in (tmp_path / folder / "log.jsonl").read_text().splitlines()]
-        for folder in ("earlier_1", "earlier_2", ".")
-    ]
-    assert steps == [[1, 2], [3], [4]]
-    assert len(list((tmp_path / "earlier_1/tensorboard").iterdir())) == 2
-    assert (tmp_path / "config.yaml").read_text() == "seed: 4\n"
-    assert (tmp_path / "earlier_1/config.yaml").read_text() == "seed: 2\n"
+def contents(folder) -> dict[str, bytes | str]:
+    """{file: its bytes} below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_new_run_moves_what_a_run_wrote_and_nothing_else(tmp_path):
-    own = ["metrics.json", "caption_result.json", "caption_result_val.json", "vqa_result.json", "checkpoint_last.pth"]
-    for name in (*own, "retrieval_train.json", "config_of_mine.yaml"):
-        (tmp_path / name).write_text("{}")
-    start(tmp_path).close()
-    assert sorted(path.name for path in (tmp_path / "earlier_1").iterdir()) == sorted(own)
-    assert (tmp_path / "retrieval_train.json").exists() and (tmp_path / "config_of_mine.yaml").exists()
+def test_a_used_folder_is_continued_only_on_request(tmp_path):
+    start(tmp_path, Config(seed=1)).close()
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match="it holds an earlier run; add --resume to continue it"):
+        start(tmp_path, Config(seed=2))
+    assert contents(tmp_path) == before
+    start(tmp_path, Config(seed=2), evaluate=True).close()
+    run = Run(tmp_path, Config(seed=3), Found({}))  # --resume, without a checkpoint: from the beginning
+    run.open()
+    run.log(1, {"x": 1.0})
+    run.close()
+    assert (tmp_path / "config.yaml").read_text() == "seed: 3\n"
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["images/1.png", "config.yaml", "metrics.json"],
+        ["notes.tmp7"],
+        ["checkpoint_last.pth"],
+        ["run.lock"],  # of another program
+        ["run.lock", "metrics.json"],
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"resume_step": 3}, {"evaluate": True}])
+def test_a_folder_that_no_run_wrote_is_refused_and_left_as_it_is(tmp_path, files, options):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    run = Run(tmp_path, Config(seed=1), Found({}) if "resume_step" in options else None)
+    with pytest.raises(UserError, match="and no run's run.lock: no run wrote it"):
+        run.open(**options)
+    assert contents(tmp_path) == {name: b"mine" for name in files}
+
+
+def resume(folder, step, config=None):
+    """A run that goes on from a checkpoint of `step`, open."""
+    run = Run(folder, config, Found({}, step=step))
+    run.open(resume_step=step)
+    return run
 
 
 def test_a_resumed_run_drops_what_was_logged_after_its_checkpoint(tmp_path):
@@ -47,36 +72,9 @@ def test_a_resumed_run_drops_what_was_logged_after_its_checkpoint(tmp_path):
     for step, split in ((2, "train"), (4, "train"), (4, "val"), (0, "test")):
         run.log(step, {"x": 1.0}, split, final=split == "test")
     run.close()
-    start(tmp_path, resume_step=2).close()
+    resume(tmp_path, 2).close()
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [(line["step"], line["split"]) for line in lines] == [(2, "train"), (0, "test")]
-
-
-def test_a_resumed_run_whose_epochs_have_another_number_of_steps_begins_logs_of_its_own(tmp_path):
-    """With --other_ranks: the steps of one count would hide, double or cut off those of the other."""
-    run = start(tmp_path, Config(seed=1))
-    for step in (6, 12, 18):  # 8 steps an epoch; the checkpoint is of step 12
-        run.log(step, {"x": 1.0})
-        run.image(step, "masking", torch.zeros(3, 4, 4))
-    run.close()
-    found = Found(written={}, steps_per_epoch=8)
-    run = Run(tmp_path, Config(seed=1), found)
-    run.open(resume_step=6, steps_per_epoch=4)
-    run.log(12, {"x": 2.0})
-    run.image(12, "masking", torch.ones(3, 4, 4))
-    run.close()
-    for folder, steps in ((tmp_path / "earlier_1", [6, 12, 18]), (tmp_path, [12])):
-        lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        board = EventAccumulator(str(folder / "tensorboard"))
-        board.Reload()
-        points = [event.step for event in board.Scalars("train/x")]
-        images = sorted(path.name for path in (folder / "images").iterdir())
-        assert [line["step"] for line in lines] == points == steps
-        assert images == [f"masking_{step:07}.png" for step in steps]
-    same = Run(tmp_path, Config(seed=1), Found(written={}, steps_per_epoch=4))
-    same.open(resume_step=6, steps_per_epoch=4)  # as ever
-    same.close()
-    assert not (tmp_path / "earlier_2").exists() and (tmp_path / "log.jsonl").read_text() == ""
 
 
 def test_values_that_are_not_finite_are_logged_as_null(tmp_path):
@@ -98,3 +96,24 @@ def test_an_output_folder_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="--output_dir .*file"):
         start(tmp_path / "file")
+
+
+def test_wandb_follows_tensorboard_and_its_failures_end_no_training(tmp_path, monkeypatch, caplog):
+    told = []
+
+    class Package:
+        def init(self, **options):
+            random.random(), torch.rand(1)
+            told.append(options)
+            return self
+
+        def finish(self, exit_code):
+            raise RuntimeError("no server")
+
+    monkeypatch.setitem(sys.modules, "wandb", Package())
+    before = torch.get_rng_state()
+    run = start(tmp_path, as_config({"train": {"tracker": "wandb"}}))
+    run.log(1, {"x": 1.0})
+    run.close()
+    assert told[0]["sync_tensorboard"] and told[0]["dir"] == str(tmp_path) and "no server" in caplog.text
+    assert torch.equal(torch.get_rng_state(), before)

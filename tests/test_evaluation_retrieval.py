@@ -112,7 +112,7 @@ def test_wrong_input_is_a_user_error_that_names_it(project, override, message):
 
 def test_missing_checkpoint_is_a_user_error(project):
     with pytest.raises(utils.UserError, match="--checkpoint"):
-        Retrieval.main(["--config", str(project / "config.yaml"), "--output_dir", str(project), "--evaluate"])
+        Retrieval.main(["--config", str(project / "config.yaml"), "--output_dir", str(project / "out"), "--evaluate"])
     with pytest.raises(utils.UserError, match="does not exist"):
         Retrieval.main([*arguments(project), "--checkpoint", "nowhere.pth"])
 

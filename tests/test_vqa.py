@@ -376,7 +376,7 @@ def test_a_missing_or_unfit_checkpoint_is_named(project, tmp_path):
     state["model"] = {key: value for key, value in state["model"].items() if ".decoder." not in key}
     utils.save_checkpoint(tmp_path / "retrieval.pth", state)
     with pytest.raises(utils.UserError, match="no decoder"):
-        VQA.main(arguments(project, tmp_path, flags=("--checkpoint", str(tmp_path / "retrieval.pth"))))
+        VQA.main(arguments(project, tmp_path / "run", flags=("--checkpoint", str(tmp_path / "retrieval.pth"))))
 
 
 def test_validation_without_answers_cannot_choose_an_epoch(project, tmp_path):
@@ -386,7 +386,7 @@ def test_validation_without_answers_cannot_choose_an_epoch(project, tmp_path):
         del entry["answer"]
     (tmp_path / "val.json").write_text(json.dumps(entries))
     with pytest.raises(utils.UserError, match="data.val has no answers"):
-        VQA.main(arguments(project, tmp_path, f"data.val=[{tmp_path}/val.json]"))
+        VQA.main(arguments(project, tmp_path / "run", f"data.val=[{tmp_path}/val.json]"))
 
 
 # ------------------------------------------------------------------------------------------------------------
