@@ -10,8 +10,8 @@ import pytest
 
 from evaluation.vqa import vqa_accuracy
 from tools.prepare import __main__ as prepare
-from tools.prepare.files import stream_entries
 from tools.prepare.held_out import read_coco_ids
+from tools.prepare.json_stream import stream_entries
 from utils import UserError
 
 TEN = ["red"] * 4 + ["dark red"] * 3 + ["maroon"] * 2 + ["Red"]
@@ -67,7 +67,7 @@ def test_published_counts_that_match_raise_no_warning(run, monkeypatch):
     monkeypatch.setitem(prepare.karpathy.PUBLISHED, "flickr30k", numbers)
     assert "warning" not in run("flickr30k")
     monkeypatch.setitem(prepare.karpathy.PUBLISHED, "flickr30k", {**numbers, "captions": 12})
-    assert "warning: captions, train: 10, 2 fewer than the published 12" in run("flickr30k", "--force")
+    assert "warning: captions, train: 10, 2 fewer than the published 12" in run("flickr30k")
 
 
 def test_a_missing_image_number_is_named(run, source):
@@ -124,20 +124,6 @@ def test_a_photo_of_flickr30ks_test_set_is_left_out_of_coco(run, source, tmp_pat
 
 
 # ------------------------------------------------------------------------------------------------ what sets share
-
-
-def test_a_second_run_does_nothing_until_something_changes(run, source, tmp_path):
-    run("coco")
-    target = tmp_path / "data/coco/annotations/coco_train.json"
-    before = target.stat().st_mtime_ns
-    assert "nothing has changed" in run("coco") and target.stat().st_mtime_ns == before
-    assert "nothing has changed" not in run("coco", "--require-images", "--images", str(make_images(tmp_path)))
-    run("coco")
-    target.unlink()
-    assert "nothing has changed" not in run("coco") and target.is_file()
-    official.karpathy_coco(source)  # the same file with a new time
-    assert "nothing has changed" not in run("coco")
-    assert "nothing has changed" not in run("coco", "--force")
 
 
 def make_images(tmp_path):
@@ -225,7 +211,7 @@ def test_broken_entries_are_counted_and_named(run, source):
 
 
 def test_large_lists_are_read_entry_by_entry(tmp_path, monkeypatch):
-    monkeypatch.setattr("tools.prepare.files.CHUNK", 7)  # every kind of value is cut somewhere
+    monkeypatch.setattr("tools.prepare.json_stream.CHUNK", 7)  # every kind of value is cut somewhere
     entries = [{"a": 'x\\"é\u2028' * 9, "b": [1.5e-7, -12345678, True, None]}, 12, "", [], {"é": {}}] * 3
     text = json.dumps({"info": {"big": list(range(100))}, "list": entries, "after": 1}, indent=1)
     path = tmp_path / "large.json"
@@ -255,7 +241,7 @@ def test_a_file_that_is_not_as_the_tool_wrote_it_is_neither_replaced_nor_removed
             run(name)  # the other files of the folder are the tool's
         else:
             with pytest.raises(UserError, match=message):
-                run(name, "--force")
+                run(name)
     assert read(own) == "changed"
     record = tmp_path / "data/prepared/written.jsonl"
     record.write_text("my notes\n")
@@ -414,7 +400,6 @@ def test_visual_genomes_earlier_questions_lose_those_of_the_minivals_images(run,
     entries = read(path)
     assert [entry["image"] for entry in entries] == ["VG_100K_2/1.jpg", "VG_100K_2/3.jpg"]
     assert ["taken", "out", "1"] == next(line for line in out.splitlines() if "taken out" in line).split()[-3:]
-    assert "vqa is prepared already" in run("vqa")
     official.write_json(path, [{key: entry[key] for key in entry if key != "coco_id"} for entry in entries])
     assert f"warning: {path}: 2 questions do not say which of COCO's images they show" in run("vqa")
     assert len(read(path)) == 2  # whose images are not known is not thrown away

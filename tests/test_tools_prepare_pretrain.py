@@ -11,8 +11,6 @@ import tarfile
 
 import numpy as np
 import official_files as official
-import pyarrow
-import pyarrow.parquet
 import pytest
 from PIL import Image, ImageEnhance
 
@@ -29,7 +27,7 @@ source, run, read = official.source, official.run, official.read
 
 def counts(tmp_path, name):
     """{what: number} as the record of the last run has it, which is what was printed."""
-    report = read(tmp_path / f"data/prepared/{name}.json")["report"]
+    report = read(tmp_path / f"data/prepared/{name}.json")
     return {count["what"].strip(): count["files"] for count in report["counts"]}
 
 
@@ -176,7 +174,6 @@ def test_cc3m_as_img2dataset_left_it(run, source, tmp_path, tar, header):
     ):
         assert line in out
     assert official.open_set("pretrain", f"data.train=[{tmp_path}/data/pretrain/cc3m.json]")[0]["bad"] == []
-    assert "nothing has changed" in run("cc3m")
 
 
 def test_what_is_no_text_among_the_downloads_is_counted_and_the_rest_is_read(run, source, tmp_path):
@@ -222,24 +219,6 @@ def test_predicted_paths_are_img2datasets():
     assert predicted_path(0) == "00000/000000000.jpg" and predicted_path(3_318_332) == "00331/003318332.jpg"
 
 
-def test_statuses_are_read_from_parquet_where_the_json_is_gone(run, source, tmp_path, monkeypatch):
-    cc3m_list(source)
-    folder = tmp_path / "data/cc3m/images"
-    cc3m_downloads(folder, tar=False)
-    (folder / "00000_stats.json").unlink()
-    rows = {"status": ["success", "failed_to_download"], "error_message": [None, "timed out"]}
-    pyarrow.parquet.write_table(pyarrow.table(rows), folder / "00000.parquet")
-    assert "why: 1 x timed out" in run("cc3m")
-    (folder / "00000.parquet").write_bytes(b"PAR1 no table")
-    odd = "odd: 1 x parquet file that cannot be read, its statuses not counted; first: 00000.parquet ("
-    assert odd in run("cc3m", "--force")
-    pyarrow.parquet.write_table(pyarrow.table({"status": ["success"]}), folder / "00000.parquet")
-    assert f"{odd}'error_message')" in run("cc3m", "--force")
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "pyarrow", None)
-        assert f"{odd}reading parquet needs pyarrow: " in run("cc3m", "--force")
-
-
 def test_a_damaged_shard_is_read_up_to_the_damage_and_hostile_names_stay_inside(run, source, tmp_path):
     cc3m_list(source)
     folder = tmp_path / "data/cc3m/images"
@@ -282,9 +261,9 @@ def test_a_shard_cannot_unpack_to_more_than_its_own_size_and_what_never_ends_is_
     assert "damaged tar shard, read up to the damage; first: 00002.tar (" in out
     assert "member of a tar shard that is no plain file in it, left out; first: " in out
     assert "sample whose .json cannot be read, left out; first: 00000/000000001.json" in out
-    assert "sample whose .txt cannot be read, left out; first: 00000/000000002.txt (not a regular file)" in out
+    assert "sample whose .txt cannot be read, left out; first: 00000/000000002.txt (" in out
     os.mkfifo(folder / "00004.tar")
-    with pytest.raises(UserError, match="00004.tar: cannot be unpacked .not a regular file"):
+    with pytest.raises(UserError, match="00004.tar: cannot be read .not a regular file"):
         run("cc3m")
 
 
@@ -454,7 +433,7 @@ def test_copies_are_recognised_after_resizing_and_compression(tmp_path, change):
         known.add(fingerprint(official.save(tmp_path / f"{number}.jpg", number, (640, 480), 95)), str(number))
     for number in range(20):
         change(official.picture(number, (640, 480))).save(tmp_path / "copy.jpg", quality=60)
-        assert known.find(fingerprint(tmp_path / "copy.jpg"))[0] == str(number)
+        assert list(known.find(fingerprint(tmp_path / "copy.jpg"))) == [str(number)]
 
 
 def test_other_images_are_not_taken_for_copies(tmp_path):
@@ -462,7 +441,7 @@ def test_other_images_are_not_taken_for_copies(tmp_path):
     for number in range(100):
         known.add(fingerprint(official.save(tmp_path / f"{number}.jpg", number)), str(number))
     for number in range(100, 300):
-        assert known.find(fingerprint(official.save(tmp_path / "other.jpg", number))) is None
+        assert not known.find(fingerprint(official.save(tmp_path / "other.jpg", number)))
 
 
 def test_even_images_are_compared_by_their_bytes_alone(tmp_path):
@@ -470,8 +449,8 @@ def test_even_images_are_compared_by_their_bytes_alone(tmp_path):
     for name, colour, size in (("white.png", "white", 64), ("copy.png", "white", 64), ("other.png", "white", 65)):
         Image.new("RGB", (size, size), colour).save(tmp_path / name)
     known.add(fingerprint(tmp_path / "white.png"), "white")
-    assert known.find(fingerprint(tmp_path / "copy.png")) == ("white", "a copy")
-    assert known.find(fingerprint(tmp_path / "other.png")) is None
+    assert known.find(fingerprint(tmp_path / "copy.png")) == {"white": "a copy"}
+    assert not known.find(fingerprint(tmp_path / "other.png"))
 
 
 @pytest.mark.parametrize("name", [*FORMATS, "ICO", "TGA", "EPS"])

@@ -24,7 +24,7 @@ from dataset.loader import MIN_BAD
 from dataset.text import Tokenizer, clean_caption
 from dataset.transforms import ImageError
 from engine import config
-from tools.prepare.files import progress
+from tools.prepare.common import progress
 from tools.prepare.image_hash import COPY, LOOK_ALIKE, NO_FILE, KnownImages, fingerprints
 from utils import Config, UserError, one_line, run_main, write_json
 
@@ -262,10 +262,7 @@ def check_images(datasets: dict, spared: dict, cfg: Config, workers: int, findin
 
 
 def _opened(paths: list[str], workers: int, label: str) -> Iterator:
-    line = progress(label, "images", len(paths))
-    for item in fingerprints(paths, workers):
-        line.advance(1)
-        yield item
+    return progress(fingerprints(paths, workers), label, "images", len(paths))
 
 
 def _check_training_images(dataset, known: KnownImages, bad: dict, cfg: Config, workers: int, findings: Findings):
@@ -275,8 +272,9 @@ def _check_training_images(dataset, known: KnownImages, bad: dict, cfg: Config, 
         if isinstance(mark, ImageError):
             bad[path] = mark.reason
         elif found := known.find(mark):
-            how = SAME_PATH if os.path.abspath(path) == os.path.abspath(found[0]) else found[1]
-            copies.setdefault(found[0], (path, how))
+            copy, how = next(iter(found.items()))
+            same = os.path.abspath(path) == os.path.abspath(copy)
+            copies.setdefault(copy, (path, SAME_PATH if same else how))
     _report_bad("train", list(counts), bad, findings)
     entries = sum(count for path, count in counts.items() if path in bad)
     share, allowed = entries / max(sum(counts.values()), 1), cfg.data.max_bad_share

@@ -23,7 +23,7 @@ from dataset.entries import Source
 from dataset.index import Pairs, load_pairs
 from dataset.shards import IMAGES, read_member
 from dataset.transforms import ImageError, image_size
-from tools.prepare.files import warn
+from tools.prepare.common import check_output, warn
 from tools.prepare.parquet import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
@@ -32,7 +32,7 @@ from tools.prepare.parquet import (
     read_tables,
     splits,
 )
-from tools.prepare.shards import FailedDownload, LeftOut, Packed, Sample, check_output, write_shards
+from tools.prepare.shards import FailedDownload, LeftOut, Packed, Sample, write_shards
 
 
 def main(argv=None) -> None:

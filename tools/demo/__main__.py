@@ -19,8 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tools.demo import scenes
-from tools.prepare.files import whole_folder
-from tools.prepare.shards import check_output
+from tools.prepare.common import check_output, whole_folder
 from utils import UserError, in_processes, run_main
 
 META = "meta.json"

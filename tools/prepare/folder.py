@@ -15,7 +15,6 @@ show the same (the same bytes, or the same image in another size or compression)
 import argparse
 import os
 import random
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -24,14 +23,13 @@ from dataset.official import tidy
 from dataset.tables import IMAGE_ENDINGS, captions_beside, folder_images
 from dataset.text import clean_caption
 from dataset.transforms import ImageError
-from tools.prepare.files import progress
+from tools.prepare.common import Job, progress
 from tools.prepare.image_hash import NO_FILE, KnownImages, fingerprints
-from tools.prepare.job import Job
-from utils import HALF_SURROGATE, UserError, find_file, make_folder, shown
+from utils import HALF_SURROGATE, UserError, find_file, shown
 
 ALL_LINES, FIRST_LINE = "all-lines", "first-line"
 PICTURES = (".svg", ".svgz", ".heic", ".heif", ".avif", ".jxl", ".psd", ".eps", ".pdf", ".ai", ".xcf", ".raw", ".dng")
-SHARE, MOST = 0.1, 1000  # of the images for validation and test each, where nothing is said
+SHARE, MOST = 0.1, 1000  # of the images for validation and test each, by default
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,44 +50,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=int, default=os.cpu_count(), help="processes that compare images (default: %(default)s)")
 
 
-def prepare(options: argparse.Namespace) -> None:
-    """Write the lists and print what was found."""
-    check_options(options)
-    make_folder(options.output)
-    started = time.monotonic()
-    job = Job("folder", options, options.source)
-    try:
-        captions = usable_captions(job, read_captions(job))
-        groups = same_images(job, captions)
-        write_splits(job, captions, split(job, groups))
-    finally:  # what was found explains a failure too
-        if job.report.counts or job.report.odd_entries:
-            print("\n".join(job.report.lines()), flush=True)
-    for path, count in job.files.items():
-        print(f"{path}: {count:,} entries")
-    print(f"folder: prepared in {time.monotonic() - started:.0f} s")
-
-
-def check_options(options: argparse.Namespace) -> None:
+def prepare(job: Job) -> None:
+    options = job.options
     if not options.source.is_dir():
         raise UserError(f"--source {options.source}: no such folder")
-    if options.output.exists() and not options.output.is_dir():
-        raise UserError(f"--output {options.output}: is a file, name a folder")
-    if options.workers < 1:
-        raise UserError(f"--workers {options.workers}: must be at least 1")
     for key in ("val", "test"):
         wanted(key, getattr(options, key), 0)
     names = columns(options.columns)
     if names and options.captions in (ALL_LINES, FIRST_LINE):
         raise UserError(f"--columns {' '.join(options.columns)}: needs --captions FILE, whose columns they are")
+    captions = usable_captions(job, read_captions(job, names))
+    write_splits(job, captions, split(job, same_images(job, captions)))
 
 
 def columns(given: list[str]) -> dict[str, str]:
     """{"image": "filepath", ...} of `image=filepath`."""
     names = {}
     for text in given:
-        key, mark, name = text.partition("=")
-        if not mark or key not in KINDS["pretrain"] or not name:
+        key, _, name = text.partition("=")
+        if key not in KINDS["pretrain"] or not name:
             raise UserError(f"--columns {text}: must be image=NAME or caption=NAME")
         names[key] = name
     return names
@@ -111,38 +90,42 @@ def wanted(key: str, given: str | None, images: int) -> int:
 # ------------------------------------------------------------------------------------------------ captions
 
 
-def read_captions(job: Job) -> Iterator[tuple[str, list[str]]]:
-    """(path of an image, its captions as they stand), in the images' order."""
+def read_captions(job: Job, names: dict[str, str]) -> Iterator[tuple[str, list[str]]]:
+    """(path of an image, its captions as they stand), in the images' order; names: of the columns."""
     how = job.options.captions
     if how not in (ALL_LINES, FIRST_LINE):
-        yield from captions_of_file(job, find_file(how, "--captions"), columns(job.options.columns)).items()
+        yield from captions_of_file(job, find_file(how, "--captions"), names).items()
         return
     count_unread(job)
     for image, text in folder_images(job.source):
         try:
             texts = [caption for _, caption in captions_beside(text)]
         except UserError as error:
-            job.report.odd("image whose .txt cannot be read, left out", str(error))
+            job.odd("image whose .txt cannot be read, left out", str(error))
             continue
         yield image, texts[:1] if how == FIRST_LINE else texts
 
 
 def count_unread(job: Job) -> None:
     """Counts captions whose image is none that can be read, such as a drawing in SVG."""
-    for parent, folders, names in os.walk(job.source):
-        folders.sort()
+    for parent, names in walk(job.source):
         endings: dict[str, set[str]] = {}
         for name in names:
             stem, ending = os.path.splitext(name)
             endings.setdefault(stem, set()).add(ending.lower())
-        for stem, found in sorted(endings.items()):
+        for stem, found in endings.items():
             if ".txt" not in found or not found.isdisjoint(IMAGE_ENDINGS):
                 continue
             picture = next((ending for ending in PICTURES if ending in found), None)
-            kind = (
-                f"image in a format that is not read ({picture}), left out" if picture else "caption without an image"
-            )
-            job.report.odd(kind, os.path.join(parent, stem + (picture or ".txt")))
+            kind = f"image in a format that is not read ({picture}), left out"
+            job.odd(kind if picture else "caption without an image", os.path.join(parent, stem + (picture or ".txt")))
+
+
+def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """(folder, its files) of a folder and those in it, in order of name."""
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        yield parent, sorted(names)
 
 
 def captions_of_file(job: Job, path: Path, names: dict[str, str]) -> dict[str, list[str]]:
@@ -154,12 +137,9 @@ def captions_of_file(job: Job, path: Path, names: dict[str, str]) -> dict[str, l
             check_kind(texts, "caption", TEXT_OR_LIST, where)
         captions.setdefault(os.path.normpath(entry["image"]), []).extend(strings(texts))
     listed = {os.path.abspath(image) for image in captions}
-    for parent, folders, found in os.walk(job.source):
-        folders.sort()
-        for name in sorted(found):
-            image = os.path.join(parent, name)
-            if name.lower().endswith(IMAGE_ENDINGS) and os.path.abspath(image) not in listed:
-                job.report.odd(f"image that {path.name} does not name, left out", image)
+    for image in (os.path.join(parent, name) for parent, names in walk(job.source) for name in names):
+        if image.lower().endswith(IMAGE_ENDINGS) and os.path.abspath(image) not in listed:
+            job.odd(f"image that {path.name} does not name, left out", image)
     return captions
 
 
@@ -168,16 +148,17 @@ def usable_captions(job: Job, found: Iterable[tuple[str, list[str]]]) -> dict[st
     captions = {}
     for image, texts in found:
         if HALF_SURROGATE.search(image):
-            job.report.odd("image whose name is not UTF-8, left out", image)
+            job.odd("image whose name is not UTF-8, left out", image)
             continue
         tidied = list(dict.fromkeys(map(tidy, texts)))
-        captions[image] = [text for text in tidied if clean_caption(text, 1)]
+        usable = [text for text in tidied if clean_caption(text, 1)]
         for text in tidied:
-            if text not in captions[image]:
-                job.report.odd("caption without a word, left out", f"{image}: {shown(text)}")
-        if not captions[image]:
-            job.report.odd("image without a caption, left out", image)
-            del captions[image]
+            if text not in usable:
+                job.odd("caption without a word, left out", f"{image}: {shown(text)}")
+        if usable:
+            captions[image] = usable
+        else:
+            job.odd("image without a caption, left out", image)
     return captions
 
 
@@ -187,32 +168,26 @@ def usable_captions(job: Job, found: Iterable[tuple[str, list[str]]]) -> dict[st
 def same_images(job: Job, captions: dict[str, list[str]]) -> list[list[str]]:
     """The images that can be read, in order, those that show the same in one group."""
     known, group_of = KnownImages(), {}
-    line = progress("comparing images", "images", len(captions))
-    for path, mark in fingerprints(list(captions), job.options.workers):
-        line.advance(1)
+    marks = fingerprints(list(captions), job.options.workers)
+    for path, mark in progress(marks, "comparing images", "images", len(captions)):
         if isinstance(mark, ImageError):
             how = "is missing" if mark.reason == NO_FILE else "cannot be read"
-            job.report.odd(f"image that {how}, left out", str(mark))
+            job.odd(f"image that {how}, left out", str(mark))
             continue
         group_of[path] = [path]
-        for other in known.find_all(mark):
+        for other in known.find(mark):
             if group_of[other] is not group_of[path]:
-                _merge(group_of[other], group_of[path], group_of)
+                group_of[other] += group_of[path]
+                group_of.update(dict.fromkeys(group_of[path], group_of[other]))
         if len(group_of[path]) > 1:
             first = next(other for other in group_of[path] if other != path)
-            job.report.odd("image that shows what others show, kept in their split", f"{path} = {first}")
+            job.odd("image that shows what others show, kept in their split", f"{path} = {first}")
         known.add(mark, path)
     if not group_of:
         raise UserError(f"--source {job.source}: no image with a caption that can be used; see the counts above")
-    groups = list({id(group): group for group in group_of.values()}.values())
-    job.report.count("images with captions", len(group_of))
-    job.report.count("captions", sum(len(captions[image]) for image in group_of))
-    return groups
-
-
-def _merge(group: list[str], other: list[str], group_of: dict[str, list[str]]) -> None:
-    group += other
-    group_of.update(dict.fromkeys(other, group))
+    job.count("images with captions", len(group_of))
+    job.count("captions", sum(len(captions[image]) for image in group_of))
+    return list({id(group): group for group in group_of.values()}.values())
 
 
 def split(job: Job, groups: list[list[str]]) -> dict[str, list[str]]:
@@ -235,7 +210,7 @@ def split(job: Job, groups: list[list[str]]) -> dict[str, list[str]]:
 
 
 def path_in_list(job: Job, image: str) -> str:
-    """An image's path relative to the lists, or absolute where SOURCE is not below OUTPUT's parent folder."""
+    """An image's path relative to the lists, or absolute if SOURCE is not below OUTPUT's parent folder."""
     source, output = job.source.resolve(), job.output.resolve()
     path = source / os.path.relpath(image, job.source)
     return os.path.relpath(path, output) if source.is_relative_to(output.parent) else str(path)
@@ -245,15 +220,14 @@ def write_splits(job: Job, captions: dict[str, list[str]], splits: dict[str, lis
     """train.json, val.json and test.json; an image's id is its path below SOURCE."""
     for name, images in splits.items():
         if not images:
-            job.report.note(f"no image for {name}: {name}.json is not written")
-            if job.written.owns(earlier := job.output / f"{name}.json"):
-                earlier.unlink()  # of an earlier run, whose images are training's now
+            job.note(f"no image for {name}: {name}.json is not written")
+            if job.owns(job.output / f"{name}.json"):
+                (job.output / f"{name}.json").unlink()  # of an earlier run, whose images are training's now
             continue
         with job.writing(f"{name}.json") as write:
             for image in images:
                 entry = {"image": path_in_list(job, image), "image_id": os.path.relpath(image, job.source)}
                 for texts in captions[image] if name == "train" else [captions[image]]:
                     write({**entry, "caption": texts})
-        number = sum(len(captions[image]) for image in images)
-        job.report.count(f"images, {name}", len(images))
-        job.report.count(f"captions, {name}", number)
+        job.count(f"images, {name}", len(images))
+        job.count(f"captions, {name}", sum(len(captions[image]) for image in images))

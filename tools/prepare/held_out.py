@@ -6,93 +6,117 @@ and in SBU's and Visual Genome's addresses), and with --check-leaks by what the 
 """
 
 import pickle
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from dataset.entries import read_json
 from dataset.official import coco_number
 from dataset.tables import text_lines
 from dataset.transforms import ImageError
-from tools.prepare.files import Written, progress, read_json
+from tools.prepare.common import Job, progress
 from tools.prepare.image_hash import KnownImages, fingerprints
-from tools.prepare.report import Report
-from utils import UserError, write_json
+from utils import UserError, open_file
+
+FLICKR_URL = re.compile(r"flickr\.com/\d+/(\d+)_")  # static.flickr.com/SERVER/PHOTO_SECRET.jpg, in all its hosts
+
+
+def flickr_photo(url: str | None) -> int | None:
+    """The number of a Flickr photo from the address of its file; None for other addresses."""
+    found = FLICKR_URL.search(url or "")
+    return int(found[1]) if found else None
+
+
+def held_out_file(output: Path, name: str) -> Path:
+    """Where the preparation of coco or flickr30k leaves its held-out images."""
+    return output / "prepared" / f"held_out_{name}.json"
+
+
+def write_held_out(job: Job, images: list[dict]) -> None:
+    """images: {"image": path in the images' folder, "split", "coco_id", "flickr_id"} each."""
+    content = {"name": job.name, "folder": str(job.images.resolve()), "images": images}
+    job.write_json(f"prepared/held_out_{job.name}.json", content)
 
 
 class HeldOut:
-    """Ids and, once `read_images` was called, contents of the images that are held out; values: "coco test" etc."""
+    """The held-out images that earlier preparations in the same OUTPUT left, and how many images they kept out.
 
-    def __init__(self):
+    coco, flickr: {id: split}, splits such as "coco test". With --check-leaks the held-out images that are on disk are
+    read, and `find_copies` finds their copies.
+    """
+
+    def __init__(self, job: Job, *wanted: str):
+        """wanted: preparations whose absence is a warning."""
+        self.job = job
         self.coco: dict[int, str] = {}
         self.flickr: dict[int, str] = {}
-        self.files: dict[str, str] = {}  # path -> split
         self.known = KnownImages()
+        self.copies: dict[str, str] = {}  # image -> what it is a copy of
+        self.by_id = self.by_content = 0
+        files = {}
+        for name in ("coco", "flickr30k"):
+            if held_out_file(job.output, name).is_file():
+                files |= self._read(read_json(held_out_file(job.output, name)))
+            elif name in wanted:
+                job.warn(f"{name}'s test images are not known here: run tools.prepare {name} with this --output first")
+        if job.options.check_leaks:
+            self._read_images(files)
 
-    def by_id(self, coco_id: int | None = None, flickr_id: int | None = None) -> str | None:
-        """The split that holds the image, or None."""
-        return self.coco.get(coco_id) or self.flickr.get(flickr_id)
-
-    def add_file(self, path: Path) -> None:
-        """Take in a file that `write_held_out` wrote."""
-        content = read_json(path)
+    def _read(self, content: Mapping) -> dict[str, str]:
+        """Take in the ids of a held-out file; {path: split} of its images."""
+        files = {}
         for image in content["images"]:
             split = f"{content['name']} {image['split']}"
-            if image.get("coco_id") is not None:
-                self.coco[image["coco_id"]] = split
-            if image.get("flickr_id") is not None:
-                self.flickr[image["flickr_id"]] = split
-            self.files[str(Path(content["folder"]) / image["image"])] = split
+            for ids, key in ((self.coco, "coco_id"), (self.flickr, "flickr_id")):
+                if image.get(key) is not None:
+                    ids[image[key]] = split
+            files[str(Path(content["folder"]) / image["image"])] = split
+        return files
 
-    def read_images(self, workers: int, report: Report) -> None:
-        """Fingerprints of those held-out images that are on disk."""
-        line = progress("hashing the held-out images", "images", len(self.files))
-        missing = 0
-        for path, mark in fingerprints(list(self.files), workers):
-            line.advance(1)
+    def _read_images(self, files: Mapping[str, str]) -> None:
+        marks, missing = fingerprints(list(files), self.job.options.workers), 0
+        for path, mark in progress(marks, "reading the held-out images", "images", len(files)):
             if isinstance(mark, ImageError):
                 missing += 1
             else:
-                self.known.add(mark, f"{self.files[path]} {Path(path).name}")
-        report.count("held-out images compared by content", len(self.known))
+                self.known.add(mark, f"{files[path]} {Path(path).name}")
+        self.job.count("held-out images compared by content", len(self.known))
         if missing:
-            report.warn(f"{missing:,} of {len(self.files):,} held-out images are not on disk or not readable")
+            self.job.warn(f"{missing:,} of {len(files):,} held-out images are not on disk or not readable")
         if not len(self.known):
-            report.warn("--check-leaks compared nothing: prepare coco and flickr30k first, with their images")
+            self.job.warn("--check-leaks compared nothing: prepare coco and flickr30k first, with their images")
 
+    def find_copies(self, images: Iterable[str]) -> None:
+        """Compare images (paths in the images' folder) with the held-out ones, if --check-leaks asks for it."""
+        if not len(self.known):
+            return
+        present = {str(self.job.images / image): image for image in images if self.job.exists(image)}
+        marks = fingerprints(list(present), self.job.options.workers)
+        for path, mark in progress(marks, "comparing images with the held-out ones", "images", len(present)):
+            if isinstance(mark, ImageError):
+                self.job.odd("image that cannot be compared (missing or unreadable)", str(mark))
+            elif found := self.known.find(mark):
+                name, how = next(iter(found.items()))
+                self.copies[present[path]] = f"{how} of {name}"
 
-def write_held_out(written: Written, path: Path, name: str, folder: Path, images: list[dict]) -> None:
-    """images: {"image": path in `folder`, "split", "coco_id", "flickr_id"} each."""
-    with written.replacing(path) as temporary:
-        write_json(temporary, {"name": name, "folder": str(folder.resolve()), "images": images})
+    def allows(
+        self, image: str, coco_id: int | None = None, flickr_id: int | None = None, sha256: str | None = None
+    ) -> bool:
+        """Whether pre-training may see an image; those that it may not are counted."""
+        split = self.coco.get(coco_id) or self.flickr.get(flickr_id)
+        copy = self.copies.get(image) or self.known.find_bytes(sha256)
+        if split:
+            self.by_id += 1
+            self.job.odd("image of a validation or test set (by id), left out", f"{image} = {split}")
+        elif copy:
+            self.by_content += 1
+            self.job.odd("image of a validation or test set (by content), left out", f"{image}: {copy}")
+        return not split and not copy
 
-
-def held_out_files(output: Path) -> list[Path]:
-    return sorted((output / "prepared").glob("held_out_*.json"))
-
-
-def load_held_out(output: Path, report: Report, needed: Sequence[str] = ("coco", "flickr30k")) -> HeldOut:
-    """What earlier preparations in the same OUTPUT left; a warning names each of `needed` that is not there."""
-    held_out = HeldOut()
-    found = held_out_files(output)
-    for path in found:
-        held_out.add_file(path)
-    for name in needed:
-        if not any(path.name == f"held_out_{name}.json" for path in found):
-            report.warn(f"{name}'s test images are not known here: run tools.prepare {name} with this --output first")
-    return held_out
-
-
-def leaks_by_content(paths: Iterable[str], held_out: HeldOut, workers: int, report: Report) -> dict[str, str]:
-    """{path: what it is a copy of} of the images that show a held-out one; unreadable images are counted."""
-    paths = list(paths)
-    line = progress("comparing images with the held-out ones", "images", len(paths))
-    leaks: dict[str, str] = {}
-    for path, mark in fingerprints(paths, workers):
-        line.advance(1)
-        if isinstance(mark, ImageError):
-            report.odd("image that cannot be compared (missing or unreadable)", str(mark))
-        elif found := held_out.known.find(mark):
-            leaks[path] = f"{found[1]} of {found[0]}"
-    return leaks
+    def report(self) -> None:
+        self.job.count("validation and test images left out, by id", self.by_id)
+        if self.job.options.check_leaks:
+            self.job.count("validation and test images left out, by content", self.by_content)
 
 
 # ------------------------------------------------------------------------------------------------ lists of ids
@@ -122,10 +146,8 @@ def read_coco_ids(path: Path, wanted: Callable[[dict], bool] = lambda entry: Tru
 
 def _coco_id(entry) -> int | None:
     if isinstance(entry, dict):
-        for key in ("cocoid", "image_id", "img_id", "id", "image", "file_name", "filename"):
-            if key in entry:
-                return _coco_id(entry[key])
-        return None
+        keys = ("cocoid", "image_id", "img_id", "id", "image", "file_name", "filename")
+        return next((_coco_id(entry[key]) for key in keys if key in entry), None)
     if isinstance(entry, int) and not isinstance(entry, bool):
         return entry
     text = str(entry)
@@ -142,15 +164,10 @@ class _PlainUnpickler(pickle.Unpickler):
 def read_refs(path: Path) -> list[dict]:
     """RefCOCO's refs(unc).p: [{"image_id", "split": train | val | testA | testB, ...}]."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             refs = _PlainUnpickler(file, encoding="latin1").load()
-    except (OSError, EOFError, pickle.UnpicklingError, ValueError, AttributeError, IndexError) as error:
+    except (EOFError, pickle.UnpicklingError, ValueError, AttributeError, IndexError) as error:
         raise UserError(f"{path}: not RefCOCO's references ({error})") from None
     if not isinstance(refs, list) or not all(isinstance(ref, dict) and "image_id" in ref for ref in refs):
         raise UserError(f"{path}: not RefCOCO's references (a list of objects with image_id)")
     return refs
-
-
-def evaluation_refs(path: Path) -> set[int]:
-    """COCO ids of RefCOCO's (or RefCOCO+'s) validation and test images."""
-    return read_coco_ids(path, lambda entry: entry.get("split", "val") != "train")

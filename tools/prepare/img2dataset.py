@@ -1,8 +1,7 @@
 """What img2dataset made of a list of addresses (github.com/rom1504/img2dataset): folders or tar shards of
-key.jpg + key.json, beside each a SHARD_stats.json and a SHARD.parquet with the status of every address.
+key.jpg + key.json, beside each a SHARD_stats.json with the status of every address.
 """
 
-import json
 import os
 import re
 import shutil
@@ -11,10 +10,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.prepare.files import progress, read_json, whole_folder
-from tools.prepare.parquet import opened_parquet
-from tools.prepare.report import Report
-from utils import UserError
+from dataset.entries import read_json
+from tools.prepare.common import Job, progress, whole_folder
+from utils import UserError, open_file
 
 SHARD = re.compile(r"\d{5,}")
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
@@ -36,115 +34,82 @@ def shard_names(folder: Path) -> list[str]:
     return sorted(name for name in found if SHARD.fullmatch(name))
 
 
-def unpack_shards(folder: Path, report: Report) -> None:
-    """SHARD.tar -> SHARD/, each whole or not at all; what is unpacked already is left alone."""
-    packed = [name for name in shard_names(folder) if not (folder / name).is_dir()]
-    line = progress("unpacking tar shards", "shards", len(packed))
-    for name in packed:
+def unpack_shards(job: Job) -> None:
+    """SHARD.tar -> SHARD/ in the images' folder, each whole or not at all; what is unpacked already is left alone."""
+    packed = [name for name in shard_names(job.images) if not (job.images / name).is_dir()]
+    for name in progress(packed, "unpacking tar shards", "shards"):
+        path = job.images / f"{name}.tar"
         try:
-            with whole_folder(folder / name) as partial:
-                _unpack(folder / f"{name}.tar", partial, report)
+            with open_file(path) as file, whole_folder(job.images / name) as partial:
+                _unpack(job, path, file, partial)
         except OSError as error:
-            raise UserError(f"{folder / name}.tar: cannot be unpacked ({error.strerror or error})") from None
-        line.advance(1)
+            raise UserError(f"{path}: cannot be unpacked ({error.strerror or error})") from None
 
 
-def _unpack(path: Path, folder: Path, report: Report) -> None:
-    """Of a tar file without compression, which cannot hold more than its own size, the plain files of its top."""
-    if not path.is_file():  # a pipe would be waited for without end
-        raise UserError(f"{path}: cannot be unpacked (not a regular file)")
+def _unpack(job: Job, path: Path, file, folder: Path) -> None:
+    """The plain files at the top of a tar file without compression, which cannot hold more than its own size."""
     try:
-        with tarfile.open(path, "r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if member.size < 0:  # Python before 3.13.6 would read it for ever
                     raise tarfile.ReadError("a file of negative size")
                 if not member.isreg() or member.issparse() or os.path.basename(member.name) != member.name:
-                    report.odd("member of a tar shard that is no plain file in it, left out", f"{path}: {member.name}")
+                    job.odd("member of a tar shard that is no plain file in it, left out", f"{path}: {member.name}")
                 elif member.name.endswith(KEPT_ENDINGS):
-                    with open(folder / member.name, "wb") as file:
-                        shutil.copyfileobj(tar.extractfile(member), file)
+                    with open(folder / member.name, "wb") as target:
+                        shutil.copyfileobj(tar.extractfile(member), target)
     except (tarfile.TarError, EOFError) as error:
-        report.odd("damaged tar shard, read up to the damage", f"{path.name} ({error})")
+        job.odd("damaged tar shard, read up to the damage", f"{path.name} ({error})")
 
 
-def samples(folder: Path, report: Report) -> Iterator[dict]:
-    """{"image": path in `folder`, "caption", "url", "sha256"} of every image of the unpacked shards; sha256 is that of
-    the file at its address, from before it was resized."""
-    shards = shard_names(folder)
-    line = progress("reading shards", "shards", len(shards))
-    for shard in shards:
-        names = set(os.listdir(folder / shard))
+def samples(job: Job) -> Iterator[dict]:
+    """{"image": path in the images' folder, "caption", "url", "sha256"} of every image of the unpacked shards; sha256
+    is that of the file at its address, from before it was resized."""
+    for shard in progress(shard_names(job.images), "reading shards", "shards"):
+        names = set(os.listdir(job.images / shard))
         for name in sorted(name for name in names if name.endswith(".json")):
-            sample = _sample(folder, shard, name, names, report)
+            sample = _sample(job, shard, name.removesuffix(".json"), names)
             if sample is not None:
                 yield sample
-        line.advance(1)
 
 
-def _sample(folder: Path, shard: str, name: str, names: set[str], report: Report) -> dict | None:
-    where, stem = f"{shard}/{name}", name.removesuffix(".json")
+def _sample(job: Job, shard: str, key: str, names: set[str]) -> dict | None:
+    where, folder = f"{shard}/{key}.json", job.images / shard
     try:
-        content = json.loads(_text(folder / shard / name))
+        content = read_json(folder / f"{key}.json")
         caption, url = content.get("caption"), content.get("url") or ""
         if not isinstance(caption, str | None):
-            raise ValueError("its caption is no text")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        report.odd("sample whose .json cannot be read, left out", where)
+            raise AttributeError("its caption is no text")
+    except (UserError, AttributeError):
+        job.odd("sample whose .json cannot be read, left out", where)
         return None
     if content.get("status", "success") != "success":
         return None
-    image = next((stem + ending for ending in IMAGE_ENDINGS if stem + ending in names), None)
-    if image is None or not os.path.getsize(folder / shard / image):
-        report.odd("sample whose image is missing or empty, left out", where)
+    image = next((key + ending for ending in IMAGE_ENDINGS if key + ending in names), None)
+    if image is None or not os.path.getsize(folder / image):
+        job.odd("sample whose image is missing or empty, left out", where)
         return None
-    if caption is None and f"{stem}.txt" in names:
+    if caption is None and f"{key}.txt" in names:
         try:
-            caption = _text(folder / shard / f"{stem}.txt")
-        except (OSError, ValueError) as error:
-            report.odd("sample whose .txt cannot be read, left out", f"{shard}/{stem}.txt ({error})")
+            with open_file(folder / f"{key}.txt") as file:
+                caption = file.read().decode("utf-8")
+        except (UserError, UnicodeDecodeError) as error:
+            job.odd("sample whose .txt cannot be read, left out", f"{shard}/{key}.txt ({error})")
             return None
-    return {
-        "image": f"{shard}/{image}",
-        "caption": caption or "",
-        "url": str(url),
-        "sha256": content.get("sha256"),
-    }
+    sha256 = content.get("sha256")
+    return {"image": f"{shard}/{image}", "caption": caption or "", "url": str(url), "sha256": sha256}
 
 
-def _text(path: Path) -> str:
-    """Raises OSError for what is no regular file, such as a pipe or a device that never ends."""
-    if not path.is_file():
-        raise OSError("not a regular file")
-    return path.read_text(encoding="utf-8")
-
-
-def failures(folder: Path, report: Report) -> Counter:
-    """{reason: addresses} of what could not be downloaded, from SHARD_stats.json, else from SHARD.parquet."""
+def failures(job: Job) -> Counter:
+    """{reason: addresses} of what could not be downloaded, from the shards' statistics."""
     reasons: Counter = Counter()
-    for shard in shard_names(folder):
-        stats, table = folder / f"{shard}_stats.json", folder / f"{shard}.parquet"
-        if stats.is_file():
-            reasons.update(_stats_reasons(stats, report))
-        elif table.is_file():
-            reasons.update(_parquet_reasons(table, report))
+    for path in (job.images / f"{name}_stats.json" for name in shard_names(job.images)):
+        if not path.is_file():
+            continue
+        try:
+            counts = read_json(path).get("status_dict", {}).items()
+            reasons.update({str(reason): int(count) for reason, count in counts})
+        except (UserError, AttributeError, TypeError, ValueError) as error:
+            job.odd("shard whose statistics cannot be read", f"{path.name} ({error})")
     reasons.pop("success", None)
     return reasons
-
-
-def _stats_reasons(path: Path, report: Report) -> Counter:
-    try:
-        return Counter({str(reason): int(count) for reason, count in read_json(path).get("status_dict", {}).items()})
-    except (UserError, AttributeError, TypeError, ValueError) as error:
-        report.odd("shard whose statistics cannot be read", f"{path.name} ({error})")
-        return Counter()
-
-
-def _parquet_reasons(path: Path, report: Report) -> Counter:
-    try:
-        with opened_parquet(path) as file:
-            columns = file.read(columns=["status", "error_message"]).to_pydict()
-        pairs = list(zip(columns["status"], columns["error_message"], strict=True))
-    except (UserError, KeyError) as error:  # KeyError: a column is missing
-        report.odd("parquet file that cannot be read, its statuses not counted", f"{path.name} ({error})")
-        return Counter()
-    return Counter("success" if status == "success" else message or status for status, message in pairs)

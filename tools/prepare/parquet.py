@@ -22,7 +22,7 @@ from dataset.shards import shard_files
 from dataset.tables import PARQUET, folder_images
 from dataset.text import clean_caption
 from dataset.transforms import ImageError, opened
-from tools.prepare.files import warn
+from tools.prepare.common import warn
 from tools.prepare.shards import FailedDownload, LeftOut, Sample
 from utils import UserError, one_line, reason, shown
 

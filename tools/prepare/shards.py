@@ -16,7 +16,7 @@ import numpy as np
 
 from dataset.common import EmptyCaption
 from dataset.transforms import ImageError
-from tools.prepare.files import progress, whole_folder
+from tools.prepare.common import progress, whole_folder
 from utils import UserError, replacing, write_json
 
 EXAMPLES = 3  # of what is left out, in the error
@@ -128,9 +128,7 @@ def _usable(
     samples: Iterable[Sample | LeftOut | FailedDownload], total: int, every: int, max_bad_share: float, packed: Packed
 ) -> Iterator[Sample]:
     """The samples that can be written; the others are counted in `packed`, which is checked after `every` samples."""
-    line = progress("packing images", "images", total)
-    for number, sample in enumerate(samples, 1):
-        line.advance(sample.rows if isinstance(sample, Sample) else 1)
+    for number, sample in enumerate(progress(samples, "packing images", "images", total), 1):
         if isinstance(sample, FailedDownload):
             packed.failed_downloads += 1
         elif isinstance(sample, LeftOut):

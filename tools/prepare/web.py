@@ -4,18 +4,19 @@ import argparse
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from dataset.official import flickr_photo, tidy
+from dataset.entries import read_json
+from dataset.official import tidy
 from dataset.text import clean_caption
 from tools.prepare import img2dataset
-from tools.prepare.files import find_official, progress, read_json
-from tools.prepare.job import Job
-from tools.prepare.karpathy import LeakFilter
-from utils import UserError
+from tools.prepare.common import Job, find_official, progress
+from tools.prepare.held_out import HeldOut, flickr_photo
+from utils import UserError, open_file
 
 CC3M_URL = "https://ai.google.com/research/ConceptualCaptions/download"
 SBU_URL = "https://www.cs.rice.edu/~vo9/sbucaptions/"
@@ -38,86 +39,69 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def sources(options: argparse.Namespace) -> dict[str, Path]:
-    if options.shard_size < 1:
-        raise UserError(f"--shard-size {options.shard_size}: must be at least 1")
-    if options.set == "cc3m":
-        return find_official(options.source, {CC3M_NAME: CC3M_URL})
-    found = find_official(options.source, {}, {name: SBU_URL for name in (SBU_NAME, *SBU_LINES)})
-    if SBU_NAME in found or all(name in found for name in SBU_LINES):
-        return found
-    return find_official(options.source, {SBU_NAME: f"{SBU_URL}sbu-captions-all.tar.gz; or {' and '.join(SBU_LINES)}"})
-
-
-def prepare(job: Job, found: dict[str, Path]) -> None:
-    listing = Listing(job, found)
+def prepare(job: Job) -> None:
+    shard_size = job.options.shard_size
+    if shard_size < 1:
+        raise UserError(f"--shard-size {shard_size}: must be at least 1")
+    listed = array("Q")  # hashes of the addresses of the official list
+    rows = usable_rows(job, cc3m_rows(job) if job.name == "cc3m" else sbu_rows(job), listed)
     predicted = False
     if img2dataset.shard_names(job.images):
+        for _ in rows:
+            pass
         pairs = downloaded_pairs(job)
-    elif job.options.require_images or any_file(job.images):
-        pairs = pairs_by_file_name(job, listing)
+    elif job.options.require_images or any_file(job.images):  # as torchvision's SBU stores them
+        named = ((file_name(url), caption, url) for _, caption, url in rows)
+        pairs = (pair(name, caption, url) for name, caption, url in named if name and job.exists(name))
     else:
-        job.report.note(f"no image in {job.images}: paths are those that img2dataset will give")
-        pairs, predicted = predicted_pairs(job, listing), True
-    read, written = write_pairs(job, pairs, listing)
-    total = len(listing.addresses)
-    job.report.count("pairs listed", total, PUBLISHED[job.name], first=job.report.first_odd(NO_PAIR, NOT_TEXT))
-    job.report.count("pairs written for pre-training", written)
-    missing = total if predicted else max(total - read, 0)
-    job.report.count("listed pairs without an image", missing)
-    job.report.note(f"without an image: {100 * missing / max(total, 1):.1f}% of the list")
+        job.note(f"no image in {job.images}: paths are those that img2dataset will give")
+        pairs = (pair(img2dataset.predicted_path(row, shard_size), caption, url) for row, caption, url in rows)
+        predicted = True
+    read = write_pairs(job, pairs)
+    unlisted = int((~np.isin(np.frombuffer(read, dtype=np.uint64), np.frombuffer(listed, dtype=np.uint64))).sum())
+    if unlisted:
+        job.warn(f"{unlisted:,} downloaded images have an address that the list does not name")
+    job.count("pairs listed", len(listed), PUBLISHED[job.name], first=job.first_odd(NO_PAIR, NOT_TEXT))
+    job.count("pairs written for pre-training", job.files[job.output / f"pretrain/{job.name}.json"])
+    missing = len(listed) if predicted else max(len(listed) - len(read), 0)
+    job.count("listed pairs without an image", missing)
+    job.note(f"without an image: {100 * missing / max(len(listed), 1):.1f}% of the list")
+
+
+def pair(image: str, caption: str, url: str) -> dict:
+    return {"image": image, "caption": caption, "url": url}
+
+
+def file_name(url: str) -> str:
+    """The last part of an address."""
+    return url.rsplit("/", 1)[-1].split("?")[0]
+
+
+def any_file(folder: Path) -> bool:
+    return folder.is_dir() and any(entry.is_file() for entry in os.scandir(folder))
 
 
 # ------------------------------------------------------------------------------------------------ the list
 
 
-class Listing:
-    """The official list: iterating yields (row, caption, address); afterwards `addresses` has a hash of each."""
-
-    def __init__(self, job: Job, found: dict[str, Path]):
-        self.report = job.report
-        rows = _cc3m_rows if job.name == "cc3m" else _sbu_rows
-        self.rows: Callable[[], Iterator] = lambda: rows(found)
-        self.paths = found
-        self._addresses: np.ndarray | None = None
-
-    def __iter__(self) -> Iterator[tuple[int, str, str]]:
-        """Rows that are not as they should be are counted and left out; their number stays free."""
-        hashes = []
-        for row, (caption, url) in enumerate(self.rows()):
-            if isinstance(caption, UnicodeDecodeError):
-                self.report.odd(NOT_TEXT, f"row {row} ({caption})")
-                continue
-            if url is None or not isinstance(caption, str) or not isinstance(url, str):
-                self.report.odd(NO_PAIR, f"row {row}")
-                continue
-            hashes.append(_hash(url))
+def usable_rows(job: Job, rows: Iterator, listed: array) -> Iterator[tuple[int, str, str]]:
+    """(row, caption, address) of the official list; `listed` collects the addresses' hashes. Rows that are not as they
+    should be are counted and left out; their number stays free."""
+    for row, (caption, url) in enumerate(rows):
+        if isinstance(caption, UnicodeDecodeError):
+            job.odd(NOT_TEXT, f"row {row} ({caption})")
+        elif not isinstance(caption, str) or not isinstance(url, str):
+            job.odd(NO_PAIR, f"row {row}")
+        else:
+            listed.append(short_hash(url))
             yield row, caption, url
-        self._addresses = np.array(hashes, dtype=np.uint64)
-
-    @property
-    def addresses(self) -> np.ndarray:
-        if self._addresses is None:
-            for _ in self:
-                pass
-        return self._addresses
 
 
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
-
-
-def _cc3m_rows(found: dict[str, Path]) -> Iterator[tuple[str | UnicodeDecodeError, str | None]]:
+def cc3m_rows(job: Job) -> Iterator[tuple[str | UnicodeDecodeError, str | None]]:
     """(caption, address) of every line; of one that is no such pair (it, None), of one that is no text (why, None)."""
-    path = found[CC3M_NAME]
-    line = progress(f"reading {path.name}", "MB", max(path.stat().st_size // 1_000_000, 1))
-    read = 0
-    with open(path, "rb") as file:
-        for number, content in enumerate(file):
-            read += len(content)
-            if read >= 1_000_000:
-                line.advance(read // 1_000_000)
-                read %= 1_000_000
+    path = find_official(job.source, {CC3M_NAME: CC3M_URL})[CC3M_NAME]
+    with open_file(path) as file:
+        for number, content in enumerate(progress(file, f"reading {path.name}", "lines")):
             try:
                 text = content.decode("utf-8-sig" if number == 0 else "utf-8")
             except UnicodeDecodeError as error:
@@ -129,79 +113,70 @@ def _cc3m_rows(found: dict[str, Path]) -> Iterator[tuple[str | UnicodeDecodeErro
             yield (parts[0], parts[1].strip()) if len(parts) == 2 else (text, None)
 
 
-def _sbu_rows(found: dict[str, Path]) -> Iterator[tuple[str, str | None]]:
+def sbu_rows(job: Job) -> Iterator[tuple[str, str]]:
+    """(caption, address) of every pair of one of the two published layouts."""
+    found = find_official(job.source, {}, dict.fromkeys((SBU_NAME, *SBU_LINES), SBU_URL))
     if SBU_NAME in found:
         content = read_json(found[SBU_NAME])
         columns = [content.get(key) if isinstance(content, dict) else None for key in ("captions", "image_urls")]
         if not all(isinstance(column, list) for column in columns) or len(columns[0]) != len(columns[1]):
             raise UserError(f"{found[SBU_NAME]}: lacks the equally long lists captions and image_urls")
-        yield from zip(*columns, strict=True)
-        return
-    urls, captions = (found[name].read_text(encoding="utf-8", errors="replace").split("\n") for name in SBU_LINES)
-    urls, captions = ([line.rstrip("\r") for line in lines] for lines in (urls, captions))
-    for lines in (urls, captions):
-        if lines and not lines[-1]:
-            lines.pop()
+        return zip(*columns, strict=True)
+    if not found.keys() >= set(SBU_LINES):
+        find_official(job.source, {SBU_NAME: f"{SBU_URL}sbu-captions-all.tar.gz; or {' and '.join(SBU_LINES)}"})
+    urls, captions = (read_lines(found[name]) for name in SBU_LINES)
     if len(urls) != len(captions):
         raise UserError(
             f"{found[SBU_LINES[0]]} has {len(urls)} lines, {SBU_LINES[1]} {len(captions)}: they do not match"
         )
-    yield from zip(captions, urls, strict=True)
+    return zip(captions, urls, strict=True)
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a file; only a line feed ends one, and captions may hold other separators."""
+    with open_file(path) as file:
+        lines = [line.rstrip("\r") for line in file.read().decode("utf-8", "replace").split("\n")]
+    return lines if lines[-1] else lines[:-1]
 
 
 # ------------------------------------------------------------------------------------------------ pairs
 
 
-def any_file(folder: Path) -> bool:
-    """Whether the folder holds a file, other than img2dataset's tables."""
-    return folder.is_dir() and any(entry.is_file() for entry in os.scandir(folder))
-
-
 def downloaded_pairs(job: Job) -> Iterator[dict]:
     """What img2dataset downloaded; captions and addresses are those that it kept beside each image."""
-    img2dataset.unpack_shards(job.images, job.report)
-    reasons = img2dataset.failures(job.images, job.report)
+    img2dataset.unpack_shards(job)
+    reasons = img2dataset.failures(job)
     if reasons:
-        job.report.count("addresses that failed, by img2dataset", sum(reasons.values()))
+        job.count("addresses that failed, by img2dataset", sum(reasons.values()))
         shown = ", ".join(f"{count:,} x {reason}" for reason, count in reasons.most_common(REASONS_SHOWN))
-        job.report.note(f"why: {shown}")
-    yield from img2dataset.samples(job.images, job.report)
+        job.note(f"why: {shown}")
+    yield from img2dataset.samples(job)
 
 
-def pairs_by_file_name(job: Job, listing: Listing) -> Iterator[dict]:
-    """Images named by the last part of their address, as torchvision's SBU stores them."""
-    for _, caption, url in listing:
-        name = url.rsplit("/", 1)[-1].split("?")[0]
-        if name and job.exists(name):
-            yield {"image": name, "caption": caption, "url": url}
-
-
-def predicted_pairs(job: Job, listing: Listing) -> Iterator[dict]:
-    for row, caption, url in listing:
-        image = img2dataset.predicted_path(row, job.options.shard_size)
-        yield {"image": image, "caption": caption, "url": url}
-
-
-def write_pairs(job: Job, pairs: Iterator[dict], listing: Listing) -> tuple[int, int]:
-    """pretrain/<set>.json, without blank captions, repeated pairs and held-out images; (pairs read, entries)."""
-    kept = LeakFilter(job, job.held_out("coco", "flickr30k"), {})
+def write_pairs(job: Job, pairs: Iterator[dict]) -> array:
+    """pretrain/<set>.json, without blank captions, repeated pairs and held-out images; returns the hashes of the
+    addresses of all pairs."""
+    held_out = HeldOut(job, "coco", "flickr30k")
     seen: set[int] = set()
-    urls: list[int] = []
+    read = array("Q")
     with job.writing(f"pretrain/{job.name}.json") as write:
         while block := list(itertools.islice(pairs, BLOCK)):
-            kept.copies = job.leaks(kept.held_out, [pair["image"] for pair in block])
+            held_out.find_copies(pair["image"] for pair in block)
             for pair in block:
-                urls.append(_hash(pair["url"]))
-                caption, mark = tidy(pair["caption"]), _hash(f"{pair['url']} {pair['caption']}")
+                image, url, caption = pair["image"], pair["url"], tidy(pair["caption"])
+                read.append(short_hash(url))
+                mark = short_hash(f"{url} {pair['caption']}")
                 if not clean_caption(caption, 1):
-                    job.report.odd("caption without a word, left out", pair["image"])
+                    job.odd("caption without a word, left out", image)
                 elif mark in seen:
-                    job.report.odd("pair that is listed again, left out", pair["image"])
-                elif kept(pair["image"], None, flickr_photo(pair["url"]), pair.get("sha256")):
-                    write({"image": job.pretrain_path(pair["image"]), "caption": caption})
+                    job.odd("pair that is listed again, left out", image)
+                elif held_out.allows(image, None, flickr_photo(url), pair.get("sha256")):
+                    write({"image": job.pretrain_path(image), "caption": caption})
                 seen.add(mark)
-    kept.report()
-    unlisted = int((~np.isin(np.array(urls, dtype=np.uint64), listing.addresses)).sum())
-    if unlisted:
-        job.report.warn(f"{unlisted:,} downloaded images have an address that the list does not name")
-    return len(urls), job.files[job.output / f"pretrain/{job.name}.json"]
+    held_out.report()
+    return read
+
+
+def short_hash(text: str) -> int:
+    """64 bits, which no two of some million texts share but by a rare chance."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
