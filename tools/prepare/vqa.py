@@ -284,8 +284,3 @@ def _words(value) -> list:
         if len(item) != 2 or not isinstance(item[1], str):
             raise ValueError("not [box, word]")
     return result
-
-
-def soft_scores(answers: Iterable[str]) -> dict[str, float]:
-    """{answer: the official accuracy of giving it}, of ten annotators: 0.3, 0.6, 0.9, then 1."""
-    return {answer: round(leave_one_out(count), 6) for answer, count in Counter(answers).items()}
