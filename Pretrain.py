@@ -30,8 +30,7 @@ from evaluation.retrieval import SCORE, Validation
 from evaluation.sharded import evaluating
 from models.alignment import MatchingWatch, alpha_at
 from models.earlier import read_checkpoint
-from models.operations import pretrain_operations
-from models.pretrain import PretrainModel, build_pretrain_model, start_from
+from models.pretrain import PretrainModel, build_pretrain_model, operations, start_from
 from optim import create_optimization
 from utils import (
     UserError,
@@ -140,7 +139,7 @@ def train(
         on_epoch_end=on_epoch_end,
         extra_state=best.state if best else lambda: notes,
         log_fn=log_fn,
-        operations_fn=lambda batch: pretrain_operations(model, *batch["input_ids"].shape),
+        operations_fn=lambda batch: operations(model, *batch["input_ids"].shape),
     )
     if "loss" in latest or not (run.dir / "metrics.json").exists():  # else --resume found no step left to make
         run.write_metrics(latest)

@@ -15,10 +15,17 @@ import torch
 from engine.checkpoint import LastCheckpoints
 from engine.length import Progress
 from engine.run import Run
-from models.operations import peak_tflops
 from utils import UserError, all_reduce_sum, clock, gather_objects, is_main, on_main, world_size, write_json
 
 USUAL_STEPS = 50  # losses that a jump is told by
+# Dense peaks in TFLOP/s (NVIDIA's data sheets), the first name that the device's own contains: (bf16, fp32)
+PEAKS = {
+    "H100 PCIe": (756, 51),
+    "H100 NVL": (835, 60),
+    "H100": (989, 67),
+    "H200": (989, 67),
+    "A100": (312, 19.5),
+}
 
 
 class Window:
@@ -170,6 +177,14 @@ def _utilisation(window: Window, seconds: float, precision: str) -> dict[str, fl
     name = torch.cuda.get_device_name(window.device) if window.device.type == "cuda" else "cpu"
     peak = peak_tflops(name, precision)
     return {"tflops": tflops} if peak is None else {"tflops": tflops, "mfu": tflops / peak}
+
+
+def peak_tflops(device_name: str, precision: str) -> float | None:
+    """A GPU's peak of matrix products in `precision` (bf16 | fp32), None if it is not known."""
+    for name, (bf16, fp32) in PEAKS.items():
+        if name in device_name:
+            return bf16 if precision == "bf16" else fp32
+    return None
 
 
 def _peak_memory(device: torch.device) -> float:

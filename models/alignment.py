@@ -1,39 +1,44 @@
-"""Image-text alignment, ITC and ITM, as pre-training and retrieval fine-tuning share it (after ALBEF)."""
+"""Image-text alignment, ITC and ITM (the paper, Section 3.2.3), as pre-training and retrieval share them (after ALBEF).
+
+Similarities and softmaxes are computed in fp32 under any autocast, because a half-precision similarity divided by a
+temperature of 0.07 overflows easily. Shapes: B pairs of a micro-batch on this rank, E the width of the ITC space.
+"""
 
 import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.bert import Memory
-from models.losses import global_count, itc_loss, itm_loss, rank_share, sample_hard_negatives
+from models.losses import rank_share
 from models.momentum import FeatureQueue
 from models.semmim import SemMIM
-from models.tensors import all_gather_with_grad, interleave
+from models.tensors import all_gather_with_grad, full_precision, interleave
 from utils import Config, all_gather
-
-STUCK = 0.98  # matching has learned next to nothing while its loss is above this share of what constant answers give
-PATIENCE = 10_000  # pairs after which that is worth a warning
 
 
 @dataclass
 class Features:
-    """What alignment compares, of the B pairs of a micro-batch on this rank."""
+    """What alignment compares, L2-normalized."""
 
-    image: Tensor  # [B, E] the student's, L2-normalised
+    image: Tensor  # [B, E] the student's
     text: Tensor  # [B, E]
-    image_m: Tensor  # [B, E] of the momentum teacher; the student's own (without gradient) where there is no queue
+    image_m: Tensor  # [B, E] of the momentum teacher; the student's own (without gradient) if there is no queue
     text_m: Tensor  # [B, E]
     image_id: Tensor  # [B] equal ids: positives of each other
     caption_id: Tensor  # [B] equal for equal captions
 
 
+# ------------------------------------------------------------------------------------ ITC: image-text contrast
+
+
 def alpha_at(step: int, steps_per_epoch: int, alpha: float, done: float = 0.0) -> float:
     """The weight of ITC's soft targets at an optimizer step (from 0), as ALBEF ramps it.
 
-    It rises from 0 to `alpha` over the first epoch, while the momentum teacher is still worth little; in a training
-    that is shorter than an epoch over the whole of it, with the share `done` that is over.
+    It rises from 0 to `alpha` over the first epoch, while the momentum teacher is still worth little, or over a whole
+    training that is shorter than an epoch, of which the share `done` is over.
     """
     return alpha * min(1.0, max(step / max(1, steps_per_epoch), done))
 
@@ -45,25 +50,58 @@ def contrast(
 
     alpha: weight of the soft targets (with a queue); remember: whether the queue takes this batch in at its `flush`.
     """
-    all_id = all_gather(features.image_id)
+    students, all_id = (features.image, features.text), all_gather(features.image_id)
     if queue is None:
-        images, texts = all_gather_with_grad(features.image), all_gather_with_grad(features.text)
-        return itc_loss(features.image, features.text, images, texts, features.image_id, all_id, temperature)
+        images, texts = (all_gather_with_grad(feat) for feat in students)
+        return itc_loss(*students, images, texts, features.image_id, all_id, temperature)
     images, texts = all_gather(features.image_m), all_gather(features.text_m)
     if remember:
         queue.wait(images, texts, all_id)
-    return itc_loss(
-        features.image,
-        features.text,
-        torch.cat([images, queue.image_feat]),
-        torch.cat([texts, queue.text_feat]),
-        features.image_id,
-        torch.cat([all_id, queue.image_id]),
-        temperature,
-        alpha,
-        features.image_m,
-        features.text_m,
-    )
+    images, texts = torch.cat([images, queue.image_feat]), torch.cat([texts, queue.text_feat])
+    all_id = torch.cat([all_id, queue.image_id])
+    momentum = features.image_m, features.text_m
+    return itc_loss(*students, images, texts, features.image_id, all_id, temperature, alpha, *momentum)
+
+
+@full_precision
+def itc_loss(
+    image_feat: Tensor,
+    text_feat: Tensor,
+    image_candidates: Tensor,
+    text_candidates: Tensor,
+    image_id: Tensor,
+    candidate_id: Tensor,
+    temperature: Tensor,
+    alpha: float = 0.0,
+    image_feat_m: Tensor | None = None,
+    text_feat_m: Tensor | None = None,
+) -> Tensor:
+    """L_itc: mean of the image-to-text and the text-to-image contrastive loss of the local batch.
+
+    image_feat, text_feat: [B, E] student features; *_candidates: [C, E] what they are compared with; image_id: [B];
+    candidate_id: [C], negative for an empty slot of the queue, which counts for nothing. Every column of the same image
+    is a positive, with equal shares. alpha > 0 mixes in the momentum features' own distribution (*_feat_m: [B, E]).
+    """
+    empty = candidate_id < 0  # [C]
+    positive = (image_id[:, None] == candidate_id[None, :]).to(image_feat.dtype)  # [B, C]
+    hard = positive / positive.sum(1, keepdim=True)
+
+    def one_direction(query: Tensor, query_m: Tensor | None, candidates: Tensor) -> Tensor:
+        logits = (query @ candidates.T / temperature).masked_fill(empty, -torch.inf)  # [B, C]
+        targets = hard
+        if alpha > 0:
+            with torch.no_grad():
+                soft = (query_m @ candidates.T / temperature).masked_fill(empty, -torch.inf).softmax(1)
+                targets = alpha * soft + (1 - alpha) * hard
+        log_probs = logits.log_softmax(1).masked_fill(empty, 0.0)  # 0 * -inf would be NaN
+        return -(targets * log_probs).sum(1).mean()
+
+    i2t = one_direction(image_feat, image_feat_m, text_candidates)
+    t2i = one_direction(text_feat, text_feat_m, image_candidates)
+    return (i2t + t2i) / 2
+
+
+# ------------------------------------------------------------------- ITM: image-text matching with hard negatives
 
 
 @dataclass
@@ -87,35 +125,6 @@ def negative_temperature(itm: Config, itc_temperature: Tensor, done: float) -> T
         return own
     share = done / itm.harden
     return own**share * itm.temperature ** (1 - share)
-
-
-class MatchingWatch:
-    """Says once in a run, after some thousand pairs, that matching has learned next to nothing, with the remedy.
-
-    itm: the configuration's `itm`; pairs_per_step: of all ranks, in one optimizer step.
-    """
-
-    def __init__(self, itm: Config, pairs_per_step: int):
-        self.easy_first, self.pairs_per_step = itm.temperature is not None, pairs_per_step
-        self.said = False
-
-    def line(self, step: int, loss: float) -> str | None:
-        """A line of warning or None; `loss`: the mean ITM loss of the last steps, when `step` of them are done.
-
-        Two of three rows are negatives: the constant answer "no match, 2 to 1" is right on 66.7% of them and costs
-        0.6365, the entropy of one third.
-        """
-        constant, pairs = math.log(3) - 2 / 3 * math.log(2), step * self.pairs_per_step
-        if self.said or pairs < PATIENCE or loss < STUCK * constant:
-            return None
-        self.said = True
-        remedy = "its negatives are those that ITC finds most alike. Begin with easier ones (itm.temperature=1.0)"
-        if self.easy_first:
-            remedy = "take more steps with fewer pairs each (train.batch_size), or harden later (itm.harden)"
-        return (
-            f"warning: matching has learned next to nothing from {pairs} pairs (loss {loss:.3f}, a constant answer has "
-            f"{constant:.3f}): {remedy}, and re-rank with rerank.score=itm+itc/t, which loses nothing meanwhile"
-        )
 
 
 def legal_negatives(image_id: Tensor, caption_id: Tensor) -> Tensor:
@@ -144,19 +153,39 @@ def hard_negatives(features: Features, temperature: Tensor, draw_image: Tensor, 
     return Negatives(image, text, torch.cat([own_and_text, valid_image]))
 
 
+@full_precision
+@torch.no_grad()
+def sample_hard_negatives(similarity: Tensor, legal: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """One hard negative a row, drawn with the weights softmax(similarity) + 1e-6 on the legal entries.
+
+    similarity: [B, B] already divided by the temperature; legal: [B, B] bool; uniform: [B] in [0, 1), one draw a row.
+    Returns (index [B], valid [B] bool): a row without a legal entry is not valid, its index is 0.
+    Similarities that overflowed count as 0, so that the draw never fails.
+    """
+    similarity = torch.nan_to_num(similarity, 0.0, 0.0, 0.0).masked_fill(~legal, -torch.inf)
+    weights = (torch.nan_to_num(similarity.softmax(1)) + 1e-6) * legal  # a row of -inf only has NaN as its softmax
+    # Inverse transform in fp64: the first entry whose cumulative weight exceeds the draw. An illegal entry adds
+    # nothing to the cumulative sum and so is never the first.
+    cumulative = weights.double().cumsum(1)  # [B, B]
+    threshold = uniform.double()[:, None] * cumulative[:, -1:]
+    index = (cumulative <= threshold).sum(1)
+    valid = legal.any(1)
+    return torch.where(valid, index, 0), valid
+
+
 def match(
     net: SemMIM,
     text_embeds: Tensor,
     mask: Tensor | None,
     image_memory: Memory,
     negatives: Negatives,
-    everywhere: Tensor | None = None,
+    everywhere: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """ITM: the pair itself, the image with a wrong text, the text with a wrong image -> (loss, accuracy).
+    """L_itm on the pair itself, the image with a wrong text, the text with a wrong image -> (loss, accuracy).
 
-    text_embeds: [B, L, D]; mask: [B, L], None where nothing is padded; image_memory: keys and values of the B images
+    text_embeds: [B, L, D]; mask: [B, L], None if nothing is padded; image_memory: keys and values of the B images
     (`net.fusion_encoder.project_memory`), projected once and shared by all rows; everywhere: the valid rows of all
-    ranks, where they are known (`global_count` of `matching_rows`).
+    ranks (`global_count` of `matching_rows`).
     Rows of one image stand together, so that nothing is copied for two thirds of them.
     """
     size, valid = len(text_embeds), negatives.valid
@@ -167,9 +196,41 @@ def match(
     logits = net.itm_logits(torch.cat([own_image, other_image]))  # [3B, 2]
     target = torch.zeros(3 * size, dtype=torch.long, device=valid.device)
     target[0 : 2 * size : 2] = 1
-    if everywhere is None:
-        everywhere = global_count(valid.sum())
     loss = rank_share(itm_loss(logits, target, valid), everywhere)
     with torch.no_grad():
         accuracy = ((logits.argmax(1) == target) & valid).sum() / valid.sum().clamp(min=1)
     return loss, accuracy
+
+
+@full_precision
+def itm_loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """Sum of the two-class cross-entropy over the valid rows. logits: [R, 2]; target: [R] in {0, 1}; valid: [R] bool"""
+    return (F.cross_entropy(logits, target, reduction="none") * valid).sum()
+
+
+class MatchingWatch:
+    """Warns once in a run, after 10,000 pairs, if matching has learned next to nothing, with the remedy.
+
+    itm: the configuration's `itm`; pairs_per_step: of all ranks, in one optimizer step.
+    """
+
+    def __init__(self, itm: Config, pairs_per_step: int):
+        self.easy_first, self.pairs_per_step, self.said = itm.temperature is not None, pairs_per_step, False
+
+    def line(self, step: int, loss: float) -> str | None:
+        """A warning or None; `loss`: the mean ITM loss of the last steps, after `step` optimizer steps.
+
+        Two of three rows are negatives: the constant answer "no match, 2 to 1" is right on 66.7% of them and costs
+        0.6365, the entropy of one third.
+        """
+        constant, pairs = math.log(3) - 2 / 3 * math.log(2), step * self.pairs_per_step
+        if self.said or pairs < 10_000 or loss < 0.98 * constant:
+            return None
+        self.said = True
+        remedy = "its negatives are those that ITC finds most alike. Begin with easier ones (itm.temperature=1.0)"
+        if self.easy_first:
+            remedy = "take more steps with fewer pairs each (train.batch_size), or harden later (itm.harden)"
+        return (
+            f"warning: matching has learned next to nothing from {pairs} pairs (loss {loss:.3f}, a constant answer has "
+            f"{constant:.3f}): {remedy}, and re-rank with rerank.score=itm+itc/t, which loses nothing meanwhile"
+        )

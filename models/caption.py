@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.bert import Memory, SpecialTokens
 from models.generation import Generation, generate, written_tokens
-from models.losses import token_mean
+from models.losses import global_count, token_mean
 from models.semmim import SemMIM
 from models.tensors import fp32
 from utils import IGNORE, UserError
@@ -81,7 +81,8 @@ class CrossEntropy:
         said = batch["target"] != IGNORE  # [B, T]
         target = batch["target"][said]  # [N]
         logits = model.logits(batch["input_ids"], said, projected, memory_mask)  # [N, V]
-        loss = token_mean(logits, target, self.label_smoothing)
+        everywhere = global_count(target.new_full((), len(target)))
+        loss = token_mean(logits, target, everywhere, self.label_smoothing)
         accuracy = (logits.argmax(-1) == target).float().mean()
         return loss * batch["share"] if "share" in batch else loss, {"token_accuracy": accuracy}
 

@@ -21,7 +21,7 @@ DALLE_EPSILON = 0.1  # DALL-E's `map_pixels`: [0, 1] -> [0.1, 0.9], the input ra
 class EncodingHead(nn.Module):
     """MLP from a token to logits over K patterns (the paper's "encoding head", under 6M parameters).
 
-    With `normalize` (DINO's last layer): hidden vector L2-normalised, output layer weight-normalised and without bias,
+    With `normalize` (DINO's last layer): hidden vector L2-normalized, output layer weight-normalized and without bias,
     so that logits are cosines and DINO's temperatures mean here what they mean there. Without: a plain MLP with bias,
     for targets that are no distribution over patterns (pixels, dVAE codes).
     """
@@ -62,7 +62,7 @@ def text_guided_mask(
     uniform: [B, N] draws in [0, 1).
     """
     similarity = torch.einsum("bne,be->bn", F.normalize(patch_feat, dim=-1), F.normalize(text_feat, dim=-1))
-    logits = similarity / temperature  # of the softmax, whose normaliser `draw_patches` does not need
+    logits = similarity / temperature  # of the softmax, whose normalizer `draw_patches` does not need
     return draw_patches(logits, masked_count(similarity.shape[1], ratio), uniform), similarity
 
 
@@ -81,7 +81,7 @@ def draw_patches(logits: Tensor, count: int, uniform: Tensor) -> Tensor:
     """Draw `count` patches per row one after another, without replacement, from softmax(logits).
 
     Gumbel top-M: adding Gumbel noise to the logits and taking the M largest is that very draw (Kool et al. 2019),
-    vectorised. logits: [B, N]; uniform: [B, N] draws in [0, 1). Returns indices [B, M].
+    vectorized. logits: [B, N]; uniform: [B, N] draws in [0, 1). Returns indices [B, M].
     """
     tiny = torch.finfo(uniform.dtype).tiny
     exponential = (-torch.log(uniform.clamp(min=tiny))).clamp(min=tiny)
@@ -175,11 +175,11 @@ class TeacherCenter(nn.Module):
 
 def pixel_loss(prediction: Tensor, images: Tensor, patch_size: int, masked: Tensor) -> Tensor:
     """Mean squared error at the masked patches. [B, M, 3 p p], [B, 3, S, S], p, [B, M] -> scalar"""
-    target = take(normalised_patch_pixels(images, patch_size), masked)
+    target = take(normalized_patch_pixels(images, patch_size), masked)
     return (fp32(prediction) - target).square().mean()
 
 
-def normalised_patch_pixels(images: Tensor, patch_size: int) -> Tensor:
+def normalized_patch_pixels(images: Tensor, patch_size: int) -> Tensor:
     """Pixels of each patch with its mean and deviation taken out, as MAE does. [B, 3, S, S] -> [B, N, 3 p p]"""
     patches = F.unfold(fp32(images), patch_size, stride=patch_size).transpose(1, 2)  # [B, N, 3*p*p]
     mean = patches.mean(-1, keepdim=True)

@@ -1,4 +1,8 @@
-"""SemMIM's pre-training: one step of all six losses (the paper, Section 3), read from top to bottom in `forward`."""
+"""SemMIM's pre-training: one step of all six losses (the paper, Section 3), read from top to bottom in `forward`.
+
+Shapes: B pairs of a micro-batch on this rank, N patches, M of them masked, L tokens of a caption, D the width of the
+encoders, E that of the ITC space, K patterns.
+"""
 
 from dataclasses import dataclass
 from os import PathLike
@@ -17,6 +21,7 @@ from models.mim import (
     cls_loss,
     code_loss,
     collapse_monitors,
+    masked_count,
     patch_loss,
     patterns_in_use,
     pixel_loss,
@@ -41,7 +46,7 @@ class Draws:
     mlm_select: Tensor  # [B, L] which tokens are masked
     mlm_replace: Tensor  # [B, L] by what: [MASK], a random token, itself
     mlm_token: Tensor  # [B, L] which random token
-    plm_split: Tensor  # [B] where the caption is cut
+    plm_split: Tensor  # [B] at which place the caption is cut
 
     @classmethod
     def sample(
@@ -53,42 +58,15 @@ class Draws:
         generator: torch.Generator | None = None,
     ) -> "Draws":
         """Fresh draws, by default from the device's global generator."""
-        shapes = [
-            (batch, patches),
-            (batch,),
-            (batch,),
-            (batch, length),
-            (batch, length),
-            (batch, length),
-            (batch,),
-        ]
+        shapes = [(batch, patches), *[(batch,)] * 2, *[(batch, length)] * 3, (batch,)]
         return cls(*(torch.rand(shape, device=device, generator=generator) for shape in shapes))
-
-
-@dataclass
-class MaskedText:
-    """What MLM reads and has to find."""
-
-    ids: Tensor  # [B, L] the caption with masked tokens
-    places: Tensor  # [R] where they are in the flattened [B * L]
-    target: Tensor  # [R] what stood there
-
-
-@dataclass
-class SplitText:
-    """What PLM reads and has to write."""
-
-    prefix_mask: Tensor  # [B, L] the tokens of the caption that the encoders see
-    decoder_ids: Tensor  # [B, L] [CLS] and the rest, the decoder's input
-    places: Tensor  # [R] where it has something to write, in the flattened [B * L]
-    target: Tensor  # [R] what
 
 
 @dataclass
 class TeacherView:
     """What the momentum teacher says of a batch: of its captions, and of view 2."""
 
-    text_feat: Tensor  # [B, E] ITC feature of the caption; the student's, without gradient, where there is no queue
+    text_feat: Tensor  # [B, E] ITC feature of the caption; the student's, without gradient, if there is no queue
     image_feat: Tensor | None = None  # [B, E] ITC feature of the image, from the pass without text
     patch_feat: Tensor | None = None  # [B, N, E] the patches in the ITC space, from the pass without text
     cls_logits: Tensor | None = None  # [B, K] of [CLS], from the pass without text
@@ -166,8 +144,8 @@ class PretrainModel(nn.Module):
         """Eq. 4: L = L_cls + L_patch + L_itc + L_itm + L_mlm + L_plm of a micro-batch -> (L, values to log).
 
         batch: image1, image2 (the paper's I_1, I_2) [B, 3, S, S], input_ids, attention_mask [B, L], image_id,
-        caption_id [B], and padded: whether that mask has a 0 (dataset.pretrain). alpha: weight of ITC's soft targets
-        now; done: share of the training that is over, see `negative_temperature`.
+        caption_id [B], and padded: whether that mask has a 0 (dataset.pretrain.PretrainCollate). alpha: weight of ITC's
+        soft targets now; done: share of the training that is over, see `negative_temperature`.
         """
         net, ids, mask = self.backbone, batch["input_ids"], batch["attention_mask"]
         padding = text_mask(batch)  # [B, L] or None
@@ -177,23 +155,23 @@ class PretrainModel(nn.Module):
 
         # What MLM and PLM ask of the caption. How many tokens that is must be known: the GPU is waited for here, before
         # the encoders, and not in the middle of the step.
-        maskable = mask.bool() & (ids != self.tokens.cls_id) & (ids != self.tokens.sep_id)  # [B, L]
-        masked = self.prepare_mlm(ids, maskable, draws)
-        split = self.prepare_plm(ids, mask, maskable, draws)
+        pieces = self.word_pieces(ids, mask)  # [B, L]
+        mlm_ids, mlm_places, mlm_target = self.prepare_mlm(ids, pieces, draws)
+        prefix_mask, decoder_ids, plm_places, plm_target = self.prepare_plm(ids, mask, pieces, draws)
         rows = matching_rows(batch["image_id"], batch["caption_id"])
-        tokens = (rows.new_full((), len(x)) for x in (masked.target, split.target))
+        tokens = (rows.new_full((), len(target)) for target in (mlm_target, plm_target))
         itm_rows, mlm_tokens, plm_tokens = global_count(torch.stack([rows, *tokens])).unbind()  # one all-reduce
 
         # Text, all three uses in one pass: the caption, the caption with masked tokens (MLM), its prefix (PLM).
-        all_masks = torch.cat([mask, mask, split.prefix_mask])  # [3B, L]
-        all_embeds = net.text_encoder(torch.cat([ids, masked.ids, ids]), all_masks)  # [3B, L, D]
+        all_masks = torch.cat([mask, mask, prefix_mask])  # [3B, L]
+        all_embeds = net.text_encoder(torch.cat([ids, mlm_ids, ids]), all_masks)  # [3B, L, D]
         text_embeds, mlm_embeds, prefix_embeds = all_embeds.split(size)
         text_feat = project(net.text_proj, text_embeds[:, 0])  # [B, E]
 
         # The clean view, which never sees text: the image of ITC, ITM, MLM, PLM and L_cls.
         image_embeds, image_feat = net.encode_image(batch["image1"])  # [B, 1+N, D], [B, E]
 
-        # The momentum teacher on view 2 (on the clean view where there is no second one).
+        # The momentum teacher on view 2 (on the clean view if there is no second one).
         teacher = self.teach(batch, text_embeds, text_feat)
 
         # Masked image modeling of view 2, and L_cls between the clean view and the teacher's.
@@ -215,57 +193,53 @@ class PretrainModel(nn.Module):
         negatives = hard_negatives(features, temperature, draws.itm_image, draws.itm_text)
         losses["itm"], logs["itm/accuracy"] = match(net, text_embeds, padding, image_memory, negatives, itm_rows)
 
-        # Masked language modelling, and the fused prefix for the decoder, in one pass.
-        fused = net.fuse(interleave(mlm_embeds, prefix_embeds), interleave(mask, split.prefix_mask), image_memory)
+        # Masked language modeling, and the fused prefix for the decoder, in one pass.
+        fused = net.fuse(interleave(mlm_embeds, prefix_embeds), interleave(mask, prefix_mask), image_memory)
         fused_mlm, fused_prefix = fused[0::2], fused[1::2]  # [B, L, D]
-        mlm_logits = net.mlm_logits(fused_mlm.flatten(0, 1)[masked.places])
-        losses["mlm"] = token_mean(mlm_logits, masked.target, everywhere=mlm_tokens)
+        mlm_logits = net.mlm_logits(fused_mlm.flatten(0, 1)[mlm_places])
+        losses["mlm"] = token_mean(mlm_logits, mlm_target, mlm_tokens)
 
-        # Prefix language modelling: the decoder reads the image and the fused prefix, and writes the suffix.
-        memory, memory_mask = net.decoder_memory(image_embeds, fused_prefix, split.prefix_mask)
+        # Prefix language modeling: the decoder reads the image and the fused prefix, and writes the suffix.
+        memory, memory_mask = net.decoder_memory(image_embeds, fused_prefix, prefix_mask)
         memory = net.decoder.project_memory(memory)
-        hidden = net.decoder(split.decoder_ids, memory=memory, memory_mask=memory_mask)  # [B, L, D]
-        plm_logits = net.decoder.lm_logits(hidden.flatten(0, 1)[split.places])
-        losses["plm"] = token_mean(plm_logits, split.target, everywhere=plm_tokens)
+        hidden = net.decoder(decoder_ids, memory=memory, memory_mask=memory_mask)  # [B, L, D]
+        plm_logits = net.decoder.lm_logits(hidden.flatten(0, 1)[plm_places])
+        losses["plm"] = token_mean(plm_logits, plm_target, plm_tokens)
 
         logs |= {f"loss/{name}": value.detach() for name, value in losses.items()}
         logs |= {"temperature": net.temperature().detach(), "itm/temperature": temperature}
         logs["itm/rows_left_out"] = (~negatives.valid).sum()
         return sum(losses.values()), logs
 
-    # -----------------------------------------------------------------------------------------------------------
-    # The parts of a step
-    # -----------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------- the parts of a step
 
-    def prepare_mlm(self, ids: Tensor, maskable: Tensor, draws: Draws) -> MaskedText:
-        """Mask tokens of the captions `ids` [B, L] where `maskable` [B, L] allows it."""
+    def word_pieces(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """[B, L] bool: the tokens of `ids` that are neither [CLS], [SEP] nor padding."""
+        return mask.bool() & (ids != self.tokens.cls_id) & (ids != self.tokens.sep_id)
+
+    def prepare_mlm(self, ids: Tensor, pieces: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+        """(captions with masked tokens [B, L], their places [R] in the flattened [B * L], what stood there [R])"""
         random_ids = (draws.mlm_token * self.tokens.vocab_size).long()
-        masked, chosen = mask_tokens(
-            ids,
-            maskable,
-            self.mlm.probability,
-            draws.mlm_select,
-            draws.mlm_replace,
-            random_ids,
-            self.tokens.mask_id,
-        )
+        noise = draws.mlm_select, draws.mlm_replace, random_ids
+        masked, chosen = mask_tokens(ids, pieces, self.mlm.probability, *noise, self.tokens.mask_id)
         places = chosen.flatten().nonzero()[:, 0]
-        return MaskedText(masked, places, ids.flatten()[places])
+        return masked, places, ids.flatten()[places]
 
-    def prepare_plm(self, ids: Tensor, mask: Tensor, maskable: Tensor, draws: Draws) -> SplitText:
-        """Cut the captions `ids` [B, L], whose word pieces are where `maskable` [B, L] is True, in two."""
-        prefix_mask, decoder_ids, target = split_prefix(
-            ids, mask, maskable.sum(1), draws.plm_split, self.tokens.cls_id, self.tokens.sep_id
-        )
+    def prepare_plm(
+        self, ids: Tensor, mask: Tensor, pieces: Tensor, draws: Draws
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(prefix mask [B, L], decoder input [B, L], the R places in the flattened [B * L] to write at, what [R])"""
+        special = self.tokens.cls_id, self.tokens.sep_id
+        prefix_mask, decoder_ids, target = split_prefix(ids, mask, pieces.sum(1), draws.plm_split, *special)
         target = target.flatten()
         places = (target != IGNORE).nonzero()[:, 0]
-        return SplitText(prefix_mask, decoder_ids, places, target[places])
+        return prefix_mask, decoder_ids, places, target[places]
 
     @torch.no_grad()
     def teach(self, batch: dict, text_embeds: Tensor, text_feat: Tensor) -> TeacherView:
         """The teacher on the caption, and twice on view 2: without text for [CLS] and S, with text for the patches.
 
-        text_embeds [B, L, D], text_feat [B, E]: the student's, which stand in where there is no queue, hence no text
+        text_embeds [B, L, D], text_feat [B, E]: the student's, which stand in if there is no queue, hence no text
         teacher. Without a second view the teacher looks at the first.
         """
         teacher, mask = self.teacher, text_mask(batch)
@@ -301,7 +275,7 @@ class PretrainModel(nn.Module):
     def mim_losses(
         self, batch: dict, image_embeds: Tensor, text_embeds: Tensor, teacher: TeacherView, draws: Draws
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """L_patch at the masked patches of view 2, L_cls where the target is the encoding -> (losses, values to log)
+        """L_patch at the masked patches of view 2, L_cls if the target is the encoding -> (losses, values to log)
 
         With `mim.predict: all` the encoding's L_patch is a mean over all patches, those that the student sees included.
         """
@@ -368,7 +342,7 @@ def build_pretrain_model(
 ) -> tuple[PretrainModel, list[str]]:
     """The model of a pre-training config with its initial weights, and log lines that say where they came from.
 
-    initial_weights: False where a checkpoint will replace them (see `build_backbone`).
+    initial_weights: False if a checkpoint will replace them (see `build_backbone`).
     """
     backbone, lines = build_backbone(cfg, initial_weights=initial_weights)
     depth, first = backbone.image_encoder.depth, cfg.mim.inject_from
@@ -382,7 +356,7 @@ def build_pretrain_model(
 def start_from(model: PretrainModel, state: dict[str, Tensor], path: str | PathLike) -> list[str]:
     """Begin a new run with the weights of an earlier one; returns log lines.
 
-    Takes the backbone (positions resized where the resolution differs), and head and centers where they fit. The queue
+    Takes the backbone (positions resized if the resolution differs), and head and centers if they fit. The queue
     starts empty, since its image ids belong to the other run's data, and the teacher starts as a copy of the students.
     """
     backbone = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
@@ -397,3 +371,57 @@ def start_from(model: PretrainModel, state: dict[str, Tensor], path: str | PathL
             taken.append(part)
     model.teacher.update(model.students(), momentum=0.0)
     return [f"{path}: starting from its {', '.join(taken)}; queue empty, teacher copied from the students", *lines]
+
+
+def operations(model: PretrainModel, pairs: int, tokens: int, scored: float | None = None) -> float:
+    """Floating-point operations of the matrix products of a forward and backward pass, for the log's MFU.
+
+    Of `pairs` captions of `tokens` tokens, padding included; scored: how many tokens of a caption get scores over the
+    vocabulary, MLM's and PLM's (None: as many as are expected). A multiplication and an addition are two operations; a
+    backward pass takes twice the forward pass's, and what checkpointing recomputes counts for nothing.
+    """
+    net, encoder, mim = model.backbone, model.backbone.image_encoder, model.mim
+    bert, width, patches = net.description["bert"], encoder.width, encoder.num_patches
+    texts, fusions, decoders = (net.description[f"{name}_layers"] for name in ("text", "fusion", "decoder"))
+    image, both = 1 + patches, 1 + patches + tokens  # tokens of an image, and with its text
+    below = encoder.depth if mim.inject_from is None else mim.inject_from - 1  # layers before the text joins
+    encoding = mim.target == "encoding"
+
+    def layer(length: int, inner: int = bert["intermediate_size"], keep: int | None = None, seen: int = 0) -> int:
+        """A row of `length` tokens, `keep` of which are needed, that attend to `seen` others if there are any."""
+        keep = length if keep is None else keep
+        itself = 4 * width * (width * (length + keep) + keep * length + keep * inner)
+        return itself + (4 * width * keep * (width + seen) if seen else 0)
+
+    def images(count: int, length: int) -> int:
+        return count * layer(length, encoder.vit.blocks[0].mlp.fc1.out_features)
+
+    def memory(length: int) -> int:
+        return 4 * length * width**2  # its keys and values, for one layer
+
+    pixels = 2 * patches * 3 * encoder.patch_size**2 * width
+    head = 2 * sum(weight.numel() for weight in model.head.parameters() if weight.ndim == 2) if model.head else 0
+    if scored is None:
+        scored = max(1.0, model.mlm.probability * (tokens - 1)) + tokens / 2 + 1
+
+    student = 3 * texts * layer(tokens) + pixels + images(encoder.depth, image)  # a caption, masked, and its prefix
+    if model.second_view:
+        rows = patches if encoding and mim.predict == "all" else masked_count(patches, mim.mask_ratio)
+        student += pixels + images(below, image) + images(encoder.depth - below, both) + (rows + encoding) * head
+    matching = 3 * (fusions - 1) * layer(tokens, seen=image) + 3 * layer(tokens, keep=1, seen=image)
+    student += fusions * (memory(image) + 2 * layer(tokens, seen=image)) + matching
+    student += decoders * (memory(both) + layer(tokens, seen=both)) + scored * 2 * width * (width + bert["vocab_size"])
+    student += 4 * width * net.description["embed_dim"] + 12 * width
+
+    teacher = 0
+    if model.uses_queue:  # the last: two directions of logits, soft targets and the gradient of the query
+        teacher += texts * layer(tokens) + (1 + model.teacher_sees) * 2 * width * net.description["embed_dim"]
+        teacher += 12 * model.queue.size * net.description["embed_dim"]
+    if model.teacher_sees:
+        teacher += pixels + images(encoder.depth, image)
+    if encoding:
+        teacher += images(encoder.depth - below, both) + image * head
+    if model.guided:
+        teacher += 2 * patches * width * net.description["embed_dim"]
+        teacher += 8 * image * width**2 if mim.similarity == "values" else 0
+    return pairs * (3 * student + teacher - (1 + model.second_view) * pixels)  # no gradient is needed of the pixels

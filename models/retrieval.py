@@ -1,9 +1,10 @@
-"""Image-text retrieval fine-tuning (the paper, Section 4.2 and Table 1): ITC and ITM on pairs, as ALBEF does."""
+"""Image-text retrieval fine-tuning (the paper, Section 4.3 and Table 1): ITC and ITM on pairs, as ALBEF does."""
 
 import torch
 from torch import Tensor, nn
 
-from models.alignment import Features, contrast, hard_negatives, match, negative_temperature
+from models.alignment import Features, contrast, hard_negatives, match, matching_rows, negative_temperature
+from models.losses import global_count
 from models.momentum import FeatureQueue, MomentumTeacher
 from models.semmim import SemMIM, project
 from models.tensors import text_mask
@@ -35,8 +36,7 @@ class RetrievalModel(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a micro-batch and the values to log.
 
-        batch: image [B, 3, S, S], input_ids, attention_mask [B, L], image_id, caption_id [B]
-        (PretrainCollate).
+        batch: image [B, 3, S, S], input_ids, attention_mask [B, L], image_id, caption_id [B] (PretrainCollate).
         alpha: weight of ITC's soft targets now; draws: [2, B] uniform, for the negative images and texts; done: share
         of the training that is over, see `negative_temperature`.
         """
@@ -51,7 +51,8 @@ class RetrievalModel(nn.Module):
         temperature = negative_temperature(self.itm, net.temperature(), done)
         negatives = hard_negatives(features, temperature, *draws)
         image_memory = net.fusion_encoder.project_memory(image_embeds)
-        itm, accuracy = match(net, text_embeds, mask, image_memory, negatives)
+        rows = global_count(matching_rows(batch["image_id"], batch["caption_id"]))
+        itm, accuracy = match(net, text_embeds, mask, image_memory, negatives, rows)
         logs = {"loss/itc": itc.detach(), "loss/itm": itm.detach(), "itm/accuracy": accuracy}
         logs |= {"temperature": net.temperature().detach(), "itm/temperature": temperature}
         logs["itm/rows_left_out"] = (~negatives.valid).sum()
@@ -59,7 +60,7 @@ class RetrievalModel(nn.Module):
 
     @torch.no_grad()
     def teach(self, batch: dict, image_feat: Tensor, text_feat: Tensor) -> tuple[Tensor, Tensor]:
-        """(image, text) features [B, E] of the teacher; the student's own where there is no queue."""
+        """(image, text) features [B, E] of the teacher; the student's own if there is no queue."""
         if self.teacher is None:
             return image_feat.detach(), text_feat.detach()
         teacher = self.teacher

@@ -16,7 +16,7 @@ from engine.config import Config
 from engine.ddp import wrap_ddp
 from engine.loop import Progress, fit, position
 from engine.run import Run
-from models.losses import global_mean
+from models.losses import global_count, rank_share
 from models.tensors import all_gather_with_grad
 
 CPU = torch.device("cpu")
@@ -140,7 +140,7 @@ def tokens(batch):
 
 def mean_over_tokens(model, batch, progress):
     errors = (model(batch["x"]) - batch["y"]).square().mean(1)
-    loss = global_mean((errors * tokens(batch)).sum(), tokens(batch).sum()) * batch.get("share", 1.0)
+    loss = rank_share((errors * tokens(batch)).sum(), global_count(tokens(batch).sum())) * batch.get("share", 1.0)
     return loss, {"share": batch.get("share", torch.tensor(1.0))}
 
 
@@ -460,3 +460,9 @@ def test_three_and_four_processes_resume_bit_by_bit(tmp_path, count, steps):
     for results in in_processes(count, _stopped_and_resumed, tmp_path):
         assert torch.equal(results["straight"], results["resumed"])
         assert results["steps"] == steps
+
+
+def test_peaks_are_found_by_the_names_that_torch_gives():
+    names = ("NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", "NVIDIA GeForce RTX 4090", "cpu")
+    assert [window.peak_tflops(name, "bf16") for name in names] == [989, 756, None, None]
+    assert window.peak_tflops("NVIDIA A100-SXM4-80GB", "fp32") == 19.5

@@ -6,7 +6,7 @@ from tiny import make_batch, tiny_model
 
 from evaluation import encodings
 from models import bert
-from models.mim import normalised_patch_pixels
+from models.mim import normalized_patch_pixels
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_pixels_of_patches_and_back(batch):
     image = batch["image1"][:1]
     patches = encodings.patch_pixels(image, 8)
     assert torch.equal(encodings.pixels_to_image(patches[0], 8), image[0])
-    perfect = normalised_patch_pixels(image, 8)
+    perfect = normalized_patch_pixels(image, 8)
     assert torch.allclose(encodings.denormalized_prediction(perfect, patches), patches, atol=1e-4)
 
 

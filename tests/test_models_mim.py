@@ -16,7 +16,7 @@ from models.mim import (
     collapse_monitors,
     draw_patches,
     masked_count,
-    normalised_patch_pixels,
+    normalized_patch_pixels,
     patch_loss,
     patterns_in_use,
     pixel_loss,
@@ -177,9 +177,9 @@ def test_patch_similarity_is_the_cosine():
 # ---------------------------------------------------------------------------------------- head and other targets
 
 
-def test_normalised_pixels_equal_maes_formula_patch_by_patch():
+def test_normalized_pixels_equal_maes_formula_patch_by_patch():
     images = random(2, 3, 8, 8)
-    target = normalised_patch_pixels(images, 4)
+    target = normalized_patch_pixels(images, 4)
     for b, row, column in itertools.product(range(2), range(2), range(2)):
         patch = images[b, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].flatten()
         expected = (patch - patch.mean()) / (patch.var() + 1e-6) ** 0.5
@@ -188,7 +188,7 @@ def test_normalised_pixels_equal_maes_formula_patch_by_patch():
 
 def test_pixel_and_code_losses_are_means_over_the_masked_patches():
     images, masked = random(2, 3, 8, 8), torch.tensor([[3], [1]])
-    prediction, target = random(2, 1, 48, seed=1), normalised_patch_pixels(images, 4)
+    prediction, target = random(2, 1, 48, seed=1), normalized_patch_pixels(images, 4)
     expected = sum(((prediction[b, 0] - target[b, masked[b, 0]]) ** 2).mean() for b in range(2)) / 2
     assert pixel_loss(prediction, images, 4, masked).item() == pytest.approx(expected.item(), rel=1e-5)
 

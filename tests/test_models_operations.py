@@ -5,7 +5,7 @@ from tiny import NO_DROPOUT, make_batch, make_draws, tiny_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.operations import peak_tflops, pretrain_operations
+from models.pretrain import operations
 
 
 @pytest.mark.parametrize(
@@ -27,32 +27,24 @@ def test_operations_are_those_that_torch_counts(overrides):
     model, batch = tiny_model(*NO_DROPOUT, *overrides), make_batch()
     draws = make_draws(batch, patches=model.backbone.image_encoder.num_patches)
     ids, mask, pairs = batch["input_ids"], batch["attention_mask"], len(batch["input_ids"])
-    maskable = mask.bool() & (ids != model.tokens.cls_id)
-    masked, split = model.prepare_mlm(ids, maskable, draws), model.prepare_plm(ids, mask, maskable, draws)
+    pieces = model.word_pieces(ids, mask)
+    targets = model.prepare_mlm(ids, pieces, draws)[-1], model.prepare_plm(ids, mask, pieces, draws)[-1]
     counter = FlopCounterMode(display=False)
     with sdpa_kernel(SDPBackend.MATH), counter:
         model(batch, 0.4, draws=draws)[0].backward()
-    scored = (len(masked.target) + len(split.target)) / pairs
-    ours = pretrain_operations(model, pairs, ids.shape[1], scored)
+    scored = sum(map(len, targets)) / pairs
+    ours = operations(model, pairs, ids.shape[1], scored)
     assert ours == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
 def test_expected_tokens_are_those_of_many_draws():
     model, batch = tiny_model(), make_batch(captions=["a red circle left of a blue square in a box"] * 6)
     ids, mask = batch["input_ids"], batch["attention_mask"]
-    maskable = mask.bool() & (ids != model.tokens.cls_id)
+    pieces = model.word_pieces(ids, mask)
     many = [make_draws(batch, seed) for seed in range(300)]
     counts = [
-        len(model.prepare_mlm(ids, maskable, draws).target) + len(model.prepare_plm(ids, mask, maskable, draws).target)
+        len(model.prepare_mlm(ids, pieces, draws)[-1]) + len(model.prepare_plm(ids, mask, pieces, draws)[-1])
         for draws in many
     ]
-    measured = pretrain_operations(model, 6, ids.shape[1], sum(counts) / 6 / len(many))
-    assert pretrain_operations(model, 6, ids.shape[1]) == pytest.approx(measured, rel=0.02)
-
-
-def test_peaks_are_found_by_the_names_that_torch_gives():
-    assert peak_tflops("NVIDIA H100 80GB HBM3", "bf16") == 989
-    assert peak_tflops("NVIDIA H100 PCIe", "bf16") == 756
-    assert peak_tflops("NVIDIA A100-SXM4-80GB", "fp32") == 19.5
-    assert peak_tflops("NVIDIA GeForce RTX 4090", "bf16") is None
-    assert peak_tflops("cpu", "bf16") is None
+    measured = operations(model, 6, ids.shape[1], sum(counts) / 6 / len(many))
+    assert operations(model, 6, ids.shape[1]) == pytest.approx(measured, rel=0.02)

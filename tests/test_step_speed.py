@@ -233,13 +233,3 @@ def test_the_counts_of_a_step_travel_together(monkeypatch):
     model(batch, 0.4, draws=make_draws(batch))
     assert len(sums) == 1 and sums[0].shape == (3,)
     assert sums[0][0] == 18  # every row has a negative
-
-
-def test_rows_without_a_negative_are_counted_before_there_are_features():
-    from models.alignment import Features, hard_negatives, matching_rows
-
-    image_id, caption_id = torch.tensor([0, 0, 1]), torch.tensor([5, 6, 5])
-    feat = F.normalize(torch.randn(3, 4), dim=1)
-    features = Features(feat, feat, feat, feat, image_id, caption_id)
-    found = hard_negatives(features, torch.tensor(0.07), torch.rand(3), torch.rand(3))
-    assert matching_rows(image_id, caption_id) == found.valid.sum() == 3 + 2 * 2

@@ -7,7 +7,7 @@ import torch
 from tiny import NO_DROPOUT, TINY, TOKENIZER, tiny_config
 
 from engine.config import PRETRAIN, load_config
-from models.operations import PEAKS
+from engine.window import PEAKS
 from tools.benchmark import __main__ as benchmark
 from tools.benchmark import all as benchmark_all
 from tools.benchmark import pretrain as benchmark_pretrain

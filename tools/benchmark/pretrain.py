@@ -14,9 +14,8 @@ from engine.compiling import compile_layers
 from engine.config import PRETRAIN, Config, load_config
 from engine.loop import Progress, _train_step
 from engine.transfer import Transfer
-from engine.window import Window
-from models.operations import PEAKS, peak_tflops, pretrain_operations
-from models.pretrain import PretrainModel, build_pretrain_model
+from engine.window import PEAKS, Window, peak_tflops
+from models.pretrain import PretrainModel, build_pretrain_model, operations
 from optim import create_optimizer
 
 # Mean and deviation of ln(word pieces), [CLS] included: 12.8 on average, as COCO's and the web's captions
@@ -146,7 +145,7 @@ class Case:
         pairs = train.batch_size * train.accumulation
         seconds, cpu = (statistics.mean(map(statistics.median, times)) for times in (self.seconds, self.cpu_seconds))
         lengths = [batch["input_ids"].shape[1] for batch in self.batches]
-        operations = statistics.mean(pretrain_operations(self.model, pairs, length) for length in lengths)
+        counted = statistics.mean(operations(self.model, pairs, length) for length in lengths)
         return {
             "settings": self.spec,
             "precision": self.progress.precision,
@@ -155,9 +154,9 @@ class Case:
             "seconds_of_a_step": round(seconds, 4),
             "cpu_seconds_of_a_step": round(cpu, 4),
             "pairs_per_second": round(pairs / seconds, 2),
-            "gflop_of_a_pair": round(operations / pairs / 1e9, 2),
-            "tflops": round(operations / seconds / 1e12, 4),
-            "mfu": round(operations / seconds / 1e12 / peak, 4),
+            "gflop_of_a_pair": round(counted / pairs / 1e9, 2),
+            "tflops": round(counted / seconds / 1e12, 4),
+            "mfu": round(counted / seconds / 1e12 / peak, 4),
             "peak_memory_gib": round(self.peak / 2**30, 2) if self.peak else None,
             "first_loss": self.first_loss,
         }
@@ -240,12 +239,12 @@ def predictions(case: Case) -> dict:
     pairs/s = GPUs x share x peak / operations of a pair.
     """
     lengths = [batch["input_ids"].shape[1] for batch in case.batches]
-    operations = statistics.mean(pretrain_operations(case.model, 1, length) for length in lengths)
+    counted = statistics.mean(operations(case.model, 1, length) for length in lengths)
     table = {}
     for gpu in ("A100", "H100"):
         for count in (1, 8, 64):
-            speeds = {f"{share:.0%}": count * share * PEAKS[gpu][0] * 1e12 / operations for share in SHARES}
+            speeds = {f"{share:.0%}": count * share * PEAKS[gpu][0] * 1e12 / counted for share in SHARES}
             hours = {share: round(CAPTIONS * EPOCHS / speed / 3600, 1) for share, speed in speeds.items()}
             speeds = {share: round(speed) for share, speed in speeds.items()}
             table[f"{count} x {gpu}"] = {"pairs_per_second": speeds, "hours_of_5.1M_captions_x_20_epochs": hours}
-    return {"gflop_of_a_pair": round(operations / 1e9, 1), **table}
+    return {"gflop_of_a_pair": round(counted / 1e9, 1), **table}

@@ -7,9 +7,9 @@ import torch
 
 import utils
 from dataset.text import Tokenizer
+from engine.window import PEAKS
 from evaluation import ranking
 from evaluation.sharded import eval_batches
-from models.operations import PEAKS
 from models.semmim import SemMIM, build_backbone, describe
 from tools.benchmark.pretrain import model_arguments, random_config
 from tools.demo import scenes
