@@ -16,15 +16,13 @@ class Hit:
     """What was found for a query: the place of an image (or text) among those given, and its scores.
 
     score: what the order is by, None below the first k; cosine: of the two encoders' features; match: the fusion
-    encoder's part of `score`, None below the first k. The places by cosine and by match alone count from 1.
+    encoder's part of `score`, None below the first k.
     """
 
     number: int
     score: float | None
     cosine: float
-    cosine_place: int
     match: float | None
-    match_place: int | None
 
 
 def search(
@@ -64,20 +62,9 @@ def search(
         scores = ranking.rerank(backbone, images, encoded, *both, score=score, precision=precision)[not images_ask]
     weight = {"itm": 0.0, "itm+itc": 1.0, "itm+itc/t": 1 / backbone.temperature().item()}[score]
     numbers = list(range(len(texts))) if images_ask else places
-    rows = zip(ids.tolist(), cosines.tolist(), scores.tolist(), strict=True)
-    return [_hits([numbers[i] for i in row], cosine, scored, weight) for row, cosine, scored in rows]
-
-
-def _hits(numbers: list[int], cosines: list[float], scores: list[float], weight: float) -> list[Hit]:
-    """One query's. numbers, cosines: [C], best cosine first; scores: [k] of the first, in which the cosine has
-    `weight`."""
-    matches = [score - weight * cosine for score, cosine in zip(scores, cosines, strict=False)]
-    by_match = sorted(range(len(scores)), key=lambda i: -matches[i])
-    match_place = {i: place for place, i in enumerate(by_match, 1)}
-    found = [
-        Hit(number, scores[i], cosine, i + 1, matches[i], match_place[i])
-        if i < len(scores)
-        else Hit(number, None, cosine, i + 1, None, None)
-        for i, (number, cosine) in enumerate(zip(numbers, cosines, strict=True))
-    ]
-    return sorted(found, key=lambda hit: (hit.score is None, -(hit.score or 0.0)))  # stable: the rest by cosine
+    found = []
+    for row, cosine, scored in zip(ids.tolist(), cosines.tolist(), scores.tolist(), strict=True):
+        first = [Hit(numbers[i], s, c, s - weight * c) for i, c, s in zip(row[:k], cosine[:k], scored, strict=True)]
+        rest = [Hit(numbers[i], None, c, None) for i, c in zip(row[k:], cosine[k:], strict=True)]
+        found.append(sorted(first, key=lambda hit: -hit.score) + rest)  # stable: equal scores by cosine
+    return found

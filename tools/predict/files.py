@@ -1,78 +1,69 @@
-"""What the commands of tools/predict share: images with progress, files of lines, rows and features."""
+"""What the commands of tools/predict share: progress on the terminal, files of lines, rows and features."""
 
 import contextlib
 import csv
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
 import utils
-from semmim import SemMIM
 
-ROWS = (".jsonl", ".csv")  # files of rows, by extension
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what begins a formula in a spreadsheet
 
 
-def output_path(name: str | None, extensions: Sequence[str]) -> Path | None:
-    """--output as a path; UserError before the work if it cannot be written or its extension says nothing."""
+def output_path(name: str | None, endings: Sequence[str]) -> Path | None:
+    """--output as a path; UserError before the work if it cannot be written or its ending says nothing."""
     if name is None:
         return None
     path = Path(name).expanduser()
     usable = path.parent.is_dir() and os.access(path.parent, os.W_OK | os.X_OK)
     if not usable or (path.exists() and not path.is_file()):  # a folder, a pipe, a device
-        raise utils.UserError(
-            f"--output {name}: give a file in a folder that exists and can be written, such as result{extensions[0]}"
-        )
-    if path.suffix.lower() not in extensions:
-        raise utils.UserError(f"--output {name}: the name must end in {' or '.join(extensions)}")
+        raise utils.UserError(f"--output {name}: give a file in a folder that exists and can be written")
+    if path.suffix.lower() not in endings:
+        raise utils.UserError(f"--output {name}: the name must end in {' or '.join(endings)}")
     return path
 
 
-@contextlib.contextmanager
-def rows_to(path: Path | None, columns: Sequence[str]) -> Iterator[Callable[[dict | None, str | None], None]]:
-    """A function (row, line): it writes the row, a dict with `columns`, into a file of JSON lines or CSV; without a
-    file it prints the line.
-
-    Row by row, so that an interrupted command leaves what it has found.
-    """
-    if path is None:
-        yield lambda row, line=None: None if line is None else print(line)
-        return
-    try:
-        file = open(path, "w", encoding="utf-8", newline="")
-    except OSError as error:
-        raise utils.UserError(f"--output {path}: cannot be written ({error.strerror})") from None
-    table, is_csv = csv.DictWriter(file, columns), path.suffix.lower() == ".csv"
-
-    def write(row: dict | None, line: str | None = None) -> None:
-        cells = {key: utf8(x) if isinstance(x, str | Path) else x for key, x in (row or {}).items()}
-        if is_csv:
-            cells = {key: f"'{x}" if isinstance(x, str) and x.startswith(FORMULA) else x for key, x in cells.items()}
-        if cells:
-            table.writerow(cells) if is_csv else file.write(json.dumps(cells, ensure_ascii=False) + "\n")
-
-    with file:
-        if is_csv:
-            table.writeheader()
-        yield write
-    note(f"wrote {path}")
+def write_rows(rows: Iterable[dict], path: Path | None) -> None:
+    """Write rows into a file of JSON lines or CSV, or print them; one by one, so that an interrupted command leaves
+    what it has found. The file is opened, and an earlier one is lost, when there is a first row."""
+    is_csv, table = path is not None and path.suffix.lower() == ".csv", None
+    with contextlib.ExitStack() as stack:
+        for number, row in enumerate(rows):
+            if path is None:
+                tqdm.write("\t".join("-" if x is None else printable(x) for x in row.values()))
+                continue
+            row = {key: utf8(x) if isinstance(x, str | Path) else x for key, x in row.items()}
+            if number == 0:
+                file = stack.enter_context(open(path, "w", encoding="utf-8", newline=""))
+            if is_csv and number == 0:
+                table = csv.DictWriter(file, list(row))
+                table.writeheader()
+            if is_csv:
+                formulas = [key for key, x in row.items() if isinstance(x, str) and x.startswith(FORMULA)]
+                table.writerow(row | {key: f"'{row[key]}" for key in formulas})
+            else:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    if path:
+        note(f"wrote {path}")
 
 
-def write_features(path: Path, features: dict[str, np.ndarray], names: dict[str, list[str]]) -> None:
-    """Arrays and what their rows are; no pickle, so that any program may read them."""
+def write_features(path: Path, features: dict[str, np.ndarray], names: dict[str, Sequence]) -> None:
+    """Arrays and what their rows are (in .safetensors as JSON in the metadata); no pickle, so that any program may read
+    them."""
+    texts = {key: [utf8(value) for value in values] for key, values in names.items()}
     with utils.replacing(path) as temporary:
         if path.suffix.lower() == ".safetensors":
-            save_file(features, temporary, metadata={key: json.dumps(value) for key, value in names.items()})
+            save_file(features, temporary, metadata={key: json.dumps(values) for key, values in texts.items()})
         else:
             with open(temporary, "wb") as file:  # given a name, NumPy would add an extension
-                np.savez(file, **features, **{key: np.array(value, dtype=str) for key, value in names.items()})
+                np.savez(file, **features, **{key: np.array(values, dtype=str) for key, values in texts.items()})
 
 
 def read_lines(option: str, name: str | None) -> list[str]:
@@ -87,21 +78,13 @@ def read_lines(option: str, name: str | None) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-# ---------------------------------------------------------------------------------------------- images, the terminal
-
-
 def progress(paths: Sequence[Path], label: str) -> tqdm:
     """The paths, with a bar on the terminal that goes on as they are read."""
     return tqdm(paths, desc=label, unit=" images", disable=None)
 
 
-def batches(model: SemMIM, paths: Sequence[Path], label: str) -> Iterator[tuple[torch.Tensor, list[Path]]]:
-    """(preprocessed images [n, 3, S, S], their paths), with progress; those that cannot be read are left out."""
-    for images, places in model.batches(progress(paths, label), left_out):
-        yield images, [paths[place] for place in places]
-
-
 def left_out(image: object, error: Exception) -> None:
+    """Say which image cannot be read, and why."""
     note(f"left out: {error}")
 
 

@@ -1,4 +1,4 @@
-"""The search sheet of `tools/predict retrieve --output sheet.html`: one page for all queries, thumbnails in it."""
+"""The search sheet of `tools.predict retrieve --output sheet.html`: one page for all queries, thumbnails in it."""
 
 from __future__ import annotations
 
@@ -11,58 +11,77 @@ from jinja2 import Environment, FileSystemLoader
 
 import utils
 from dataset.transforms import ImageError, open_image
+from semmim import SemMIM
 from semmim.search import Hit
 from tools import pages
 from tools.predict.files import printable
 
 THUMBNAIL = 256  # pixels of the longer side
 SUMS = {"itm+itc": "match + contrast", "itm+itc/t": "match + contrast / temperature"}  # scores that are sums
-Query = Path | str
+Item = Path | str
 
 
 def write_sheet(
-    path: Path, results: Sequence[tuple[Query, Sequence[Hit]]], items: Sequence[Query], *, score: str, **about
+    path: Path,
+    checkpoint: str,
+    model: SemMIM,
+    k: int | None,
+    queries: Sequence[Item],
+    items: Sequence[Item],
+    found: Sequence[Sequence[Hit]],
+    top: int,
 ) -> None:
-    """One HTML file: what was searched and how, then a section a query, best first.
+    """One HTML file: what was searched and how, then a section a query with its `top` items.
 
-    items: what the hits' numbers count; score: of re-ranking; about: checkpoint, stage, images and left_out (how many
-    were read, and were not), asked (what each query ranked), k (candidates that were re-ranked, 0: none) and why.
-    Thumbnails are part of the file; each links to its image, by its place relative to the sheet.
+    k: as it was asked for; items: what the hits' numbers count; found: of `SemMIM.search`. Thumbnails are part of the
+    file; each links to its image, by its place relative to the sheet.
     """
+    (score, default), best = model.order(), model.content.best.get("order")
+    if k is not None:
+        why = f"as asked by --k {k}"
+    elif best is None:
+        why = "the default, since the checkpoint does not say which order was better on validation images"
+    else:
+        why = f"the better order on the checkpoint's validation images ({best})"
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     environment.filters["printable"] = printable
     text = environment.get_template("sheet.html").render(
-        **about,
         style=pages.STYLE,
+        checkpoint=checkpoint,
+        stage=model.stage,
+        items="images" if isinstance(items[0], Path) else "sentences",
+        asked=len(found[0]),
+        left_out=len(items) - len(found[0]),
+        k=min(default if k is None else k, len(found[0])),
         by=SUMS.get(score, "match"),
         unit="log-odds" if score == "itm+itc/t" else "logit",
         is_sum=score in SUMS,
-        queries=[query_of(path.parent, query, hits, items) for query, hits in results],
+        why=why,
+        queries=[section(path.parent, *one, items, top) for one in zip(queries, found, strict=True)],
     )
     with utils.replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def query_of(folder: Path, query: Query, hits: Sequence[Hit], items: Sequence[Query]) -> dict:
-    """What the template needs of one query."""
-    found = [items[hit.number] for hit in hits]
-    names = short_names(found) if hits and isinstance(found[0], Path) else found
-    cosines, matches = [hit.cosine for hit in hits], [hit.match for hit in hits if hit.match is not None]
-    rows = [
-        {
-            "hit": hit,
-            "item": item,
-            "name": shortened(printable(name)),
-            "address": address(item, folder) if isinstance(item, Path) else None,
-            "thumbnail": thumbnail(item, THUMBNAIL) if isinstance(item, Path) else None,
-            "cosine_bar": bar(hit.cosine, cosines),
-            "match_bar": None if hit.match is None else bar(hit.match, matches),
-        }
-        for hit, item, name in zip(hits, found, names, strict=True)
-    ]
-    is_image = isinstance(query, Path)
-    title = query.name if is_image else f"“{query}”"
-    return {"title": title, "thumbnail": thumbnail(query, 2 * THUMBNAIL) if is_image else None, "rows": rows}
+def section(folder: Path, query: Item, hits: Sequence[Hit], items: Sequence[Item], top: int) -> dict:
+    """What the template needs of one query. Places count among all hits, bars go over those that are shown."""
+    by_cosine = sorted(range(len(hits)), key=lambda i: -hits[i].cosine)
+    by_match = sorted((i for i in range(len(hits)) if hits[i].match is not None), key=lambda i: -hits[i].match)
+    shown = hits[:top]
+    cosines, matches = [hit.cosine for hit in shown], [hit.match for hit in shown if hit.match is not None]
+    rows = []
+    for i, hit in enumerate(shown):
+        item = items[hit.number]
+        row = {"hit": hit, "name": item, "cosine_place": 1 + by_cosine.index(i), "cosine_bar": bar(hit.cosine, cosines)}
+        if hit.match is not None:
+            row |= {"match_place": 1 + by_match.index(i), "match_bar": bar(hit.match, matches)}
+        if isinstance(item, Path):
+            address = urllib.parse.quote(os.fsencode(os.path.relpath(item, folder)))
+            row |= {"address": address, "thumbnail": thumbnail(item, THUMBNAIL)}
+        rows.append(row)
+    if isinstance(query, Path):
+        return {"title": query.name, "thumbnail": thumbnail(query, 2 * THUMBNAIL), "rows": rows}
+    return {"title": f"“{query}”", "rows": rows}
 
 
 def bar(value: float, values: Sequence[float]) -> int:
@@ -79,21 +98,3 @@ def thumbnail(path: Path, side: int) -> str | None:
         return None
     image.thumbnail((side, side))
     return pages.data_uri(image, "JPEG")
-
-
-def address(path: Path, folder: Path) -> str:
-    return urllib.parse.quote(os.fsencode(os.path.relpath(path, folder)))
-
-
-def shortened(name: str, length: int = 44) -> str:
-    """A long name without its middle: the ends are what tells it from others."""
-    half = (length - 1) // 2
-    return name if len(name) <= length else f"{name[:half]}…{name[-half:]}"
-
-
-def short_names(paths: Sequence[Path]) -> list[str]:
-    """Names without the folders that all have in common."""
-    if len({path.parent for path in paths}) == 1:
-        return [path.name for path in paths]
-    common = os.path.commonpath([path.absolute().parent for path in paths])
-    return [os.path.relpath(path.absolute(), common) for path in paths]
