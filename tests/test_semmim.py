@@ -273,20 +273,20 @@ def test_probabilities_of_classes_are_the_softmax_of_their_mean_features_cosines
 
 
 @pytest.mark.parametrize("images_ask", [False, True])
-def test_search_orders_by_cosine_and_the_first_k_by_the_fusion_encoder(folder, images_ask):
-    model = loaded(folder, "pretrain", batch_size=2)
-    cosine, match = model.encode_image(images(folder)) @ model.encode_text(TEXTS).T, model.match(images(folder), TEXTS)
-    found = model.search(images(folder), TEXTS, images_ask=images_ask, k=2)
-    for row, (hits, own) in enumerate(zip(found, cosine if images_ask else cosine.T, strict=True)):
-        odds = (match if images_ask else match.T)[row].logit()
-        first = own.argsort(descending=True).tolist()
-        assert [hit.number for hit in model.search(images(folder), TEXTS, images_ask=images_ask, k=0)[row]] == first
-        assert {hit.number for hit in hits[:2]} == set(first[:2]) and hits[2].number == first[2]
-        assert [hit.score is None for hit in hits] == [False, False, True]
-        assert odds[hits[0].number] - own[hits[0].number] is not None
-        for hit in hits:
-            assert hit.cosine == pytest.approx(own[hit.number].item(), abs=1e-5)
-            assert hit.cosine_place == 1 + first.index(hit.number)
+def test_search_orders_by_cosine_and_the_first_k_by_log_odds_plus_cosine_over_temperature(folder, images_ask):
+    model = loaded(folder, "retrieval", batch_size=2)
+    cosine = model.encode_image(images(folder)) @ model.encode_text(TEXTS).T
+    odds = model.match(images(folder), TEXTS).logit()
+    cosine, odds = (cosine, odds) if images_ask else (cosine.T, odds.T)
+    contrast = model.search(images(folder), TEXTS, images_ask=images_ask, k=0)
+    for row, hits in enumerate(model.search(images(folder), TEXTS, images_ask=images_ask, k=2)):
+        first = cosine[row].argsort(descending=True).tolist()
+        score = (odds[row] + cosine[row] / model.temperature).tolist()
+        assert [hit.number for hit in contrast[row]] == first and all(hit.score is None for hit in contrast[row])
+        assert [hit.number for hit in hits] == sorted(first[:2], key=lambda i: -score[i]) + first[2:]
+        assert [hit.cosine for hit in hits] == pytest.approx([cosine[row, hit.number].item() for hit in hits], abs=1e-5)
+        assert [hit.score for hit in hits[:2]] == pytest.approx([score[hit.number] for hit in hits[:2]], abs=1e-3)
+        assert hits[0].match == pytest.approx(odds[row, hits[0].number].item(), abs=1e-3) and hits[2].score is None
 
 
 # ------------------------------------------------------------------------------------------------- saving and loading

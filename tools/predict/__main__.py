@@ -229,34 +229,23 @@ def evaluate(args: argparse.Namespace) -> Iterator[dict]:
         if args.output:
             found = {"image": path, "class": classes[labels[path]], "predicted": classes[int(best)]}
             yield {**found, "probability": round(float(value), 6)}
-    found = accuracies(torch.stack(table), torch.tensor(truth))
-    print(f"{found['images']} images, {found['classes']} classes")
-    shown = {key: found[key] for key in ("top1", "top5", "mean_per_class", "chance") if key in found}
-    for name, value in [*shown.items(), *zip(classes, found["per_class"], strict=True)]:
-        print(f"{utils.one_line(name):20} {'     -' if value is None else f'{value:6.2f}'}")
+    found, per_class = accuracies(torch.stack(table), torch.tensor(truth))
+    print(f"{len(truth)} images, {len(classes)} classes")
+    for name, value in [*found.items(), *zip(classes, per_class, strict=True)]:
+        print(f"{utils.one_line(name):20} {value:6.2f}")
 
 
-def accuracies(probabilities: torch.Tensor, labels: torch.Tensor) -> dict:
-    """How often the true class is among the most probable ones, in percent.
+def accuracies(probabilities: torch.Tensor, labels: torch.Tensor) -> tuple[dict[str, float], list[float]]:
+    """How often the true class is among the most probable ones, in percent. [N, C], [N] the classes' numbers
 
-    probabilities: [N, C]; labels: [N] the classes' numbers; N and every probability row nonempty.
-
-    Returns {"images", "classes", "top1", "top5" (of more than 5 classes), "mean_per_class" (the mean over
-    the classes of their own top-1 accuracies), "chance" (of top-1), "per_class": [C], None for a class of no image}.
-    Equal probabilities count against the model: the rank is the number of classes that are as probable or more.
+    -> top1, top5 (of more than 5 classes), mean_per_class (the mean of the classes' own top-1 accuracies), chance (of
+    top-1), and the classes' own; NaN for one without images. Equal probabilities count against the model.
     """
-    if len(labels) == 0:
-        raise ValueError("accuracies needs at least one image")
     count = probabilities.shape[1]
-    own = probabilities.gather(1, labels[:, None])  # [N, 1]
-    rank = (probabilities >= own).sum(1) - 1  # [N]
-    found: dict = {"images": len(labels), "classes": count}
-    found |= {f"top{k}": 100 * (rank < k).double().mean().item() for k in (1, 5) if k == 1 or k < count}
-    right = torch.zeros(count, dtype=torch.float64).index_add_(0, labels, (rank < 1).double())
-    images = labels.bincount(minlength=count)
-    per_class = [100 * float(hit) / int(n) if n else None for hit, n in zip(right, images, strict=True)]
-    known = [value for value in per_class if value is not None]
-    return found | {"mean_per_class": sum(known) / len(known), "chance": 100 / count, "per_class": per_class}
+    rank = (probabilities >= probabilities.gather(1, labels[:, None])).sum(1) - 1  # [N]
+    found = {f"top{k}": 100 * (rank < k).double().mean().item() for k in (1, 5) if k == 1 or k < count}
+    own = torch.stack([100 * (rank[labels == number] < 1).double().mean() for number in range(count)])  # [C]
+    return found | {"mean_per_class": own.nanmean().item(), "chance": 100 / count}, own.tolist()
 
 
 def class_folders(name: str) -> list[Path]:
