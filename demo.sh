@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source tools/setup_venv.sh
-setup_venv requirements.txt
+setup_venv requirements.txt tools/requirements.txt
 python=.venv/bin/python
 demo=output/demo
 # A small model uses two processes of one thread better than one process of two threads (123 against 85 pairs/s): the

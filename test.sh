@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source tools/setup_venv.sh
-setup_venv requirements.txt tests/requirements.txt tests/requirements-no-deps.txt
+setup_venv requirements.txt tools/requirements.txt tests/requirements.txt tests/requirements-no-deps.txt
 
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .

@@ -265,6 +265,15 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def own_folder(folder: Path, program: str) -> Path:
+    """The folder for what a program writes: new, empty, or one that holds the program's mark. UserError otherwise."""
+    mark = make_folder(folder) / f".{program}"
+    if not mark.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: holds files that {program} did not write; name another folder, or empty this one")
+    mark.touch()
+    return folder
+
+
 @contextlib.contextmanager
 def replacing(path):
     """Give a temporary path that takes the place of `path` at once when the block ends without error."""

@@ -15,7 +15,7 @@ from utils import ROOT
 
 DOCUMENT = (ROOT / "docs/reproduce.md").read_text(encoding="utf-8").partition("\n## The road out\n")[2]
 SPEED = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
-PAPER = report_tables.read_paper()["tables"]
+PAPER = report_tables.PAPER
 STAGE_OF_SCRIPT = {"Pretrain": "pretrain", "Retrieval": "retrieval", "Caption": "caption", "VQA": "vqa"}
 TOOLS = {"ablate": ablate, "report": report, "visualize": visualize}
 

@@ -1,72 +1,493 @@
-"""tools/report on the folder of a training and of an evaluation, written by hand."""
+"""tools.report: which run fills which cell, the arithmetic, the ablations' order against scipy, formats and pages."""
 
 import json
-import sys
+import re
+import statistics
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from scipy import stats
 
+from engine.config import PRETRAIN, load_config, save_config
 from evaluation.retrieval import chance_metrics
 from evaluation.vqa import vqa_metrics
+from tools.benchmark.model import trainable_parameters
 from tools.report import __main__ as report
+from tools.report import ablation, formats, runs, tables
+from tools.report.ablation import Ablations
+from tools.report.runs import Run, Stat
+from tools.report.tables import PAPER, Table
 from utils import UserError
 
+PARAMETERS = {"image_encoder": 80_000_000, "encoding_head": 5_000_000, "total": 85_000_000}
+RETRIEVAL = {"rerank": {"k": 4}, "seed": 42}
+COCO, FLICKR = "data/coco/annotations/coco_test.json", "data/flickr30k/annotations/flickr30k_test.json"
+DEMO = "output/demo/data/retrieval_test.json"
+STUDIES = sorted((Path(__file__).parent.parent / "docs/study").glob("ablation*.jsonl"))
 
-def run_report(monkeypatch, capsys, folder) -> str:
-    monkeypatch.setattr(sys, "argv", ["report.py", str(folder)])
-    report.main()
-    return capsys.readouterr().out
+
+@pytest.fixture(autouse=True)
+def parameters(monkeypatch):
+    monkeypatch.setattr(report, "trainable_parameters", lambda config: PARAMETERS)
 
 
-def test_report_shows_losses_teacher_recalls_and_files(tmp_path, monkeypatch, capsys):
-    training, evaluation = tmp_path / "pretrain", tmp_path / "zeroshot"
-    for folder in (training, evaluation):
+def make_run(folder: Path, test_file: str, metrics: dict, config: dict | None = None, trained: bool = True, **files):
+    """A run's folder as the scripts leave it."""
+    folder.mkdir(parents=True)
+    settings = {**(RETRIEVAL if config is None else config), "data": {"test": [test_file]}}
+    (folder / "config.yaml").write_text(json.dumps(settings))  # JSON is YAML
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    entries = [{"step": 5, "split": "train", "loss": 3.5, "loss/cls": 1.0, "pairs_per_second": 40.0}] if trained else []
+    (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def recalls(value: float) -> dict:
+    """metrics.json of retrieval: r1 = value, r5 = value + 1, r10 = value + 2; image retrieval 10 lower."""
+    row = {
+        f"{side}_r{k}": value + place - 10 * (side == "ir")
+        for side in ("tr", "ir")
+        for place, k in enumerate((1, 5, 10))
+    }
+    row["r_mean"] = statistics.fmean(row.values())
+    stages = {f"{stage}_{key}": x for stage in ("itm", "itc", "chance") for key, x in row.items()}
+    return {"test": {**stages, "images": 10, "texts": 50, "seconds": 2.0}}
+
+
+def make_ablation(folder: Path, name: str, seed: int, tr: float, vqa: float) -> None:
+    run = folder / name / f"seed_{seed}"
+    make_run(run / "retrieval", "x/demo/data/retrieval_test.json", recalls(tr), {**RETRIEVAL, "seed": seed})
+    kinds = dict.fromkeys(("by_answer_type", "by_question_type", "constant_by_question_type"), {})
+    answers = {"test": {"accuracy": vqa, "constant": 30.0, "questions": 3, **kinds}}
+    make_run(run / "vqa", "x/demo/data/vqa_test.json", answers, {"answer": {}, "seed": seed})
+    result = {"row": name, "seed": seed, "stages": {"retrieval": {}, "vqa": {}}}
+    (run / "result.json").write_text(json.dumps(result))
+
+
+def all_tables(folder: Path, **options) -> list[Table]:
+    return report.all_tables(runs.find_runs(folder), **options)
+
+
+def row(table: Table, name: str) -> dict[str, str]:
+    (found,) = [dict(zip(table.columns, cells, strict=True)) for cells in table.rows if cells[0] == name]
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- which run is what
+
+
+@pytest.mark.parametrize(
+    "path, name",
+    [
+        (COCO, "coco"),
+        (FLICKR, "flickr"),
+        ("/disk/karpathy/dataset_coco.json", "coco"),
+        ("/disk/karpathy/dataset_flickr30k.json", "flickr"),
+        ("data/nocaps/nocaps_val.json", "nocaps"),
+        ("data/vqa/vqa_test_ocr.json", "vqa"),
+        (DEMO, "demo"),
+        ("data/easyvqa/vqa_test.json", "easyvqa"),
+        ("test.json", "test"),
+    ],
+)
+def test_the_data_set_is_recognized_by_the_test_files_folder_or_name(path, name):
+    assert runs.data_name({"data": {"train": ["a/b.json"], "test": [path]}}) == name
+
+
+def test_unfinished_runs_and_those_that_a_later_run_put_aside_give_no_number(tmp_path):
+    make_run(tmp_path / "a", COCO, recalls(80.0))
+    make_run(tmp_path / "a/earlier_1", COCO, recalls(60.0))
+    make_run(tmp_path / "b", COCO, {})
+    make_ablation(tmp_path, "semmim", 1, 50.0, 60.0)
+    (tmp_path / "semmim/seed_1/result.json").write_text(json.dumps({"row": "semmim", "stages": {"vqa": {}}}))
+    found = runs.find_runs(tmp_path)
+    assert [run.folder.relative_to(tmp_path).as_posix() for run in found] == ["a", "semmim/seed_1/vqa"]
+    assert len(runs.find_runs(tmp_path / "a/earlier_1")) == 1  # asked for by its name
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match="no run in it"):
+        report.main([str(tmp_path / "other")])
+
+
+def test_a_studys_table_gives_the_tables_of_its_folder(tmp_path, capsys):
+    for name in ("semmim", "table4_none", "table6_15"):
+        for seed in (1, 2):
+            make_ablation(tmp_path / "study", name, seed, 50.0 + seed * len(name), 70.0)
+    (tmp_path / "study/rows.json").write_text(json.dumps({"rows": {"semmim": "semmim", "table7_9": "semmim"}}))
+    report.main([str(tmp_path / "study"), "--format", "jsonl", "--output", str(tmp_path / "study.jsonl")])
+    for kind in ("text", "csv", "summary"):
+        report.main([str(tmp_path / "study.jsonl"), "--format", kind])
+        from_table = capsys.readouterr().out
+        if kind != "summary":
+            report.main([str(tmp_path / "study"), "--format", kind])
+            assert capsys.readouterr().out == from_table
+    (tmp_path / "bad.jsonl").write_text('{"folder": "a"}\n')
+    with pytest.raises(UserError, match="bad.jsonl: no table of runs"):
+        report.main([str(tmp_path / "bad.jsonl")])
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.stem)
+def test_the_studies_have_three_seeds_of_ten_rows(study):
+    found = Ablations(runs.find_runs(study))
+    rows = {row["config"] for number in ablation.NUMBERS for row in PAPER[number]["rows"]} - {"table4_dvae"}
+    assert {name: len(found.of(name, "retrieval")) for name in rows} == dict.fromkeys(rows, 3)
+
+
+# ------------------------------------------------------------------------------------------------------ the arithmetic
+
+
+def test_mean_and_sample_deviation_over_seeds():
+    values = [80.0, 81.0, 83.0]
+    assert Stat.of(values) == Stat(statistics.mean(values), statistics.stdev(values), 3)
+    assert Stat.of(values).show(1) == "81.3 ± 1.5 (3)" and Stat.of([2.0]).show(2, effect=True) == "+2.00"
+    assert Stat.of([]) is None and tables.show(None, 1) == "not run"
+
+
+@pytest.mark.parametrize("count", [2, 3, 10, 15])
+def test_an_effect_is_marked_if_a_t_test_says_so(count):
+    draw = np.random.default_rng(count)
+    verdicts = set()
+    for shift in np.linspace(0, 2, 60):
+        differences = draw.normal(shift, 1, count)
+        found = Stat.of(differences)
+        assert found.differs_from_zero() == (stats.ttest_1samp(differences, 0).pvalue < 0.05)
+        assert ("*" in found.show(1, effect=True)) == found.differs_from_zero() and "*" not in found.show(1)
+        verdicts.add(found.differs_from_zero())
+    assert verdicts == {True, False}
+    assert not Stat.of([5.0]).differs_from_zero() and not Stat.of([0.0, 0.0]).differs_from_zero()
+
+
+def test_gpu_days_follow_the_formula():
+    assert tables.gpu_days(100.0) == pytest.approx(5.1e6 * 20 / 100 / 86400)
+    assert tables.gpu_days(800.0, gpus=8) == pytest.approx(tables.gpu_days(100.0))
+    assert tables.implied_pairs_per_second(tables.gpu_days(123.0)) == pytest.approx(123)
+
+
+# ---------------------------------------------------------------------------------------------------------- the tables
+
+
+def test_table_1_shows_all_published_rows_ours_and_the_difference(tmp_path):
+    make_run(tmp_path / "coco", COCO, recalls(80.5))
+    table = all_tables(tmp_path)[0]
+    assert [cells[0] for cells in table.rows[:13]] == [entry["name"] for entry in PAPER["1"]["rows"]]
+    assert row(table, "OSCAR (Li et al., 2020)")["Flickr30K TR R@1"] == "-"
+    assert row(table, "SemMIM (the paper)")["COCO TR R@1"] == "81.5"
+    ours, difference = row(table, "this code"), row(table, "difference to the paper")
+    assert ours["COCO TR R@1"] == "80.5" and ours["COCO IR R@10"] == "72.5"
+    assert difference["COCO TR R@1"] == "-1.0" and difference["COCO IR R@10"] == "-19.1"
+    assert ours["Flickr30K TR R@1"] == "not run" and difference["Flickr30K TR R@1"] == "-"
+
+
+def test_seeds_share_a_row_and_other_settings_and_repeated_seeds_get_their_own(tmp_path):
+    for seed, value in ((1, 80.0), (2, 81.0)):
+        make_run(tmp_path / f"a{seed}", COCO, recalls(value), {**RETRIEVAL, "seed": seed})
+    make_run(tmp_path / "again", COCO, recalls(99.0), {**RETRIEVAL, "seed": 2})
+    make_run(tmp_path / "b", COCO, recalls(70.0), {"rerank": {"k": 9}, "seed": 1})
+    make_run(tmp_path / "f", FLICKR, recalls(90.0))
+    ours = [cells for cells in all_tables(tmp_path)[0].rows if cells[0].startswith("this code")]
+    assert [cells[2] for cells in ours] == ["80.5 ± 0.7 (2)", "99.0", "70.0"]
+    assert [cells[8] for cells in ours] == ["90.0", "not run", "not run"]
+    assert "a1 and" in ours[0][0] and ours[2][0].endswith("/b")
+
+
+def test_zero_shot_and_other_data_stand_apart_from_the_papers_columns(tmp_path):
+    make_run(tmp_path / "zero", COCO, recalls(60.0), trained=False)
+    make_run(tmp_path / "demo", DEMO, recalls(20.0))
+    first, other = all_tables(tmp_path)[:2]
+    assert row(first, "this code")["COCO TR R@1"] == "not run"
+    shown = [cells[1:4] for cells in other.rows if cells[1]]
+    assert shown == [["demo", "fine-tuned", "20.0"], ["coco", "zero-shot", "60.0"]]
+
+
+def test_captioning_and_question_answering_fill_their_columns(tmp_path):
+    scores = {"bleu4": 39.0, "meteor": 30.0, "cider": 131.0, "spice": "not computed: it needs Java"}
+    for name, objective in (("ce", "xe"), ("scst", "scst")):
+        make_run(tmp_path / name, COCO, {"test": scores}, {"scst": {}, "train": {"objective": objective}})
+    nocaps = {"val": {**scores, "cider": 98.0}}
+    make_run(tmp_path / "nocaps", "data/nocaps/nocaps_val.json", nocaps, {"scst": {}, "train": {}}, trained=False)
+    server = {"test_dev": 78.0, "test_std": 78.5}
+    answers = {"val": {"accuracy": 75.0, "constant": 40.0}, "test": {"questions": 9}}
+    make_run(tmp_path / "vqa", "data/vqa/vqa_test_ocr.json", answers, {"answer": {}}, server=server)
+    by_title = {table.title[:7]: table for table in reversed(all_tables(tmp_path))}
+    captions, questions = row(by_title["Table 2"], "this code"), row(by_title["Table 3"], "this code")
+    assert [captions[name] for name in ("CE C", "CIDEr opt. C", "NoCaps C")] == ["131.0", "131.0", "98.0"]
+    assert captions["CE S"] == "not run"
+    assert [questions["test-dev"], questions["test-std"]] == ["78.00", "78.50"]
+    difference = row(by_title["Table 3"], "difference to the paper")
+    assert [difference["test-dev"], difference["test-std"]] == ["-0.12", "+0.32"]
+
+
+def test_table_8_counts_parameters_and_days(tmp_path):
+    make_run(tmp_path / "coco", COCO, recalls(80.5))
+    costs, parameters, speed = all_tables(tmp_path, pairs_per_second=800.0, gpus=8)[-3:]
+    ours = row(costs, "this code")
+    assert ours["parameters"] == "85.0M" and ours["GPU days"] == "11.8" and ours["COCO TR R@1"] == "80.5"
+    assert row(parameters, "total without the encoding head")["parameters"] == "80,000,000"
+    assert "36.9 pairs/s per GPU" in costs.notes[0]
+    assert [cells[3] for cells in speed.rows] == ["40.0 pairs/s", "10 images x 50 texts in 2.0 s"]
+    assert row(all_tables(tmp_path)[-3], "this code")["GPU days"] == "not run"
+
+
+def test_parameters_of_table_8_are_those_of_the_papers_size():
+    counts = trainable_parameters("configs/Pretrain.yaml")
+    assert counts["total"] / 1e6 == pytest.approx(353.3, abs=0.1)
+    assert counts["encoding_head"] / 1e6 == pytest.approx(5.5, abs=0.05)
+
+
+# ------------------------------------------------------------------------------------------------------- the ablations
+
+
+def test_ablation_effects_are_paired_by_seed(tmp_path):
+    for seed, best in ((1, 50.0), (2, 60.0), (3, 10.0)):
+        make_ablation(tmp_path, "semmim", seed, best, 70.0)
+    for seed, value in ((1, 48.0), (2, 59.0)):
+        make_ablation(tmp_path, "table5_random", seed, value, 69.0 + seed)
+    (tmp_path / "rows.json").write_text(json.dumps({"rows": {"semmim": "semmim", "table7_9": "semmim"}}))
+    found = {table.title[:7]: table for table in all_tables(tmp_path) if table.title[7:8] == "."}
+    random, guided = found["Table 5"].rows
+    assert random[0] == "random" and random[1:3] == ["81.0", "-0.5"]
+    assert random[3] == "53.5 ± 7.8 (2)" and random[4] == "-1.5 ± 0.7 (2)"  # -2 and -1, not against all three
+    assert random[-2:] == ["70.50 ± 0.71 (2)", "+0.50 ± 0.71 (2)"]
+    assert guided[3].endswith("(3)") and [guided[place] for place in (2, 4, 6, 8, 10, 12)] == ["-"] * 6
+    shared, missing = (next(r for r in found["Table 7"].rows if r[0] == name) for name in ("9", "6"))
+    assert shared[3] == guided[3] and missing[3:5] == ["not run", "-"] and shared[4] == "+0.0 ± 0.0 (3)"
+    (note,) = found["Table 5"].notes
+    assert "Ours: retrieval on demo, fine-tuned and re-ranked; vqa on demo; of the test" in note
+    assert "of 20 effects that are 0, one is expected to have an asterisk by chance" in note
+
+
+def test_an_ablation_has_a_table_of_mean_recalls_and_one_chart_of_all(tmp_path):
+    for seed, best in ((1, 50.0), (2, 60.0), (3, 10.0)):
+        make_ablation(tmp_path, "semmim", seed, best, 70.0)
+    with pytest.raises(UserError, match="no two rows of an ablation"):
+        report.main([str(tmp_path), "--format", "chart"])
+    for seed, best in ((1, 50.0), (2, 60.0), (3, 10.0)):
+        make_ablation(tmp_path, "table4_none", seed, best - 2 - seed, 70.0)  # differences of -3, -4, -5: t = 6.9
+    found = {table.title: table for table in all_tables(tmp_path)}
+    means = found["Table 4: this code by the mean of six recalls"]
+    assert row(means, "encoding (the paper)")["test effect"] == "-"
+    none = row(means, "w/o MIM")
+    assert none["test effect"] == "-4.0* ± 1.0 (3)" and none["val effect"] == "-"
+    assert none["test re-ranked"] == none["test by ITC"] == f"32.0 ± {statistics.stdev([43, 52, 1]):.1f} (3)"
+    report.main([str(tmp_path), "--format", "chart"])
+    report.main([str(tmp_path), "--format", "chart", "--output", str(tmp_path / "new/chart.PNG")])
+    assert (tmp_path / "new/chart.PNG").read_bytes() == (tmp_path / "ablations.png").read_bytes()
+    with Image.open(tmp_path / "ablations.png") as chart:
+        assert chart.format == "PNG" and chart.width > 1000
+
+
+PAPER_EFFECTS = {  # mean of the differences of the two R@1, from the paper's tables, by hand
+    "table4_none": -2.2,
+    "table4_pixels": -2.45,
+    "table5_random": -0.55,
+    "table6_15": -0.65,
+    "table6_45": -0.85,
+    "table7_none": -1.05,
+    "table7_1": -1.4,
+    "table7_6": -0.6,
+    "table7_9": -0.15,
+}
+
+
+def test_chance_is_the_share_of_all_orders_that_reach_the_correlation():
+    rng = np.random.default_rng(1)
+    for _ in range(3):
+        first, second = rng.normal(size=(2, 6))
+        exact = stats.permutation_test(
+            (first,),
+            lambda x, other=second: stats.spearmanr(x, other).statistic,
+            permutation_type="pairings",
+            alternative="greater",
+            n_resamples=np.inf,
+        ).pvalue
+        assert ablation.chance(first, second) == pytest.approx(exact, abs=0.006)  # 3.8 of its standard errors
+
+
+def test_values_that_differ_by_rounding_are_equal_and_constants_have_no_correlation():
+    assert ablation.ranks([0.1 + 0.2, 0.3, -1.0]).tolist() == [2.5, 2.5, 1.0]
+    assert ablation.rank_correlation([1.0, 2.0, 3.0], [5.0, 5.0, 5.0]) is None
+
+
+def runs_of(effects: dict[str, float], luck: dict[int, float], shared: dict[str, str] | None = None) -> Ablations:
+    """Zero-shot runs whose test recall is that of the paper's model plus an effect; val has the opposite effects.
+
+    luck: of the paper's model by seed; shared: {row: the row whose runs serve it, too}
+    """
+    found = []
+    for name, effect in {"semmim": None, **effects}.items():
+        for seed, extra in luck.items():
+            shift = extra if effect is None else effect
+            metrics = {s: {"itm_r_mean": 50.0 + seed + sign * shift} for s, sign in (("test", 1), ("val", -1))}
+            rows = [name, *(other for other, source in (shared or {}).items() if source == name)]
+            found.append(Run(Path(name, str(seed)), "retrieval", "zero-shot", "demo", seed, "", metrics, rows))
+    return Ablations(found)
+
+
+@pytest.mark.parametrize("luck", [{1: 0.0, 2: 0.0}, {1: 7.0, 2: -3.0}])  # all effects move alike
+def test_the_papers_own_effects_are_in_its_order_and_their_opposites_are_not(luck):
+    (table,) = ablation.order_table(runs_of(PAPER_EFFECTS, luck))
+    assert table.rows == [
+        ["val", "4 to 7", "9", "-1.00", "1.000", "-1.00 ± 0.00 (2)"],
+        ["val", "5 to 7", "7", "-1.00", "1.000", "-1.00 ± 0.00 (2)"],
+        ["test", "4 to 7", "9", "+1.00", "<0.001", "+1.00 ± 0.00 (2)"],
+        ["test", "5 to 7", "7", "+1.00", "<0.001", "+1.00 ± 0.00 (2)"],
+    ]
+    assert "retrieval on demo, zero-shot, re-ranked" in table.notes[0]
+
+
+def test_only_rows_and_seeds_that_all_have_count(monkeypatch):
+    luck = {1: 0.0, 2: 30.0}
+    some = dict(list(PAPER_EFFECTS.items())[:4])
+    (table,) = ablation.order_table(runs_of(some, luck))
+    assert [row[:3] for row in table.rows] == [["val", "4 to 7", "4"], ["test", "4 to 7", "4"]]
+    assert ablation.order_table(runs_of(dict(list(some.items())[:3]), luck)) == []
+    assert ablation.order_table(Ablations([])) == []
+    equal = runs_of(dict.fromkeys(PAPER_EFFECTS, -1.0), luck)
+    assert ablation.order_table(equal)[0].rows[0][3:] == ["-", "-", "-"]
+    partly = runs_of(PAPER_EFFECTS, luck)  # seed 2, in which the paper's model was lucky, lacks three rows
+    partly.all = [r for r in partly.all if r.seed == 1 or r.rows[0] not in ("table4_none", "table6_15", "table7_9")]
+    assert ablation.order_table(partly)[0].rows[2][3:] == ["+1.00", "<0.001", "+1.00"]
+
+
+def test_rows_that_scaling_makes_equal_count_once_and_the_papers_model_never():
+    own = {name: effect for name, effect in PAPER_EFFECTS.items() if name not in ("table7_9", "table7_6")}
+    found = runs_of(own, {1: 0.0}, {"table7_9": "semmim", "table7_6": "table7_1"})
+    assert [row[2] for row in ablation.order_table(found)[0].rows] == ["7", "5", "7", "5"]
+
+
+# ----------------------------------------------------------------------------------------------------- the summary
+
+
+def test_the_summary_shows_losses_teacher_recalls_accuracies_and_files(tmp_path, capsys):
+    training, evaluation, vqa = (tmp_path / name for name in ("pretrain", "zeroshot", "vqa"))
+    for folder, key in ((training, "mim"), (evaluation, "rerank"), (vqa, "answer")):
         folder.mkdir()
-        (folder / "config.yaml").write_text("seed: 1\n")
+        (folder / "config.yaml").write_text(f"seed: 1\n{key}: {{}}\n")
     steps = [
         {"step": 1, "split": "train", "loss": 40.0, "loss/itc": 6.5, "teacher/patterns_in_use": 200.0},
         {"step": 9, "split": "train", "loss": 10.0, "loss/itc": 2.5, "teacher/patterns_in_use": 99.0},
     ]
     steps += [{"step": step, "split": "val", "itc_r_mean": value} for step, value in ((5, 20.04), (9, 31.26))]
-    (training / "log.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    (training / "log.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps) + '{"step": 10, "cut')
     (training / "checkpoint_last.pth").touch()
     columns = chance_metrics([1])
     numbers = {f"{stage}_{column}": 12.34 for stage in ("chance", "itc", "itm") for column in columns}
     (evaluation / "metrics.json").write_text(json.dumps({"test": numbers}))
-    out = run_report(monkeypatch, capsys, tmp_path)
+    answers = vqa_metrics(["yes", "yes", "red"], ["yes", "no", "red"], ["yes/no"] * 2 + ["other"], ["is", "is", "what"])
+    (vqa / "metrics.json").write_text(json.dumps({"test": answers, "val": {"questions": 3}}))
+    report.main([str(tmp_path)])
+    out = capsys.readouterr().out
     assert "6.500 ->    2.500" in out and "99.00  patterns in use" in out
     assert "val by ITC   20.0 (step 5), 31.3 (step 9)" in out
-    assert "tr_r1" in out and out.count("12.34") == 3 * len(columns)
-    assert str(training / "checkpoint_last.pth") in out
+    assert out.count("12.34") == 3 * len(columns) and str(training / "checkpoint_last.pth") in out
+    assert ["test", "66.67", "constant", "66.67", "(3", "questions)"] in [line.split() for line in out.splitlines()]
 
 
-def test_report_shows_accuracies_beside_constant_answers(tmp_path, monkeypatch, capsys):
-    (tmp_path / "config.yaml").write_text("seed: 1\n")
-    (tmp_path / "vqa_result.json").touch()
-    kinds = ["is", "is", "what"]
-    numbers = vqa_metrics(["yes", "yes", "red"], ["yes", "no", "red"], ["yes/no", "yes/no", "other"], kinds)
-    (tmp_path / "metrics.json").write_text(json.dumps({"test": numbers, "val": {"questions": 3}}))
-    out = run_report(monkeypatch, capsys, tmp_path)
-    assert [line.split() for line in out.splitlines() if "constant" in line] == [
-        ["test", "66.67", "constant", "66.67", "(3", "questions)"],
-        ["is", "50.00", "constant", "50.00"],
-        ["what", "100.00", "constant", "100.00"],
-    ]
-    assert "vqa_result.json" in out
-    many = {f"kind {number}": 1.0 for number in range(65)}
-    numbers |= {"by_question_type": many, "constant_by_question_type": many}
-    (tmp_path / "metrics.json").write_text(json.dumps({"test": numbers}))
-    assert "yes/no                50.00" in run_report(monkeypatch, capsys, tmp_path)
+def test_escape_codes_and_newlines_of_a_folders_name_do_not_reach_the_terminal(tmp_path, capsys):
+    make_run(tmp_path / "a\x1b[31m\nb", DEMO, recalls(20.0))
+    for kind in ("summary", "text"):
+        report.main([str(tmp_path), "--format", kind])
+        out = capsys.readouterr().out
+        assert "/a b" in out and "\x1b" not in out
 
 
-def test_report_of_a_folder_without_runs_is_an_error(tmp_path, monkeypatch, capsys):
-    with pytest.raises(UserError, match="no run in it"):
-        run_report(monkeypatch, capsys, tmp_path)
+def test_a_pipe_in_the_place_of_a_file_is_not_read(tmp_path, capsys):
+    import os
+
+    make_run(tmp_path / "a", DEMO, recalls(20.0))
+    for name in ("metrics.json", "log.jsonl"):
+        (tmp_path / "a" / name).unlink()
+        os.mkfifo(tmp_path / "a" / name)
+    report.main([str(tmp_path)])
+    assert "/a" in capsys.readouterr().out
 
 
-def test_escape_codes_and_newlines_of_a_folders_name_do_not_reach_the_terminal(tmp_path, monkeypatch, capsys):
-    folder = tmp_path / "a\x1b[31m\nb"
-    folder.mkdir()
-    (folder / "config.yaml").write_text("seed: 1\n")
-    (folder / "log.jsonl").touch()
-    out = run_report(monkeypatch, capsys, tmp_path)
-    assert f"{tmp_path}/a b\n" in out and "a b/log.jsonl" in out and "\x1b" not in out
+# ------------------------------------------------------------------------------------------------- formats and pages
+
+SMALL = Table("Table X. 50% & more", ["name", "R@1"], [["a_b", "1.0"], ["ours", "2.0 ± 0.1 (3)"]], ["a note"], {1}, {0})
+
+
+def test_text_is_aligned_and_marks_whose_row_it_is():
+    lines = formats.as_text(SMALL).splitlines()
+    assert lines[3].split()[:2] == ["*", "a_b"] and lines[4].split()[:2] == [">", "ours"]
+    assert lines[3].rindex("0") == len(lines[4]) - 1
+
+
+def test_markdown_has_one_cell_per_column():
+    lines = [line for line in formats.as_markdown(SMALL).splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in lines} == {3} and "**2.0 ± 0.1 (3)**" in lines[-1]
+
+
+def test_latex_is_escaped_and_numbers_its_tables_itself():
+    text = formats.as_latex(SMALL)
+    assert r"a\_b" in text and r"\caption{50\% \& more. a note}" in text and text.startswith("% Table X. 50% & more")
+    assert re.findall(r"\\begin{(\w+)}", text) == re.findall(r"\\end{(\w+)}", text)[::-1]
+
+
+def test_a_spreadsheet_computes_no_cell():
+    cells = ["=1+1", "+0.5 ± 0.1 (3)", "@x", "-2.5", "-", "+1.0", "a"]
+    text = formats.as_csv(Table("T", ["x"] * 7, [cells]))
+    assert text.splitlines()[2] == "'=1+1,'+0.5 ± 0.1 (3),'@x,-2.5,-,+1.0,a"
+
+
+@pytest.mark.parametrize("kind", ["text", "markdown", "latex", "csv"])
+def test_every_format_shows_all_tables_and_can_go_to_a_file(tmp_path, capsys, kind):
+    make_run(tmp_path / "coco", COCO, recalls(80.5))
+    report.main([str(tmp_path), "--format", kind])
+    shown = capsys.readouterr().out
+    assert [number for number in range(1, 9) if f"Table {number}." in shown] == list(range(1, 9))
+    output = tmp_path / "new/folder/tables"
+    report.main([str(tmp_path), "--format", kind, "--output", str(output)])
+    assert output.read_text() == shown and [path.name for path in output.parent.iterdir()] == ["tables"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "message"),
+    [
+        ("chart", "", "a folder; name a file$"),
+        ("chart", "chart.jpg", r"must end in \.png$"),
+        ("text", "a.txt/tables", r"a\.txt: this folder cannot be made \(File exists\)"),
+        ("html", "a.txt", r"a\.txt: this folder cannot be made \(File exists\)"),
+        ("html", "own", "own: holds files that tools.report did not write"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path, kind, name, message):
+    for run in ("coco", "other"):
+        make_run(tmp_path / run, COCO, recalls(80.5))
+    (tmp_path / "a.txt").touch()
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/index.html").write_text("the user's")
+    with pytest.raises(UserError, match=message):
+        report.main([str(tmp_path), "--format", kind, "--output", str(tmp_path / name)])
+    assert (tmp_path / "own/index.html").read_text() == "the user's"
+
+
+def test_the_pages_hold_all_tables_curves_and_settings_and_need_no_other_file(tmp_path, capsys):
+    make_ablation(tmp_path, "semmim", 1, 50.0, 70.0)
+    make_ablation(tmp_path, "table4_none", 1, 45.0, 70.0)
+    make_run(tmp_path / "<i>zero", DEMO, recalls(20.0))
+    folder = tmp_path / "pretrain"
+    (folder / "images").mkdir(parents=True)
+    save_config(load_config(PRETRAIN.schema, ["train.lr=0.5"], PRETRAIN), folder / "config.yaml")
+    (folder / "log.jsonl").write_text("".join(f'{{"step": {n}, "split": "train", "loss": {n}}}\n' for n in (1, 2)))
+    Image.new("RGB", (90, 50), "gray").save(folder / "images/masking_0000009.png")
+    for _ in range(2):  # a second report takes the place of the first
+        report.main([str(tmp_path), "--format", "html"])
+    page = tmp_path / "report/index.html"
+    assert capsys.readouterr().out.splitlines() == [str(page)] * 2
+    pages = {path.name: path.read_text() for path in page.parent.glob("*.html")}
+    assert len(pages) == 1 + 4 + 2
+    for text in pages.values():
+        assert "http" not in re.sub(r"base64,[^\"]*", "", text) and "<i>" not in text
+        assert text.startswith("<!doctype html>") and 'name="viewport" content="width=device-width' in text
+        assert all(f'id="{name}"' in text or f"id={name}" in text for name in re.findall(r'href="?#(\w+)', text))
+    index = pages["index.html"]
+    assert all(f"Table {number}." in index for number in range(1, 9)) and "no numbers yet" in index
+    assert {"pretrain.html", "%3Ci%3Ezero.html"} <= set(re.findall(r'href="([^"]+\.html)"', index))
+    assert index.count("data:image/png") == 1 + 2  # the ablations; curves of both other runs
+    assert re.search(r"train\.lr</td><td>[\d.e-]+</td><td>0\.5<", pages["pretrain.html"])
+    assert pages["pretrain.html"].count("data:image/png") == 2 and "masking_0000009" in pages["pretrain.html"]
+    report.main([str(folder), "--format", "html"])
+    assert (folder / "report.html").is_file()

@@ -25,7 +25,7 @@ Image.open(sys.argv[1]).convert('RGB').quantize(256).save(sys.argv[2], optimize=
 colors "$work/patterns.png" docs/patterns.png
 colors "$work/search.png" docs/search.png
 for name in ablation ablation_short ablation_emoji; do
-    $python -m tools.report "docs/study/$name" --format chart --output "$work/$name.png"
+    $python -m tools.report "docs/study/$name.jsonl" --format chart --output "$work/$name.png"
     colors "$work/$name.png" "docs/$name.png"
 done
 # the legend's colors must stay those of the patches

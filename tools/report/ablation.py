@@ -1,31 +1,21 @@
 """Tables 4 to 7, the ablations: a row's number and its effect, the difference to the paper's model, paired by seed.
 
 The paper's columns are R@1 and VQA; the mean of six recalls, which tells small runs apart with less noise, has a table
-of its own beside each.
+of its own beside each. The last table asks whether the rows stand in the paper's order, all together and those of
+Tables 5 to 7 alone: where each effect drowns in the noise of small runs, their order may still say something, and it
+does not depend on the luck of the paper's model, from which all effects of a seed are measured.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
-from tools.charts import Bar
-from tools.report.tables import (
-    DASH,
-    NOT_RUN,
-    Run,
-    Table,
-    paired_difference,
-    paper_rows,
-    paper_values,
-    printed,
-    read_json,
-    recall,
-    show,
-    stat,
-    vqa_accuracy,
-)
+import numpy as np
+from scipy.stats import rankdata, spearmanr
+
+from tools.report.runs import Run, Stat, paired_difference, stat
+from tools.report.tables import DASH, PAPER, Table, Value, metric, paper_rows, paper_values, printed, show, vqa_accuracy
 
 NUMBERS = ("4", "5", "6", "7")
 BY_CHANCE = "of 20 effects that are 0, one is expected to have an asterisk by chance"
@@ -33,163 +23,179 @@ MARKS = (
     "Shown: mean ± standard deviation (number of seeds); * differs from 0 by a paired t test over the seeds at 5%: "
     f"{BY_CHANCE}."
 )
-Bars = dict[str, dict[str, Bar]]  # {row: {series: its effect}}
-ABLATION_COLUMNS = {  # of tools/report/paper_tables.json -> (stages that fill it, value of a run)
-    "coco_tr_r1": ("retrieval", lambda run: recall(run, "tr_r1")),
-    "coco_ir_r1": ("retrieval", lambda run: recall(run, "ir_r1")),
+COLUMNS: dict[str, tuple[str, Value]] = {  # of paper_tables.json -> (stage that fills it, value of a run)
+    "coco_tr_r1": ("retrieval", metric("itm_tr_r1")),
+    "coco_ir_r1": ("retrieval", metric("itm_ir_r1")),
     "vqa_test_dev": ("vqa", vqa_accuracy),
 }
+ORDERS = 100_000  # random ones of a permutation test
+FEWEST = 4  # rows of an order: of three, one order in six is the paper's by chance
+GROUPS = {"4 to 7": "4567", "5 to 7": "567"}  # Table 4's effects are the largest, and decide the order of all
 
 
-def ablation_runs(folder: Path, runs: list[Run]) -> dict[str, list[Run]]:
-    """{row: its runs}, rows that share their runs included (rows.json of tools/ablate)."""
-    found: dict[str, list[Run]] = {}
-    for run in runs:
-        if run.row is not None:
-            found.setdefault(run.row, []).append(run)
-    for path in sorted(folder.rglob("rows.json")):
-        for row, source in read_json(path).get("rows", {}).items():
-            if row != source and source in found:
-                found.setdefault(row, found[source])
-    return found
+class Ablations:
+    """The runs of the ablations by row; of retrieval the fine-tuned ones, or the zero-shot ones if there are no others.
+
+    `base`, a row's name, is the paper's model.
+    """
+
+    base = "semmim"
+
+    def __init__(self, runs: Iterable[Run]):
+        self.all = [run for run in runs if run.rows]
+        kinds = {run.kind for run in self.all if run.stage == "retrieval"}
+        self.kind = "zero-shot" if kinds == {"zero-shot"} else "fine-tuned"
+
+    def of(self, row: str, stage: str) -> list[Run]:
+        runs = [run for run in self.all if row in run.rows and run.stage == stage]
+        return [run for run in runs if stage != "retrieval" or run.kind == self.kind]
+
+    def effect(self, row: str, stage: str, value: Callable) -> Stat | None:
+        """The difference to the paper's model over the seeds of both."""
+        return paired_difference(self.of(row, stage), self.of(self.base, stage), value)
+
+    def where(self) -> str:
+        """The data and the kind of the retrieval that was run: `retrieval on demo, zero-shot`."""
+        data = sorted({run.data for run in self.all if run.stage == "retrieval"})
+        return f"retrieval on {' and '.join(data)}, {self.kind}"
 
 
-def of_stage(rows_found: dict[str, list[Run]], row: str, stage: str, kind: str) -> list[Run]:
-    """The runs of a row's stage; kind: of retrieval, fine-tuned or zero-shot."""
-    runs = rows_found.get(row, [])
-    return [run for run in runs if run.stage == stage and (stage != "retrieval" or run.kind == kind)]
+def ablation_tables(found: Ablations) -> list[Table]:
+    tables = []
+    for number in NUMBERS:
+        tables += [ablation_table(number, found), *mean_recall_table(number, found)]
+    return tables + order_table(found)
 
 
-def ablation_table(paper: dict, number: str, rows_found: dict[str, list[Run]]) -> Table:
+def ablation_table(number: str, found: Ablations) -> Table:
     """A row per row of the paper: its number and effect (difference to the paper's model) beside ours, per column."""
-    everything = [run for runs in rows_found.values() for run in runs]
-    kind = retrieval_kind(everything)
-    target = paper_values(paper)
+    paper = PAPER[number]
     columns, rows = [paper["name"]], []
     for _, label, _ in paper["columns"]:
         columns += [f"{label}: paper", "effect", "ours", "effect "]
     for row in paper["rows"]:
         cells = [row["name"]]
-        for (key, _, decimals), value, best in zip(paper["columns"], row["values"], target, strict=True):
-            stage, measure = ABLATION_COLUMNS[key]
-            mine, base = (of_stage(rows_found, name, stage, kind) for name in (row["config"], "semmim"))
+        for (key, _, decimals), value, best in zip(paper["columns"], row["values"], paper_values(paper), strict=True):
+            stage, measure = COLUMNS[key]
             published = DASH if row.get("paper") else f"{value - best:+.{decimals}f}"
-            cells += [printed(value, decimals), published, show(stat(mine, measure), decimals)]
-            cells.append(effect_cell(row, mine, base, measure, decimals))
+            ours = show(stat(found.of(row["config"], stage), measure), decimals)
+            cells += [printed(value, decimals), published, ours, effect_cell(row, found, stage, measure, decimals)]
         rows.append(cells)
-    table = Table(f"Table {number}. {paper['title']}", columns, rows, [effect_note(everything, kind)])
-    table.paper = paper_rows(paper)
-    return table
+    where = [f"{found.where()} and re-ranked"] if any(run.stage == "retrieval" for run in found.all) else []
+    where += sorted({f"vqa on {run.data}" for run in found.all if run.stage == "vqa"})
+    ours = f"{'; '.join(where)}; of the test split, or of val without one" if where else "not run (tools.ablate)"
+    note = f"Effect: difference to the paper's model, for ours the mean over the seeds of both. Ours: {ours}. {MARKS}"
+    return Table(f"Table {number}. {paper['title']}", columns, rows, [note], paper=paper_rows(paper))
 
 
-def effect_cell(row: dict, runs: Sequence[Run], base: Sequence[Run], measure: Callable, decimals: int) -> str:
+def effect_cell(row: dict, found: Ablations, stage: str, value: Callable, decimals: int) -> str:
     """The effect of a row of the paper; the paper's model, which it is measured from, has none."""
-    effect = None if row.get("paper") else paired_difference(runs, base, measure)
+    effect = None if row.get("paper") else found.effect(row["config"], stage, value)
     return DASH if effect is None else effect.show(decimals, effect=True)
 
 
-def mean_recall(stage: str, split: str) -> Callable[[Run], float | None]:
-    """Value of a run: the mean of six recalls of a stage (`itc`, `itm`) on a split; None where it was not evaluated."""
-
-    def value(run: Run) -> float | None:
-        numbers = run.metrics.get(split)
-        return numbers.get(f"{stage}_r_mean") if isinstance(numbers, dict) else None
-
-    return value
-
-
-def mean_recall_table(paper: dict, number: str, rows_found: dict[str, list[Run]]) -> list[Table]:
+def mean_recall_table(number: str, found: Ablations) -> list[Table]:
     """A row per row of the paper: ours alone, the mean of six recalls by both stages, per split; [] without any run."""
-    everything = [run for runs in rows_found.values() for run in runs]
-    kind = retrieval_kind(everything)
-    found = {row["config"]: of_stage(rows_found, row["config"], "retrieval", kind) for row in paper["rows"]}
-    if not any(found.values()):
+    paper = PAPER[number]
+    if not any(found.of(row["config"], "retrieval") for row in paper["rows"]):
         return []
-    columns, rows, base = [paper["name"]], [], of_stage(rows_found, "semmim", "retrieval", kind)
+    columns, rows = [paper["name"]], []
     for split in ("val", "test"):
         columns += [f"{split} by ITC", f"{split} re-ranked", f"{split} effect"]
     for row in paper["rows"]:
-        mine, cells = found[row["config"]], [row["name"]]
+        mine, cells = found.of(row["config"], "retrieval"), [row["name"]]
         for split in ("val", "test"):
-            cells += [show(stat(mine, mean_recall(stage, split)), 1) for stage in ("itc", "itm")]
-            cells.append(effect_cell(row, mine, base, mean_recall("itm", split), 1))
+            cells += [show(stat(mine, metric(f"{order}_r_mean", split)), 1) for order in ("itc", "itm")]
+            cells.append(effect_cell(row, found, "retrieval", metric("itm_r_mean", split), 1))
         rows.append(cells)
     note = (
-        f"{paper['title']}. Mean of R@1, R@5 and R@10 in both directions, {where_ours(everything, kind)}, on val and "
+        f"{paper['title']}. Mean of R@1, R@5 and R@10 in both directions, {found.where()}, on val and "
         "test: by ITC alone, and with the first candidates re-ranked by the fusion encoder. Effect: of the re-ranked, "
         f"the difference to the paper's model, over the seeds of both. {MARKS}"
     )
-    table = Table(f"Table {number}: this code by the mean of six recalls", columns, rows, [note])
-    table.paper = paper_rows(paper)
-    return [table]
-
-
-def mean_effects(paper: dict, rows_found: dict[str, list[Run]]) -> Bars:
-    """For a chart: a row's effect on the re-ranked mean of six recalls (test) beside the paper's on its two R@1."""
-    kind = retrieval_kind(run for runs in rows_found.values() for run in runs)
-    base = of_stage(rows_found, "semmim", "retrieval", kind)
-    bars: Bars = {}
-    for row in (row for row in paper["rows"] if not row.get("paper")):
-        bars[row["name"]] = {
-            "paper, mean R@1": published_bar(published_recall_effect(paper, row), 1),
-            "this code, mean recall": our_bar(
-                of_stage(rows_found, row["config"], "retrieval", kind), base, mean_recall("itm", "test"), 1
-            ),
-        }
-    return bars
+    title = f"Table {number}: this code by the mean of six recalls"
+    return [Table(title, columns, rows, [note], paper=paper_rows(paper))]
 
 
 def published_recall_effect(paper: dict, row: dict) -> float:
     """The paper's effect of a row on its R@1, mean of both directions."""
-    target = paper_values(paper)
-    places = [place for place, (key, _, _) in enumerate(paper["columns"]) if ABLATION_COLUMNS[key][0] == "retrieval"]
-    return statistics.fmean(row["values"][place] - target[place] for place in places)
+    places = [place for place, (key, _, _) in enumerate(paper["columns"]) if COLUMNS[key][0] == "retrieval"]
+    return statistics.fmean(row["values"][place] - paper_values(paper)[place] for place in places)
 
 
-def retrieval_kind(runs: Iterable[Run]) -> str:
-    """Fine-tuned where any run is, else zero-shot."""
-    kinds = {run.kind for run in runs if run.stage == "retrieval"}
-    return "zero-shot" if kinds == {"zero-shot"} else "fine-tuned"
+# ------------------------------------------------------------------------------------------------- the rows' order
 
 
-def where_ours(runs: Iterable[Run], kind: str) -> str:
-    """The data and the kind of the retrieval that was run: `retrieval on demo, zero-shot`."""
-    data = sorted({run.data for run in runs if run.stage == "retrieval"})
-    return f"retrieval on {' and '.join(data)}, {kind}"
+def order_table(found: Ablations) -> list[Table]:
+    """The rank correlation of our effects with the paper's, on val and test; [] if too few rows were run."""
+    rows = []
+    for split in ("val", "test"):
+        for name, numbers in GROUPS.items():
+            published, ours = effects(numbers, found, split)
+            if len(published) >= FEWEST:
+                rows.append([split, name, str(len(published)), *agreement(published, ours)])
+    if not rows:
+        return []
+    note = (
+        "Spearman's rank correlation between the effects of the rows: the paper's (mean of its two R@1) and ours "
+        f"({found.where()}, re-ranked, mean of six recalls, mean over the seeds that all rows have). p: "
+        f"how often one of {ORDERS:,} random orders of our effects reaches it (one-sided). By seed: the correlation of "
+        "each seed's own effects, mean ± standard deviation (number of seeds)."
+    )
+    columns = ["split", "tables", "rows", "rank correlation", "p", "by seed"]
+    return [Table("Tables 4 to 7: do the rows stand in the paper's order?", columns, rows, [note])]
 
 
-def effect_note(runs: Sequence[Run], kind: str) -> str:
-    """What stands in the columns `ours`."""
-    stages = {run.stage for run in runs}
-    where = [f"{where_ours(runs, kind)} and re-ranked"] if "retrieval" in stages else []
-    where += sorted({f"vqa on {run.data}" for run in runs if run.stage == "vqa"})
-    ours = f"{'; '.join(where)}; of the test split, or of val without one" if where else "not run (tools/ablate)"
-    return f"Effect: difference to the paper's model, for ours the mean over the seeds of both. Ours: {ours}. {MARKS}"
+def effects(numbers: str, found: Ablations, split: str) -> tuple[list[float], list[dict[int, float]]]:
+    """Of the rows that have runs of their own: the paper's effects, and ours by seed.
+
+    Rows that share their runs count once, and not at all if the runs are those of the paper's model.
+    """
+    value = metric("itm_r_mean", split)
+    base = found.of(found.base, "retrieval")
+    of_base = {run.seed: value(run) for run in base}
+    counted, published, ours = {run.folder for run in base}, [], []
+    for paper, row in ((PAPER[number], row) for number in numbers for row in PAPER[number]["rows"]):
+        runs = found.of(row["config"], "retrieval")
+        by_seed = {
+            run.seed: value(run) - of_base[run.seed]
+            for run in runs
+            if value(run) is not None and of_base.get(run.seed) is not None
+        }
+        if by_seed and counted.isdisjoint(run.folder for run in runs):
+            counted.update(run.folder for run in runs)
+            published.append(published_recall_effect(paper, row))
+            ours.append(by_seed)
+    return published, ours
 
 
-def ablation_effects(paper: dict, rows_found: dict[str, list[Run]]) -> dict[str, Bars]:
-    """For charts: {column label: {row: {"paper": bar, "this code": bar}}}."""
-    kind = retrieval_kind(run for runs in rows_found.values() for run in runs)
-    target = paper_values(paper)
-    charts: dict[str, Bars] = {}
-    for place, (key, label, decimals) in enumerate(paper["columns"]):
-        stage, measure = ABLATION_COLUMNS[key]
-        base = of_stage(rows_found, "semmim", stage, kind)
-        for row in (row for row in paper["rows"] if not row.get("paper")):
-            mine = of_stage(rows_found, row["config"], stage, kind)
-            charts.setdefault(label, {})[row["name"]] = {
-                "paper": published_bar(row["values"][place] - target[place], decimals),
-                "this code": our_bar(mine, base, measure, decimals),
-            }
-    return charts
+def agreement(published: list[float], ours: list[dict[int, float]]) -> list[str]:
+    """The cells (correlation, p, by seed) of some rows, over the seeds that all of them have."""
+    seeds = sorted(set.intersection(*map(set, ours)))
+    means = [statistics.fmean(of_row[seed] for seed in seeds) for of_row in ours] if seeds else []
+    correlation = rank_correlation(published, means) if seeds else None
+    if correlation is None:
+        return [DASH] * 3
+    each = (rank_correlation(published, [of_row[seed] for of_row in ours]) for seed in seeds)
+    by_seed = Stat.of(value for value in each if value is not None)
+    p = chance(published, means)
+    shown = f"{p:.3f}" if p >= 0.001 else "<0.001"
+    return [f"{correlation:+.2f}", shown, DASH if by_seed is None else by_seed.show(2, signed=True)]
 
 
-def published_bar(effect: float, decimals: int) -> Bar:
-    return Bar(effect, text=f"{effect:+.{decimals}f}")
+def ranks(values: Sequence[float]) -> np.ndarray:
+    """1 for the smallest; values that are equal but for rounding share the mean of their ranks."""
+    return rankdata(np.round(np.asarray(values, dtype=float), 9))
 
 
-def our_bar(runs: Sequence[Run], base: Sequence[Run], measure: Callable, decimals: int) -> Bar:
-    effect = paired_difference(runs, base, measure)
-    if effect is None:
-        return Bar(None, text=DASH if runs else NOT_RUN)
-    return Bar(effect.mean, effect.spread, effect.show(decimals, effect=True))
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Spearman's; None if all values of one are equal."""
+    first, second = ranks(first), ranks(second)
+    return float(spearmanr(first, second).statistic) if np.ptp(first) and np.ptp(second) else None
+
+
+def chance(first: Sequence[float], second: Sequence[float]) -> float:
+    """How often a random order of `second` has at least its rank correlation with `first`; the given one counts too."""
+    fixed, moving = ranks(first), ranks(second)
+    orders = np.random.default_rng(0).permuted(np.tile(moving, (ORDERS, 1)), axis=1)
+    return float((1 + (orders @ fixed >= moving @ fixed - 1e-9).sum()) / (1 + ORDERS))

@@ -1,33 +1,20 @@
-"""The charts of a report: curves of a run, of an ablation's rows together, and the effect of each ablation."""
+"""The charts of a report: curves of a training, of an ablation's rows together, and the effect of each ablation."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from PIL import Image
+from matplotlib.figure import Figure
 
-from engine.drawing import PAPER, below, beside, text
-from tools import pages
-from tools.charts import SHARP, bar_chart, bar_charts, line_chart
-from tools.report.ablation import (
-    BY_CHANCE,
-    NUMBERS,
-    Bars,
-    ablation_effects,
-    ablation_runs,
-    mean_effects,
-    retrieval_kind,
-    where_ours,
-)
-from tools.report.tables import Run, read_log, read_paper
+from tools.report.ablation import BY_CHANCE, NUMBERS, Ablations, published_recall_effect
+from tools.report.runs import Stat, read_log
+from tools.report.tables import DASH, NOT_RUN, PAPER, metric
 from utils import UserError
 
-Panels = list[tuple[str, Image.Image]]  # (heading, chart), each SHARP times its size on the page
-WIDTH = 370  # of a chart of curves: a phone's, and three stand side by side on a desk
-COLUMNS = 3
-EDGE = 14 * SHARP  # around the note of an overview, where a chart's title begins
+Points = Sequence[tuple[float, float]]
+WIDTH, COLUMNS = 3.9, 3  # inches of a chart, and how many stand side by side
 # Panels of a run's curves: heading -> the keys of log.jsonl that it shows, with their names.
 TRAINING = {
     "all losses together": {"loss": "loss"},
@@ -59,103 +46,113 @@ COMPARED = {
 }
 
 
-def ablation_charts(folder: Path, runs: Sequence[Run]) -> dict[str, Panels]:
-    """{"Table 4: ...": bars of each row's effect, a panel per column}; the paper's alone where nothing was run."""
-    paper, found, charts = read_paper()["tables"], ablation_runs(folder, list(runs)), {}
-    for number in NUMBERS:
-        table = paper[number]
-        panels = ablation_effects(table, found)
-        if has_ours(means := mean_effects(table, found)):
-            panels["mean of six recalls"] = means
-        charts[f"Table {number}. {table['title']}"] = [
-            (label, bar_chart(label, rows, "points", width=WIDTH)) for label, rows in panels.items()
-        ]
-    return charts
-
-
-def has_ours(effects: Bars) -> bool:
-    """Whether a row has a bar of this code beside the paper's."""
-    return any(sum(bar.value is not None for bar in bars.values()) > 1 for bars in effects.values())
-
-
-def write_overview(folder: Path, runs: Sequence[Run], path: Path) -> Path:
-    """One image of Tables 4 to 7: each row's effect on the mean recall beside the paper's; -> its path.
-
-    Raises UserError where no ablation's row was judged by retrieval.
-    """
-    paper, found, panels = read_paper()["tables"], ablation_runs(folder, list(runs)), {}
-    for number in NUMBERS:
-        table = paper[number]
-        effects = mean_effects(table, found)
-        if has_ours(effects):
-            panels[f"Table {number}: {table['name']}"] = effects
-    if not panels:
-        raise UserError(f"{folder}: holds no two rows of an ablation with retrieval (tools/ablate makes them)")
-    charts = bar_charts(panels, "points", WIDTH)
-    half = (len(charts) + 1) // 2  # two columns, each read downwards: the panels' heights differ
-    body = beside([below(part) for part in (charts[:half], charts[half:]) if part])
-    note = text(overview_note([run for of_row in found.values() for run in of_row]), body.width - 2 * EDGE, 12 * SHARP)
-    image = Image.new("RGB", (body.width, body.height + note.height + 2 * EDGE), PAPER)
-    image.paste(body, (0, 0))
-    image.paste(note, (EDGE, body.height + EDGE))
-    pages.save_png(image, path)
-    return path
-
-
-def overview_note(runs: Sequence[Run]) -> str:
-    """What the bars of the overview are."""
-    return (
-        "0: the paper's model. Paper: difference of the published R@1 on MSCOCO, fine-tuned, mean of both directions. "
-        f"This code: {where_ours(runs, retrieval_kind(runs))}, test split, mean of six recalls, re-ranked; bar and "
-        "whisker: mean ± standard deviation of the differences paired by seed (number of seeds). * differs from 0 by a "
-        f"paired t test at 5%: {BY_CHANCE}."
-    )
-
-
-def row_charts(folder: Path, runs: Sequence[Run]) -> dict[str, Panels]:
-    """{"Table 4: curves of its rows": pre-training of each row's first seed in one chart per value}."""
-    paper, found, charts = read_paper()["tables"], ablation_runs(folder, list(runs)), {}
-    for number in NUMBERS:
-        logs = {}
-        for row in paper[number]["rows"]:
-            first = next((run for run in found.get(row["config"], []) if run.stage == "pretrain"), None)
-            if first is not None:
-                logs[row["name"]] = [entry for entry in read_log(first.folder) if entry.get("split") == "train"]
-        panels = []
-        for key, heading in COMPARED.items():
-            series = {name: points for name, entries in logs.items() if (points := curve(entries, key))}
-            if len(series) > 1:
-                panels.append((heading, line_chart(heading, series, width=WIDTH)))
-        if panels:
-            charts[f"Table {number}: pre-training of its rows, first seed"] = panels
-    return charts
-
-
-def run_charts(folder: Path) -> Panels:
-    """The curves of a run's training and validation, empty where it logged nothing of them."""
-    entries, panels = read_log(folder), []
+def run_curves(folder: Path) -> Figure | None:
+    """A run's training and validation over optimizer steps; None if it logged nothing of them."""
+    entries, panels = read_log(folder), {}
     for split, wanted in (("train", TRAINING), ("val", VALIDATION)):
         # step 0 is the evaluation at the end
         lines = [entry for entry in entries if entry.get("split") == split and (split == "train" or entry["step"])]
         for heading, keys in wanted.items():
-            series = {name: points for key, name in keys.items() if (points := curve(lines, key))}
-            if series:
-                panels.append((heading, line_chart(heading, series, width=WIDTH)))
-    return panels
+            panels[heading] = {name: curve(lines, key) for key, name in keys.items()}
+    return draw_curves(panels)
 
 
-def curve(entries: Sequence[dict], key: str) -> list[tuple[float, float]]:
+def row_curves(found: Ablations) -> dict[str, Figure]:
+    """{"Table 4: ...": pre-training of each row's first seed, in one chart per value}"""
+    charts = {}
+    for number in NUMBERS:
+        logs = {}
+        for row in PAPER[number]["rows"]:
+            for run in found.of(row["config"], "pretrain")[:1]:
+                logs[row["name"]] = [entry for entry in read_log(run.folder) if entry.get("split") == "train"]
+        panels = {heading: {name: curve(log, key) for name, log in logs.items()} for key, heading in COMPARED.items()}
+        if len(logs) > 1 and (chart := draw_curves(panels)):
+            charts[f"Table {number}: pre-training of its rows, first seed"] = chart
+    return charts
+
+
+def curve(entries: Sequence[dict], key: str) -> Points:
     return [(entry["step"], entry[key]) for entry in entries if isinstance(entry.get(key), int | float)]
 
 
-def in_a_row(panels: Panels) -> str:
-    """Panels on a page, as many side by side as there is room for."""
-    return f"<div class=charts>{''.join(pages.inline(image, name, SHARP) for name, image in panels)}</div>"
+def draw_curves(panels: Mapping[str, Mapping[str, Points]]) -> Figure | None:
+    """{heading: {series: [(step, value), ...]}} -> a chart per heading that has points; None without any."""
+    panels = {heading: {name: points for name, points in of.items() if points} for heading, of in panels.items()}
+    panels = {heading: series for heading, series in panels.items() if series}
+    if not panels:
+        return None
+    rows = -(-len(panels) // COLUMNS)
+    columns = min(COLUMNS, len(panels))
+    figure = Figure((WIDTH * columns, 2.6 * rows), layout="constrained")
+    for number, (heading, series) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(rows, columns, number)
+        axes.set_title(heading, fontsize="medium", loc="left")
+        axes.grid(alpha=0.3)
+        for name, points in series.items():
+            axes.plot(*zip(*points, strict=True), marker="o" if len(points) <= 12 else None, markersize=3, label=name)
+        if len(series) > 1:
+            axes.legend(fontsize="small")
+    return figure
 
 
-def figure(path: Path, caption: str, panels: Panels) -> str:
-    """Save the panels as one PNG, and return them as part of a page."""
-    images = [image for _, image in panels]
-    rows = [beside(images[start : start + COLUMNS]) for start in range(0, len(images), COLUMNS)]
-    pages.save_png(below(rows), path)
-    return f"<figure>{in_a_row(panels)}<figcaption>{html.escape(caption)}</figcaption></figure>"
+def draw_overview(found: Ablations) -> Figure:
+    """Tables 4 to 7 in one image: each row's effect on the mean recall, beside the paper's on its R@1.
+
+    Raises UserError if no ablation's row was judged by retrieval.
+    """
+    value, panels = metric("itm_r_mean", "test"), {}
+    for number in NUMBERS:
+        paper = PAPER[number]
+        rows = [row for row in paper["rows"] if not row.get("paper")]
+        ours = {row["name"]: found.effect(row["config"], "retrieval", value) for row in rows}
+        if any(ours.values()):
+            run = {row["name"]: bool(found.of(row["config"], "retrieval")) for row in rows}
+            published = {row["name"]: published_recall_effect(paper, row) for row in rows}
+            texts = {name: bar_text(effect, run[name]) for name, effect in ours.items()}
+            panels[f"Table {number}: {paper['name']}"] = published, ours, texts
+    if not panels:
+        raise UserError("no two rows of an ablation with retrieval (tools.ablate makes them)")
+    heights = [len(published) + 0.8 for published, _, _ in panels.values()]
+    figure = Figure((7.4, 0.52 * sum(heights) + 0.9), layout="constrained")
+    axes = figure.subplots(len(panels), sharex=True, height_ratios=heights, squeeze=False)[:, 0]
+    for part, (title, (published, ours, texts)) in zip(axes, panels.items(), strict=True):
+        part.set_title(title, fontsize="medium", loc="left")
+        draw_bars(part, published, ours, texts)
+    axes[-1].set_xlabel("points")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize="small")
+    figure.supxlabel(textwrap.fill(overview_note(found), 125), fontsize="x-small", x=0.01, ha="left")
+    return figure
+
+
+def bar_text(effect: Stat | None, run: bool) -> str:
+    if effect is None:
+        return DASH if run else NOT_RUN
+    return effect.show(1, effect=True)
+
+
+def draw_bars(axes, published: dict[str, float], ours: dict[str, Stat | None], texts: dict[str, str]) -> None:
+    """Two bars a row from 0, the paper's above ours with its whisker, and their numbers at the right."""
+    places = range(len(published))
+    means = [effect.mean if effect else 0.0 for effect in ours.values()]
+    spreads = [effect.spread if effect else 0.0 for effect in ours.values()]
+    axes.barh([place - 0.2 for place in places], published.values(), 0.36, label="paper, mean R@1")
+    axes.barh([place + 0.2 for place in places], means, 0.36, xerr=spreads, capsize=2, label="this code, mean recall")
+    for place, (name, effect) in enumerate(published.items()):
+        for offset, text in ((-0.2, f"{effect:+.1f}"), (0.2, texts[name])):
+            axes.annotate(
+                text, (1.01, place + offset), xycoords=("axes fraction", "data"), va="center", fontsize="small"
+            )
+    axes.set_yticks(list(places), published)
+    axes.invert_yaxis()
+    axes.axvline(0, color="gray", linewidth=0.8)
+    axes.grid(axis="x", alpha=0.3)
+
+
+def overview_note(found: Ablations) -> str:
+    """What the bars of the overview are."""
+    return (
+        "0: the paper's model. Paper: difference of the published R@1 on MSCOCO, fine-tuned, mean of both directions. "
+        f"This code: {found.where()}, test split, mean of six recalls, re-ranked; bar and "
+        "whisker: mean ± standard deviation of the differences paired by seed (number of seeds). * differs from 0 by a "
+        f"paired t test at 5%: {BY_CHANCE}."
+    )

@@ -39,8 +39,8 @@ from models.earlier import read_checkpoint
 from models.mim import CodebookTarget
 from models.pretrain import PretrainModel, build_pretrain_model
 from models.weights import load_exactly
-from tools import pages
 from tools.demo import scenes
+from tools.visualize import pages
 from tools.visualize.scenes import (
     Clustering,
     PatchLabels,

@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from evaluation import clusters, encodings
-from tools import pages
 from tools.demo import scenes
+from tools.visualize import pages
 
 DRAWS = 20  # masks per image behind the share of masked patches on named objects
 COLUMNS = ("object", "class", "color", "background")

@@ -1,0 +1,213 @@
+"""What was run: the runs below a folder, or those of a study's table, a file with one run a line (JSON lines)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from scipy import stats
+
+from engine.yaml_files import read_yaml
+from utils import UserError, one_line
+
+STAGE_OF_KEY = {"rerank": "retrieval", "scst": "caption", "answer": "vqa", "mim": "pretrain"}  # a key only it has
+# The paper's data sets by the folder or, whatever the folder, the name of their test file.
+DATA_FOLDERS = {"coco": "coco", "mscoco": "coco", "flickr": "flickr", "flickr30k": "flickr"}
+DATA_FOLDERS |= {"nocaps": "nocaps", "vqa": "vqa", "vqav2": "vqa"}
+DATA_FILES = re.compile(
+    r"(?:dataset_)?(coco|flickr|nocaps)(?:30k)?(?:_val|_test)?$|(v(?=2_OpenEnded)|vqa(?=_test_ocr))"
+)
+GENERAL_FOLDERS = ("data", "annotations", "/", ".", "..")  # say nothing about the data set
+
+
+@dataclass
+class Run:
+    """A run and its numbers; `metrics` is empty until its first evaluation."""
+
+    folder: Path
+    stage: str  # pretrain, retrieval, caption, vqa
+    kind: str  # fine-tuned (captioning: CE or CIDEr opt.) or zero-shot
+    data: str  # coco, flickr, nocaps, vqa, or another folder's name
+    seed: int
+    settings: str  # equal for the seeds of one experiment
+    metrics: dict
+    rows: list[str] = field(default_factory=list)  # of the paper's ablations that it stands for, its own first
+    server: dict = field(default_factory=dict)  # server.json: test_dev and test_std of the VQA evaluation server
+    pairs_per_second: float | None = None  # median of the training's log
+
+    @property
+    def split(self) -> dict:
+        """The numbers of the test split, or of val if test was not evaluated."""
+        splits = [self.metrics[name] for name in ("test", "val") if isinstance(self.metrics.get(name), dict)]
+        return splits[0] if splits else {}
+
+    def record(self, root: Path) -> dict:
+        """The run as a line of a study's table; its folder is named from the study's own on."""
+        values = {**asdict(self), "folder": self.folder.relative_to(root.parent).as_posix()}
+        return {key: value for key, value in values.items() if value not in ([], {}, None)}
+
+
+def find_runs(path: Path, unfinished: bool = False) -> list[Run]:
+    """The runs of a study's table, or below a folder in the order of their paths; without numbers if `unfinished`.
+
+    A folder earlier_N, into which a later run moved an earlier one, is no run of its own. Raises UserError if there is
+    no run at all.
+    """
+    if path.is_file():
+        return read_table(path)
+    folders = [file.parent for file in sorted(path.rglob("config.yaml"))]
+    folders = [folder for folder in folders if folder == path or not re.fullmatch(r"earlier_\d+", folder.name)]
+    if not folders:
+        raise UserError(f"{path}: no run in it (a run's folder holds config.yaml); give a script's --output_dir")
+    runs = [run for folder in folders if (run := read_run(folder)) and (run.metrics or unfinished)]
+    own = {run.rows[0] for run in runs if run.rows}
+    for file in sorted(path.rglob("rows.json")):  # of tools.ablate: which row's runs serve each row
+        for row, source in read_json(file).get("rows", {}).items():
+            for run in runs:
+                if run.rows[:1] == [source] and row not in own:
+                    run.rows.append(row)
+    return runs
+
+
+def read_table(path: Path) -> list[Run]:
+    try:
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [Run(**{**record, "folder": Path(record["folder"])}) for record in records]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: no table of runs, as --format jsonl writes it ({one_line(error)})") from None
+
+
+def read_run(folder: Path) -> Run | None:
+    """The run in a folder; None for a stage of an ablation that has not ended, and for other programs' folders."""
+    config, log = read_yaml(folder / "config.yaml"), read_log(folder)
+    stage = next((stage for key, stage in STAGE_OF_KEY.items() if key in config), None)
+    result = read_json(folder.parent / "result.json")
+    if stage is None or (result and folder.name not in result.get("stages", {})):
+        return None
+    trained = any((folder / f"checkpoint_{name}.pth").exists() for name in ("last", "best"))
+    trained = trained or any(entry.get("split") == "train" for entry in log)
+    speeds = [entry["pairs_per_second"] for entry in log if entry.get("pairs_per_second")]
+    same = json.dumps({key: value for key, value in config.items() if key != "seed"}, sort_keys=True)
+    return Run(
+        folder=folder,
+        stage=stage,
+        kind=kind_of(stage, config, trained),
+        data=data_name(config),
+        seed=config.get("seed", 0),
+        settings=hashlib.sha1(same.encode()).hexdigest()[:12],
+        metrics=read_json(folder / "metrics.json"),
+        rows=[result["row"]] if result.get("row") else [],
+        server=read_json(folder / "server.json"),
+        pairs_per_second=statistics.median(speeds) if speeds else None,
+    )
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file; {} without one."""
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+
+
+def read_log(folder: Path) -> list[dict]:
+    """The lines of log.jsonl; one that a kill cut short is left out."""
+    log = folder / "log.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def kind_of(stage: str, config: dict, trained: bool) -> str:
+    if not trained:
+        return "zero-shot"
+    if stage == "caption":
+        return "CIDEr opt." if config["train"].get("objective") == "scst" else "CE"
+    return "fine-tuned"
+
+
+def data_name(config: dict) -> str:
+    """The data set of a run, from the path of its test (val, train) file."""
+    data = config.get("data", {})
+    files = next((data[split] for split in ("test", "val", "train") if data.get(split)), [""])
+    path = Path(str(files[0] if isinstance(files, list) else files))
+    folders = [part for part in path.parts[:-1] if part not in GENERAL_FOLDERS]
+    if folders and folders[-1].lower() in DATA_FOLDERS:
+        return DATA_FOLDERS[folders[-1].lower()]
+    if match := DATA_FILES.match(path.stem):
+        return match[1] or "vqa"
+    return one_line(folders[-1] if folders else path.stem)
+
+
+def groups(runs: Iterable[Run], stage: str, kind: str | None = None, data: str | None = None) -> list[list[Run]]:
+    """Runs of one experiment (equal settings) together; of ablations the paper's model, if there are no other runs.
+
+    A seed that was run again is an experiment of its own.
+    """
+    chosen = [r for r in runs if r.stage == stage and kind in (None, r.kind) and data in (None, r.data)]
+    plain = [run for run in chosen if not run.rows] or [run for run in chosen if run.rows[0] == "semmim"]
+    found: dict[tuple[str, int], list[Run]] = {}
+    repeats: dict[tuple[str, int], int] = {}
+    for run in plain:
+        again = repeats[run.settings, run.seed] = repeats.get((run.settings, run.seed), -1) + 1
+        found.setdefault((run.settings, again), []).append(run)
+    return list(found.values())
+
+
+def run_name(group: Sequence[Run]) -> str:
+    """The last parts of a run's folder, of an ablation's with its row; how many more there are."""
+    if not group:
+        return ""
+    name = one_line("/".join(group[0].folder.parts[-3 if group[0].rows else -2 :]), 1000)  # ROW/seed_N/STAGE
+    return name if len(group) < 2 else f"{name} and {len(group) - 1} more"
+
+
+# ------------------------------------------------------------------------------------------------- seeds together
+
+
+@dataclass(frozen=True)
+class Stat:
+    """Mean and sample standard deviation of `count` values; spread 0 with one value."""
+
+    mean: float
+    spread: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Stat | None:
+        """None without any value."""
+        values = [float(value) for value in values]
+        if not values:
+            return None
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
+
+    def differs_from_zero(self) -> bool:
+        """By a two-sided t test at 5%; of paired differences it is the paired test. False with one value."""
+        if self.count < 2:
+            return False
+        return abs(self.mean) * self.count**0.5 > stats.t.ppf(0.975, self.count - 1) * self.spread
+
+    def show(self, decimals: int, effect: bool = False, signed: bool = False) -> str:
+        """mean ± spread (count); an effect has its sign, and an asterisk if it differs from 0."""
+        text = f"{self.mean:{'+' if effect or signed else ''}.{decimals}f}"
+        text += "*" if effect and self.differs_from_zero() else ""
+        return f"{text} ± {self.spread:.{decimals}f} ({self.count})" if self.count > 1 else text
+
+
+def stat(runs: Sequence[Run], value: Callable[[Run], object]) -> Stat | None:
+    """Over the runs that have a number; a line that says why there is none counts as none."""
+    values = (value(run) for run in runs)
+    return Stat.of(x for x in values if isinstance(x, int | float) and abs(x) < float("inf"))
+
+
+def paired_difference(runs: Sequence[Run], others: Sequence[Run], value: Callable) -> Stat | None:
+    """value(run) - value(other) over the seeds that both have: what the seeds share cancels."""
+    by_seed = {run.seed: value(run) for run in others}
+    pairs = [(value(run), by_seed.get(run.seed)) for run in runs]
+    return Stat.of(mine - theirs for mine, theirs in pairs if mine is not None and theirs is not None)
