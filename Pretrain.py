@@ -29,7 +29,6 @@ from engine.signals import ending_at_stop_signals
 from evaluation.retrieval import SCORE, Validation
 from evaluation.sharded import evaluating
 from models.alignment import MatchingWatch, alpha_at
-from models.earlier import read_checkpoint
 from models.pretrain import PretrainModel, build_pretrain_model, operations, start_from
 from optim import create_optimization
 from utils import (
@@ -37,6 +36,7 @@ from utils import (
     all_reduce_sum,
     init_distributed,
     is_main,
+    load_checkpoint,
     logger,
     run_main,
     seed_everything,
@@ -64,7 +64,7 @@ def main() -> None:
         model, built = build_pretrain_model(cfg, tokenizer, initial_weights=not (resume_from or start))
         lines += built
         if start:
-            lines += start_from(model, read_checkpoint(start)["model"], start)
+            lines += start_from(model, load_checkpoint(start)["model"], start)
         for line in lines:
             logger.info(line)
         pretrained_vit = cfg.model.image_encoder.weights != "random" or args.checkpoint is not None

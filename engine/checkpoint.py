@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from engine.config import Config, Stage, differences, gives
-from models.earlier import read_checkpoint
 from models.weights import load_exactly
 from utils import (
     UserError,
     barrier,
     gather_objects,
     is_main,
+    load_checkpoint,
     logger,
     on_main,
     one_line,
@@ -129,7 +129,7 @@ class BestCheckpoint:
 
     def _unreadable(self) -> str | None:
         try:
-            read_checkpoint(self.path)
+            load_checkpoint(self.path)
         except UserError as error:
             return f"the best epoch so far ({self.best.get('epoch')}) is lost: {error}"
         return None
@@ -155,7 +155,7 @@ class BestCheckpoint:
         if self.best:
             found = f"best epoch {self.best['epoch']}: {self.score} {self.best[self.score]:.2f} on val"
             logger.info("%s; %s", found, self.path)
-            load_exactly(model, read_checkpoint(self.path)["model"], self.path, "take the run's own configuration")
+            load_exactly(model, load_checkpoint(self.path)["model"], self.path, "take the run's own configuration")
 
 
 # -------------------------------------------------------------------------------------------------------- resuming
@@ -264,7 +264,7 @@ def load_resumable(folder: Path) -> tuple[dict | None, Found, list[str]]:
         return None, found, [f"--resume: nothing to go on from in {folder}, beginning"]
     for path in found.written:
         try:
-            checkpoint = read_checkpoint(path.resolve(), required=ENTRIES)
+            checkpoint = load_checkpoint(path.resolve(), required=ENTRIES)
             check_entries(checkpoint, path)
         except UserError as error:
             problems.append(str(error))

@@ -34,7 +34,6 @@ from engine.rules import (
 from engine.yaml_files import kind, parse_yaml, read_yaml
 from evaluation.ranking import SCORES
 from evaluation.vqa import SCORING
-from models.earlier import RENAMED_KEYS, RENAMED_VALUES
 from models.generation import MODES, Generation, answer_options
 from utils import Config, UserError, as_config, find_file, one_line, replacing, shown
 
@@ -198,14 +197,10 @@ def _merge(target: dict, values: dict, known: dict | None, source: str, stage: S
     """Lay `values` over `target`; `known` is the schema's map here, or None where anything is accepted."""
     for key, value in values.items():
         name = f"{prefix}{key}"
-        if known is not None and key not in known and name in RENAMED_KEYS:
-            raise UserError(f"{source}: {name} is now called {RENAMED_KEYS[name]}; rename it")
         if known is not None and key not in known:
             near = difflib.get_close_matches(key[:80], known, n=1, cutoff=0)
             hint = f"; the nearest known key is {prefix}{near[0]}" if near else ""
             raise UserError(f"{source}: unknown key {one_line(name)}{hint}")
-        if isinstance(value, str) and (new := RENAMED_VALUES.get(name, {}).get(value)):
-            raise UserError(f"{source}: {name}: {value} is now called {new}; rename it")
         default = None if known is None else known[key]
         kinds = stage.kinds.get(name) or (() if default is None else (kind(default),))
         if name in stage.optional and value in (None, "none"):

@@ -13,11 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.bert import BertConfig, FusionEncoder, LMHead, Memory, TextDecoder, TextEncoder, load_bert_weights
-from models.earlier import read_checkpoint
 from models.tensors import fp32
 from models.vit import ImageEncoder, positions_line, resize_positions
 from models.weights import check_plain, check_value, check_weights, load_exactly
-from utils import Config, UserError, find_file, reason, shown
+from utils import Config, UserError, find_file, load_checkpoint, reason, shown
 
 KEYS = {"image_encoder", "bert", "text_layers", "fusion_layers", "decoder_layers", "embed_dim", "temperature", "sep"}
 TEMPERATURE_RANGE = (0.001, 0.5)  # ALBEF clamps its temperature to this range
@@ -217,7 +216,7 @@ def load_backbone(
     and whether positions were resized).
     Raises UserError when the file is no checkpoint of this codebase or lacks weights that are asked for.
     """
-    checkpoint = read_checkpoint(path) if loaded is None else loaded
+    checkpoint = load_checkpoint(path) if loaded is None else loaded
     if "description" not in checkpoint or "model" not in checkpoint:
         raise UserError(
             f"{path}: no SemMIM checkpoint (it has no model description); give one that a script of this project wrote"

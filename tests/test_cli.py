@@ -1,7 +1,6 @@
 """Pretrain.py as a user runs it: on demo scenes, with a resume, with every MIM switch, and with wrong input."""
 
 import json
-import shutil
 import sys
 
 import numpy as np
@@ -142,35 +141,6 @@ def test_a_new_run_starts_from_the_weights_of_a_checkpoint(data, tmp_path):
     first, second = (load_checkpoint(tmp_path / name / "checkpoint_last.pth")["model"] for name in ("first", "second"))
     trained = [name for name in first if name.startswith("backbone.")]
     assert all(torch.allclose(first[name], second[name]) for name in trained)
-
-
-def with_former_names(path):
-    """Rewrite a checkpoint as versions before the renaming of `centre` wrote it; -> the path."""
-    checkpoint = torch.load(path, weights_only=True)
-    centers = [name for name in checkpoint["model"] if "center" in name]
-    assert centers == ["cls_center.value", "patch_center.value"]
-    for name in centers:
-        checkpoint["model"][name.replace("center", "centre")] = checkpoint["model"].pop(name)
-    checkpoint["config"]["mim"]["centre_momentum"] = checkpoint["config"]["mim"].pop("center_momentum")
-    torch.save(checkpoint, path)
-    return path
-
-
-def test_a_checkpoint_with_former_names_is_resumed_and_started_from(data, tmp_path, caplog):
-    pretrain(data, tmp_path / "run", "train.epochs=1")
-    shutil.copytree(tmp_path / "run", tmp_path / "former")
-    former = with_former_names(tmp_path / "former/checkpoint_last.pth")
-    pretrain(data, tmp_path / "new", "train.epochs=1", flags=["--checkpoint", former])
-    assert "starting from its backbone, head, cls_center, patch_center;" in caplog.text
-    for name in ("run", "former"):
-        pretrain(data, tmp_path / name, flags=["--resume"])
-    weights, others = (load_checkpoint(tmp_path / name / "checkpoint_last.pth")["model"] for name in ("run", "former"))
-    assert weights.keys() == others.keys() and all(torch.equal(weights[name], others[name]) for name in weights)
-
-
-def test_a_former_key_of_the_configuration_is_answered_with_its_present_name(data, tmp_path, capsys):
-    message = refuse(capsys, data, tmp_path / "run", "mim.centre_momentum=0.8")
-    assert "mim.centre_momentum is now called mim.center_momentum" in message
 
 
 def test_missing_annotation_file_is_named(data, tmp_path, capsys):

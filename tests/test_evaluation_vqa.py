@@ -11,8 +11,6 @@ from torch import nn
 
 from engine.config import VQA, load_config
 from evaluation import vqa
-from models.earlier import rename_old
-from utils import UserError
 
 # (answer, what the official program makes of it), worked out mark by mark from its rules.
 NORMALISED = [
@@ -188,15 +186,6 @@ def test_single_answer_is_an_exact_match_after_normalisation(scoring):
     assert vqa.vqa_accuracy("Two", "2", scoring) == 1
     assert vqa.vqa_accuracy("2", ["two"], scoring) == 1
     assert vqa.vqa_accuracy("3", "2", scoring) == 0
-
-
-@pytest.mark.parametrize("name, new", [("program", "official_2017"), ("rules", "official")])
-def test_a_former_name_of_a_scoring_is_an_error_that_names_the_new_one(name, new):
-    with pytest.raises(UserError, match=f"eval.scoring: {name} is now called {new}"):
-        load_config("configs/VQA.yaml", [f"eval.scoring={name}"], VQA)
-    checkpoint = {"model": {}, "config": {"eval": {"scoring": name}}}
-    rename_old(checkpoint)  # a run that was trained under the former name goes on under the new one
-    assert checkpoint["config"]["eval"]["scoring"] == new
 
 
 def test_map_of_scores_is_looked_up():

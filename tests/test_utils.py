@@ -16,8 +16,6 @@ from safetensors import SafetensorError
 
 import utils
 from engine.checkpoint import random_state, set_random_state
-from engine.config import STAGES, load_config, lookup
-from models.earlier import ADDED_KEYS, rename_old
 from models.tensors import all_gather_with_grad
 
 
@@ -127,37 +125,6 @@ def test_random_state_restores_every_generator(tmp_path):
     first = draw()
     set_random_state(utils.load_checkpoint(tmp_path / "c.pth")["rng"])
     assert draw() == first
-
-
-def test_a_checkpoint_of_before_a_key_says_what_was_done_without_it():
-    before = {"model": {}, "stage": "caption", "config": {"scst": {"mode": "beam"}, "train": {"lr": 1.0}}}
-    rename_old(before)
-    assert before["config"].pop("augment") == {"resize": "pillow"}
-    assert before["config"] == {"scst": {"mode": "beam", "eos": False}, "train": {"lr": 1.0}}
-    since = {"model": {}, "stage": "caption", "config": {"scst": {"mode": "beam", "eos": True}}}
-    rename_old(since)
-    assert since["config"]["scst"]["eos"] is True
-    for stage in ("pretrain", "retrieval"):  # a whole section that was not there
-        before = {"model": {}, "stage": stage, "config": {"data": {}}}
-        rename_old(before)
-        assert before["config"].pop("itm") == {"temperature": None, "harden": 0.8}
-        assert before["config"]["data"] == ({"per": "caption"} if stage == "retrieval" else {})
-    others = (
-        {},
-        {"config": {"train": {"lr": 1.0}}},
-        {"stage": "export", "config": {}},
-        {"stage": "caption", "config": 3},
-    )
-    for other in others:  # converted, of another stage, and what check_entries refuses
-        rename_old(kept := {"model": {}, **other})
-        assert kept == {"model": {}, **other}
-
-
-def test_the_meaning_of_a_key_before_it_is_what_its_schema_has_for_off():
-    for stage, added in ADDED_KEYS.items():
-        config = load_config(STAGES[stage].schema, (), STAGES[stage])
-        for key, value in added.items():
-            assert key in ("scst.eos", "augment.resize") or lookup(config, key) == value, key  # on by default since
 
 
 def test_auto_precision_on_a_cpu_is_what_its_hardware_has(caplog, monkeypatch):

@@ -35,7 +35,6 @@ from dataset.transforms import ImageError, open_image, to_tensor, to_unit_tensor
 from engine import drawing, figures
 from engine.figures import Cluster
 from evaluation import clusters, encodings
-from models.earlier import read_checkpoint
 from models.mim import CodebookTarget
 from models.pretrain import PretrainModel, build_pretrain_model
 from models.weights import load_exactly
@@ -51,7 +50,7 @@ from tools.visualize.scenes import (
     patch_labels,
     scene_numbers,
 )
-from utils import UserError, as_config, make_folder, run_main, write_json
+from utils import UserError, as_config, load_checkpoint, make_folder, run_main, write_json
 
 BATCH = 50
 OURS, PIXELS, TOKENS, DVAE = "encoding head", "k-means of pixels", "k-means of encoder tokens", "dVAE"
@@ -122,7 +121,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def load_model(path: Path, device: torch.device) -> tuple[PretrainModel, Tokenizer, int, int]:
     """-> (the model, its tokenizer, tokens and words that a caption may have)."""
-    checkpoint = read_checkpoint(path, required=("model", "config"))
+    checkpoint = load_checkpoint(path, required=("model", "config"))
     if checkpoint.get("stage") != "pretrain":
         raise UserError(f"{path}: a checkpoint of {checkpoint.get('stage')}; the figures need one of Pretrain.py")
     config = as_config(checkpoint["config"])
