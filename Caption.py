@@ -25,22 +25,21 @@ from dataset import create_dataset
 from dataset.caption import CaptionCollate
 from dataset.text import checkpoint_tokenizer
 from engine.config import CAPTION, Config, add_arguments, load_config
+from engine.distributed import distributed
 from engine.finetune import finetune, start_stage
 from engine.loop import Progress
 from engine.run import Run
-from engine.signals import ending_at_stop_signals
 from evaluation.caption import Captioner, references_with_words
 from evaluation.cider import CiderReward
 from models.caption import CaptionModel, CrossEntropy, SelfCritical, count_tokens
-from utils import UserError, init_distributed, run_main
+from utils import UserError, run_main
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, config=CAPTION.schema, output_dir="output/caption")
     args = parser.parse_args(argv)
-    device = init_distributed(args.device)
-    with ending_at_stop_signals():
+    with distributed(args.device) as device:
         cfg = load_config(args.config, args.override, CAPTION)
         backbone, description, run, resume_from = start_stage(args, cfg, CAPTION, decoder=True)
         tokenizer = checkpoint_tokenizer(cfg.text.vocab, description)

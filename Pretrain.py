@@ -18,23 +18,20 @@ from dataset.pretrain import PretrainCollate
 from dataset.text import Tokenizer
 from dataset.transforms import CLIP_MEAN, CLIP_STD, normalised, to_unit_tensor
 from engine.checkpoint import DIVERGED, BestCheckpoint, begin, random_state_kept
-from engine.compiling import compile_if_asked
 from engine.config import PRETRAIN, Config, add_arguments, differences, load_config
-from engine.ddp import wrap_ddp
+from engine.distributed import compile_layers, distributed, wrap_ddp
 from engine.drawing import to_image
 from engine.figures import masking_figure
+from engine.length import create_optimization
 from engine.loop import Progress, fit, position
 from engine.run import Run
-from engine.signals import ending_at_stop_signals
 from evaluation.retrieval import SCORE, Validation
 from evaluation.sharded import evaluating
 from models.alignment import MatchingWatch, alpha_at
 from models.pretrain import PretrainModel, build_pretrain_model, operations, start_from
-from optim import create_optimization
 from utils import (
     UserError,
     all_reduce_sum,
-    init_distributed,
     is_main,
     load_checkpoint,
     logger,
@@ -52,8 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     args = parser.parse_args()
-    device = init_distributed(args.device)
-    with ending_at_stop_signals():
+    with distributed(args.device) as device:
         cfg = load_config(args.config, args.override, PRETRAIN)
         if args.evaluate:
             raise UserError("--evaluate: Pretrain.py only trains; evaluate its checkpoint with Retrieval.py --evaluate")
@@ -100,7 +96,8 @@ def train(
     seed_everything(cfg.seed)  # from here on every process draws its own noise
     resumed = resume_from is not None
     progress = position(model, optimizer, len(loader), cfg.train, device, resume_from)
-    compile_if_asked(model, cfg, device)
+    if cfg.train.compile:
+        logger.info("train.compile: %d layers, in the first steps", compile_layers(model, device))
     run.open(progress.step if resumed else None)
     latest: dict[str, float | dict] = {}  # for metrics.json
     watch = MatchingWatch(cfg.itm, cfg.train.batch_size * cfg.train.accumulation * world_size())
@@ -126,7 +123,7 @@ def train(
         return {"data/unusable": float(all_reduce_sum(torch.tensor(loader.bad)))}
 
     jump = fit(
-        wrap_ddp(model, device, cfg.train.bf16_gradients),
+        wrap_ddp(model, device),
         loader,
         optimizer,
         schedule,

@@ -22,22 +22,21 @@ from dataset import create_dataset
 from dataset.pretrain import PretrainCollate
 from dataset.text import checkpoint_tokenizer
 from engine.config import RETRIEVAL, Config, add_arguments, load_config
+from engine.distributed import distributed
 from engine.finetune import finetune, start_stage
 from engine.loop import Progress
 from engine.run import Run
-from engine.signals import ending_at_stop_signals
 from evaluation.retrieval import Ranker, better_order
 from models.alignment import MatchingWatch, alpha_at
 from models.retrieval import RetrievalModel
-from utils import init_distributed, run_main, world_size
+from utils import run_main, world_size
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, config=RETRIEVAL.schema, output_dir="output/retrieval")
     args = parser.parse_args(argv)
-    device = init_distributed(args.device)
-    with ending_at_stop_signals():
+    with distributed(args.device) as device:
         cfg = load_config(args.config, args.override, RETRIEVAL)
         backbone, description, run, resume_from = start_stage(args, cfg, RETRIEVAL, decoder=False)
         tokenizer = checkpoint_tokenizer(cfg.text.vocab, description)

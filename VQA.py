@@ -18,20 +18,19 @@ from dataset import create_dataset
 from dataset.text import checkpoint_tokenizer
 from dataset.vqa import VQACollate, question_limits
 from engine.config import VQA, Config, add_arguments, load_config
+from engine.distributed import distributed
 from engine.finetune import finetune, start_stage
 from engine.run import Run
-from engine.signals import ending_at_stop_signals
 from evaluation.vqa import Answerer, is_empty
 from models.vqa import VQAModel
-from utils import UserError, init_distributed, run_main
+from utils import UserError, run_main
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, config=VQA.schema, output_dir="output/vqa")
     args = parser.parse_args(argv)
-    device = init_distributed(args.device)
-    with ending_at_stop_signals():
+    with distributed(args.device) as device:
         cfg = load_config(args.config, args.override, VQA)
         backbone, description, run, resume_from = start_stage(args, cfg, VQA, decoder=True)
         tokenizer = checkpoint_tokenizer(cfg.text.vocab, description)

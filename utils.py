@@ -13,10 +13,8 @@ import os
 import random
 import re
 import signal
-import socket
 import stat
 import sys
-import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -28,8 +26,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
-
-from engine.rendezvous import join_group
 
 ROOT = Path(__file__).resolve().parent
 logger = logging.getLogger("semmim")
@@ -115,7 +111,7 @@ class Stopped(Exception):
 
 STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP]
 EXIT_STOPPED = 130  # exit code of a run that a signal stopped: its checkpoint is written, --resume goes on
-stop_requests: list[int] = []  # stop signals that have come, see engine.signals
+stop_requests: list[int] = []  # stop signals that have come, see engine.distributed
 
 
 def stop_requested() -> bool:
@@ -125,79 +121,42 @@ def stop_requested() -> bool:
 
 def run_main(main: Callable[[], object]) -> None:
     """Run a script's `main` and exit: 0; 130 if stopped; 2, with one line instead of a traceback, after a UserError or
-    where the disk refuses (`disk_error`).
+    if the disk refuses (`disk_error`).
     """
     try:
-        _run(main)
-        code = 0
+        main()
     except Stopped:
-        code = EXIT_STOPPED
+        sys.exit(EXIT_STOPPED)
     except KeyboardInterrupt as stop:
         if str(stop):
             logger.info("%s", stop)
-        sys.exit(EXIT_STOPPED)  # the process group is left as it is: another process may still wait in it
-    finally:
-        end_children()
-    with contextlib.suppress(KeyboardInterrupt):  # a second signal: all is written already
-        if dist.is_initialized():
-            dist.destroy_process_group()
-    sys.exit(code)
-
-
-def _run(main: Callable[[], object]) -> None:
-    """`run_main` but for stops, which may come within the handling of an error, too."""
-    try:
-        main()
+        sys.exit(EXIT_STOPPED)
     except UserError as error:
         _end(user_message(error))
     except torch.OutOfMemoryError as error:
         advice = "lower train.batch_size and raise train.accumulation, or set checkpointing: true"
-        print(f"error: out of GPU memory ({reason(error)}); {advice}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        _end(f"out of GPU memory ({reason(error)}); {advice}")
     except BrokenPipeError:  # whoever read the output, such as `head`, has gone
-        _drop_output()
+        drop_output()
         sys.exit(141)
     except OSError as error:
         if (line := disk_error(error)) is None:
             raise
         _end(line)
-    except RuntimeError as error:
-        gone = lost_ranks()
-        if not gone:
-            raise
-        line = f"error (process {rank()}): {gone} ({one_line(error)}); start again with --resume"
-        print(line, file=sys.stderr, flush=True)
-        os._exit(2)  # without the group's farewell, which would wait for the lost process
+    finally:
+        end_children()
+    sys.exit(0)
 
 
 def _end(line: str) -> None:
-    """Say what is wrong and exit; the process group is left as it is: another process may still wait in it."""
+    """Say what is wrong and exit."""
     print("error:" if is_main() else f"error (process {rank()}):", printable(line), file=sys.stderr, flush=True)
     sys.exit(2)
 
 
-def _drop_output() -> None:
+def drop_output() -> None:
     """Let nothing more be written to the standard output, not even at the interpreter's end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-class Console(logging.StreamHandler):
-    """Log lines on the standard output; if its reader goes (`| head`) or its disk is full, the run continues without.
-
-    Names of files in them are shown with their control characters escaped.
-    """
-
-    def format(self, record: logging.LogRecord) -> str:
-        return "\n".join(map(printable, super().format(record).split("\n")))
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, logging's name
-        error = sys.exc_info()[1]
-        if not isinstance(error, OSError):
-            super().handleError(record)
-            return
-        if not isinstance(error, BrokenPipeError):
-            print(f"warning: the log cannot be written here ({error.strerror}); continuing without", file=sys.stderr)
-        _drop_output()
 
 
 class Config(dict):
@@ -350,61 +309,6 @@ def choose_device(device: str) -> str:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {device}: torch sees no GPU; use --device cpu, or a torch build for your driver")
     return device
-
-
-def init_distributed(device: str = "auto") -> torch.device:
-    """Set up logging and, under torchrun, the process group; return this process's device.
-
-    CPU tensors travel by gloo, CUDA tensors by NCCL. Without torchrun there is one process and no group.
-    """
-    device = choose_device(device)
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        if not os.environ.get(name, "0").isdecimal():
-            raise UserError(f"{name}={one_line(os.environ[name])} is no whole number: start with torchrun, or unset it")
-    local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-    if device == "cuda":
-        if local >= gpus:
-            raise UserError(f"process {local} has no GPU: start torchrun with --nproc_per_node={gpus}")
-        torch.cuda.set_device(local)
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
-        if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
-            raise UserError(f"RANK and WORLD_SIZE are set, {missing[0]} is not: start with torchrun, or unset them")
-        try:
-            join_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
-        except (TimeoutError, dist.DistNetworkError, dist.DistStoreError) as error:
-            raise UserError(f"the processes do not find each other ({one_line(error)}); start them all again") from None
-        _members[:] = gather_objects((socket.gethostname(), os.getpid()))
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        end_with_parent(signal.SIGTERM)  # a killed torchrun would leave its processes behind, training on
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=[Console(sys.stdout)])
-    logger.setLevel(logging.INFO if is_main() else logging.WARNING)
-    return torch.device("cuda", local) if device == "cuda" else torch.device("cpu")
-
-
-_members: list[tuple[str, int]] = []  # host and process id of every rank
-
-
-def lost_ranks() -> str | None:
-    """Which processes of this host have ended, such as "process 1 (pid 4711) is gone"; None where all are there."""
-    if world_size() == 1:
-        return None
-    time.sleep(0.5)  # a process that is being killed takes a moment to end
-    local = [(i, pid) for i, (host, pid) in enumerate(_members) if host == socket.gethostname()]
-    gone = [f"process {i} (pid {pid}) is gone" for i, pid in local if _ended(pid)]
-    if not gone and len(local) < len(_members):
-        gone = ["a process on another host is gone or cannot be reached"]
-    return ", ".join(gone) or None
-
-
-def _ended(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        return state in "ZX"  # killed, and not yet taken notice of by its parent
-    except ProcessLookupError:
-        return True
-    except OSError:  # no /proc, or a process that is not ours
-        return False
 
 
 def end_with_parent(number: int) -> None:

@@ -271,8 +271,6 @@ COMMON = {
     "train.lr_vit": number(0),
     "train.min_lr": number(0),
     "train.warmup_steps": whole(0),
-    "train.lr_scaling": choice("none", "linear", "sqrt"),
-    "train.base_batch": whole(1),
     "train.weight_decay": number(0),
     "train.betas": betas,
     "train.clip_grad": number(0),
@@ -299,7 +297,7 @@ MAY_CHANGE = (
     *LENGTH,
     *(f"train.{key}" for key in ("lr", "lr_vit", "min_lr", "warmup_steps", "weight_decay", "clip_grad")),
     *(f"train.{key}" for key in ("precision", "log_every", "checkpoint_every", "keep_checkpoints", "tracker")),
-    *(f"train.{key}" for key in ("lr_scaling", "base_batch", "compile", "bf16_gradients")),
+    "train.compile",
     *(f"data.{key}" for key in ("image_root", "image_prefix_map", "max_bad_share", "cache_images", "num_workers")),
     "augment.resize",
 )
@@ -374,12 +372,11 @@ RETRIEVAL = Stage(
         "eval.batch_size": whole(1),
         "eval.text_batch_size": whole(1),
         "eval.folds": whole(0),
-        "eval.save_top": whole(0),
     },
     may_change=(
         *MAY_CHANGE,
         *("data.test", "checkpointing", "text_checkpointing", "rerank.batch_size"),
-        *(f"eval.{key}" for key in ("splits", "batch_size", "text_batch_size", "folds", "save_top")),
+        *(f"eval.{key}" for key in ("splits", "batch_size", "text_batch_size", "folds")),
     ),
     check=_at_least_two_pairs,
 )

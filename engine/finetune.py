@@ -11,13 +11,12 @@ from torch.utils.data import Dataset
 
 from dataset import create_train_loader
 from engine.checkpoint import BestCheckpoint, begin, source_checkpoint
-from engine.compiling import compile_if_asked
 from engine.config import Config, Stage
-from engine.ddp import wrap_ddp
+from engine.distributed import compile_layers, wrap_ddp
+from engine.length import create_optimization
 from engine.loop import Progress, fit, position
 from engine.run import Run
 from models.semmim import SemMIM, load_backbone
-from optim import create_optimization
 from utils import logger, seed_everything
 
 
@@ -78,7 +77,8 @@ def finetune(
     seed_everything(cfg.seed)  # from here on every process draws its own noise
     fresh = resume_from is None
     progress = position(model, optimizer, len(loader), cfg.train, device, resume_from)
-    compile_if_asked(model, cfg, device)
+    if cfg.train.compile:
+        logger.info("train.compile: %d layers, in the first steps", compile_layers(model, device))
     run.open(None if fresh else progress.step)
     if validate_first and fresh:
         validate(0)
@@ -89,7 +89,7 @@ def finetune(
             best.offer(model, found, progress.step, progress.epoch + 1)
 
     fit(
-        wrap_ddp(model, device, cfg.train.bf16_gradients),
+        wrap_ddp(model, device),
         loader,
         optimizer,
         schedule,

@@ -14,7 +14,9 @@ import time
 import torch
 
 from engine.checkpoint import step_at
-from utils import Config, UserError, all_reduce_sum, clock, is_main, logger
+from optim import create_optimizer
+from scheduler import WarmupCosine
+from utils import Config, UserError, all_reduce_sum, clock, is_main, logger, world_size
 
 
 @dataclasses.dataclass
@@ -75,6 +77,39 @@ def beginning(train_cfg: Config, batches: int) -> Progress:
         return Progress(steps_per_epoch=per_epoch, total_steps=None, minutes=minutes, seconds=0.0)
     steps = train_cfg.get("steps")
     return Progress(steps_per_epoch=per_epoch, total_steps=train_cfg.epochs * per_epoch if steps is None else steps)
+
+
+def create_optimization(
+    model: torch.nn.Module, cfg, loader, pretrained_vit: bool = True
+) -> tuple[torch.optim.AdamW, WarmupCosine]:
+    """-> (optimizer, schedule) of `cfg.train`, an epoch being the loader's batches; logs the effective values.
+
+    pretrained_vit: whether the image encoder starts from trained weights, which `lr_vit` protects; else it
+    learns at `lr`. Raises UserError if an epoch has no batch for a single step.
+    """
+    train, batches = cfg.train, len(loader)
+    if batches < train.accumulation:
+        raise UserError(
+            f"{len(loader.dataset)} training entries are too few for one step: lower train.batch_size "
+            f"(now {train.batch_size} per process) or train.accumulation (now {train.accumulation})"
+        )
+    lr, lr_vit = train.lr, train.lr_vit if pretrained_vit else train.lr
+    optimizer = create_optimizer(model, lr=lr, lr_vit=lr_vit, weight_decay=train.weight_decay, betas=train.betas)
+    total_steps = beginning(train, batches).total_steps
+    if total_steps is not None and train.warmup_steps >= total_steps:
+        logger.info(
+            "warning: train.warmup_steps %d >= %d steps: lr never reaches its peak", train.warmup_steps, total_steps
+        )
+    schedule = WarmupCosine(optimizer, total_steps=total_steps, warmup_steps=train.warmup_steps, min_lr=train.min_lr)
+    duration = f"{train.minutes:g} minutes" if total_steps is None else f"{total_steps} steps"
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    logger.info(
+        f"{trainable / 1e6:.1f}M trainable parameters, {batches} batches an epoch, {duration}; "
+        f"global batch {train.batch_size * train.accumulation * world_size()}: {train.batch_size} per process, "
+        f"{world_size()} processes, accumulation {train.accumulation}; "
+        f"learning rates {lr:.2e}, image encoder {lr_vit:.2e}"
+    )
+    return optimizer, schedule
 
 
 def check_steps(train_cfg: Config, checkpoint: dict, per_epoch: int) -> None:

@@ -13,11 +13,9 @@ import torch
 
 from engine.checkpoint import DIVERGED, LastCheckpoints, random_state, set_random_state
 from engine.config import Config
-from engine.ddp import rehearse
+from engine.distributed import Transfer, rehearse, stop_signals
 from engine.length import Progress, Stopwatch, beginning, check_steps, go_on
 from engine.run import Run
-from engine.signals import stop_signals
-from engine.transfer import Transfer
 from engine.window import Jump, Window, log_window
 from models.weights import load_exactly
 from utils import (

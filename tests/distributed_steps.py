@@ -13,12 +13,11 @@ import sys
 import torch
 from tiny import NO_DROPOUT, draws_part, make_batch, make_draws, tiny_config, tiny_model
 
-from engine.compiling import compile_layers
-from engine.ddp import wrap_ddp
+from engine.distributed import compile_layers, init_distributed, wrap_ddp
 from models import alignment
 from models.retrieval import RetrievalModel
 from optim import create_optimizer
-from utils import all_reduce_sum, init_distributed, is_main, rank, run_main, unwrap, world_size
+from utils import all_reduce_sum, is_main, leave_group, rank, run_main, unwrap, world_size
 
 GLOBAL_BATCH, STEPS = 8, 5
 
@@ -46,7 +45,7 @@ def main(stage: str, out: str, ranks: str, *overrides: str) -> None:
         model = RetrievalModel(model.backbone, cfg).double()
     if cfg.train.compile:  # forward and backward graphs as ever, without the minutes that a C++ compiler takes
         compile_layers(model, device, "aot_eager")
-    wrapped = wrap_ddp(model, device, cfg.train.bf16_gradients)
+    wrapped = wrap_ddp(model, device)
     optimizer = create_optimizer(model, lr=1e-3, lr_vit=1e-4, weight_decay=0.02)
     history = []
     for step in range(STEPS):
@@ -74,7 +73,8 @@ def main(stage: str, out: str, ranks: str, *overrides: str) -> None:
     if is_main():
         compiled = sum(module._compiled_call_impl is not None for module in model.modules())
         torch.save({"losses": torch.stack(history), "state": model.state_dict(), "compiled": compiled}, out)
+    leave_group()
 
 
 if __name__ == "__main__":
-    run_main(lambda: main(*sys.argv[1:]))  # which also ends the process group in order
+    run_main(lambda: main(*sys.argv[1:]))

@@ -299,7 +299,8 @@ def test_a_full_disk_is_told_once_and_ends_no_training(tmp_path, caplog):
 def test_a_reader_that_goes_ends_a_tool_in_silence_and_no_training():
     script = (
         "import logging, utils\n"
-        "utils.init_distributed('cpu')\n"
+        "from engine.distributed import init_distributed\n"
+        "init_distributed('cpu')\n"
         "def main():\n"
         "    for line in range(20000): utils.logger.info('a line of the log %d', line)\n"
         "    open('/dev/stderr', 'w').write('trained to the end')\n"

@@ -6,8 +6,8 @@ import pytest
 import torch
 from tiny import NO_DROPOUT, make_batch, make_draws, tiny_model
 
-from engine import compiling
-from engine.compiling import compile_layers
+from engine import distributed as compiling
+from engine.distributed import compile_layers
 from evaluation.sharded import evaluating
 from models.caption import CaptionModel
 from models.generation import Generation

@@ -178,7 +178,7 @@ def test_a_checkpoint_of_another_stage_gives_its_vocabulary_alone():
 STAGES = {"pretrain": PRETRAIN, "retrieval": RETRIEVAL, "caption": CAPTION, "vqa": VQA}
 IN_ALL = [
     *("train.epochs=2.5", "train.epochs=0", "train.log_every=0", "train.accumulation=0", "train.batch_size=0"),
-    *("train.checkpoint_every=-1", "train.warmup_steps=-1", "train.warmup_steps=1.5", "train.base_batch=0"),
+    *("train.checkpoint_every=-1", "train.warmup_steps=-1", "train.warmup_steps=1.5"),
     *(
         "train.lr=-1e-4",
         "train.lr_vit=-1",
@@ -188,7 +188,7 @@ IN_ALL = [
         "train.weight_decay=-1",
     ),
     *("train.clip_grad=-1", "train.betas=[0.9, 1.0]", "train.betas=[-0.1, 0.9]", "train.betas=[0.9]"),
-    *("train.precision=fp16", "train.lr_scaling=cubic", "augment.crop_scale=[1, 0.2]", "augment.crop_scale=[0, 1]"),
+    *("train.precision=fp16", "augment.crop_scale=[1, 0.2]", "augment.crop_scale=[0, 1]"),
     *("augment.crop_scale=[0.5]", "augment.crop_scale=[a, b]", "augment.randaugment_magnitude=11"),
     *("augment.randaugment_ops=-1", "data.num_workers=-1", "data.max_bad_share=2", "data.bucket_batches=-8"),
     *("seed=1.5", "seed=-1"),

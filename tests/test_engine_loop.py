@@ -13,7 +13,7 @@ import utils
 from engine import window
 from engine.checkpoint import load_resumable
 from engine.config import Config
-from engine.ddp import wrap_ddp
+from engine.distributed import init_distributed, wrap_ddp
 from engine.loop import Progress, fit, position
 from engine.run import Run
 from models.losses import global_count, rank_share
@@ -355,7 +355,7 @@ def _worker(rank, count, function, folder, port):
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    utils.init_distributed("cpu")
+    init_distributed("cpu")
     torch.save(function(rank, folder), folder / f"result{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -456,7 +456,7 @@ def _stopped_and_resumed(rank, folder):
 
 @pytest.mark.parametrize("count, steps", [(3, [3, 4, 5, 6, 7, 8]), (4, [3, 4, 5, 6])])
 def test_three_and_four_processes_resume_bit_by_bit(tmp_path, count, steps):
-    """Three numbers add up to another sum in another order, and DDP chooses the order: see `engine.ddp.rehearse`."""
+    """Three numbers add up to another sum in another order, and DDP chooses the order: see `rehearse`."""
     for results in in_processes(count, _stopped_and_resumed, tmp_path):
         assert torch.equal(results["straight"], results["resumed"])
         assert results["steps"] == steps

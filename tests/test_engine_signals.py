@@ -14,7 +14,7 @@ from drill import Drill, Setting, differing, last_step, wait_for
 import Caption
 import Pretrain
 import utils
-from engine.signals import ending_at_stop_signals, stop_signals
+from engine.distributed import distributed, stop_signals
 from evaluation import caption as caption_evaluation
 from evaluation import cider
 from models.caption import CaptionModel
@@ -35,7 +35,7 @@ def handlers():
 @pytest.mark.parametrize("number", utils.STOP_SIGNALS)
 def test_every_stop_signal_ends_a_script_at_once_and_once(number):
     said = "stopped outside of training; the same command with --resume goes on"
-    with pytest.raises(KeyboardInterrupt, match=said), ending_at_stop_signals():
+    with pytest.raises(KeyboardInterrupt, match=said), distributed("cpu"):
         os.kill(os.getpid(), number)
     os.kill(os.getpid(), signal.SIGTERM)  # of a second sender, while the script ends
     assert utils.stop_requests == [number, signal.SIGTERM]
@@ -44,7 +44,7 @@ def test_every_stop_signal_ends_a_script_at_once_and_once(number):
 @pytest.mark.parametrize("error", [None, utils.UserError("wrong")])
 def test_a_script_that_ends_by_itself_gives_the_signals_back(error):
     before = [signal.getsignal(number) for number in utils.STOP_SIGNALS]
-    with contextlib.suppress(utils.UserError), ending_at_stop_signals():
+    with contextlib.suppress(utils.UserError), distributed("cpu"):
         assert [signal.getsignal(number) for number in utils.STOP_SIGNALS] != before
         if error:
             raise error
@@ -52,7 +52,7 @@ def test_a_script_that_ends_by_itself_gives_the_signals_back(error):
 
 
 def test_training_waits_for_its_step_and_what_follows_it_does_not():
-    with pytest.raises(KeyboardInterrupt), ending_at_stop_signals():
+    with pytest.raises(KeyboardInterrupt), distributed("cpu"):
         with pytest.raises(utils.Stopped), stop_signals() as stopping:
             os.kill(os.getpid(), signal.SIGTERM)
             assert stopping()
@@ -83,7 +83,7 @@ def test_a_second_signal_while_the_processes_part_changes_nothing(monkeypatch):
 
 def test_a_hangup_under_nohup_stays_ignored():
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with ending_at_stop_signals():
+    with distributed("cpu"):
         os.kill(os.getpid(), signal.SIGHUP)
         assert utils.stop_requests == []
 
@@ -91,9 +91,8 @@ def test_a_hangup_under_nohup_stays_ignored():
 def test_a_stopped_script_says_so_and_one_whose_peer_stopped_first_is_no_error():
     script = (
         "import os, signal, utils\n"
-        "from engine.signals import ending_at_stop_signals\n"
-        "utils.init_distributed('cpu')\n"
-        "@ending_at_stop_signals()\n"
+        "from engine.distributed import distributed\n"
+        "@distributed('cpu')\n"
         "def main():\n"
         "    try:\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dataset.transforms import normalised
-from engine.transfer import Transfer
+from engine.distributed import Transfer
 
 
 def batch(seed=0):

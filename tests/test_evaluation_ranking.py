@@ -11,6 +11,7 @@ from test_evaluation_validation import numbers_of
 from torch import nn
 
 import utils
+from engine.distributed import init_distributed
 from evaluation import ranking, retrieval
 from evaluation.sharded import eval_batches
 from models.semmim import SemMIM
@@ -340,7 +341,7 @@ def _worker(rank, world, port, path):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    utils.init_distributed("cpu")
+    init_distributed("cpu")
     torch.save([run_tiny(tiny_backbone(), precision) for precision in ("fp32", "bf16")], f"{path}/{rank}.pt")
     (path / f"val{rank}").mkdir()
     torch.save(numbers_of(path / f"val{rank}"), f"{path}/val{rank}.pt")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from tiny import NO_DROPOUT, make_batch, make_draws, tiny_config, tiny_model
 
-from engine.compiling import compile_layers
+from engine.distributed import compile_layers
 from models.retrieval import RetrievalModel
 from optim import create_optimizer
 from utils import autocast, to_device

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from optim import create_optimizer, scaled_lr
+from optim import create_optimizer
 from utils import UserError
 
 
@@ -60,14 +60,3 @@ def test_groups_carry_their_rate():
 def test_a_model_with_nothing_to_train_is_an_error():
     with pytest.raises(UserError, match="no parameter to train"):
         create_optimizer(nn.Linear(2, 2).requires_grad_(False), lr=1.0, lr_vit=1.0, weight_decay=0.0)
-
-
-@pytest.mark.parametrize("rule, expected", [("none", 1e-4), ("linear", 0.25e-4), ("sqrt", 0.5e-4)])
-def test_scaling_rules(rule, expected):
-    assert scaled_lr(1e-4, 256, 1024, rule) == pytest.approx(expected)
-    assert scaled_lr(1e-4, 1024, 1024, rule) == pytest.approx(1e-4)
-
-
-def test_an_unknown_scaling_rule_is_an_error():
-    with pytest.raises(UserError, match="train.lr_scaling is square; it is one of none, linear, sqrt"):
-        scaled_lr(1e-4, 256, 1024, "square")

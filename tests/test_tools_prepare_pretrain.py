@@ -470,7 +470,7 @@ def test_an_image_has_a_fingerprint_where_training_can_open_it_and_else_the_same
 def test_processes_end_where_the_parent_handles_stop_signals(tmp_path):
     paths = [str(official.save(tmp_path / f"{number}.jpg", number)) for number in range(40)]
     script = (
-        "import sys; from engine.signals import stop_signals; from tools.prepare.image_hash import fingerprints\n"
+        "import sys; from engine.distributed import stop_signals; from tools.prepare.image_hash import fingerprints\n"
         "with stop_signals():\n    print(len(list(fingerprints(sys.argv[1:], 2))))"
     )
     ran = subprocess.run([sys.executable, "-c", script, *paths], capture_output=True, text=True, timeout=60)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 import utils
 from engine.checkpoint import random_state, set_random_state
+from engine.distributed import init_distributed
 from models.tensors import all_gather_with_grad
 
 
@@ -156,7 +157,7 @@ def test_autocast_computes_in_the_precision_it_is_told():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without GPU")
 def test_asking_for_a_missing_gpu_is_an_error():
     with pytest.raises(utils.UserError, match="--device cuda: torch sees no GPU"):
-        utils.init_distributed("cuda")
+        init_distributed("cuda")
 
 
 def test_one_process_needs_no_group():
@@ -284,12 +285,11 @@ def test_processes_that_do_not_find_each_other_end_with_one_line(number):
         port = str(free.getsockname()[1])
     address = {"RANK": number, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     script = (
-        "import datetime, utils\n"
-        "from engine import rendezvous\n"
-        "rendezvous.fresh_store.__defaults__ = (0.5,)\n"
-        "asked = rendezvous.dist.rendezvous\n"
-        "rendezvous.dist.rendezvous = lambda url: asked(url, timeout=datetime.timedelta(seconds=1))\n"
-        "utils.run_main(lambda: utils.init_distributed('cpu'))\n"
+        "import datetime, functools, utils\n"
+        "from engine import distributed\n"
+        "join = distributed.dist.init_process_group\n"
+        "distributed.dist.init_process_group = functools.partial(join, timeout=datetime.timedelta(seconds=1))\n"
+        "utils.run_main(lambda: distributed.init_distributed('cpu'))\n"
     )
     command, environment = [sys.executable, "-c", script], {**os.environ, **address}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -303,4 +303,4 @@ def test_half_of_torchruns_environment_is_an_error(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(utils.UserError, match="RANK and WORLD_SIZE are set, MASTER_ADDR is not: start with torchrun"):
-        utils.init_distributed("cpu")
+        init_distributed("cpu")

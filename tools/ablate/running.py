@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.signals import stop_signals
+from engine.distributed import stop_signals
 from tools.ablate.plan import STAGES, AblationRun, Stage
 from tools.ablate.results import read_result
 from utils import ROOT, UserError, clock, one_line, write_json

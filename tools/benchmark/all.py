@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import utils
-from engine.signals import ending_at_stop_signals
+from engine.distributed import distributed
 
 BASE = "--config configs/Pretrain.yaml"
 GPU = {  # at the paper's size; the longest takes a few minutes
@@ -49,7 +49,7 @@ def add_all(commands) -> None:
     parser.set_defaults(run=run_all)
 
 
-@ending_at_stop_signals()  # by an exception, at which `subprocess.run` ends its process
+@distributed("cpu")  # by an exception, at which `subprocess.run` ends its process
 def run_all(args: argparse.Namespace) -> dict:
     """{name: its command, seconds, and its figures or the last line of its error}, written to all.json after each."""
     device = utils.choose_device(args.device)

@@ -9,6 +9,7 @@ import torch
 import utils
 from dataset.caption import CaptionCollate
 from dataset.text import Tokenizer
+from engine.distributed import init_distributed
 from evaluation.cider import CiderReward
 from models.bert import TextDecoder
 from models.caption import CaptionModel, SelfCritical
@@ -37,7 +38,7 @@ def add_caption(commands) -> None:
 @torch.random.fork_rng()
 def run_caption(args: argparse.Namespace) -> dict:
     """{"beam_search": {...}, "scst": {...}} for a model of the configuration's size with random weights."""
-    device = utils.init_distributed(args.device)
+    device = init_distributed(args.device)
     cfg = random_config(args.config, args.override)
     tokenizer = Tokenizer(cfg.text.vocab, cfg.text.sep)
     torch.manual_seed(0)

@@ -10,10 +10,9 @@ import torch
 
 import utils
 from dataset.text import Tokenizer
-from engine.compiling import compile_layers
 from engine.config import PRETRAIN, Config, load_config
+from engine.distributed import Transfer, compile_layers, init_distributed
 from engine.loop import Progress, _train_step
-from engine.transfer import Transfer
 from engine.window import PEAKS, Window, peak_tflops
 from models.pretrain import PretrainModel, build_pretrain_model, operations
 from optim import create_optimizer
@@ -63,7 +62,7 @@ def run_pretrain(args: argparse.Namespace) -> dict:
     """
     if args.rounds < 0 or args.batches < 1:
         raise utils.UserError("--rounds must be at least 0, --batches at least 1")
-    device = utils.init_distributed(args.device)
+    device = init_distributed(args.device)
     specs = args.compare or [""]
     cases = [Case(args.config, args.override, spec, args.batches, device) for spec in specs]
     result = {"machine": machine(device), "config": str(args.config), "override": args.override}

@@ -7,6 +7,7 @@ import torch
 
 import utils
 from dataset.text import Tokenizer
+from engine.distributed import init_distributed
 from engine.window import PEAKS
 from evaluation import ranking
 from evaluation.sharded import eval_batches
@@ -51,7 +52,7 @@ def run_retrieval(args: argparse.Namespace) -> dict:
     for name in ("images", "k", "batch_size", "queries", "repeats"):
         if getattr(args, name) < 1:
             raise utils.UserError(f"--{name} is {getattr(args, name)}; it must be at least 1")
-    device = utils.init_distributed(args.device)
+    device = init_distributed(args.device)
     cfg = random_config(args.config, args.override)
     precision = utils.resolve_precision(cfg.train.precision, device)
     result = {

@@ -1,0 +1,297 @@
+"""One or several processes: their group, the model and the batches on their devices, and how they stop together."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from timm.models.vision_transformer import Block
+
+from dataset.transforms import normalised
+from engine.checkpoint import random_state_kept
+from models.bert import BertLayer
+from utils import (
+    STOP_SIGNALS,
+    Stopped,
+    UserError,
+    all_reduce_sum,
+    choose_device,
+    drop_output,
+    end_with_parent,
+    gather_objects,
+    is_main,
+    leave_group,
+    logger,
+    one_line,
+    printable,
+    rank,
+    stop_requests,
+    to_device,
+    world_size,
+)
+
+# ------------------------------------------------------------------------------------------------------- the group
+
+
+@contextlib.contextmanager
+def distributed(device: str = "auto") -> Iterator[torch.device]:
+    """What a script works in: the process group, if torchrun started it, log lines and stop signals; gives the device.
+
+    Here a stop signal ends the script at once, by KeyboardInterrupt, except inside `stop_signals`: nothing is lost
+    before and after training, since every file is written whole or not at all. Further signals are ignored while the
+    script ends, as several senders may pass on one stop, up to the third Ctrl-C. Signals get their former handlers
+    back unless the script was stopped. After an error the group is left as it is: another process may wait in it.
+    """
+
+    def handler(number: int, _frame) -> None:
+        stop_requests.append(number)
+        if len(stop_requests) == 1 or stop_requests.count(signal.SIGINT) > 2:
+            raise KeyboardInterrupt("stopped outside of training; the same command with --resume goes on")
+
+    chosen = init_distributed(device)
+    stop_requests.clear()
+    previous = _listen(handler)
+    try:
+        yield chosen
+        leave_group()
+    except Stopped:
+        with contextlib.suppress(KeyboardInterrupt):  # a second signal: all is written already
+            leave_group()
+        raise
+    except KeyboardInterrupt:
+        raise
+    except RuntimeError as error:
+        if stop_requests:  # another process ended first, at the same signal
+            raise KeyboardInterrupt from None
+        if gone := lost_ranks():
+            line = f"error (process {rank()}): {gone} ({one_line(error)}); start again with --resume"
+            print(line, file=sys.stderr, flush=True)
+            os._exit(2)  # without the group's farewell, which would wait for the lost process
+        _give_back(previous)
+        raise
+    except BaseException:
+        _give_back(previous)
+        raise
+    _give_back(previous)
+
+
+def init_distributed(device: str = "auto") -> torch.device:
+    """Set up logging and, under torchrun, the process group; return this process's device.
+
+    CPU tensors travel by gloo, CUDA tensors by NCCL. Without torchrun there is one process and no group.
+    """
+    device = choose_device(device)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        if not os.environ.get(name, "0").isdecimal():
+            raise UserError(f"{name}={one_line(os.environ[name])} is no whole number: start with torchrun, or unset it")
+    local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if device == "cuda":
+        if local >= gpus:
+            raise UserError(f"process {local} has no GPU: start torchrun with --nproc_per_node={gpus}")
+        torch.cuda.set_device(local)
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+            raise UserError(f"RANK and WORLD_SIZE are set, {missing[0]} is not: start with torchrun, or unset them")
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+        except (TimeoutError, RuntimeError) as error:
+            raise UserError(f"the processes do not find each other ({one_line(error)}); start them all again") from None
+        _members[:] = gather_objects((socket.gethostname(), os.getpid()))
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent(signal.SIGTERM)  # a killed torchrun would leave its processes behind, training on
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=[Console(sys.stdout)])
+    logger.setLevel(logging.INFO if is_main() else logging.WARNING)
+    return torch.device("cuda", local) if device == "cuda" else torch.device("cpu")
+
+
+class Console(logging.StreamHandler):
+    """Log lines on the standard output; if its reader goes (`| head`) or its disk is full, the run continues without.
+
+    Names of files in them are shown with their control characters escaped.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).split("\n")))
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, logging's name
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        if not isinstance(error, BrokenPipeError):
+            print(f"warning: the log cannot be written here ({error.strerror}); continuing without", file=sys.stderr)
+        drop_output()
+
+
+_members: list[tuple[str, int]] = []  # host and process id of every rank
+
+
+def lost_ranks() -> str | None:
+    """Which processes of this host have ended, such as "process 1 (pid 4711) is gone"; None if all are there."""
+    if world_size() == 1:
+        return None
+    time.sleep(0.5)  # a process that is being killed takes a moment to end
+    local = [(i, pid) for i, (host, pid) in enumerate(_members) if host == socket.gethostname()]
+    gone = [f"process {i} (pid {pid}) is gone" for i, pid in local if _ended(pid)]
+    if not gone and len(local) < len(_members):
+        gone = ["a process on another host is gone or cannot be reached"]
+    return ", ".join(gone) or None
+
+
+def _ended(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state in "ZX"  # killed, and not yet noticed by its parent
+    except ProcessLookupError:
+        return True
+    except OSError:  # no /proc, or a process that is not ours
+        return False
+
+
+# ------------------------------------------------------------------------------------------------------ stop signals
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Give a function that says, alike in all processes, whether one of them got a stop signal.
+
+    Stop signals are Ctrl-C's SIGINT, the SIGTERM of schedulers, the SIGUSR1 or SIGUSR2 that they can send some time
+    before, and a closed terminal's SIGHUP (which stays ignored under nohup). The third SIGINT interrupts at once; the
+    second does not, for torchrun passes on the Ctrl-C that the terminal has sent to every process already.
+
+    Raises Stopped at its end if a signal came after the function was called last.
+    """
+
+    def handler(number: int, _frame) -> None:
+        stop_requests.append(number)
+        if stop_requests.count(signal.SIGINT) > 2:
+            raise KeyboardInterrupt
+
+    def stopping() -> bool:
+        # by gloo, so that the GPU's queue is not waited for
+        asked = len(stop_requests)
+        return bool(asked) if world_size() == 1 else bool(all_reduce_sum(torch.tensor(asked)))
+
+    stop_requests.clear()
+    previous = _listen(handler)
+    try:
+        yield stopping
+        if stop_requests:
+            raise Stopped
+    finally:
+        _give_back(previous)
+
+
+def _listen(handler: Callable) -> dict[int, object]:
+    """Give the stop signals a handler; returns the handlers that they had."""
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in STOP_SIGNALS:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                previous[number] = signal.signal(number, handler)
+    return previous
+
+
+def _give_back(previous: dict[int, object]) -> None:
+    for number, handler in previous.items():
+        signal.signal(number, handler or signal.SIG_DFL)
+    stop_requests.clear()
+
+
+# --------------------------------------------------------------------------------- the model and batches on devices
+
+
+def wrap_ddp(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """The model in DistributedDataParallel if there are several processes; it starts from rank 0's values."""
+    if world_size() == 1:
+        return model
+    for buffer in model.buffers():  # DDP's own start leaves them out if they are not synchronized later
+        dist.broadcast(buffer.view(torch.uint8) if buffer.dtype == torch.bool else buffer, 0)
+    ddp = torch.nn.parallel.DistributedDataParallel
+    renamed = "forward_sync_buffers" in inspect.signature(ddp).parameters  # in newer torch
+    options = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    ids = [device.index] if device.type == "cuda" else None
+    return ddp(model, device_ids=ids, gradient_as_bucket_view=True, find_unused_parameters=False, **options)
+
+
+def rehearse(model: torch.nn.Module, loss_fn: Callable[[], torch.Tensor]) -> None:
+    """One forward and backward pass that leaves no trace but the order in which DDP packs gradients.
+
+    DDP packs them in its own order in a process's first step and as they come in all later ones; the packing decides
+    in which order three or more ranks add up. With the rehearsal the first step after a resume adds up as any other.
+    """
+    with random_state_kept():
+        model.eval()  # no dropout, and the model remembers no features or teacher outputs of this pass
+        loss_fn().backward()
+        for parameter in model.parameters():
+            parameter.grad = None
+        model.train()
+
+
+class Transfer:
+    """Copies batches to the device and normalizes their images there.
+
+    To a GPU on a stream of its own: the next batch travels while the GPU still computes the step before, which the
+    process is ahead of, and the step's own stream waits for no more than the copy. (The loader pins the memory.)
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, batch: dict) -> dict:
+        if self.stream is None:
+            return normalised(to_device(batch, self.device))
+        computing = torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(self.stream):
+            moved = to_device(batch, self.device)
+        computing.wait_stream(self.stream)
+        for item in moved.values():
+            if isinstance(item, torch.Tensor):
+                item.record_stream(computing)  # its memory is free for the next copy when the step is done with it
+        return normalised(moved)
+
+
+VARIANTS = 64  # of a layer's code: with and without gradient, mask, memory, `rows` and `keep`, at several lengths
+
+
+def compile_layers(
+    model: torch.nn.Module, device: torch.device, backend: str | Callable = "inductor", fullgraph: bool = False
+) -> int:
+    """Put every layer of the image encoders and text stacks through torch.compile; returns how many there are.
+
+    In place: parameters, their names and checkpoints stay what they are. Each layer is traced as one graph (fullgraph:
+    it is an error if it is not), and layers of one kind share their machine code, so that compiling takes minutes and
+    not an hour; lengths that vary are traced once as such. Evaluation and generation run uncompiled (see
+    `evaluation.sharded.evaluating`). Raises UserError if torch.compile has no compiler.
+    """
+    if backend == "inductor" and (missing := missing_compiler(device)):
+        raise UserError(f"train.compile: torch.compile needs {missing}; install it, or set train.compile: false")
+    torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
+    layers = [module for module in model.modules() if isinstance(module, Block | BertLayer)]
+    for layer in layers:
+        layer.compile(backend=backend, fullgraph=fullgraph)
+    return len(layers)
+
+
+def missing_compiler(device: torch.device) -> str | None:
+    """What torch.compile needs on this device and does not find; None if it is all there."""
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        return None if has_triton() else "Triton and a GPU of compute capability 7.0 or higher"
+    names = [os.environ.get("CXX"), "g++", "clang++", "c++"]
+    return None if any(name and shutil.which(name) for name in names) else "a C++ compiler (g++, clang++ or $CXX)"
