@@ -12,16 +12,15 @@ validated (retrieval by ITC); with `train.best: val` checkpoint_best.pth is the 
 import argparse
 
 import torch
+from torchvision.transforms.functional import to_pil_image
 
 from dataset import create_dataset, create_train_loader
 from dataset.pretrain import PretrainCollate
 from dataset.text import Tokenizer
-from dataset.transforms import CLIP_MEAN, CLIP_STD, normalised, to_unit_tensor
+from dataset.transforms import CLIP_MEAN, CLIP_STD, normalised
 from engine.checkpoint import DIVERGED, BestCheckpoint, begin, random_state_kept
 from engine.config import PRETRAIN, Config, add_arguments, differences, load_config
 from engine.distributed import compile_layers, distributed, wrap_ddp
-from engine.drawing import to_image
-from engine.figures import masking_figure
 from engine.length import create_optimization
 from engine.loop import Progress, fit, position
 from engine.run import Run
@@ -109,7 +108,10 @@ def train(
     def on_epoch_end(wrapped, progress: Progress) -> None:
         if cfg.train.images and is_main() and cfg.mim.target != "none":
             image = masking_image(unwrap(wrapped), dataset, tokenizer, cfg.text.max_tokens, device)
-            run.image(progress.step, "masking", image)
+            if image is not None:
+                run.image(progress.step, "masking", image)
+            elif progress.epoch == 0:
+                run.info("no image of the masking: matplotlib is missing (pip install -r tools/requirements.txt)")
         if validation:
             with random_state_kept():  # with it or without, the training is the same
                 latest["val"] = validation(model.backbone, progress.step, progress.precision)
@@ -161,14 +163,21 @@ def best_on_val(run: Run, notes: dict, cfg: Config, resume_from: dict | None) ->
 
 
 @torch.no_grad()
-def masking_image(model: PretrainModel, dataset, tokenizer, max_tokens: int, device) -> torch.Tensor:
-    """[3, H, W] in [0, 1]: for some pairs both views, the mask, the patch-text similarity and the patterns."""
+def masking_image(model: PretrainModel, dataset, tokenizer, max_tokens: int, device) -> torch.Tensor | None:
+    """[3, H, W] in [0, 1]: for some pairs both views, the mask, the patch-text similarity and the patterns.
+
+    None without matplotlib (tools/requirements.txt), which draws it.
+    """
     count = min(SHOWN, len(dataset))
     samples = [dataset[(0, index * len(dataset) // count)] for index in range(count)]
     batch = normalised(to_device(PretrainCollate(tokenizer, max_tokens)(samples), device))
     with evaluating(model):
         shown = model.inspect(batch)
-    clean, views = ([to_image(image) for image in denormalise(batch[name])] for name in ("image1", "image2"))
+    try:
+        from tools.visualize.figures import masking_figure, pixels
+    except ImportError:
+        return None
+    clean, views = (list(map(to_pil_image, denormalise(batch[name]).cpu())) for name in ("image1", "image2"))
     figure = masking_figure(
         views,
         {"masked by the text" if shown["similarity"] is not None else "masked at random": shown["mask"]},
@@ -177,13 +186,13 @@ def masking_image(model: PretrainModel, dataset, tokenizer, max_tokens: int, dev
         patterns=shown["patterns"],
         clean=clean,
     )
-    return to_unit_tensor(figure)
+    return pixels(figure)
 
 
 def denormalise(images: torch.Tensor) -> torch.Tensor:
     """Back from CLIP's normalisation to [0, 1]. [B, 3, S, S]"""
     mean, std = (torch.tensor(x, device=images.device).view(3, 1, 1) for x in (CLIP_MEAN, CLIP_STD))
-    return images * std + mean
+    return (images * std + mean).clamp(0, 1)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,19 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from tiny import TOKENIZER, tiny_config, tiny_model
 
 from tools.demo import scenes
 from tools.visualize import __main__ as visualize
-from tools.visualize import scenes as visualize_scenes
-from tools.visualize.scenes import Clustering, Samples
+from tools.visualize import figures
+from tools.visualize import scenes as numbers
+from tools.visualize.__main__ import Clustering
+from tools.visualize.scenes import Samples
 from utils import UserError, save_checkpoint
 
 
@@ -23,7 +27,7 @@ def write_checkpoint(path, *overrides, stage="pretrain") -> None:
 def draw(path, *more) -> dict:
     arguments = ["--checkpoint", path, "--images", 24, "--show", 2, "--device", "cpu", *more]
     visualize.main(list(map(str, arguments)))
-    return {file.name: file for file in (path.parent / "figures").iterdir()}
+    return {file.name: file for file in (path.parent / "figures").glob("[!.]*")}
 
 
 def test_figures_numbers_and_page_of_the_built_in_scenes(tmp_path, capsys):
@@ -34,14 +38,14 @@ def test_figures_numbers_and_page_of_the_built_in_scenes(tmp_path, capsys):
     page = files["index.html"].read_text()
     assert page.count("data:image/png;base64,") == len(names) and "http" not in re.sub(r"base64,[^\"]*", "", page)
     assert all(Image.open(files[f"{name}.png"]).width > 500 for name in names)
-    numbers = json.loads(files["numbers.json"].read_text())
-    assert numbers["images"] == 24 and numbers["patches"] == 24 * 16
+    found = json.loads(files["numbers.json"].read_text())
+    assert found["images"] == 24 and found["patches"] == 24 * 16
     kinds = {"encoding head", "encoding head, shuffled", "k-means of pixels", "k-means of encoder tokens"}
-    assert set(numbers["agreement"]) == kinds
-    values = [value for row in numbers["agreement"].values() for key, value in row.items() if key != "clusters"]
+    assert set(found["agreement"]) == kinds
+    values = [value for row in found["agreement"].values() for key, value in row.items() if key != "clusters"]
     assert len(values) == 8 * 4 and all(0 <= value <= 1 for value in values)
-    assert all(sum(shares.values()) == pytest.approx(1) for shares in numbers["masked"].values())
-    pixels, chance = numbers["agreement"]["k-means of pixels"], numbers["agreement"]["encoding head, shuffled"]
+    assert all(sum(shares.values()) == pytest.approx(1) for shares in found["masked"].values())
+    pixels, chance = found["agreement"]["k-means of pixels"], found["agreement"]["encoding head, shuffled"]
     assert pixels["nmi_background"] > 0.3 > chance["nmi_background"]  # colors are what pixels are about
     assert "masked by the text" in capsys.readouterr().out
 
@@ -91,28 +95,59 @@ def test_examples_are_the_clearest_and_at_most_two_of_an_image():
 def test_labels_of_patches_follow_the_scene():
     scene = scenes.make_scene(0, 3)
     caption = scenes.captions(scene)[0]
-    known = visualize_scenes.patch_labels(Samples([scenes.render(scene, 64)], [caption], [scene]), 8)
-    places = scenes.patch_objects(scene, 64, 8)
+    known = numbers.patch_labels(Samples([scenes.render(scene, 64)], [caption], [scene]), 8)
     named = scenes.named_objects(scene, caption)
-    for patch, place in enumerate(places):
-        assert bool(known.labels["object"][0][patch]) == (place >= 0) == bool(known.labels["class"][1][patch])
-        assert int(known.named[patch]) == (0 if place < 0 else 1 if named[place] else 2)
+    for patch, place in enumerate(scenes.patch_objects(scene, 64, 8)):
+        shown = {name: labels[patch] for name, (labels, counts) in known.labels.items() if counts[patch]}
         if place >= 0:
-            shape, color = (known.names[kind][int(known.labels[kind][0][patch])] for kind in ("class", "color"))
-            assert f"{color} {shape}" == scene.objects[place].label
+            assert f"{shown['color']} {shown['class']}" == scene.objects[place].label and shown["object"] == "object"
+            assert int(known.kinds[patch]) == (1 if named[place] else 2)
         else:
-            assert known.names["background"][int(known.labels["background"][0][patch])] == scene.background
+            assert shown == {"object": "background", "background": scene.background} and not known.kinds[patch]
 
 
-def test_a_perfect_clustering_is_described_as_such():
+def test_a_perfect_clustering_is_described_as_such_and_agrees_with_its_labels():
     chosen = [scenes.make_scene(2, index) for index in range(12)]
     samples = Samples([scenes.render(s, 64) for s in chosen], [scenes.captions(s)[0] for s in chosen], chosen)
-    known = visualize_scenes.patch_labels(samples, 8)
-    color, inside = known.labels["color"]
-    flat = torch.where(inside, color, 100 + known.labels["background"][0])
-    for cluster, (text, quality, label) in visualize_scenes.describe(flat, known).items():
-        kind = "background" if cluster >= 100 else "color"
-        assert quality == 1 and f"100% {known.names[kind][cluster % 100]}" in text and f"100% {label}" in text
+    known = numbers.patch_labels(samples, 8)
+    color, background = (known.labels[name][0] for name in ("color", "background"))
+    names, flat = np.unique(np.char.add(color, background), return_inverse=True)
+    for cluster, (text, quality, label) in numbers.describe(flat, known).items():
+        assert quality == 1 and f"100% {label}" in text and label == names[cluster]
+    found = numbers.agreement(flat, known)
+    assert found["nmi_color"] == found["purity_background"] == pytest.approx(1) and found["nmi_class"] < 0.5
+
+
+def test_shares_of_masked_patches():
+    masks = torch.tensor([[True, True, False], [False, True, True]])
+    kinds = torch.tensor([[0, 1, 2], [1, 1, 2]])
+    assert numbers.named_share(masks, kinds) == {"background": 0.25, "named": 0.5, "unnamed": 0.25}
+
+
+def test_a_crop_shows_the_patch_in_its_context_and_moves_inwards_at_the_border():
+    axes = Figure().subplots()
+    figures.crop(Image.new("RGB", (64, 64)), 63, grid=8)(axes)
+    (outline,) = axes.patches
+    assert (axes.get_xlim(), axes.get_ylim()) == ((40, 64), (64, 40)) and outline.get_xy() == (56, 56)
+
+
+def test_patterns_have_colors_of_their_own_and_the_legend_names_the_most_frequent():
+    colors = figures.colors_of(range(36))
+    assert len(set(colors.values())) == 36
+    patterns = torch.tensor([7] * 9 + [3] * 5 + [1, 2])
+    legend = figures.legend_of(patterns, colors)
+    assert list(legend)[:2] == ["pattern 7 (56%)", "pattern 3 (31%)"] and legend["pattern 7 (56%)"] == colors[7]
+
+
+def test_the_masking_figure_hides_the_masked_patches():
+    mask = torch.zeros(1, 16, dtype=torch.bool)
+    mask[0, :8] = True
+    figure = figures.masking_figure([Image.new("RGB", (64, 64), "blue")], {"masked": mask}, ["a dog"])
+    shown = figures.pixels(figure)
+    gray, blue = (
+        (shown - torch.tensor(color)[:, None, None]).abs().amax(0) < 0.02 for color in ((0.5,) * 3, (0, 0, 1.0))
+    )
+    assert int(blue.sum()) == pytest.approx(3 * int(gray.sum()), rel=0.1)  # one whole image and a half; half an image
 
 
 def test_words_are_found_at_their_tokens():

@@ -10,7 +10,7 @@ color) for the encoding head, for k-means of pixels and, with --codebook, for DA
 text-guided masks, the similarity map, the caption); attention.png (where a word of the caption looks); predictions.png
 (predictions at masked patches beside their targets).
 
-Without --data the built-in scenes are drawn, those that no training has seen, and each patch's object is known; then
+Without --data the demo's scenes are drawn, those that no training has seen, and each patch's object is known; then
 numbers.json and the page also hold normalized mutual information and purity between patterns and object class, color
 and background, and the share of masked patches on objects that the caption names.
 """
@@ -18,42 +18,34 @@ and background, and the share of masked patches on objects that the caption name
 from __future__ import annotations
 
 import argparse
-import html
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
+from sklearn.cluster import KMeans
+from tabulate import tabulate
 from torch import Tensor
 
 from dataset.annotations import Source, load_annotations
 from dataset.common import EmptyCaption, usable_caption
 from dataset.text import Tokenizer
 from dataset.transforms import ImageError, open_image, to_tensor, to_unit_tensor
-from engine import drawing, figures
-from engine.figures import Cluster
-from evaluation import clusters, encodings
 from models.mim import CodebookTarget
 from models.pretrain import PretrainModel, build_pretrain_model
 from models.weights import load_exactly
+from tools import pages
 from tools.demo import scenes
-from tools.visualize import pages
-from tools.visualize.scenes import (
-    Clustering,
-    PatchLabels,
-    Samples,
-    describe,
-    numbers_html,
-    numbers_text,
-    patch_labels,
-    scene_numbers,
-)
-from utils import UserError, as_config, load_checkpoint, make_folder, run_main, write_json
+from tools.visualize import encodings, figures
+from tools.visualize.scenes import DRAWS, Samples, describe, number_tables, patch_labels, scene_numbers
+from utils import UserError, as_config, choose_device, load_checkpoint, own_folder, run_main, write_json
 
 BATCH = 50
 OURS, PIXELS, TOKENS, DVAE = "encoding head", "k-means of pixels", "k-means of encoder tokens", "dVAE"
+FIGURE_2 = {OURS: "figure2_encoding_head", PIXELS: "figure2_kmeans_of_pixels", DVAE: "figure2_dvae"}
 MOST_CLUSTERS, EXAMPLES = 8, 8  # in Figure 2; patches of a cluster, which it must have to be chosen
 FUNCTION_WORDS = frozenset(
     "a an the of in on at to and is are it its with there this that these two three four we see picture image photo "
@@ -61,46 +53,87 @@ FUNCTION_WORDS = frozenset(
 )
 
 
+@dataclass
+class Clustering:
+    """A cluster for each patch, [B, N], and how clearly the patch belongs to it (higher is clearer)."""
+
+    assignment: Tensor
+    score: Tensor
+
+
+@dataclass
+class View:
+    """The samples that are shown, as the model reads them, with the random masks of the figures."""
+
+    model: PretrainModel
+    tokenizer: Tokenizer
+    images: list[Image.Image]
+    captions: list[str]
+    pixels: Tensor  # [B, 3, S, S]
+    input_ids: Tensor
+    attention_mask: Tensor
+    similarity: Tensor  # [B, N]
+    seed: int
+
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        device = next(self.model.parameters()).device
+        return tuple(part.to(device) for part in (self.pixels, self.input_ids, self.attention_mask))
+
+    def masks(self, guided: bool) -> Tensor:
+        uniform = torch.rand(self.similarity.shape, generator=torch.Generator().manual_seed(self.seed))
+        mim = self.model.mim
+        return encodings.draw_masks(self.similarity, mim.mask_ratio, mim.mask_temperature, uniform, guided)
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
-    device = torch.device(
-        "cuda" if args.device == "auto" and torch.cuda.is_available() else args.device.replace("auto", "cpu")
-    )
-    model, tokenizer, max_tokens, max_words = load_model(args.checkpoint, device)
-    output = make_folder(args.output or args.checkpoint.parent / "figures")  # before the work
+    model, tokenizer, max_tokens, max_words = load_model(args.checkpoint, torch.device(choose_device(args.device)))
+    output = own_folder(args.output or args.checkpoint.parent / "figures", "tools.visualize")  # before the work
     size, grid = model.backbone.image_encoder.image_size, model.backbone.image_encoder.grid
     samples = read_samples(args, size, max_words) if args.data else draw_scenes(args.images, args.seed, size, max_words)
-    shown = list(range(min(args.show, len(samples.images))))
-    found = encode_all(model, tokenizer, samples, max_tokens, device)
+    found = encode_all(model, tokenizer, samples, max_tokens)
     clusterings = cluster_all(args, model, samples, found)
-    text = tokenizer.encode([samples.captions[i] for i in shown], max_tokens)
-    view = View(model, tokenizer, samples, shown, torch.stack([to_tensor(samples.images[i]) for i in shown]), *text)
+    known = patch_labels(samples, grid) if samples.scenes else None
+    images, captions = samples.images[: args.show], samples.captions[: args.show]
+    text, similarity = tokenizer.encode(captions, max_tokens), found.similarity[: args.show]
+    view = View(
+        model, tokenizer, images, captions, torch.stack(list(map(to_tensor, images))), *text, similarity, args.seed
+    )
     drawn = {
-        **pattern_figures(args, samples, clusterings, grid),
-        "figure3": layouts(samples, clusterings, shown, grid),
-        "masking": masking(args, view, found),
-        "attention": attention(args, view),
+        f"figure2_{name.replace('-', '').replace(' ', '_').lower()}": pattern_figure(
+            args, samples, name, of, known, grid
+        )
+        for name, of in clusterings.items()
+        if name != TOKENS
     }
+    drawn |= {"figure3": layouts(view, clusterings), "masking": masking(view), "attention": attention(args, view)}
     if model.mim.target in ("encoding", "pixels"):
-        drawn["predictions"] = predictions(args, view, found, clusterings.get(OURS))
-    for name, image in drawn.items():
-        pages.save_png(image, output / f"{name}.png")
-    numbers = None
-    if samples.scenes:
-        settings = {"ratio": model.mim.mask_ratio, "temperature": model.mim.mask_temperature}
-        numbers = scene_numbers(samples, found.similarity, clusterings, grid, settings, args.seed)
+        drawn["predictions"] = predictions(view, clusterings.get(OURS))
+    for name, figure in drawn.items():
+        pages.save_figure(figure, output / f"{name}.png")
+    numbers, tables = None, ()
+    if known:
+        assignments = {name: clustering.assignment for name, clustering in clusterings.items()}
+        drawing = model.mim.mask_ratio, model.mim.mask_temperature
+        numbers = scene_numbers(known, found.similarity, assignments, drawing, args.seed)
+        tables = number_tables(numbers)
         write_json(output / "numbers.json", numbers)
-        print(numbers_text(numbers))
-    write_page(output / "index.html", args.checkpoint, drawn, numbers)
+        print(f"{numbers['images']} scenes, {numbers['patches']} patches")
+        print(*(tabulate(table, "firstrow", disable_numparse=True) + "\n" for table in tables), sep="\n")
+    title = f"Figures of {args.checkpoint}"
+    values = {"figures": drawn, "numbers": numbers, "tables": tables, "draws": DRAWS}
+    pages.write(output / "index.html", "visualize/index.html", title=title, **values)
     print(output / "index.html")
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m tools.visualize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, help="of Pretrain.py")
     add("--output", type=Path, help="folder (default: `figures` beside the checkpoint)")
-    add("--data", nargs="+", help="JSON lists of {image, caption} instead of the built-in scenes")
+    add("--data", nargs="+", help="JSON lists of {image, caption} instead of the demo's scenes")
     add("--image_root", help="folder of the images in --data (default: the JSON file's folder)")
     add("--images", type=int, default=300, help="images whose patches are clustered (default: %(default)s)")
     add("--show", type=int, default=6, help="of them, images in the figures (default: %(default)s)")
@@ -146,31 +179,26 @@ def read_samples(args: argparse.Namespace, size: int, max_words: int) -> Samples
     for entry in entries[::step][: args.images]:
         caption = entry["caption"] if isinstance(entry["caption"], str) else entry["caption"][0]
         try:
-            captions.append(usable_caption(caption, max_words, entry["image"]))
+            caption = usable_caption(caption, max_words, entry["image"])
             images.append(open_image(entry["image"]).resize((size, size), Image.Resampling.BICUBIC))
+            captions.append(caption)
         except (ImageError, EmptyCaption) as error:
             print(f"left out: {error}", file=sys.stderr)
-            del captions[len(images) :]
     if not images:
         raise UserError(f"--data {args.data[0]}: no entry has a readable image and a caption (see --image_root)")
     return Samples(images, captions)
 
 
-def encode_all(
-    model: PretrainModel, tokenizer: Tokenizer, samples: Samples, max_tokens: int, device: torch.device
-) -> encodings.Encodings:
+def encode_all(model: PretrainModel, tokenizer: Tokenizer, samples: Samples, max_tokens: int) -> encodings.Encodings:
     """`encodings.encode` of all samples, in batches."""
-    parts = []
+    parts, device = [], next(model.parameters()).device
     for start in range(0, len(samples.images), BATCH):
         images = torch.stack([to_tensor(image) for image in samples.images[start : start + BATCH]])
         ids, mask = tokenizer.encode(samples.captions[start : start + BATCH], max_tokens)
         parts.append(encodings.encode(model, images.to(device), ids.to(device), mask.to(device)))
-    probabilities = [part.probabilities for part in parts if part.probabilities is not None]
-    return encodings.Encodings(
-        torch.cat([part.similarity for part in parts]),
-        torch.cat([part.tokens for part in parts]),
-        torch.cat(probabilities) if probabilities else None,
-    )
+    patterns = None if parts[0].probabilities is None else torch.cat([part.probabilities for part in parts])
+    similarity, tokens = (torch.cat([getattr(part, name) for part in parts]) for name in ("similarity", "tokens"))
+    return encodings.Encodings(similarity, tokens, patterns)
 
 
 # ------------------------------------------------------------------------------------------------------- clusterings
@@ -180,21 +208,19 @@ def cluster_all(
     args: argparse.Namespace, model: PretrainModel, samples: Samples, found: encodings.Encodings
 ) -> dict[str, Clustering]:
     """Ours, and as many clusters as we use patterns by k-means of pixels and of encoder tokens; the dVAE's codes."""
-    encoder, result = model.backbone.image_encoder, {}
+    encoder, result, count = model.backbone.image_encoder, {}, 64
     if found.probabilities is not None:
         best = found.probabilities.max(-1)
         result[OURS] = Clustering(best.indices, best.values)
-    patches = len(samples.images) * encoder.num_patches
-    count = len(result[OURS].assignment.unique()) if result else 64
-    count = min(max(count, 2), patches)
+        count = max(2, len(best.indices.unique()))
     unit = torch.stack([to_unit_tensor(image) for image in samples.images])
     tokens = torch.nn.functional.normalize(found.tokens, dim=-1)
     for name, points in ((PIXELS, encodings.patch_pixels(unit, encoder.patch_size)), (TOKENS, tokens)):
-        generator = torch.Generator().manual_seed(args.seed)
-        flat = points.flatten(0, 1)
-        assignment, centers = clusters.kmeans(flat, count, generator)
-        distance = (flat - centers[assignment]).square().sum(1)
-        result[name] = Clustering(assignment.view(points.shape[:2]), -distance.view(points.shape[:2]))
+        flat = points.flatten(0, 1).numpy()
+        kmeans = KMeans(min(count, len(flat)), n_init=1, random_state=args.seed).fit(flat)
+        distance = torch.from_numpy(kmeans.transform(flat)).min(1).values
+        clusters = torch.from_numpy(kmeans.labels_).long()
+        result[name] = Clustering(clusters.view(points.shape[:2]), -distance.view(points.shape[:2]))
     if args.codebook:
         result[DVAE] = dvae_codes(CodebookTarget(args.codebook), samples.images, encoder.grid)
     return result
@@ -224,85 +250,41 @@ def examples(clustering: Clustering, cluster: int, count: int) -> list[tuple[int
 # ----------------------------------------------------------------------------------------------------------- figures
 
 
-@dataclass
-class View:
-    """The samples that are shown, as the model reads them."""
-
-    model: PretrainModel
-    tokenizer: Tokenizer
-    samples: Samples
-    shown: list[int]
-    pixels: Tensor  # [B, 3, S, S]
-    input_ids: Tensor
-    attention_mask: Tensor
-
-    @property
-    def images(self) -> list[Image.Image]:
-        return [self.samples.images[i] for i in self.shown]
-
-    @property
-    def captions(self) -> list[str]:
-        return [self.samples.captions[i] for i in self.shown]
-
-    def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
-        device = next(self.model.parameters()).device
-        return tuple(part.to(device) for part in (self.pixels, self.input_ids, self.attention_mask))
-
-
-def pattern_figures(
-    args: argparse.Namespace, samples: Samples, clusterings: dict[str, Clustering], grid: int
-) -> dict[str, Image.Image]:
-    """Figure 2, one for each clustering but that of tokens."""
-    labels = patch_labels(samples, grid) if samples.scenes else None
-    drawn, kind = {}, "purest" if labels else "clearest"
-    below = "; below the number, what all patches of the cluster show" if labels else ""
-    for name, clustering in clusterings.items():
-        if name == TOKENS:
-            continue
-        given = args.patterns if name == OURS else None
-        chosen = choose_clusters(clustering, labels, given)
-        explanation = (
-            f"Each panel is one of the {len(clustering.assignment.unique())} clusters in use: its clearest patches "
-            "(outlined) with the patches around them, at most two of an image. Shown: the "
-            f"{'given' if given else kind} ones{below}."
-        )
-        drawn[f"figure2_{name.replace('-', '').replace(' ', '_').lower()}"] = figures.pattern_figure(
-            f"Figure 2: patches that have the same pattern ({name})",
-            explanation,
-            chosen,
-            samples.images,
-            grid,
-            context=1,
-        )
-    return drawn
-
-
-def choose_clusters(clustering: Clustering, labels: PatchLabels | None, given: list[int] | None) -> list[Cluster]:
-    """The given clusters, or those that agree best with a label (without labels: those of the clearest patches)."""
-    flat, score = clustering.assignment.flatten(), clustering.score.flatten()
-    kinds, counts = flat.unique(return_counts=True)
-    sizes = dict(zip(kinds.tolist(), counts.tolist(), strict=True))
-    headings = describe(flat, labels) if labels else {}
-    if given is not None:
-        if missing := [cluster for cluster in given if cluster not in sizes]:
-            raise UserError(f"--patterns {missing[0]}: no patch of these images has it; in use: {list(sizes)[:20]} ...")
-        order = given
-    else:
-        large = [cluster for cluster in sizes if len(examples(clustering, cluster, EXAMPLES)) == EXAMPLES] or list(
-            sizes
-        )
-        if labels:
-            order = spread_out(sorted(large, key=lambda cluster: -headings[cluster][1]), headings)
-        else:
-            order = sorted(large, key=lambda cluster: -float(score[flat == cluster].mean()))[:MOST_CLUSTERS]
-    return [
-        Cluster(
-            f"pattern {cluster} ({sizes[cluster]} patches)",
-            examples(clustering, cluster, EXAMPLES),
-            headings[cluster][0] if cluster in headings else "",
-        )
-        for cluster in order
+def pattern_figure(
+    args: argparse.Namespace, samples: Samples, name: str, clustering: Clustering, known, grid: int
+) -> Figure:
+    """Figure 2: for each cluster its clearest patches, outlined, in their surroundings."""
+    headings = describe(clustering.assignment.flatten().numpy(), known) if known else {}
+    given = args.patterns if name == OURS else None
+    chosen = choose_clusters(clustering, headings, given)
+    rows = [
+        [("", figures.crop(samples.images[number], place, grid)) for number, place in examples(clustering, c, EXAMPLES)]
+        for c in chosen
     ]
+    captions = [
+        f"pattern {c} ({int((clustering.assignment == c).sum())} patches) {headings[c][0] if headings else ''}"
+        for c in chosen
+    ]
+    explanation = (
+        f"Each row is one of the {len(clustering.assignment.unique())} clusters in use: its clearest patches, "
+        "outlined, with the patches around them, at most two of an image. Shown: the "
+        f"{'given' if given else 'purest' if known else 'clearest'} ones."
+    )
+    return figures.sheet(f"Figure 2: patches that have the same pattern ({name})", explanation, rows, captions)
+
+
+def choose_clusters(clustering: Clustering, headings: dict, given: list[int] | None) -> list[int]:
+    """The given clusters, or those that agree best with a label (without labels: those of the clearest patches)."""
+    in_use = clustering.assignment.unique().tolist()
+    if given is not None:
+        if missing := [cluster for cluster in given if cluster not in in_use]:
+            raise UserError(f"--patterns {missing[0]}: no patch of these images has it; in use: {in_use[:20]} ...")
+        return given
+    large = [cluster for cluster in in_use if len(examples(clustering, cluster, EXAMPLES)) == EXAMPLES] or in_use
+    if headings:
+        return spread_out(sorted(large, key=lambda cluster: -headings[cluster][1]), headings)
+    clearness = {cluster: float(clustering.score[clustering.assignment == cluster].mean()) for cluster in large}
+    return sorted(large, key=lambda cluster: -clearness[cluster])[:MOST_CLUSTERS]
 
 
 def spread_out(ordered: list[int], headings: dict) -> list[int]:
@@ -316,42 +298,45 @@ def spread_out(ordered: list[int], headings: dict) -> list[int]:
     return chosen
 
 
-def layouts(samples: Samples, clusterings: dict[str, Clustering], shown: list[int], grid: int) -> Image.Image:
-    """Figure 3."""
-    columns = {name: clustering.assignment[shown] for name, clustering in clusterings.items()}
-    legends = {}
-    for name, patterns in columns.items():
-        frequent = figures.by_frequency(patterns)[: 12 if name == OURS else 6]
-        legends[name] = [Cluster(str(cluster), examples(clusterings[name], cluster, 4)) for cluster in frequent]
-    images, captions = ([group[i] for i in shown] for group in (samples.images, samples.captions))
-    title = "Figure 3: pattern layout of whole images"
-    return figures.layout_figure(images, columns, captions, legends, samples.images, title)
+def layouts(view: View, clusterings: dict[str, Clustering]) -> Figure:
+    """Figure 3: each patch in the color of its pattern."""
+    rows, legend = [[("image", figures.picture(image))] for image in view.images], {}
+    for name, clustering in clusterings.items():
+        patterns = clustering.assignment[: len(view.images)]
+        colors = figures.colors_of(figures.by_frequency(patterns))
+        for row, image, of_image in zip(rows, view.images, patterns, strict=True):
+            row.append((name, figures.layout(image, of_image, colors)))
+        if name == OURS:
+            legend = figures.legend_of(patterns, colors)
+    explanation = "Each patch has the color of its pattern; one color is one pattern in all images of a column."
+    return figures.sheet("Figure 3: pattern layout of whole images", explanation, rows, view.captions, legend)
 
 
-def masking(args: argparse.Namespace, view: View, found: encodings.Encodings) -> Image.Image:
-    similarity, settings = found.similarity[view.shown], view.model.mim
-    uniform = torch.rand(similarity.shape, generator=torch.Generator().manual_seed(args.seed))
-    masks = {
-        heading: encodings.draw_masks(similarity, settings.mask_ratio, settings.mask_temperature, uniform, guided)
-        for heading, guided in (("masked at random", False), ("masked by the text", True))
-    }
-    title = f"Which {settings.mask_ratio:.0%} of the patches are masked"
-    return figures.masking_figure(view.images, masks, view.captions, similarity, title=title)
+def masking(view: View) -> Figure:
+    masks = {"masked at random": view.masks(False), "masked by the text": view.masks(True)}
+    title = f"Which {view.model.mim.mask_ratio:.0%} of the patches are masked"
+    return figures.masking_figure(view.images, masks, view.captions, view.similarity, title=title)
 
 
-def attention(args: argparse.Namespace, view: View) -> Image.Image:
+def attention(args: argparse.Namespace, view: View) -> Figure:
+    """Where a word of the caption looks: the image, then a map for each of up to five words."""
     maps = encodings.word_attention(view.model.backbone, *view.inputs())  # [B, L, N]
     rows = []
-    for row, caption in zip(maps, view.captions, strict=True):
+    for of_words, image, caption in zip(maps, view.images, view.captions, strict=True):
         spans = word_spans(view.tokenizer, caption, view.input_ids.shape[1])
-        wanted = args.words or content_words(caption)
-        places = {word: spans[word] for word in wanted if word in spans}
-        rows.append([(word, row[start:end].mean(0)) for word, (start, end) in list(places.items())[:5]])
-    return figures.attention_figure(view.images, rows, view.captions, "Where a word of the caption looks")
+        wanted = [word for word in args.words or content_words(caption) if word in spans][:5]
+        cells = [(word, figures.heat(image, of_words[slice(*spans[word])].mean(0))) for word in wanted]
+        rows.append([("image", figures.picture(image)), *cells])
+    explanation = (
+        "Cross-attention of a word of the caption, weighted by how much it speaks for the pair to match (Grad-CAM, as "
+        "ALBEF shows it), from each map's lowest (dark) to its highest (light). The matching head decides, so the maps "
+        "are as good as matching is."
+    )
+    return figures.sheet("Where a word of the caption looks", explanation, rows, view.captions)
 
 
 def word_spans(tokenizer: Tokenizer, caption: str, length: int) -> dict[str, tuple[int, int]]:
-    """{word: (first, after last) of its tokens} where it stands first; words that were cut off are absent."""
+    """{word: (first, after last) of its tokens} at its first place; words that were cut off are absent."""
     spans, start = {}, 1  # after [CLS]
     words = caption.split()
     for word, pieces in zip(words, tokenizer.word_pieces(words), strict=True):
@@ -368,71 +353,47 @@ def content_words(caption: str) -> list[str]:
     return sorted(words, key=lambda word: word not in (*scenes.SHAPES, "sign"))
 
 
-def predictions(
-    args: argparse.Namespace, view: View, found: encodings.Encodings, ours: Clustering | None
-) -> Image.Image:
+def predictions(view: View, ours: Clustering | None) -> Figure:
     """What the student predicts at masked patches, beside the teacher's patterns or the patches' own pixels."""
-    settings, encoder = view.model.mim, view.model.backbone.image_encoder
-    similarity = found.similarity[view.shown]
-    uniform = torch.rand(similarity.shape, generator=torch.Generator().manual_seed(args.seed))
-    guided = settings.masking == "text_guided"
-    masks = encodings.draw_masks(similarity, settings.mask_ratio, settings.mask_temperature, uniform, guided)
-    predicted = encodings.predict_masked(view.model, *view.inputs(), masks.to(view.inputs()[0].device)).cpu()
+    masks = view.masks(view.model.mim.masking == "text_guided")
+    images, *text = view.inputs()
+    predicted = encodings.predict_masked(view.model, images, *text, masks.to(images.device)).cpu()
     places = encodings.masked_places(masks)
-    if settings.target == "pixels":
-        return pixel_predictions(view, masks, places, predicted, encoder.patch_size)
-    targets = ours.assignment[view.shown].gather(1, places)
+    rows = [
+        [("image", figures.picture(image)), ("what the student sees", figures.hidden(image, mask))]
+        for image, mask in zip(view.images, masks, strict=True)
+    ]
+    title, captions = "Predictions at masked patches beside their targets", view.captions
+    if view.model.mim.target == "pixels":
+        for row, restored in zip(rows, restored_images(view, places, predicted), strict=True):
+            row.append(("its prediction", figures.picture(restored)))
+        explanation = "The student predicts each gray patch's pixels up to brightness and contrast, here the true ones."
+        return figures.sheet(title, explanation, rows, captions)
+    targets = ours.assignment[: len(rows)].gather(1, places)
     choices = predicted.argmax(-1)
-    colors = drawing.colors_of(figures.by_frequency(torch.cat([targets, choices])))
-    columns: dict[str, list[Image.Image]] = {"the teacher's patterns": [], "the student's predictions": []}
-    for image, place, *values in zip(view.images, places, targets, choices, strict=True):
-        for column, patterns in zip(columns.values(), values, strict=True):
-            pairs = dict(zip(place.tolist(), patterns.tolist(), strict=True))
-            column.append(figures.partial_layout(image, pairs, encoder.grid, colors))
+    colors = figures.colors_of(figures.by_frequency(torch.cat([targets, choices])))
+    for heading, patterns in (("the teacher's patterns", targets), ("the student's predictions", choices)):
+        shown = torch.full(masks.shape, -1).scatter(1, places, patterns)
+        for row, image, of_image in zip(rows, view.images, shown, strict=True):
+            row.append((heading, figures.layout(image, of_image, colors)))
     same = (targets == choices).sum(1).tolist()
-    captions = [f"{caption} ({n} of {places.shape[1]} agree)" for caption, n in zip(view.captions, same, strict=True)]
-    frequent = figures.by_frequency(targets)[:12]
-    kinds = [Cluster(str(cluster), examples(ours, cluster, 4)) for cluster in frequent]
-    legend = figures.legend(
-        "Legend: patterns and patches that have them", kinds, colors, view.samples.images, encoder.grid
-    )
+    captions = [f"{caption} ({n} of {places.shape[1]} agree)" for caption, n in zip(captions, same, strict=True)]
     explanation = (
         "The student sees the image without the gray patches, and the caption; the teacher sees all of it. A color is "
         f"a pattern; {sum(same) / targets.numel():.0%} of these {targets.numel()} predictions equal the teacher's."
     )
-    title = "Predictions at masked patches beside their targets"
-    return figures.prediction_figure(view.images, masks, columns, captions, [legend], title, explanation)
+    return figures.sheet(title, explanation, rows, captions, figures.legend_of(targets, colors))
 
 
-def pixel_predictions(view: View, masks: Tensor, places: Tensor, predicted: Tensor, patch_size: int) -> Image.Image:
-    """Predicted pixels in the place of the masked patches. predicted: [B, M, 3 p p], normalized per patch"""
-    column = []
-    for image, pixels, place, values in zip(view.images, view.pixels, places, predicted, strict=True):
-        patches = encodings.patch_pixels(to_unit_tensor(image)[None], patch_size)[0]
-        normalized = encodings.patch_pixels(pixels[None], patch_size)[0]  # CLIP's, in which the model predicts
-        scale = patches[place].std() / normalized[place].std()
-        restored = encodings.denormalized_prediction(values, normalized[place])
-        patches[place] = (restored - normalized[place].mean()) * scale + patches[place].mean()
-        column.append(drawing.to_image(encodings.pixels_to_image(patches, patch_size), figures.SIDE))
-    explanation = (
-        "The student predicts each gray patch's pixels up to brightness and contrast, which are the true ones here."
-    )
-    title = "Predictions at masked patches beside their targets"
-    return figures.prediction_figure(
-        view.images, masks, {"its prediction": column}, view.captions, [], title, explanation
-    )
-
-
-# ---------------------------------------------------------------------------------------------------------- the page
-
-
-def write_page(path: Path, checkpoint: Path, drawn: dict[str, Image.Image], numbers: dict | None) -> None:
-    """All figures, and the numbers where there are any, in one file."""
-    links = [f'<a href="#{name}">{name.replace("_", " ")}</a>' for name in [*(["numbers"] if numbers else []), *drawn]]
-    parts = [f"<h1>Figures of {html.escape(str(checkpoint))}</h1>", f"<nav>{''.join(links)}</nav>"]
-    parts += [numbers_html(numbers)] if numbers else []
-    parts += [f'<figure class=large id="{name}">{pages.inline(image, name)}</figure>' for name, image in drawn.items()]
-    pages.write_page(path, f"Figures of {checkpoint}", "\n".join(parts))
+def restored_images(view: View, places: Tensor, predicted: Tensor) -> list[Image.Image]:
+    """Predicted pixels in the place of the masked patches. places: [B, M]; predicted: [B, M, 3 p p], normalized"""
+    size, restored = view.model.backbone.image_encoder.patch_size, []
+    for image, place, values in zip(view.images, places, predicted, strict=True):
+        patches = encodings.patch_pixels(to_unit_tensor(image)[None], size)[0]
+        patches[place] = encodings.denormalized_prediction(values, patches[place])
+        pixels = (encodings.pixels_to_image(patches, size).clamp(0, 1) * 255).round().byte()
+        restored.append(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
+    return restored
 
 
 if __name__ == "__main__":

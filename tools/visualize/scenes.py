@@ -1,19 +1,22 @@
-"""The encodings in numbers: how patterns of the built-in scenes agree with what their patches show."""
+"""The encodings in numbers: how clusters of the demo scenes' patches agree with what the patches show."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from PIL import Image
+from sklearn.metrics import normalized_mutual_info_score
+from sklearn.metrics.cluster import contingency_matrix
 from torch import Tensor
 
-from evaluation import clusters, encodings
 from tools.demo import scenes
-from tools.visualize import pages
+from tools.visualize import encodings
 
 DRAWS = 20  # masks per image behind the share of masked patches on named objects
-COLUMNS = ("object", "class", "color", "background")
+KINDS = ("background", "named", "unnamed")  # of a patch: no object, one that the caption names, another one
+LABELS = ("object", "class", "color", "background")
 
 
 @dataclass
@@ -26,144 +29,103 @@ class Samples:
 
 
 @dataclass
-class Clustering:
-    """A cluster for each patch, [B, N], and how clearly the patch belongs to it (higher is clearer)."""
-
-    assignment: Tensor
-    score: Tensor
-
-
-@dataclass
 class PatchLabels:
-    """Of all patches, [B * N]: names of what they show, and which of them each labelling is about."""
+    """What all patches show, [B * N] each: names, and which patches the labelling is about."""
 
-    names: dict[str, list[str]]  # labelling -> what its numbers mean
-    labels: dict[str, tuple[Tensor, Tensor]]  # labelling -> (number of each patch, whether it counts)
-    named: Tensor  # 0 background, 1 an object that the caption names, 2 another object
+    labels: dict[str, tuple[np.ndarray, np.ndarray]]  # labelling -> (name of each patch, whether it counts)
+    kinds: Tensor  # index into KINDS
 
 
 def patch_labels(samples: Samples, grid: int) -> PatchLabels:
     """Class and color of the object that a patch shows, color of the background, and whether it shows an object."""
-    shapes, colors, grounds = [*scenes.SHAPES, "sign"], list(scenes.COLOURS), list(scenes.BACKGROUNDS)
     rows, kinds = [], []
     for scene, caption, image in zip(samples.scenes, samples.captions, samples.images, strict=True):
         named = scenes.named_objects(scene, caption)
         for place in scenes.patch_objects(scene, image.width, grid):
-            o = scene.objects[place] if place >= 0 else None
-            shape, color = (shapes.index(o.shape), colors.index(o.colour)) if o else (0, 0)
-            rows.append([shape, color, grounds.index(scene.background), int(o is not None)])
-            kinds.append(0 if o is None else 1 if named[place] else 2)
-    shape, color, ground, on_object = torch.tensor(rows).T
-    everywhere, inside = torch.ones_like(on_object, dtype=torch.bool), on_object.bool()
-    return PatchLabels(
-        {"class": shapes, "color": colors, "background": grounds, "object": ["background", "object"]},
-        {
-            "class": (shape, inside),
-            "color": (color, inside),
-            "background": (ground, ~inside),
-            "object": (on_object, everywhere),
-        },
-        torch.tensor(kinds),
-    )
+            shown = scene.objects[place] if place >= 0 else None
+            rows.append(
+                ("object", shown.shape, shown.colour, "") if shown else ("background", "", "", scene.background)
+            )
+            kinds.append(0 if shown is None else 1 if named[place] else 2)
+    columns = dict(zip(LABELS, np.array(rows).T, strict=True))
+    return PatchLabels({name: (values, values != "") for name, values in columns.items()}, torch.tensor(kinds))
+
+
+def agreement(clusters: np.ndarray, known: PatchLabels) -> dict[str, float]:
+    """{"nmi_NAME", "purity_NAME"} for each labelling, and the number of clusters. clusters: [B * N]
+
+    Normalized mutual information by scikit-learn (arithmetic mean of the entropies); purity: the share of patches that
+    have the most frequent label of their cluster.
+    """
+    found: dict[str, float] = {"clusters": len(np.unique(clusters))}
+    for name, (labels, counts) in known.labels.items():
+        if counts.any():
+            labels, group = labels[counts], clusters[counts]
+            found[f"nmi_{name}"] = float(normalized_mutual_info_score(labels, group))
+            found[f"purity_{name}"] = float(contingency_matrix(labels, group).max(0).sum() / len(labels))
+    return found
+
+
+def named_share(masks: Tensor, kinds: Tensor) -> dict[str, float]:
+    """The share of each kind of patch among the masked ones. masks: [B, N] bool; kinds: [B, N]"""
+    return {name: float((kinds[masks] == kind).float().mean()) for kind, name in enumerate(KINDS)}
 
 
 def scene_numbers(
-    samples: Samples,
-    similarity: Tensor,
-    clusterings: dict[str, Clustering],
-    grid: int,
-    masking: dict,
-    seed: int,
+    known: PatchLabels, similarity: Tensor, clusterings: dict[str, Tensor], masking: tuple[float, float], seed: int
 ) -> dict:
     """Agreement of each clustering with the labels, the first one beside its shuffled self; where masked patches lie.
 
-    similarity: [B, N] of each patch with the caption; masking: the `ratio` and `temperature` of the draw.
+    similarity: [B, N] of each patch with the caption; clusterings: {name: [B, N]}; masking: ratio and temperature of
+    the draw.
     """
-    known = patch_labels(samples, grid)
     rows = {}
-    for name, clustering in clusterings.items():
-        flat = clustering.assignment.flatten()
-        rows[name] = clusters.agreement(flat, known.labels)
-        if name == next(iter(clusterings)):
-            chance = clusters.shuffled(flat, torch.Generator().manual_seed(seed))
-            rows[f"{name}, shuffled"] = clusters.agreement(chance, known.labels)
+    for name, clusters in clusterings.items():
+        flat = clusters.flatten()
+        rows[name] = agreement(flat.numpy(), known)
+        if len(rows) == 1:
+            order = torch.randperm(len(flat), generator=torch.Generator().manual_seed(seed))
+            rows[f"{name}, shuffled"] = agreement(flat[order].numpy(), known)
     generator = torch.Generator().manual_seed(seed)
-    kinds = known.named.view(len(samples.images), -1)
-    shares = {"all patches": clusters.named_share(torch.ones_like(kinds, dtype=torch.bool), kinds)}
+    kinds = known.kinds.view(len(similarity), -1)
+    shares = {"all patches": named_share(torch.ones_like(kinds, dtype=torch.bool), kinds)}
     similarity = similarity.repeat(DRAWS, 1)
     for name, guided in (("masked at random", False), ("masked by the text", True)):
         uniform = torch.rand(similarity.shape, generator=generator)
-        masks = encodings.draw_masks(similarity, masking["ratio"], masking["temperature"], uniform, guided)
-        shares[name] = clusters.named_share(masks, kinds.repeat(DRAWS, 1))
-    return {"images": len(samples.images), "patches": known.named.numel(), "agreement": rows, "masked": shares}
+        masks = encodings.draw_masks(similarity, *masking, uniform, guided)
+        shares[name] = named_share(masks, kinds.repeat(DRAWS, 1))
+    return {"images": len(kinds), "patches": kinds.numel(), "agreement": rows, "masked": shares}
 
 
-def describe(flat: Tensor, labels: PatchLabels) -> dict[int, tuple[str, float, str]]:
+def describe(clusters: np.ndarray, known: PatchLabels) -> dict[int, tuple[str, float, str]]:
     """{cluster: (what its patches show, how pure it is, its most frequent label)}."""
-    purities = {
-        name: clusters.cluster_purity(labels.labels[name][0], flat) for name in ("class", "color", "background")
-    }
-    on_object = clusters.cluster_purity(labels.labels["object"][0], flat)
     result = {}
-    for cluster, (is_object, share, _) in on_object.items():
-        kinds = ("class", "color") if is_object else ("background",)
-        if is_object:
-            inside = (flat == cluster) & labels.labels["object"][0].bool()
-            found = {
-                kind: clusters.cluster_purity(labels.labels[kind][0][inside], flat[inside])[cluster] for kind in kinds
-            }
-        else:
-            found = {kind: purities[kind][cluster] for kind in kinds}
-        words = [f"{found[kind][1]:.0%} {labels.names[kind][found[kind][0]]}" for kind in kinds]
-        best = max(found.values(), key=lambda item: item[1])
-        place = f"{share:.0%} on objects, of these " if is_object else f"{share:.0%} background, of these "
-        label = next(labels.names[kind][item[0]] for kind, item in found.items() if item is best)
-        result[cluster] = (place + ", ".join(words), share * best[1], label)
+    for cluster in np.unique(clusters).tolist():
+        mine = clusters == cluster
+        place, share = most_frequent(known.labels["object"][0][mine])
+        names = ("class", "color") if place == "object" else ("background",)
+        found = [most_frequent(labels[mine & counts]) for labels, counts in (known.labels[name] for name in names)]
+        label, purity = max(found, key=lambda item: item[1])
+        words = ", ".join(f"{part:.0%} {name}" for name, part in found)
+        where = "on objects" if place == "object" else "background"
+        result[cluster] = f"{share:.0%} {where}, of these {words}", share * purity, label
     return result
 
 
-def numbers_rows(numbers: dict) -> tuple[list[str], list[list[str]], list[str], list[list[str]]]:
-    """Headings and rows of both tables, as strings."""
-    head = [
-        "clusters of patches",
-        "in use",
-        *(f"NMI {name}" for name in COLUMNS),
-        *(f"purity {name}" for name in COLUMNS),
-    ]
-    rows = []
+def most_frequent(labels: np.ndarray) -> tuple[str, float]:
+    """The most frequent label, and its share."""
+    names, counts = np.unique(labels, return_counts=True)
+    return str(names[counts.argmax()]), float(counts.max() / len(labels))
+
+
+def number_tables(numbers: dict) -> tuple[list[list[str]], list[list[str]]]:
+    """Both tables of `scene_numbers`, each with its headings as the first row."""
+    head = [f"{kind} {label}" for kind in ("NMI", "purity") for label in LABELS]
+    first = [["clusters of patches", "in use", *head]]
     for name, found in numbers["agreement"].items():
-        cells = [found.get(f"{kind}_{label}") for kind in ("nmi", "purity") for label in COLUMNS]
-        rows.append([name, str(found["clusters"]), *("-" if x is None else f"{x:.3f}" for x in cells)])
-    shares = [
-        [name, *(f"{share[kind]:.1%}" for kind in ("named", "unnamed", "background"))]
-        for name, share in numbers["masked"].items()
-    ]
-    return head, rows, ["patches", "on named objects", "on other objects", "on the background"], shares
-
-
-def numbers_text(numbers: dict) -> str:
-    """Both tables, aligned."""
-    lines = [f"{numbers['images']} scenes, {numbers['patches']} patches"]
-    head, rows, head2, shares = numbers_rows(numbers)
-    for table in ([head, *rows], [head2, *shares]):
-        widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-        lines += [
-            "  ".join(f"{cell:{'<' if i == 0 else '>'}{widths[i]}}" for i, cell in enumerate(row)) for row in table
-        ]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def numbers_html(numbers: dict) -> str:
-    head, rows, head2, shares = numbers_rows(numbers)
-
-    return (
-        "<h2 id=numbers>The encodings in numbers</h2>"
-        f"<p class=note>{numbers['images']} built-in scenes that training never shows, {numbers['patches']} patches. "
-        "NMI is the normalized mutual information between clusters and labels: object or background over all patches, "
-        "class and color over the patches on objects, the background's color over the others. Purity is the share of "
-        "patches with the most frequent label of their cluster. Both rise with the number of clusters, so k-means has "
-        "as many as the encoding head uses. Shuffled: clusters of the same sizes at random.</p>"
-        f"{pages.table(head, rows)}"
-        f"<p class=note>Where masked patches lie ({DRAWS} draws per image).</p>{pages.table(head2, shares)}"
-    )
+        cells = [found.get(f"{kind}_{label}") for kind in ("nmi", "purity") for label in LABELS]
+        first.append([name, str(found["clusters"]), *("-" if x is None else f"{x:.3f}" for x in cells)])
+    second = [["patches", "on named objects", "on other objects", "on the background"]]
+    for name, share in numbers["masked"].items():
+        second.append([name, *(f"{share[kind]:.1%}" for kind in ("named", "unnamed", "background"))])
+    return first, second

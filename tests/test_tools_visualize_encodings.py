@@ -1,12 +1,12 @@
-"""evaluation/encodings.py: the teacher's targets as pre-training has them, and attention against plain autograd."""
+"""tools.visualize.encodings: the teacher's targets as pre-training has them, and attention against plain autograd."""
 
 import pytest
 import torch
 from tiny import make_batch, tiny_model
 
-from evaluation import encodings
 from models import bert
 from models.mim import normalized_patch_pixels
+from tools.visualize import encodings
 
 
 @pytest.fixture(scope="module")
