@@ -7,7 +7,7 @@ Reads the annotations exactly as training does, opens every image in parallel, a
 unreadable images, empty texts, the shares that `max_words` and `max_tokens` cut, words that the vocabulary lacks, and
 images of validation and test that are in training too (by path, by the bytes of the file, by what the image shows).
 `--against` takes the validation and test images of further configurations into that comparison.
-Ends with exit code 1 where training or its evaluation would stop, and names why; 0 otherwise.
+Ends with exit code 1 if training or its evaluation would stop, and names why; 0 otherwise.
 """
 
 import argparse
@@ -39,17 +39,6 @@ SAME_PATH = "the same path"
 BLOCK = 10_000  # texts tokenized at a time
 
 
-class Texts(NamedTuple):
-    """Texts of one kind: as they stand, how they are cleaned, and what is cut."""
-
-    what: str
-    raw: Iterable[str]
-    clean: Callable[[str], str]
-    max_words: int | None
-    max_pieces: int
-    empty_is_bad: bool = True
-
-
 class Findings:
     """The report: lines as they are printed, `stops` for what would end a run, `numbers` for --json."""
 
@@ -65,9 +54,8 @@ class Findings:
         print(f"{split:6} {what}: {number:,}{share}{shown}", flush=True)
 
     def stop(self, split: str, reason: str) -> None:
-        reason = one_line(reason, 1000)
-        self.stops.append(f"{split}: {reason}")
-        print(f"{split:6} WOULD STOP: {reason}", flush=True)
+        self.stops.append(one_line(f"{split}: {reason}", 1000))
+        print(f"WOULD STOP: {self.stops[-1]}", flush=True)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -76,8 +64,10 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{args.config}: {stage}")
     findings = Findings()
     datasets = read_datasets(stage, cfg, findings)
+    tokenizer = Tokenizer(cfg.text.vocab)
     for split, dataset in datasets.items():
-        check_texts(split, text_kinds(stage, cfg, split, dataset), Tokenizer(cfg.text.vocab), findings)
+        for texts in text_kinds(stage, cfg, split, dataset):
+            check_texts(split, texts, tokenizer, findings)
     check_images(datasets, others(args.against), cfg, args.workers, findings)
     if args.json:
         write_json(args.json, {"config": str(args.config), "splits": findings.numbers, "would_stop": findings.stops})
@@ -151,17 +141,18 @@ def others(configs: list[str]) -> dict:
 
 
 def image_paths(dataset) -> Iterator[str]:
-    paths = dataset.paths if hasattr(dataset, "paths") else dataset.images
-    return (paths[i] for i in range(len(paths)))
+    return items(dataset.paths if hasattr(dataset, "paths") else dataset.images)
+
+
+def items(sequence) -> Iterator:
+    return (sequence[i] for i in range(len(sequence)))
 
 
 def entries_of_image(dataset) -> dict[str, int]:
     """{path: entries with it} of a training set."""
     paths = list(image_paths(dataset))
-    numbers = next(
-        (getattr(dataset, name) for name in ("path_id", "image_of_caption", "image_id") if hasattr(dataset, name)),
-        range(len(paths)),
-    )
+    names = ("path_id", "image_of_caption", "image_id")  # the number of each entry's image
+    numbers = next((getattr(dataset, name) for name in names if hasattr(dataset, name)), range(len(paths)))
     counts = dict.fromkeys(paths, 0)
     for number in numbers:
         counts[paths[int(number)]] += 1
@@ -171,62 +162,66 @@ def entries_of_image(dataset) -> dict[str, int]:
 # ------------------------------------------------------------------------------------------------ texts
 
 
+class Texts(NamedTuple):
+    """Texts of one kind: as they stand, how they are cleaned, and what is cut."""
+
+    what: str
+    raw: Iterable[str]
+    clean: Callable[[str], str]
+    max_words: int | None
+    max_pieces: int
+    optional: bool = False  # may be missing altogether
+
+
 def text_kinds(stage: str, cfg: Config, split: str, dataset) -> list[Texts]:
     """What a split's texts are and how long they may be, in word pieces besides the special tokens."""
     text, train = cfg.text, split == "train"
     if stage == "vqa":
-        columns = dataset.parts if train else list(zip(*dataset.parts, strict=True))
-        limits = (text.max_question_tokens, text.max_ocr_tokens, text.max_label_tokens)
-        names = ("questions", "OCR tokens", "object labels")
+        questions, ocr, labels = dataset.parts if train else zip(*dataset.parts, strict=True)
         kinds = [
-            Texts(name, _all(column), str, None, limit, name == "questions")
-            for name, column, limit in zip(names, columns, limits, strict=True)
+            Texts("questions", items(questions), str, None, text.max_question_tokens),
+            Texts("OCR tokens", items(ocr), str, None, text.max_ocr_tokens, optional=True),
+            Texts("object labels", items(labels), str, None, text.max_label_tokens, optional=True),
         ]
-        if train:
-            kinds.append(Texts("answers", _all(dataset.answers), str, None, text.max_answer_tokens - 1))
-        return kinds
+        answers = [Texts("answers", items(dataset.answers), str, None, text.max_answer_tokens - 1)] if train else []
+        return kinds + answers
     if stage == "caption":
         if train:
-            return [Texts("captions", _all(dataset.captions), target_text, None, text.max_tokens - 1)]
+            return [Texts("captions", items(dataset.captions), target_text, None, text.max_tokens - 1)]
         references = chain.from_iterable(dataset.references)
-        return [Texts("references", references, target_text, None, text.max_tokens - 1, False)]
+        return [Texts("references", references, target_text, None, text.max_tokens - 1, optional=True)]
     room = text.max_tokens - 1 - bool(text.get("sep"))
-    return [Texts("captions", _all(dataset.captions), _clean_whole, cfg.data.max_words, room, train)]
-
-
-def _all(texts) -> Iterator[str]:
-    return (texts[i] for i in range(len(texts)))
+    return [Texts("captions", items(dataset.captions), _clean_whole, cfg.data.max_words, room, optional=not train)]
 
 
 def _clean_whole(text: str) -> str:
     return clean_caption(text, sys.maxsize)
 
 
-def check_texts(split: str, kinds: list[Texts], tokenizer: Tokenizer, findings: Findings) -> None:
-    for kind in kinds:
-        total = empty = long = cut = pieces = unknown = 0
-        examples: list[str] = []
-        raw = iter(kind.raw)
-        while block := list(islice(raw, BLOCK)):
-            cleaned = [kind.clean(text.encode("utf-8", "replace").decode("utf-8")) for text in block]
-            total += len(block)
-            empty += sum(not text.strip() for text in cleaned)
-            if kind.max_words is not None:
-                long += sum(len(text.split()) > kind.max_words for text in cleaned)
-                cleaned = [" ".join(text.split()[: kind.max_words]) for text in cleaned]
-            for text, ids in zip(cleaned, tokenizer.word_pieces(cleaned), strict=True):
-                cut += len(ids) > kind.max_pieces
-                if len(ids) > kind.max_pieces and len(examples) < SHOWN:
-                    examples.append(repr(text[:60]))
-                pieces += len(ids)
-                unknown += ids.count(tokenizer.unk_id)
-        if not total or (empty == total and not kind.empty_is_bad):  # OCR tokens and labels may be missing
-            continue
-        findings.line(split, f"{kind.what}, empty", empty, total)
-        if kind.max_words is not None:
-            findings.line(split, f"{kind.what} of more than {kind.max_words} words, cut", long, total)
-        findings.line(split, f"{kind.what} of more than {kind.max_pieces} word pieces, cut", cut, total, examples)
-        findings.line(split, f"{kind.what}: word pieces that the vocabulary lacks", unknown, pieces)
+def check_texts(split: str, texts: Texts, tokenizer: Tokenizer, findings: Findings) -> None:
+    total = empty = long = cut = pieces = unknown = 0
+    examples: list[str] = []
+    raw = iter(texts.raw)
+    while block := list(islice(raw, BLOCK)):
+        cleaned = [texts.clean(text.encode("utf-8", "replace").decode("utf-8")) for text in block]
+        total += len(block)
+        empty += sum(not text.strip() for text in cleaned)
+        if texts.max_words is not None:
+            long += sum(len(text.split()) > texts.max_words for text in cleaned)
+            cleaned = [" ".join(text.split()[: texts.max_words]) for text in cleaned]
+        for text, ids in zip(cleaned, tokenizer.word_pieces(cleaned), strict=True):
+            if len(ids) > texts.max_pieces:
+                cut += 1
+                examples = [*examples, repr(text[:60])][:SHOWN]
+            pieces += len(ids)
+            unknown += ids.count(tokenizer.unk_id)
+    if not total or (empty == total and texts.optional):
+        return
+    findings.line(split, f"{texts.what}, empty", empty, total)
+    if texts.max_words is not None:
+        findings.line(split, f"{texts.what} of more than {texts.max_words} words, cut", long, total)
+    findings.line(split, f"{texts.what} of more than {texts.max_pieces} word pieces, cut", cut, total, examples)
+    findings.line(split, f"{texts.what}: word pieces that the vocabulary lacks", unknown, pieces)
 
 
 # ------------------------------------------------------------------------------------------------ images
@@ -240,20 +235,21 @@ def check_images(datasets: dict, spared: dict, cfg: Config, workers: int, findin
     known, bad = KnownImages(), {}
     own = {split: dataset for split, dataset in datasets.items() if split != "train"}
     held_out = {split: list(dict.fromkeys(image_paths(dataset))) for split, dataset in {**own, **spared}.items()}
-    split_of = {path: split for split, paths in held_out.items() for path in paths}
-    for path, mark in _opened(list(split_of), workers, "opening validation and test images"):
+    every = list(dict.fromkeys(chain.from_iterable(held_out.values())))
+    marks = fingerprints(every, workers)
+    for path, mark in progress(marks, "opening validation and test images", "images", len(every)):
         if isinstance(mark, ImageError):
             bad[path] = mark.reason
         else:
             known.add(mark, path)
     for split, paths in held_out.items():
-        _report_bad(split, paths, bad, findings)
+        report_bad(split, paths, bad, findings)
         first = next((path for path in paths if path in bad), None)
         if first and split in own:
             findings.stop(split, f"evaluation needs every image: {first}: {bad[first]} (check data.image_root)")
     if "train" not in datasets:
         return
-    copies = _check_training_images(datasets["train"], known, bad, cfg, workers, findings)
+    copies = check_training_images(datasets["train"], known, cfg.data.max_bad_share, workers, findings)
     for split, paths in held_out.items():
         shared = [(path, copies[path]) for path in paths if path in copies]
         for what in (SAME_PATH, COPY, LOOK_ALIKE):
@@ -261,31 +257,31 @@ def check_images(datasets: dict, spared: dict, cfg: Config, workers: int, findin
             findings.line(split, f"images that training has too ({what})", len(found), len(paths), found)
 
 
-def _opened(paths: list[str], workers: int, label: str) -> Iterator:
-    return progress(fingerprints(paths, workers), label, "images", len(paths))
+def check_training_images(
+    dataset, known: KnownImages, allowed: float, workers: int, findings: Findings
+) -> dict[str, tuple[str, str]]:
+    """{path of evaluation: (path of training, how)} of the images that both have; training's own are reported.
 
-
-def _check_training_images(dataset, known: KnownImages, bad: dict, cfg: Config, workers: int, findings: Findings):
-    """{path of evaluation: (path of training, how)} of the images that both have; training's own are reported."""
-    counts, copies = entries_of_image(dataset), {}
-    for path, mark in _opened(list(counts), workers, "opening training images"):
+    allowed: the share of entries without a usable image at which training stops.
+    """
+    counts, bad, copies = entries_of_image(dataset), {}, {}
+    marks = fingerprints(list(counts), workers)
+    for path, mark in progress(marks, "opening training images", "images", len(counts)):
         if isinstance(mark, ImageError):
             bad[path] = mark.reason
         elif found := known.find(mark):
             copy, how = next(iter(found.items()))
             same = os.path.abspath(path) == os.path.abspath(copy)
             copies.setdefault(copy, (path, SAME_PATH if same else how))
-    _report_bad("train", list(counts), bad, findings)
-    entries = sum(count for path, count in counts.items() if path in bad)
-    share, allowed = entries / max(sum(counts.values()), 1), cfg.data.max_bad_share
-    if entries >= MIN_BAD and share > allowed or entries == sum(counts.values()):
-        findings.stop(
-            "train", f"{100 * share:.2f}% of the entries have no usable image, data.max_bad_share allows {allowed:.2%}"
-        )
+    report_bad("train", list(counts), bad, findings)
+    total, unusable = sum(counts.values()), sum(counts[path] for path in bad)
+    if unusable == total or unusable >= MIN_BAD and unusable > allowed * total:
+        share = f"{unusable / max(total, 1):.2%} of the entries have no usable image"
+        findings.stop("train", f"{share}, data.max_bad_share allows {allowed:.2%}")
     return copies
 
 
-def _report_bad(split: str, paths: list[str], bad: dict, findings: Findings) -> None:
+def report_bad(split: str, paths: list[str], bad: dict[str, str], findings: Findings) -> None:
     missing = [path for path in paths if bad.get(path) == NO_FILE]
     broken = [f"{path} ({bad[path]})" for path in paths if bad.get(path, NO_FILE) != NO_FILE]
     findings.line(split, "images missing", len(missing), len(paths), missing)

@@ -7,82 +7,90 @@ The folder is then a line of `data.train`. A few large files are read faster tha
 a network. Order is kept. Of annotation files, the entries of an image become one sample, where the first of them was.
 The shards are written into OUTPUT.partial, which becomes OUTPUT at the end; that of an interrupted try is replaced.
 
-Of parquet files (Hugging Face's data sets, img2dataset), or folders of them, a row is a sample, and neighbouring rows
+Of parquet files (Hugging Face's data sets, img2dataset), or folders of them, a row is a sample, and neighboring rows
 with the same image are one. They are packed and not trained from as they are, since a row cannot be read alone.
 """
 
 import argparse
+import hashlib
+import io
 import itertools
-from collections.abc import Iterator
+import json
+import tarfile
+from array import array
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-import utils
 from dataset.entries import Source
 from dataset.index import Pairs, load_pairs
-from dataset.shards import IMAGES, read_member
+from dataset.shards import IMAGES
 from dataset.transforms import ImageError, image_size
-from tools.prepare.common import check_output, warn
+from tools.prepare.common import check_output, progress, warn, whole_folder
+from tools.prepare.image_hash import image_bytes
 from tools.prepare.parquet import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
+    FailedDownload,
+    LeftOut,
+    Sample,
     open_tables,
     parquet_files,
     read_tables,
     splits,
 )
-from tools.prepare.shards import FailedDownload, LeftOut, Packed, Sample, write_shards
+from utils import UserError, find_file, make_folder, run_main, write_json
+
+EXAMPLES = 3  # of what is left out, in the error
 
 
-def main(argv=None) -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", required=True, metavar="FILE", help="annotation files, shards, or parquet")
-    parser.add_argument("--image_root", help="folder of relative image paths (default: the annotation file's)")
-    parser.add_argument("--image_column", metavar="NAME", help=f"parquet's (default: {', '.join(IMAGE_COLUMNS)})")
-    parser.add_argument("--caption_column", metavar="NAME", help=f"parquet's (default: {', '.join(CAPTION_COLUMNS)})")
-    parser.add_argument("--output", type=Path, required=True, help="folder to make")
-    parser.add_argument("--per_shard", type=int, default=10_000, help="images in a shard (default: %(default)s)")
-    parser.add_argument("--max_bad_share", type=float, default=0.01, help="of images left out (default: %(default)s)")
+    add = parser.add_argument
+    add("--data", nargs="+", required=True, metavar="FILE", help="annotation files, shards, or parquet")
+    add("--image_root", help="folder of relative image paths (default: the annotation file's)")
+    add("--image_column", metavar="NAME", help=f"parquet's (default: {', '.join(IMAGE_COLUMNS)})")
+    add("--caption_column", metavar="NAME", help=f"parquet's (default: {', '.join(CAPTION_COLUMNS)})")
+    add("--output", type=Path, required=True, help="folder to make")
+    add("--per_shard", type=int, default=10_000, help="images in a shard (default: %(default)s)")
+    add("--max_bad_share", type=float, default=0.01, help="of images left out (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.per_shard < 1:
-        raise utils.UserError(f"--per_shard is {args.per_shard}; it must be at least 1")
+        raise UserError(f"--per_shard is {args.per_shard}; it must be at least 1")
     if not 0 <= args.max_bad_share <= 1:
-        raise utils.UserError(f"--max_bad_share is {args.max_bad_share:g}; it must be from 0 to 1")
+        raise UserError(f"--max_bad_share is {args.max_bad_share:g}; it must be from 0 to 1")
     check_output(args.output)
-    utils.make_folder(args.output.resolve().parent)
+    make_folder(args.output.resolve().parent)
     total, samples = find_samples(args)
-    packed = write_shards(samples, total, args.output, args.per_shard, args.max_bad_share)
-    print(report(packed, args.output))
-    if repeats := packed.repeats():
+    packing = Packing(samples, total, args.max_bad_share)
+    with whole_folder(args.output) as partial:
+        packing.write(partial, args.per_shard)
+    print(f"{packing.report()} in {args.output}")
+    if repeats := packing.repeats():
         warn(f"{repeats} of the images come again further on, not side by side, and count as images of their own")
 
 
-def report(packed: Packed, output: Path) -> str:
-    """The line that says what is packed and what is not."""
-    rows = f" of {packed.rows} rows" if packed.rows > packed.written else ""
-    failed = f"; {packed.failed_downloads} failed downloads" if packed.failed_downloads else ""
-    left_out = f"{packed.left_out} could not be read or had no caption, and are left out"
-    return f"{packed.written} images{rows} in {output}; {left_out}{failed}"
+# ------------------------------------------------------------------------------------------------ reading
 
 
 def find_samples(args: argparse.Namespace) -> tuple[int, Iterator[Sample | LeftOut | FailedDownload]]:
     """(how many rows `--data` has, their samples): the rows of parquet files, else the images of anything else.
 
-    Raises UserError where it has both, or where an option is of the other kind.
+    Raises UserError if it has both, or if an option is of the other kind.
     """
-    paths = [utils.find_file(name, "--data") for name in args.data]
+    paths = [find_file(name, "--data") for name in args.data]
     files = [parquet_files(path) for path in paths]
     if not any(files):
         if args.image_column or args.caption_column:
-            raise utils.UserError(f"--image_column and --caption_column are of parquet files, {paths[0]} is none")
+            raise UserError(f"--image_column and --caption_column are of parquet files, {paths[0]} is none")
         pairs = load_pairs(Source(args.data, args.image_root, max_bad_share=args.max_bad_share))
         return len(pairs.paths), read_pairs(pairs)
     if not all(files):
         other = paths[files.index([])]
-        raise utils.UserError(f"--data names parquet files and, with {other}, others; pack them into a folder each")
+        raise UserError(f"--data names parquet files and, with {other}, others; pack them into a folder each")
     if args.image_root:
-        raise utils.UserError("--image_root is of annotation files; parquet files hold the images themselves")
+        raise UserError("--image_root is of annotation files; parquet files hold the images themselves")
     every = list(itertools.chain.from_iterable(files))
     if len(found := splits(every)) > 1:
         warn(f"--data names files of the splits {', '.join(found)}; they are packed together")
@@ -97,7 +105,8 @@ def read_pairs(pairs: Pairs) -> Iterator[Sample | LeftOut]:
     for image in range(len(pairs.paths)):
         path = pairs.paths[image]
         try:
-            content = _image_bytes(path)
+            image_size(path)  # an image, or an ImageError
+            content = image_bytes(path)
         except ImageError as error:
             yield error
             continue
@@ -110,20 +119,87 @@ def _caption(pairs: Pairs, entry: int) -> str | list[str]:
     return texts[0] if len(texts) == 1 else texts
 
 
-def _image_bytes(path: str) -> bytes:
-    """The file as it stands; ImageError where it is no image."""
-    image_size(path)
-    try:
-        content = read_member(path)
-        return Path(path).read_bytes() if content is None else content
-    except (OSError, EOFError) as error:
-        raise ImageError(path, str(error)) from None
-
-
 def _ending(path: str) -> str:
-    ending = path.partition("@")[0].rpartition(".")[2].lower() if ".tar/" in path else Path(path).suffix[1:].lower()
+    name = path.rpartition("@")[0] if ".tar/" in path else path  # an image in a shard: see dataset.shards
+    ending = name.rpartition(".")[2].lower()
     return ending if ending in IMAGES else "jpg"  # what it is, its content tells
 
 
+# ------------------------------------------------------------------------------------------------ writing
+
+
+class Packing:
+    """Writes samples as shards and counts what became of them.
+
+    samples: of `total` rows, taken one at a time, so that memory holds one. Raises UserError if more than
+    `max_bad_share` of them, failed downloads apart, are left out, which is looked at after every shard's number of
+    samples and at the end, and if none can be used.
+    """
+
+    def __init__(self, samples: Iterable[Sample | LeftOut | FailedDownload], total: int, max_bad_share: float):
+        self.samples, self.total, self.max_bad_share = samples, total, max_bad_share
+        self.written = self.rows = self.left_out = self.failed_downloads = 0
+        self.examples: list[str] = []
+        self.digests = array("Q")  # of the images, 64 bits each, in few of which two would be the same by chance
+
+    def write(self, folder: Path, per_shard: int) -> None:
+        """Shards of `per_shard` images; SHARD_stats.json has the number of a shard's images."""
+        numbered = enumerate(self._usable(per_shard))
+        for shard, samples in itertools.groupby(numbered, lambda item: item[0] // per_shard):
+            before = self.written
+            with tarfile.open(folder / f"{shard:05d}.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+                for number, sample in samples:
+                    key = f"{shard:05d}{number % per_shard:0{len(str(per_shard - 1))}d}"
+                    captions = sample.captions
+                    text = {"caption": captions[0]} if len(captions) == 1 else {"captions": captions}
+                    _add(tar, f"{key}.{sample.ending}", sample.image)
+                    _add(tar, f"{key}.json", json.dumps(text).encode())
+                    self.written += 1
+                    self.rows += sample.rows
+                    self.digests.frombytes(hashlib.blake2b(sample.image, digest_size=8).digest())
+            write_json(folder / f"{shard:05d}_stats.json", {"successes": self.written - before})
+        if not self.written:
+            counts = f"{self.left_out} left out, {self.failed_downloads} failed downloads"
+            raise UserError(f"no image with a caption can be used: {'; '.join([counts, *self.examples])}")
+
+    def _usable(self, every: int) -> Iterator[Sample]:
+        """The samples that can be written; the share of the others is checked after `every` samples."""
+        for number, sample in enumerate(progress(self.samples, "packing images", "images", self.total), 1):
+            if isinstance(sample, FailedDownload):
+                self.failed_downloads += 1
+            elif isinstance(sample, LeftOut):
+                self.left_out += 1
+                self.examples = [*self.examples, str(sample)][:EXAMPLES]
+            else:
+                yield sample
+            if number % every == 0:
+                self._check()
+        self._check()
+
+    def _check(self) -> None:
+        downloaded = self.total - self.failed_downloads
+        if self.left_out > self.max_bad_share * downloaded:
+            raise UserError(
+                f"{self.left_out} of {downloaded} images cannot be read or have no caption, --max_bad_share allows "
+                f"{self.max_bad_share:g}: {'; '.join(self.examples)}"
+            )
+
+    def repeats(self) -> int:
+        """How many of the images were written before."""
+        return self.written - len(np.unique(self.digests))
+
+    def report(self) -> str:
+        """What is packed and what is not."""
+        rows = f" of {self.rows} rows" if self.rows > self.written else ""
+        failed = f", {self.failed_downloads} failed downloads" if self.failed_downloads else ""
+        return f"{self.written} images{rows} ({self.left_out} unreadable or without caption left out{failed})"
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
 if __name__ == "__main__":
-    utils.run_main(main)
+    run_main(main)

@@ -1,20 +1,23 @@
 """Parquet files of images and captions, as Hugging Face's data sets and img2dataset have them, read row by row.
 
     image                    the file's bytes, or a struct with them: {bytes, path}        Hugging Face's data sets
-    jpg, jpeg, png, webp     the file's bytes, null where the download failed              img2dataset
+    jpg, jpeg, png, webp     the file's bytes, null if the download failed                 img2dataset
     caption, text, captions, txt, TEXT                    a text or a list of texts
     status                   "success", else the download failed                           img2dataset
 
-tools.shards packs them into tar shards, and says why they are not trained from as they are. The package pyarrow
-is imported where `opened_parquet` opens a file, also for tools.prepare.img2dataset, and needed by nothing else.
+tools.shards packs them into tar shards, and says why they are not trained from as they are.
 """
 
 import contextlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import pyarrow
+from pyarrow import types
+from pyarrow.parquet import ParquetFile
 
 from dataset.common import EmptyCaption
 from dataset.entries import strings
@@ -23,19 +26,33 @@ from dataset.tables import PARQUET, folder_images
 from dataset.text import clean_caption
 from dataset.transforms import ImageError, opened
 from tools.prepare.common import warn
-from tools.prepare.shards import FailedDownload, LeftOut, Sample
-from utils import UserError, one_line, reason, shown
+from utils import UserError, one_line, open_file, reason, shown
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp")
 CAPTION_COLUMNS = ("caption", "text", "captions", "txt", "TEXT")
 SPLIT = re.compile(r"(train|validation|valid|val|dev|test)(?![a-z])[-_]?", re.IGNORECASE)  # train-00000-of-00002
 SAME_SPLIT = {"valid": "validation", "val": "validation", "dev": "validation"}
 STATUS, SUCCESS = "status", "success"  # img2dataset's
-BYTES = ("binary", "large_binary", "binary_view")  # Arrow's names of its types
-TEXTS = ("string", "large_string", "string_view")
 BATCH_ROWS = 16  # decoded at a time; beside them memory holds the page of the file that they are in
 READ_BYTES = 1 << 20  # of the file at a time; pyarrow would read the images of a whole row group
 ENDINGS = {"JPEG": "jpg", "MPO": "jpg"}  # of PIL's formats; the others' are their names
+
+
+class Sample(NamedTuple):
+    """An image's file as it stands, the ending that names its format (one of dataset.shards.IMAGES), and the captions
+    of its entries, each a text or a list of texts; rows: how many of the source's it is made of."""
+
+    image: bytes
+    ending: str
+    captions: list[str | list[str]]
+    rows: int = 1
+
+
+LeftOut = ImageError | EmptyCaption  # in the place of a sample that cannot be used: it names the place and the reason
+
+
+class FailedDownload:
+    """In the place of a sample whose image could not be downloaded when the data set was made: nothing is wrong now."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +60,7 @@ class Table:
     """A parquet file with `rows` rows and the names of its columns of images and of captions.
 
     columns: what is read: these, of a struct its fields "image.bytes" and "image.path" alone, and img2dataset's status
-    where there is one.
+    if there is one.
     """
 
     path: Path
@@ -55,9 +72,9 @@ class Table:
 
 def parquet_files(path: Path) -> list[Path]:
     """The parquet files that a file or folder stands for: itself, or those directly in a folder, in order of name; none
-    for what is anything else, such as a folder that has tar shards or images too, which are read then, with a warning.
+    for anything else, such as a folder that has tar shards or images too, which are read then, with a warning.
 
-    Raises UserError where a folder holds several splits: validation's images would be in the training data.
+    Raises UserError if a folder holds several splits: validation's images would be in the training data.
     """
     if not path.is_dir():
         return [path] if path.suffix.lower() == PARQUET else []
@@ -87,7 +104,7 @@ def open_tables(files: Sequence[Path], image_column: str | None, caption_column:
     """The files with their numbers of rows and their columns, of which only the descriptions are read.
 
     image_column, caption_column: names to look for in place of those known. Raises UserError naming the file that
-    cannot be read or has no such column, and where there is no row in any.
+    cannot be read or has no such column, and if there is no row in any.
     """
     tables = []
     for path in files:
@@ -95,30 +112,41 @@ def open_tables(files: Sequence[Path], image_column: str | None, caption_column:
             names = file.schema_arrow.names  # two of a name cannot be told apart
             kinds = {field.name: field.type for field in file.schema_arrow if names.count(field.name) == 1}
             rows = file.metadata.num_rows
-        image = _column(path, kinds, image_column, IMAGE_COLUMNS, "image", _holds_bytes)
-        caption = _column(path, kinds, caption_column, CAPTION_COLUMNS, "caption", _holds_texts)
+        images = [image_column] if image_column else IMAGE_COLUMNS
+        captions = [caption_column] if caption_column else CAPTION_COLUMNS
+        image = next((name for name in images if name in kinds and _holds_bytes(kinds[name])), None)
+        caption = next((name for name in captions if name in kinds and _holds_texts(kinds[name])), None)
+        if image is None:
+            raise UserError(f"{path}: no column {' or '.join(images)} holds images' bytes, {_remedy(kinds, 'image')}")
+        if caption is None:
+            texts = "texts or lists of them"
+            raise UserError(f"{path}: no column {' or '.join(captions)} holds {texts}, {_remedy(kinds, 'caption')}")
         fields = [f"{image}.{name}" for name in _fields(kinds[image]) if name in ("bytes", "path")]
-        status = [STATUS] if str(_plain(kinds.get(STATUS))) in TEXTS else []
+        status = [STATUS] if STATUS in kinds and _is_text(kinds[STATUS]) else []
         tables.append(Table(path, rows, image, caption, [*(fields or [image]), caption, *status]))
     if not any(table.rows for table in tables):
         raise UserError(f"{files[0]}: has no row{', nor have the others' if len(files) > 1 else ''}")
     return tables
 
 
+def _remedy(kinds: dict[str, Any], what: str) -> str:
+    columns = one_line(", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "none", 600)
+    return f"its columns are {columns}; --{what}_column names the one to read"
+
+
 def read_tables(tables: Sequence[Table]) -> Iterator[Sample | LeftOut | FailedDownload]:
     """A sample of every image, in order, or why a row is none: "FILE: row 3: ...", counted from 0 in each file.
 
-    Neighbouring rows with the same image, as data sets with a row a caption have them, are one sample: else the
-    captions of an image would be each other's negatives. Memory holds BATCH_ROWS rows and the page that they are in.
-    Raises UserError naming a file that is damaged.
+    Neighboring rows with the same image, as data sets with a row a caption have them, are one sample: else the captions
+    of an image would be each other's negatives. Memory holds BATCH_ROWS rows and the page that they are in. Raises
+    UserError naming a file that is damaged.
     """
     held = None
     for sample in _read_rows(tables):
         if not isinstance(sample, Sample):
             yield sample
         elif held and sample.image == held.image:
-            held.captions.extend(sample.captions)
-            held = held._replace(rows=held.rows + 1)
+            held = held._replace(captions=held.captions + sample.captions, rows=held.rows + 1)
         else:
             if held:
                 yield held
@@ -160,7 +188,7 @@ def _sample(where: str, image: Any, caption: Any) -> Sample | LeftOut:
 
 
 def _texts(where: str, caption: Any) -> list[str]:
-    """The captions that have a word left after training's cleaning; EmptyCaption where none has."""
+    """The captions that have a word left after training's cleaning; EmptyCaption if none has."""
     try:
         found = strings(caption.as_py() or [])
     except UnicodeDecodeError:  # pyarrow takes a file's word for it that its texts are UTF-8
@@ -171,61 +199,35 @@ def _texts(where: str, caption: Any) -> list[str]:
     return texts
 
 
-# ------------------------------------------------------------------------------------------------ columns
-
-
-def _column(
-    path: Path, kinds: dict, asked: str | None, known: Sequence[str], what: str, fits: Callable[[Any], bool]
-) -> str:
-    """The name of the column that was asked for, else the first of those known, that holds what is needed.
-
-    kinds: {column: its Arrow type}; what: "image" or "caption"; fits: whether a type is of that kind.
-    """
-    names = known if asked is None else [asked]
-    for name in names:
-        if name in kinds and fits(kinds[name]):
-            return name
-    needed = "images' bytes" if what == "image" else "texts or lists of them"
-    columns = one_line(", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "none", 600)
-    raise UserError(
-        f"{path}: no column {' or '.join(names)} holds {needed}, its columns are {columns}; "
-        f"--{what}_column names the one to read"
-    )
+def _fields(kind: Any) -> dict[str, Any]:
+    """The Arrow types of a struct's fields; none of another type."""
+    return {field.name: field.type for field in kind} if types.is_struct(kind) else {}
 
 
 def _holds_bytes(kind: Any) -> bool:
     """Whether an Arrow type is bytes, or a struct with bytes of that name."""
-    return str(_plain((_fields(kind) or {"bytes": kind}).get("bytes"))) in BYTES
+    kind = _fields(kind).get("bytes", kind)
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
 
 
 def _holds_texts(kind: Any) -> bool:
-    """Whether an Arrow type is text or a list of texts; a list's `value_type` is what it holds."""
-    kind = _plain(kind)
-    return str(_plain(getattr(kind, "value_type", kind))) in TEXTS
+    """Whether an Arrow type is text or a list of texts."""
+    return _is_text(kind) or (types.is_list(kind) or types.is_large_list(kind)) and _is_text(kind.value_type)
 
 
-def _fields(kind: Any) -> dict[str, Any]:
-    """The types of a struct's fields; none of another type."""
-    return {field.name: field.type for field in kind} if str(kind).startswith("struct<") else {}
-
-
-def _plain(kind: Any) -> Any:
-    """The type itself or, of a dictionary of values that come often, that of its values."""
-    return kind.value_type if str(kind).startswith("dictionary<") else kind
+def _is_text(kind: Any) -> bool:
+    kind = kind.value_type if types.is_dictionary(kind) else kind  # a dictionary has values that come often once
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
 
 @contextlib.contextmanager
-def opened_parquet(path: Path) -> Iterator[Any]:
-    """The pyarrow.parquet.ParquetFile of a path; what pyarrow raises on it becomes a UserError."""
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise UserError(f'reading parquet needs pyarrow: pip install "pyarrow>=17" ({reason(error)})') from None
-    if not path.is_file():  # a pipe would be waited for without end
-        raise UserError(f"{path}: cannot be read (not a regular file)")
-    try:
-        with ParquetFile(path, buffer_size=READ_BYTES, pre_buffer=False, page_checksum_verification=True) as file:
-            yield file
-    except (OSError, UnicodeDecodeError, ArrowException) as error:  # the second of a column's name
-        raise UserError(f"{path}: not a readable parquet file ({reason(error)}); an incomplete download?") from None
+def opened_parquet(path: Path) -> Iterator[ParquetFile]:
+    """What pyarrow raises on the file becomes a UserError."""
+    options = {"buffer_size": READ_BYTES, "pre_buffer": False, "page_checksum_verification": True}
+    with open_file(path) as content:
+        try:
+            with ParquetFile(content, **options) as file:
+                yield file
+        except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:  # the second of a column's name
+            raise UserError(f"{path}: not a readable parquet file ({reason(error)}); an incomplete download?") from None
