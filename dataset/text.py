@@ -69,6 +69,8 @@ class Tokenizer:
         missing = [token for token in SPECIAL_TOKENS if token not in vocab]
         if missing:
             raise UserError(f"vocabulary {path} lacks {', '.join(missing)}; it must be a BERT vocab.txt")
+        if len(vocab) < len(lines):
+            raise UserError(f"vocabulary {path} has a word piece twice; it must be a BERT vocab.txt")
         self.sep, self.vocab_file = sep, path
         self.vocab_size = len(vocab)
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (vocab[t] for t in SPECIAL_TOKENS)

@@ -16,6 +16,7 @@ and some copies of that size); candidates, pairs and scores of both directions 0
 image tokens 4.4 GB (bf16) divided by the number of processes, on the GPU if they fit into a quarter of its free memory.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -184,7 +185,7 @@ def extract_features(
             image_embeds, image_feat = backbone.encode_image(images.to(device, non_blocking=True))
         if tokens:
             image_embeds = image_embeds.to(stored)
-            total = image_embeds[0].nbytes * (num_images or 0) / utils.world_size()
+            total = image_embeds[0].nbytes * (num_images or math.inf) / utils.world_size()
             kept.append((indices.cpu(), image_embeds.to(kept[0][1].device if kept else _storage(total, device))))
         return indices, image_feat.float()
 

@@ -1,5 +1,6 @@
 """What people hand to `semmim.SemMIM`, in the one form in which it goes on: each kind is checked here, once."""
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,24 +21,24 @@ Texts = str | Iterable[str]
 
 def several_images(images: Images) -> Iterable[AnyImage]:
     """One image alone as a list of one; an array [N, H, W, 3] or a tensor [N, 3, S, S] is N images."""
-    if isinstance(images, Tensor | np.ndarray):
-        return list(images) if images.ndim == 4 or images.dtype == object else [images]
-    if isinstance(images, str | Path | Image.Image) or not isinstance(images, Iterable):
+    if isinstance(images, Tensor | np.ndarray) and images.ndim not in (1, 4):
+        return [images]
+    if isinstance(images, str | bytes | Path | Image.Image | io.IOBase) or not isinstance(images, Iterable):
         return [images]
     return images
 
 
 def several_texts(texts: Texts, what: str = "text") -> list[str]:
     """One text alone as a list of one; UserError if anything is no text, or no UTF-8. what: its name in the error."""
-    if isinstance(texts, str) or not isinstance(texts, Iterable):
-        texts = [texts]
-    texts = list(texts)
+    if isinstance(texts, np.ndarray):
+        texts = texts.tolist()
+    texts = [texts] if isinstance(texts, str | bytes) or not isinstance(texts, Iterable) else list(texts)
     for text in texts:
         if not isinstance(text, str):
             raise UserError(f"{what}: a {type(text).__name__} ({shown(text)}) is no text; give a string or several")
         if utils.HALF_SURROGATE.search(text):
             raise UserError(f"{what} {ascii(text)[:80]}: is not UTF-8")
-    return [str(text) for text in texts]
+    return texts
 
 
 def choices(texts: Texts, what: str) -> list[str]:

@@ -133,9 +133,6 @@ class SemMIM(nn.Module):
     def device(self) -> torch.device:
         return self.backbone.log_temperature.device
 
-    def parameter_count(self) -> int:
-        return sum(parameter.numel() for parameter in self.parameters())
-
     def train(self, mode: bool = True) -> "SemMIM":
         """Stays in eval mode, whatever the module does that holds this one: dropout would change every result."""
         return super().train(False)
@@ -152,13 +149,13 @@ class SemMIM(nn.Module):
     def encode_image(self, images: Images) -> Tensor:
         """[N, E] float32, L2-normalized: a product with `encode_text`'s is the cosine that ITC was trained on."""
         self._needs("match")
-        return self._finite([self._encode_images(batch)[1] for batch, _ in self._read(images)], self._width)
+        return self._features([self._encode_images(batch)[1] for batch, _ in self._read(images)])
 
     @torch.no_grad()
     def encode_text(self, texts: Texts) -> Tensor:
         """[N, E] float32, L2-normalized; see `encode_image`."""
         self._needs("match")
-        return self._finite([feat for _, _, feat in self._encode_texts(texts)], self._width)
+        return self._features([feat for _, _, feat in self._encode_texts(texts)])
 
     @torch.no_grad()
     def match(self, images: Images, texts: Texts) -> Tensor:
@@ -365,7 +362,8 @@ class SemMIM(nn.Module):
         """(images [B, 3, S, S] on the device, their places)"""
         size = self.backbone.image_encoder.image_size
         for batch, places in self.batches(images, left_out):
-            if batch.shape[1:] != (3, size, size) or not batch.isfinite().all():
+            fits = batch.shape[1:] == (3, size, size) and batch.is_floating_point()
+            if not (fits and batch.isfinite().all()):
                 raise UserError(f"a preprocessed image must be [3, {size}, {size}], finite numbers")
             yield batch.as_subclass(Tensor).to(self.device, torch.float32), places
 
@@ -393,16 +391,15 @@ class SemMIM(nn.Module):
                 found.append(self.backbone.itm_logits(fused).float().softmax(-1)[:, 1].view(images, -1).cpu())
         return torch.cat(found, 1)
 
+    def _features(self, parts: list[Tensor]) -> Tensor:
+        return self._finite(parts, self.backbone.description["embed_dim"])
+
     def _finite(self, parts: list[Tensor], width: int) -> Tensor:
         """The rows of all batches, [N, width] float32 on the CPU."""
         found = torch.cat([torch.zeros(0, width), *(part.float().cpu() for part in parts)])
         if not found.isfinite().all():
             raise UserError(f"{self.content.name}: gives results that are not finite; its weights are damaged")
         return found
-
-    @property
-    def _width(self) -> int:
-        return self.backbone.description["embed_dim"]
 
     def _autocast(self):
         return utils.autocast(self.device, self.precision)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
@@ -42,16 +43,21 @@ def search(
     batches: (images [n, 3, S, S] on the backbone's device, their places); k: candidates to re-rank by `score` (of
     ranking.SCORES), 0: none.
     """
+    batches = iter(batches)
+    first = list(islice(batches, 1))
+    if not first or not texts:
+        return [[] for _, some in chain(first, batches) for _ in some] if images_ask else [[] for _ in texts]
     places: list[int] = []
 
     def numbered() -> Iterator[tuple[Tensor, Tensor]]:  # without gaps, which images that cannot be read leave
-        for images, some in batches:
+        for images, some in chain(first, batches):
             places.extend(some)
             yield images, torch.arange(len(places) - len(some), len(places))
 
     device = backbone.log_temperature.device
-    tokens = tokenizer.encode(texts, max_tokens)
-    images, encoded = ranking.extract_features(backbone, numbered(), None, *tokens, device=device, precision=precision)
+    ids_and_mask = tokenizer.encode(texts, max_tokens)
+    options = {"device": device, "precision": precision}
+    images, encoded = ranking.extract_features(backbone, numbered(), None, *ids_and_mask, tokens=k > 0, **options)
     asking, asked = (images.feats, encoded.feats) if images_ask else (encoded.feats, images.feats)
     cosines, ids = (asking @ asked.T).cpu().sort(dim=1, descending=True, stable=True)  # [Q, C]
     scores = cosines[:, :0]
@@ -64,7 +70,7 @@ def search(
     numbers = list(range(len(texts))) if images_ask else places
     found = []
     for row, cosine, scored in zip(ids.tolist(), cosines.tolist(), scores.tolist(), strict=True):
-        first = [Hit(numbers[i], s, c, s - weight * c) for i, c, s in zip(row[:k], cosine[:k], scored, strict=True)]
+        best = [Hit(numbers[i], s, c, s - weight * c) for i, c, s in zip(row[:k], cosine[:k], scored, strict=True)]
         rest = [Hit(numbers[i], None, c, None) for i, c in zip(row[k:], cosine[k:], strict=True)]
-        found.append(sorted(first, key=lambda hit: -hit.score) + rest)  # stable: equal scores by cosine
+        found.append(sorted(best, key=lambda hit: -hit.score) + rest)  # stable: equal scores by cosine
     return found

@@ -166,6 +166,7 @@ def test_texts_are_the_same_in_every_form_and_none_is_none(folder):
         assert torch.equal(model.encode_text(form), expected)
     assert torch.equal(model.encode_text(TEXTS[0]), model.encode_text(TEXTS[:1]))
     assert model.encode_image([]).shape == (0, 16) and model.match([], TEXTS).shape == (0, 3)
+    assert model.search(path, []) == model.search([], TEXTS, images_ask=True) == [] and model.search([], "a") == [[]]
     assert model.match([path, path], []).shape == (2, 0) and model.match(path, TEXTS[0]).shape == (1, 1)
 
 
@@ -374,6 +375,7 @@ def test_what_is_pushed_to_the_hub_is_loaded_from_it(folder, tmp_path, monkeypat
         ("config.json", b"{}", "not of a SemMIM model"),
         ("config.json", b"{", "not valid JSON"),
         ("vocab.txt", b"\xff", "vocab.txt"),
+        ("vocab.txt", b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n[PAD]", "twice"),
         ("metrics.json", b"{" * 10_000, ""),  # a model is usable without
     ],
 )

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import re
 
 import numpy as np
 import pytest
@@ -216,15 +215,6 @@ def test_the_word_scores_of_a_pre_training_file_are_albefs(tmp_path):
         assert torch.allclose(backbone.mlm_logits(hidden), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("fine_tuned", [False, True])
-def test_every_weight_has_one_name_on_each_side(fine_tuned):
-    bert = "text_encoder." if fine_tuned else "text_encoder.bert."
-    state = albef_state(grid=2, fine_tuned=fine_tuned)
-    kept = [key for key in state if not any(re.match(pattern, key) for pattern in albef.DROPPED)]
-    names = [albef.new_name(key, "albef.pth") for key in kept]
-    assert [albef.old_name(name, bert) for name in names] == kept
-
-
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -234,14 +224,13 @@ def test_every_weight_has_one_name_on_each_side(fine_tuned):
             {"visual_encoder.blocks.x.norm1.bias": torch.zeros(2)},
             r"visual_encoder\.blocks\.x\.norm1\.bias has no place",
         ),
-        ({"text_encoder.bert.embeddings.LayerNorm.bias": torch.zeros(WIDTH)}, "are the same weight"),
         ({"itm_head.weight": None}, r"itm_head\.weight is missing"),
         ({"vision_proj.weight": None}, r"vision_proj\.weight is missing"),  # the description needs this one
         (
             {"text_encoder.encoder.layer.11.output.dense.bias": None},
             r"text_encoder\.encoder\.layer\.11\.output\.dense\.b",
         ),
-        (dict.fromkeys(FUSION), r"text_encoder\.encoder\.layer\.6\.crossattention\.self\.query\.weight is missing"),
+        (dict.fromkeys(FUSION), r"text_encoder\.encoder\.layer\.6\.\S* is missing"),
         ({"itm_head.bias": torch.zeros(3)}, r"itm_head\.bias has the shape \[3\] instead of \[2\]"),
         ({"visual_encoder.pos_embed": torch.zeros(1, 8, WIDTH)}, r"visual_encoder\.pos_embed has the shape"),
         ({"visual_encoder.pos_embed": torch.zeros(())}, r"visual_encoder\.pos_embed has the shape \[\]"),

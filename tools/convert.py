@@ -15,7 +15,6 @@ resizes the positions with antialiasing, ALBEF without, and the two differ by so
 import argparse
 import math
 import re
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,27 +24,21 @@ from torch import Tensor
 from models.bert import BertConfig
 from models.semmim import PREFIX, SemMIM
 from models.weights import check_weights, read_weights
+from semmim.files import CONVERTED
 from utils import UserError, make_folder, run_main, save_checkpoint
 
-TEXT_LAYERS = 6  # of ALBEF's BERT; the others, with cross-attention, fuse
-HEAD_WIDTH = 64  # of ViT-B and BERT-base, which no tensor's shape tells
+TEXT_LAYERS = FUSION_LAYERS = 6  # of ALBEF's BERT; the latter have cross-attention
+HEAD_WIDTH = 64  # of ViT-B and BERT-base, which no tensor's shape says
 DROPPED = {  # what a converted checkpoint leaves out: pattern -> its name in the message
     r"(visual_encoder|text_encoder|vision_proj|text_proj)_m\.": "momentum weights",
     r"(image|text|idx)_queue$|queue_ptr$|ptr_queue$": "queues",
     r".*embeddings\.position_ids$": "position ids",
     r"text_encoder\.cls\.predictions\.decoder\.": "the tied output layer",
 }
-RENAMED = [  # tried in order; the first pattern that matches names the weight
-    (r"visual_encoder\.", "image_encoder.vit."),
-    (r"text_encoder\.(bert\.)?embeddings\.", "text_encoder.embeddings."),
-    (r"text_encoder\.cls\.predictions\.", "mlm_head."),
-    (r"(vision_proj|text_proj|itm_head)\.", r"\1."),
-]
 KNOWN = "known are ALBEF.pth, mscoco.pth and flickr30k.pth"
-LAYER = re.compile(r"text_encoder\.(?:bert\.)?encoder\.layer\.(\d+)\.(.*)")
 
 
-def main(argv=None) -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="ALBEF's file")
     parser.add_argument("target", help="file to write")
@@ -62,105 +55,90 @@ def main(argv=None) -> None:
 def convert(weights: dict[str, Tensor], source: str) -> tuple[dict, dict[str, int]]:
     """ALBEF's state dict -> (checkpoint that `load_backbone` reads, {what was left out: number of tensors}).
 
-    Raises UserError, with ALBEF's name of the weight, for one that has no place, is there twice, is missing or has an
-    unexpected shape or value.
+    Raises UserError, with ALBEF's name of the weight, for one that has no place, is missing or has an unexpected shape
+    or value.
     """
-    state, names, dropped = {}, {}, {}
+    pairs = prefixes("text_encoder.bert." if any(key.startswith("text_encoder.bert.") for key in weights) else None)
+    back = [(own, albefs) for albefs, own in pairs]
+    state, dropped = {}, {}
     for key, value in weights.items():
-        kind = next((name for pattern, name in DROPPED.items() if re.match(pattern, key)), None)
-        if kind is not None:
+        if kind := next((name for pattern, name in DROPPED.items() if re.match(pattern, key)), None):
             dropped[kind] = dropped.get(kind, 0) + 1
-            continue
-        name = new_name(key, source)
-        if name in state:
-            raise UserError(f"{source}: {names[name]} and {key} are the same weight; remove one of them")
-        state[name], names[name] = value.float(), key
+        elif (name := renamed(key, pairs)) is None:
+            raise UserError(f"{source}: unknown weight {key}; {KNOWN}")
+        else:
+            state[name] = value.float()
     if "log_temperature" not in state or "image_encoder.vit.pos_embed" not in state:
         raise UserError(
             f"{source}: no ALBEF checkpoint (no temp or visual_encoder.pos_embed); give ALBEF.pth or the like"
         )
-    bert = "text_encoder.bert." if any(key.startswith("text_encoder.bert.") for key in weights) else "text_encoder."
-
-    def albefs(name: str) -> str:
-        return names.get(name) or old_name(name, bert)
-
-    def error(name: str, what: str) -> UserError:
-        return UserError(f"{source}: {albefs(name)} {what}; {KNOWN}")
-
-    description = describe(state, error)
+    try:
+        description = describe(state)
+    except WrongWeight as error:
+        raise UserError(f"{source}: {renamed(error.name, back)} {error.problem}; {KNOWN}") from None
     # ALBEF masks no patches; the model has the token, evaluation never reads it
     state["image_encoder.mask_token"] = torch.zeros(description["image_encoder"]["args"]["embed_dim"])
     has_mlm_head = any(name.startswith("mlm_head.") for name in state)
     own = SemMIM(description, decoder=False, mlm_head=has_mlm_head).state_dict()
-    check_weights(own, state, source, KNOWN, shown=albefs)
+    check_weights(own, state, source, KNOWN, shown=lambda name: renamed(name, back) or name)
     state["log_temperature"] = state["log_temperature"].log()
     model = {PREFIX + name: value for name, value in state.items()}
-    return {"model": model, "description": description, "stage": "converted from ALBEF"}, dropped
+    return {"model": model, "description": description, "stage": CONVERTED}, dropped
 
 
-def new_name(key: str, source: str) -> str:
-    """The name of ALBEF's weight `key` in this project's backbone."""
-    if key == "temp":
-        return "log_temperature"
-    if found := LAYER.match(key):
-        number = int(found[1])
-        if number < TEXT_LAYERS:
-            return f"text_encoder.encoder.layer.{number}.{found[2]}"
-        return f"fusion_encoder.encoder.layer.{number - TEXT_LAYERS}.{found[2]}"
-    for pattern, name in RENAMED:
-        if re.match(pattern, key):
-            return re.sub(pattern, name, key, count=1)
-    raise UserError(f"{source}: unknown weight {key}; {KNOWN}")
+def prefixes(bert: str | None) -> list[tuple[str, str]]:
+    """How names begin: (ALBEF's, this project's). bert: ALBEF's prefix of its BERT, None: of a fine-tuned model."""
+    bert = bert or "text_encoder."
+    layers = [(f"{bert}encoder.layer.{i}.", f"text_encoder.encoder.layer.{i}.") for i in range(TEXT_LAYERS)]
+    for i in range(FUSION_LAYERS):
+        layers.append((f"{bert}encoder.layer.{TEXT_LAYERS + i}.", f"fusion_encoder.encoder.layer.{i}."))
+    return [
+        ("visual_encoder.", "image_encoder.vit."),
+        ("text_encoder.cls.predictions.", "mlm_head."),
+        (f"{bert}embeddings.", "text_encoder.embeddings."),
+        *layers,
+        *((name, name) for name in ("vision_proj.", "text_proj.", "itm_head.")),
+        ("temp", "log_temperature"),
+    ]
 
 
-def old_name(name: str, bert: str) -> str:
-    """ALBEF's name of this project's weight `name`: the inverse of `new_name`. bert: the prefix of its BERT."""
-    if name == "log_temperature":
-        return "temp"
-    if found := re.match(r"(text|fusion)_encoder\.encoder\.layer\.(\d+)\.(.*)", name):
-        number = int(found[2]) + (TEXT_LAYERS if found[1] == "fusion" else 0)
-        return f"{bert}encoder.layer.{number}.{found[3]}"
-    for own, albefs in (
-        ("image_encoder.vit.", "visual_encoder."),
-        ("text_encoder.", bert),
-        ("mlm_head.", "text_encoder.cls.predictions."),
-    ):
-        if name.startswith(own):
-            return albefs + name.removeprefix(own)
-    return name
+def renamed(name: str, pairs: list[tuple[str, str]]) -> str | None:
+    """The name with another beginning, None if it begins with none of the pairs' first."""
+    return next((new + name.removeprefix(old) for old, new in pairs if name.startswith(old)), None)
 
 
-def describe(state: dict[str, Tensor], error: Callable[[str, str], UserError]) -> dict:
-    """The architecture, read off the shapes of the renamed weights (and the temperature, not yet a logarithm).
+class WrongWeight(Exception):
+    """A weight that does not say what the architecture is: its name and the problem."""
 
-    Raises error(name, what is wrong) for a weight that tells none: it is missing, or is no ALBEF's.
-    """
+    def __init__(self, name: str, problem: str):
+        super().__init__(name, problem)
+        self.name, self.problem = name, problem
+
+
+def describe(state: dict[str, Tensor]) -> dict:
+    """The architecture, read off the shapes of the renamed weights (and the temperature, not yet a logarithm)."""
 
     def shape(name: str, dimensions: int) -> torch.Size:
         if name not in state:
-            raise error(name, "is missing")
+            raise WrongWeight(name, "is missing")
         if state[name].ndim != dimensions:
-            raise error(name, f"has the shape {list(state[name].shape)} instead of {dimensions} dimensions")
+            raise WrongWeight(name, f"has the shape {list(state[name].shape)} instead of {dimensions} dimensions")
         return state[name].shape
-
-    def depth(prefix: str) -> int:
-        numbers = {name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)}
-        return 1 + max(int(number) for number in numbers if number.isdecimal())
 
     def heads(name: str, width: int) -> int:
         if width % HEAD_WIDTH:
-            raise error(name, f"is {width} wide, which is no multiple of the {HEAD_WIDTH} of an attention head")
+            raise WrongWeight(name, f"is {width} wide, no multiple of the {HEAD_WIDTH} of an attention head")
         return width // HEAD_WIDTH
 
     patches, words = "image_encoder.vit.patch_embed.proj.weight", "text_encoder.embeddings.word_embeddings.weight"
     width, _, patch, _ = shape(patches, 4)
     grid = round((shape("image_encoder.vit.pos_embed", 3)[1] - 1) ** 0.5)
+    blocks = [re.match(r"image_encoder\.vit\.blocks\.(\d+)\.", name) for name in state]
     vocab_size, hidden_size = shape(words, 2)
-    shape("fusion_encoder.encoder.layer.0.crossattention.self.query.weight", 2)  # there are layers to count
     shape("log_temperature", 0)
     temperature = float(state["log_temperature"])
     if not 0 < temperature < math.inf:  # nor NaN
-        raise error("log_temperature", f"is {temperature}, not a positive number")
+        raise WrongWeight("log_temperature", f"is {temperature}, not a positive number")
     bert = BertConfig(
         vocab_size=vocab_size,
         hidden_size=hidden_size,
@@ -176,14 +154,14 @@ def describe(state: dict[str, Tensor], error: Callable[[str, str], UserError]) -
             "args": {
                 "embed_dim": width,
                 "mlp_ratio": shape("image_encoder.vit.blocks.0.mlp.fc1.weight", 2)[0] / width,
-                "depth": depth("image_encoder.vit.blocks."),
+                "depth": 1 + max(int(found[1]) for found in blocks if found),
                 "num_heads": heads(patches, width),
                 "patch_size": patch,
             },
         },
         "bert": asdict(bert),
         "text_layers": TEXT_LAYERS,
-        "fusion_layers": depth("fusion_encoder.encoder.layer."),
+        "fusion_layers": FUSION_LAYERS,
         "decoder_layers": 0,
         "embed_dim": shape("vision_proj.weight", 2)[0],
         "temperature": temperature,

@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     model = SemMIM.from_pretrained(args.checkpoint)
     folder = model.save_pretrained(args.folder)
     names = ", ".join(sorted(path.name for path in folder.iterdir()))
-    print(f"{folder}: {model.stage}, {model.parameter_count() / 1e6:.1f}M parameters: {names}")
+    print(f"{folder}: {model.stage}: {names}")
     if args.push:
         try:
             print(model.push_to_hub(args.push, private=args.private))
