@@ -1,42 +1,28 @@
-"""tools/benchmark against counts made by hand."""
+"""tools.benchmark: counts made by hand, equal results of what is compared, and every command that `all` runs."""
 
-import argparse
 import json
-import subprocess
-import sys
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import TINY, tiny_config
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from tiny import NO_DROPOUT, TINY, TOKENIZER, tiny_config
 
-from models.semmim import build_backbone
-from tools.benchmark import loader as benchmark_loader
-from tools.benchmark import retrieval as benchmark_retrieval
-from tools.benchmark.pretrain import random_config
-
-ROOT = Path(__file__).resolve().parents[1]
+from engine.config import PRETRAIN, load_config
+from tools.benchmark import __main__ as benchmark
+from tools.benchmark import model, pretrain, retrieval
+from utils import ROOT, UserError
 
 
-def params(*overrides):
-    command = [
-        sys.executable,
-        "-m",
-        "tools.benchmark",
-        "params",
-        "--config",
-        "configs/Pretrain.yaml",
-        "--override",
-    ]
-    done = subprocess.run([*command, *overrides], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)["trainable_parameters"]
+def run(capsys, *words):
+    benchmark.main([str(word) for word in words])
+    return json.loads(capsys.readouterr().out)  # nothing else is on standard output
 
 
-def test_base_size_has_the_parameters_computed_from_the_shapes():
-    counts = params("data.train=[]")
+# ---------------------------------------------------------------------------------------------------- parameters
+
+
+def test_base_size_has_the_parameters_computed_from_the_shapes(capsys):
+    counts = run(capsys, "params")["trainable_parameters"]
     dim, ffn, vocab = 768, 3072, 30522
     linear = dim * dim + dim
     layer = 4 * linear + 2 * dim * ffn + ffn + dim + 2 * 2 * dim  # attention, feed-forward, two norms
@@ -44,96 +30,127 @@ def test_base_size_has_the_parameters_computed_from_the_shapes():
     embeddings = (vocab + 512 + 2) * dim + 2 * dim
     lm_head = linear + 2 * dim + vocab  # tied: its matrix is counted with the embeddings
     vit = 3 * 16 * 16 * dim + dim + 197 * dim + 12 * layer + 2 * 2 * dim  # no patch bias; [CLS]; positions; outer norms
-    vit += dim  # [MASK]
-    assert counts["image_encoder"] == vit
+    assert counts["image_encoder"] == vit + dim  # [MASK]
     assert counts["text_encoder"] == embeddings + 6 * layer
     assert counts["fusion_encoder"] == 6 * (layer + cross)
     assert counts["decoder"] == embeddings + 12 * (layer + cross) + lm_head
     assert counts["heads"] == 2 * (dim * 256 + 256) + 2 * dim + 2 + lm_head + 1  # 1: the temperature
     assert counts["encoding_head"] == dim * ffn + ffn + ffn * 1024
     assert counts["total"] == sum(value for key, value in counts.items() if key != "total")
-    assert counts["total"] / 1e6 == pytest.approx(353.3, abs=0.05)
-    assert counts["encoding_head"] / 1e6 == pytest.approx(5.5, abs=0.05)
+    none = run(capsys, "params", "--override", "mim.target=none")["trainable_parameters"]
+    assert none["encoding_head"] == 0 and none["image_encoder"] == vit
 
 
-def test_without_image_modelling_there_is_no_encoding_head_and_no_mask_token():
-    full, none = params(), params("mim.target=none")
-    assert none["encoding_head"] == 0
-    assert full["image_encoder"] - none["image_encoder"] == 768
+def test_no_weights_are_read_whatever_the_configuration_names():
+    cfg = model.random_config("configs/Pretrain.yaml", ["model.bert.weights=nowhere", "train.lr=0.5"])
+    assert cfg.model.image_encoder.weights == cfg.model.bert.weights == "random" and cfg.train.lr == 0.5
 
 
-def test_wrong_key_is_a_one_line_error():
-    done = subprocess.run(
-        [sys.executable, "-m", "tools.benchmark", "params", "--override", "model.bert.layers=3"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2 and done.stderr.startswith("error:") and done.stderr.count("\n") == 1
+# -------------------------------------------------------------------------------------------------- pre-training
 
 
-def test_captions_are_timed_against_transformers_with_equal_sentences():
-    command = [sys.executable, "-m", "tools.benchmark", "caption", "--device", "cpu", "--override", *TINY]
-    command += "--images 2 --beams 2 --max_tokens 4 --repeats 1 --scst_steps 1".split()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+def test_two_settings_are_timed_by_turns(capsys):
+    words = ["pretrain", "--device", "cpu", "--rounds", 2, "--batches", 3]
+    words += ["--override", *TINY, "train.precision=fp32", "train.batch_size=16"]
+    words += ["--compare", "data.bucket_batches=0", "data.bucket_batches=3 train.accumulation=2"]
+    found = run(capsys, *words)
+    a, b = found["A"], found["B"]
+    assert a["pairs_of_a_step"] == 16 and b["pairs_of_a_step"] == 32
+    assert b["tokens_of_a_row"] < a["tokens_of_a_row"] and b["gflop_of_a_pair"] < a["gflop_of_a_pair"]
+    for side in (a, b):
+        operations = side["gflop_of_a_pair"] * 1e9 * side["pairs_per_second"]
+        assert side["tflops"] == pytest.approx(operations / 1e12, rel=0.02, abs=1e-4)
+        assert side["mfu"] == pytest.approx(side["tflops"] / found["peak_tflops"], rel=0.02, abs=1e-3)
+    assert found["B_to_A"]["pairs_per_second"] > 0
+
+
+def test_equal_settings_have_equal_losses_and_a_file_is_a_setting(capsys, tmp_path):
+    (tmp_path / "own.yaml").write_text(f"base: {ROOT / 'configs/Pretrain.yaml'}\ntrain: {{clip_grad: 0.5}}\n")
+    words = ["pretrain", "--device", "cpu", "--rounds", 1, "--batches", 1, "--override"]
+    words += [*TINY, *NO_DROPOUT, "train.precision=fp32", "--compare", "", tmp_path / "own.yaml"]
+    assert run(capsys, *words)["B_to_A"]["difference_of_first_loss"] == 0
+
+
+def test_predictions_are_those_of_the_formula(capsys):
+    found = run(capsys, "pretrain", "--device", "cpu", "--rounds", 0, "--batches", 1, "--override", *TINY)
+    found = found["predicted_not_measured"]
+    speed = 8 * 0.4 * 989e12 / (found["gflop_of_a_pair"] * 1e9)  # dense bf16 peak of an H100
+    assert found["8 x H100"]["pairs_per_second"]["40%"] == pytest.approx(speed, rel=0.5)  # GFLOP has one digit here
+    speed = found["64 x A100"]["pairs_per_second"]["30%"]
+    hours = 5.1e6 * 20 / speed / 3600
+    assert found["64 x A100"]["hours_of_5.1M_captions_x_20_epochs"]["30%"] == pytest.approx(hours, abs=0.051)
+
+
+def test_captions_are_as_long_as_real_ones_and_sorting_spares_padding():
+    lengths = pretrain.caption_lengths(20_000, 25, torch.Generator().manual_seed(0))
+    assert 12 < lengths.float().mean() < 13.5 and lengths.min() >= 3 and lengths.max() == 25
+    tokens = {}
+    for bucket in (0, 8):
+        cfg = tiny_config("train.batch_size=128", f"data.bucket_batches={bucket}")
+        batches = pretrain.make_batches(cfg, TOKENIZER, 8)
+        assert all(batch["input_ids"].shape[1] == batch["attention_mask"].sum(1).max() for batch in batches)
+        tokens[bucket] = sum(batch["input_ids"].shape[1] for batch in batches) / 8
+    assert tokens[0] > 24 and tokens[8] < 16
+
+
+# -------------------------------------------------------------------------------- the others, and all of them
+
+
+def test_captions_are_timed_against_transformers_with_equal_sentences(capsys):
+    words = "caption --device cpu --images 2 --beams 2 --max_tokens 4 --repeats 1 --scst_steps 1 --override".split()
+    found = run(capsys, *words, *TINY)
     assert found["beam_search"]["equal_tokens"] == 1.0 and found["beam_search"]["tokens"] == 4
     assert found["beam_search"]["ratio"] > 0 and 0 < found["scst"]["reward_share"] < 1
 
 
-def test_reranking_is_timed_against_the_loop_over_queries_with_equal_scores():
-    command = [sys.executable, "-m", "tools.benchmark", "retrieval", "--device", "cpu", "--override", *TINY]
-    command += "train.precision=fp32 --images 12 --k 5 --queries 12 --repeats 2".split()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)  # nothing else is on standard output
+def test_reranking_is_timed_against_the_loop_over_queries_with_equal_scores(capsys, monkeypatch):
+    words = "retrieval --device cpu --images 12 --k 5 --queries 12 --repeats 2 --override train.precision=fp32".split()
+    found = run(capsys, *words, *TINY)
     assert found["texts"] == 60 and found["pairs"] == 12 * 5 + 60 * 5
-    assert found["ratio"] > 0 and found["ratio_padded_to_longest"] > 0 and len(found["ratio_of_each_round"]) == 2
+    assert found["ratio"] > 0 and len(found["ratio_of_each_round"]) == 2
     assert found["largest_score_difference"] <= 1e-3 and found["score_spread"] > 0
-
-
-def test_different_scores_stop_the_comparison(monkeypatch):
-    monkeypatch.setattr(benchmark_retrieval, "rerank_by_query", lambda *args: torch.full((12 * 5,), 9.0))
-    args = argparse.Namespace(images=12, k=5, queries=12, repeats=1, batch_size=64)
+    monkeypatch.setattr(retrieval, "rerank_by_query", lambda *args: torch.full((12 * 5,), 9.0))
     with pytest.raises(RuntimeError, match="differ"):
-        benchmark_retrieval.compare(tiny_config(), args, torch.device("cpu"), "fp32")
+        run(capsys, *words, *TINY)
 
 
-def test_operations_are_those_that_torch_counts(monkeypatch):
-    monkeypatch.setattr(benchmark_retrieval, "BASE", ("configs/demo/Pretrain.yaml", ()))  # runs within a second
-    monkeypatch.setattr(benchmark_retrieval, "IMAGE_LAYERS", 6)
-    monkeypatch.setattr(benchmark_retrieval, "PATCH", 12)
-    net = build_backbone(random_config("configs/demo/Pretrain.yaml"), decoder=False, mlm_head=False)[0].eval()
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-        image_embeds = net.image_encoder(torch.randn(2, 3, 72, 72))
-        net.text_encoder(torch.zeros(3, 13, dtype=torch.long))
-        encoding = counter.get_total_flops()
-        memory = net.fusion_encoder.project_memory(image_embeds)
-        rows = torch.zeros(2 * (2 + 3), dtype=torch.long)
-        net.fuse(torch.randn(len(rows), 13, 192), None, memory, rows=rows)
-        reranking = counter.get_total_flops() - encoding
-    found = benchmark_retrieval.count_operations(images=2, texts=3, k=2, tokens=13)
-    assert (found["encoding"], found["reranking"]) == (encoding, reranking)
+@pytest.mark.parametrize("resize", ["torch", "pillow"])
+def test_the_loader_is_measured(capsys, resize):
+    sizes = "--images 8 --width 80 --height 60 --image_size 32 --pairs 16 --batch_size 4 --repeats 1".split()
+    found = run(capsys, "loader", *sizes, "--resize", resize)
+    assert found["pairs"] == 16 and found["ms_of_cpu_per_pair"] > 0
 
 
-def test_a_count_of_nothing_is_a_one_line_error():
-    done = subprocess.run(
-        [sys.executable, "-m", "tools.benchmark", "retrieval", "--repeats", "0"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2 and done.stderr == "error: --repeats is 0; it must be at least 1\n"
+def test_counts_below_one_are_an_error():
+    with pytest.raises(UserError, match="--repeats 0: must be 1 or more"):
+        benchmark.main(["retrieval", "--repeats", "0"])
 
 
-def test_the_loader_is_measured_with_equal_views():
-    args = argparse.Namespace(
-        images=8, width=80, height=60, image_size=32, pairs=16, batch_size=4, workers=1, repeats=1
-    )
-    found = benchmark_loader.run_loader(args)
-    assert found["pairs"] == 16 and found["largest_difference"] == 0
-    assert found["ms_of_cpu_per_pair"] > 0 and found["ms_of_cpu_per_pair_float32"] > 0 and found["ms_of_decoding"] > 0
+def test_all_runs_every_benchmark_and_keeps_what_fails(tmp_path, monkeypatch, capsys):
+    good, bad = {"trainable_parameters": {}}, "error: no.yaml does not exist"
+
+    def start(command, **_):
+        failed = "no.yaml" in command
+        return SimpleNamespace(returncode=2 * failed, stdout=json.dumps(good), stderr=f"a line\n{bad}\n")
+
+    monkeypatch.setattr(benchmark.subprocess, "run", start)
+    commands = {"good": "params", "bad": "params --config no.yaml", "other": "caption"}
+    monkeypatch.setattr(benchmark, "CPU", commands)
+    words = ["all", "--device", "cpu", "--folder", tmp_path / "new", "--only"]
+    found = run(capsys, *words, "good", "bad")
+    assert found == json.loads((tmp_path / "new/all.json").read_text()) and "other" not in found
+    assert found["good"]["figures"] == good and found["bad"]["error"] == bad
+    with pytest.raises(UserError, match="--only: none is none of good, bad, other"):
+        run(capsys, *words, "none")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/all.json").touch()
+    with pytest.raises(UserError, match="own: holds files that tools.benchmark did not write"):
+        run(capsys, *words[:3], "--folder", tmp_path / "own")
+
+
+@pytest.mark.parametrize("commands", [benchmark.GPU, benchmark.CPU], ids=["GPU", "CPU"])
+def test_every_command_of_all_is_one_that_the_tool_takes(commands):
+    for words in commands.values():
+        args = benchmark.parse_arguments(words.split())
+        overrides = [*getattr(args, "override", ()), *" ".join(getattr(args, "compare", None) or []).split()]
+        assert not hasattr(args, "config") or load_config(args.config, overrides, PRETRAIN)

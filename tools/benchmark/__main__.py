@@ -2,93 +2,161 @@
 
     python -m tools.benchmark params --config configs/Pretrain.yaml
     python -m tools.benchmark pretrain --compare train.compile=false train.compile=true
-    python -m tools.benchmark all --folder output/benchmark
-    python -m tools.benchmark caption --config configs/Pretrain.yaml --override model.image_encoder.image_size=384
     python -m tools.benchmark retrieval
+    python -m tools.benchmark caption --override model.image_encoder.image_size=384
     python -m tools.benchmark loader
+    python -m tools.benchmark all
 
-params: trainable parameters of the pre-training model per module and in total. The model is built without
-memory for its weights (torch's meta device): it takes seconds, fits any machine and downloads no weights.
+params: trainable parameters of the pre-training model per module and in total. The model is built without memory for
+its weights (torch's meta device): it takes seconds, fits any machine and downloads no weights.
 
 pretrain: pairs per second of whole pre-training steps on noise with captions of real lengths, operations per pair, the
-share of the peak that is reached (MFU), peak memory; `--compare A B` alternates two settings in one process. And what
-follows for 1, 8 and 64 GPUs at an assumed share of their peak; `--rounds 0` tells that alone.
+share of the peak that is reached (MFU), peak memory; `--compare A B` alternates two settings in one process. It also
+predicts 1, 8 and 64 GPUs at an assumed share of their peak; `--rounds 0` does that alone.
 
-all: every benchmark at base size, each in a process of its own, into one JSON file: what to run once on a new machine.
+retrieval: (image, text) pairs per second of re-ranking as one batched job, beside the loop over queries (ALBEF's way,
+every text padded to 30 tokens) on equal weights and candidates, whose scores must agree.
 
 caption: captions per second of beam search (the decoder's part, given the image's tokens) beside transformers'
 `generate` on equal weights; steps per second of self-critical training and the share of the reward. Random weights.
 
-retrieval: (image, text) pairs per second of re-ranking, as one batched job, beside the loop over queries (ALBEF's way,
-every text padded to 30 tokens) on equal weights and candidates, whose scores must agree; the time predicted for
-MSCOCO's 5K test with ViT-B/16 at 384 px on one GPU (and measured where there is one).
+loader: milliseconds of CPU time per pair of the pre-training loader on JPEG images made for the purpose.
 
-loader: milliseconds of CPU time per pair of the pre-training loader on JPEG images made for the purpose, beside the
-same with Pillow's resize, and with views that are normalised and stacked as float32 in the worker, too.
+all: all of them, each in a process of its own, at base size on a GPU and at the demo's on a CPU, into
+FOLDER/all.json after each: what to run once on a new machine.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
 import logging
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import torch
 
-import utils
-from dataset.text import Tokenizer
-from models.pretrain import build_pretrain_model
-from tools.benchmark.all import add_all
-from tools.benchmark.caption import add_caption
-from tools.benchmark.loader import add_loader
-from tools.benchmark.pretrain import add_pretrain, random_config
-from tools.benchmark.retrieval import add_retrieval
+from engine.distributed import distributed
+from tools.benchmark.caption import run_caption
+from tools.benchmark.loader import run_loader
+from tools.benchmark.model import run_params
+from tools.benchmark.pretrain import run_pretrain
+from tools.benchmark.retrieval import run_retrieval
+from utils import ROOT, UserError, choose_device, own_folder, run_main, write_json
+
+RUN = {
+    "params": run_params,
+    "pretrain": run_pretrain,
+    "retrieval": run_retrieval,
+    "caption": run_caption,
+    "loader": run_loader,
+}
+BASE, DEMO = "configs/Pretrain.yaml", "configs/demo/Pretrain.yaml"
+GPU = {  # at the paper's size; the longest takes a few minutes
+    "params": "params",
+    "pretrain": "pretrain",
+    "pretrain_sorted_by_length": "pretrain --compare data.bucket_batches=0 data.bucket_batches=8",
+    "pretrain_compiled": "pretrain --compare train.compile=false train.compile=true",
+    "pretrain_fp32": "pretrain --override train.precision=fp32 train.batch_size=64 --rounds 1",
+    "pretrain_checkpointing": "pretrain --compare model.image_encoder.checkpointing=false "
+    "model.image_encoder.checkpointing=true",
+    "pretrain_text_checkpointing": "pretrain --compare model.bert.checkpointing=false model.bert.checkpointing=true",
+    "pretrain_batch_256": "pretrain --override train.batch_size=256 model.image_encoder.checkpointing=true "
+    "model.bert.checkpointing=true train.compile=true",
+    "loader": "loader --workers 8 --pairs 4096",
+    "retrieval": "retrieval",
+    "retrieval_base": f"retrieval --config {BASE} --images 200 --override model.image_encoder.image_size=384",
+    "caption": "caption --override model.image_encoder.image_size=384",
+}
+CPU = {  # at the demo's size, where a step takes a second; what is counted, at the paper's
+    "params": "params",
+    "predictions": "pretrain --rounds 0 --override train.batch_size=128",
+    "pretrain": f"pretrain --config {DEMO}",
+    "pretrain_sorted_by_length": f"pretrain --config {DEMO} --compare data.bucket_batches=0 data.bucket_batches=8",
+    "loader": "loader",
+    "retrieval": "retrieval --images 200",
+    "caption": f"caption --config {DEMO} --scst_steps 1",
+}
+ON_THE_CPU = ("params", "loader")  # whatever the device
 
 
-def parse(argv=None) -> argparse.Namespace:
-    """The arguments, with the function `run` of their benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    logging.basicConfig(stream=sys.stderr)  # standard output holds nothing but the JSON
+    for name in ("images", "k", "batch_size", "batches", "queries", "repeats", "pairs", "beams"):
+        if getattr(args, name, 1) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: must be 1 or more")
+    print(json.dumps(RUN[args.command](args) if args.command in RUN else run_all(args), indent=2))
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "python -m tools.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    params = commands.add_parser("params", help="trainable parameters per module and in total")
-    params.add_argument("--config", default="configs/Pretrain.yaml", help="pre-training YAML (default: %(default)s)")
-    params.add_argument("--override", nargs="*", action="extend", default=[], metavar="KEY.SUB=VALUE")
-    params.set_defaults(run=run_params)
-    add_pretrain(commands)
-    add_caption(commands)
-    add_retrieval(commands)
-    add_loader(commands)
-    add_all(commands)
+
+    def command(name: str, config: str | None, **numbers: tuple[int, str]):
+        """A command with its options: a configuration (None: it builds no model), and numbers with their defaults."""
+        options = commands.add_parser(name)
+        if config:
+            options.add_argument("--config", default=config, help="pre-training YAML (default: %(default)s)")
+            options.add_argument("--override", nargs="*", action="extend", default=[], metavar="KEY.SUB=VALUE")
+        if name not in ON_THE_CPU:
+            options.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+        for key, (default, meaning) in numbers.items():
+            options.add_argument(f"--{key}", type=int, default=default, help=f"{meaning} (default: %(default)s)")
+        return options
+
+    repeats = (3, "runs of each; the fastest counts")
+    command("params", BASE)
+    pretrain = command("pretrain", BASE, rounds=(3, "times that all batches are timed"), batches=(8, "of a round"))
+    help_compare = "two settings by turns in this process, each overrides or a YAML file in one argument"
+    pretrain.add_argument("--compare", nargs=2, metavar=("A", "B"), help=help_compare)
+    sizes = {"images": (600, "with five captions each"), "k": (64, "candidates of a query")}
+    sizes |= {"batch_size": (512, "pairs of one forward of ours"), "queries": (120, "that the loop is timed on")}
+    command("retrieval", DEMO, **sizes, repeats=repeats)
+    sizes = {"images": (8, "of a batch"), "beams": (5, "and samples of a training step")}
+    sizes |= {"max_tokens": (20, "length of the captions"), "scst_steps": (3, "training steps, 0: none")}
+    command("caption", BASE, **sizes, repeats=repeats)
+    sizes = {"images": (64, "files that are made"), "width": (640, "of them"), "height": (480, "of them")}
+    sizes |= {"image_size": (224, "of a view"), "pairs": (512, "of an epoch"), "batch_size": (64, "pairs")}
+    sizes |= {"workers": (1, "of the loader; 0: the process itself"), "repeats": (3, "epochs; the median counts")}
+    command("loader", None, **sizes).add_argument("--resize", choices=("torch", "pillow"), default="torch")
+    everything = command("all", None)
+    everything.add_argument("--folder", type=Path, default=Path("output/benchmark"), help="default: %(default)s")
+    everything.add_argument("--only", nargs="*", metavar="NAME", help="some of them, by their names in all.json")
     return parser.parse_args(argv)
 
 
-def main(argv=None):
-    args = parse(argv)
-    logging.basicConfig(stream=sys.stderr)  # standard output holds nothing but the JSON
-    print(json.dumps(args.run(args), indent=2))
-
-
-def run_params(args: argparse.Namespace) -> dict:
-    cfg = random_config(args.config, args.override)
-    tokenizer = Tokenizer(utils.find_file(cfg.text.vocab, "text.vocab"), cfg.text.sep)
-    with torch.device("meta"):
-        model, _ = build_pretrain_model(cfg, tokenizer)
-    return {"config": str(args.config), "trainable_parameters": count_parameters(model)}
-
-
-# The backbone's parts that are counted by themselves; its other parameters are the heads of ITC, ITM and MLM.
-ENCODERS = ("image_encoder", "text_encoder", "fusion_encoder", "decoder")
-
-
-def count_parameters(model: torch.nn.Module) -> dict[str, int]:
-    """Trainable parameters of a PretrainModel by module; a tied tensor counts once, where it is first."""
-    counts = dict.fromkeys((*ENCODERS, "heads", "encoding_head"), 0)
-    for name, parameter in model.named_parameters():  # yields a shared tensor once
-        if parameter.requires_grad:
-            owner, _, rest = name.partition(".")
-            part = rest.partition(".")[0] if owner == "backbone" else "encoding_head"
-            counts[part if part in counts else "heads"] += parameter.numel()
-    counts["total"] = sum(counts.values())
-    return counts
+@distributed("cpu")  # a signal is an exception here, at which `subprocess.run` ends its process
+def run_all(args: argparse.Namespace) -> dict:
+    """{name: its command, seconds, and its figures or the last line of its error}, written to all.json after each."""
+    device = choose_device(args.device)
+    chosen = GPU if device == "cuda" else CPU
+    for name in args.only or ():
+        if name not in chosen:
+            raise UserError(f"--only: {name} is none of {', '.join(chosen)}")
+    folder = own_folder(args.folder.expanduser(), "tools.benchmark")
+    result = {"torch": torch.__version__, "device": torch.cuda.get_device_name() if device == "cuda" else "cpu"}
+    for name in args.only or chosen:
+        words = chosen[name].split()
+        words += [] if words[0] in ON_THE_CPU else ["--device", device]
+        found = {"command": f"python -m tools.benchmark {' '.join(words)}"}
+        print(f"{name}: {found['command']}", file=sys.stderr, flush=True)
+        start, command = time.perf_counter(), [sys.executable, "-m", "tools.benchmark", *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        found["seconds"] = round(time.perf_counter() - start, 1)
+        if done.returncode:
+            found["error"] = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            print(f"    {found['error']}", file=sys.stderr, flush=True)
+        else:
+            found["figures"] = json.loads(done.stdout)
+        result[name] = found
+        write_json(folder / "all.json", result)
+    return result
 
 
 if __name__ == "__main__":
-    utils.run_main(main)
+    run_main(main)

@@ -1,49 +1,35 @@
-"""`tools/benchmark caption`: beam search against transformers' generate, and self-critical training steps."""
+"""`tools.benchmark caption`: beam search against transformers' generate, and self-critical training steps."""
+
+from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
 
 import torch
 
 import utils
 from dataset.caption import CaptionCollate
 from dataset.text import Tokenizer
-from engine.distributed import init_distributed
 from evaluation.cider import CiderReward
 from models.bert import TextDecoder
 from models.caption import CaptionModel, SelfCritical
 from models.generation import Generation, generate
 from models.semmim import build_backbone
 from optim import create_optimizer
-from tools.benchmark.pretrain import model_arguments, random_config
+from tools.benchmark.model import machine, random_config, timed, tokenizer_of
 from tools.demo import scenes
 
 DOCUMENTS = 500  # scenes whose captions give the document frequencies
 
 
-def add_caption(commands) -> None:
-    parser = commands.add_parser("caption", help="captions per second, and self-critical training steps per second")
-    model_arguments(parser)
-    parser.add_argument("--images", type=int, default=8, help="images of a batch (default: %(default)s)")
-    parser.add_argument("--beams", type=int, default=5, help="beams, and samples of a training step")
-    parser.add_argument("--max_tokens", type=int, default=20, help="length of the captions (default: %(default)s)")
-    parser.add_argument(
-        "--repeats", type=int, default=3, help="runs of each; the fastest counts (default: %(default)s)"
-    )
-    parser.add_argument("--scst_steps", type=int, default=3, help="training steps, 0: none (default: %(default)s)")
-    parser.set_defaults(run=run_caption)
-
-
 @torch.random.fork_rng()
 def run_caption(args: argparse.Namespace) -> dict:
     """{"beam_search": {...}, "scst": {...}} for a model of the configuration's size with random weights."""
-    device = init_distributed(args.device)
+    device = torch.device(utils.choose_device(args.device))
     cfg = random_config(args.config, args.override)
-    tokenizer = Tokenizer(cfg.text.vocab, cfg.text.sep)
+    tokenizer = tokenizer_of(cfg)
     torch.manual_seed(0)
     model = CaptionModel(build_backbone(cfg, mlm_head=False)[0], tokenizer).to(device)
-    result = {"config": str(args.config), "device": str(device), "threads": torch.get_num_threads()}
+    result = {"config": str(args.config), "machine": machine(device)}
     result["beam_search"] = time_beam_search(model.eval(), args, device)
     if args.scst_steps:
         result["scst"] = time_scst(model.train(), tokenizer, cfg, args, device)
@@ -80,21 +66,21 @@ def time_beam_search(model: CaptionModel, args: argparse.Namespace, device) -> d
             pad_token_id=model.tokens.pad_id,
         )[:, 1:]
 
-    seconds, sentences = {}, {}
-    for name, function in (("ours", ours), ("transformers", reference)):
-        sentences[name] = function()  # warm up
+    sides = {"ours": ours, "transformers": reference}
+    sentences, seconds = {name: function() for name, function in sides.items()}, {name: [] for name in sides}
     for _ in range(args.repeats):  # in turns, so that both meet the same load of the machine
-        for name, function in (("ours", ours), ("transformers", reference)):
-            seconds[name] = min(seconds.get(name, float("inf")), timed(function, device))
+        for name, function in sides.items():
+            seconds[name].append(timed(function, device)[0])
+    speed = {name: args.images / min(times) for name, times in seconds.items()}
     same = (sentences["ours"][:, : sentences["transformers"].shape[1]] == sentences["transformers"]).float().mean()
     return {
         "images": args.images,
         "memory_tokens": memory.shape[1],
         "beams": args.beams,
         "tokens": sentences["ours"].shape[1],
-        "captions_per_second": round(args.images / seconds["ours"], 3),
-        "captions_per_second_transformers": round(args.images / seconds["transformers"], 3),
-        "ratio": round(seconds["transformers"] / seconds["ours"], 2),
+        "captions_per_second": round(speed["ours"], 3),
+        "captions_per_second_transformers": round(speed["transformers"], 3),
+        "ratio": round(speed["ours"] / speed["transformers"], 2),
         "equal_tokens": round(float(same), 4),
     }
 
@@ -146,21 +132,10 @@ def time_scst(model: CaptionModel, tokenizer: Tokenizer, cfg, args: argparse.Nam
 
     step()  # warm up
     objective.reward_seconds = 0.0
-    seconds = sum(timed(step, device) for _ in range(args.scst_steps))
+    seconds = sum(timed(step, device)[0] for _ in range(args.scst_steps))
     return {
         "images": args.images,
         "samples": args.beams,
         "steps_per_second": round(args.scst_steps / seconds, 4),
         "reward_share": round(objective.reward_seconds / seconds, 4),
     }
-
-
-def timed(function: Callable, device) -> float:
-    """Seconds of one call."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start

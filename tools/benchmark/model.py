@@ -1,9 +1,10 @@
-"""The model that a benchmark measures, with random weights, and its parameters."""
+"""What the benchmarks share: a model of random weights, its parameters, and a stopwatch."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -47,3 +48,23 @@ def trainable_parameters(config: str, overrides: Iterable[str] = ()) -> dict[str
             counts[part if part in counts else "heads"] += parameter.numel()
     counts["total"] = sum(counts.values())
     return counts
+
+
+def timed(function: Callable, device: torch.device) -> tuple[float, float]:
+    """(seconds, seconds of CPU time) of a call; CPU time is hardly moved by a machine's other work."""
+    synchronize(device)
+    start, cpu_start = time.perf_counter(), time.process_time()
+    function()
+    synchronize(device)
+    return time.perf_counter() - start, time.process_time() - cpu_start
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def machine(device: torch.device) -> dict:
+    """What the figures were measured on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    return {"device": name, "torch": torch.__version__}

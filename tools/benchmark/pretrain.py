@@ -1,56 +1,28 @@
-"""`tools/benchmark pretrain`: pairs per second and utilisation of pre-training steps, and settings side by side."""
+"""`tools.benchmark pretrain`: pairs per second and utilization of pre-training steps, and settings side by side."""
+
+from __future__ import annotations
 
 import argparse
 import shlex
 import statistics
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 
 import utils
 from dataset.text import Tokenizer
-from engine.config import PRETRAIN, Config, load_config
-from engine.distributed import Transfer, compile_layers, init_distributed
+from engine.config import Config
+from engine.distributed import Transfer, compile_layers
 from engine.loop import Progress, _train_step
 from engine.window import PEAKS, Window, peak_tflops
 from models.pretrain import PretrainModel, build_pretrain_model, operations
 from optim import create_optimizer
+from tools.benchmark.model import machine, random_config, timed, tokenizer_of
 
 # Mean and deviation of ln(word pieces), [CLS] included: 12.8 on average, as COCO's and the web's captions
 LENGTHS = (2.45, 0.45)
-BATCHES = 8  # that the timed steps go through, in turn
 CAPTIONS, EPOCHS = 5.1e6, 20  # the paper's pre-training
 SHARES = (0.3, 0.4, 0.5)  # of the peak, assumed where nothing is measured
-
-
-def model_arguments(parser: argparse.ArgumentParser, config: str = "configs/Pretrain.yaml") -> None:
-    """Which model is measured, and where: the arguments of every benchmark that builds one. config: the default."""
-    parser.add_argument("--config", default=config, help="pre-training YAML (default: %(default)s)")
-    parser.add_argument("--override", nargs="*", action="extend", default=[], metavar="KEY.SUB=VALUE")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-
-
-def random_config(config: str, overrides: Iterable[str] = ()) -> Config:
-    """A pre-training configuration whose weights are random, so that none are read or downloaded."""
-    return load_config(
-        config, [*overrides, "model.image_encoder.weights=random", "model.bert.weights=random"], PRETRAIN
-    )
-
-
-def add_pretrain(commands) -> None:
-    parser = commands.add_parser("pretrain", help="pairs per second of pre-training steps, and their share of the peak")
-    model_arguments(parser)
-    parser.add_argument("--rounds", type=int, default=3, help=f"of {BATCHES} timed steps; 0: predictions alone")
-    parser.add_argument("--batches", type=int, default=BATCHES, help="of a round (default: %(default)s)")
-    parser.add_argument(
-        "--compare",
-        nargs=2,
-        metavar=("A", "B"),
-        help="two settings, each overrides or a YAML file in one argument, by turns in this process: "
-        "--compare train.compile=false train.compile=true",
-    )
-    parser.set_defaults(run=run_pretrain)
 
 
 @torch.random.fork_rng()
@@ -58,11 +30,9 @@ def run_pretrain(args: argparse.Namespace) -> dict:
     """Steps of the whole training loop but the loader: copy, forward, backward, clipping, AdamW, teacher and queue.
 
     With `--compare` the steps of both take turns. Every figure is the mean over the batches, whose lengths differ, of
-    the median over the rounds; the first round warms up. Raises utils.UserError for counts below 1.
+    the median over the rounds; the first round warms up.
     """
-    if args.rounds < 0 or args.batches < 1:
-        raise utils.UserError("--rounds must be at least 0, --batches at least 1")
-    device = init_distributed(args.device)
+    device = torch.device(utils.choose_device(args.device))
     specs = args.compare or [""]
     cases = [Case(args.config, args.override, spec, args.batches, device) for spec in specs]
     result = {"machine": machine(device), "config": str(args.config), "override": args.override}
@@ -70,7 +40,7 @@ def run_pretrain(args: argparse.Namespace) -> dict:
         for turn in range(args.rounds + 1):
             for number in range(args.batches):
                 for case in cases:
-                    case.step(number, timed=turn > 0)
+                    case.step(number, count=turn > 0)
         peak, result["peak_tflops_from"] = measured_peak(device, cases[0].progress.precision)
         result["peak_tflops"] = round(peak, 3)
         found = [case.figures(peak) for case in cases]
@@ -90,7 +60,7 @@ class Case:
         self.cfg = random_config(config, [*overrides, *words])
         if self.cfg.mim.target == "dvae":
             raise utils.UserError("mim.target: dvae needs a codebook's files; measure encoding, pixels or none")
-        tokenizer = Tokenizer(utils.find_file(self.cfg.text.vocab, "text.vocab"), self.cfg.text.sep)
+        tokenizer = tokenizer_of(self.cfg)
         before = allocated(device)
         torch.manual_seed(0)
         self.model = build_pretrain_model(self.cfg, tokenizer)[0].to(device).train()
@@ -110,26 +80,25 @@ class Case:
         self.peak = 0
         self.first_loss = None
 
-    def step(self, number: int, timed: bool) -> None:
-        """One optimizer step on batch `number`, of `train.accumulation` equal micro-batches."""
-        device, batch = self.device, self.batches[number]
-        others = 0
+    def step(self, number: int, count: bool) -> None:
+        """One optimizer step on batch `number`, of `train.accumulation` equal micro-batches. count: its time"""
+        device, batch, first = self.device, self.batches[number], self.first_loss is None
+
+        def step() -> None:
+            micro = map(self.transfer, [batch] * self.cfg.train.accumulation)
+            _train_step(self.model, micro, self.optimizer, self.loss, self.progress, self.cfg.train, self.window)
+            self.model.after_step()
+
         if device.type == "cuda":
-            torch.cuda.synchronize(device)
             torch.cuda.reset_peak_memory_stats(device)
-            others = allocated(device) - self.states if self.first_loss is not None else self.other
-        if self.first_loss is None:
+            others = allocated(device) - (0 if first else self.states)
+        if first:
             torch.manual_seed(1)  # the same draws for all cases
-        start, cpu_start = time.perf_counter(), time.process_time()
-        micro = map(self.transfer, [batch] * self.cfg.train.accumulation)
-        _train_step(self.model, micro, self.optimizer, self.loss, self.progress, self.cfg.train, self.window)
-        self.model.after_step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        if timed:
-            self.seconds[number].append(time.perf_counter() - start)
-            self.cpu_seconds[number].append(time.process_time() - cpu_start)
-        if self.first_loss is None:
+        seconds, cpu_seconds = timed(step, device)
+        if count:
+            self.seconds[number].append(seconds)
+            self.cpu_seconds[number].append(cpu_seconds)
+        if first:
             self.first_loss = float(self.window.batches[0][2]["loss"])
             self.states = allocated(device) - self.other
         elif device.type == "cuda":
@@ -179,25 +148,13 @@ def allocated(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
-def machine(device: torch.device) -> dict:
-    """What the figures were measured on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    return {"device": name, "torch": torch.__version__}
-
-
 def measured_peak(device: torch.device, precision: str) -> tuple[float, str]:
     """(TFLOP/s, where it is from): of the data sheet where the GPU is known, else of a large matrix product here."""
     if device.type == "cuda" and (peak := peak_tflops(torch.cuda.get_device_name(device), precision)):
         return peak, "data sheet"
     size, dtype = (8192 if device.type == "cuda" else 1536), torch.bfloat16 if precision == "bf16" else torch.float32
     a = torch.randn(size, size, device=device, dtype=dtype)
-    best = 0.0
-    for _ in range(5):
-        start = time.perf_counter()
-        a @ a
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = max(best, 2 * size**3 / (time.perf_counter() - start) / 1e12)
+    best = max(2 * size**3 / timed(lambda: a @ a, device)[0] / 1e12 for _ in range(5))
     return best, f"the fastest of 5 products of {size} x {size} matrices here"
 
 
