@@ -9,19 +9,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import NO_DROPOUT, TINY, TOKENIZER, make_batch, tiny_config
+from test_cli import pretrain
+from tiny import NO_DROPOUT, TOKENIZER, make_batch, tiny_config
 from torch import nn
 
 import Caption
-import Pretrain
 from dataset.caption import CaptionCollate
-from engine import finetune
 from engine.config import Config
 from engine.loop import Progress, fit
 from engine.run import Run
 from evaluation import caption as caption_evaluation
-from evaluation.cider import CiderD
-from models.bert import BertConfig, TextDecoder
 from models.caption import (
     CaptionModel,
     CrossEntropy,
@@ -33,7 +30,7 @@ from models.caption import (
 )
 from models.semmim import build_backbone
 from tools.demo import __main__ as make_demo_data
-from utils import IGNORE, ROOT, Stopped, UserError, load_checkpoint, run_main
+from utils import IGNORE, ROOT, UserError, load_checkpoint
 
 
 def tiny_captioner(seed=0):
@@ -219,44 +216,6 @@ def test_the_expected_reward_of_a_toy_decoder_rises():
     assert expected().item() > before + 0.1
 
 
-def test_cider_training_raises_the_cider_of_the_models_own_sentences():
-    """A decoder over twelve words learns to say what is in its references."""
-    torch.manual_seed(0)
-    vocabulary = "[PAD] [CLS] [SEP] a red blue dog cat on the mat runs".split()
-    shape = {"vocab_size": 12, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
-    decoder = TextDecoder(BertConfig(**shape, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), 1)
-
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.backbone = nn.Module()
-            self.backbone.decoder = decoder
-            self.tokens = SimpleNamespace(cls_id=1, sep_id=2, pad_id=0)
-
-        logits = CaptionModel.logits
-
-    references = [["a red dog on the mat", "the red dog runs"], ["a blue cat on the mat", "the blue cat runs"]] * 4
-    frequencies = CiderD([*references[:2], ["a cat runs"], ["the dog"]])
-
-    def reward(sequences, references):
-        texts = [" ".join(vocabulary[i] for i in row if i > 2) for row in sequences.tolist()]
-        groups = [texts[i * 6 : (i + 1) * 6] for i in range(len(references))]
-        return torch.tensor(frequencies.scores(groups, references))
-
-    model = Model()
-    memory, mask = torch.eye(16)[:2].repeat(4, 1)[:, None].expand(-1, 3, -1) * 4, torch.ones(8, 3, dtype=torch.int64)
-    objective = SelfCritical(reward, mode="sample", samples=6, max_tokens=8)
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    seen = []
-    for _ in range(60):
-        loss, logs = objective(model, {"references": references}, memory, mask)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        seen.append(float(logs["reward"]))
-    assert sum(seen[-10:]) / 10 > sum(seen[:10]) / 10 + 0.5
-
-
 def test_gradients_in_bf16_reach_the_decoder_after_generation():
     """Generation runs without gradient under the same autocast; its cached casts must not cut the loss off."""
     model, batch = tiny_captioner(), caption_batch()
@@ -284,38 +243,9 @@ def test_a_senseless_option_is_an_error(options):
 def data(tmp_path_factory):
     """Demo scenes and a tiny checkpoint pre-trained on them for a few steps."""
     folder = tmp_path_factory.mktemp("demo")
-    make_demo_data.main(
-        [
-            "--output",
-            str(folder / "data"),
-            "--train",
-            "24",
-            "--val",
-            "9",
-            "--test",
-            "7",
-            "--size",
-            "32",
-            "--workers",
-            "1",
-        ]
-    )
-    settings = [*TINY, f"data.train=[{folder / 'data/pretrain.json'}]", "data.num_workers=0", "train.epochs=1"]
-    previous = sys.argv
-    sys.argv = [
-        "Pretrain.py",
-        "--config",
-        "configs/Pretrain.yaml",
-        "--output_dir",
-        str(folder / "pretrain"),
-        "--device",
-        "cpu",
-    ]
-    sys.argv += ["--override", *settings, "train.precision=fp32", "train.images=false"]
-    try:
-        Pretrain.main()
-    finally:
-        sys.argv = previous
+    sizes = ["--train", "24", "--val", "9", "--test", "7", "--size", "32", "--workers", "1"]
+    make_demo_data.main(["--output", str(folder / "data"), *sizes])
+    pretrain(folder / "data", folder / "pretrain", "train.epochs=1", "train.images=false")
     return folder
 
 
@@ -378,49 +308,6 @@ def test_a_pre_trained_checkpoint_captions_zero_shot(data, tmp_path):
     assert json.loads((tmp_path / "run/metrics.json").read_text())["val"]["images"] == 9
 
 
-@pytest.mark.usefixtures("no_java")
-def test_nocaps_is_judged_by_domain(data, tmp_path):
-    entries = json.loads((data / "data/caption_val.json").read_text())
-    for i, entry in enumerate(entries):
-        entry["img_id"] = entry.pop("image_id")
-        entry["domain"] = ["in-domain", "near-domain", "out-domain"][i % 3]
-    (data / "data/nocaps.json").write_text(json.dumps(entries))
-    caption(
-        data,
-        tmp_path / "run",
-        *(f"data.val=[{data / 'data/nocaps.json'}]", "data.image_root=none", "data.num_workers=0"),
-        flags=["--evaluate", "--checkpoint", data / "pretrain/checkpoint_last.pth"],
-        config="configs/Caption_nocaps.yaml",
-    )
-    numbers = json.loads((tmp_path / "run/metrics.json").read_text())["val"]
-    assert [numbers[name]["images"] for name in ("in", "near", "out")] == [3, 3, 3] and numbers["images"] == 9
-    assert len(json.loads((tmp_path / "run/caption_result.json").read_text())) == 9
-
-
-@pytest.mark.usefixtures("no_java")
-@pytest.mark.parametrize("objective", ["cross_entropy", "scst"])
-def test_a_resumed_run_ends_with_the_same_weights(data, tmp_path, monkeypatch, objective):
-    settings = [f"train.objective={objective}", "scst.samples=2", "scst.mode=sample"]
-    start = ["--checkpoint", data / "pretrain/checkpoint_last.pth"]
-    caption(data, tmp_path / "straight", *settings, flags=start)
-
-    def stop_after_five(*arguments, **options):
-        def after_step(progress):
-            if progress.step == 5:
-                os.kill(os.getpid(), 15)
-
-        return fit(*arguments, **{**options, "after_step": after_step})
-
-    with monkeypatch.context() as patch:
-        patch.setattr(finetune, "fit", stop_after_five)
-        with pytest.raises(Stopped):
-            caption(data, tmp_path / "broken", *settings, flags=start)
-    caption(data, tmp_path / "broken", *settings, flags=["--resume"])
-    straight, resumed = (load_checkpoint(tmp_path / name / "checkpoint_last.pth") for name in ("straight", "broken"))
-    assert all(torch.equal(straight["model"][name], resumed["model"][name]) for name in straight["model"])
-    assert straight["best"] == resumed["best"]
-
-
 SLOW_JUDGE = """
 import datetime, functools, time
 import torch.distributed as dist
@@ -480,22 +367,3 @@ def test_a_validation_split_or_a_reward_of_one_image_is_refused_before_the_work(
     with pytest.raises(UserError, match=f"data.{name}: .*one image|images with captions: 1"):
         caption(data, tmp_path / "run", *settings, flags=flags)
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (["scst.eos=maybe"], "scst.eos"),
-        (["eval.splits=[train]"], "eval.splits"),
-        (["train.objective=cider"], "train.objective"),
-        (["generation.min_tokens=9"], "min_tokens 9 is above"),
-        (["data.per=word"], "data.per"),
-        (["generation.beam=3"], "generation.beams"),
-    ],
-)
-def test_a_wrong_setting_is_a_one_line_error(data, tmp_path, capsys, overrides, words):
-    flags = ["--evaluate", "--checkpoint", data / "pretrain/checkpoint_last.pth"]
-    with pytest.raises(SystemExit) as stop:
-        run_main(lambda: caption(data, tmp_path / "run", *overrides, flags=flags))
-    message = capsys.readouterr().err.strip()
-    assert stop.value.code == 2 and message.startswith("error: ") and words in message and "\n" not in message

@@ -16,64 +16,40 @@ from evaluation import vqa
 NORMALISED = [
     # lower case, white space
     ("Yes", "yes"),
-    ("  red ", "red"),
     ("light\nblue", "light blue"),
     ("light\tblue", "light blue"),
-    ("NEW YORK", "new york"),
     ("", ""),
     # digits for number words, zero to ten and none
     ("two", "2"),
-    ("Ten", "10"),
     ("zero", "0"),
     ("none", "0"),
-    ("eleven", "eleven"),
     ("twenty one", "twenty 1"),
-    ("one and two", "1 and 2"),
-    ("someone", "someone"),
-    ("3 people", "3 people"),
-    ("two dogs", "2 dogs"),
-    ("007", "007"),
     # articles
     ("the dog", "dog"),
     ("a", ""),
     ("A man and an apple", "man and apple"),
-    ("The", ""),
-    ("theater", "theater"),
-    ("on the table", "on table"),
-    ("vitamin a", "vitamin"),
     # periods: only in front of a digit do they stay
     ("3.5", "3.5"),
     (".5", ".5"),
     ("yes.", "yes"),
     ("u.s.", "us"),
     ("p.m.", "pm"),
-    ("3. base", "3 base"),
     ("mt. rushmore", "mt rushmore"),
-    ("1.2.3", "1.2.3"),
     ("no...", "no"),
     # commas
     ("100,978", "100978"),
-    ("10,000 feet", "10000 feet"),
-    ("red, white", "red white"),
     ("red,white", "red white"),
     ("1,2,3", "123"),
-    ("2, 3", "2 3"),
     ("10,000-ft", "10000ft"),  # with a comma in a number every mark vanishes
     ("1,000 (usd)", "1000 usd"),
     # apostrophes and colons stay
     ("girl's", "girl's"),
-    ("men's room", "men's room"),
     ("2:50 pm", "2:50 pm"),
-    ("10:30", "10:30"),
     ("'n'", "'n'"),
-    ("dogs'", "dogs'"),
     # contractions
     ("dont", "don't"),
     ("don't", "don't"),
-    ("cant tell", "can't tell"),
-    ("Isnt", "isn't"),
     ("oclock", "o'clock"),
-    ("5 oclock", "5 o'clock"),
     ("couldnt've", "couldn't've"),
     ("couldn'tve", "couldn't've"),
     ("couldntve", "couldntve"),  # two missing at once are not in the list
@@ -82,32 +58,22 @@ NORMALISED = [
     ("twas", "'twas"),
     ("somebody'd", "somebodyd"),  # so in the official list
     ("its", "its"),
-    ("im", "im"),
     ("let's", "let's"),
     # other marks: a space, or nothing where one stands beside a space
     ("new-york", "new york"),
-    ("t-shirt", "t shirt"),
     ("black and white-striped", "black and white striped"),
     ("black - white", "black white"),
     ("x - ray-film", "x rayfilm"),  # one hyphen beside a space takes the other with it
-    ("and/or", "and or"),
     ("yes!", "yes"),
-    ("really?", "really"),
     ("(red)", "red"),
-    ("hello(world)", "hello world"),
     ('"stop"', "stop"),
     ("rock 'n' roll", "rock 'n' roll"),
     ("a_b", "b"),  # the mark becomes a space, and what is left of it an article
     ("me@home", "me home"),
-    ("1+1=2", "1 1 2"),
     ("b&w", "b&w"),  # not among the marks
-    ("$5", "$5"),
-    ("50%", "50%"),
-    ("#1", "#1"),
     ("<sign>", "sign"),
     ("{x};[y]", "x y"),
     ("back\\slash", "back slash"),
-    ("`tick`", "tick"),
     ("café", "café"),
 ]
 
@@ -115,12 +81,6 @@ NORMALISED = [
 @pytest.mark.parametrize("answer, expected", NORMALISED)
 def test_normalised_as_the_official_program_does(answer, expected):
     assert vqa.normalize_answer(answer) == expected
-
-
-def test_normalising_twice_changes_nothing_for_words():
-    for answer in ("two dogs", "the man", "dont", "new-york", "10,000 feet"):
-        once = vqa.normalize_answer(answer)
-        assert vqa.normalize_answer(once) == once
 
 
 def brute_force(prediction, answers):
@@ -138,12 +98,6 @@ def test_accuracy_equals_all_ten_subsets_written_out():
         prediction = rng.choice([*words, "something else"])
         for scoring in vqa.SCORING:
             assert vqa.vqa_accuracy(prediction, answers, scoring) == pytest.approx(brute_force(prediction, answers))
-
-
-@pytest.mark.parametrize("matches, expected", [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (10, 1)])
-def test_accuracy_by_number_of_matching_annotators(matches, expected):
-    answers = ["yes"] * matches + ["no"] * (10 - matches)
-    assert vqa.vqa_accuracy("yes", answers) == pytest.approx(expected)
 
 
 # (prediction, the ten annotators' answers, accuracy today, accuracy before March 2021), by hand from its program:

@@ -163,18 +163,3 @@ def test_resumed_fine_tuning_equals_an_uninterrupted_one(project, monkeypatch):
     assert parts["best"] == whole["best"] and parts["progress"] == whole["progress"]
     for name, value in whole["model"].items():  # weights, teacher, queue
         assert torch.equal(value, parts["model"][name]), name
-
-
-@pytest.mark.parametrize(
-    "override, message",
-    [
-        ("train.batch_size=1", "train.batch_size"),
-        ("itc.negatives=none", "itc.negatives"),
-        ("data.train=[nowhere.json]", "nowhere.json"),
-        ("image_size=33", "33"),
-    ],
-)
-def test_wrong_input_is_a_one_line_error(project, override, message):
-    with pytest.raises(utils.UserError, match=message) as error:
-        fine_tune(project, project / "run", override)
-    assert "\n" not in str(error.value)
