@@ -18,20 +18,20 @@ def read(path):
 @pytest.fixture
 def easyvqa(tmp_path):
     """A folder like the package's, with six training pictures and one for the test."""
-    colours = ("red", "blue", "teal", "black", "gray", "brown")
+    colors = ("red", "blue", "teal", "black", "gray", "brown")
     for split, count in (("train", 6), ("test", 1)):
         folder = tmp_path / "source" / split
         (folder / "images").mkdir(parents=True)
         rows = []
         for number in range(count):
-            colour = colours[number]
+            color = colors[number]
             Image.new("RGB", (8, 8), "white").save(folder / "images" / f"{number}.png")
             rows += [
-                [f"what is the {colour} shape?", "circle", number],
+                [f"what is the {color} shape?", "circle", number],
                 ["is there not a yellow shape in the image?", "yes", number],
                 ["does the image contain a triangle?", "no", number],
                 ["is no green shape present?", "yes", number],
-                [f"is there a {colour} shape?", "yes", number],
+                [f"is there a {color} shape?", "yes", number],
             ]
         (folder / "questions.json").write_text(json.dumps(rows))
     return tmp_path
@@ -71,9 +71,9 @@ def test_easyvqa_becomes_entries_with_captions_from_training_questions_alone(eas
     [
         ("what is the color of the circle?", {"shape": "circle"}),
         ("what color is the shape?", {}),
-        ("what is the teal shape?", {"colour": "teal"}),
+        ("what is the teal shape?", {"color": "teal"}),
         ("what shape is in the image?", {}),
-        ("does the image not contain a gray shape?", {"colour": "gray"}),
+        ("does the image not contain a gray shape?", {"color": "gray"}),
         ("is no rectangle present?", {"shape": "rectangle"}),
         ("is there not a triangle in the image?", {"shape": "triangle"}),
     ],
