@@ -219,7 +219,7 @@ def truncated(folder):
         ("retrieval", lambda m, f: m.encode_image(Image.new("F", (4, 4), float("nan"))), "not finite"),
         ("retrieval", lambda m, f: m.encode_text(["a", "!?"]), "nothing is left"),
         ("retrieval", lambda m, f: m.encode_text(["a", None]), "a NoneType .* is no text"),
-        ("retrieval", lambda m, f: m.encode_text(b"dog"), "a int .* is no text"),
+        ("retrieval", lambda m, f: m.encode_text(b"dog"), "a bytes .* is no text"),
         ("retrieval", lambda m, f: m.encode_text("\udcff"), "is not UTF-8"),
         ("retrieval", lambda m, f: m.caption([]), "no decoder"),
         ("retrieval", lambda m, f: m.answer("a.png", "what?"), "no decoder"),
