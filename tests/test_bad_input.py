@@ -207,7 +207,7 @@ def test_a_script_ends_with_one_line_and_no_traceback(tmp_path, capsys, monkeypa
 
 @pytest.mark.parametrize(
     ("content", "part"),
-    [(b"", "lacks [PAD]"), (b"\xff\xfe", "cannot be read"), (b"a\nb\n", "lacks [PAD]"), (None, "no regular file")],
+    [(b"", "lacks [PAD]"), (b"\xff\xfe", "cannot be read"), (b"a\nb\n", "lacks [PAD]"), (None, "not a regular file")],
 )
 def test_a_vocabulary(tmp_path, content, part):
     path = tmp_path / "vocab.txt"
