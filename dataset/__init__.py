@@ -8,8 +8,8 @@ import torch
 from torch.utils.data import Dataset
 
 from dataset.advice import cut_advice, size_advice, vocabulary_advice
+from dataset.annotations import Source
 from dataset.caption import CaptionCollate, CaptionEvalDataset, CaptionTrainDataset
-from dataset.entries import Source
 from dataset.loader import BatchIndices, Loader
 from dataset.pretrain import PretrainCollate, PretrainDataset
 from dataset.retrieval import RetrievalEvalDataset, RetrievalTrainDataset

@@ -10,89 +10,324 @@
      "object_label": "dog&&frisbee", "ocr": [[position, token], ...]}                 VQA (ALBEF, mPLUG)
     {"question_id", "question", "image_id"}                                           VQA's official question files
 
-They stand in JSON lists or in what dataset.tables reads. Without an `image_id`, an image's path is its id.
-
-Of Karpathy's files only the entries of the asked `split` are taken (train: restval too), as of captioning's other
-entries where they name one; these may carry `object_label` too. Official questions take their answers from the
-annotation file beside them (v2_OpenEnded_mscoco_val2014_questions.json: v2_mscoco_val2014_annotations.json). VQA's
-references may also lie in further official annotation files and in LXMERT's and mPLUG's minival file
-({"question_id", "label": {answer: score}}).
+They stand in the files of dataset.files or in tar shards. Without an `image_id`, an image's path is its id. Of
+Karpathy's files only the entries of the asked `split` are taken (train: restval too), as of captioning's other entries
+if they name one; these may carry `object_label` too. VQA's entries are read by dataset.questions.
 """
 
+import json
 import os
 import re
-import sys
-from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from dataset.entries import (
-    IDENTIFIER,
-    TEXT,
-    Files,
-    Place,
-    Source,
-    check_encodable,
-    check_kind,
-    file_list,
-    located_entries,
-    read_json,
-    strings,
-)
-from dataset.official import (
-    ANNOTATORS,
-    KARPATHY_SPLITS,
-    is_karpathy,
-    is_vqa_question,
-    karpathy_candidates,
-    karpathy_captions,
-    karpathy_folder,
-    karpathy_pairs,
-    karpathy_path,
-    karpathy_set,
-    vqa_annotation_name,
-    vqa_entry,
-    vqa_split,
-)
-from dataset.text import clean_question, has_word
-from utils import UserError, find_file, shown
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from dataset import official
+from dataset.files import LINES, PARQUET_PROBLEM, folder_entries, json_elements, read_json
+from dataset.shards import shard_entries, shard_files
+from utils import HALF_SURROGATE, UserError, find_file, one_line, open_file, shown
+
+Files = str | Path | Sequence[str | Path]
+
+TEXT, TEXTS, IDENTIFIER = (str,), (str, list), (str, int)  # kinds of values; a list is one of texts
+NAMES = {str: "a string", list: "a list of strings", int: "a whole number"}
+# The keys that an entry must have, and those that may be missing or null; other keys are kept as they are.
+KINDS: dict[str, dict[str, tuple[type, ...]]] = {
+    "pretrain": {"image": TEXT, "caption": TEXTS},
+    "retrieval_train": {"image": TEXT, "caption": TEXTS},
+    "retrieval_eval": {"image": TEXT, "caption": TEXTS},
+    "vqa_train": {"image": TEXT, "question": TEXT, "answer": TEXTS},
+    "vqa_eval": {"image": TEXT, "question": TEXT, "question_id": IDENTIFIER},
+    "caption": {"image": TEXT},
+}
+OPTIONAL: dict[str, dict[str, tuple[type, ...]]] = {
+    "retrieval_train": {"image_id": IDENTIFIER},
+    "vqa_train": {"dataset": TEXT, "question_id": IDENTIFIER},
+    "vqa_eval": {"dataset": TEXT, "answer_type": TEXT, "question_type": TEXT},
+}
+READ = frozenset(  # all keys that something is read of
+    "image caption sentences filename filepath dataset domain object_label ocr image_id img_id cocoid imgid question "
+    "question_id answer answers label answer_type question_type".split()
+)
 DOMAINS = ("in", "near", "out")  # of NoCaps; its files say "near-domain"
 COCO_NAME = re.compile(r"COCO_\w+_0*(\d{1,18})\.\w+$")
+CHUNK = 512  # entries of pre-training checked at a time; with more, Python's garbage collector goes through them
+
+
+@dataclass(frozen=True)
+class Source:
+    """Annotation files and where their images are.
+
+    files: one path or several, looked up in the working directory, then in the repository. image_root: folder of
+    relative `image` paths, or a map to one by the entry's `dataset`; None: the annotation file's own folder.
+    image_prefix_map: {old: new}, the longest prefix that an `image` starts with is replaced before that (published
+    files say val2014/ where a disk says otherwise). max_bad_share: of the samples of a line of `files` that damaged
+    shards may lose. columns: {key: what the files call it}, for files whose keys have other names.
+    """
+
+    files: Files
+    image_root: str | Path | Mapping[str, str] | None = None
+    image_prefix_map: Mapping[str, str] = field(default_factory=dict)
+    max_bad_share: float = 0.01
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+class Place(NamedTuple):
+    """Where an entry stands, in errors "FILE: entry 3", "FILE: line 4" or "FILE: sample KEY".
+
+    header: the texts that an official file holds beside its list (`dataset` of Karpathy's, `data_subtype` of VQA's);
+    complete: whether the entry's `image` is already the path to open, as that of a shard or of a folder of images.
+    """
+
+    path: Path
+    unit: str
+    number: int | str
+    header: Mapping[str, str] = {}
+    complete: bool = False
+
+    def __str__(self) -> str:
+        return one_line(f"{self.path}: {self.unit} {self.number}", 1000)
+
+
+# ------------------------------------------------------------------------------------------------- all kinds
 
 
 def load_annotations(source: Source, kind: str) -> list[dict]:
-    """The entries of a kind of file (a key of KINDS), `image` replaced by the path to open.
-
-    Raises UserError naming the file, the entry's index and the key.
-    """
+    """The entries of a kind of file (a key of KINDS), `image` replaced by the path to open."""
     return [entry for _, entry in located_entries(source, kind)]
 
 
-def _official(function: Callable, where: Place, *arguments):
-    """`function` of dataset/official.py, whose ValueErrors say in a few words what an entry lacks."""
+def located_entries(
+    source: Source, kind: str, convert: Callable[[dict, Place], list[dict]] | None = None
+) -> Iterator[tuple[Place, dict]]:
+    """(place, entry) of all files, `image` replaced by the path to open.
+
+    kind: a key of KINDS: which keys an entry must have. convert: for files of other layouts, called first with an entry
+    and its place: what it is in this layout, as one entry, several, or none; its ValueErrors say what an entry lacks.
+    Raises UserError naming the file, the entry's number and the key.
+    """
+    folders = image_folders(source.image_root)
+    for where, read in _elements(source, kind):
+        check_texts(read, where)
+        try:
+            entries = convert(read, where) if convert else [read]
+        except ValueError as error:
+            raise UserError(f"{where}: {error}") from None
+        for entry in entries:
+            yield where, _checked(entry, kind, where, folders, source)
+
+
+def pair_chunks(source: Source) -> Iterator[tuple[pa.Array, pa.Array, np.ndarray]]:
+    """The entries for pre-training in chunks: (paths to open [n], binary; their captions one after the other; the
+    number of each entry's captions [n]). They are what `located_entries` yields, at a third of its time."""
+    folders = image_folders(source.image_root)
+    for name in file_list(source.files):
+        path = Path(find_file(name, "annotation file"))
+        if path.is_dir() or shard_files(path):
+            located = located_entries(replace(source, files=path), "pretrain")
+            while chunk := [entry for _, entry in islice(located, CHUNK)]:
+                yield _columns(chunk)
+            continue
+        header, unit, elements = _read_list(path, "pretrain", source.columns)
+        one_folder = not isinstance(folders, dict) and not source.image_prefix_map
+        while chunk := list(islice(elements, CHUNK)):
+            columns = _plain_columns(chunk, os.path.join(folders or path.parent, "")) if one_folder else None
+            if columns is None:
+                places = [Place(path, unit, number, header) for number, _ in chunk]
+                for where, (_, entry) in zip(places, chunk, strict=True):
+                    check_texts(entry, where)
+                made = zip(chunk, places, strict=True)
+                columns = _columns([_checked(entry, "pretrain", where, folders, source) for (_, entry), where in made])
+            yield columns
+
+
+def _columns(entries: list[dict]) -> tuple[pa.Array, pa.Array, np.ndarray]:
+    paths = pa.array([os.fsencode(entry["image"]) for entry in entries], pa.large_binary())
+    captions = [strings(entry["caption"]) for entry in entries]
+    texts = pa.array([text for group in captions for text in group], pa.large_string())
+    return paths, texts, np.array([len(group) for group in captions], dtype=np.int64)
+
+
+def _plain_columns(chunk: list[tuple[int, Any]], folder: str) -> tuple[pa.Array, pa.Array, np.ndarray] | None:
+    """As `_columns`, of entries that all have an image below `folder` (or an absolute path) and one caption; else None.
+
+    Arrow takes no column with anything but strings that can be encoded: no entry needs to be looked at by itself.
+    """
     try:
-        return function(*arguments)
-    except ValueError as error:
-        raise UserError(f"{where}{':' if str(error).startswith(chr(39)) else ''} {error}") from None
+        images, captions = (
+            pa.array([entry[key] for _, entry in chunk], pa.large_string()) for key in ("image", "caption")
+        )
+        start, separator = (pa.scalar(text, pa.large_string()) for text in (folder, ""))
+        inside = pc.binary_join_element_wise(start, images, separator)
+    except (KeyError, TypeError, ValueError, pa.ArrowException):
+        return None
+    if images.null_count or captions.null_count or not pc.min(pc.binary_length(images)).as_py():
+        return None
+    paths = pc.if_else(pc.starts_with(images, os.sep), images, inside)
+    return paths.cast(pa.large_binary()), captions, np.ones(len(chunk), dtype=np.int64)
 
 
-def _check_karpathy_kinds(entry: dict, where: Place) -> None:
-    for name in ("filename", "filepath", "dataset"):
-        if entry.get(name) is not None:
-            check_kind(entry[name], name, TEXT, where)
+def file_list(files: Files) -> Sequence[str | Path]:
+    """One path or several, as several."""
+    return [files] if isinstance(files, str | Path) else files
+
+
+def strings(value: str | list[str]) -> list[str]:
+    """The value of a key that may be one string or a list of them, as a list."""
+    return [value] if isinstance(value, str) else value
+
+
+def _elements(source: Source, kind: str) -> Iterator[tuple[Place, Any]]:
+    """(place, element) of every list, table, folder and shard."""
+    for name in file_list(source.files):
+        path = Path(find_file(name, "annotation file"))
+        if shards := shard_files(path):
+            for shard, key, entry in shard_entries(shards, source.max_bad_share):
+                yield Place(shard, "sample", key, complete=True), entry
+        elif path.is_dir():
+            for text, number, entry in folder_entries(path):
+                yield Place(text, "line", number, complete=True), entry
+        else:
+            header, unit, elements = _read_list(path, kind, source.columns)
+            yield from ((Place(path, unit, number, header), element) for number, element in elements)
+
+
+def _read_list(
+    path: Path, kind: str, columns: Mapping[str, str]
+) -> tuple[dict[str, str], str, Iterator[tuple[int, Any]]]:
+    """(the header of an official file, else {}; what its entries are counted in; their numbers and the entries)
+
+    Only an official file, an object with a list in it, is in memory as a whole.
+    """
+    header, unit, ending = {}, "entry", path.suffix.lower()
+    if ending == ".parquet":
+        raise UserError(f"{path}: {PARQUET_PROBLEM}")
+    if ending in LINES:
+        unit, elements = "line", LINES[ending](path, [columns.get(key, key) for key in KINDS[kind]])
+    else:
+        with open_file(path) as file:
+            is_object = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
+        if is_object:
+            header, entries = _official_list(path)
+        elements = enumerate(entries if is_object else json_elements(path))
+    return header, unit, _renamed(path, elements, columns)
+
+
+def _official_list(path: Path) -> tuple[dict[str, str], list]:
+    """(the texts beside the list, the list) of Karpathy's files and VQA's question files."""
+    content = read_json(path)
+    lists = [key for key in ("images", "questions", "annotations") if isinstance(content.get(key), list)]
+    if lists == ["annotations"]:
+        raise UserError(f"{path}: holds annotations without their questions; name the question file in its place")
+    if "annotations" in lists:
+        raise UserError(f"{path}: images and captions lie apart, as COCO publishes them; see tools/prepare")
+    if not lists:
+        raise UserError(f"{path}: holds an object, not a list; annotation files are JSON lists of objects")
+    return {key: value for key, value in content.items() if isinstance(value, str)}, content[lists[0]]
+
+
+def _renamed(path: Path, elements: Iterable[tuple[int, Any]], columns: Mapping[str, str]) -> Iterator[tuple[int, Any]]:
+    """The elements with the names of keys that this project uses; UserError if there is none."""
+    elements = iter(elements)
+    if (first := next(elements, None)) is None:
+        raise UserError(f"{path}: holds no entry, the list is empty")
+    everything = chain([first], elements)
+    if not columns:
+        return everything
+    return (
+        (number, {**e, **{key: e[name] for key, name in columns.items() if name in e}} if isinstance(e, dict) else e)
+        for number, e in everything
+    )
+
+
+# ------------------------------------------------------------------------------------------------- checks
+
+
+def _checked(entry: dict, kind: str, where: Place, folders, source: Source) -> dict:
+    """The entry with the path to open as its `image`; UserError if it lacks a key of its kind."""
+    for key, types in KINDS[kind].items():
+        if key not in entry:
+            raise UserError(f"{where} has no {key!r}; a {kind} entry needs {', '.join(KINDS[kind])}")
+        check_kind(entry[key], key, types, where)
+    for key, types in OPTIONAL.get(kind, {}).items():
+        if entry.get(key) is not None:
+            check_kind(entry[key], key, types, where)
+    if not entry["image"]:
+        raise UserError(f"{where}: 'image' is empty")
+    if where.complete:
+        return entry
+    folder = where.path.parent if folders is None else _choose_folder(entry, folders, where)
+    image, prefixes = entry["image"], source.image_prefix_map
+    old = max((prefix for prefix in prefixes if image.startswith(prefix)), key=len, default="")
+    image = prefixes.get(old, old) + image[len(old) :]
+    return {**entry, "image": os.path.join(folder, image)}  # an absolute `image` stays as it is
+
+
+def check_kind(value, key: str, types: tuple[type, ...], where: Place | str) -> None:
+    """UserError if the value of `key` is of none of the `types`, or a list of anything but strings."""
+    if not isinstance(value, types) or isinstance(value, bool):
+        expected = " or ".join(NAMES[t] for t in types)
+        raise UserError(f"{where}: {key!r} is {type(value).__name__}, it must be {expected}")
+    if isinstance(value, list) and not (value and all(isinstance(item, str) for item in value)):
+        raise UserError(f"{where}: {key!r} must be a list of strings with at least one")
+
+
+def check_texts(entry: Any, where: Place | str) -> None:
+    """UserError if an entry is no object, or a text that is read of it holds half of a surrogate pair (JSON can write
+    one), which neither a tokenizer nor a result file can take."""
+    if not isinstance(entry, dict):
+        raise UserError(f"{where} is {type(entry).__name__}, not an object")
+    for key in READ & entry.keys():
+        value = entry[key]
+        if isinstance(value, str) and value.isascii():
+            continue
+        try:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        except RecursionError:
+            raise UserError(f"{where}: {key!r} is nested too deeply") from None
+        if HALF_SURROGATE.search(text):
+            raise UserError(
+                f"{where}: {key!r} holds half of a surrogate pair, which is no character: {shown(value)}; "
+                "write the whole character, or leave it out"
+            )
+
+
+def image_folders(image_root: str | Path | Mapping[str, str] | None) -> Path | dict[str, str | Path] | None:
+    """The folder of relative paths, None for that of the annotation file, or a map whose folders are looked for when an
+    entry names them."""
+    if isinstance(image_root, Mapping):
+        return {key: str(path) for key, path in image_root.items()}
+    return None if image_root is None else Path(find_file(image_root, "data.image_root"))
+
+
+def _choose_folder(entry: dict, folders: Path | dict[str, str | Path], where: Place) -> Path:
+    if isinstance(folders, Path):
+        return folders
+    name = entry.get("dataset")
+    if not isinstance(name, str) or name not in folders:
+        known = ", ".join(folders) or "nothing"
+        raise UserError(f"{where} has the dataset {shown(name)}, but data.image_root names only {known}; add it there")
+    if isinstance(folders[name], str):
+        folders[name] = find_file(folders[name], f"data.image_root.{name}")
+    return folders[name]
 
 
 def _in_split(entry: dict, split: str) -> bool:
     """Whether an entry is of a split ("train", "val" or "test"); one that names none is."""
-    return "split" not in entry or entry["split"] in KARPATHY_SPLITS[split]
+    return "split" not in entry or entry["split"] in official.KARPATHY_SPLITS[split]
 
 
 def _some(entries: list[dict], source: Source, split: str) -> list[dict]:
-    """The entries, where there are any."""
+    """The entries, if there are any."""
     if not entries:
-        raise UserError(f"{source.files}: no entry has the split {' or '.join(KARPATHY_SPLITS[split])}")
+        raise UserError(f"{source.files}: no entry has the split {' or '.join(official.KARPATHY_SPLITS[split])}")
     return entries
 
 
@@ -107,13 +342,12 @@ def _one_image_per_id(located: Iterable[tuple[Place, dict]], one_id_per_image: b
                 f"{where}: image_id {shown(identifier)} names {image}, but {known} in {first}; over all files, "
                 "an id must stand for one image (have two files counted from 0?)"
             )
-        if one_id_per_image:
-            first, other = id_of.setdefault(image, (where, identifier))
-            if other != identifier:
-                raise UserError(
-                    f"{where}: {image} has the image_id {shown(identifier)}, but {shown(other)} in {first}; "
-                    "an image needs one id, or it would be its own negative"
-                )
+        first, other = id_of.setdefault(image, (where, identifier))
+        if one_id_per_image and other != identifier:
+            raise UserError(
+                f"{where}: {image} has the image_id {shown(identifier)}, but {shown(other)} in {first}; "
+                "an image needs one id, or it would be its own negative"
+            )
         entries.append(entry)
     return entries
 
@@ -123,11 +357,8 @@ def _one_image_per_id(located: Iterable[tuple[Place, dict]], one_id_per_image: b
 
 def load_pairs(source: Source) -> list[dict]:
     """The entries to fine-tune retrieval on; each `image_id` (else: path) names one image, and each image has one."""
-
-    def convert(entry: dict, where: Place) -> list[dict]:
-        return _karpathy_retrieval(entry, where, "train")
-
-    located = list(located_entries(source, "retrieval_train", convert=convert))
+    convert = partial(_karpathy_retrieval, split="train")
+    located = list(located_entries(source, "retrieval_train", convert))
     for _, entry in located:
         if entry.get("image_id") is None:
             entry["image_id"] = os.path.normpath(entry["image"])
@@ -136,29 +367,32 @@ def load_pairs(source: Source) -> list[dict]:
 
 def load_candidates(source: Source, split: str) -> list[dict]:
     """The entries {image, caption} of retrieval's "val" or "test", whose captions are ranked for the images."""
-
-    def convert(entry: dict, where: Place) -> list[dict]:
-        return _karpathy_retrieval(entry, where, split)
-
-    return _some([entry for _, entry in located_entries(source, "retrieval_eval", convert=convert)], source, split)
+    convert = partial(_karpathy_retrieval, split=split)
+    return _some([entry for _, entry in located_entries(source, "retrieval_eval", convert)], source, split)
 
 
 def _karpathy_retrieval(entry: dict, where: Place, split: str) -> list[dict]:
     """A plain entry as it is; Karpathy's as pairs (train) or as one image with its captions, if it is of the split.
 
-    An image whose captions are all blank is left out, as tools.prepare leaves it out.
+    An image whose captions are all blank is left out, as `prepare karpathy` leaves it out.
     """
-    if not is_karpathy(entry):
+    if not official.is_karpathy(entry):
         return [entry]
     if not _in_split(entry, split):
         return []
     _check_karpathy_kinds(entry, where)
-    name = karpathy_set(entry, where.header)
+    name = official.karpathy_set(entry, where.header)
     if split == "train":
-        found = _official(karpathy_pairs, where, entry, name, karpathy_folder(name))
+        found = official.karpathy_pairs(entry, name, official.karpathy_folder(name))
     else:
-        found = [_official(karpathy_candidates, where, entry, name, karpathy_folder(name))]
+        found = [official.karpathy_candidates(entry, name, official.karpathy_folder(name))]
     return [item for item in found if item["caption"]]
+
+
+def _check_karpathy_kinds(entry: dict, where: Place) -> None:
+    for name in ("filename", "filepath", "dataset"):
+        if entry.get(name) is not None:
+            check_kind(entry[name], name, TEXT, where)
 
 
 # ------------------------------------------------------------------------------------------------- captioning
@@ -167,16 +401,15 @@ def _karpathy_retrieval(entry: dict, where: Place, split: str) -> list[dict]:
 def load_captions(source: Source, split: str, need_ids: bool = False) -> list[dict]:
     """The entries of a split ("train", "val" or "test") as {image, captions, image_id, labels, domain}.
 
-    image: the path to open; captions: list of str, as they stand (empty where a test set publishes none);
-    image_id: the entry's, else COCO's number in the file name, else the image as its file names it; labels: list of
-    str; domain: one of DOMAINS or missing. need_ids: no two images may have the same `image_id`.
-    Raises UserError naming file, entry and key.
+    image: the path to open; captions: list of str, as they stand (empty if a test set publishes none); image_id: the
+    entry's, else COCO's number in the file name, else the image as its file names it; labels: list of str; domain: one
+    of DOMAINS or missing. need_ids: no two images may have the same `image_id`.
     """
 
-    def plain(entry: dict, where: Place) -> list[dict]:
-        return [_plain_entry(entry, where)] if _in_split(entry, split) else []
+    def convert(entry: dict, where: Place) -> list[dict]:
+        return [_captioned(entry, where)] if _in_split(entry, split) else []
 
-    located = located_entries(source, "caption", convert=plain)
+    located = located_entries(source, "caption", convert)
     return _some(_one_image_per_id(located) if need_ids else [entry for _, entry in located], source, split)
 
 
@@ -185,312 +418,31 @@ def split_labels(object_label: str) -> list[str]:
     return list(dict.fromkeys(label.strip() for label in object_label.split("&&") if label.strip()))
 
 
-def _plain_entry(entry: dict, where: Place) -> dict:
+def _captioned(entry: dict, where: Place) -> dict:
     """Any of the three kinds of entry in the form that `load_captions` returns; Karpathy's without blank captions."""
     image, captions, dataset = entry.get("image"), entry.get("caption", []), entry.get("dataset")
-    if is_karpathy(entry):
+    if official.is_karpathy(entry):
         _check_karpathy_kinds(entry, where)
-        dataset = karpathy_set(entry, where.header)
-        captions = [caption for caption in _official(karpathy_captions, where, entry) if caption]
-        image = _official(karpathy_path, where, entry, karpathy_folder(dataset))
+        dataset = official.karpathy_set(entry, where.header)
+        captions = [caption for caption in official.karpathy_captions(entry) if caption]
+        image = official.karpathy_path(entry, official.karpathy_folder(dataset))
     if image is None:
         raise UserError(f"{where} has no 'image', and no 'filename' with 'sentences'; see dataset/annotations.py")
-    if isinstance(captions, str):
-        captions = [captions]
-    if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
-        raise UserError(f"{where}: 'caption' must be a string or a list of strings")
+    if captions != []:
+        check_kind(captions, "caption", TEXTS, where)
     labels = entry.get("object_label") or ""
-    if not isinstance(labels, str):
-        raise UserError(f"{where}: 'object_label' must be a string, labels joined by && (mPLUG's format)")
-    plain = {"image": image, "dataset": dataset, "captions": captions, "labels": split_labels(labels)}
-    plain |= {"image_id": _image_id(entry, image, where), "domain": _domain(entry.get("domain"), where)}
-    return {key: value for key, value in plain.items() if value is not None}
-
-
-def _image_id(entry: dict, image: str, where: Place) -> str | int:
-    for key in ("image_id", "img_id", "cocoid", "imgid"):
+    check_kind(labels, "object_label", TEXT, where)
+    number = COCO_NAME.search(str(image))
+    image_id = int(number[1]) if number else image
+    for key in ("imgid", "cocoid", "img_id", "image_id"):  # the last one counts
         if entry.get(key) is not None:
             check_kind(entry[key], key, IDENTIFIER, where)
-            return entry[key]
-    number = COCO_NAME.search(str(image))
-    return int(number[1]) if number else image
-
-
-def _domain(name, where: Place) -> str | None:
-    if name is None:
-        return None
-    short = name.removesuffix("-domain") if isinstance(name, str) else None
-    if short not in DOMAINS:
+            image_id = entry[key]
+    domain = entry.get("domain")
+    if domain is not None and (domain := str(domain).removesuffix("-domain")) not in DOMAINS:
         raise UserError(
-            f"{where}: 'domain' is {shown(name)}, it must be one of {', '.join(DOMAINS)} (or in-domain, ...)"
+            f"{where}: 'domain' is {shown(domain)}, it must be one of {', '.join(DOMAINS)}, or in-domain, ..."
         )
-    return short
-
-
-# ------------------------------------------------------------------------------------------------- VQA
-
-
-def load_training_questions(source: Source, left_out: Files = (), official: Files = ()) -> tuple[list[dict], int]:
-    """(the entries to train on, the number left out): those that are among the questions of the files `left_out`.
-
-    official: annotation files for official question files that have none beside them.
-
-    The same question has the same id and the same image; where a training entry has no id, the same words and the
-    same image. Raises UserError naming file, entry and key; where an id of one data set names different images in
-    `source` and `left_out`, so that nothing can be said; and where nothing remains.
-    """
-    held_ids, held_words, image_of = set(), set(), {}
-    held_out_questions = located_entries(replace(source, files=left_out), "vqa_eval", convert=_question_alone)
-    for where, entry in held_out_questions if left_out else ():
-        identifier, image = str(entry["question_id"]), os.path.normpath(entry["image"])
-        held_ids.add((identifier, image))
-        held_words.add((clean_question(entry["question"]), image))
-        image_of[entry.get("dataset"), identifier] = image, where
-    entries, count = [], 0
-    for where, entry in located_entries(source, "vqa_train", check_training, OfficialAnswers(official, required=True)):
-        image = os.path.normpath(entry["image"])
-        if entry.get("question_id") is None:
-            held_out = bool(held_words) and (clean_question(entry["question"]), image) in held_words
-        else:
-            identifier = str(entry["question_id"])
-            held_out = (identifier, image) in held_ids
-            if not held_out and (other := image_of.get((entry.get("dataset"), identifier))):
-                raise UserError(
-                    f"{where}: question_id {shown(entry['question_id'])} asks about {image}, but about {other[0]} in "
-                    f"{other[1]}: a data set's ids must be unique over data.train and data.val, so that validation is "
-                    "never trained on (data.train_on_minival: true trains on all and skips this check)"
-                )
-        count += held_out
-        if not held_out:
-            entries.append(entry)
-    if not entries:
-        raise UserError("data.train: all questions are those of data.val; set data.train_on_minival, or other files")
-    return entries, count
-
-
-def load_questions(source: Source, official: Files = ()) -> list[dict]:
-    """The entries of an evaluation split, each `question_id` once, with or without answers; those of official question
-    files have the answers of the annotation file beside them, unless it is among `official` (see `load_references`).
-    """
-    entries, first = [], {}
-    for where, entry in located_entries(source, "vqa_eval", check_reference, OfficialAnswers(official)):
-        identifier = entry["question_id"]
-        if first.setdefault(identifier, where) != where:
-            raise UserError(
-                f"{where}: question_id {shown(identifier)} occurs more than once, first in {first[identifier]}; "
-                "each question of a split needs its own"
-            )
-        entries.append(entry)
-    return entries
-
-
-class OfficialAnswers:
-    """Makes entries of official questions and their annotations; entries of other layouts stay as they are.
-
-    The annotations are those of the file that the pair's names put beside the question file. required: else those of
-    the files `official`, and a question without any is a UserError; not required: a pair that is among `official` is
-    not read, since `load_references` reads it.
-    """
-
-    def __init__(self, official: Files = (), required: bool = False):
-        self.official, self.required = file_list(official), required
-        self._read: dict[Path | None, dict] = {}  # question file (None: all of `official`) -> {question id: annotation}
-
-    def __call__(self, entry: dict, where: Place) -> list[dict]:
-        if not is_vqa_question(entry):
-            return [entry]
-        check_kind(entry.get("question_id"), "question_id", IDENTIFIER, where)
-        annotation = self._annotations(where.path).get(entry["question_id"])
-        if annotation is None and self.required:
-            raise UserError(f"{where}: question_id {shown(entry['question_id'])} has no annotation, thus no answer")
-        return [_question_entry(entry, where, annotation)]
-
-    def _annotations(self, path: Path) -> dict:
-        if path not in self._read:
-            self._read[path] = self._find(path)
-        return self._read[path]
-
-    def _find(self, path: Path) -> dict:
-        pair = path.with_name(vqa_annotation_name(path.name))
-        if pair != path and pair.is_file():
-            read_later = not self.required and any(Path(find_file(name)).samefile(pair) for name in self.official)
-            return {} if read_later else _by_id([pair], "annotations", _with_answers)
-        if not self.required:
-            return {}
-        if not self.official:
-            raise UserError(
-                f"{path}: its answers are not there; put {pair.name} beside it, or name that file in data.official"
-            )
-        if None not in self._read:
-            self._read[None] = _by_id(self.official, "annotations", _with_answers)
-        return self._read[None]
-
-
-def _question_alone(entry: dict, where: Place) -> list[dict]:
-    return [_question_entry(entry, where, None) if is_vqa_question(entry) else entry]
-
-
-def _question_entry(entry: dict, where: Place, annotation: dict | None) -> dict:
-    split = _official(vqa_split, where, where.header, where.path.name)
-    return _official(vqa_entry, where, entry, annotation, split)
-
-
-@dataclass(frozen=True)
-class References:
-    """What a split's questions are judged by, in their order.
-
-    answers: per question the annotators' answers (str or list of str) or {answer: score}; None where no question has
-    any. answer_types, question_types: strings, or None where nothing names them. origin: where the answers come from,
-    in words.
-    """
-
-    answers: list[str | list[str] | dict[str, float]] | None
-    answer_types: list[str | None]
-    question_types: list[str | None]
-    origin: str
-
-
-def load_references(entries: list[dict], files: Files, official: Files = (), score_files: Files = ()) -> References:
-    """The references of the questions `entries` (of `files`, for errors), each from the first of these that has it:
-    official annotation files, its own `answer`, lists of {"question_id", "label": {answer: score}}.
-
-    Raises UserError naming file and entry, and where some questions have answers and others none.
-    """
-    sources = {
-        "official files": _by_id(official, "annotations", _official_reference),
-        "entries": {entry["question_id"]: _own_reference(entry) for entry in entries},
-        "score files": _by_id(score_files, None, _score_reference),
-    }
-    used: Counter[str] = Counter()
-    answers, types = [], {"answer_type": [], "question_type": []}
-    for entry in entries:
-        known = {name: found[entry["question_id"]] for name, found in sources.items() if entry["question_id"] in found}
-        name = next((name for name, found in known.items() if found["reference"] is not None), "nothing")
-        used[name] += 1
-        answers.append(known[name]["reference"] if name != "nothing" else None)
-        for key, column in types.items():
-            column.append(next((found[key] for found in known.values() if found[key] is not None), None))
-    if len(used) > 1 and used["nothing"]:
-        missing = entries[answers.index(None)]["question_id"]
-        raise UserError(f"{files}: question {shown(missing)} has no answers, others have; all or none must")
-    origin = ", ".join(f"{name} ({count} questions)" for name, count in used.items())
-    return References(None if used["nothing"] else answers, types["answer_type"], types["question_type"], origin)
-
-
-def read_answer_list(path: str | Path) -> list[str]:
-    """A JSON list of different answers, for ranking; UserError naming what is wrong."""
-    path = find_file(path, "data.answer_list")
-    answers = read_json(path)
-    if not isinstance(answers, list) or not answers:
-        raise UserError(f"{path}: an answer list is a JSON list of strings with at least one")
-    first: dict[str, int] = {}
-    for number, answer in enumerate(answers):
-        if not isinstance(answer, str) or not answer.strip():
-            raise UserError(f"{path}: entry {number} ({shown(answer)}) is no answer")
-        check_encodable({"answer": answer}, ["answer"], f"{path}: entry {number}")
-        if answer in first:
-            raise UserError(f"{path}: {shown(answer)} stands there twice (entries {first[answer]} and {number})")
-        first[answer] = number
-    return answers
-
-
-def check_question(entry: dict) -> str | None:
-    """What is wrong with an entry beyond missing keys, or None."""
-    if not has_word(clean_question(entry["question"])):
-        return f"the question {shown(entry['question'])} has no word"
-    if not isinstance(entry.get("object_label") or "", str):
-        return "'object_label' must be labels joined by &&, such as \"dog&&frisbee\""
-    ocr = entry.get("ocr") or []
-    if not isinstance(ocr, list):
-        return "'ocr' must be a list of [position, token]"
-    for item in ocr:
-        if not (isinstance(item, list) and len(item) == 2 and isinstance(item[1], str)):
-            return f"'ocr' must hold [position, token] pairs, not {shown(item)}"
-    return None
-
-
-def check_training(entry: dict) -> str | None:
-    """As `check_question`; and some annotator must have said something."""
-    if problem := check_question(entry):
-        return problem
-    return None if any(has_word(answer) for answer in strings(entry["answer"])) else "'answer' is blank"
-
-
-def check_reference(entry: dict) -> str | None:
-    """As `check_question`; and answers, where there are some, are ten annotators' or a single one."""
-    answers = entry.get("answer")
-    if answers is None or isinstance(answers, str):
-        return check_question(entry)
-    return _answers_problem(answers, entry["question_id"]) or check_question(entry)
-
-
-def _answers_problem(answers, identifier: str | int) -> str | None:
-    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-        return "'answer' must be a string or a list of strings"
-    if len(answers) not in (1, ANNOTATORS):
-        return (
-            f"question {shown(identifier)} has {len(answers)} answers: the official accuracy needs those of "
-            f"{ANNOTATORS} annotators, or a single one, which is compared exactly"
-        )
-    return None
-
-
-def _own_reference(entry: dict) -> dict:
-    return {key: entry.get(key) for key in ("answer_type", "question_type")} | {"reference": entry.get("answer")}
-
-
-def _official_reference(entry: dict) -> dict:
-    answers = [item["answer"] for item in entry["answers"]]
-    if problem := _answers_problem(answers, entry["question_id"]):
-        raise ValueError(problem)
-    return _own_reference({**entry, "answer": answers})
-
-
-def _with_answers(entry: dict) -> dict:
-    """What an entry takes of an official annotation."""
-    answers = _official_reference(entry)["reference"]
-    kept = {key: entry[key] for key in ("image_id", "answer_type", "question_type") if key in entry}
-    return {**kept, "answers": [{"answer": sys.intern(answer)} for answer in answers]}
-
-
-def _score_reference(entry: dict) -> dict:
-    label = entry["label"]
-    if not isinstance(label, dict):
-        raise TypeError("label is no map")
-    if not all(type(score) in (int, float) and 0 <= score < float("inf") for score in label.values()):
-        raise ValueError("label maps an answer to something that is no score")
-    return _own_reference({**entry, "answer": label})
-
-
-def _by_id(files: Files, key: str | None, convert: Callable[[dict], dict]) -> dict:
-    """{question id: convert(entry)} of the files' lists (under `key`, if any)."""
-    found, first = {}, {}
-    for name in file_list(files):
-        path = find_file(name, "annotation file")
-        content = read_json(path)
-        entries = content.get(key) if key and isinstance(content, dict) else content
-        if not isinstance(entries, list):
-            raise UserError(f"{path}: holds no list{f' under {key!r}' if key else ''}; is it the right file?")
-        for index, entry in enumerate(entries):
-            where = f"{path}: entry {index}"
-            try:
-                reference, identifier = convert(entry), entry["question_id"]
-            except (KeyError, TypeError, AttributeError, ValueError) as error:
-                raise UserError(f"{where} is not as expected ({shown(error)})") from None
-            _check_reference_entry(entry, where)
-            if found.setdefault(identifier, reference) != reference:
-                raise UserError(
-                    f"{where}: question_id {shown(identifier)} occurs more than once with different answers, first in "
-                    f"{first[identifier]}"
-                )
-            first.setdefault(identifier, where)
-    return found
-
-
-def _check_reference_entry(entry: dict, where: str) -> None:
-    """UserError where the id, types or texts of an official or score file's entry cannot be used."""
-    check_kind(entry["question_id"], "question_id", IDENTIFIER, where)
-    for key in ("answer_type", "question_type"):
-        if entry.get(key) is not None:
-            check_kind(entry[key], key, TEXT, where)
-    check_encodable(entry, ("question_id", "answers", "label", "answer_type", "question_type"), where)
+    plain = {"image": image, "dataset": dataset, "captions": strings(captions), "labels": split_labels(labels)}
+    plain |= {"image_id": image_id, "domain": domain}
+    return {key: value for key, value in plain.items() if value is not None}

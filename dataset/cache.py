@@ -1,43 +1,47 @@
-"""What data sets keep in memory, in large blocks that forked workers share: strings, and decoded images."""
+"""What data sets keep in memory, in large blocks that processes share: strings, pre-training's entries, decoded images.
 
+Millions of Python strings take ten times the memory of their text, and forked data workers copy them page by page,
+because counting references writes to them. Arrow's arrays are shared as they are. The entries of large files are also
+kept in an Arrow file beside the first of them (in $XDG_CACHE_HOME/semmim, else ~/.cache/semmim, if that folder cannot
+be written to), which later runs and the other processes of a machine map: it is in memory once.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
 import logging
 import os
 import time
-from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
-from dataset.transforms import ImageError, image_size, open_image
-from utils import UserError
+from dataset.annotations import Source, file_list, pair_chunks
+from dataset.shards import shard_files
+from dataset.transforms import ImageError, open_image
+from utils import UserError, find_file, replacing
 
 log = logging.getLogger("semmim")
 
-CACHE_SHARE_OF_MEMORY = 0.25
+CACHED_FROM = 50_000_000  # bytes of annotation files; fewer are read in seconds
+VERSION = 2  # of what the Arrow file holds: to be raised with every change of what is read, checked or stored
+SHARE_OF_MEMORY = 0.25  # that decoded images may take
 
 
 class StringTable:
-    """A read-only list of strings in one block of memory.
+    """A read-only list of strings in one block of memory; strings: texts, or an Arrow array of them."""
 
-    Millions of Python strings cost ten times their text, and forked data workers copy them page by page
-    because counting references writes to them; one array of bytes is shared as it is.
-    """
-
-    def __init__(self, strings: Iterable[str] = ()):
-        builder = StringBuilder()
-        for string in strings:
-            builder.append(string)
-        self.ends, self.bytes = builder.arrays()
-
-    @classmethod
-    def of_arrays(cls, ends: np.ndarray, text: np.ndarray) -> "StringTable":
-        """The table of the arrays `ends` [n + 1] int64 and `bytes` [total] uint8 of another, which may be mapped from
-        a file."""
-        table = cls.__new__(cls)
-        table.ends, table.bytes = ends, text
-        return table
+    def __init__(self, strings: Iterable[str] | pa.Array = ()):
+        if not isinstance(strings, pa.Array):
+            strings = pa.array([text.encode("utf-8", "surrogateescape") for text in strings], pa.large_binary())
+        _, ends, text = strings.buffers()
+        self.ends = np.frombuffer(ends, dtype=np.int64)[: len(strings) + 1] if len(strings) else np.zeros(1, np.int64)
+        self.bytes = np.frombuffer(text or b"", dtype=np.uint8)
 
     def __len__(self) -> int:
         return len(self.ends) - 1
@@ -45,116 +49,139 @@ class StringTable:
     def __getitem__(self, index: int) -> str:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        piece = self.bytes[self.ends[index] : self.ends[index + 1]]
-        return piece.tobytes().decode("utf-8", "surrogatepass")
+        return str(self.bytes[self.ends[index] : self.ends[index + 1]], "utf-8", "surrogateescape")
 
 
-class StringBuilder:
-    """A StringTable in the making: strings are appended, and can be read at once."""
-
-    def __init__(self):
-        self._ends, self._text = array("q", [0]), bytearray()
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def append(self, string: str) -> None:
-        text = self._text
-        text += string.encode() if string.isascii() else string.encode("utf-8", "surrogatepass")
-        self._ends.append(len(text))
-
-    def __getitem__(self, index: int) -> str:
-        return self._text[self._ends[index] : self._ends[index + 1]].decode("utf-8", "surrogatepass")
-
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """(ends [n + 1] int64, bytes [total] uint8) of the table, without a copy; nothing can be appended then."""
-        return np.frombuffer(self._ends, dtype=np.int64), np.frombuffer(self._text, dtype=np.uint8)
+# ------------------------------------------------------------------------------------------------- entries
 
 
-class Numbering:
-    """Numbers strings in order of first appearance: `numbering(string)` is the string's number, the same each time.
+class Pairs:
+    """Pre-training's entries. image_id [entries] int32: number of the entry's image in `paths`, counted by first
+    appearance; caption_start [entries + 1] int64: where its captions begin in `captions`."""
 
-    An open hash table in arrays: a dictionary of millions of strings, or of their hashes, takes ten times its memory.
-    """
+    def __init__(self, entries: pa.Table):
+        """entries: what `read_pairs` returns."""
+        images, captions = (entries[name].chunk(0) for name in ("image", "captions"))
+        self.image_id, self.paths = images.indices.to_numpy(), StringTable(images.dictionary)
+        self.caption_start, self.captions = captions.offsets.to_numpy(), StringTable(captions.values)
 
-    def __init__(self):
-        self.strings = StringBuilder()  # by their numbers
-        self._hashes = array("q")  # of each
-        self._slots = array("i", [-1]) * 1024  # numbers, each at the first free place from its hash on; -1: free
 
-    def __call__(self, string: str) -> int:
-        key, slots, last = hash(string), self._slots, len(self._slots) - 1
-        slot = key & last
-        while (number := slots[slot]) >= 0:
-            if self._hashes[number] == key and self.strings[number] == string:
-                return number
-            slot = (slot + 1) & last
-        slots[slot] = number = len(self._hashes)
-        self._hashes.append(key)
-        self.strings.append(string)
-        if 2 * number > last:
-            self._grow()
-        return number
+def read_pairs(source: Source) -> pa.Table:
+    """The entries of pre-training's files: `image`, the path to open (numbered in a dictionary), and `captions`."""
+    images, captions, counts = [], [], [[0]]
+    for paths, texts, numbers in pair_chunks(source):
+        images.append(paths.dictionary_encode())
+        captions.append(texts)
+        counts.append(numbers)
+    image = pa.chunked_array(images).unify_dictionaries().combine_chunks()
+    starts = pa.array(np.cumsum(np.concatenate(counts), dtype=np.int64))
+    texts = pa.LargeListArray.from_arrays(starts, pa.chunked_array(captions).combine_chunks())
+    return pa.table({"image": image, "captions": texts})
 
-    def _grow(self) -> None:
-        slots = array("i", [-1]) * (4 * len(self._slots))
-        last = len(slots) - 1
-        for number, key in enumerate(self._hashes):
-            slot = key & last
-            while slots[slot] >= 0:
-                slot = (slot + 1) & last
-            slots[slot] = number
-        self._slots = slots
+
+def load_pairs(source: Source) -> Pairs:
+    """The entries of pre-training's files, from their Arrow file if they are large."""
+    named = [Path(find_file(name, "annotation file")) for name in file_list(source.files)]
+    files = [file for path in named for file in shard_files(path) or [path]]
+    states = [path.stat() for path in files]
+    folders = any(path.is_dir() for path in files)  # of images: no size and time tells what is in them
+    if folders or sum(state.st_size for state in states) < CACHED_FROM:
+        return Pairs(read_pairs(source))
+    settings = [[str(path.absolute()) for path in files], str(source), os.getcwd()]
+    content = json.dumps([VERSION, settings, [[state.st_size, state.st_mtime_ns] for state in states]]).encode()
+    digest = hashlib.blake2b(json.dumps(settings).encode(), digest_size=8).hexdigest()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "semmim")
+    folder = files[0].parent if os.access(files[0].parent, os.W_OK) else cache
+    with _one_at_a_time(files[0].parent):  # the first process of a machine makes the file, the others wait for it
+        return Pairs(_kept(folder / f".{files[0].stem}.{digest}.arrow", content, source))
+
+
+def _kept(path: Path, content: bytes, source: Source) -> pa.Table:
+    """The entries in the Arrow file `path`, which is made anew unless it was made of `content`."""
+    if entries := _mapped(path, content):
+        log.info("%d entries of data.train from %s", len(entries), path)
+        return entries
+    started = time.monotonic()
+    log.info("reading data.train; later runs map what is made of it")
+    entries = read_pairs(source).replace_schema_metadata({b"content": content})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary, pa.ipc.new_file(str(temporary), entries.schema) as file:
+            file.write_table(entries)
+    except (OSError, UserError) as error:
+        log.warning("the entries of data.train cannot be kept (%s): every process reads the files", error)
+        return entries
+    log.info("%d entries in %.0f s, kept in %s", len(entries), time.monotonic() - started, path)
+    return _mapped(path, content) or entries
+
+
+def _mapped(path: Path, content: bytes) -> pa.Table | None:
+    """The entries in an Arrow file that was made of `content`, mapped; None if it is missing or of something else."""
+    try:
+        entries = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (OSError, pa.ArrowException):
+        return None
+    return entries if entries.schema.metadata == {b"content": content} else None
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """While it lasts, no other process is in it for the same folder (if the file system knows such locks)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)  # which ends the lock
+
+
+# ------------------------------------------------------------------------------------------------- images
 
 
 class ImageCache:
-    """Decoded RGB images in a few large blocks of memory, indexed like `paths`; a broken image raises its
-    ImageError again at every visit.
-
-    Large blocks, so that forked workers share them. Raises UserError where the images, estimated from 200
-    of them, would take more than a quarter of the machine's memory (divided among the processes on this
-    machine).
-    """
+    """Decoded RGB images in a few large blocks of memory, indexed like `paths`; a broken image raises its ImageError
+    at every visit. UserError if they take more than a quarter of the machine's memory, divided among its processes."""
 
     BLOCK = 1000  # images
 
-    def __init__(self, paths: StringTable, threads: int | None = None):
-        limit = _memory_bytes() * CACHE_SHARE_OF_MEMORY / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        _check_fits(_estimate_bytes(paths), limit, len(paths))
-        self._errors: dict[int, tuple[str, str]] = {}
+    def __init__(self, paths: StringTable):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        self._limit = memory * SHARE_OF_MEMORY / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        self._errors: dict[int, ImageError] = {}
         self._blocks: list[np.ndarray] = []
         self._sizes = np.zeros((len(paths), 2), dtype=np.int64)  # height, width
         self._starts = np.zeros(len(paths), dtype=np.int64)  # in the image's block
-        total, started, told = 0, time.monotonic(), time.monotonic()
-        with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
+        started = time.monotonic()
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             for first in range(0, len(paths), self.BLOCK):
                 numbers = range(first, min(first + self.BLOCK, len(paths)))
-                total += self._add_block(first, pool.map(_decode, [paths[i] for i in numbers]))
-                _check_fits(total, limit, len(paths))
-                if time.monotonic() - told > 5:
-                    told = time.monotonic()
-                    log.info("decoded %d of %d images (%.0f MB)", numbers.stop, len(paths), total / 1e6)
-        usable, seconds = len(paths) - len(self._errors), time.monotonic() - started
-        log.info("cached %d images (%.0f MB) in %.1f s", usable, total / 1e6, seconds)
+                self._add_block(first, pool.map(_decode, [paths[i] for i in numbers]))
+        total, seconds = sum(block.size for block in self._blocks) / 1e6, time.monotonic() - started
+        log.info("cached %d images (%.0f MB) in %.1f s", len(paths) - len(self._errors), total, seconds)
 
-    def _add_block(self, first: int, images: Iterable["np.ndarray | ImageError"]) -> int:
+    def _add_block(self, first: int, images: Iterable["np.ndarray | ImageError"]) -> None:
         arrays, size = [], 0
         for i, image in enumerate(images, first):
             if isinstance(image, ImageError):
-                self._errors[i] = (image.path, image.reason)
+                self._errors[i] = image
                 continue
             self._sizes[i], self._starts[i] = image.shape[:2], size
             arrays.append(image.reshape(-1))
             size += image.size
-        self._blocks.append(np.concatenate(arrays) if arrays else np.empty(0, dtype=np.uint8))
-        return size
+        self._blocks.append(np.concatenate([np.empty(0, dtype=np.uint8), *arrays]))
+        if sum(block.size for block in self._blocks) > self._limit:
+            raise UserError(
+                f"data.cache_images: the decoded images take more than {self._limit / 1e9:.2f} GB (a quarter of the "
+                "memory, over all processes here); set it to false"
+            )
 
     def __len__(self) -> int:
         return len(self._sizes)
 
     def __getitem__(self, index: int) -> Image.Image:
         if index in self._errors:
-            raise ImageError(*self._errors[index])
+            raise ImageError(self._errors[index].path, self._errors[index].reason)
         height, width = (int(n) for n in self._sizes[index])
         start = self._starts[index]
         pixels = self._blocks[index // self.BLOCK][start : start + height * width * 3]
@@ -166,28 +193,3 @@ def _decode(path: str) -> np.ndarray | ImageError:
         return np.asarray(open_image(path))  # [H,W,3] uint8
     except ImageError as error:
         return error
-
-
-def _estimate_bytes(paths: StringTable, probes: int = 200) -> float:
-    """Expected size of all decoded images, from the headers of evenly spaced ones."""
-    step = max(1, len(paths) // probes)
-    sizes = []
-    for i in range(0, len(paths), step):
-        try:
-            width, height = image_size(paths[i])
-            sizes.append(width * height * 3)
-        except ImageError:  # a broken image takes no memory; decoding reports it
-            sizes.append(0)
-    return float(np.mean(sizes)) * len(paths)
-
-
-def _check_fits(size: float, limit: float, count: int) -> None:
-    if size > limit:
-        raise UserError(
-            f"data.cache_images: {count} decoded images need {size / 1e9:.2f} GB, this process may take "
-            f"{limit / 1e9:.2f} (a quarter of the memory, over all processes here); set it to false"
-        )
-
-
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

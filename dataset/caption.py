@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dataset.annotations import load_captions
+from dataset.annotations import Source, load_captions
 from dataset.cache import StringTable
 from dataset.common import (
     EmptyCaption,
@@ -20,7 +20,6 @@ from dataset.common import (
     sample_rng,
     starts,
 )
-from dataset.entries import Source
 from dataset.text import Tokenizer, has_word, share_cut
 from dataset.transforms import Augment, stack_pixels
 from utils import IGNORE, UserError, one_line

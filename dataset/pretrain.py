@@ -7,6 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from dataset.annotations import Source
+from dataset.cache import load_pairs
 from dataset.common import (
     TrainDataset,
     caption_id,
@@ -15,8 +17,6 @@ from dataset.common import (
     sample_rng,
     usable_caption,
 )
-from dataset.entries import Source
-from dataset.index import load_pairs
 from dataset.text import Tokenizer, clean_caption, share_cut
 from dataset.transforms import PretrainViews, stack_pixels
 

@@ -9,10 +9,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dataset.annotations import load_candidates, load_pairs
+from dataset.annotations import Source, load_candidates, load_pairs, strings
 from dataset.cache import StringTable
 from dataset.common import TrainDataset, may_flip, numbered, read_for_evaluation, sample_rng, usable_caption
-from dataset.entries import Source, strings
 from dataset.text import clean_caption, has_word
 from dataset.transforms import Augment
 from utils import UserError

@@ -1,12 +1,12 @@
-"""Tar shards of images and captions in webdataset's layout, as img2dataset and tools.shards write them.
+"""Tar shards of images and captions in webdataset's layout, as img2dataset and tools/shards.py write them.
 
 A shard holds samples, files of one key: `key.jpg` (or another image) and `key.json` or `key.txt`. The JSON is an entry
 without `image`: {"caption": text | [texts], ...}, or {"captions": [...]} for an image of several entries; `key.txt` is
-a caption. Shards are no stream here: their headers are read once, an image's path becomes
+a caption. The headers of a shard are read once. An image's path becomes
 
     /data/00012.tar/000120345.jpg@51200+20481      (shard, file in it, where its bytes begin, their number)
 
-and its bytes are read when it is asked for. So entries of shards are entries like all others: in any order, by any
+and its bytes are read when they are asked for. So the entries of shards are like all others: in any order, for any
 number of processes and workers, and resumed anywhere.
 """
 
@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from dataset.files import IMAGES
 from utils import UserError, one_line, open_file, reason
 
 log = logging.getLogger("semmim")
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
 TEXTS = ("json", "txt")
 MEMBER = re.compile(r"(.+\.tar)/([^/]+)@(\d+)\+(\d+)", re.DOTALL)
 LONGEST_TEXT = 1 << 22  # bytes of a .json or .txt
@@ -32,14 +32,14 @@ LONGEST_HEADER = 1 << 14  # bytes of a file's name and attributes; tarfile takes
 
 
 def shard_files(path: Path) -> list[Path]:
-    """The shards that a line of `data.train` names: a .tar file, or the ones in a folder; none for what else it is."""
+    """The shards that a line of `data.train` names: a .tar file, or those in a folder; none for anything else."""
     if path.is_dir():
         return sorted(path.glob("*.tar"))
     return [path] if path.suffix == ".tar" else []
 
 
 def read_member(path: str) -> bytes | None:
-    """The bytes of an image in a shard; None where `path` is that of a file. Raises OSError, EOFError."""
+    """The bytes of an image in a shard; None if `path` is that of a file. Raises OSError, EOFError."""
     found = MEMBER.fullmatch(path)
     if found is None:
         return None
@@ -57,8 +57,8 @@ def shard_entries(shards: list[Path], max_bad_share: float) -> Iterator[tuple[Pa
     the path that `read_member` reads.
 
     A damaged shard gives the samples before the damage; it, and samples without image or caption, are warned of. Raises
-    UserError where more than `max_bad_share` of the samples are lost. How many a damaged shard has had is told by its
-    SHARD_stats.json (img2dataset), else by the other shards.
+    UserError if more than `max_bad_share` of the samples are lost. How many a damaged shard had is what its
+    SHARD_stats.json says (img2dataset), else as many as the median of the whole shards.
     """
     counts: list[int] = []  # samples of whole shards
     lost, found, damaged = 0, 0, []
@@ -73,9 +73,10 @@ def shard_entries(shards: list[Path], max_bad_share: float) -> Iterator[tuple[Pa
             damaged.append(shard)
     expected = statistics.median(counts) if counts else max((shard.samples for shard in damaged), default=0) + 1
     for shard in damaged:
-        missing = max(1, (shard.promised() or round(expected)) - shard.samples)
+        missing = max(1, (_promised(shard.path) or round(expected)) - shard.samples)
         lost += missing
-        log.warning("%s: damaged (%s), about %d samples are lost", one_line(shard.path, 1000), shard.damage, missing)
+        name = one_line(shard.path, 1000)
+        log.warning("%s: damaged (%s), about %d samples are lost", name, shard.damage, missing)
     if lost > max_bad_share * (found + lost) or not found:
         first = "; ".join(f"{shard.path}: {shard.damage}" for shard in damaged[:3])
         raise UserError(
@@ -84,27 +85,36 @@ def shard_entries(shards: list[Path], max_bad_share: float) -> Iterator[tuple[Pa
         )
 
 
+def _promised(shard: Path) -> int | None:
+    """Samples that img2dataset says it wrote."""
+    try:
+        return int(json.loads(shard.with_name(f"{shard.stem}_stats.json").read_text(encoding="utf-8"))["successes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 @dataclass
 class _Shard:
+    """A shard that is read once, and what became of its samples."""
+
     path: Path
     samples: int = 0  # with image and caption
     unusable: int = 0  # others
     damage: str | None = None
 
     def entries(self) -> Iterator[tuple[Path, str, dict]]:
-        """The entries up to the end or the damage; counts on the way."""
+        """The entries up to the end or the damage."""
         key, files = None, {}
         try:
             with open_file(self.path) as file:
-                for name, start, size in _members(file):
-                    base = name.rpartition("/")[2]
+                for name, start, size in shard_members(file):
+                    folder, slash, base = name.rpartition("/")
                     stem, _, ending = base.partition(".")
                     if not stem:  # .DS_Store and the like
                         continue
-                    this = name[: len(name) - len(base)] + stem
-                    if this != key:
+                    if folder + slash + stem != key:
                         yield from self._sample(key, files)
-                        key, files = this, {}
+                        key, files = folder + slash + stem, {}
                     ending = ending.lower()
                     if ending in IMAGES and size:
                         files["image"] = f"{self.path}/{base}@{start}+{size}"
@@ -119,47 +129,33 @@ class _Shard:
     def _sample(self, key: str | None, files: dict) -> Iterator[tuple[Path, str, dict]]:
         if not files:
             return
-        where = one_line(f"{self.path}: sample {key}", 1000)
         entries = _entries(files)
-        if not entries or "image" not in files:
-            self.unusable += 1
-            if self.unusable <= 3:
-                log.warning("%s has no %s", where, "image" if "image" not in files else "caption")
+        if entries and "image" in files:
+            self.samples += 1
+            yield from ((self.path, key, {**entry, "image": files["image"]}) for entry in entries)
             return
-        self.samples += 1
-        for entry in entries:
-            yield self.path, key, {**entry, "image": files["image"]}
-
-    def promised(self) -> int | None:
-        """Samples that img2dataset says it wrote."""
-        try:
-            stats = json.loads(self.path.with_name(f"{self.path.stem}_stats.json").read_text(encoding="utf-8"))
-            return int(stats["successes"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        self.unusable += 1
+        if self.unusable <= 3:
+            missing = "image" if "image" not in files else "caption"
+            log.warning("%s has no %s", one_line(f"{self.path}: sample {key}", 1000), missing)
 
 
 def _entries(files: dict) -> list[dict]:
-    """The entries, without `image`, that a sample's texts tell; none where they tell no caption."""
+    """The entries, without `image`, of a sample's texts; none without a caption."""
     try:
-        content = json.loads(files["json"]) if "json" in files else {}
+        content = json.loads(files.get("json", b"{}"))
         text = files["txt"].decode("utf-8") if "txt" in files else None
     except (ValueError, RecursionError):
         return []
     if not isinstance(content, dict):
         return []
-    if isinstance(content.get("captions"), list):
-        rest = {key: value for key, value in content.items() if key != "captions"}
-        return [{**rest, "caption": caption} for caption in content["captions"]]
-    caption = content.get("caption")
-    caption = text if caption is None else caption
+    if isinstance(captions := content.pop("captions", None), list):
+        return [{**content, "caption": caption} for caption in captions]
+    caption = text if content.get("caption") is None else content["caption"]
     return [] if caption is None else [{**content, "caption": caption}]
 
 
-# ------------------------------------------------------------------------------------------------- tar
-
-
-def _members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
+def shard_members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
     """(name, where its bytes begin, their number) of the regular files of an uncompressed tar archive.
 
     Raises EOFError if the archive ends too early, ValueError if it is none or is damaged.

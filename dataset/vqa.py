@@ -13,10 +13,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dataset.annotations import load_questions, load_references, load_training_questions
+from dataset.annotations import Files, Source, strings
 from dataset.cache import StringTable
 from dataset.common import TrainDataset, may_flip, numbered, read_for_evaluation, sample_places, starts
-from dataset.entries import Files, Source, strings
+from dataset.questions import load_questions, load_references, load_training_questions
 from dataset.text import SPECIAL_TOKENS, Tokenizer, clean_question, share_cut
 from dataset.transforms import Augment, stack_pixels
 
@@ -214,7 +214,7 @@ class VQAEvalDataset(Dataset):
         official: Files = (),
         score_files: Files = (),
     ):
-        entries = load_questions(source, official)
+        entries = load_questions(source)
         self.ids = [entry["question_id"] for entry in entries]
         self.paths = [entry["image"] for entry in entries]
         self.parts = [parts(entry) for entry in entries]

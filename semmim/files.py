@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import utils
-from dataset.entries import read_json
+from dataset.files import read_json
 from dataset.text import Tokenizer, checkpoint_tokenizer
 from engine.checkpoint import BEST, LAST
 from engine.config import STAGES, checked_config

@@ -31,8 +31,8 @@ from transformers import (
 )
 
 import Pretrain
+from dataset.annotations import Source
 from dataset.caption import CaptionEvalDataset
-from dataset.entries import Source
 from dataset.text import Tokenizer
 from dataset.transforms import test_transform as square  # not collected as a test
 from engine.config import CAPTION, PRETRAIN, load_config

@@ -2,8 +2,7 @@ import json
 
 import pytest
 
-from dataset.annotations import load_annotations
-from dataset.entries import Source
+from dataset.annotations import Source, load_annotations
 from utils import UserError
 
 PAIR = {"image": "a.png", "caption": "a dog"}

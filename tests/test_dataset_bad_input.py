@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from dataset.annotations import read_answer_list
+from dataset.annotations import Source
 from dataset.caption import CaptionEvalDataset, CaptionTrainDataset
-from dataset.entries import Source
 from dataset.pretrain import PretrainDataset
+from dataset.questions import read_answer_list
 from dataset.retrieval import RetrievalEvalDataset, RetrievalTrainDataset
 from dataset.transforms import Augment, PretrainViews
 from dataset.transforms import test_transform as square  # not collected as a test

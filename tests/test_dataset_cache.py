@@ -1,12 +1,153 @@
+"""Pre-training's entries in memory and in their Arrow file, against reading all entries one by one."""
+
+import json
+import multiprocessing
+import os
+import time
+
 import pytest
 
+from dataset import cache
+from dataset.annotations import Source, load_annotations, strings
 from dataset.cache import StringTable
+from utils import UserError
 
 
-def test_string_tables_return_what_was_put_in():
-    strings = ["a", "", "naïve 中文 🙂", "odd \udc80 surrogate"]
-    table = StringTable(strings)
-    assert [table[i] for i in range(len(table))] == strings
+def write(path, content):
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """Two annotation files, large enough to be kept, and a cache folder of their own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "CACHED_FROM", 0)
+    one = [{"image": f"{i % 7}.jpg", "caption": f"caption {i}"} for i in range(2000)]  # several chunks
+    one += [{"image": "/else/where.jpg", "caption": ["one", "zwei Wörter", ""]}, {"image": "ü.jpg", "caption": "ü 🙂"}]
+    (tmp_path / "a").mkdir()
+    two = [{"image": "val/3.jpg", "caption": "in another folder", "more": 1}, {"image": "3.jpg", "caption": "x"}]
+    return [write(tmp_path / "one.json", one), write(tmp_path / "a" / "two.json", two)]
+
+
+def listed(pairs):
+    """[(path, captions), ...]"""
+    bounds = [range(first, end) for first, end in zip(pairs.caption_start, pairs.caption_start[1:], strict=False)]
+    texts = [[pairs.captions[i] for i in bound] for bound in bounds]
+    return list(zip([pairs.paths[i] for i in pairs.image_id], texts, strict=True))
+
+
+def expected(source):
+    return [(entry["image"], strings(entry["caption"])) for entry in load_annotations(source, "pretrain")]
+
+
+def kept(folder):
+    return sorted(folder.rglob(".*.arrow"))
+
+
+def refuse(*_):
+    raise AssertionError("the files were read again")
+
+
+def test_a_table_of_strings_gives_them_back():
+    texts = ["", "a", "zwei Wörter 🙂", "", os.fsdecode(b"no UTF-8: \xff"), "end"]
+    table = StringTable(texts)
+    assert [table[i] for i in range(len(table))] == texts and list(StringTable()) == []
     with pytest.raises(IndexError):
-        table[len(strings)]
-    assert len(StringTable([])) == 0
+        table[len(texts)]
+
+
+@pytest.mark.parametrize("options", [{}, {"image_prefix_map": {"val/": "/data/val2014/"}}])
+def test_reading_and_mapping_give_the_entries_of_the_files(files, options, monkeypatch):
+    source = Source(files, **options)
+    first = cache.load_pairs(source)
+    monkeypatch.setattr(cache, "read_pairs", refuse)
+    second = cache.load_pairs(source)
+    assert listed(first) == listed(second) == expected(source)
+    paths = [path for path, _ in expected(source)]
+    assert [second.paths[i] for i in range(len(second.paths))] == list(dict.fromkeys(paths))
+
+
+def test_image_roots_decide_the_paths_and_have_files_of_their_own(files, tmp_path):
+    for root in (None, tmp_path, tmp_path / "a"):
+        source = Source(files, root)
+        assert listed(cache.load_pairs(source)) == expected(source)
+    assert len(kept(tmp_path)) == 3
+
+
+def test_small_files_are_not_kept(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "CACHED_FROM", 10_000_000)
+    cache.load_pairs(Source(files))
+    assert kept(tmp_path) == []
+
+
+@pytest.mark.parametrize("change", ["size", "time", "version", "cut", "garbage"])
+def test_a_file_made_of_something_else_is_made_anew(files, tmp_path, monkeypatch, change):
+    source, file = Source(files), files[1]
+    os.utime(file, ns=(10**18, 10**18))
+    cache.load_pairs(source)
+    (made,) = kept(tmp_path)
+    if change in ("size", "time"):
+        file.write_text(file.read_text().replace("another", "an other" if change == "size" else "one mor"))
+        os.utime(file, ns=(10**18, 10**18 + (change == "time")))
+    elif change == "version":
+        monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
+    else:
+        whole = made.read_bytes()
+        made.write_bytes(whole[:-64] if change == "cut" else b"x" * len(whole))
+    assert listed(cache.load_pairs(source)) == expected(source)
+    monkeypatch.setattr(cache, "read_pairs", refuse)
+    assert listed(cache.load_pairs(source)) == expected(source)
+    assert kept(tmp_path) == [made]
+
+
+def test_without_a_writable_folder_the_file_is_in_the_cache_folder_or_nowhere(files, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    source = Source(files)
+    assert listed(cache.load_pairs(source)) == expected(source)
+    assert [path.parent for path in kept(tmp_path)] == [tmp_path / "cache" / "semmim"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(files[0]))  # a file, which holds no folder
+    assert listed(cache.load_pairs(source)) == expected(source)
+    assert "every process reads the files" in caplog.text
+
+
+def load_slowly(source, queue):
+    read = cache.read_pairs
+
+    def slowly(source):
+        queue.put("read")
+        time.sleep(0.3)
+        return read(source)
+
+    cache.read_pairs = slowly
+    queue.put(listed(cache.load_pairs(source)) == expected(source))
+
+
+def test_of_the_processes_of_a_machine_one_reads_and_the_others_wait(files):
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    processes = [context.Process(target=load_slowly, args=(Source(files), queue)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    told = [queue.get(timeout=30) for _ in range(4)]
+    for process in processes:
+        process.join()
+    assert sorted(map(str, told)) == ["True", "True", "True", "read"] and queue.empty()
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"image": "a.jpg"}, "two.json: entry 1 has no 'caption'"),
+        ({"image": "", "caption": "x"}, "two.json: entry 1: 'image' is empty"),
+        ({"image": "a.jpg", "caption": 3}, "two.json: entry 1: 'caption' is int"),
+        ({"image": "a.jpg", "caption": None}, "two.json: entry 1: 'caption' is NoneType"),
+        ({"image": "a.jpg", "caption": "\ud83d"}, "two.json: entry 1: 'caption' holds half"),
+        (["a.jpg"], "two.json: entry 1 is list"),
+    ],
+)
+def test_wrong_entries_are_named_and_leave_no_file(files, tmp_path, entry, message):
+    write(files[1], [{"image": "a.jpg", "caption": "x"}, entry])
+    with pytest.raises(UserError, match=message):
+        cache.load_pairs(Source(files))
+    assert kept(tmp_path) == []

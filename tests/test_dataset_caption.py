@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from tiny import TOKENIZER
 
+from dataset.annotations import Source
 from dataset.caption import CaptionCollate, CaptionEvalDataset, CaptionTrainDataset, caption_tokens
-from dataset.entries import Source
 from dataset.loader import BatchIndices, Loader
 from dataset.transforms import Augment
 from dataset.transforms import test_transform as square  # not collected as a test

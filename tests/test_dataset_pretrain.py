@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from dataset import cache, common, create_dataset
+from dataset.annotations import Source
 from dataset.common import caption_id, may_flip
-from dataset.entries import Source
 from dataset.loader import BatchIndices, Loader
 from dataset.pretrain import PretrainCollate, PretrainDataset
 from dataset.text import Tokenizer

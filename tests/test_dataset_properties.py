@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from test_dataset_bad_input import EVAL, TRAIN, entry, make
 from tiny import TOKENIZER
 
-from dataset.annotations import check_question, read_answer_list, split_labels
+from dataset.annotations import split_labels
 from dataset.caption import caption_tokens, prompt_text, target_text
 from dataset.common import EmptyCaption, caption_id, usable_caption
+from dataset.questions import check_question, read_answer_list
 from dataset.text import clean_caption, clean_question, has_word
 from dataset.vqa import encode_answers, encode_questions, question_parts, weighted_answers
 from utils import UserError

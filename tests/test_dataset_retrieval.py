@@ -8,7 +8,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from dataset import create_dataset
-from dataset.entries import Source
+from dataset.annotations import Source
 from dataset.loader import BatchIndices, Loader
 from dataset.pretrain import PretrainCollate
 from dataset.retrieval import RetrievalEvalDataset, RetrievalTrainDataset

@@ -11,9 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset import index, shards
-from dataset.annotations import load_annotations, load_pairs
-from dataset.entries import Source
+from dataset import cache, shards
+from dataset.annotations import Source, load_annotations, load_pairs
 from dataset.loader import BatchIndices, Loader
 from dataset.pretrain import PretrainCollate, PretrainDataset
 from dataset.text import Tokenizer
@@ -79,7 +78,7 @@ def test_members_are_those_that_tarfile_finds(tmp_path, format):
         tar.addfile(folder)
     with tarfile.open(path) as tar, open(path, "rb") as file:
         expected = [(member.name, member.offset_data, member.size) for member in tar if member.isfile()]
-        assert list(shards._members(file)) == expected and len(expected) == len(names)
+        assert list(shards.shard_members(file)) == expected and len(expected) == len(names)
 
 
 def test_shards_as_img2dataset_writes_them_are_entries_like_all_others(folder):
@@ -131,12 +130,12 @@ def test_training_from_shards_is_training_from_the_files_packed_in_them(tmp_path
 
 
 def test_the_index_of_shards_is_of_all_of_them(folder, monkeypatch):
-    monkeypatch.setattr(index, "INDEXED_FROM", 0)
+    monkeypatch.setattr(cache, "CACHED_FROM", 0)
     made = captions(dataset(folder))
-    monkeypatch.setattr(index, "image_captions", None)
+    monkeypatch.setattr(cache, "read_pairs", None)
     assert captions(dataset(folder)) == made
     monkeypatch.undo()
-    monkeypatch.setattr(index, "INDEXED_FROM", 0)
+    monkeypatch.setattr(cache, "CACHED_FROM", 0)
     write_tar(folder / "00002.tar", samples(70, 11))
     assert captions(dataset(folder))[20:31] == [f"caption {i}" for i in range(70, 81)]
 

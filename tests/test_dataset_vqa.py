@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from dataset import create_dataset
-from dataset.annotations import read_answer_list
-from dataset.entries import Source
+from dataset.annotations import Source
 from dataset.loader import BatchIndices, Loader
+from dataset.questions import read_answer_list
 from dataset.text import Tokenizer
 from dataset.transforms import Augment
 from dataset.transforms import test_transform as square  # not collected as a test

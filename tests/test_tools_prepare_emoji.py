@@ -7,8 +7,7 @@ import tarfile
 import pytest
 from PIL import Image
 
-from dataset.annotations import load_annotations, load_candidates, load_captions, load_pairs
-from dataset.entries import Source
+from dataset.annotations import Source, load_annotations, load_candidates, load_captions, load_pairs
 from tools.prepare import __main__ as prepare
 from tools.prepare import emoji
 from utils import UserError

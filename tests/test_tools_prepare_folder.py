@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset.annotations import load_annotations, load_candidates, load_captions, load_pairs
-from dataset.entries import Source
+from dataset.annotations import Source, load_annotations, load_candidates, load_captions, load_pairs
 from engine import config
 from tools.prepare import __main__ as prepare
 from tools.prepare.image_hash import KnownImages, fingerprint

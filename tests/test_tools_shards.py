@@ -14,10 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.annotations import load_annotations
-from dataset.entries import Source
+from dataset.annotations import Source, load_annotations
+from dataset.files import IMAGES
 from dataset.pretrain import PretrainDataset
-from dataset.shards import IMAGES
 from dataset.transforms import FORMATS, Augment, PretrainViews
 from tools import shards as make_shards
 from tools.prepare.parquet import open_tables, read_tables

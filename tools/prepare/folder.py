@@ -18,9 +18,9 @@ import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dataset.entries import KINDS, TEXT_OR_LIST, Source, check_kind, located_entries, strings
+from dataset.annotations import KINDS, TEXT_OR_LIST, Source, check_kind, located_entries, strings
+from dataset.files import IMAGE_ENDINGS, captions_beside, folder_images
 from dataset.official import tidy
-from dataset.tables import IMAGE_ENDINGS, captions_beside, folder_images
 from dataset.text import clean_caption
 from dataset.transforms import ImageError
 from tools.prepare.common import Job, progress

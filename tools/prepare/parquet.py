@@ -19,10 +19,10 @@ import pyarrow
 from pyarrow import types
 from pyarrow.parquet import ParquetFile
 
+from dataset.annotations import strings
 from dataset.common import EmptyCaption
-from dataset.entries import strings
+from dataset.files import folder_images
 from dataset.shards import shard_files
-from dataset.tables import PARQUET, folder_images
 from dataset.text import clean_caption
 from dataset.transforms import ImageError, opened
 from tools.prepare.common import warn
@@ -77,13 +77,13 @@ def parquet_files(path: Path) -> list[Path]:
     Raises UserError if a folder holds several splits: validation's images would be in the training data.
     """
     if not path.is_dir():
-        return [path] if path.suffix.lower() == PARQUET else []
-    found = sorted(path.glob(f"*{PARQUET}"))
+        return [path] if path.suffix.lower() == ".parquet" else []
+    found = sorted(path.glob("*.parquet"))
     if found and (shard_files(path) or any(folder_images(path))):
         warn(f"{path}: its parquet files are not read, since it holds tar shards or images too; name them to pack them")
         return []
     if len(begins := splits(found)) > 1:
-        example = path / f"{begins.get('train') or min(begins.values())}*{PARQUET}"
+        example = path / f"{begins.get('train') or min(begins.values())}*.parquet"
         raise UserError(
             f"{path}: holds the splits {', '.join(begins)}, which would all be training data; name the files of one, "
             f"such as {example}"

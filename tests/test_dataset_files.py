@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from dataset import index
-from dataset.annotations import load_annotations, load_captions, load_questions
+from dataset import cache
+from dataset.annotations import Source, load_annotations, load_captions
 from dataset.caption import CaptionCollate, CaptionEvalDataset, CaptionTrainDataset
-from dataset.entries import Source
 from dataset.loader import BatchIndices, Loader
 from dataset.pretrain import PretrainCollate, PretrainDataset
+from dataset.questions import load_questions
 from dataset.retrieval import RetrievalEvalDataset, RetrievalTrainDataset
 from dataset.text import Tokenizer
 from dataset.transforms import Augment, PretrainViews
@@ -171,16 +171,16 @@ def test_the_images_of_a_folder_need_no_root(folder):
 def test_one_line_of_data_train_may_be_a_folder_and_another_a_table(folder, tmp_path):
     stored(folder, ENTRIES, "folder")
     (tmp_path / "more.csv").write_text("image,caption\nimages/a.png,more\n")
-    pairs = index.load_pairs(Source([folder, tmp_path / "more.csv"]))
+    pairs = cache.load_pairs(Source([folder, tmp_path / "more.csv"]))
     assert len(pairs.image_id) == len(ENTRIES) + 1
     assert pairs.image_id[-1] == 0  # the same image
 
 
 def test_large_tables_are_indexed_as_lists_are(folder, monkeypatch):
-    monkeypatch.setattr(index, "INDEXED_FROM", 0)
+    monkeypatch.setattr(cache, "CACHED_FROM", 0)
     path = stored(folder, ENTRIES, "csv")
-    first, again = index.load_pairs(Source(path)), index.load_pairs(Source(path))
-    assert list(folder.glob("*.index"))
+    first, again = cache.load_pairs(Source(path)), cache.load_pairs(Source(path))
+    assert list(folder.glob(".*.arrow"))
     for pairs in (first, again):
         assert [pairs.captions[i] for i in range(len(pairs.captions))] == [entry["caption"] for entry in ENTRIES]
 
@@ -190,7 +190,7 @@ def test_columns_may_have_other_names_in_a_source(folder):
     path.write_text("filepath\ttitle\na.png\tx\n")
     source = Source(path, columns={"image": "filepath", "caption": "title"})
     assert load_annotations(source, "pretrain")[0]["image"] == str(folder / "a.png")
-    assert index.read_pairs(source).captions[0] == "x"
+    assert cache.load_pairs(source).captions[0] == "x"
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(str.strip)
@@ -273,7 +273,7 @@ BAD = [
 @pytest.mark.parametrize("name, content, message", BAD)
 def test_what_cannot_be_used_is_one_line_that_names_it(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    for read in (lambda source: load_annotations(source, "pretrain"), index.read_pairs):
+    for read in (lambda source: load_annotations(source, "pretrain"), cache.read_pairs):
         with pytest.raises(UserError, match=message) as caught:
             read(Source(tmp_path / name))
         assert str(tmp_path / name) in str(caught.value)

@@ -1,0 +1,266 @@
+"""Users' files, read entry by entry: JSON, JSON lines, tables with named columns, token files, folders of images.
+
+    captions.json    a JSON list of objects
+    captions.jsonl   one JSON object a line
+    captions.csv     a table whose first line names the columns: image, caption, ... (.tsv: separated by TABs)
+    captions.txt     `name.jpg<TAB>caption` a line, or `name.jpg#0<TAB>caption` as in Flickr30K's results.token
+    images/          a folder of images with a .txt beside each: a caption a line
+
+All files are opened by `utils.open_file` and all errors are UserErrors that name the file, the line or entry, and the
+remedy. What is in the entries, dataset.annotations checks.
+"""
+
+import contextlib
+import csv
+import difflib
+import io
+import json
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils import UserError, one_line, open_file, shown
+
+log = logging.getLogger("semmim")
+
+IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")  # endings of images' files
+IMAGE_ENDINGS = tuple(f".{ending}" for ending in IMAGES)
+SEPARATORS = {".csv": ",;\t|", ".tsv": "\t"}  # the first of these that the line of names holds
+CAPTION_NUMBER = re.compile(r"#\d+$")  # 1000092795.jpg#0: the first of an image's captions
+IDENTIFIERS = ("question_id", "image_id", "img_id", "cocoid", "imgid")  # columns whose whole numbers are numbers
+WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}")
+PARQUET_PROBLEM = (
+    "parquet is not read here: pack its images into tar shards with tools/make_shards.py (VQA: write JSON lines)"
+)
+LONGEST_CELL = 1 << 22  # characters; Python's own limit is 131,072
+PIECE = 1 << 20  # characters of a JSON list that are read at a time
+SPACE = re.compile(r"[ \t\n\r]*")
+MARK = re.compile(r"[ \t\n\r]*([,:\]}])[ \t\n\r]*")  # what follows a value
+
+
+# ------------------------------------------------------------------------------------------------- JSON
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, with or without a byte order mark."""
+    try:
+        with open_file(path) as file:
+            return json.loads(file.read().decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        remedy = (
+            "if it holds an object a line, name it .jsonl" if error.msg == "Extra data" else "an incomplete download?"
+        )
+        raise UserError(f"{path}: not valid JSON ({error}); {remedy}") from None
+    except (OSError, ValueError, RecursionError) as error:  # no UTF-8, numbers of 4,300 digits, lists of lists of ...
+        raise UserError(f"{path}: cannot be read as JSON ({one_line(error)})") from None
+
+
+def json_elements(path: Path, key: str | None = None) -> Iterator[Any]:
+    """The elements of a JSON list one at a time: of the list that the file is or, if it is an object and a `key` is
+    given, of the list under it. Memory holds some megabytes of the text."""
+    decode, number, text, at = json.JSONDecoder().raw_decode, 0, "", 0
+
+    def read_on() -> None:
+        nonlocal text, at
+        piece = file.read(max(PIECE, len(text) - at))  # as much as waits: a long value is tried a few times only
+        if not piece:
+            raise ValueError("the file ends")
+        text = text[at:] + piece
+        at = SPACE.match(text).end()
+
+    def skip(count: int) -> None:
+        """Past `count` characters and the white space behind them."""
+        nonlocal at
+        at = SPACE.match(text, at + count).end()
+        while at == len(text):
+            read_on()
+
+    def value(marks: str) -> tuple[Any, str]:
+        """The next value and the mark behind it, one of `marks`, which is passed too."""
+        nonlocal at
+        while True:
+            try:
+                found, end = decode(text, at)
+                if (mark := MARK.match(text, end)) and mark[1] in marks:
+                    at = mark.end()
+                    return found, mark[1]
+                if mark or SPACE.match(text, end).end() < len(text):
+                    raise ValueError(f"no {' or '.join(marks)} follows a value")
+            except json.JSONDecodeError as error:  # broken, or does the text in memory end within the value?
+                if error.pos < len(text) - 10 and not error.msg.startswith("Unterminated string"):
+                    raise
+            read_on()
+
+    with io.TextIOWrapper(open_file(path), "utf-8-sig") as file:
+        try:
+            skip(0)
+            if key is not None and text[at] == "{":
+                skip(1)
+                while value(":")[0] != key:
+                    if value(",}")[1] == "}":
+                        raise UserError(f"{path}: has no {key!r}; is it the official file?")
+                skip(0)
+            if text[at] != "[":
+                raise UserError(f"{path}: holds no JSON list; is it the right file?")
+            skip(1)
+            mark = "]" if text[at] == "]" else ","
+            while mark == ",":
+                element, mark = value(",]")
+                yield element
+                number += 1
+            if number and key is None and (text[at:] + file.read()).strip():
+                raise ValueError("more follows the list")
+        except (ValueError, RecursionError, OSError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else one_line(error)
+            problem = f"entry {number}: not valid JSON ({reason})"
+            raise UserError(f"{path}: {problem}; an incomplete download?") from None
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """(line, value) of a JSON value a line; blank lines are nothing."""
+    for number, line in text_lines(path):
+        try:
+            if line.strip():
+                yield number, json.loads(line)
+        except (ValueError, RecursionError) as error:
+            hint = "a list? name the file .json" if number == 1 and line.lstrip().startswith("[") else "one a line"
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else one_line(error)
+            raise UserError(f"{path}: line {number} is no JSON object ({reason}); {hint}") from None
+
+
+# ------------------------------------------------------------------------------------------------- lines and tables
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number, counted from 1; the line with its end) of a text file in UTF-8, with or without a byte order mark."""
+    number = 0
+    try:
+        with open_file(path) as file:
+            for number, line in enumerate(file, 1):
+                yield number, (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise UserError(
+            f"{path}: line {number}: byte 0x{byte:02x} is not UTF-8 text; save the file as UTF-8 "
+            "(iconv -f latin1 -t utf-8, say)"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def token_lines(path: Path) -> Iterator[tuple[int, dict]]:
+    """(line, entry) of `name<TAB>caption` lines, and of `name#3<TAB>caption` with the name alone."""
+    for number, line in text_lines(path):
+        name, tab, caption = line.partition("\t")
+        if tab:
+            yield number, {"image": CAPTION_NUMBER.sub("", name.strip()), "caption": caption.strip()}
+        elif line.strip():
+            hint = "; a table? name the file .csv" if number == 1 and "," in line else ""
+            raise UserError(f"{path}: line {number} has no TAB between the image's name and its caption{hint}")
+
+
+def table_rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict]]:
+    """(line, entry) of the rows below the line of names, which must hold the columns `needed`.
+
+    A cell holds text, or a JSON list of texts (["a dog", "a black dog"]); an empty one is a missing key; whole numbers
+    in the columns of ids are numbers, as in JSON.
+    """
+    separators = SEPARATORS[path.suffix.lower()]
+    names = next((line for _, line in text_lines(path) if line.strip()), "")
+    separator = next((mark for mark in separators if mark in names), separators[0])
+    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_CELL))
+    rows, line = csv.reader((line for _, line in text_lines(path)), delimiter=separator, strict=True), 1
+    try:
+        columns = _columns(path, next((row for row in rows if row), []), needed)
+        line = rows.line_num + 1
+        for row in rows:
+            if any(map(str.strip, row)):  # else a blank line
+                if len(row) != len(columns):
+                    raise UserError(
+                        f"{path}: line {line} has {len(row)} cells, but there are {len(columns)} columns "
+                        f"({one_line(', '.join(columns))}); a cell with {separator!r} in it needs quotes"
+                    )
+                yield line, {name: _value(name, cell) for name, cell in zip(columns, row, strict=True) if cell}
+            line = rows.line_num + 1
+    except csv.Error as error:
+        raise UserError(
+            f"{path}: line {line} is no row ({error}); a cell that begins with a quote needs quotes around it, and "
+            "two for each in it"
+        ) from None
+
+
+def _columns(path: Path, row: list[str], needed: Sequence[str]) -> list[str]:
+    """The names of the columns; UserError if one of `needed` is not among them."""
+    columns = [name.strip() for name in row]
+    for name, count in Counter(columns).items():
+        if count > 1 and name:
+            raise UserError(f"{path}: line 1 names the column {shown(name)} twice; a caption more is a row more")
+    for name in needed:
+        if name not in columns:
+            near = difflib.get_close_matches(name, columns[:99], 1, 0.4)
+            near = near or [other for other in columns if name in other.lower()]
+            hint = f"rename {shown(near[0])} to {name}" if near else "the first line must name the columns"
+            found = ", ".join(shown(other) for other in columns[:12]) or "none"
+            raise UserError(f"{path}: line 1 has no column {name!r}, the columns are {found}; {hint}")
+    return columns
+
+
+def _value(name: str, cell: str) -> str | int | list:
+    if cell.startswith(('["', "[[")):
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(cell)
+    return int(cell) if name in IDENTIFIERS and WHOLE_NUMBER.fullmatch(cell) else cell
+
+
+LINES = {  # ending: reader(path, needed columns) -> (line, entry) of a file of lines
+    **dict.fromkeys((".jsonl", ".ndjson"), lambda path, needed: json_lines(path)),
+    **dict.fromkeys((".txt", ".token"), lambda path, needed: token_lines(path)),
+    **dict.fromkeys(SEPARATORS, table_rows),
+}
+
+
+# ------------------------------------------------------------------------------------------------- folders
+
+
+def folder_images(folder: Path) -> Iterator[tuple[str, Path | None]]:
+    """(image, text file) of the images in a folder and the folders in it, in order of name, each with the .txt that has
+    its name; None without one."""
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        present = set(names)
+        for name in sorted(names):
+            stem, ending = os.path.splitext(name)
+            if ending.lower() in IMAGE_ENDINGS:
+                text = f"{stem}.txt"
+                yield os.path.join(parent, name), Path(parent, text) if text in present else None
+
+
+def captions_beside(text: Path | None) -> list[tuple[int, str]]:
+    """[(line, caption), ...] of an image's text file, none without one. Blank lines are nothing."""
+    return [] if text is None else [(number, line.strip()) for number, line in text_lines(text) if line.strip()]
+
+
+def folder_entries(folder: Path) -> Iterator[tuple[Path, int, dict]]:
+    """(text file, line, entry) of a folder of images, an entry a caption; images without one are warned of."""
+    without, captions = [], 0
+    for image, text in folder_images(folder):
+        lines = captions_beside(text)
+        captions += len(lines)
+        without += [] if lines else [image]
+        for number, caption in lines:
+            yield text, number, {"image": image, "caption": caption}
+    if not captions and not without:
+        hint = f"; {PARQUET_PROBLEM}" if next(folder.rglob("*.parquet"), None) else ""
+        raise UserError(f"{folder}: holds neither images ({', '.join(IMAGES)}) nor tar shards{hint}")
+    if not captions:
+        raise UserError(
+            f"{folder}: none of its {len(without)} images has a .txt with captions beside it, a caption a line "
+            f"({Path(without[0]).with_suffix('.txt').name} for {without[0]})"
+        )
+    if without:
+        what = one_line(f"{folder}: {len(without)} images without a caption in a .txt beside them", 1000)
+        log.warning("%s, left out; first: %s", what, one_line(without[0], 1000))
