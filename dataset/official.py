@@ -1,13 +1,13 @@
 """Official annotation files, as downloaded, to this project's entries: pure functions, entries in, entries out.
 
-Covered: Karpathy's dataset_coco.json and dataset_flickr30k.json, COCO's captions_*.json, Visual Genome's regions and
-questions, NoCaps, VQA v2. Each function takes one object of such a file and returns entries in the layouts that
-dataset/annotations.py reads. What an object lacks is a ValueError in a few words; the caller knows file and place.
+Covered: Karpathy's dataset_coco.json and dataset_flickr30k.json, and VQA v2; `python -m tools.prepare` reads further
+ones. Each function takes one object of such a file and returns entries in the layouts that dataset/annotations.py
+reads. What an object lacks is a ValueError in a few words; the caller knows file and place.
 """
 
 import html
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 KARPATHY_TRAIN = ("train", "restval")  # restval: what val and test leave of COCO's validation set
 KARPATHY_SPLITS = {"train": KARPATHY_TRAIN, "val": ("val",), "test": ("test",)}
@@ -15,9 +15,7 @@ FLICKR30K_FOLDER = "flickr30k-images"  # dataset_flickr30k.json names files only
 ANNOTATORS = 10  # of a VQA question
 
 VQA_SPLIT = re.compile(r"(train2014|val2014|test2015|test-dev2015)")
-COCO_FILE = re.compile(r"COCO_([a-z]+\d{4})_\d+\.\w+$")
 COCO_NUMBER = re.compile(r"(?:^|/)(?:COCO_\w+_)?0*(\d+)\.\w+$")
-FLICKR_URL = re.compile(r"flickr\.com/\d+/(\d+)_")  # static.flickr.com/SERVER/PHOTO_SECRET.jpg, in all its hosts
 
 
 # ------------------------------------------------------------------------------------------------ texts and names
@@ -33,25 +31,13 @@ def tidy(text: str) -> str:
     return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
 
 
-def flickr_photo(url: str | None) -> int | None:
-    """The number of a Flickr photo from the address of its file; None for other addresses."""
-    found = FLICKR_URL.search(url or "")
-    return int(found[1]) if found else None
-
-
 def coco_number(path: str) -> int | None:
     """COCO's image id from a file name of 2014 (COCO_val2014_000000391895.jpg) or 2017 (000000391895.jpg)."""
     found = COCO_NUMBER.search(path)
     return int(found[1]) if found else None
 
 
-def coco_path(file_name: str, split: str) -> str:
-    """val2014/COCO_val2014_000000391895.jpg; `split` (train2017) where the file name does not say it."""
-    found = COCO_FILE.search(file_name)
-    return f"{found[1] if found else split}/{file_name}"
-
-
-def _needed(entry: Mapping, key: str, kind: type | tuple[type, ...]):
+def needed(entry: Mapping, key: str, kind: type | tuple[type, ...]):
     if not isinstance(entry, Mapping):
         raise ValueError("is no object")
     if key not in entry:
@@ -82,14 +68,14 @@ def karpathy_folder(name: str) -> str:
 
 def karpathy_path(entry: Mapping, folder: str = "") -> str:
     """Path of an image below the images' root: its `filepath` (COCO: train2014, val2014), else `folder`."""
-    name = _needed(entry, "filename", str)
-    parent = _needed(entry, "filepath", str) if entry.get("filepath") else folder
+    name = needed(entry, "filename", str)
+    parent = needed(entry, "filepath", str) if entry.get("filepath") else folder
     return f"{parent}/{name}" if parent else name
 
 
 def karpathy_captions(entry: Mapping) -> list[str]:
     """The captions as they stand, without white space at their ends; blank ones are kept as ""."""
-    sentences = _needed(entry, "sentences", list)
+    sentences = needed(entry, "sentences", list)
     if not all(isinstance(sentence, Mapping) and isinstance(sentence.get("raw"), str) for sentence in sentences):
         raise ValueError("'sentences' must be a list of {\"raw\": text}")
     return [sentence["raw"].strip() for sentence in sentences]
@@ -97,7 +83,7 @@ def karpathy_captions(entry: Mapping) -> list[str]:
 
 def karpathy_pairs(entry: Mapping, name: str, folder: str = "") -> list[dict]:
     """Retrieval training entries, one a caption that is not blank; image_id as ALBEF's: coco_391895, flickr30k_17."""
-    number = _needed(entry, "imgid" if entry.get("cocoid") is None else "cocoid", int)
+    number = needed(entry, "imgid" if entry.get("cocoid") is None else "cocoid", int)
     image = karpathy_path(entry, folder)
     captions = [tidy(caption) for caption in karpathy_captions(entry)]
     pair = {"image": image, "image_id": f"{name}_{number}", "dataset": name}
@@ -108,70 +94,6 @@ def karpathy_candidates(entry: Mapping, name: str, folder: str = "") -> dict:
     """A retrieval evaluation entry: the image with all captions that are not blank, as they stand."""
     captions = [caption for caption in karpathy_captions(entry) if caption]
     return {"image": karpathy_path(entry, folder), "caption": captions, "dataset": name}
-
-
-# ------------------------------------------------------------------------------------------------ COCO's layout
-
-
-def coco_pairs(images: Mapping[int, str], annotation: Mapping) -> dict:
-    """A pre-training entry of one element of captions_*.json's `annotations`; images: {id: path}."""
-    number = _needed(annotation, "image_id", int)
-    if number not in images:
-        raise ValueError(f"image_id {number} is not among the file's images")
-    return {"image": images[number], "caption": tidy(_needed(annotation, "caption", str))}
-
-
-def nocaps_entry(image: Mapping, captions: Iterable[str]) -> dict:
-    """A captioning entry of one element of NoCaps' `images`; `domain` only where the file has it."""
-    entry = {"image": _needed(image, "file_name", str), "img_id": _needed(image, "id", int), "dataset": "nocaps"}
-    if image.get("open_images_id"):
-        entry["open_images_id"] = image["open_images_id"]
-    entry["caption"] = [caption.strip() for caption in captions if caption.strip()]
-    if image.get("domain"):
-        entry["domain"] = image["domain"]
-    return entry
-
-
-# ------------------------------------------------------------------------------------------------ Visual Genome
-
-
-def genome_image(entry: Mapping) -> dict:
-    """{image_id, image, coco_id, flickr_id, pixels} of one element of image_data.json; the ids may be None.
-
-    The image lies where its address says: .../VG_100K_2/1.jpg -> VG_100K_2/1.jpg.
-    """
-    number = entry["image_id"] if "image_id" in entry else _needed(entry, "id", int)
-    parts = _needed(entry, "url", str).split("/")
-    return {
-        "image_id": number,
-        "image": "/".join(parts[-2:]),
-        "coco_id": entry.get("coco_id"),
-        "flickr_id": entry.get("flickr_id"),
-        "pixels": max(_needed(entry, "width", int) * _needed(entry, "height", int), 1),
-    }
-
-
-def genome_id(entry: Mapping) -> int:
-    """The image of one element of region_descriptions.json or question_answers.json: `id`, or `image_id`."""
-    return entry["id"] if isinstance(entry, Mapping) and "id" in entry else _needed(entry, "image_id", int)
-
-
-def genome_region(region: Mapping, pixels: int) -> tuple[str, float]:
-    """(phrase, share of the image that its region covers)"""
-    area = max(_needed(region, "width", (int, float)), 0) * max(_needed(region, "height", (int, float)), 0)
-    return tidy(_needed(region, "phrase", str)), min(area / pixels, 1.0)
-
-
-def genome_question(pair: Mapping, image: str) -> dict:
-    """A VQA training entry of one element of question_answers.json's `qas`; answers lose their final period."""
-    answer = tidy(_needed(pair, "answer", str)).lower()
-    return {
-        "question_id": _needed(pair, "qa_id", int),
-        "question": tidy(_needed(pair, "question", str)),
-        "image": image,
-        "dataset": "vg",
-        "answer": answer.removesuffix(".").strip(),
-    }
 
 
 # ------------------------------------------------------------------------------------------------ VQA v2
@@ -206,14 +128,14 @@ def vqa_path(image_id: int, split: str) -> str:
 def vqa_entry(question: Mapping, annotation: Mapping | None, split: str) -> dict:
     """A question with its annotation (None for the test sets): the ten answers, answer_type and question_type."""
     entry = {
-        "question_id": _needed(question, "question_id", int),
-        "question": tidy(_needed(question, "question", str)),
-        "image": vqa_path(_needed(question, "image_id", int), split),
+        "question_id": needed(question, "question_id", int),
+        "question": tidy(needed(question, "question", str)),
+        "image": vqa_path(needed(question, "image_id", int), split),
         "dataset": "vqa",
     }
     if annotation is not None:
         if annotation.get("image_id", question["image_id"]) != question["image_id"]:
             raise ValueError("question and annotation name different images")
-        entry["answer"] = [_needed(item, "answer", str) for item in _needed(annotation, "answers", list)]
+        entry["answer"] = [needed(item, "answer", str) for item in needed(annotation, "answers", list)]
         entry |= {key: annotation[key] for key in ("answer_type", "question_type") if annotation.get(key)}
     return entry

@@ -14,8 +14,8 @@ from torch import Tensor
 
 import utils
 from dataset import create_dataset
-from dataset.annotations import read_answer_list
 from dataset.official import ANNOTATORS
+from dataset.questions import read_answer_list
 from dataset.text import Tokenizer
 from dataset.vqa import EvalBatches, encode_answers, question_limits
 from evaluation import Record

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import utils
-from dataset.annotations import check_question
 from dataset.caption import prompt_text
+from dataset.questions import check_question
 from dataset.reading import ImageError, Preprocessed, read_batches, read_image
 from dataset.text import clean_caption
 from dataset.transforms import test_transform

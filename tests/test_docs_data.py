@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from dataset import entries, tables
+from dataset import annotations, files
 from engine.config import STAGES, load_config
 from tools import shards as make_shards
 from tools.predict import __main__ as predict
@@ -67,7 +67,7 @@ def test_the_keys_are_those_of_the_readers():
     listed = set(
         re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `")))
     )
-    known = {key for keys in (*entries.KINDS.values(), *entries.OPTIONAL.values()) for key in keys}
+    known = {key for keys in (*annotations.KINDS.values(), *annotations.OPTIONAL.values()) for key in keys}
     assert known <= listed
     assert listed - known == {"split", "object_label", "domain", "ocr"}
 
@@ -80,5 +80,5 @@ def test_the_columns_of_parquet_are_those_of_the_reader():
 
 def test_the_endings_are_those_of_the_readers():
     table = DATA.partition("\n## Files\n")[2].partition("\n## ")[0]
-    for ending in (*tables.JSON_LINES, *tables.SEPARATORS, *tables.TOKEN_FILES, ".json", ".tar"):
+    for ending in (*files.LINES, ".json", ".tar"):
         assert f"`{ending}`" in table

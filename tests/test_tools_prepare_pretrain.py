@@ -14,9 +14,9 @@ import official_files as official
 import pytest
 from PIL import Image, ImageEnhance
 
-from dataset.official import coco_number, flickr_photo, tidy
+from dataset.official import coco_number, tidy
 from dataset.transforms import FORMATS, ImageError, open_image
-from tools.prepare.held_out import read_refs
+from tools.prepare.held_out import flickr_photo, read_refs
 from tools.prepare.image_hash import KnownImages, fingerprint
 from tools.prepare.img2dataset import predicted_path
 from tools.prepare.vqa import soft_scores

@@ -23,9 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.entries import Source
-from dataset.index import Pairs, load_pairs
-from dataset.shards import IMAGES
+from dataset.annotations import Source
+from dataset.cache import Pairs, load_pairs
+from dataset.files import IMAGES
 from dataset.transforms import ImageError, image_size
 from tools.prepare.common import check_output, progress, warn, whole_folder
 from tools.prepare.image_hash import image_bytes

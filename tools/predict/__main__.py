@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 import utils
-from dataset.entries import read_json
+from dataset.files import read_json
 from dataset.reading import EXTENSIONS, find_images
 from engine.config import whole
 from models.generation import MODES

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dataset.tables import text_lines
+from dataset.files import text_lines
 from utils import UserError, make_folder, one_line, replacing, write_json
 
 SHOWN = 3  # places that are named of a kind of odd entry

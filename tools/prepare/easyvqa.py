@@ -16,7 +16,7 @@ import re
 import shutil
 from pathlib import Path
 
-from dataset.entries import read_json
+from dataset.files import read_json
 from tools.prepare.common import Job
 from utils import UserError
 

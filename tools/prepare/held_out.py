@@ -10,9 +10,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from dataset.entries import read_json
+from dataset.files import read_json, text_lines
 from dataset.official import coco_number
-from dataset.tables import text_lines
 from dataset.transforms import ImageError
 from tools.prepare.common import Job, progress
 from tools.prepare.image_hash import KnownImages, fingerprints

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from dataset.entries import read_json
+from dataset.files import read_json
 from tools.prepare.common import Job, progress, whole_folder
 from utils import UserError, open_file
 

@@ -16,7 +16,7 @@ from dataset.official import (
     karpathy_path,
     tidy,
 )
-from dataset.official import _needed as needed
+from dataset.official import needed as needed
 from tools.prepare.common import Job, find_official
 from tools.prepare.held_out import HeldOut, flickr_photo, write_held_out
 from tools.prepare.json_stream import stream_entries

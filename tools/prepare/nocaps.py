@@ -3,8 +3,8 @@
 from collections import Counter
 from pathlib import Path
 
-from dataset.entries import read_json
-from dataset.official import _needed as needed
+from dataset.files import read_json
+from dataset.official import needed as needed
 from tools.prepare.common import Job, find_official
 from utils import UserError
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.official import _needed as needed
+from dataset.official import needed as needed
 from dataset.official import tidy
 from dataset.text import clean_caption, clean_question
 from tools.prepare.common import Job, find_official

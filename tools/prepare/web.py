@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.entries import read_json
+from dataset.files import read_json
 from dataset.official import tidy
 from dataset.text import clean_caption
 from tools.prepare import img2dataset
