@@ -49,9 +49,9 @@ def test_the_longest_matching_prefix_is_rewritten(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[{", r"p.json: not valid JSON"),
-        ({"a": 1}, r"p.json: holds dict, not a list"),
-        ([], r"p.json: the list is empty"),
+        ("[{", r"p.json: entry 0: not valid JSON"),
+        ({"a": 1}, r"p.json: holds an object, not a list"),
+        ([], r"p.json: holds no entry"),
         ([PAIR, 3], r"p.json: entry 1 is int"),
         ([PAIR, {"image": "b.png"}], r"p.json: entry 1 has no 'caption'"),
         ([{"caption": "x"}], r"p.json: entry 0 has no 'image'"),

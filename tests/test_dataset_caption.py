@@ -111,9 +111,9 @@ def test_an_image_id_occurs_once_and_coco_names_give_it(folder):
     ("entry", "words"),
     [
         ({"caption": "x"}, "has no 'image'"),
-        ({"image": "a.png", "caption": 3}, "'caption' must be"),
+        ({"image": "a.png", "caption": 3}, "'caption' is int, it must be"),
         ({"image": "a.png", "caption": "x", "domain": "far"}, "'domain' is 'far'"),
-        ({"image": "a.png", "caption": "x", "object_label": ["dog"]}, "'object_label' must be"),
+        ({"image": "a.png", "caption": "x", "object_label": ["dog"]}, "'object_label' is list, it must be"),
         ({"filename": "a.png", "sentences": ["x"]}, "'sentences' must be"),
         ({"image": "a.png", "caption": "x", "image_id": 1.5}, "'image_id' is float"),
     ],

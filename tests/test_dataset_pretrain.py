@@ -76,7 +76,7 @@ def test_cached_images_are_the_opened_ones_across_blocks(tmp_path, monkeypatch):
 
 
 def test_a_cache_larger_than_its_share_of_memory_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "_memory_bytes", lambda: 1000)
+    monkeypatch.setattr(cache, "SHARE_OF_MEMORY", 1e-9)
     with pytest.raises(UserError, match="data.cache_images.*set it to false"):
         pairs_set(write_pairs(tmp_path, pairs(3)), image_size=16, cache_images=True)
 

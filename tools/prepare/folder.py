@@ -18,7 +18,7 @@ import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dataset.annotations import KINDS, TEXT_OR_LIST, Source, check_kind, located_entries, strings
+from dataset.annotations import KINDS, TEXTS, Source, check_kind, located_entries, strings
 from dataset.files import IMAGE_ENDINGS, captions_beside, folder_images
 from dataset.official import tidy
 from dataset.text import clean_caption
@@ -134,7 +134,7 @@ def captions_of_file(job: Job, path: Path, names: dict[str, str]) -> dict[str, l
     for where, entry in located_entries(Source(path, job.source, columns=names), "caption"):
         texts = entry.get("caption") or []  # without one the image is counted, not an end
         if texts:
-            check_kind(texts, "caption", TEXT_OR_LIST, where)
+            check_kind(texts, "caption", TEXTS, where)
         captions.setdefault(os.path.normpath(entry["image"]), []).extend(strings(texts))
     listed = {os.path.abspath(image) for image in captions}
     for image in (os.path.join(parent, name) for parent, names in walk(job.source) for name in names):
