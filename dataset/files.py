@@ -33,9 +33,7 @@ SEPARATORS = {".csv": ",;\t|", ".tsv": "\t"}  # the first of these that the line
 CAPTION_NUMBER = re.compile(r"#\d+$")  # 1000092795.jpg#0: the first of an image's captions
 IDENTIFIERS = ("question_id", "image_id", "img_id", "cocoid", "imgid")  # columns whose whole numbers are numbers
 WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}")
-PARQUET_PROBLEM = (
-    "parquet is not read here: pack its images into tar shards with tools/make_shards.py (VQA: write JSON lines)"
-)
+PARQUET_PROBLEM = "parquet is not read here; pack it into tar shards with tools.shards (VQA: write JSON lines)"
 LONGEST_CELL = 1 << 22  # characters; Python's own limit is 131,072
 PIECE = 1 << 20  # characters of a JSON list that are read at a time
 SPACE = re.compile(r"[ \t\n\r]*")
@@ -51,9 +49,7 @@ def read_json(path: Path) -> Any:
         with open_file(path) as file:
             return json.loads(file.read().decode("utf-8-sig"))
     except json.JSONDecodeError as error:
-        remedy = (
-            "if it holds an object a line, name it .jsonl" if error.msg == "Extra data" else "an incomplete download?"
-        )
+        remedy = "an object a line? name it .jsonl" if error.msg == "Extra data" else "an incomplete download?"
         raise UserError(f"{path}: not valid JSON ({error}); {remedy}") from None
     except (OSError, ValueError, RecursionError) as error:  # no UTF-8, numbers of 4,300 digits, lists of lists of ...
         raise UserError(f"{path}: cannot be read as JSON ({one_line(error)})") from None
@@ -254,7 +250,7 @@ def folder_entries(folder: Path) -> Iterator[tuple[Path, int, dict]]:
         for number, caption in lines:
             yield text, number, {"image": image, "caption": caption}
     if not captions and not without:
-        hint = f"; {PARQUET_PROBLEM}" if next(folder.rglob("*.parquet"), None) else ""
+        hint = f"; {found}: {PARQUET_PROBLEM}" if (found := next(folder.rglob("*.parquet"), None)) else ""
         raise UserError(f"{folder}: holds neither images ({', '.join(IMAGES)}) nor tar shards{hint}")
     if not captions:
         raise UserError(

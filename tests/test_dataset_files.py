@@ -262,7 +262,7 @@ BAD = [
     ("t.jsonl", '{"image": ' + "[" * 100_000 + "\n", "line 1 is no JSON object .*recursion"),
     ("t.jsonl", '{"image": ' + "7" * 5000 + "}\n", "line 1 is no JSON object .*4300"),
     ("t.jsonl", "\n\n", "t.jsonl: holds no entry"),
-    ("t.json", '{"image": "a.png", "caption": "x"}\n{"image": "b"}\n', "an object a line, name it .jsonl"),
+    ("t.json", '{"image": "a.png", "caption": "x"}\n{"image": "b"}\n', "an object a line. name it .jsonl"),
     ("t.txt", "a.png\tx\na.png x\n", "t.txt: line 2 has no TAB between the image's name and its caption"),
     ("t.txt", "image,caption\na.png,x\n", "t.txt: line 1 has no TAB .*; a table\\? name the file .csv"),
     ("t.token", "\tx\n", "t.token: line 1: 'image' is empty"),

@@ -375,7 +375,7 @@ def test_splits_of_a_folder_are_refused_and_named_ones_are_packed_together_with_
 def test_training_says_how_parquet_is_made_of_use(tmp_path, stage):
     (tmp_path / "repo/data").mkdir(parents=True)
     path = write(tmp_path / "repo/data/x.parquet", [picture()], ["a dog"])
-    remedy = "write its questions as JSON lines" if stage == "vqa_train" else "pack .* with tools.shards"
+    remedy = "pack it into tar shards with tools.shards .VQA: write JSON lines"
     with pytest.raises(UserError, match=f"x.parquet: parquet is not read here; {remedy}"):
         load_annotations(Source(path), stage)
     with pytest.raises(UserError, match=f"repo: holds neither .*; {path}: parquet is not read here; {remedy}"):
