@@ -1,9 +1,9 @@
-"""tools/ablate: which rows it runs, that none is run twice, and that it goes on where it stopped."""
+"""tools.ablate: which rows it runs, that none is run twice, and that it resumes what was stopped."""
 
-import errno
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -46,7 +46,7 @@ class FakeLauncher:
 @pytest.fixture
 def fake(monkeypatch):
     launcher = FakeLauncher()
-    monkeypatch.setattr(ablate, "Launcher", lambda device, lock_file: launcher)
+    monkeypatch.setattr(ablate, "Launcher", lambda device: launcher)
     return launcher
 
 
@@ -112,25 +112,34 @@ def test_finished_stages_of_other_settings_are_refused(tmp_path, fake):
 def test_a_damaged_result_is_one_line(tmp_path, fake, name, content):
     ablate.main(arguments(tmp_path, 5, "--seeds", 1))
     (tmp_path / "out" / name).write_text(content)
-    with pytest.raises(UserError, match=f"{name}: not readable .*; remove it.* again"):
+    with pytest.raises(UserError, match=f"{name}: not readable .*; remove it to start this again"):
         ablate.main(arguments(tmp_path, 5, "--seeds", 1))
-
-
-def test_a_disk_without_locks_is_said(tmp_path, fake, capsys, monkeypatch):
-    def flock(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr("tools.ablate.results.fcntl.flock", flock)
-    ablate.main(arguments(tmp_path, 5, "--seeds", 1))
-    assert "out: this file system has no locks" in capsys.readouterr().err and fake.calls
 
 
 def test_a_run_whose_folder_cannot_be_made_leaves_the_others_alone(tmp_path, fake):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/table5_random").touch()
+    for name in ("table5_random", ".tools.ablate"):
+        (tmp_path / "out" / name).touch()
     with pytest.raises(UserError, match="1 runs failed: table5_random seed 42: .*(File exists|Not a directory)"):
         ablate.main(arguments(tmp_path, 5, "--seeds", 1))
     assert ("semmim", 42, "vqa") in fake.calls
+
+
+def test_a_folder_that_holds_files_of_others_is_refused_and_so_is_a_second_program(tmp_path, fake):
+    ablate.main(arguments(tmp_path, 5, "--seeds", 1))
+    code = "import sys; from engine.run import lock; from pathlib import Path; file = lock(Path(sys.argv[1])); "
+    code += "print('locked', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(tmp_path / "out/.tools.ablate")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline()
+        with pytest.raises(UserError, match=f"out: in use by process {other.pid}"):
+            ablate.main(arguments(tmp_path, 5, "--seeds", 1))
+        other.stdin.close()
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/rows.json").write_text("the user's")
+    with pytest.raises(UserError, match="own: holds files that tools.ablate did not write"):
+        ablate.main([*arguments(tmp_path, 5), "--output", str(tmp_path / "own")])
+    assert (tmp_path / "own/rows.json").read_text() == "the user's"
 
 
 def test_an_output_that_cannot_be_a_folder_is_one_line(tmp_path, fake):
@@ -146,15 +155,6 @@ def test_the_dvae_row_is_left_out_without_its_weights(tmp_path, fake, capsys):
     (tmp_path / "codebook").mkdir()
     ablate.main(arguments(tmp_path, 4, "--seeds", 1, "--override", f"mim.codebook={tmp_path / 'codebook'}"))
     assert ("table4_dvae", 42, "pretrain") in fake.calls
-
-
-def test_the_time_left_follows_from_the_stages_seen():
-    counter = ablate_running.Counter(["pretrain", "vqa"] * 3, slots=2)
-    counter.count("vqa")
-    counter.count("pretrain", 3600.0)
-    assert str(counter) == "[2/6]" and counter.left() == "more than 1:00:00"
-    counter.count("vqa", 60.0)
-    assert counter.left() == "about 1:00:30"
 
 
 def test_cores_are_divided_among_the_runs(monkeypatch):
@@ -196,11 +196,6 @@ def test_as_many_runs_as_slots_go_side_by_side(tmp_path, monkeypatch, fake):
     monkeypatch.setattr(FakeLauncher, "__call__", meet)
     ablate.main(arguments(tmp_path, 5, "--seeds", 1, "--jobs", 2))
     assert len(fake.calls) == 6
-
-
-def test_a_second_program_in_the_same_folder_is_refused(tmp_path):
-    with ablate.lock(tmp_path), pytest.raises(UserError, match="another tools/ablate"), ablate.lock(tmp_path):
-        pass
 
 
 def test_a_stage_uses_its_slot_and_resumes_from_its_checkpoint(tmp_path):

@@ -22,10 +22,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from engine.run import lock
 from tools.ablate.plan import STAGES, Stage, plan
-from tools.ablate.results import check_same, lock, read_result, write_rows
-from tools.ablate.running import Launcher, Slot, make_slots, run_all, say
-from utils import UserError, make_folder, run_main
+from tools.ablate.running import Launcher, Slot, check_same, make_slots, read_json, run_all, say
+from utils import UserError, own_folder, run_main, write_json
 
 TABLES = ("4", "5", "6", "7")
 
@@ -36,26 +36,23 @@ def main(argv: list[str] | None = None) -> None:
     if not runs:
         raise UserError("; ".join(left_out) or "no row is left to run")
     slots = make_slots(args.jobs, args.device)
-    make_folder(args.output)
-    with lock(args.output) as lock_file:
-        write_rows(args.output, args.base, rows)
-        for run in runs:
-            check_same(run)
-        for line in left_out:
-            say(line)
-        done = sum(stage.name in read_result(run.folder)["stages"] for run in runs for stage in run.stages)
+    with lock(own_folder(args.output, "tools.ablate") / ".tools.ablate"):
+        known = read_json(args.output / "rows.json", "rows")
+        write_json(args.output / "rows.json", {"base": args.base, "rows": {**known["rows"], **rows}})
+        done = sum(check_same(run) for run in runs)
         names = ", ".join(stage.name for stage in runs[0].stages)
-        say(f"{len(runs)} runs of {names}, {len(slots)} side by side; {done} stages are done already")
-        for line in batch_lines(runs[0].stages, slots):
-            say(line)
-        failed = run_all(runs, slots, Launcher(args.device, lock_file))
+        say(*left_out, f"{len(runs)} runs of {names}, {len(slots)} side by side; {done} stages are done already")
+        say(*batch_lines(runs[0].stages, slots))
+        failed = run_all(runs, slots, Launcher(args.device))
     if failed:  # everything else is done
         raise UserError(f"{len(failed)} runs failed: {'; '.join(failed)}; the same command tries them again")
     say(f"done; python -m tools.report {args.output} --format text shows the tables")
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m tools.ablate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("tables", nargs="+", choices=(*TABLES, "all"), metavar="TABLE", help="4, 5, 6, 7 or all")
     add("--base", default="configs/Pretrain.yaml", help="pre-training YAML that the rows change (default: %(default)s)")

@@ -1,4 +1,4 @@
-"""What tools/ablate runs: the rows of the paper's tables, each with every seed, stage by stage."""
+"""What tools.ablate runs: the rows of the paper's tables, each with every seed, stage by stage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from engine import config as settings
+from models.vit import ImageEncoder
 from utils import ROOT, UserError, find_file
 
 PAPER_DEPTH = 12  # layers of the image encoder whose numbers Table 7 names
@@ -54,9 +57,7 @@ def plan(args: argparse.Namespace) -> tuple[list[AblationRun], dict[str, str], l
         switches = switches_of[row] = row_switches(row, depth, base.mim.codebook)
         folder = switches.get("mim.codebook")
         if folder is not None and not any(Path(where, folder).expanduser().is_dir() for where in (".", ROOT)):
-            left_out.append(
-                f"{row}: left out, {folder} does not exist: name the dVAE's folder by --override mim.codebook=FOLDER"
-            )
+            left_out.append(f"{row}: left out, {folder} does not exist: give it by --override mim.codebook=FOLDER")
             continue
         rows[row] = first.setdefault(json.dumps(switches, sort_keys=True), row)
     seeds = range(base.seed, base.seed + args.seeds)
@@ -92,10 +93,6 @@ def scaled_layer(layer: int, depth: int) -> int:
 
 def image_depth(config) -> int:
     """Number of layers of a configuration's image encoder; built without memory for its weights."""
-    import torch
-
-    from models.vit import ImageEncoder
-
     encoder = config.model.image_encoder
     with torch.device("meta"):
         return ImageEncoder(encoder.name, encoder.image_size, dict(encoder.args)).depth
@@ -105,11 +102,9 @@ def make_run(args: argparse.Namespace, row: str, switches: dict, seed: int) -> A
     overrides = [f"{key}={'none' if value is None else json.dumps(value)}" for key, value in switches.items()]
     stages = [make_stage("pretrain", args.base, [*args.override, *overrides])]
     for name in args.stages:
-        script = STAGES[name]
-        chosen, changes = {"VQA.py": (args.vqa, args.vqa_override)}.get(
-            script, (args.retrieval, args.retrieval_override)
-        )
-        stages.append(make_stage(name, chosen or beside(args.base, script), changes))
+        kind = "vqa" if name == "vqa" else "retrieval"
+        chosen = getattr(args, kind) or beside(args.base, STAGES[name])
+        stages.append(make_stage(name, chosen, getattr(args, f"{kind}_override")))
     notes = {"row": row, "seed": seed, "base": str(args.base), "switches": switches}
     return AblationRun(row, seed, args.output / row / f"seed_{seed}", stages, notes)
 

@@ -1,8 +1,7 @@
-"""How tools/ablate runs its stages: side by side, each on its own cores and GPUs, to be stopped and gone on with."""
+"""How tools.ablate runs its stages: side by side, each on its own cores and GPUs; a second call resumes them."""
 
 from __future__ import annotations
 
-import collections
 import json
 import os
 import queue
@@ -16,15 +15,16 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from engine.distributed import stop_signals
 from tools.ablate.plan import STAGES, AblationRun, Stage
-from tools.ablate.results import read_result
 from utils import ROOT, UserError, clock, one_line, write_json
 
 
 @dataclass(frozen=True)
 class Slot:
-    """What one of the runs side by side may use: CPU cores, and GPUs where there are any."""
+    """What one of the runs side by side may use: CPU cores, and GPUs if there are any."""
 
     cores: tuple[int, ...]
     gpus: tuple[str, ...] = ()
@@ -47,20 +47,56 @@ def divide(items: Sequence, parts: int) -> list[list]:
 
 
 def visible_gpus() -> list[str]:
-    import torch
-
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     numbers = [str(number) for number in range(torch.cuda.device_count())]
     return named.split(",")[: len(numbers)] if named else numbers
 
 
+# ------------------------------------------------------------------------------------------------ finished stages
+
+
+def read_json(path: Path, key: str) -> dict:
+    """The object in a file of the study, of which `key` is an object too; {key: {}} without the file."""
+    if not path.is_file():
+        return {key: {}}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content[key], dict):
+            raise TypeError(f"{key} is no object")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"{path}: not readable ({one_line(repr(error))}); remove it to start this again") from None
+    return content
+
+
+def read_stages(run: AblationRun) -> dict[str, dict]:
+    """{stage: its settings, seconds and metrics} of the finished stages, as result.json keeps them."""
+    return read_json(run.folder / "result.json", "stages")["stages"]
+
+
+def check_same(run: AblationRun) -> int:
+    """How many of a run's stages are done; UserError if with other settings: a table must not mix them."""
+    finished = read_stages(run)
+    for stage in (stage for stage in run.stages if stage.name in finished):
+        before, now = finished[stage.name]["settings"], json.loads(json.dumps(stage.settings))
+        for key in {**before, **now}:
+            if before.get(key) != now.get(key):
+                raise UserError(
+                    f"{run.folder / 'result.json'}: {stage.name} was run with {key} {before.get(key)!r}, "
+                    f"now it is {now.get(key)!r}; use another --output"
+                )
+    return sum(stage.name in finished for stage in run.stages)
+
+
+# ------------------------------------------------------------------------------------------------------- running
+
+
 class Launcher:
     """Starts a stage as a process of its own session, so that only this program passes signals on."""
 
-    def __init__(self, device: str, lock_file):
-        self.device, self.lock_file = device, lock_file
+    def __init__(self, device: str):
+        self.device = device
         self.running: set[subprocess.Popen] = set()
-        self.stopping = threading.Event()
+        self.stopping = False
         self.guard = threading.Lock()
 
     def __call__(self, run: AblationRun, stage: Stage, slot: Slot) -> int:
@@ -70,7 +106,7 @@ class Launcher:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
         with open(run.folder / f"{stage.name}.log", "a", encoding="utf-8") as console:
             with self.guard:
-                if self.stopping.is_set():
+                if self.stopping:
                     return 130
                 process = subprocess.Popen(
                     command(run, stage, slot, self.device),
@@ -79,7 +115,6 @@ class Launcher:
                     stdout=console,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    pass_fds=(self.lock_file.fileno(),),
                 )
                 self.running.add(process)
             if hasattr(os, "sched_setaffinity"):
@@ -94,16 +129,15 @@ class Launcher:
 
     def stop(self) -> None:
         """Ask all running stages to write their checkpoints and end; start no more."""
-        self.stopping.set()
         with self.guard:
+            self.stopping = True
             for process in self.running:
                 process.send_signal(signal.SIGTERM)
 
 
 def command(run: AblationRun, stage: Stage, slot: Slot, device: str) -> list[str]:
     """The command line of a stage, which resumes if its folder holds a checkpoint and otherwise starts."""
-    output = run.folder / stage.name
-    program = [sys.executable]
+    program, output = [sys.executable], run.folder / stage.name
     if len(slot.gpus) > 1:
         program += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={len(slot.gpus)}"]
     arguments = ["--config", stage.config, "--output_dir", str(output), "--seed", str(run.seed), "--device", device]
@@ -123,12 +157,11 @@ def run_all(runs: list[AblationRun], slots: list[Slot], launch: Callable) -> lis
     free: queue.Queue[Slot] = queue.Queue()
     for slot in slots:
         free.put(slot)
-    done = Counter([stage.name for run in runs for stage in run.stages], len(slots))
 
     def work(run: AblationRun) -> str | None:
         slot = free.get()
         try:
-            return run_stages(run, slot, launch, done)
+            return run_stages(run, slot, launch)
         except BrokenPipeError:  # whoever read this program's lines has gone
             raise
         except (UserError, OSError) as error:  # the other rows go on
@@ -152,64 +185,31 @@ def run_all(runs: list[AblationRun], slots: list[Slot], launch: Callable) -> lis
         return [line for future in futures if not future.cancelled() and (line := future.result())]
 
 
-def run_stages(run: AblationRun, slot: Slot, launch: Callable, done: Counter) -> str | None:
+def run_stages(run: AblationRun, slot: Slot, launch: Callable) -> str | None:
     """The unfinished stages of one run, each recorded in result.json as it ends; -> why it failed, or None."""
-    result = {**run.notes, "stages": read_result(run.folder)["stages"]}
-    for stage in run.stages:
-        if stage.name in result["stages"]:
-            done.count(stage.name)
-            continue
-        output = run.folder / stage.name
+    result = {**run.notes, "stages": read_stages(run)}
+    for stage in (stage for stage in run.stages if stage.name not in result["stages"]):
         run.folder.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
         code = launch(run, stage, slot)
         seconds = round(time.monotonic() - start, 1)
-        metrics = output / "metrics.json"
+        metrics = run.folder / stage.name / "metrics.json"
         if code or not metrics.is_file():
             return f"{run.name}: {stage.name} ended with {code} ({last_line(run.folder / f'{stage.name}.log')})"
         record = {"settings": stage.settings, "seconds": seconds, "metrics": json.loads(metrics.read_text())}
         result["stages"][stage.name] = record
         write_json(run.folder / "result.json", result)
-        done.count(stage.name, seconds)
-        say(f"{done} {run.name}: {stage.name} took {clock(seconds)} on {describe(slot)}; {done.left()} left")
+        where = f"{len(slot.gpus)} GPUs" if slot.gpus else f"{len(slot.cores)} cores"
+        say(f"{run.name}: {stage.name} took {clock(seconds)} on {where}")
     return None
-
-
-class Counter:
-    """Counts finished stages, and guesses the time left from those that this program saw."""
-
-    def __init__(self, names: Sequence[str], slots: int):
-        self.waiting, self.total, self.slots = collections.Counter(names), len(names), slots
-        self.seconds: dict[str, list[float]] = {}
-        self.guard = threading.Lock()
-
-    def count(self, name: str, seconds: float | None = None) -> None:
-        """A stage has ended, after so many seconds where it ran now."""
-        with self.guard:
-            self.waiting[name] -= 1
-            if seconds is not None:
-                self.seconds.setdefault(name, []).append(seconds)
-
-    def left(self) -> str:
-        """Mean seconds of each stage's kind x how many wait / runs side by side; kinds not seen yet are not counted."""
-        means = {name: sum(seen) / len(seen) for name, seen in self.seconds.items()}
-        known = sum(count * means[name] for name, count in self.waiting.items() if name in means)
-        more = any(count and name not in means for name, count in self.waiting.items())
-        return f"{'more than' if more else 'about'} {clock(known / self.slots)}"
-
-    def __str__(self) -> str:
-        return f"[{self.total - self.waiting.total()}/{self.total}]"
-
-
-def describe(slot: Slot) -> str:
-    return f"{len(slot.gpus)} GPUs" if slot.gpus else f"{len(slot.cores)} cores"
 
 
 def last_line(log: Path) -> str:
     """The last line of a console log, cut to a line's length."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
-    return f"{lines[-1][:200]}; all of it in {log}" if lines else f"{log} is empty"
+    return f"{one_line(lines[-1])}; all of it in {log}" if lines else f"{log} is empty"
 
 
-def say(line: str) -> None:
-    print(time.strftime("%H:%M:%S"), line, flush=True)
+def say(*lines: str) -> None:
+    for line in lines:
+        print(time.strftime("%H:%M:%S"), line, flush=True)
