@@ -59,7 +59,7 @@ def main() -> None:
         model, built = build_pretrain_model(cfg, tokenizer, initial_weights=not (resume_from or start))
         lines += built
         if start:
-            lines += start_from(model, load_checkpoint(start)["model"], start)
+            lines += start_from(model, load_checkpoint(start), start)
         for line in lines:
             logger.info(line)
         pretrained_vit = cfg.model.image_encoder.weights != "random" or args.checkpoint is not None

@@ -1,16 +1,15 @@
 """BERT's Transformer stack: text encoder, fusion encoder (cross-attention to the image) and text decoder.
 
 One layer class serves all three. Parameter names are BERT's (`encoder.layer.0.attention.self.query.weight`,
-`crossattention.*` for the cross-attention as in ALBEF and mPLUG, `cls.predictions.*` for the language-model
-head), so that any BERT-layout checkpoint loads without renaming.
+`crossattention.*` for the cross-attention as in ALBEF and mPLUG, `cls.predictions.*` for the language-model head), so
+that any BERT-layout checkpoint loads without renaming.
 
-Shapes: B images, R rows of text (any number per image), L text tokens, S memory tokens, H heads of
-width d, D = H*d.
+Shapes: B images, R rows of text (any number per image), L text tokens, S memory tokens, H heads of width d, D = H*d.
 
-Cross-attention takes keys and values that were projected once per image and layer (`project_memory`) and an
-index row -> image (`rows`). Every fusion row of a step attends to the same B images, so the k texts of one
-image in re-ranking, the matched and unmatched texts of a pre-training step and the beams of one image never
-pay for the image's projections again.
+Cross-attention takes keys and values that were projected once per image and layer (`project_memory`) and an index
+row -> image (`rows`). Every fusion row of a step attends to the same B images, so the k texts of one image in
+re-ranking, the matched and unmatched texts of a pre-training step and the beams of one image never pay for the image's
+projections again.
 """
 
 from __future__ import annotations
@@ -40,9 +39,6 @@ class SpecialTokens(Protocol):
     pad_id: int
     mask_id: int
     vocab_size: int
-
-
-# ---------------------------------------------------------------------------------------------- configuration
 
 
 @dataclass
@@ -112,15 +108,15 @@ class BertConfig:
 def fused_attention_pays(x: Tensor) -> bool:
     """Whether scaled_dot_product_attention is the faster choice for the device and type of `x`.
 
-    On GPUs always. On CPUs only in fp32: in bf16 its backward pass takes 4 to 18 times as long as matrix
-    products (AMD Zen with avx512_bf16, one core, forward + backward of [128, 3, 65, 64]: 73 against 14 ms;
-    [64, 6, 42, 32] with a mask: 43 against 6 ms).
+    On GPUs always. On CPUs only in fp32: in bf16 its backward pass takes 4 to 18 times as long as matrix products (AMD
+    Zen with avx512_bf16, one core, forward + backward of [128, 3, 65, 64]: 73 against 14 ms; [64, 6, 42, 32] with a
+    mask: 43 against 6 ms).
     """
     return x.is_cuda or compute_dtype(x) == torch.float32
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The type in which a linear layer computes on `x`: autocast's where it is on, else that of `x`."""
+    """The type in which a linear layer computes on `x`: autocast's if it is on, else that of `x`."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
@@ -130,11 +126,11 @@ def attention(
 ) -> Tensor:
     """softmax(q k^T / sqrt(d) + mask) v.
 
-    q: [B, H, L, d]; k, v: [B, H, S, d]; mask: additive, broadcastable to [B, H, L, S], in the type of q;
-    drop: the probability with which an attention weight is dropped (0 when evaluating); causal: query i sees the keys
-    0..i alone (then mask is None and S = L). -> [B, H, L, d].
+    q: [B, H, L, d]; k, v: [B, H, S, d]; mask: additive, broadcastable to [B, H, L, S], in the type of q; drop: the
+    probability with which an attention weight is dropped (0 when evaluating); causal: query i sees the keys 0..i alone
+    (then mask is None and S = L). -> [B, H, L, d].
     The softmax accumulates in fp32 inside its kernel whatever the type of its input is. A GPU's flash kernel takes no
-    mask: padding_mask gives None where nothing is padded, `causal` needs none.
+    mask: padding_mask gives None if nothing is padded, `causal` needs none.
     """
     if q.is_cuda or (drop == 0.0 and fused_attention_pays(q)):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop, is_causal=causal)
@@ -170,8 +166,8 @@ def cross_attention(
     """Attention of R text rows to the keys and values of B images.
 
     q: [R, H, L, d]; k, v: [B, H, S, d]; mask: additive [B, 1, 1, S] or None. -> [R, H, L, d].
-    rows: [R] int64, the image of each row, whose keys and values are then gathered. None: row r belongs to
-    image r // (R / B); the queries of one image stand side by side and nothing is copied.
+    rows: [R] int64, the image of each row, whose keys and values are then gathered. None: row r belongs to image
+    r // (R / B); the queries of one image stand side by side and nothing is copied.
     """
     batch, images = q.shape[0], k.shape[0]
     if rows is not None:
@@ -190,13 +186,15 @@ def cross_attention(
     return out.view(images, heads, group, length, width).transpose(1, 2).reshape(batch, heads, length, width)
 
 
+# ----------------------------------------------------------------------------------------------------- layers
+
+
 class SelfAttention(nn.Module):
     """Query, key and value projections (BERT's `attention.self`) and the split into heads."""
 
     def __init__(self, config: BertConfig):
         super().__init__()
-        self.heads = config.num_attention_heads
-        self.drop_share = config.attention_probs_dropout_prob
+        self.heads, self.drop_share = config.num_attention_heads, config.attention_probs_dropout_prob
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
@@ -245,9 +243,8 @@ class Attention(nn.Module):
         keep: int | None = None,
         causal: bool = False,
     ) -> Tensor:
-        """x: [R, L, D]; mask: additive, broadcastable to [R, H, L, past + L]; cache: KVCache whose layer
-        `index` this is; keep: the number of leading tokens whose result is needed (None: all); causal: see `attention`.
-        -> [R, L or keep, D]
+        """x: [R, L, D]; mask: additive, broadcastable to [R, H, L, past + L]; cache: whose layer `index` this is; keep:
+        the number of leading tokens whose result is needed (None: all); causal: see `attention`. -> [R, L or keep, D]
         """
         k, v = self.project(x)
         x = x[:, :keep]
@@ -258,14 +255,10 @@ class Attention(nn.Module):
         return self.output(out.transpose(1, 2).flatten(2), x)
 
     def cross(
-        self,
-        x: Tensor,
-        memory: tuple[Tensor, Tensor],
-        mask: Tensor | None = None,
-        rows: Tensor | None = None,
+        self, x: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor | None = None, rows: Tensor | None = None
     ) -> Tensor:
-        """x: [R, L, D]; memory: this layer's (keys, values); mask: additive [B, 1, 1, S] or None; rows: see
-        `cross_attention`. -> [R, L, D]
+        """x: [R, L, D]; memory: this layer's (keys, values); mask: additive [B, 1, 1, S]; rows: see `cross_attention`.
+        -> [R, L, D]
         """
         q = self.self.split(self.self.query(x))
         out = cross_attention(q, *memory, mask, rows, self.self.drop())
@@ -285,7 +278,7 @@ class Intermediate(nn.Module):
 
 
 class BertLayer(nn.Module):
-    """Self-attention, cross-attention where the stack has one, feed-forward; LayerNorm after each."""
+    """Self-attention, cross-attention if the stack has one, feed-forward; LayerNorm after each."""
 
     def __init__(self, config: BertConfig, cross: bool):
         super().__init__()
@@ -314,9 +307,6 @@ class BertLayer(nn.Module):
         return self.output(self.intermediate(x), x)
 
 
-# ----------------------------------------------------------------------------------------------------- stacks
-
-
 class Layers(nn.Module):
     """The layers under BERT's name `encoder.layer.*`.
 
@@ -327,10 +317,6 @@ class Layers(nn.Module):
         super().__init__()
         self.checkpointing = False
         self.layer = nn.ModuleList(BertLayer(config, cross) for _ in range(num_layers))
-
-    def project_memory(self, memory: Tensor) -> Memory:
-        """memory [B, S, D] -> one (keys, values) pair per layer, each [B, H, S, d]."""
-        return [layer.crossattention.project(memory) for layer in self.layer]
 
     def forward(
         self,
@@ -355,152 +341,6 @@ class Layers(nn.Module):
             else:
                 x = layer(*arguments)
         return x
-
-
-class Embeddings(nn.Module):
-    """Word + position + token type 0, LayerNorm, dropout."""
-
-    def __init__(self, config: BertConfig):
-        super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(self, input_ids: Tensor, start: int = 0) -> Tensor:
-        """input_ids: [R, L], the first at position `start` -> [R, L, D]"""
-        end = start + input_ids.shape[1]
-        if end > self.position_embeddings.num_embeddings:
-            raise UserError(
-                f"a text of {end} tokens does not fit the {self.position_embeddings.num_embeddings} "
-                f"positions of the text model; lower text.max_tokens or raise "
-                f"model.bert.args.max_position_embeddings"
-            )
-        words = self.word_embeddings(input_ids)  # [R, L, D]
-        x = words + self.token_type_embeddings.weight[0] + self.position_embeddings.weight[start:end]
-        return self.dropout(self.LayerNorm(x))
-
-
-class TextEncoder(nn.Module):
-    """BERT's embeddings and first layers: text tokens -> [B, L, D]."""
-
-    def __init__(self, config: BertConfig, num_layers: int):
-        super().__init__()
-        self.config = config
-        self.embeddings = Embeddings(config)
-        self.encoder = Layers(config, num_layers, cross=False)
-        init_weights(self, config.initializer_range)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """input_ids: [B, L]; attention_mask: [B, L], 1 = token, 0 = padding (None: no padding)."""
-        x = self.embeddings(input_ids)
-        return self.encoder(x, padding_mask(attention_mask, x))
-
-
-class FusionEncoder(nn.Module):
-    """Layers over the text encoder's output that attend to the image; no embeddings of its own."""
-
-    def __init__(self, config: BertConfig, num_layers: int):
-        super().__init__()
-        self.config = config
-        self.encoder = Layers(config, num_layers, cross=True)
-        init_weights(self, config.initializer_range)
-
-    def project_memory(self, image_embeds: Tensor) -> Memory:
-        """image_embeds [B, S, D] -> keys and values of every layer (see `Layers.project_memory`)."""
-        return self.encoder.project_memory(image_embeds)
-
-    def forward(
-        self,
-        hidden: Tensor,
-        attention_mask: Tensor | None,
-        memory: Memory,
-        memory_mask: Tensor | None = None,
-        rows: Tensor | None = None,
-        keep: int | None = None,
-    ) -> Tensor:
-        """hidden: [R, L, D], the text encoder's output; attention_mask: [R, L] or None; memory:
-        `project_memory` of B images; memory_mask: [B, S] or None; rows: [R] int64, the image of each row;
-        None means that R is a multiple g * B and row r belongs to image r // g; keep: how many leading tokens
-        are needed of the result, the last layer computes no others (1: [CLS] alone, for ITM; None: all).
-        -> [R, L or keep, D]
-        """
-        mask = padding_mask(attention_mask, hidden)
-        return self.encoder(hidden, mask, memory, memory_mask, rows, keep=keep)
-
-
-class TextDecoder(nn.Module):
-    """Causal layers with cross-attention and a language-model head tied to the decoder's own embeddings."""
-
-    def __init__(self, config: BertConfig, num_layers: int):
-        super().__init__()
-        self.config = config
-        self.embeddings = Embeddings(config)
-        self.encoder = Layers(config, num_layers, cross=True)
-        self.cls = nn.ModuleDict({"predictions": LMHead(config)})
-        init_weights(self, config.initializer_range)
-
-    def project_memory(self, memory: Tensor) -> Memory:
-        """memory [B, S, D] -> keys and values of every layer (see `Layers.project_memory`)."""
-        return self.encoder.project_memory(memory)
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        *,
-        memory: Memory,
-        memory_mask: Tensor | None = None,
-        rows: Tensor | None = None,
-        cache: KVCache | None = None,
-    ) -> Tensor:
-        """input_ids: [R, T]; attention_mask: [R, P + T] with 1 = token (None: no padding), P the tokens
-        already in `cache`; memory: `project_memory` of B memories; memory_mask: [B, S]; rows: as in
-        `FusionEncoder.forward`;
-        cache: a KVCache for step-wise generation: positions continue after its tokens and it grows by T.
-        -> hidden states [R, T, D]; `lm_logits` turns them into scores.
-        """
-        past = cache.length if cache is not None else 0
-        x = self.embeddings(input_ids, past)
-        length = input_ids.shape[1]
-        mask = None  # a single new token sees everything before it
-        causal = length > 1 and past == 0 and attention_mask is None
-        if length > 1 and not causal:
-            mask = causal_mask(length, past, x)
-        if attention_mask is not None:
-            padding = padding_mask(attention_mask, x)  # [R, 1, 1, P + T]
-            # The sum of two lowest numbers would be -inf: take the smaller instead.
-            mask = padding if mask is None else torch.minimum(mask, padding)
-        return self.encoder(x, mask, memory, memory_mask, rows, cache, causal=causal)
-
-    def lm_logits(self, hidden: Tensor) -> Tensor:
-        """hidden [..., D] -> scores of the next token [..., V]"""
-        return self.cls["predictions"](hidden, self.embeddings.word_embeddings.weight)
-
-
-class LMHead(nn.Module):
-    """BERT's `cls.predictions`: dense, GELU, LayerNorm, then the word embeddings (tied, passed in) and a
-    bias.
-    """
-
-    def __init__(self, config: BertConfig):
-        super().__init__()
-        self.transform = nn.ModuleDict(
-            {
-                "dense": nn.Linear(config.hidden_size, config.hidden_size),
-                "LayerNorm": nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps),
-            }
-        )
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
-        init_weights(self, config.initializer_range)
-
-    def forward(self, hidden: Tensor, word_embeddings: Tensor) -> Tensor:
-        """hidden: [..., D]; word_embeddings: [V, D], the weight of the embedding that the head is tied to ->
-        [..., V]
-        """
-        x = self.transform["LayerNorm"](F.gelu(self.transform["dense"](hidden)))
-        return F.linear(x, word_embeddings, self.bias)
 
 
 class KVCache:
@@ -528,8 +368,145 @@ class KVCache:
         self.pairs = [(k.index_select(0, index), v.index_select(0, index)) for k, v in self.pairs]
 
 
+# ------------------------------------------------------------------------- text encoder, fusion encoder, decoder
+
+
+class Embeddings(nn.Module):
+    """Word + position + token type 0, LayerNorm, dropout."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: Tensor, start: int = 0) -> Tensor:
+        """input_ids: [R, L], the first at position `start` -> [R, L, D]"""
+        end, most = start + input_ids.shape[1], self.position_embeddings.num_embeddings
+        if end > most:
+            raise UserError(
+                f"a text of {end} tokens does not fit the {most} positions of the text model; lower text.max_tokens or "
+                "raise model.bert.args.max_position_embeddings"
+            )
+        words = self.word_embeddings(input_ids)  # [R, L, D]
+        x = words + self.token_type_embeddings.weight[0] + self.position_embeddings.weight[start:end]
+        return self.dropout(self.LayerNorm(x))
+
+
+class LMHead(nn.Module):
+    """BERT's `cls.predictions`: dense, GELU, LayerNorm, then the word embeddings (tied, passed in) and a bias."""
+
+    def __init__(self, config: BertConfig):
+        super().__init__()
+        dense = nn.Linear(config.hidden_size, config.hidden_size)
+        norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.transform = nn.ModuleDict({"dense": dense, "LayerNorm": norm})
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        init_weights(self, config.initializer_range)
+
+    def forward(self, hidden: Tensor, word_embeddings: Tensor) -> Tensor:
+        """hidden: [..., D]; word_embeddings: [V, D], the weight that the head is tied to -> [..., V]"""
+        x = self.transform["LayerNorm"](F.gelu(self.transform["dense"](hidden)))
+        return F.linear(x, word_embeddings, self.bias)
+
+
+class TextEncoder(nn.Module):
+    """BERT's embeddings and first layers: text tokens -> [B, L, D]."""
+
+    def __init__(self, config: BertConfig, num_layers: int):
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.encoder = Layers(config, num_layers, cross=False)
+        init_weights(self, config.initializer_range)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """input_ids: [B, L]; attention_mask: [B, L], 1 = token, 0 = padding (None: no padding)."""
+        x = self.embeddings(input_ids)
+        return self.encoder(x, padding_mask(attention_mask, x))
+
+
+class FusionEncoder(nn.Module):
+    """Layers over the text encoder's output that attend to the image; no embeddings of its own."""
+
+    def __init__(self, config: BertConfig, num_layers: int):
+        super().__init__()
+        self.config = config
+        self.encoder = Layers(config, num_layers, cross=True)
+        init_weights(self, config.initializer_range)
+
+    def project_memory(self, memory: Tensor) -> Memory:
+        """memory [B, S, D], the image tokens -> keys and values of every layer, each [B, H, S, d]"""
+        return [layer.crossattention.project(memory) for layer in self.encoder.layer]
+
+    def forward(
+        self,
+        hidden: Tensor,
+        attention_mask: Tensor | None,
+        memory: Memory,
+        memory_mask: Tensor | None = None,
+        rows: Tensor | None = None,
+        keep: int | None = None,
+    ) -> Tensor:
+        """hidden: [R, L, D], the text encoder's output; attention_mask: [R, L] or None; memory: `project_memory` of B
+        images; memory_mask: [B, S] or None; rows: [R] int64, the image of each row; None means that R is a multiple
+        g * B and row r belongs to image r // g; keep: how many leading tokens are needed of the result, the last layer
+        computes no others (1: [CLS] alone, for ITM; None: all). -> [R, L or keep, D]
+        """
+        mask = padding_mask(attention_mask, hidden)
+        return self.encoder(hidden, mask, memory, memory_mask, rows, keep=keep)
+
+
+class TextDecoder(nn.Module):
+    """Causal layers with cross-attention and a language-model head tied to the decoder's own embeddings."""
+
+    def __init__(self, config: BertConfig, num_layers: int):
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.encoder = Layers(config, num_layers, cross=True)
+        self.cls = nn.ModuleDict({"predictions": LMHead(config)})
+        init_weights(self, config.initializer_range)
+
+    project_memory = FusionEncoder.project_memory
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        memory: Memory,
+        memory_mask: Tensor | None = None,
+        rows: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """input_ids: [R, T]; attention_mask: [R, P + T] with 1 = token (None: no padding), P the tokens already in
+        `cache`; memory: `project_memory` of B memories; memory_mask: [B, S]; rows: as in `FusionEncoder.forward`;
+        cache: for step-wise generation: positions continue after its tokens and it grows by T.
+        -> hidden states [R, T, D]; `lm_logits` turns them into scores.
+        """
+        past = cache.length if cache is not None else 0
+        x = self.embeddings(input_ids, past)
+        length = input_ids.shape[1]
+        mask = None  # a single new token sees everything before it
+        causal = length > 1 and past == 0 and attention_mask is None
+        if length > 1 and not causal:
+            mask = causal_mask(length, past, x)
+        if attention_mask is not None:
+            padding = padding_mask(attention_mask, x)  # [R, 1, 1, P + T]
+            # The sum of two lowest numbers would be -inf: take the smaller instead.
+            mask = padding if mask is None else torch.minimum(mask, padding)
+        return self.encoder(x, mask, memory, memory_mask, rows, cache, causal=causal)
+
+    def lm_logits(self, hidden: Tensor) -> Tensor:
+        """hidden [..., D] -> scores of the next token [..., V]"""
+        return self.cls["predictions"](hidden, self.embeddings.word_embeddings.weight)
+
+
 def init_weights(module: nn.Module, std: float) -> None:
-    """BERT's initialisation: N(0, std) for matrices and embeddings, zero biases, LayerNorm at identity."""
+    """BERT's initialization: N(0, std) for matrices and embeddings, zero biases, LayerNorm at identity."""
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Embedding)):
             nn.init.normal_(part.weight, std=std)
@@ -539,18 +516,15 @@ def init_weights(module: nn.Module, std: float) -> None:
 
 # ------------------------------------------------------------------------------------------ published weights
 
-# Entries of published BERT files that none of our modules has: the pooler, next-sentence prediction, a
-# buffer, and the output matrix that is tied to the word embeddings. Anything else that is left over, or
-# missing, is an error.
+# Entries of published BERT files that none of our modules has: the pooler, next-sentence prediction, a buffer, and the
+# output matrix that is tied to the word embeddings. Anything else that is left over, or missing, is an error.
 IGNORED = r"pooler\.|cls\.seq_relationship\.|embeddings\.position_ids$|cls\.predictions\.decoder\."
-# What a layer has and no BERT file: it starts at random.
-RANDOM = "crossattention."
 ADVICE = "give a checkpoint in BertModel's layout, and set model.bert.args to its architecture"
 
 
 def load_bert_weights(
     source: str,
-    text_encoder: TextEncoder | None = None,
+    text_encoder: TextEncoder,
     fusion_encoder: FusionEncoder | None = None,
     decoder: TextDecoder | None = None,
     mlm_head: LMHead | None = None,
@@ -559,146 +533,91 @@ def load_bert_weights(
 
     source: a local file or folder (`model.safetensors` or `pytorch_model.bin`), `package:NAME` or a hub name; in
         BertModel's or BertForMaskedLM's layout, also with the old `gamma`/`beta` names.
-    The text encoder takes the first layers, the fusion encoder the last ones if the file has enough for both,
-    the decoder the first ones; cross-attention and what the file lacks stay at their initial values. Another
-    width, vocabulary or number of heads, or an unknown entry, is a UserError.
+    The text encoder takes the first layers, the fusion encoder the last ones if the file has enough for both (else it
+    starts at random), the decoder the first ones; cross-attention and what the file lacks stay at their initial values.
+    Another architecture, or an unknown entry, is a UserError.
     """
     path, config_file = find_weights(source)
-    embeddings, layers, head = split_bert(read_weights(path), path)
-    modules = [m for m in (text_encoder, fusion_encoder, decoder) if m is not None]
     if config_file is not None:
-        check_architecture(config_file, modules[0].config)
-    lines = cut_padding(path, embeddings, head, modules[0].config.vocab_size)
-    check_fit(path, embeddings, modules[0].config)
-    if text_encoder is not None:
-        load_embeddings(text_encoder, embeddings, path)
-        lines.append(f"text encoder: {load_layers(text_encoder, layers, path)}")
+        check_architecture(config_file, text_encoder.config)
+    embeddings, layers, head = split_bert(read_weights(path), path)
+    below, lines = len(text_encoder.encoder.layer), []
+
+    def load_layers(name: str, module: nn.Module, first: int = 0) -> None:
+        own = module.encoder.layer
+        taken = layers[first : first + len(own)]
+        for layer, weights in zip(own, taken, strict=False):
+            load_exactly(layer, weights, path, ADVICE, lacking="crossattention.")  # which no BERT file has
+        text = f"{name}: layers {first + 1} to {first + len(taken)} of {len(layers)} from {path}"
+        if len(taken) < len(own):
+            text += f"; the last {len(own) - len(taken)} of its {len(own)} layers start at random"
+        lines.append(text + ("" if module is text_encoder else "; cross-attention starts at random"))
+
+    def load_head(name: str, module: LMHead) -> None:
+        if head:
+            load_exactly(module, head, path, ADVICE)
+        lines.append(f"{name}: from {path}" if head else f"{name}: starts at random ({path} has no cls.predictions)")
+
+    load_embeddings(text_encoder, embeddings, path)
+    load_layers("text encoder", text_encoder)
     if fusion_encoder is not None:
-        count = len(fusion_encoder.encoder.layer)
-        below = len(text_encoder.encoder.layer) if text_encoder is not None else 0
-        if count + below <= len(layers):
-            taken = load_layers(fusion_encoder, layers, path, first=len(layers) - count)
+        needed = below + len(fusion_encoder.encoder.layer)
+        if needed <= len(layers):
+            load_layers("fusion encoder", fusion_encoder, len(layers) - needed + below)
         else:
-            taken = f"starts at random ({path} has {len(layers)} layers, text and fusion need {count + below})"
-        lines.append(f"fusion encoder: {taken}")
+            lacking = f"{path} has {len(layers)} layers, text and fusion need {needed}"
+            lines.append(f"fusion encoder: starts at random ({lacking})")
     if decoder is not None:
         load_embeddings(decoder, embeddings, path)
-        lines.append(f"decoder: {load_layers(decoder, layers, path)}")
-        lines.append(f"LM head: {load_head(decoder.cls['predictions'], head, path)}")
+        load_layers("decoder", decoder)
+        load_head("LM head", decoder.cls["predictions"])
     if mlm_head is not None:
-        lines.append(f"MLM head: {load_head(mlm_head, head, path)}")
+        load_head("MLM head", mlm_head)
     return lines
 
 
+def load_embeddings(module: nn.Module, embeddings: dict, path: str) -> None:
+    """Fill `module.embeddings`; a model with fewer positions or token types than the file takes the first ones."""
+    own = module.embeddings.state_dict()
+    for key in ("position_embeddings.weight", "token_type_embeddings.weight"):
+        if key in embeddings and len(embeddings[key]) > len(own[key]):
+            embeddings = {**embeddings, key: embeddings[key][: len(own[key])]}
+    load_exactly(module.embeddings, embeddings, path, f"{ADVICE}, and text.vocab to its vocabulary")
+
+
 def split_bert(weights: dict, path: str) -> tuple[dict, list[dict], dict]:
-    """-> (embeddings, list of layers, head): state dicts in fp32, without their prefixes, from a BERT state
-    dict.
-    """
+    """(embeddings, list of layers, head) of a BERT state dict: state dicts in fp32, without their prefixes."""
     embeddings, layers, head = {}, {}, {}
     for key, value in weights.items():
         key = key.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight")
         key = key.replace("LayerNorm.beta", "LayerNorm.bias")
         if re.match(IGNORED, key):
             continue
-        layer = re.match(r"encoder\.layer\.(\d+)\.(.+)", key)
-        if layer:
+        if layer := re.match(r"encoder\.layer\.(\d+)\.(.+)", key):
             layers.setdefault(int(layer[1]), {})[layer[2]] = value.float()
         elif key.startswith("embeddings."):
             embeddings[key.removeprefix("embeddings.")] = value.float()
         elif key.startswith("cls.predictions."):
             head[key.removeprefix("cls.predictions.")] = value.float()
         else:
-            raise UserError(
-                f"{path}: unknown entry {shown(key)}; give a checkpoint in the layout of transformers' BertModel"
-            )
+            raise UserError(f"{path}: unknown entry {shown(key)}; {ADVICE}")
     if not embeddings or sorted(layers) != list(range(len(layers))):
-        raise UserError(f"{path}: not a BERT checkpoint (no embeddings, or layers missing)")
+        raise UserError(f"{path}: not a BERT checkpoint (no embeddings, or layers missing); {ADVICE}")
     return embeddings, [layers[i] for i in range(len(layers))], head
 
 
 def check_architecture(config_file: str, config: BertConfig) -> None:
-    """A UserError where the config.json beside the weights tells of another computation than the model's.
+    """A UserError if the config.json beside the weights is of another computation than the model's.
 
-    Sizes may fit all the same: RoBERTa counts positions from 2, and another activation has no weights.
+    Sizes may fit all the same: RoBERTa counts positions from 2, and heads and activations have no weights.
     """
     values = read_architecture(config_file)
-    if (kind := values.get("model_type", "bert")) != "bert":
-        raise UserError(f"{config_file}: model_type is {shown(kind)}, the model computes BERT; take BERT's weights")
-    computed = {"hidden_act": ("gelu", "gelu_python"), "position_embedding_type": ("absolute",)}  # one GELU, two names
+    computed = {key: (getattr(config, key),) for key in ("num_attention_heads", "layer_norm_eps")}
+    computed |= {"model_type": ("bert",), "position_embedding_type": ("absolute",)}
+    computed |= {"hidden_act": ("gelu", "gelu_python")}  # one GELU, two names
     for key, names in computed.items():
         if (found := values.get(key, names[0])) not in names:
             raise UserError(
-                f"{config_file}: {key} is {shown(found)}, the model computes {names[0]!r}; take weights made with that"
+                f"{config_file}: {key} is {shown(found)}, the model's is {names[0]}; take weights made with that, set "
+                f"model.bert.args, or model.bert.weights: random"
             )
-    for key in ("num_attention_heads", "layer_norm_eps"):
-        if (found := values.get(key, own := getattr(config, key))) != own:
-            raise UserError(
-                f"{config_file}: has {key} {shown(found)}, the model {own}; set model.bert.args.{key}: {shown(found)}, "
-                f"or model.bert.weights: random"
-            )
-
-
-# Word embeddings are padded to a multiple of this at most, for the GPU's sake (BERT's 30,522 rows to 30,528 or 30,592).
-PADDING = 128
-
-
-def cut_padding(path: str, embeddings: dict, head: dict, vocab_size: int) -> list[str]:
-    """Take the vocabulary's rows, in place, where the file's are padded to a multiple of 8; -> a line that says so."""
-    rows = len(embeddings.get("word_embeddings.weight", ()))
-    if rows == vocab_size or rows % 8 or not vocab_size < rows < vocab_size + PADDING:
-        return []
-    embeddings["word_embeddings.weight"] = embeddings["word_embeddings.weight"][:vocab_size]
-    if len(head.get("bias", ())) == rows:
-        head["bias"] = head["bias"][:vocab_size]
-    return [f"{path}: has {rows} rows of word embeddings, the vocabulary {vocab_size} words: the others are padding"]
-
-
-def check_fit(path: str, embeddings: dict, config: BertConfig) -> None:
-    """A UserError where the file's width or vocabulary is not the model's."""
-    words = embeddings.get("word_embeddings.weight", torch.empty(0, 0))
-    if words.ndim != 2 or not len(words):
-        raise UserError(f"{path}: not a BERT checkpoint (no word embeddings)")
-    rows, width = words.shape
-    if rows != config.vocab_size:
-        raise UserError(
-            f"{path}: has vocab_size {rows}, the model {config.vocab_size}; take weights that were made with the "
-            f"vocabulary of text.vocab, or set text.vocab to theirs and model.bert.args.vocab_size: {rows}"
-        )
-    if width != config.hidden_size:
-        raise UserError(
-            f"{path}: has hidden_size {width}, the model {config.hidden_size}; set model.bert.args.hidden_size: "
-            f"{width} (the image encoder's width must equal it) or model.bert.weights: random"
-        )
-
-
-def load_embeddings(module: nn.Module, embeddings: dict, path: str) -> None:
-    """Fill `module.embeddings`; a model with fewer positions or token types than the file takes the first
-    ones.
-    """
-    own = module.embeddings.state_dict()
-    for key in ("position_embeddings.weight", "token_type_embeddings.weight"):
-        if key in embeddings and len(embeddings[key]) > len(own[key]):
-            embeddings = {**embeddings, key: embeddings[key][: len(own[key])]}
-    load_exactly(module.embeddings, embeddings, path, ADVICE)
-
-
-def load_layers(module: nn.Module, layers: list[dict], path: str, first: int = 0) -> str:
-    """Fill the layers of `module` from layers[first:], as far as they go; -> what was done."""
-    own = module.encoder.layer
-    taken = layers[first : first + len(own)]
-    for layer, weights in zip(own, taken, strict=False):
-        load_exactly(layer, weights, path, ADVICE, lacking=RANDOM)
-    text = f"layers {first + 1} to {first + len(taken)} of {len(layers)} from {path}"
-    if len(taken) < len(own):
-        text += f"; the last {len(own) - len(taken)} of its {len(own)} layers start at random"
-    if hasattr(own[0], "crossattention"):
-        text += "; cross-attention starts at random"
-    return text
-
-
-def load_head(head: LMHead, weights: dict, path: str) -> str:
-    """Fill an LMHead, if the file has one; -> what was done."""
-    if not weights:
-        return f"starts at random ({path} has no cls.predictions)"
-    load_exactly(head, weights, path, ADVICE)
-    return f"from {path}"

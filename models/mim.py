@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.tensors import fp32, full_precision, take
-from models.weights import check_finite, check_weights, find_weights, read_architecture, read_weights
+from models.weights import check_weights, find_weights, load_exactly, read_architecture, read_weights
 from utils import UserError, all_reduce_sum, find_file, reason
 
 DALLE_EPSILON = 0.1  # DALL-E's `map_pixels`: [0, 1] -> [0.1, 0.9], the input range its encoder was trained on
@@ -214,14 +214,16 @@ class CodebookTarget(nn.Module):
         values = read_architecture(config_file)
         try:
             config = FlavaImageCodebookConfig.from_dict(values)
+            if config.num_groups * config.num_blocks_per_group > len(weights):
+                raise UserError(f"it has more blocks than the {len(weights)} weights of {path}")
             with torch.device("meta"):  # shapes alone, however large they are said to be
                 shapes = FlavaImageCodebook(config).state_dict()
         except Exception as error:  # transformers checks little: any of its parts may stumble over a value
             raise UserError(f"mim.codebook: {config_file} is no FlavaImageCodebook's ({reason(error)})") from None
-        check_weights(shapes, weights, path, "take the weights that its config.json was made for")
-        check_finite(weights, path)
+        advice = "take the weights that its config.json was made for"
+        check_weights(shapes, weights, path, advice)
         self.codebook = FlavaImageCodebook(config)
-        self.codebook.load_state_dict(weights)
+        load_exactly(self.codebook, weights, path, advice)
         self.codebook.eval().requires_grad_(False)
         self.vocab_size = self.codebook.vocab_size
 

@@ -30,9 +30,10 @@ from models.mim import (
     text_guided_mask,
 )
 from models.momentum import FeatureQueue, MomentumTeacher
-from models.semmim import PREFIX, SemMIM, build_backbone, load_weights, project
+from models.semmim import ADVICE, POSITIONS, SemMIM, backbone_state, build_backbone, project
 from models.tensors import fp32, interleave, take, text_mask
-from models.vit import ImageEncoder, positions_line, resize_positions
+from models.vit import ImageEncoder, resize_positions
+from models.weights import load_exactly
 from utils import IGNORE, Config, UserError
 
 
@@ -353,16 +354,15 @@ def build_pretrain_model(
     return PretrainModel(backbone, cfg, tokens), lines
 
 
-def start_from(model: PretrainModel, state: dict[str, Tensor], path: str | PathLike) -> list[str]:
-    """Begin a new run with the weights of an earlier one; returns log lines.
+def start_from(model: PretrainModel, checkpoint: dict, path: str | PathLike) -> list[str]:
+    """Begin a new run with the weights of an earlier one's checkpoint; returns log lines.
 
     Takes the backbone (positions resized if the resolution differs), and head and centers if they fit. The queue
     starts empty, since its image ids belong to the other run's data, and the teacher starts as a copy of the students.
     """
-    backbone = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
-    encoder = model.backbone.image_encoder
-    lines = [f"{path}: {line}" for line in positions_line(backbone, "image_encoder.", encoder)]
-    load_weights(model.backbone, resize_positions(backbone, "image_encoder.", encoder, str(path)), path)
+    state, backbone = checkpoint["model"], backbone_state(checkpoint, path)
+    backbone, lines = resize_positions(backbone, POSITIONS, model.backbone.image_encoder, str(path))
+    load_exactly(model.backbone, backbone, path, ADVICE, extra=True)
     own, taken = model.state_dict(), ["backbone"]
     for part in ("head", "cls_center", "patch_center"):
         shapes = {key: value.shape for key, value in own.items() if key.startswith(part + ".")}

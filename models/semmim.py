@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from models.bert import BertConfig, FusionEncoder, LMHead, Memory, TextDecoder, TextEncoder, load_bert_weights
 from models.tensors import fp32
-from models.vit import ImageEncoder, positions_line, resize_positions
+from models.vit import ImageEncoder, resize_positions
 from models.weights import check_plain, check_value, check_weights, load_exactly
 from utils import Config, UserError, find_file, load_checkpoint, reason, shown
 
 KEYS = {"image_encoder", "bert", "text_layers", "fusion_layers", "decoder_layers", "embed_dim", "temperature", "sep"}
 TEMPERATURE_RANGE = (0.001, 0.5)  # ALBEF clamps its temperature to this range
+POSITIONS = "image_encoder.vit.pos_embed"
+ADVICE = "use the config that the checkpoint was trained with"
 PREFIX = "backbone."  # where every stage's model keeps its backbone, and so the prefix of its keys in a checkpoint
 
 
@@ -46,7 +48,7 @@ class SemMIM(nn.Module):
     """Image encoder E_I, text encoder E_T, fusion encoder E_F, decoder, projections into the ITC space, ITM head.
 
     decoder, mlm_head: whether to have these parts (retrieval needs neither).
-    image_weights: see ImageEncoder; everything else starts at random here, `initialise` loads BERT's weights.
+    image_weights: see ImageEncoder; everything else starts at random here, `build_backbone` loads BERT's weights.
     checkpointing, text_checkpointing: recompute the layers of the image encoder, or of the text encoder, fusion encoder
         and decoder, in the backward pass instead of keeping their activations: less memory, more time.
     """
@@ -126,7 +128,7 @@ class SemMIM(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """What the decoder attends to in every stage, [image tokens ; fused text] -> (memory, its mask [B, 1+N+L]).
 
-        image_embeds: [B, 1+N, D]; fused: [B, L, D], of a prefix, prompt or question; text_mask: [B, L], None where
+        image_embeds: [B, 1+N, D]; fused: [B, L, D], of a prefix, prompt or question; text_mask: [B, L], None if
         nothing is padded; then the memory has no mask either.
         """
         memory = torch.cat([image_embeds, fused], 1)  # [B, 1+N+L, D]
@@ -166,7 +168,7 @@ class SemMIM(nn.Module):
 
 
 def project(layer: nn.Linear, tokens: Tensor) -> Tensor:
-    """Project into the ITC space and L2-normalise (in fp32). [..., D] -> [..., E]"""
+    """Project into the ITC space and L2-normalize (in fp32). [..., D] -> [..., E]"""
     return F.normalize(fp32(layer(tokens)), dim=-1)
 
 
@@ -175,28 +177,21 @@ def build_backbone(
 ) -> tuple[SemMIM, list[str]]:
     """A new backbone with the initial weights that the config names, and log lines that say what came from where.
 
-    initial_weights: False where a checkpoint will replace them anyway, so that none are read or downloaded.
+    initial_weights: False if a checkpoint will replace them anyway, so that none are read or downloaded.
     """
-    encoder = cfg.model.image_encoder
+    encoder, bert = cfg.model.image_encoder, cfg.model.bert
     weights = encoder.weights if initial_weights else "random"
-    checkpointing = {"checkpointing": encoder.checkpointing, "text_checkpointing": cfg.model.bert.checkpointing}
-    backbone = SemMIM(describe(cfg), decoder, mlm_head, image_weights=weights, **checkpointing)
+    checkpointing = {"checkpointing": encoder.checkpointing, "text_checkpointing": bert.checkpointing}
+    net = SemMIM(describe(cfg), decoder, mlm_head, image_weights=weights, **checkpointing)
     if not initial_weights:
-        return backbone, []
+        return net, []
     if encoder.weights == "random" and encoder.positions == "sincos":
-        backbone.image_encoder.start_from_sincos()
+        net.image_encoder.start_from_sincos()
     lines = [f"image encoder: {encoder.name}, weights: {encoder.weights}"]
-    if cfg.model.bert.weights == "random":
-        lines.append("text encoder, fusion encoder, decoder: random weights")
-    else:
-        lines += load_bert_weights(
-            cfg.model.bert.weights,
-            backbone.text_encoder,
-            backbone.fusion_encoder,
-            backbone.decoder,
-            backbone.mlm_head,
-        )
-    return backbone, lines
+    if bert.weights == "random":
+        return net, [*lines, "text encoder, fusion encoder, decoder: random weights"]
+    lines += load_bert_weights(bert.weights, net.text_encoder, net.fusion_encoder, net.decoder, net.mlm_head)
+    return net, lines
 
 
 def load_backbone(
@@ -210,40 +205,48 @@ def load_backbone(
 ) -> tuple[SemMIM, dict, list[str]]:
     """Rebuild the backbone of a checkpoint of any stage, at its own or another resolution.
 
-    loaded: the content of `path`, where it has been read already.
+    loaded: the content of `path`, if it has been read already.
 
     Returns (backbone, the rest of the checkpoint without model and optimizer, log lines: which parts were left out,
     and whether positions were resized).
-    Raises UserError when the file is no checkpoint of this codebase or lacks weights that are asked for.
+    Raises UserError if the file is no checkpoint of this codebase, lacks weights that are asked for, or its description
+    is not its weights'.
     """
     checkpoint = load_checkpoint(path) if loaded is None else loaded
-    if "description" not in checkpoint or "model" not in checkpoint:
+    state, description = backbone_state(checkpoint, path), checkpoint.get("description")
+    if description is None:
         raise UserError(
             f"{path}: no SemMIM checkpoint (it has no model description); give one that a script of this project wrote"
         )
-    description = checkpoint["description"]
-    if not _is_state(checkpoint["model"]):
-        raise UserError(f"{path}: its entry model is not what a script of this project writes")
-    state = {key[len(PREFIX) :]: value for key, value in checkpoint["model"].items() if key.startswith(PREFIX)}
     check_description(description, state, path)
-    if decoder and not any(key.startswith(f"{PREFIX}decoder.") for key in checkpoint["model"]):
+    if decoder and not any(key.startswith("decoder.") for key in state):
         raise UserError(f"{path}: the checkpoint has no decoder, which writing text needs; give one of pre-training")
     if image_size is not None:
         image_encoder = {**description["image_encoder"], "image_size": image_size}
         description = {**description, "image_encoder": image_encoder}
     options = {"checkpointing": checkpointing, "text_checkpointing": text_checkpointing}
     backbone = SemMIM(description, decoder, mlm_head, **options)
-    resized = positions_line(state, "image_encoder.", backbone.image_encoder)
-    state = resize_positions(state, "image_encoder.", backbone.image_encoder, str(path))
-    unused = load_weights(backbone, state, path)
+    state, resized = resize_positions(state, POSITIONS, backbone.image_encoder, str(path))
+    load_exactly(backbone, state, path, ADVICE, extra=True)
+    own = backbone.state_dict()
+    unused = sorted({key.split(".")[0] for key in state if key not in own})
     unused += sorted({key.split(".")[0] for key in checkpoint["model"] if not key.startswith(PREFIX)})
     rest = {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
     rest["description"] = description
-    lines = [f"{path}: weights of step {checkpoint.get('progress', {}).get('step', '?')}"]
-    lines += [f"{path}: {line}" for line in resized]
+    lines = [f"{path}: weights of step {checkpoint.get('progress', {}).get('step', '?')}", *resized]
     if unused:
         lines.append(f"{path}: not used here: {', '.join(unused)}")
     return backbone, rest, lines
+
+
+def backbone_state(checkpoint: dict, path: str | Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint's backbone, without PREFIX; UserError if they are no plain tensors."""
+    state = checkpoint.get("model")
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise UserError(f"{path}: its entry model is not what a script of this project writes")
+    state = {key[len(PREFIX) :]: value for key, value in state.items() if key.startswith(PREFIX)}
+    check_plain(state, path)
+    return state
 
 
 def check_description(description: dict, state: dict[str, Tensor], path: str | Path) -> None:
@@ -251,7 +254,6 @@ def check_description(description: dict, state: dict[str, Tensor], path: str | P
 
     The model is built on the meta device: whatever sizes are described, nothing is allocated for them.
     """
-    what = f"{path}: its entry description is not what a script of this project writes"
     try:
         if set(description) != KEYS:
             raise UserError(f"its keys are {shown(sorted(description))}")
@@ -268,21 +270,6 @@ def check_description(description: dict, state: dict[str, Tensor], path: str | P
         with torch.device("meta"):
             own = SemMIM(description, *parts).state_dict()
     except Exception as error:  # timm and torch stumble over values in ways of their own
-        raise UserError(f"{what} ({reason(error)})") from None
-    check_plain(state, path)
+        what = "its entry description is not what a script of this project writes"
+        raise UserError(f"{path}: {what} ({reason(error)})") from None
     check_weights(own, state, path, "the description and the weights are of two models; take another file")
-
-
-def _is_state(value) -> bool:
-    """Whether it is a dict of tensors."""
-    return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
-
-
-def load_weights(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> list[str]:
-    """Copy `state` into `model`: every weight of the model must be there with its shape.
-
-    Returns the names of the top-level parts in `state` that the model does not have.
-    """
-    load_exactly(model, state, path, "use the config that the checkpoint was trained with", extra=True)
-    own = model.state_dict()
-    return sorted({key.split(".")[0] for key in state if key not in own})

@@ -41,7 +41,7 @@ def interleave(first: Tensor, second: Tensor) -> Tensor:
 
 
 def text_mask(batch: dict) -> Tensor | None:
-    """The attention mask [B, L] of a batch's texts; None where its collate function saw that nothing is padded."""
+    """The attention mask [B, L] of a batch's texts; None if its collate function saw that nothing is padded."""
     return batch["attention_mask"] if batch.get("padded", True) else None
 
 

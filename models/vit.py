@@ -1,8 +1,8 @@
 """The image encoder: a timm Vision Transformer with a [MASK] token and text injection in its last layers.
 
-As the paper has it, some patches of the student's image become a learnable [MASK], and from layer `inject_from`
-on (layers are counted from 1) the text tokens join the sequence, so that the masked patches are recovered with the
-text's help.
+As the paper has it, some patches of the student's image become a learnable [MASK], and from layer
+`inject_from` on (layers are counted from 1) the text tokens join the sequence, so that the masked patches are recovered
+with the text's help.
 
 Shapes: B images, N = grid * grid patches, L text tokens, D the width.
 """
@@ -29,56 +29,14 @@ from utils import UserError, one_line, reason, shown
 
 log = logging.getLogger("semmim")
 
-# Entries of published weight files that are not part of the image encoder, as regular expressions matched
-# from the start of the name, by file layout. Anything else that is left over, or missing, is an error.
-IGNORED = {
-    # a classifier or a pooling head
-    "timm": r"head\.|fc_norm\.|attn_pool\.|pre_logits\.",
-    # CLIP's text tower, its projections into the common space, three numbers of OpenAI's archive
-    "openai": r"transformer\.|token_embedding\.|ln_final\.|positional_embedding$|text_projection$"
-    r"|logit_scale$|visual\.proj$|input_resolution$|context_length$|vocab_size$",
-    "hugging face": r"text_model\.|text_projection\.|visual_projection\.|logit_scale$"
-    r"|vision_model\.embeddings\.position_ids$",
-}
-
-OPENAI_NAMES = [
-    (r"^visual\.conv1\.", "patch_embed.proj."),
-    (r"^visual\.class_embedding$", "cls_token"),
-    (r"^visual\.positional_embedding$", "pos_embed"),
-    (r"^visual\.ln_pre\.", "norm_pre."),
-    (r"^visual\.ln_post\.", "norm."),
-    (r"^visual\.transformer\.resblocks\.", "blocks."),
-    (r"\.ln_([12])\.", r".norm\1."),
-    (r"\.attn\.in_proj_", ".attn.qkv."),
-    (r"\.attn\.out_proj\.", ".attn.proj."),
-    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
-    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
-]
-
-HUGGING_FACE_NAMES = [
-    (r"^vision_model\.embeddings\.patch_embedding\.", "patch_embed.proj."),
-    (r"^vision_model\.embeddings\.class_embedding$", "cls_token"),
-    (r"^vision_model\.embeddings\.position_embedding\.weight$", "pos_embed"),
-    (r"^vision_model\.pre_layrnorm\.", "norm_pre."),  # the published name has this misspelling
-    (r"^vision_model\.post_layernorm\.", "norm."),
-    (r"^vision_model\.encoder\.layers\.", "blocks."),
-    (r"\.layer_norm([12])\.", r".norm\1."),
-    (r"\.self_attn\.out_proj\.", ".attn.proj."),
-    (r"\.self_attn\.([qkv])_proj\.", r".attn.\1."),
-]
-
-# One name for each activation, of the names of timm's classes and of Hugging Face's `hidden_act`, in lower case.
-QUICK, EXACT, TANH = "quick_gelu", "gelu", "gelu_tanh"
-ACTIVATIONS = {"quickgelu": QUICK, "gelu_python": EXACT, "gelutanh": TANH, "gelu_new": TANH, "gelu_pytorch_tanh": TANH}
-
 # The arguments of timm.create_model that a configuration, a checkpoint or an exported folder may set. Others could name
 # a file to load or a class to build with.
-FAMILY = ("vision_transformer",)  # timm's module of the names that are accepted
 SIZES = ("patch_size", "embed_dim", "depth", "num_heads")
 RATES = ("pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")
 NUMBERS = ("mlp_ratio", "init_values")
 FLAGS = ("qkv_bias", "qk_norm", "proj_bias", "no_embed_class", "pre_norm")
 ACT_LAYERS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")
+FAMILY = ("vision_transformer",)  # timm's module of the names that are accepted
 
 
 class ImageEncoder(nn.Module):
@@ -87,8 +45,8 @@ class ImageEncoder(nn.Module):
     name: a timm VisionTransformer with a [CLS] token, e.g. `vit_base_patch16_clip_quickgelu_224` for OpenAI's
         CLIP, which was trained with QuickGELU.
     args: timm.create_model's keyword arguments (`embed_dim`, `depth`, ...), see `check_arguments`.
-    weights: "random"; "openai" (timm's hub weights of that tag) or "hub" (the name's default tag); or a file,
-        a folder or a model of the Hugging Face hub, see `load_vit_weights`. Positions are resized to
+    weights: "random"; "openai" (timm's hub weights of that tag) or "hub" (the name's default tag); or a file, a
+        folder or a model of the Hugging Face hub, see `load_vit_weights`. Positions are resized to
         `image_size`.
     checkpointing: recompute each layer in the backward pass instead of keeping its activations.
     """
@@ -117,7 +75,7 @@ class ImageEncoder(nn.Module):
         """Set the patches' positions [N, D] to MAE's two-dimensional sines and cosines; training goes on from there.
 
         Random positions say which patch is which and not which are neighbors, and are hardly seen beside the patches
-        at first: a short training never learns where things are (docs/study.md). UserError where D is no multiple of 4.
+        at first: a short training never learns where things are (docs/study.md). UserError if D is no multiple of 4.
         """
         if self.width % 4:
             raise UserError(
@@ -142,7 +100,7 @@ class ImageEncoder(nn.Module):
     ) -> Tensor:
         """Apply the layers first..last (from 1, both included) to x [B, 1 + N, D].
 
-        With text [B, L, D] they see the sequence [x ; text], in which the tokens where text_mask [B, L] is 0
+        With text [B, L, D] they see the sequence [x ; text], in which the tokens whose text_mask [B, L] is 0
         are never attended to. -> the whole sequence, [B, 1 + N (+ L), D]
         """
         mask = None
@@ -214,25 +172,21 @@ def create_vit(name: str, image_size: int, args: dict, weights: str = "random") 
     check_arguments(name, image_size, args)
     if weights == "openai" and "." not in name:
         name += ".openai"
-    options = {
-        "pretrained": weights in ("openai", "hub"),
-        "num_classes": 0,
-        "global_pool": "",
-        "img_size": image_size,
-    }
     if weights != "random" and name.endswith(".openai") and "quickgelu" not in name and "act_layer" not in args:
         raise UserError(
             f"model.image_encoder.name: {name} computes {EXACT}, OpenAI's CLIP was trained with {QUICK}; take "
             f"{name.replace('_clip_', '_clip_quickgelu_')}"
         )
+    pretrained = weights in ("openai", "hub")
     try:
-        vit = timm.create_model(name, **options, **args)
+        options = {"num_classes": 0, "global_pool": "", "img_size": image_size}
+        vit = timm.create_model(name, pretrained=pretrained, **options, **args)
     except Exception as error:  # timm checks little: any of its layers may stumble over a value
-        if not options["pretrained"] or not isinstance(error, OSError | RuntimeError | ValueError):
+        if not pretrained or not isinstance(error, OSError | RuntimeError | ValueError):
             raise UserError(f"model.image_encoder.args: {shown(args)} do not fit {name} ({reason(error)})") from None
         raise UserError(
-            f"model.image_encoder.weights: cannot get the hub weights of {name} ({reason(error)}); give "
-            f"a local file instead, or 'random'"
+            f"model.image_encoder.weights: cannot get the hub weights of {name} ({reason(error)}); give a local file "
+            "instead, or 'random'"
         ) from None
     for block in vit.blocks:
         if isinstance(block.mlp.act, SlowQuickGELU):
@@ -240,14 +194,14 @@ def create_vit(name: str, image_size: int, args: dict, weights: str = "random") 
     plain = type(vit) is VisionTransformer and vit.has_class_token and vit.num_prefix_tokens == 1
     if not plain or vit.pos_embed is None:
         raise UserError(
-            f"model.image_encoder.name: {name} is not a plain Vision Transformer with one [CLS] token and "
-            f"learned positions; take one such as vit_base_patch16_clip_quickgelu_224"
+            f"model.image_encoder.name: {name} is not a plain Vision Transformer with one [CLS] token and learned "
+            "positions; take one such as vit_base_patch16_clip_quickgelu_224"
         )
-    patch = vit.patch_embed.patch_size
-    if image_size % patch[0] or image_size % patch[1] or patch[0] != patch[1]:
+    patch = vit.patch_embed.patch_size[0]
+    if image_size % patch:
         raise UserError(
-            f"model.image_encoder.image_size: {image_size} is not divisible by the patch size {patch[0]}; "
-            f"take {max(image_size // patch[0], 1) * patch[0]} or {(image_size // patch[0] + 1) * patch[0]}"
+            f"model.image_encoder.image_size: {image_size} is not divisible by the patch size {patch}; take "
+            f"{max(image_size // patch, 1) * patch} or {(image_size // patch + 1) * patch}"
         )
     return vit
 
@@ -276,54 +230,89 @@ def check_arguments(name: str, image_size: int, args: dict) -> None:
 
 # ------------------------------------------------------------------------------------------ weights of others
 
+# Entries of published weight files that are not part of the image encoder, as regular expressions matched from the
+# start of the name: a classifier or a pooling head, CLIP's text tower and its projections into the common space.
+# Anything else that is left over, or missing, is an error.
+IGNORED = (
+    r"head\.|fc_norm\.|attn_pool\.|pre_logits\."
+    r"|text_model\.|text_projection\.|visual_projection\.|logit_scale$|vision_model\.embeddings\.position_ids$"
+)
+HUGGING_FACE_NAMES = [
+    (r"^embeddings\.patch_embedding\.", "patch_embed.proj."),
+    (r"^embeddings\.class_embedding$", "cls_token"),
+    (r"^embeddings\.position_embedding\.weight$", "pos_embed"),
+    (r"^pre_layrnorm\.", "norm_pre."),  # the published name has this misspelling
+    (r"^post_layernorm\.", "norm."),
+    (r"^encoder\.layers\.", "blocks."),
+    (r"\.layer_norm([12])\.", r".norm\1."),
+    (r"\.self_attn\.out_proj\.", ".attn.proj."),
+    (r"\.self_attn\.([qkv])_proj\.", r".attn.\1."),
+]
+# One name for each activation, of the names of timm's classes and of Hugging Face's `hidden_act`, in lower case.
+QUICK, EXACT, TANH = "quick_gelu", "gelu", "gelu_tanh"
+ACTIVATIONS = {"quickgelu": QUICK, "gelu_python": EXACT, "gelutanh": TANH, "gelu_new": TANH, "gelu_pytorch_tanh": TANH}
 
-def load_vit_weights(encoder: ImageEncoder, path: str) -> str:
-    """Load the ViT of `encoder` from a .safetensors, .pt or .pth file (`path`: see `weights.find_weights`).
 
-    Known layouts: timm's; Hugging Face's CLIPModel and CLIPVisionModel; OpenAI's state dict of CLIP. Entries
-    listed in IGNORED are skipped; anything else missing, left over or of another shape is a UserError, and so is a
-    file of another activation than the encoder's, as far as it or the config.json beside it tells.
-    Positions are resized. -> the layout: "timm", "hugging face" or "openai".
+def load_vit_weights(encoder: ImageEncoder, source: str) -> None:
+    """Load the ViT of `encoder` from a .safetensors, .pt or .pth file (`source`: see `weights.find_weights`).
+
+    Known layouts: timm's; Hugging Face's CLIPModel and CLIPVisionModel. Entries in IGNORED are skipped; anything else
+    missing, left over or of another shape is a UserError, and so is a file whose config.json says that it was made with
+    another activation. Positions are resized.
     """
-    path, config_file = find_weights(str(path))
-    found = read_weights(path)
-    layout, weights = to_timm(found, path)
-    check_activation(encoder.vit, path, config_file, found, layout)
-    if "dist_token" in weights or "cls_token" not in weights:
-        what = "has a distillation token" if "dist_token" in weights else "has no [CLS] token"
-        raise UserError(f"{path}: {what}; take the weights of a plain Vision Transformer with one [CLS] token")
-    weights = resize_positions(weights, "", encoder, path)
+    path, config_file = find_weights(source)
+    weights = to_timm(read_weights(path), path)
+    check_activation(encoder.vit, path, config_file)
+    weights, _ = resize_positions(weights, "pos_embed", encoder, path)
     advice = "set model.image_encoder.name and args to the architecture that the file was made for"
-    load_exactly(encoder.vit, weights, f"{path} (read as a {layout} file)", advice)
-    return layout
+    load_exactly(encoder.vit, weights, path, advice)
 
 
-def check_activation(vit: VisionTransformer, path: str, config_file: str | None, weights: dict, layout: str) -> None:
-    """A UserError where a file was made with another activation than the encoder's; a warning where CLIP's cannot say.
+def to_timm(weights: dict[str, Tensor], source: str = "state dict") -> dict[str, Tensor]:
+    """A state dict in timm's names and fp32 from either layout, without what IGNORED lists."""
+    weights = {key.removeprefix("vision_model."): v.float() for key, v in weights.items() if not re.match(IGNORED, key)}
+    if "patch_embed.proj.weight" in weights:
+        return weights
+    if "embeddings.class_embedding" not in weights or "embeddings.position_embedding.weight" not in weights:
+        raise UserError(f"{source}: neither timm's nor Hugging Face's names of a Vision Transformer")
+    result = {}
+    for key, value in weights.items():
+        for pattern, replacement in HUGGING_FACE_NAMES:
+            key = re.sub(pattern, replacement, key)
+        result[key] = value
+    result["cls_token"] = result["cls_token"].view(1, 1, -1)
+    result["pos_embed"] = result["pos_embed"].unsqueeze(0)
+    for key in [key for key in result if ".attn.q." in key]:
+        parts = [result.pop(key.replace(".q.", f".{part}."), None) for part in "qkv"]
+        if any(part is None or part.shape != parts[0].shape or not part.ndim for part in parts):
+            raise UserError(f"{source}: the queries, keys and values of {key} do not go together")
+        result[key.replace(".q.", ".qkv.")] = torch.cat(parts)
+    return result
+
+
+def check_activation(vit: VisionTransformer, path: str, config_file: str | None) -> None:
+    """A UserError if a file was made with another activation than the encoder's; a warning if CLIP's cannot say.
 
     Activations have no weights: with the wrong one a file loads, and every number is off by about a hundredth.
     """
-    own = activation(vit)
-    stated = stated_activation(config_file) if config_file is not None else None
-    source = config_file
-    if stated is None and {"input_resolution", "context_length"} <= weights.keys():  # three numbers of OpenAI's archive
-        stated, source = QUICK, path
-    if stated is None:
-        if layout != "timm" or "norm_pre.weight" in weights:  # CLIP's, which come with either
-            line = (
-                "%s: the file does not say its activation, the image encoder computes %s: OpenAI's CLIP has "
-                "quick_gelu, LAION's gelu; choose with model.image_encoder.name"
-            )
-            log.warning(line, path, own)
-    elif stated != own:
+    act = vit.blocks[0].mlp.act
+    name = type(act).__name__.lower() + ("tanh" if getattr(act, "approximate", "none") == "tanh" else "")
+    own, stated = ACTIVATIONS.get(name, name), stated_activation(config_file) if config_file is not None else None
+    if stated is None and not isinstance(vit.norm_pre, nn.Identity):  # CLIP's, which come with either
+        line = (
+            "%s: the file does not say its activation, the image encoder computes %s: OpenAI's CLIP has "
+            "quick_gelu, LAION's gelu; choose with model.image_encoder.name"
+        )
+        log.warning(line, path, own)
+    elif stated not in (None, own):
         raise UserError(
-            f"{source}: its weights were made with the activation {one_line(stated)}, model.image_encoder.name "
+            f"{config_file}: its weights were made with the activation {one_line(stated)}, model.image_encoder.name "
             f"computes {own}; take a name with{'out' if own == QUICK else ''} quickgelu, or other weights"
         )
 
 
 def stated_activation(config_file: str) -> str | None:
-    """The activation that a config.json of Hugging Face's CLIP or of timm names; None where it does not."""
+    """The activation that a config.json of Hugging Face's CLIP or of timm names; None if it names none."""
     values = read_architecture(config_file)
     if isinstance(name := values.get("architecture"), str):  # timm's: its own name of the model
         tag = values["pretrained_cfg"].get("tag") if isinstance(values.get("pretrained_cfg"), dict) else None
@@ -335,88 +324,26 @@ def stated_activation(config_file: str) -> str | None:
     return ACTIVATIONS.get(found, found)
 
 
-def to_timm(weights: dict[str, Tensor], source: str = "state dict") -> tuple[str, dict[str, Tensor]]:
-    """-> (layout, state dict in timm's names and fp32) from any known layout, without what IGNORED lists."""
-    if "visual.class_embedding" in weights or "class_embedding" in weights:
-        if "class_embedding" in weights:  # CLIP's image tower alone
-            weights = {"visual." + key: value for key, value in weights.items()}
-        layout, names = "openai", OPENAI_NAMES
-    elif any(key.endswith("embeddings.class_embedding") for key in weights):
-        if "embeddings.class_embedding" in weights:  # CLIPVisionModel as transformers 5 saves it
-            weights = {"vision_model." + key: value for key, value in weights.items()}
-        layout, names = "hugging face", HUGGING_FACE_NAMES
-    elif "patch_embed.proj.weight" in weights:
-        layout, names = "timm", []
-    else:
-        raise UserError(f"{source}: neither timm's, Hugging Face's nor OpenAI's names of a Vision Transformer")
-    result = {}
-    for key, value in weights.items():
-        if re.match(IGNORED[layout], key):
-            continue
-        for pattern, replacement in names:
-            key = re.sub(pattern, replacement, key)
-        result[key] = value.float()
-    if missing := [key for key in ("cls_token", "pos_embed") if key not in result and layout != "timm"]:
-        raise UserError(f"{source}: {missing[0]} is missing; take a whole image encoder's weights")
-    if layout != "timm":
-        result["cls_token"] = result["cls_token"].view(1, 1, -1)
-        result["pos_embed"] = result["pos_embed"].unsqueeze(0)
-    if layout == "hugging face":
-        for key in [key for key in result if ".attn.q." in key]:
-            parts = [result.pop(key.replace(".q.", f".{part}."), None) for part in "qkv"]
-            if any(part is None or part.shape != parts[0].shape or not part.ndim for part in parts):
-                raise UserError(f"{source}: the queries, keys and values of {key} do not go together")
-            result[key.replace(".q.", ".qkv.")] = torch.cat(parts)
-    return layout, result
-
-
 def resize_positions(
-    state_dict: dict[str, Tensor], prefix: str, encoder: ImageEncoder, source: str = "state dict"
-) -> dict[str, Tensor]:
+    state_dict: dict[str, Tensor], key: str, encoder: ImageEncoder, source: str
+) -> tuple[dict[str, Tensor], list[str]]:
     """Fit the positional embeddings of a checkpoint from another resolution to `encoder`.
 
-    state_dict[prefix + "pos_embed"] (or prefix + "vit.pos_embed"): [1, 1 + n, D] with n a square number,
-    resized by timm's bicubic, antialiased interpolation. -> a new state dict; the same values where the sizes
-    agree. Raises UserError where n is none.
+    state_dict[key]: [1, 1 + n, D] with n a square number, resized by timm's bicubic, antialiased interpolation.
+    -> (a state dict with the resized ones, a line for the log), or the same and no line if the sizes agree. Raises
+    UserError, naming `source`, if n is no square.
     """
-    key = _positions_key(state_dict, prefix)
-    if key is None or not _other_size(state_dict[key], encoder):
-        return dict(state_dict)
+    own, found = encoder.vit.pos_embed, state_dict.get(key)
+    if found is None or found.ndim != 3 or found.shape[::2] != own.shape[::2] or found.shape[1] == own.shape[1]:
+        return state_dict, []
     prefix_tokens = 0 if encoder.vit.no_embed_class else 1
-    patches = state_dict[key].shape[1] - prefix_tokens
+    patches = found.shape[1] - prefix_tokens
     if patches < 1 or math.isqrt(patches) ** 2 != patches:
         raise UserError(
-            f"{source}: {key} has {state_dict[key].shape[1]} positions, which are not [CLS] and a square of patches; "
-            "take the weights of a plain Vision Transformer with one [CLS] token and square images"
+            f"{source}: {key} has {found.shape[1]} positions, which are not [CLS] and a square of patches; take the "
+            "weights of a plain Vision Transformer with one [CLS] token and square images"
         )
-    resized = resample_abs_pos_embed(
-        state_dict[key], new_size=[encoder.grid, encoder.grid], num_prefix_tokens=prefix_tokens
-    )
-    return {**state_dict, key: resized}
-
-
-def positions_line(state_dict: dict[str, Tensor], prefix: str, encoder: ImageEncoder) -> list[str]:
-    """What `resize_positions` will do, as a line for the log; none where the sizes agree."""
-    key = _positions_key(state_dict, prefix)
-    if key is None or not _other_size(state_dict[key], encoder):
-        return []
-    before = math.isqrt(state_dict[key].shape[1])  # the root of a square number, or of one more: [CLS]
-    now = f"{encoder.grid} x {encoder.grid} patches (image_size {encoder.image_size})"
-    return [f"trained with {before} x {before} patches of an image, here {now}: its positions are resized"]
-
-
-def _positions_key(state_dict: dict[str, Tensor], prefix: str) -> str | None:
-    return next((k for k in (f"{prefix}vit.pos_embed", f"{prefix}pos_embed") if k in state_dict), None)
-
-
-def _other_size(positions: Tensor, encoder: ImageEncoder) -> bool:
-    """Whether these are positions of the encoder's width for another number of patches; others are no positions."""
-    own = encoder.vit.pos_embed
-    return positions.ndim == 3 and positions.shape[::2] == own.shape[::2] and positions.shape[1] != own.shape[1]
-
-
-def activation(vit: VisionTransformer) -> str:
-    """What its MLPs compute, as in ACTIVATIONS."""
-    act = vit.blocks[0].mlp.act
-    name = type(act).__name__.lower() + ("tanh" if getattr(act, "approximate", "none") == "tanh" else "")
-    return ACTIVATIONS.get(name, name)
+    side, now = math.isqrt(patches), f"{encoder.grid} x {encoder.grid} patches (image_size {encoder.image_size})"
+    resized = resample_abs_pos_embed(found, new_size=[encoder.grid, encoder.grid], num_prefix_tokens=prefix_tokens)
+    line = f"{source}: trained with {side} x {side} patches of an image, here {now}: its positions are resized"
+    return {**state_dict, key: resized}, [line]

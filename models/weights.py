@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import sys
-import zipfile
 from collections.abc import Callable, Mapping
 
 import torch
@@ -17,129 +16,14 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 EXTENSIONS = (".safetensors", ".bin", ".pt", ".pth")
 
 
-def read_weights(path: str) -> dict[str, Tensor]:
-    """-> the state dict in a .safetensors, .pt, .pth or .bin file, on the CPU. No code from the file is run.
-
-    A dict under "state_dict" or "model" is unpacked and DDP's `module.` removed. A file that is absent,
-    broken, a TorchScript archive or something else than a dict of tensors is a UserError.
-    """
-    if not os.path.isfile(path):
-        raise UserError(f"{path}: no such weight file; give a file, a hub name or 'random'")
-    if is_torchscript(path):
-        raise UserError(
-            f"{path} is a TorchScript archive (the form in which OpenAI publishes CLIP), which could run "
-            f'code; if you trust it, convert it once with python -c "import torch; torch.save(torch.jit.load('
-            f"'{path}', map_location='cpu').state_dict(), 'clip.pt')\" and give clip.pt"
-        )
-    try:
-        if str(path).endswith(".safetensors"):
-            weights = load_file(path)
-        else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors, zipfile and pickle have errors of their own for a broken file
-        raise UserError(f"{path}: not a readable weight file ({reason(error)})") from None
-    for key in ("state_dict", "model"):
-        if isinstance(weights, dict) and isinstance(weights.get(key), dict):
-            weights = weights[key]
-    if not isinstance(weights, dict):
-        raise UserError(f"{path}: holds no state dict (a dict of tensors)")
-    weights = {str(k).removeprefix("module."): v for k, v in weights.items() if isinstance(v, Tensor)}
-    check_plain(weights, path)
-    return weights
-
-
-def check_plain(weights: Mapping[str, Tensor], source: str | os.PathLike) -> None:
-    """UserError unless all are ordinary tensors with values of their own, as many as their shapes say."""
-    for name, value in weights.items():
-        plain = value.layout == torch.strided and not (value.is_quantized or value.is_complex() or value.is_meta)
-        if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise UserError(
-                f"{source}: {one_line(name)} is a sparse, quantized, complex or expanded tensor; convert it to fp32"
-            )
-
-
-def check_finite(weights: Mapping[str, Tensor], source: str | os.PathLike) -> None:
-    """UserError if a weight is infinite or no number: it would spoil every result in silence."""
-    for name, value in weights.items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise UserError(f"{source}: {one_line(name)} holds values that are not finite; take another file")
-
-
-def check_value(name: str, value, kind: type, low: float = 1, high: float = sys.float_info.max) -> None:
-    """UserError unless `value` is a number of `kind` (int or float) from `low` to `high`."""
-    if not isinstance(value, int | kind) or isinstance(value, bool) or not low <= value <= high:
-        what = "whole number" if kind is int else "number"
-        limits = f"from {low:g} to {high:g}" if high < sys.float_info.max else f"of at least {low:g}"
-        raise UserError(f"{name} is {shown(value)}; a {what} {limits} is needed")
-
-
-def read_architecture(path: str | os.PathLike) -> dict:
-    """The map in a model's config.json; UserError where there is none."""
-    try:
-        if not os.path.isfile(path):  # a pipe would be waited for without end
-            raise OSError("there is no such file")
-        with open(path, encoding="utf-8-sig") as file:
-            values = json.load(file)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON (line {error.lineno}: {error.msg})") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: a model's configuration that cannot be read ({reason(error)})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: holds {type(values).__name__}, not the map of a model's configuration")
-    return values
-
-
-def load_exactly(
-    module: nn.Module,
-    weights: Mapping[str, Tensor],
-    source: str | os.PathLike,
-    advice: str,
-    lacking: str | None = None,
-    extra: bool = False,
-) -> None:
-    """Copy `weights` into `module`, all that it has and nothing else; see `check_weights`, whose UserError this raises.
-
-    Weights that are not finite are a UserError too.
-
-    extra: whether `weights` may hold more, which is left out.
-    """
-    own = module.state_dict()
-    if extra:
-        weights = {name: value for name, value in weights.items() if name in own}
-    check_weights(own, weights, source, advice, lacking)
-    check_finite(weights, source)
-    module.load_state_dict(weights, strict=False)
-
-
-def check_weights(
-    own: Mapping[str, Tensor],
-    weights: Mapping[str, Tensor],
-    source: str | os.PathLike,
-    advice: str,
-    lacking: str | None = None,
-    shown: Callable[[str], str] = str,
-) -> None:
-    """Raise UserError unless `weights` have exactly the names and shapes of `own`, a module's state dict.
-
-    source: the file, which the one line names first; advice: what to do, with which it ends; lacking: prefix of the
-    names that may be missing; shown: how a name is called in the file, where it was renamed.
-    """
-    missing = [name for name in own if name not in weights and not (lacking and name.startswith(lacking))]
-    left_over = [name for name in weights if name not in own]
-    wrong = [name for name in own if name in weights and weights[name].shape != own[name].shape]
-    for names, problem in ((missing, "is missing"), (left_over, "has no place in the model"), (wrong, "")):
-        if names:
-            name, others = names[0], len(names) - 1
-            problem = problem or f"has the shape {list(weights[name].shape)} instead of {list(own[name].shape)}"
-            more = f" (and {others} more)" if others else ""
-            raise UserError(f"{source}: {one_line(shown(name))} {problem}{more}; {advice}")
+# ------------------------------------------------------------------------------------------------ finding files
 
 
 def find_weights(source: str) -> tuple[str, str | None]:
     """-> (weight file, config.json beside it or None) for a local file or folder, or a name on the hub.
 
-    `package:NAME` is the folder of the installed Python package NAME. A folder is searched for WEIGHT_FILES,
-    then its `model/`. Nothing is downloaded unless `source` names no local path.
+    `package:NAME` is the folder of the installed Python package NAME. A folder is searched for WEIGHT_FILES, then its
+    `model/`. Nothing is downloaded unless `source` names no local path.
     """
     if source.startswith("package:"):
         name = source.removeprefix("package:").replace("-", "_")
@@ -164,9 +48,7 @@ def find_weights(source: str) -> tuple[str, str | None]:
 
 
 def download(name: str) -> tuple[str, str]:
-    """-> (weight file, config.json) of the model `name` on the Hugging Face hub, from its cache where it is
-    there.
-    """
+    """-> (weight file, config.json) of the model `name` on the Hugging Face hub, from its cache if it is there."""
     from huggingface_hub import hf_hub_download
 
     for file in WEIGHT_FILES:
@@ -175,15 +57,120 @@ def download(name: str) -> tuple[str, str]:
         except Exception as error:  # offline, unknown name, no such file: each has its own class, none is ours to tell
             why = reason(error)
     raise UserError(
-        f"weights {name!r}: neither a local path nor available on the hub ({why}); give a local folder or "
-        f"file, or 'random'"
+        f"weights {name!r}: neither a local path nor available on the hub ({why}); give a local folder or file, or "
+        "'random'"
     )
 
 
-def is_torchscript(path: str) -> bool:
-    """Whether the file is a zip archive with TorchScript code in it."""
+# ------------------------------------------------------------------------------------------------ reading them
+
+
+def read_weights(path: str) -> dict[str, Tensor]:
+    """-> the state dict in a .safetensors, .pt, .pth or .bin file, on the CPU. No code from the file is run.
+
+    A dict under "state_dict" or "model" is unpacked and DDP's `module.` removed. A file that is absent, broken, or
+    something else than a dict of tensors is a UserError.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: no such weight file; give a file, a hub name or 'random'")
     try:
-        with zipfile.ZipFile(path) as archive:
-            return any("/code/" in name or name.endswith("constants.pkl") for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError):
-        return False  # no archive, or one that cannot be read, as is said then
+        if str(path).endswith(".safetensors"):
+            weights = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # safetensors, zipfile and pickle have errors of their own for a broken file
+        raise UserError(f"{path}: not a readable weight file ({reason(error)})") from None
+    for key in ("state_dict", "model"):
+        if isinstance(weights, dict) and isinstance(weights.get(key), dict):
+            weights = weights[key]
+    if not isinstance(weights, dict):
+        raise UserError(f"{path}: holds no state dict (a dict of tensors)")
+    weights = {str(k).removeprefix("module."): v for k, v in weights.items() if isinstance(v, Tensor)}
+    check_plain(weights, path)
+    return weights
+
+
+def read_architecture(path: str | os.PathLike) -> dict:
+    """The map in a model's config.json; UserError if there is none."""
+    try:
+        if not os.path.isfile(path):  # a pipe would be waited for without end
+            raise OSError("there is no such file")
+        with open(path, encoding="utf-8-sig") as file:
+            values = json.load(file)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: a model's configuration that cannot be read ({reason(error)})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds {type(values).__name__}, not the map of a model's configuration")
+    return values
+
+
+# ------------------------------------------------------------------------------------------------ checking them
+
+
+def check_plain(weights: Mapping[str, Tensor], source: str | os.PathLike) -> None:
+    """UserError unless all are ordinary tensors with values of their own, as many as their shapes say."""
+    for name, value in weights.items():
+        plain = value.layout == torch.strided and not (value.is_quantized or value.is_complex() or value.is_meta)
+        if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise UserError(
+                f"{source}: {one_line(name)} is a sparse, quantized, complex or expanded tensor; convert it to fp32"
+            )
+
+
+def check_finite(weights: Mapping[str, Tensor], source: str | os.PathLike) -> None:
+    """UserError if a weight is infinite or no number: it would spoil every result in silence."""
+    for name, value in weights.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(f"{source}: {one_line(name)} holds values that are not finite; take another file")
+
+
+def check_weights(
+    own: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    source: str | os.PathLike,
+    advice: str,
+    lacking: str | None = None,
+    shown: Callable[[str], str] = str,
+) -> None:
+    """Raise UserError unless `weights` have exactly the names and shapes of `own`, a module's state dict.
+
+    source: the file, which the one line names first; advice: what to do, with which it ends; lacking: prefix of the
+    names that may be missing; shown: how a name is called in the file, if it was renamed.
+    """
+    missing = [name for name in own if name not in weights and not (lacking and name.startswith(lacking))]
+    left_over = [name for name in weights if name not in own]
+    wrong = [name for name in own if name in weights and weights[name].shape != own[name].shape]
+    for names, problem in ((missing, "is missing"), (left_over, "has no place in the model"), (wrong, "")):
+        if names:
+            name, others = names[0], len(names) - 1
+            problem = problem or f"has the shape {list(weights[name].shape)} instead of {list(own[name].shape)}"
+            more = f" (and {others} more)" if others else ""
+            raise UserError(f"{source}: {one_line(shown(name))} {problem}{more}; {advice}")
+
+
+def check_value(name: str, value, kind: type, low: float = 1, high: float = sys.float_info.max) -> None:
+    """UserError unless `value` is a number of `kind` (int or float) from `low` to `high`."""
+    if not isinstance(value, int | kind) or isinstance(value, bool) or not low <= value <= high:
+        what = "whole number" if kind is int else "number"
+        limits = f"from {low:g} to {high:g}" if high < sys.float_info.max else f"of at least {low:g}"
+        raise UserError(f"{name} is {shown(value)}; a {what} {limits} is needed")
+
+
+def load_exactly(
+    module: nn.Module,
+    weights: Mapping[str, Tensor],
+    source: str | os.PathLike,
+    advice: str,
+    lacking: str | None = None,
+    extra: bool = False,
+) -> None:
+    """Copy `weights` into `module`, all that it has and nothing else, or raise `check_weights`' UserError.
+
+    Weights that are not finite are a UserError too. extra: whether `weights` may hold more, which is left out.
+    """
+    own = module.state_dict()
+    if extra:
+        weights = {name: value for name, value in weights.items() if name in own}
+    check_weights(own, weights, source, advice, lacking)
+    check_finite(weights, source)
+    module.load_state_dict(weights, strict=False)

@@ -413,45 +413,6 @@ def test_more_positions_in_the_file_than_in_the_model_are_cut(tmp_path):
     assert torch.equal(encoder.embeddings.position_embeddings.weight, expected)
 
 
-@pytest.mark.parametrize(
-    "shape, words",
-    [
-        ({"hidden_size": 64}, "has hidden_size 32, the model 64; set model.bert.args.hidden_size: 32"),
-        ({"vocab_size": 61}, "vocab_size 60, the model 61"),
-        ({"num_attention_heads": 2}, "num_attention_heads 4, the model 2"),
-        ({"intermediate_size": 128}, "intermediate.dense.weight has the shape"),
-        ({"max_position_embeddings": 41}, "position_embeddings.weight has the shape"),
-    ],
-)
-def test_a_checkpoint_of_another_shape_is_a_one_line_error(tmp_path, shape, words):
-    source, _ = checkpoint(tmp_path)
-    with pytest.raises(UserError, match=words) as caught:
-        load_bert_weights(source, TextEncoder(BertConfig(**{**SHAPE, **shape}), 1))
-    assert source in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "change, words",
-    [
-        (lambda w: {**w, "bert.surprise": torch.ones(1)}, "unknown entry 'surprise'"),
-        (lambda w: {**w, "bert.embeddings.surprise": torch.ones(1)}, "surprise has no place"),
-        (lambda w: {k: v for k, v in w.items() if "layer.0.output.dense.bias" not in k}, "is missing"),
-        (lambda w: {"weight": torch.ones(1)}, "unknown entry"),
-        (lambda w: {}, "not a BERT checkpoint"),
-    ],
-)
-def test_a_file_with_other_entries_is_a_one_line_error(tmp_path, change, words):
-    source, _ = checkpoint(tmp_path, change=change)
-    with pytest.raises(UserError, match=words):
-        load_bert_weights(source, *whole_model())
-
-
-@pytest.mark.parametrize("source", ["./no/such/folder", "package:no_such_package", "missing.safetensors"])
-def test_a_missing_source_is_an_error_that_names_it(source):
-    with pytest.raises(UserError, match=source.split(":")[-1].removeprefix("./")):
-        load_bert_weights(source, *whole_model())
-
-
 # ------------------------------------------------------------------------- weights that were really published
 
 

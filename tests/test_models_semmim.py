@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine.config import PRETRAIN, load_config
-from models.bert import BertConfig, load_bert_weights
+from models.bert import BertConfig
 from models.semmim import SemMIM, build_backbone, load_backbone
 from utils import UserError
 
@@ -136,16 +136,6 @@ def test_a_name_that_is_no_vision_transformer_of_timms_is_refused(weights, name)
         load(changed(("image_encoder", "name"), name), weights)
 
 
-def test_looking_for_a_package_runs_nothing_of_it(tmp_path, monkeypatch):
-    (tmp_path / "notes").mkdir()
-    (tmp_path / "notes" / "__init__.py").write_text("open('ran', 'w')")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match="no Python package"):
-        load_bert_weights("package:notes.weights")
-    assert not (tmp_path / "ran").exists()
-
-
 def not_finite(value):
     return torch.full_like(value, float("nan"))
 
@@ -186,3 +176,28 @@ def test_the_check_draws_no_random_number_and_a_stage_may_leave_parts_out(weight
     torch.manual_seed(1)
     load_backbone("a.pth", loaded={"model": weights, "description": DESCRIPTION})
     assert torch.equal(torch.rand(3), expected)
+
+
+CHECKPOINTS = {
+    "no model": ({"model": None}, "its entry model is not what"),
+    "a model of text": ({"model": "text"}, "its entry model is not what"),
+    "a model of numbers": ({"model": {"backbone.a": 3}}, "its entry model is not what"),
+    "keys that are numbers": ({"model": {3: torch.ones(1)}}, "its entry model is not what"),
+    "an empty model": ({"model": {}}, "more layers than the 0 weights"),
+    "no description": ({"description": None}, "no SemMIM checkpoint"),
+    "a description of text": ({"description": "text"}, "its entry description is not what"),
+}
+
+
+@pytest.mark.parametrize("case", CHECKPOINTS)
+def test_a_checkpoint_without_a_model_or_description_is_one_line(weights, case):
+    changes, words = CHECKPOINTS[case]
+    with pytest.raises(UserError, match=f"^a.pth: .*{words}") as error:
+        load_backbone("a.pth", loaded={"model": weights, "description": DESCRIPTION} | changes)
+    assert "\n" not in str(error.value)
+
+
+def test_a_stage_that_writes_needs_a_decoder(weights):
+    without = {name: value for name, value in weights.items() if "decoder." not in name}
+    with pytest.raises(UserError, match="a.pth: the checkpoint has no decoder"):
+        load(DESCRIPTION, without)

@@ -1,58 +1,353 @@
-"""The strict core that all readers of weights share."""
+"""Weights and model configurations of others: one table of bad inputs for each reader; each is one line that names the
+file and what to change, and no code of a file runs. (Checkpoints of this project: test_models_semmim.py.)
+"""
+
+import json
+import logging
+import os
+import signal
+import zipfile
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
+from transformers import BertConfig as HuggingFaceBertConfig
+from transformers import (
+    BertForMaskedLM,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    FlavaImageCodebook,
+    FlavaImageCodebookConfig,
+)
 
-from models.weights import check_weights, load_exactly
-from utils import UserError
+from models.bert import BertConfig, TextEncoder, load_bert_weights
+from models.mim import CodebookTarget
+from models.vit import ImageEncoder
+from models.weights import check_weights, load_exactly, read_weights
+from utils import UserError, load_checkpoint
 
 
-def layers() -> nn.Module:
-    return nn.ModuleDict({"first": nn.Linear(2, 3), "second": nn.Linear(3, 2)})
+@pytest.fixture(autouse=True)
+def no_hanging():
+    """Ends the test run if something waits or computes without end."""
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
 
 
-def changed(**changes) -> dict:
-    """The weights of `layers`, some replaced or, by None, taken out; `__` stands for a dot."""
-    weights = layers().state_dict() | {name.replace("__", "."): value for name, value in changes.items()}
+def refused(call, *parts):
+    """The line that the user sees; `parts` must be in it."""
+    with pytest.raises(UserError) as caught:
+        call()
+    line = str(caught.value)
+    assert len(line.splitlines()) == 1 and len(line) < 700 and line.isprintable(), line
+    assert all(str(part) in line for part in parts), line
+    return line
+
+
+# ------------------------------------------------------------------------------------------------ the strict core
+
+
+def layers(**changes) -> dict:
+    """The weights of two layers, some replaced or, by None, taken out; `__` stands for a dot."""
+    weights = pair().state_dict() | {name.replace("__", "."): value for name, value in changes.items()}
     return {name: value for name, value in weights.items() if value is not None}
 
 
-def test_fitting_weights_are_copied():
-    module, weights = layers(), changed()
-    load_exactly(module, weights, "a.pth", "help")
-    assert all(torch.equal(value, weights[name]) for name, value in module.state_dict().items())
+def pair() -> nn.Module:
+    return nn.ModuleDict({"first": nn.Linear(2, 3), "second": nn.Linear(3, 2)})
 
 
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        (changed(first__bias=None), "a.pth: first.bias is missing; help"),
-        (changed(first__bias=None, second__bias=None), "a.pth: first.bias is missing (and 1 more); help"),
-        (changed(third=torch.ones(1)), "a.pth: third has no place in the model; help"),
-        (changed(first__bias=torch.ones(4)), "a.pth: first.bias has the shape [4] instead of [3]; help"),
+        (layers(first__bias=None), "a.pth: first.bias is missing; help"),
+        (layers(first__bias=None, second__bias=None), "a.pth: first.bias is missing (and 1 more); help"),
+        (layers(third=torch.ones(1)), "a.pth: third has no place in the model; help"),
+        (layers(first__bias=torch.ones(4)), "a.pth: first.bias has the shape [4] instead of [3]; help"),
+        (layers(first__bias=torch.full((3,), torch.nan)), "a.pth: first.bias holds values that are not finite"),
     ],
 )
 def test_a_misfit_is_one_line_and_changes_nothing(weights, message):
-    module = layers()
+    module = pair()
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    with pytest.raises(UserError) as error:
-        load_exactly(module, weights, "a.pth", "help")
-    assert str(error.value) == message
+    refused(lambda: load_exactly(module, weights, "a.pth", "help"), message)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
-def test_what_may_be_lacking_or_left_over_is_said_by_the_caller():
-    module = layers()
+def test_fitting_weights_are_copied_and_the_caller_says_what_may_lack_or_be_left_over():
+    module, weights = pair(), layers(second__bias=None, third=torch.ones(1))
     kept = module["second"].bias.clone()
-    load_exactly(
-        module, changed(second__bias=None, third=torch.ones(1)), "a.pth", "help", lacking="second.", extra=True
+    load_exactly(module, weights, "a.pth", "help", lacking="second.", extra=True)
+    assert torch.equal(module["first"].weight, weights["first.weight"]) and torch.equal(module["second"].bias, kept)
+    call = (pair().state_dict(), layers(first__bias=None), "a.pth", "help")
+    refused(lambda: check_weights(*call, lacking="second.", shown=str.upper), "a.pth: FIRST.BIAS is missing")
+
+
+# ------------------------------------------------------------------------------------------------ files that are none
+
+
+class Hostile:
+    """A pickle of this would make a folder if it is loaded."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
+def hostile(path, **options):
+    torch.save({"model": Hostile(path.with_name("made"))}, path, **options)
+
+
+def cut_off(path):
+    torch.save({"model": pair().state_dict()}, path)
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+def archive(path):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("readme.txt", "nothing")
+
+
+NO_FILES = {
+    "empty": lambda path: path.write_bytes(b""),
+    "HTML": lambda path: path.write_text("<!DOCTYPE html><html>Not found</html>" * 100),
+    "cut off": cut_off,
+    "another archive": archive,
+    "hostile": hostile,
+    "hostile, old format": lambda path: hostile(path, _use_new_zipfile_serialization=False),
+    "a whole module": lambda path: torch.save(nn.Linear(2, 2), path),
+    "TorchScript": lambda path: torch.jit.trace(nn.Linear(2, 2), torch.ones(2)).save(path),
+    "a list": lambda path: torch.save([1, 2], path),
+    "escape codes": lambda path: path.write_bytes(b"\x80\x02c\x1b[31mevil\nsystem\nq\x00."),
+    "a pipe": lambda path: os.mkfifo(path),
+    "a folder": lambda path: path.mkdir(),
+    "absent": lambda path: None,
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", NO_FILES)
+@pytest.mark.parametrize("reader", [load_checkpoint, lambda path: read_weights(str(path))], ids=["own", "others'"])
+def test_a_file_that_is_none(tmp_path, case, reader):
+    path = tmp_path / "file.pth"
+    NO_FILES[case](path)
+    line = refused(lambda: reader(path), path)
+    assert not (tmp_path / "made").exists() and "weights_only" not in line and "\x1b" not in line and "[1m" not in line
+
+
+def test_a_safetensors_file_that_is_none(tmp_path):
+    for content in (b"", b"\xff" * 100, (10**15).to_bytes(8, "little") + b"{}"):
+        path = tmp_path / "model.safetensors"
+        path.write_bytes(content)
+        refused(lambda path=path: read_weights(str(path)), path)
+
+
+@pytest.mark.parametrize("source", ["./no/such/folder", "package:no_such_package", "package:os.path", "missing.pt"])
+def test_a_missing_source_is_named(source):
+    refused(lambda: load_bert_weights(source, TextEncoder(BERT, 1)), source.split(":")[-1].removeprefix("./"))
+
+
+def test_looking_for_a_package_runs_nothing_of_it(tmp_path, monkeypatch):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "__init__.py").write_text("open('ran', 'w')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    refused(lambda: load_bert_weights("package:notes.weights", TextEncoder(BERT, 1)), "no Python package")
+    assert not (tmp_path / "ran").exists()
+
+
+# ------------------------------------------------------------------------------------------------ BERT's
+
+BERT = BertConfig(60, 32, 4, 64, max_position_embeddings=40)
+
+
+def bert_folder(folder, config=(), drop="no weight", **changes):
+    """A published-style folder with the model's sizes; config: changes of config.json, changes: of the weights."""
+    shape = {"vocab_size": 60, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+    made = HuggingFaceBertConfig(**shape, num_hidden_layers=1, max_position_embeddings=40)
+    weights = {key: value.clone().contiguous() for key, value in BertForMaskedLM(made).state_dict().items()}
+    weights |= {f"bert.{key.replace('__', '.')}": value for key, value in changes.items()}
+    torch.save({key: value for key, value in weights.items() if drop not in key}, folder / "pytorch_model.bin")
+    values = config if isinstance(config, str) else json.dumps({**made.to_dict(), **dict(config)})
+    (folder / "config.json").write_text(values)
+    return str(folder)
+
+
+WORDS = "embeddings__word_embeddings__weight"
+BERTS = {
+    "ReLU": ({"config": {"hidden_act": "relu"}}, "config.json: hidden_act is 'relu', the model's is gelu"),
+    "the tanh GELU": ({"config": {"hidden_act": "gelu_new"}}, "config.json: hidden_act is 'gelu_new'"),
+    "an activation that is a list": ({"config": {"hidden_act": [1]}}, "config.json: hidden_act is [1]"),
+    "RoBERTa": ({"config": {"model_type": "roberta"}}, "config.json: model_type is 'roberta', the model's is bert"),
+    "relative positions": (
+        {"config": {"position_embedding_type": "relative"}},
+        "position_embedding_type is 'relative'",
+    ),
+    "other heads": ({"config": {"num_attention_heads": 2}}, "num_attention_heads is 2, the model's is 4"),
+    "another epsilon": ({"config": {"layer_norm_eps": 1e-5}}, "layer_norm_eps is 1e-05, the model's is 1e-12"),
+    "no JSON": ({"config": "{"}, "config.json: a model's configuration that cannot be read"),
+    "a list": ({"config": "[]"}, "config.json: holds list, not the map"),
+    "deep JSON": ({"config": "[" * 100_000}, "config.json: a model's configuration that cannot be read"),
+    "another vocabulary": ({WORDS: torch.ones(61, 32)}, "word_embeddings.weight has the shape [61, 32] instead of [60"),
+    "words of one axis": ({WORDS: torch.ones(60)}, "word_embeddings.weight has the shape [60]"),
+    "no number": ({WORDS: torch.full((60, 32), torch.nan)}, "word_embeddings.weight holds values that are not finite"),
+    "sparse": ({WORDS: torch.eye(60, 32).to_sparse()}, "word_embeddings.weight is a sparse, quantized"),
+    "a name with escape codes": ({"\x1b[31mred": torch.ones(1)}, "unknown entry '\\x1b[31mred'"),
+    "a further embedding": ({"embeddings__surprise": torch.ones(1)}, "surprise has no place"),
+    "a missing weight": ({"drop": "layer.0.output.dense.bias"}, "output.dense.bias is missing"),
+    "no weights": ({"drop": ""}, "not a BERT checkpoint"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own of sparse tensors
+@pytest.mark.parametrize("case", BERTS)
+def test_text_weights(tmp_path, case):
+    options, part = BERTS[case]
+    source = bert_folder(tmp_path, **options)
+    refused(lambda: load_bert_weights(source, TextEncoder(BERT, 1)), tmp_path, part)
+
+
+def test_the_text_weights_that_the_others_vary_are_usable(tmp_path):
+    for config in ({}, {"hidden_act": "gelu_python"}):
+        assert load_bert_weights(bert_folder(tmp_path, config), TextEncoder(BERT, 1))
+
+
+# ------------------------------------------------------------------------------------------------ ViT's
+
+QUICK, EXACT = "vit_base_patch16_clip_quickgelu_224", "vit_base_patch16_clip_224"
+SHAPE = {"embed_dim": 32, "depth": 1, "num_heads": 2}
+
+
+def tiny_encoder(image_size=32, name=QUICK, weights="random"):
+    return ImageEncoder(name, image_size, SHAPE, weights)
+
+
+def timm_weights(name=QUICK, drop=(), size=32, **changes):
+    weights = timm.create_model(name, img_size=size, num_classes=0, **SHAPE).state_dict()
+    weights |= {key.replace("__", "."): value for key, value in changes.items()}
+    return {key: value for key, value in weights.items() if key not in drop}
+
+
+def clip_weights(drop=(), **changes):
+    config = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=16
     )
-    assert torch.equal(module["second"].bias, kept)
-    with pytest.raises(UserError, match="first.bias is missing"):
-        load_exactly(module, changed(first__bias=None), "a.pth", "help", lacking="second.")
+    weights = CLIPVisionModel(config).state_dict()
+    weights = {f"vision_model.{key.removeprefix('vision_model.')}": value for key, value in weights.items()}
+    weights |= {f"vision_model.{key.replace('__', '.')}": value for key, value in changes.items()}
+    return {key: value for key, value in weights.items() if key.removeprefix("vision_model.") not in drop}
 
 
-def test_weights_are_called_as_in_their_file():
-    with pytest.raises(UserError, match="^a.pth: FIRST.BIAS is missing"):
-        check_weights(layers().state_dict(), changed(first__bias=None), "a.pth", "help", shown=str.upper)
+KEYS = "encoder.layers.0.self_attn.k_proj.weight"
+POSITIONS = "embeddings.position_embedding.weight"
+VITS = {
+    "distilled": (lambda: timm_weights(dist_token=torch.ones(1, 1, 32)), "dist_token has no place"),
+    "without [CLS]": (lambda: timm_weights(drop=["cls_token"]), "cls_token is missing"),
+    "images that are no squares": (lambda: timm_weights(pos_embed=torch.ones(1, 9, 32)), "pos_embed has 9 positions"),
+    "no positions": (lambda: timm_weights(pos_embed=torch.ones(1, 0, 32)), "pos_embed has 0 positions"),
+    "flat positions": (lambda: timm_weights(pos_embed=torch.ones(32)), "pos_embed has the shape [32]"),
+    "wide positions": (lambda: timm_weights(pos_embed=torch.ones(1, 17, 64)), "pos_embed has the shape [1, 17, 64]"),
+    "another shape": (lambda: timm_weights(norm__bias=torch.ones(31)), "norm.bias has the shape [31]"),
+    "no number": (lambda: timm_weights(norm__bias=torch.full((32,), torch.inf)), "norm.bias holds values that are not"),
+    "complex": (lambda: timm_weights(norm__bias=torch.ones(32, dtype=torch.cfloat)), "norm.bias is a sparse"),
+    "keys that are numbers": (lambda: {1: torch.ones(1)}, "neither timm's nor Hugging Face's names"),
+    "CLIP without positions": (lambda: clip_weights(drop=[POSITIONS]), "neither timm's nor Hugging Face's names"),
+    "CLIP without keys": (lambda: clip_weights(drop=[KEYS]), "the queries, keys and values of blocks.0.attn.q.weight"),
+    "CLIP without a norm": (lambda: clip_weights(drop=["pre_layrnorm.bias"]), "norm_pre.bias is missing"),
+}
+
+
+@pytest.mark.parametrize("case", VITS)
+def test_image_weights(tmp_path, case):
+    make, part = VITS[case]
+    path = tmp_path / "vit.pth"
+    torch.save(make(), path)
+    refused(lambda: tiny_encoder(64, weights=str(path)), path, part)
+
+
+CLIP, TIMM = {"model_type": "clip"}, {"architecture": EXACT}
+ACTIVATIONS = {
+    "LAION's CLIP": (QUICK, clip_weights, {**CLIP, "vision_config": {"hidden_act": "gelu"}}, "activation gelu, "),
+    "OpenAI's CLIP": (EXACT, clip_weights, {**CLIP, "vision_config": {}}, "activation quick_gelu, "),
+    "the tanh GELU": (QUICK, clip_weights, {**CLIP, "vision_config": {"hidden_act": "gelu_new"}}, "gelu_tanh, "),
+    "ReLU": (EXACT, clip_weights, {"model_type": "clip_vision_model", "hidden_act": "relu"}, "activation relu, "),
+    "timm's LAION": (QUICK, timm_weights, TIMM, "activation gelu, "),
+    "timm's OpenAI": (EXACT, timm_weights, {**TIMM, "pretrained_cfg": {"tag": "openai"}}, "activation quick_gelu, "),
+}
+
+
+@pytest.mark.parametrize("case", ACTIVATIONS)
+def test_image_weights_made_with_another_activation(tmp_path, case, caplog):
+    name, make, config, part = ACTIVATIONS[case]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    torch.save(make(), tmp_path / "pytorch_model.bin")
+    named = f"{tmp_path / 'config.json'}: its weights were made with the activation"
+    refused(lambda: tiny_encoder(name=name, weights=str(tmp_path)), named, part)
+    if case not in ("ReLU", "the tanh GELU"):
+        with caplog.at_level(logging.WARNING, "semmim"):
+            tiny_encoder(name=EXACT if name == QUICK else QUICK, weights=str(tmp_path))  # the other one fits
+        assert not caplog.messages
+
+
+def test_openais_weights_under_a_name_without_quickgelu_are_refused():
+    line = refused(lambda: tiny_encoder(name=EXACT, weights="openai"), f"model.image_encoder.name: {EXACT}.openai")
+    assert line.endswith(f"take {QUICK}.openai")
+
+
+@pytest.mark.parametrize("make", [clip_weights, timm_weights])
+@pytest.mark.parametrize("config", [None, {"model_type": "bert", "hidden_act": "gelu"}])
+def test_clip_weights_that_cannot_say_their_activation_are_one_line_of_warning(tmp_path, make, config, caplog):
+    if config is not None:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({key: value.contiguous().clone() for key, value in make().items()}, tmp_path / "model.safetensors")
+    torch.save(timm_weights("vit_tiny_patch16_224"), tmp_path / "vit.pth")
+    with caplog.at_level(logging.WARNING, "semmim"):
+        tiny_encoder(weights=str(tmp_path))
+        tiny_encoder(name="vit_tiny_patch16_224", weights=str(tmp_path / "vit.pth"))  # no CLIP: no question
+    assert len(caplog.messages) == 1 and "\n" not in caplog.messages[0]
+    assert f"{tmp_path / 'model.safetensors'}: the file does not say its activation" in caplog.messages[0]
+
+
+# ------------------------------------------------------------------------------------------------ the codebook
+
+
+def codebook(folder, config=(), drop=(), **changes):
+    """A small FlavaImageCodebook's folder."""
+    made = FlavaImageCodebookConfig(hidden_size=8, vocab_size=32, num_blocks_per_group=1)
+    weights = {key: value.clone() for key, value in FlavaImageCodebook(made).state_dict().items()} | changes
+    torch.save({key: value for key, value in weights.items() if key not in drop}, folder / "pytorch_model.bin")
+    values = config if isinstance(config, str) else json.dumps({**made.to_dict(), **dict(config)})
+    (folder / "config.json").write_text(values)
+
+
+BIAS = "blocks.input.bias"
+CODEBOOKS = {
+    "hostile": (lambda folder: codebook(folder, extra=Hostile(folder / "made")), "posix.mkdir, which is no tensor"),
+    "no weights": (lambda folder: None, "the folder has none of model.safetensors, pytorch_model.bin"),
+    "no configuration": (lambda folder: (codebook(folder), (folder / "config.json").unlink()), "no config.json"),
+    "sizes of text": (lambda folder: codebook(folder, {"hidden_size": "x"}), "config.json"),
+    "groups of null": (lambda folder: codebook(folder, {"num_groups": None}), "config.json"),
+    "huge sizes": (lambda folder: codebook(folder, {"hidden_size": 10**6}), "has the shape"),
+    "endless blocks": (lambda folder: codebook(folder, {"num_blocks_per_group": 10**7}), "more blocks than the"),
+    "a missing weight": (lambda folder: codebook(folder, drop=[BIAS]), f"{BIAS} is missing"),
+    "a weight too many": (lambda folder: codebook(folder, surprise=torch.ones(1)), "surprise has no place"),
+    "no number": (lambda folder: codebook(folder, **{BIAS: torch.full((8,), torch.nan)}), f"{BIAS} holds values that"),
+}
+
+
+@pytest.mark.parametrize("case", CODEBOOKS)
+def test_a_codebook(tmp_path, case):
+    make, part = CODEBOOKS[case]
+    make(tmp_path)
+    refused(lambda: CodebookTarget(str(tmp_path)), tmp_path, part)
+    assert not (tmp_path / "made").exists()
+
+
+def test_the_codebook_that_the_others_vary_is_usable(tmp_path):
+    codebook(tmp_path)
+    assert CodebookTarget(str(tmp_path))(torch.rand(1, 3, 16, 16)).shape == (1, 4)
