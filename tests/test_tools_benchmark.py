@@ -60,7 +60,7 @@ def test_two_settings_are_timed_by_turns(capsys):
     for side in (a, b):
         operations = side["gflop_of_a_pair"] * 1e9 * side["pairs_per_second"]
         assert side["tflops"] == pytest.approx(operations / 1e12, rel=0.02, abs=1e-4)
-        assert side["mfu"] == pytest.approx(side["tflops"] / found["peak_tflops"], rel=0.02, abs=1e-3)
+        assert side["mfu"] is None  # of a CPU's peak nothing is known
     assert found["B_to_A"]["pairs_per_second"] > 0
 
 
@@ -97,10 +97,9 @@ def test_captions_are_as_long_as_real_ones_and_sorting_spares_padding():
 
 
 def test_captions_are_timed_against_transformers_with_equal_sentences(capsys):
-    words = "caption --device cpu --images 2 --beams 2 --max_tokens 4 --repeats 1 --scst_steps 1 --override".split()
+    words = "caption --device cpu --images 2 --beams 2 --max_tokens 4 --repeats 1 --override".split()
     found = run(capsys, *words, *TINY)
-    assert found["beam_search"]["equal_tokens"] == 1.0 and found["beam_search"]["tokens"] == 4
-    assert found["beam_search"]["ratio"] > 0 and 0 < found["scst"]["reward_share"] < 1
+    assert found["equal_tokens"] == 1.0 and found["tokens"] == 4 and found["ratio"] > 0
 
 
 def test_reranking_is_timed_against_the_loop_over_queries_with_equal_scores(capsys, monkeypatch):

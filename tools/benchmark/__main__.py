@@ -18,7 +18,7 @@ retrieval: (image, text) pairs per second of re-ranking as one batched job, besi
 every text padded to 30 tokens) on equal weights and candidates, whose scores must agree.
 
 caption: captions per second of beam search (the decoder's part, given the image's tokens) beside transformers'
-`generate` on equal weights; steps per second of self-critical training and the share of the reward. Random weights.
+`generate` on equal random weights.
 
 loader: milliseconds of CPU time per pair of the pre-training loader on JPEG images made for the purpose.
 
@@ -77,7 +77,7 @@ CPU = {  # at the demo's size, where a step takes a second; what is counted, at 
     "pretrain_sorted_by_length": f"pretrain --config {DEMO} --compare data.bucket_batches=0 data.bucket_batches=8",
     "loader": "loader",
     "retrieval": "retrieval --images 200",
-    "caption": f"caption --config {DEMO} --scst_steps 1",
+    "caption": f"caption --config {DEMO}",
 }
 ON_THE_CPU = ("params", "loader")  # whatever the device
 
@@ -117,8 +117,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     sizes = {"images": (600, "with five captions each"), "k": (64, "candidates of a query")}
     sizes |= {"batch_size": (512, "pairs of one forward of ours"), "queries": (120, "that the loop is timed on")}
     command("retrieval", DEMO, **sizes, repeats=repeats)
-    sizes = {"images": (8, "of a batch"), "beams": (5, "and samples of a training step")}
-    sizes |= {"max_tokens": (20, "length of the captions"), "scst_steps": (3, "training steps, 0: none")}
+    sizes = {"images": (8, "of a batch"), "beams": (5, "of a search"), "max_tokens": (20, "length of the captions")}
     command("caption", BASE, **sizes, repeats=repeats)
     sizes = {"images": (64, "files that are made"), "width": (640, "of them"), "height": (480, "of them")}
     sizes |= {"image_size": (224, "of a view"), "pairs": (512, "of an epoch"), "batch_size": (64, "pairs")}

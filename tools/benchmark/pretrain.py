@@ -41,9 +41,7 @@ def run_pretrain(args: argparse.Namespace) -> dict:
             for number in range(args.batches):
                 for case in cases:
                     case.step(number, count=turn > 0)
-        peak, result["peak_tflops_from"] = measured_peak(device, cases[0].progress.precision)
-        result["peak_tflops"] = round(peak, 3)
-        found = [case.figures(peak) for case in cases]
+        found = [case.figures() for case in cases]
         result |= found[0] if len(found) == 1 else {"A": found[0], "B": found[1], "B_to_A": ratios(*found)}
     result["predicted_not_measured"] = predictions(cases[-1])
     return result
@@ -108,8 +106,10 @@ class Case:
     def loss(self, model: PretrainModel, batch: dict, progress: Progress):
         return model(batch, self.cfg.itc.alpha)
 
-    def figures(self, peak: float) -> dict:
-        train = self.cfg.train
+    def figures(self) -> dict:
+        train, device = self.cfg.train, self.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        peak = peak_tflops(name, self.progress.precision)
         pairs = train.batch_size * train.accumulation
         seconds, cpu = (statistics.mean(map(statistics.median, times)) for times in (self.seconds, self.cpu_seconds))
         lengths = [batch["input_ids"].shape[1] for batch in self.batches]
@@ -124,7 +124,7 @@ class Case:
             "pairs_per_second": round(pairs / seconds, 2),
             "gflop_of_a_pair": round(counted / pairs / 1e9, 2),
             "tflops": round(counted / seconds / 1e12, 4),
-            "mfu": round(counted / seconds / 1e12 / peak, 4),
+            "mfu": round(counted / seconds / 1e12 / peak, 4) if peak else None,
             "peak_memory_gib": round(self.peak / 2**30, 2) if self.peak else None,
             "first_loss": self.first_loss,
         }
@@ -146,16 +146,6 @@ def ratios(a: dict, b: dict) -> dict:
 
 def allocated(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-
-
-def measured_peak(device: torch.device, precision: str) -> tuple[float, str]:
-    """(TFLOP/s, where it is from): of the data sheet where the GPU is known, else of a large matrix product here."""
-    if device.type == "cuda" and (peak := peak_tflops(torch.cuda.get_device_name(device), precision)):
-        return peak, "data sheet"
-    size, dtype = (8192 if device.type == "cuda" else 1536), torch.bfloat16 if precision == "bf16" else torch.float32
-    a = torch.randn(size, size, device=device, dtype=dtype)
-    best = max(2 * size**3 / timed(lambda: a @ a, device)[0] / 1e12 for _ in range(5))
-    return best, f"the fastest of 5 products of {size} x {size} matrices here"
 
 
 def caption_lengths(count: int, longest: int, generator: torch.Generator) -> torch.Tensor:
