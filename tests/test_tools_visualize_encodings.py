@@ -5,7 +5,6 @@ import torch
 from tiny import make_batch, tiny_model
 
 from models import bert
-from models.mim import normalized_patch_pixels
 from tools.visualize import encodings
 
 
@@ -57,14 +56,6 @@ def test_guided_masks_prefer_similar_patches():
     guided = encodings.draw_masks(similarity, 0.25, 0.07, uniform, guided=True)
     random = encodings.draw_masks(similarity, 0.25, 0.07, uniform, guided=False)
     assert guided[:, :4].float().mean() > 0.99 and abs(random[:, :4].float().mean() - 0.25) < 0.05
-
-
-def test_pixels_of_patches_and_back(batch):
-    image = batch["image1"][:1]
-    patches = encodings.patch_pixels(image, 8)
-    assert torch.equal(encodings.pixels_to_image(patches[0], 8), image[0])
-    perfect = normalized_patch_pixels(image, 8)
-    assert torch.allclose(encodings.denormalized_prediction(perfect, patches), patches, atol=1e-4)
 
 
 @pytest.mark.parametrize("layer", [None, 1])

@@ -39,11 +39,6 @@ VALIDATION = {
     "validation: accuracy": {"accuracy": "accuracy", "constant": "constant answers"},
     "validation: CIDEr": {"cider": "CIDEr"},
 }
-COMPARED = {
-    "loss/itc": "image-text contrast",
-    "loss/itm": "image-text matching",
-    "loss/mlm": "masked language modeling",
-}
 
 
 def run_curves(folder: Path) -> Figure | None:
@@ -55,20 +50,6 @@ def run_curves(folder: Path) -> Figure | None:
         for heading, keys in wanted.items():
             panels[heading] = {name: curve(lines, key) for key, name in keys.items()}
     return draw_curves(panels)
-
-
-def row_curves(found: Ablations) -> dict[str, Figure]:
-    """{"Table 4: ...": pre-training of each row's first seed, in one chart per value}"""
-    charts = {}
-    for number in NUMBERS:
-        logs = {}
-        for row in PAPER[number]["rows"]:
-            for run in found.of(row["config"], "pretrain")[:1]:
-                logs[row["name"]] = [entry for entry in read_log(run.folder) if entry.get("split") == "train"]
-        panels = {heading: {name: curve(log, key) for name, log in logs.items()} for key, heading in COMPARED.items()}
-        if len(logs) > 1 and (chart := draw_curves(panels)):
-            charts[f"Table {number}: pre-training of its rows, first seed"] = chart
-    return charts
 
 
 def curve(entries: Sequence[dict], key: str) -> Points:

@@ -12,7 +12,7 @@ from engine.yaml_files import read_yaml
 from tools import pages
 from tools.report import summary
 from tools.report.ablation import Ablations
-from tools.report.charts import draw_overview, row_curves, run_curves
+from tools.report.charts import draw_overview, run_curves
 from tools.report.runs import Run, read_log
 from tools.report.tables import ORDERS, Table
 from utils import ROOT, UserError, clock, own_folder
@@ -53,11 +53,9 @@ def write_index(folder: Path, runs: Sequence[Run], tables: Sequence[Table], outp
         write_run(
             run, path, {index: "all runs", **{other: name for other, (name, _) in names.items() if other != path}}
         )
-    found = Ablations(runs)
-    curves = row_curves(found)
-    curves |= {name: chart for name, run in names.values() if not run.rows and (chart := run_curves(run.folder))}
+    curves = {name: chart for name, run in names.values() if not run.rows and (chart := run_curves(run.folder))}
     try:
-        overview = draw_overview(found)
+        overview = draw_overview(Ablations(runs))
     except UserError:  # there are no ablations
         overview = None
     rows = [(pages.relative(path, index), name, run, headline(run)) for path, (name, run) in names.items()]

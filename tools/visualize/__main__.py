@@ -107,8 +107,8 @@ def main(argv: list[str] | None = None) -> None:
         if name != TOKENS
     }
     drawn |= {"figure3": layouts(view, clusterings), "masking": masking(view), "attention": attention(args, view)}
-    if model.mim.target in ("encoding", "pixels"):
-        drawn["predictions"] = predictions(view, clusterings.get(OURS))
+    if OURS in clusterings:
+        drawn["predictions"] = predictions(view, clusterings[OURS])
     for name, figure in drawn.items():
         pages.save_figure(figure, output / f"{name}.png")
     numbers, tables = None, ()
@@ -274,27 +274,23 @@ def pattern_figure(
 
 
 def choose_clusters(clustering: Clustering, headings: dict, given: list[int] | None) -> list[int]:
-    """The given clusters, or those that agree best with a label (without labels: those of the clearest patches)."""
+    """The given clusters, or those that agree best with a label (without labels: those of the clearest patches).
+
+    No more than two of them have the same most frequent label.
+    """
     in_use = clustering.assignment.unique().tolist()
     if given is not None:
         if missing := [cluster for cluster in given if cluster not in in_use]:
             raise UserError(f"--patterns {missing[0]}: no patch of these images has it; in use: {in_use[:20]} ...")
         return given
     large = [cluster for cluster in in_use if len(examples(clustering, cluster, EXAMPLES)) == EXAMPLES] or in_use
-    if headings:
-        return spread_out(sorted(large, key=lambda cluster: -headings[cluster][1]), headings)
-    clearness = {cluster: float(clustering.score[clustering.assignment == cluster].mean()) for cluster in large}
-    return sorted(large, key=lambda cluster: -clearness[cluster])[:MOST_CLUSTERS]
-
-
-def spread_out(ordered: list[int], headings: dict) -> list[int]:
-    """The first clusters of a list, no more than two with the same most frequent label; objects before backgrounds."""
+    clearness = {c: float(clustering.score[clustering.assignment == c].mean()) for c in large}
+    quality = {c: headings[c][1] if headings else clearness[c] for c in large}
     chosen: list[int] = []
-    for wanted in ("on objects", "background"):
-        for cluster in ordered:
-            same = sum(headings[other][2] == headings[cluster][2] for other in chosen)
-            if wanted in headings[cluster][0] and same < 2 and len(chosen) < MOST_CLUSTERS:
-                chosen.append(cluster)
+    for cluster in sorted(large, key=lambda c: -quality[c]):
+        same = sum(headings[other][2] == headings[cluster][2] for other in chosen) if headings else 0
+        if same < 2 and len(chosen) < MOST_CLUSTERS:
+            chosen.append(cluster)
     return chosen
 
 
@@ -353,22 +349,16 @@ def content_words(caption: str) -> list[str]:
     return sorted(words, key=lambda word: word not in (*scenes.SHAPES, "sign"))
 
 
-def predictions(view: View, ours: Clustering | None) -> Figure:
-    """What the student predicts at masked patches, beside the teacher's patterns or the patches' own pixels."""
+def predictions(view: View, ours: Clustering) -> Figure:
+    """What the student predicts at masked patches, beside the teacher's patterns."""
     masks = view.masks(view.model.mim.masking == "text_guided")
-    images, *text = view.inputs()
-    predicted = encodings.predict_masked(view.model, images, *text, masks.to(images.device)).cpu()
+    inputs = view.inputs()
+    predicted = encodings.predict_masked(view.model, *inputs, masks.to(inputs[0].device)).cpu()
     places = encodings.masked_places(masks)
     rows = [
         [("image", figures.picture(image)), ("what the student sees", figures.hidden(image, mask))]
         for image, mask in zip(view.images, masks, strict=True)
     ]
-    title, captions = "Predictions at masked patches beside their targets", view.captions
-    if view.model.mim.target == "pixels":
-        for row, restored in zip(rows, restored_images(view, places, predicted), strict=True):
-            row.append(("its prediction", figures.picture(restored)))
-        explanation = "The student predicts each gray patch's pixels up to brightness and contrast, here the true ones."
-        return figures.sheet(title, explanation, rows, captions)
     targets = ours.assignment[: len(rows)].gather(1, places)
     choices = predicted.argmax(-1)
     colors = figures.colors_of(figures.by_frequency(torch.cat([targets, choices])))
@@ -377,23 +367,13 @@ def predictions(view: View, ours: Clustering | None) -> Figure:
         for row, image, of_image in zip(rows, view.images, shown, strict=True):
             row.append((heading, figures.layout(image, of_image, colors)))
     same = (targets == choices).sum(1).tolist()
-    captions = [f"{caption} ({n} of {places.shape[1]} agree)" for caption, n in zip(captions, same, strict=True)]
+    captions = [f"{caption} ({n} of {places.shape[1]} agree)" for caption, n in zip(view.captions, same, strict=True)]
     explanation = (
         "The student sees the image without the gray patches, and the caption; the teacher sees all of it. A color is "
         f"a pattern; {sum(same) / targets.numel():.0%} of these {targets.numel()} predictions equal the teacher's."
     )
+    title = "Predictions at masked patches beside their targets"
     return figures.sheet(title, explanation, rows, captions, figures.legend_of(targets, colors))
-
-
-def restored_images(view: View, places: Tensor, predicted: Tensor) -> list[Image.Image]:
-    """Predicted pixels in the place of the masked patches. places: [B, M]; predicted: [B, M, 3 p p], normalized"""
-    size, restored = view.model.backbone.image_encoder.patch_size, []
-    for image, place, values in zip(view.images, places, predicted, strict=True):
-        patches = encodings.patch_pixels(to_unit_tensor(image)[None], size)[0]
-        patches[place] = encodings.denormalized_prediction(values, patches[place])
-        pixels = (encodings.pixels_to_image(patches, size).clamp(0, 1) * 255).round().byte()
-        restored.append(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
-    return restored
 
 
 if __name__ == "__main__":

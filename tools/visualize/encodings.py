@@ -85,18 +85,6 @@ def patch_pixels(images: Tensor, patch_size: int) -> Tensor:
     return torch.nn.functional.unfold(images, patch_size, stride=patch_size).transpose(1, 2)
 
 
-def pixels_to_image(patches: Tensor, patch_size: int) -> Tensor:
-    """The inverse of `patch_pixels` for one image. [N, 3 p p] -> [3, S, S]"""
-    side = round(patches.shape[0] ** 0.5) * patch_size
-    return torch.nn.functional.fold(patches.T[None], side, patch_size, stride=patch_size)[0]
-
-
-def denormalized_prediction(prediction: Tensor, pixels: Tensor) -> Tensor:
-    """Predicted normalized pixels back in the range of the patches that they stand for. [..., 3 p p], [..., 3 p p]"""
-    deviation = (pixels.var(-1, keepdim=True) + 1e-6).sqrt()
-    return prediction * deviation + pixels.mean(-1, keepdim=True)
-
-
 def word_attention(
     backbone: SemMIM, images: Tensor, input_ids: Tensor, attention_mask: Tensor, layer: int | None = None
 ) -> Tensor:
