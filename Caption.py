@@ -20,13 +20,14 @@ import argparse
 import time
 
 import torch
+from torch import nn
 
 from dataset import create_dataset
 from dataset.caption import CaptionCollate
 from dataset.text import checkpoint_tokenizer
 from engine.config import CAPTION, Config, add_arguments, load_config
 from engine.distributed import distributed
-from engine.finetune import finetune, start_stage
+from engine.finetune import Finetuning, finetune, start_stage
 from engine.loop import Progress
 from engine.run import Run
 from evaluation.caption import Captioner, references_with_words
@@ -53,6 +54,41 @@ def main(argv: list[str] | None = None) -> None:
             captioner.evaluate_all(model)
 
 
+class CaptionTask(Finetuning):
+    """Captions by cross-entropy or, self-critical, by their CIDEr-D."""
+
+    stage, score = CAPTION, "cider"
+    count = staticmethod(count_tokens)
+
+    def __init__(self, model: CaptionModel, captioner: Captioner, objective: CrossEntropy | SelfCritical, run: Run):
+        super().__init__(model)
+        self.captioner, self.objective, self.run = captioner, objective, run
+        self.validate_first = isinstance(objective, SelfCritical)  # its gain is measured against what it starts from
+        self.since: float | None = None  # when the time began of which `reward_time` says the reward's share
+
+    def loss(self, model: nn.Module, batch: dict, progress: Progress) -> tuple[torch.Tensor, dict]:
+        if self.since is None and model.training:  # not in DDP's rehearsal
+            self.start_clock()
+        return model(batch, self.objective)
+
+    def log(self, progress: Progress, means: dict) -> dict:
+        if not isinstance(self.objective, SelfCritical):
+            return {}
+        share = (self.objective.reward_seconds - self.spent) / (time.perf_counter() - self.since)
+        self.start_clock()
+        return {"reward_time": share}
+
+    def start_clock(self) -> None:
+        self.since, self.spent = time.perf_counter(), getattr(self.objective, "reward_seconds", 0.0)
+
+    def validate(self, step: int) -> dict[str, float]:
+        found = self.captioner.validate(self.model)
+        self.run.log(step, {"cider": found}, "val")
+        self.run.info(f"val at step {step}: CIDEr {found:.2f}")
+        self.since = None
+        return {"cider": found}
+
+
 def train(
     model: CaptionModel, captioner: Captioner, cfg: Config, device: torch.device, run: Run, resume_from: dict | None
 ) -> None:
@@ -63,37 +99,9 @@ def train(
             f"data.val: images with captions: {count}; the best epoch is chosen by CIDEr, which weighs words by how "
             "many images have them and needs two or more"
         )
-    objective = create_objective(cfg, dataset, captioner.tokenizer, run)
-    reward_clock = RewardClock(objective)
-
-    def validate(step: int) -> dict[str, float]:
-        found = captioner.validate(model)
-        run.log(step, {"cider": found}, "val")
-        run.info(f"val at step {step}: CIDEr {found:.2f}")
-        reward_clock.stop()
-        return {"cider": found}
-
-    def loss_fn(wrapped, batch: dict, progress: Progress):
-        if wrapped.training:  # not in DDP's rehearsal
-            reward_clock.start()
-        return wrapped(batch, objective)
-
-    finetune(
-        model,
-        dataset,
-        CaptionCollate(captioner.tokenizer, cfg.text.max_tokens, cfg.text.max_prompt_tokens),
-        stage=CAPTION,
-        score="cider",
-        cfg=cfg,
-        run=run,
-        device=device,
-        loss_fn=loss_fn,
-        validate=validate,
-        validate_first=cfg.train.objective == "scst",  # its gain is measured against what it starts from
-        log_fn=lambda progress, means: reward_clock.share(),
-        count_fn=count_tokens,
-        resume_from=resume_from,
-    )
+    task = CaptionTask(model, captioner, create_objective(cfg, dataset, captioner.tokenizer, run), run)
+    collate = CaptionCollate(captioner.tokenizer, cfg.text.max_tokens, cfg.text.max_prompt_tokens)
+    finetune(task, dataset, collate, cfg, run, device, resume_from)
 
 
 def create_objective(cfg, dataset, tokenizer, run):
@@ -115,30 +123,6 @@ def create_objective(cfg, dataset, tokenizer, run):
         min_tokens=cfg.generation.min_tokens,
         max_tokens=cfg.generation.max_tokens,
     )
-
-
-class RewardClock:
-    """The share of training time since the last log that went into the reward."""
-
-    def __init__(self, objective):
-        self.objective = objective
-        self.stop()
-
-    def stop(self) -> None:
-        """Wait for the next training step."""
-        self.since = None
-
-    def start(self) -> None:
-        if self.since is None:
-            self.spent, self.since = getattr(self.objective, "reward_seconds", 0.0), time.perf_counter()
-
-    def share(self) -> dict[str, float]:
-        """{} where there is no reward"""
-        if not isinstance(self.objective, SelfCritical):
-            return {}
-        share = (self.objective.reward_seconds - self.spent) / (time.perf_counter() - self.since)
-        self.stop(), self.start()
-        return {"reward_time": share}
 
 
 if __name__ == "__main__":

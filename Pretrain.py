@@ -12,17 +12,17 @@ validated (retrieval by ITC); with `train.best: val` checkpoint_best.pth is the 
 import argparse
 
 import torch
+from torch import nn
 from torchvision.transforms.functional import to_pil_image
 
 from dataset import create_dataset, create_train_loader
 from dataset.pretrain import PretrainCollate
 from dataset.text import Tokenizer
 from dataset.transforms import CLIP_MEAN, CLIP_STD, normalised
-from engine.checkpoint import DIVERGED, BestCheckpoint, begin, random_state_kept
+from engine.checkpoint import BestCheckpoint, begin, random_state_kept
 from engine.config import PRETRAIN, Config, add_arguments, differences, load_config
-from engine.distributed import compile_layers, distributed, wrap_ddp
-from engine.length import create_optimization
-from engine.loop import Progress, fit, position
+from engine.distributed import distributed
+from engine.loop import Progress, Task, fit, start_training
 from engine.run import Run
 from evaluation.retrieval import SCORE, Validation
 from evaluation.sharded import evaluating
@@ -37,7 +37,6 @@ from utils import (
     run_main,
     seed_everything,
     to_device,
-    unwrap,
     world_size,
 )
 
@@ -67,6 +66,54 @@ def main() -> None:
             train(model.to(device), tokenizer, cfg, device, run, resume_from, pretrained_vit)
 
 
+class PretrainTask(Task):
+    """All losses of pre-training; after an epoch an image of its masks and, with `data.val`, a validation."""
+
+    best: BestCheckpoint | None = None
+
+    def __init__(self, model: PretrainModel, dataset, loader, tokenizer: Tokenizer, cfg: Config, run: Run, device):
+        self.model, self.dataset, self.loader = model, dataset, loader
+        self.tokenizer, self.cfg, self.run, self.device = tokenizer, cfg, run, device
+        self.notes = {"description": model.backbone.description, "stage": PRETRAIN.name}
+        self.latest: dict[str, float | dict] = {}  # for metrics.json
+        self.watch = MatchingWatch(cfg.itm, cfg.train.batch_size * cfg.train.accumulation * world_size())
+        self.validation = None
+        if cfg.data.val:
+            self.validation = Validation(create_dataset("pretrain_eval", cfg, "val"), tokenizer, cfg, device, run)
+
+    def loss(self, model: nn.Module, batch: dict, progress: Progress) -> tuple[torch.Tensor, dict]:
+        alpha = alpha_at(progress.step, progress.steps_per_epoch, self.cfg.itc.alpha, progress.done)
+        return model(batch, alpha, done=progress.done)
+
+    def after_step(self, progress: Progress) -> None:
+        self.model.after_step()
+
+    def after_epoch(self, progress: Progress) -> None:
+        if self.cfg.train.images and is_main() and self.cfg.mim.target != "none":
+            image = masking_image(self.model, self.dataset, self.tokenizer, self.cfg.text.max_tokens, self.device)
+            if image is not None:
+                self.run.image(progress.step, "masking", image)
+            elif progress.epoch == 0:
+                self.run.info("no image of the masking: matplotlib is missing (pip install -r tools/requirements.txt)")
+        if self.validation:
+            with random_state_kept():  # with it or without, the training is the same
+                self.latest["val"] = self.validation(self.model.backbone, progress.step, progress.precision)
+        if self.best:
+            self.best.offer(self.model, {SCORE: self.latest["val"][SCORE]}, progress.step, progress.epoch + 1)
+
+    def state(self) -> dict:
+        return self.best.state() if self.best else self.notes
+
+    def log(self, progress: Progress, means: dict) -> dict:
+        self.latest.update(means)
+        if line := self.watch.line(progress.step, means["loss/itm"]):
+            self.run.info(line)
+        return {"data/unusable": float(all_reduce_sum(torch.tensor(self.loader.bad)))}
+
+    def operations(self, batch: dict) -> float:
+        return operations(self.model, *batch["input_ids"].shape)
+
+
 def train(
     model: PretrainModel,
     tokenizer: Tokenizer,
@@ -76,79 +123,27 @@ def train(
     resume_from: dict | None,
     pretrained_vit: bool,
 ) -> None:
-    """Pre-train, with a validation and an image after every epoch; the run is opened when all has been checked.
+    """Pre-train; the run is opened when all has been checked.
 
-    pretrained_vit: whether the image encoder starts from trained weights. Raises UserError where the loss ends high
-    above its usual range.
+    pretrained_vit: whether the image encoder starts from trained weights.
     """
     grid = model.backbone.image_encoder.grid
     dataset = create_dataset("pretrain", cfg, codebook_size=8 * grid if cfg.mim.target == "dvae" else None)
     loader = create_train_loader(dataset, cfg, PretrainCollate(tokenizer, cfg.text.max_tokens), device)
     if len(dataset.paths) < 2:
         raise UserError(f"data.train: all {len(dataset)} entries name one image, which leaves matching no negative")
-    notes, validation, best = {"description": model.backbone.description, "stage": PRETRAIN.name}, None, None
-    if cfg.data.val:
-        validation = Validation(create_dataset("pretrain_eval", cfg, "val"), tokenizer, cfg, device, run)
+    task = PretrainTask(model, dataset, loader, tokenizer, cfg, run, device)
     if cfg.train.best == "val":
-        best = best_on_val(run, {**notes, "config": cfg.to_dict()}, cfg, resume_from)
-    optimizer, schedule = create_optimization(model, cfg, loader, pretrained_vit)
-    seed_everything(cfg.seed)  # from here on every process draws its own noise
+        task.best = best_on_val(run, {**task.notes, "config": cfg.to_dict()}, cfg, resume_from)
     resumed = resume_from is not None
-    progress = position(model, optimizer, len(loader), cfg.train, device, resume_from)
-    if cfg.train.compile:
-        logger.info("train.compile: %d layers, in the first steps", compile_layers(model, device))
-    run.open(progress.step if resumed else None)
-    latest: dict[str, float | dict] = {}  # for metrics.json
-    watch = MatchingWatch(cfg.itm, cfg.train.batch_size * cfg.train.accumulation * world_size())
-
-    def loss_fn(wrapped, batch: dict, progress: Progress):
-        alpha = alpha_at(progress.step, progress.steps_per_epoch, cfg.itc.alpha, progress.done)
-        return wrapped(batch, alpha, done=progress.done)
-
-    def on_epoch_end(wrapped, progress: Progress) -> None:
-        if cfg.train.images and is_main() and cfg.mim.target != "none":
-            image = masking_image(unwrap(wrapped), dataset, tokenizer, cfg.text.max_tokens, device)
-            if image is not None:
-                run.image(progress.step, "masking", image)
-            elif progress.epoch == 0:
-                run.info("no image of the masking: matplotlib is missing (pip install -r tools/requirements.txt)")
-        if validation:
-            with random_state_kept():  # with it or without, the training is the same
-                latest["val"] = validation(model.backbone, progress.step, progress.precision)
-        if best:
-            best.offer(wrapped, {SCORE: latest["val"][SCORE]}, progress.step, progress.epoch + 1)
-
-    def log_fn(progress: Progress, means: dict) -> dict:
-        latest.update(means)
-        if line := watch.line(progress.step, means["loss/itm"]):
-            run.info(line)
-        return {"data/unusable": float(all_reduce_sum(torch.tensor(loader.bad)))}
-
-    jump = fit(
-        wrap_ddp(model, device),
-        loader,
-        optimizer,
-        schedule,
-        progress,
-        train_cfg=cfg.train,
-        run=run,
-        device=device,
-        loss_fn=loss_fn,
-        after_step=lambda progress: model.after_step(),
-        on_epoch_end=on_epoch_end,
-        extra_state=best.state if best else lambda: notes,
-        log_fn=log_fn,
-        operations_fn=lambda batch: operations(model, *batch["input_ids"].shape),
-    )
-    if "loss" in latest or not (run.dir / "metrics.json").exists():  # else --resume found no step left to make
-        run.write_metrics(latest)
-    if jump is not None:
-        raise UserError(
-            f"{run.dir}: training ended with a loss that jumped from {jump.usual:.4g} to {jump.loss:.4g} in step "
-            f"{jump.step}: checkpoint_last.pth is from before, {DIVERGED} from the end; lower train.lr and --resume"
-        )
-    if best and best.best:
-        run.info(f"best epoch {best.best['epoch']}: {SCORE} {best.best[SCORE]:.2f} on val; {best.path}")
+    training = start_training(model, loader, cfg, device, resume_from, pretrained_vit)
+    run.open(training.progress.step if resumed else None)
+    fit(training, task, run)
+    if "loss" in task.latest or not (run.dir / "metrics.json").exists():  # else --resume found no step left to make
+        run.write_metrics(task.latest)
+    if task.best and task.best.best:
+        best = task.best.best
+        run.info(f"best epoch {best['epoch']}: {SCORE} {best[SCORE]:.2f} on val; {task.best.path}")
     run.info(f"done: {run.dir / 'checkpoint_last.pth'}")
 
 

@@ -17,19 +17,20 @@ test split, MSCOCO's 1K) and retrieval_result.json (the first ranked items of ev
 import argparse
 
 import torch
+from torch import nn
 
 from dataset import create_dataset
 from dataset.pretrain import PretrainCollate
 from dataset.text import checkpoint_tokenizer
 from engine.config import RETRIEVAL, Config, add_arguments, load_config
 from engine.distributed import distributed
-from engine.finetune import finetune, start_stage
+from engine.finetune import Finetuning, finetune, start_stage
 from engine.loop import Progress
 from engine.run import Run
 from evaluation.retrieval import Ranker, better_order
 from models.alignment import MatchingWatch, alpha_at
 from models.retrieval import RetrievalModel
-from utils import run_main, world_size
+from utils import logger, run_main, world_size
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -50,46 +51,41 @@ def main(argv: list[str] | None = None) -> None:
             ranker.evaluate_all(backbone)
 
 
+class RetrievalTask(Finetuning):
+    """ITC and ITM; an epoch counts with the better of its two orders, whose name checkpoint_best.pth holds."""
+
+    stage, score = RETRIEVAL, "r_mean"
+
+    def __init__(self, model: RetrievalModel, ranker: Ranker, cfg: Config):
+        super().__init__(model)
+        self.ranker, self.cfg, self.val = ranker, cfg, ranker.dataset("val")
+        self.watch = MatchingWatch(cfg.itm, cfg.train.batch_size * cfg.train.accumulation * world_size())
+
+    def loss(self, model: nn.Module, batch: dict, progress: Progress) -> tuple[torch.Tensor, dict]:
+        alpha = alpha_at(progress.step, progress.steps_per_epoch, self.cfg.itc.alpha, progress.done)
+        return model(batch, alpha, done=progress.done)
+
+    def after_step(self, progress: Progress) -> None:
+        self.model.after_step()
+
+    def log(self, progress: Progress, means: dict) -> dict:
+        if line := self.watch.line(progress.step, means["loss/itm"]):
+            logger.info(line)
+        return {}
+
+    def validate(self, step: int) -> dict[str, float | str]:
+        numbers, _ = self.ranker.evaluate(self.model.backbone, self.val, "val", step)
+        order, value = better_order(numbers, self.cfg.rerank.score)
+        return {"r_mean": value, "order": order}
+
+
 def train(
     model: RetrievalModel, ranker: Ranker, cfg: Config, device: torch.device, run: Run, resume_from: dict | None
 ) -> None:
-    """Fine-tune; the model ends with the weights of the epoch with the best validation recall (mean of six columns).
-
-    Each epoch counts with the better of its two orders, whose name checkpoint_best.pth holds as best.order.
-    """
+    """Fine-tune; the model ends with the weights of the epoch with the best validation recall (mean of six columns)."""
     dataset = create_dataset("retrieval_train", cfg)
-    val = ranker.dataset("val")
-
-    def loss_fn(wrapped, batch: dict, progress: Progress):
-        alpha = alpha_at(progress.step, progress.steps_per_epoch, cfg.itc.alpha, progress.done)
-        return wrapped(batch, alpha, done=progress.done)
-
-    watch = MatchingWatch(cfg.itm, cfg.train.batch_size * cfg.train.accumulation * world_size())
-
-    def log_fn(progress: Progress, means: dict) -> None:
-        if line := watch.line(progress.step, means["loss/itm"]):
-            run.info(line)
-
-    def validate(step: int) -> dict[str, float | str]:
-        numbers, *_ = ranker.evaluate(model.backbone, val, "val", step)
-        order, value = better_order(numbers, cfg.rerank.score)
-        return {"r_mean": value, "order": order}
-
-    finetune(
-        model,
-        dataset,
-        PretrainCollate(ranker.tokenizer, cfg.text.max_tokens),
-        stage=RETRIEVAL,
-        score="r_mean",
-        cfg=cfg,
-        run=run,
-        device=device,
-        loss_fn=loss_fn,
-        validate=validate,
-        after_step=lambda progress: model.after_step(),
-        log_fn=log_fn,
-        resume_from=resume_from,
-    )
+    collate = PretrainCollate(ranker.tokenizer, cfg.text.max_tokens)
+    finetune(RetrievalTask(model, ranker, cfg), dataset, collate, cfg, run, device, resume_from)
 
 
 if __name__ == "__main__":

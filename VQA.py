@@ -13,13 +13,15 @@ by answer type and question type, and what the best constant answer of each ques
 import argparse
 
 import torch
+from torch import nn
 
 from dataset import create_dataset
 from dataset.text import checkpoint_tokenizer
 from dataset.vqa import VQACollate, question_limits
 from engine.config import VQA, Config, add_arguments, load_config
 from engine.distributed import distributed
-from engine.finetune import finetune, start_stage
+from engine.finetune import Finetuning, finetune, start_stage
+from engine.loop import Progress
 from engine.run import Run
 from evaluation.vqa import Answerer, is_empty
 from models.vqa import VQAModel
@@ -44,6 +46,24 @@ def main(argv: list[str] | None = None) -> None:
             answerer.evaluate_all(model)
 
 
+class VQATask(Finetuning):
+    """The decoder learns to write the answers."""
+
+    stage, score = VQA, "accuracy"
+
+    def __init__(self, model: VQAModel, answerer: Answerer):
+        super().__init__(model)
+        self.answerer = answerer
+
+    def loss(self, model: nn.Module, batch: dict, progress: Progress) -> tuple[torch.Tensor, dict]:
+        return model(batch)
+
+    def validate(self, step: int) -> dict[str, float] | None:
+        if "val" not in self.answerer.batches:
+            return None
+        return {"accuracy": self.answerer.evaluate(self.model, "val", step=step)["accuracy"]}
+
+
 def train(
     model: VQAModel, answerer: Answerer, cfg: Config, device: torch.device, run: Run, resume_from: dict | None
 ) -> None:
@@ -56,23 +76,8 @@ def train(
         raise UserError("data.val has no answers to choose the best epoch by; name data.official or data.val_scores")
     if val is not None and all(map(is_empty, val.dataset.references)):
         raise UserError("data.val: all references are empty, which leaves nothing to choose the best epoch by")
-
-    def validate(step: int) -> dict[str, float] | None:
-        return None if val is None else {"accuracy": answerer.evaluate(model, "val", step=step)["accuracy"]}
-
-    finetune(
-        model,
-        dataset,
-        VQACollate(answerer.tokenizer, question_limits(cfg), cfg.text.max_answer_tokens),
-        stage=VQA,
-        score="accuracy",
-        cfg=cfg,
-        run=run,
-        device=device,
-        loss_fn=lambda wrapped, batch, progress: wrapped(batch),
-        validate=validate,
-        resume_from=resume_from,
-    )
+    collate = VQACollate(answerer.tokenizer, question_limits(cfg), cfg.text.max_answer_tokens)
+    finetune(VQATask(model, answerer), dataset, collate, cfg, run, device, resume_from)
 
 
 if __name__ == "__main__":

@@ -9,88 +9,57 @@ import importlib.util
 import math
 import os
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
-from engine.config import Config, Stage, differences, gives
+from engine.config import Config, Stage, differences
 from models.weights import load_exactly
 from utils import (
     UserError,
+    all_reduce_sum,
     barrier,
+    clock,
     gather_objects,
     is_main,
     load_checkpoint,
     logger,
     on_main,
     one_line,
+    rank,
+    resolve_precision,
     save_checkpoint,
     unwrap,
     world_size,
 )
 
-LAST, BEST, DIVERGED = "checkpoint_last.pth", "checkpoint_best.pth", "checkpoint_diverged.pth"
+LAST, BEST = "checkpoint_last.pth", "checkpoint_best.pth"
 UNFINISHED = "checkpoint_new.pth"  # a checkpoint before it takes its place as the last one
 ENTRIES = ("model", "optimizer", "progress", "rng", "config")  # of a checkpoint that can be resumed
 
 
-class LastCheckpoints:
-    """checkpoint_last.pth and, counted backwards, the `keep - 1` before it: checkpoint_last_1.pth, ...
+def save_last(folder: Path, checkpoint: dict, keep: int) -> None:
+    """Write checkpoint_last.pth; before it, counted backwards, `keep - 1` stay: checkpoint_last_1.pth, ...
 
     The files are complete at any moment: a new one is written beside the others and takes its place by renaming.
-    Methods are called in the main process alone.
+    Called in the main process alone.
     """
-
-    def __init__(self, folder: Path, keep: int):
-        self.folder, self.keep = folder, keep
-
-    def save(self, checkpoint: dict) -> None:
-        """Write a checkpoint as the last one; the oldest of `keep` goes."""
-        save_checkpoint(self.folder / UNFINISHED, checkpoint)
-        for number in range(self.keep - 1, 1, -1):
-            if (newer := last_path(self.folder, number - 1)).exists():
-                os.replace(newer, last_path(self.folder, number))
-        last = last_path(self.folder)
-        if self.keep > 1 and last.exists():
-            with contextlib.suppress(OSError):  # a file system without links: the last one is simply replaced
-                last_path(self.folder, 1).unlink(missing_ok=True)
-                os.link(last, last_path(self.folder, 1))
-        os.replace(self.folder / UNFINISHED, last)
-        for path in last_paths(self.folder)[self.keep :]:  # of a run that kept more
-            path.unlink()
-
-    def withdraw(self, step: int, steps_per_epoch: int) -> str | None:
-        """Put the last checkpoint aside if it is of `step` or later and there is one before it; returns a line.
-
-        Called when the loss that the weights of `step` gave shows that training had diverged by then.
-        steps_per_epoch: of the run; a checkpoint that another number of processes wrote may count otherwise.
-        """
-        steps = [(path, _step_of(path, steps_per_epoch)) for path in last_paths(self.folder)]
-        earlier = [at for _, at in steps if at is not None and at < step]
-        if not earlier or steps[0][1] is None or steps[0][1] < step:
-            return None
-        os.replace(steps[0][0], self.folder / DIVERGED)
-        for path, at in steps[1:]:  # between them and the one to go on from, where there are more
-            if at is None or at >= step:
-                path.unlink()
-        _close_ranks(self.folder)
-        return f"{LAST} is the one of step {earlier[0]} again; that of step {steps[0][1]} is {DIVERGED} now"
-
-
-def _step_of(path: Path, steps_per_epoch: int) -> int | None:
-    """The step of a checkpoint, None where it cannot be read."""
-    try:
-        return step_at(torch.load(path, map_location="meta", weights_only=True)["progress"], steps_per_epoch)
-    except Exception:  # damaged in any way: zipfile, pickle and torch have errors of their own
-        return None
-
-
-def step_at(progress: dict, steps_per_epoch: int) -> int:
-    """The step at the same place in the data as `progress`, where an epoch has `steps_per_epoch` steps."""
-    before, epoch = progress["steps_per_epoch"], progress["epoch"]
-    return epoch * steps_per_epoch + round((progress["step"] - epoch * before) * steps_per_epoch / max(1, before))
+    save_checkpoint(folder / UNFINISHED, checkpoint)
+    for number in range(keep - 1, 1, -1):
+        if (newer := last_path(folder, number - 1)).exists():
+            os.replace(newer, last_path(folder, number))
+    last = last_path(folder)
+    if keep > 1 and last.exists():
+        with contextlib.suppress(OSError):  # a file system without links: the last one is simply replaced
+            last_path(folder, 1).unlink(missing_ok=True)
+            os.link(last, last_path(folder, 1))
+    os.replace(folder / UNFINISHED, last)
+    for path in last_paths(folder)[keep:]:  # of a run that kept more
+        path.unlink()
 
 
 def last_path(folder: Path, number: int = 0) -> Path:
@@ -105,12 +74,6 @@ def last_paths(folder: Path) -> list[Path]:
         if (number := path.stem.rsplit("_", 1)[1]).isdigit():
             found.append((int(number), path))
     return [path for _, path in sorted(found)]
-
-
-def _close_ranks(folder: Path) -> None:
-    """Number the last checkpoints without a gap, so that the newest is checkpoint_last.pth."""
-    for number, path in enumerate(last_paths(folder)):
-        os.replace(path, last_path(folder, number))
 
 
 class BestCheckpoint:
@@ -158,7 +121,155 @@ class BestCheckpoint:
             load_exactly(model, load_checkpoint(self.path)["model"], self.path, "take the run's own configuration")
 
 
-# -------------------------------------------------------------------------------------------------------- resuming
+# ------------------------------------------------------------------------------------------------- how far training is
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far training is: `step` optimizer steps and `epoch` whole epochs (with what follows one) are done.
+
+    A length in minutes counts the time of training: optimizer steps, the reading of their data and the checkpoints
+    between them, the parts of an interrupted run together; not what precedes the first step or follows an epoch.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    steps_per_epoch: int = 0
+    total_steps: int | None = 0  # of the whole training; None if its length is a time
+    precision: str = "fp32"  # of the forward pass
+    losses: list[float] = dataclasses.field(default_factory=list)  # of the last steps, by which a jump is recognized
+    followed: int = 0  # the step after which `after_epoch` was last done
+    minutes: float | None = None  # the length, if it is a time
+    seconds: float | None = None  # of it that are used, alike in all processes
+
+    @classmethod
+    def start(cls, train: Config, batches: int) -> Progress:
+        """The beginning of a training of the configured length; batches: micro-batches of an epoch."""
+        per_epoch = batches // train.accumulation
+        if (minutes := train.get("minutes")) is not None:
+            return cls(steps_per_epoch=per_epoch, total_steps=None, minutes=minutes, seconds=0.0)
+        steps = train.get("steps")
+        return cls(steps_per_epoch=per_epoch, total_steps=train.epochs * per_epoch if steps is None else steps)
+
+    @property
+    def done(self) -> float:
+        """The share of the training that is over, from 0 to 1."""
+        if self.minutes is not None:
+            return min(1.0, self.seconds / (60 * self.minutes))
+        return min(1.0, self.step / max(1, self.total_steps))
+
+    @property
+    def over(self) -> bool:
+        """Whether the last step is made."""
+        return self.done >= 1
+
+    @property
+    def epoch_over(self) -> bool:
+        """Whether the last step of the epoch is made."""
+        return self.step >= (self.epoch + 1) * self.steps_per_epoch
+
+    def remaining(self, seconds_per_step: float) -> float:
+        """The seconds of training to come."""
+        if self.minutes is not None:
+            return max(0.0, 60 * self.minutes - self.seconds)
+        return (self.total_steps - self.step) * seconds_per_step
+
+    def add_time(self, since: float) -> float:
+        """Add the time since `since`, if the length is a time, by the main process's clock; returns now."""
+        now = time.perf_counter()
+        if self.minutes is not None:
+            used = self.seconds + now - since if is_main() else 0.0
+            self.seconds = all_reduce_sum(torch.tensor(used, dtype=torch.float64)).item()
+        return now
+
+    def __str__(self) -> str:
+        """Epoch, counted from 1, and step."""
+        if self.minutes is not None:
+            return f"epoch {self.epoch + 1} step {self.step} {clock(self.seconds)}/{clock(60 * self.minutes)}"
+        epochs = math.ceil(self.total_steps / max(1, self.steps_per_epoch))
+        return f"epoch {self.epoch + 1}/{epochs} step {self.step}/{self.total_steps}"
+
+
+def step_at(progress: dict, steps_per_epoch: int) -> int:
+    """The step at the same place in the data as `progress`, if an epoch has `steps_per_epoch` steps."""
+    before, epoch = progress["steps_per_epoch"], progress["epoch"]
+    return epoch * steps_per_epoch + round((progress["step"] - epoch * before) * steps_per_epoch / max(1, before))
+
+
+def position(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: int,
+    train: Config,
+    device: torch.device,
+    resume_from: dict | None = None,
+) -> Progress:
+    """Where training begins, or where the checkpoint `resume_from`, whose state is put in place, was; see above.
+
+    The optimizer's settings (rates, decay) come from the configuration.
+    """
+    progress, precision = Progress.start(train, batches), train.precision
+    if resume_from is not None:
+        found = resume_from["progress"]
+        same_ranks = len(resume_from["rng"]) == world_size()
+        _check_length(progress, resume_from, train, same_ranks)
+        load_exactly(unwrap(model), resume_from["model"], "--resume", "the checkpoint is of another model")
+        settings = [{key: item for key, item in group.items() if key != "params"} for group in optimizer.param_groups]
+        try:
+            optimizer.load_state_dict(resume_from["optimizer"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"--resume: the checkpoint's optimizer has other parameter groups ({error})") from None
+        for group, values in zip(optimizer.param_groups, settings, strict=True):
+            group.update(values)
+        _go_on(progress, found)
+        if same_ranks:
+            set_random_state(resume_from["rng"][rank()])
+        if precision == "auto" and found["device"] == device.type:
+            precision = found["precision"]
+        resume_from.clear()  # both hold the same weights by now; at full size the copy is 5 GB a process
+        logger.info("resumed at %s", progress)
+    progress.precision = resolve_precision(precision, device)
+    return progress
+
+
+def _check_length(progress: Progress, checkpoint: dict, train: Config, same_ranks: bool) -> None:
+    """Raise UserError if the checkpoint's epoch has other steps without other ranks, or its length no meaning here."""
+    before, now, steps = checkpoint["progress"]["steps_per_epoch"], progress.steps_per_epoch, train.get("steps")
+    if now != before and steps is not None and checkpoint["config"]["train"].get("steps") == steps:
+        raise UserError(
+            f"--resume: train.steps: {steps} steps were of another size: an epoch has {now} now instead of {before}; "
+            f"train.steps={max(1, round(steps * now / max(1, before)))} is the same length"
+        )
+    if now != before and same_ranks:
+        raise UserError(
+            f"--resume: the checkpoint's epoch has {before} steps, this run's has {now}: use the same data, batch "
+            "size, accumulation and number of processes"
+        )
+    if progress.minutes is not None and checkpoint["progress"].get("seconds") is None:
+        raise UserError(
+            "--resume: train.minutes: the checkpoint is of a run by train.epochs or train.steps, which kept no time; "
+            "use one of them, or start a new run in another --output_dir with --checkpoint"
+        )
+
+
+def _go_on(progress: Progress, found: dict) -> None:
+    """Put `progress`, of the configured length, where a checkpoint's progress `found` is.
+
+    An epoch may have another number of steps than when the checkpoint was written: the share of it that is done stays.
+    """
+    progress.epoch, progress.losses = found["epoch"], list(found.get("losses", []))
+    first, per_epoch = found["epoch"] * found["steps_per_epoch"], progress.steps_per_epoch
+    progress.step = step_at(found, per_epoch)
+    if per_epoch != found["steps_per_epoch"]:
+        moved = found["step"], progress.step, per_epoch, found["steps_per_epoch"]
+        logger.info("step %d of the checkpoint counts as step %d: an epoch has %d steps now instead of %d", *moved)
+    followed = found.get("followed", first) == found["step"]
+    progress.followed = progress.step if followed else progress.epoch * per_epoch
+    if progress.minutes is not None:
+        progress.seconds = found["seconds"]
+
+
+# -------------------------------------------------------------------------------------------- what a start looks for
 
 LOCK, MARK = "run.lock", "SemMIM run: "  # a run's lock file, and how it begins
 
@@ -185,39 +296,25 @@ def check_folder(folder: Path, used: bool) -> None:
 
 @dataclasses.dataclass
 class Found:
-    """The last checkpoints that a start found in a folder which is not its own yet.
+    """What --resume found in a run's folder: the step to go on from (-1: none), and damaged checkpoints."""
 
-    written: when each file was written, in ns; damaged: those to put aside; step: of the one to go on from, -1 if there
-    is none.
-    """
-
-    written: dict[Path, int]
-    damaged: list[Path] = dataclasses.field(default_factory=list)
     step: int = -1
+    damaged: list[Path] = dataclasses.field(default_factory=list)
 
     def put_damaged_aside(self, folder: Path) -> None:
-        """Rename the damaged files to *_damaged.pth, now that the folder is locked, and close the ranks.
-
-        Raises UserError where the files are no longer those that were read.
-        """
-        if self.written != _written(folder):
-            raise UserError(f"--output_dir {folder}: another run has written checkpoints just now; start again")
+        """Rename the damaged files to *_damaged.pth, now that the folder is locked, and close the gaps."""
         for path in self.damaged:
             os.replace(path, path.with_name(f"{path.stem}_damaged.pth"))
-        if self.damaged:
-            _close_ranks(folder)
-
-
-def _written(folder: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in last_paths(folder)}
+        for number, path in enumerate(last_paths(folder) if self.damaged else ()):
+            os.replace(path, last_path(folder, number))
 
 
 def begin(args: argparse.Namespace, cfg: Config, stage: Stage) -> tuple[dict | None, Found | None, list[str]]:
     """What --resume and --seed ask for: (the checkpoint to go on from or None, what --resume found, lines to log).
 
-    --resume goes on where there is something to go on from, and else begins, so that one command line serves the
-    first start and every restart. A resumed run keeps its seed, which is put into `cfg` here; only keys in
-    `stage.may_change` may differ from the checkpoint's configuration. Evaluation resumes nothing.
+    --resume resumes if a checkpoint exists, otherwise starts, so that one command serves the first start and every
+    restart. A resumed run keeps its seed, which is put into `cfg` here; only keys in `stage.may_change` may differ from
+    the checkpoint's configuration. Evaluation resumes nothing.
     """
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and not args.resume:
         raise UserError("torchrun restarted this run, which would begin from nothing: add --resume to its command")
@@ -257,12 +354,12 @@ def source_checkpoint(args: argparse.Namespace) -> str | Path:
 def load_resumable(folder: Path) -> tuple[dict | None, Found, list[str]]:
     """(the newest whole checkpoint of a run's folder or None, what was found, lines for the log); touches no file.
 
-    Where a file is damaged the one before it is taken. Raises UserError where all are damaged.
+    If a file is damaged, the one before it is taken. Raises UserError if all are damaged.
     """
-    found, problems = Found(_written(folder)), []
-    if not found.written:
+    found, problems, paths = Found(), [], last_paths(folder)
+    if not paths:
         return None, found, [f"--resume: nothing to go on from in {folder}, beginning"]
-    for path in found.written:
+    for path in paths:
         try:
             checkpoint = load_checkpoint(path.resolve(), required=ENTRIES)
             check_entries(checkpoint, path)
@@ -277,7 +374,7 @@ def load_resumable(folder: Path) -> tuple[dict | None, Found, list[str]]:
 
 
 def check_entries(checkpoint: dict, path: Path) -> None:
-    """Raise UserError where an entry of a checkpoint is not what `fit` wrote, naming it."""
+    """Raise UserError if an entry of a checkpoint is not what `fit` wrote, naming it."""
     states, best = checkpoint["rng"], checkpoint.get("best", {})
     tests = {
         "model": isinstance(checkpoint["model"], dict),
@@ -287,9 +384,65 @@ def check_entries(checkpoint: dict, path: Path) -> None:
         "rng": isinstance(states, list) and bool(states) and all(map(_is_random_state, states)),
         "best": isinstance(best, dict) and (not best or isinstance(best.get("epoch"), int)),
     }
-    wrong = [name for name, passed in tests.items() if not passed]
-    if wrong:
+    if wrong := [name for name, passed in tests.items() if not passed]:
         raise UserError(f"{path}: its entry {wrong[0]} is not what a training run writes; take another checkpoint")
+
+
+def _is_progress(found) -> bool:
+    try:
+        first, per_epoch = found["epoch"] * found["steps_per_epoch"], found["steps_per_epoch"]
+        return (
+            0 <= first <= found["step"] <= first + per_epoch
+            and 0 <= found["followed"] <= found["step"]
+            and found["precision"] in ("bf16", "fp32")
+            and found["device"] in ("cpu", "cuda")
+            and all(map(math.isfinite, found["losses"]))
+            and (found["seconds"] is None or 0 <= found["seconds"] < math.inf)
+        )
+    except (KeyError, TypeError):
+        return False
+
+
+def _is_random_state(state) -> bool:
+    """Whether generators of each kind take it."""
+    try:
+        torch.Generator().set_state(state["torch"])
+        random.Random().setstate(_of_python(state))
+        np.random.RandomState().set_state(_of_numpy(state))
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError, RuntimeError):
+        return False
+    return "cuda" in state and (state["cuda"] is None or isinstance(state["cuda"], torch.Tensor))
+
+
+def check_ranks(before: int, allowed: bool) -> list[str]:
+    """A line, or without `allowed` a UserError, where a run goes on with another number of processes than `before`."""
+    if before == world_size():
+        return []
+    if not allowed:
+        raise UserError(
+            f"--resume: the checkpoint is of {before} processes, this run has {world_size()}: start as many, or add "
+            "--other_ranks to go on with another order of the data and other random draws"
+        )
+    return [f"resumed with {world_size()} processes instead of {before}: order of the data and random draws are new"]
+
+
+def check_resumable(config: dict, earlier: dict, may_change: tuple[str, ...]) -> list[str]:
+    """Compare a run's configuration with that of the checkpoint it continues; returns a line for each difference.
+
+    A difference outside `may_change` (dotted keys) is a UserError: the run would silently become another one.
+    """
+    lines = []
+    for key, (before, now) in differences(earlier, config).items():
+        if key not in may_change:
+            raise UserError(
+                f"--resume: {key} is {now!r}, but the checkpoint was trained with {before!r}; use the same value, or "
+                "start a new run in another --output_dir with --checkpoint"
+            )
+        lines.append(f"resumed with {key} {now!r} instead of {before!r}")
+    return lines
+
+
+# ----------------------------------------------------------------------------------------------------- random state
 
 
 def random_state() -> dict:
@@ -330,65 +483,3 @@ def _of_python(state: dict) -> tuple:
 def _of_numpy(state: dict) -> tuple:
     name, keys, *rest = state["numpy"]
     return name, np.array(keys, dtype=np.uint32), *rest
-
-
-def _is_random_state(state) -> bool:
-    """Whether `random_state` may have made it: generators of each kind take it."""
-    try:
-        torch.Generator().set_state(state["torch"])
-        random.Random().setstate(_of_python(state))
-        np.random.RandomState().set_state(_of_numpy(state))
-    except (KeyError, IndexError, TypeError, ValueError, OverflowError, RuntimeError):
-        return False
-    return "cuda" in state and (state["cuda"] is None or isinstance(state["cuda"], torch.Tensor))
-
-
-def _is_progress(progress) -> bool:
-    """Whether it is a position that `fit` may have been in."""
-    counts = ("step", "epoch", "steps_per_epoch")
-    if not isinstance(progress, dict) or not all(isinstance(progress.get(key), int) for key in counts):
-        return False
-    step, epoch, per_epoch = (progress[key] for key in counts)
-    words = {"precision": ("bf16", "fp32"), "device": ("cpu", "cuda")}
-    losses, followed, seconds = (
-        progress.get(key, or_else) for key, or_else in (("losses", []), ("followed", 0), ("seconds", None))
-    )
-    return (
-        epoch >= 0
-        and 0 <= epoch * per_epoch <= step <= (epoch + 1) * per_epoch
-        and all(progress.get(key) in known for key, known in words.items())
-        and isinstance(followed, int)
-        and 0 <= followed <= step
-        and (seconds is None or isinstance(seconds, float) and 0 <= seconds < math.inf)
-        and isinstance(losses, list)
-        and all(isinstance(loss, float) and math.isfinite(loss) for loss in losses)
-    )
-
-
-def check_ranks(before: int, allowed: bool) -> list[str]:
-    """A line, or without `allowed` a UserError, where a run goes on with another number of processes than `before`."""
-    if before == world_size():
-        return []
-    if not allowed:
-        raise UserError(
-            f"--resume: the checkpoint is of {before} processes, this run has {world_size()}: start as many, or add "
-            "--other_ranks to go on with another order of the data and other random draws"
-        )
-    return [f"resumed with {world_size()} processes instead of {before}: order of the data and random draws are new"]
-
-
-def check_resumable(config: dict, earlier: dict, may_change: tuple[str, ...]) -> list[str]:
-    """Compare a run's configuration with that of the checkpoint it continues; returns a line for each difference.
-
-    A difference outside `may_change` (dotted keys) is a UserError: the run would silently become another one.
-    """
-    lines = []
-    for key, (before, now) in differences(earlier, config).items():
-        if key not in may_change:
-            raise UserError(
-                f"--resume: {key} is {now!r}, but the checkpoint was trained with {before!r}; use the same value, or "
-                "start a new run in another --output_dir with --checkpoint"
-            )
-        if gives(earlier, key):  # else the checkpoint is older than the key
-            lines.append(f"resumed with {key} {now!r} instead of {before!r}")
-    return lines

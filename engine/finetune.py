@@ -12,9 +12,7 @@ from torch.utils.data import Dataset
 from dataset import create_train_loader
 from engine.checkpoint import BestCheckpoint, begin, source_checkpoint
 from engine.config import Config, Stage
-from engine.distributed import compile_layers, wrap_ddp
-from engine.length import create_optimization
-from engine.loop import Progress, fit, position
+from engine.loop import Progress, Task, fit, start_training
 from engine.run import Run
 from models.semmim import SemMIM, load_backbone
 from utils import logger, seed_everything
@@ -43,65 +41,51 @@ def start_stage(
     return backbone, rest["description"], Run(args.output_dir, cfg, found), resume_from
 
 
+class Finetuning(Task):
+    """A fine-tuning stage: validated after every epoch, of which the best is kept."""
+
+    stage: Stage
+    score: str  # which of `validate`'s values chooses the best epoch; higher is better
+    validate_first = False  # whether a new run validates before its first epoch, too
+    best: BestCheckpoint
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+
+    def validate(self, step: int) -> dict | None:
+        """What checkpoint_best.pth says of the epoch as its entry `best`; None if there is nothing to choose by."""
+        raise NotImplementedError
+
+    def after_epoch(self, progress: Progress) -> None:
+        found = self.validate(progress.step)
+        if found is not None:
+            self.best.offer(self.model, found, progress.step, progress.epoch + 1)
+
+    def state(self) -> dict:
+        return self.best.state()
+
+
 def finetune(
-    model: nn.Module,
+    task: Finetuning,
     dataset: Dataset,
-    collate: Callable,
-    *,
-    stage: Stage,
-    score: str,
+    collate: Callable[[list], dict],
     cfg: Config,
     run: Run,
     device: torch.device,
-    loss_fn: Callable,
-    validate: Callable[[int], dict | None],
-    validate_first: bool = False,
-    after_step: Callable[[Progress], object] | None = None,
-    log_fn: Callable[[Progress, dict], dict | None] | None = None,
-    count_fn: Callable[[dict], int | torch.Tensor] | None = None,
     resume_from: dict | None = None,
 ) -> None:
-    """Train for the configuration's length; the model ends with the weights of the best epoch by validation.
+    """Train for the configured length; the model ends with the weights of the best epoch by validation.
 
     The run is opened here, when everything that can be checked has been.
-
-    validate(step): called in all processes after every epoch and at the end, and with `validate_first` before a fresh
-    run's first epoch; returns what checkpoint_best.pth says of the epoch as its entry `best` (None: nothing to choose
-    by, the last epoch stays). score: which of these decides (higher is better).
-    loss_fn, after_step, log_fn, count_fn, resume_from: see `engine.loop.fit`.
     """
+    model = task.model
     loader = create_train_loader(dataset, cfg, collate, device)
-    optimizer, schedule = create_optimization(model, cfg, loader)
-    notes = {"description": model.backbone.description, "stage": stage.name, "config": cfg.to_dict()}
-    best = BestCheckpoint(run.dir, score, notes, resume_from)
-    seed_everything(cfg.seed)  # from here on every process draws its own noise
+    notes = {"description": model.backbone.description, "stage": task.stage.name, "config": cfg.to_dict()}
+    task.best = BestCheckpoint(run.dir, task.score, notes, resume_from)
     fresh = resume_from is None
-    progress = position(model, optimizer, len(loader), cfg.train, device, resume_from)
-    if cfg.train.compile:
-        logger.info("train.compile: %d layers, in the first steps", compile_layers(model, device))
-    run.open(None if fresh else progress.step)
-    if validate_first and fresh:
-        validate(0)
-
-    def on_epoch_end(wrapped: nn.Module, progress: Progress) -> None:
-        found = validate(progress.step)
-        if found is not None:
-            best.offer(model, found, progress.step, progress.epoch + 1)
-
-    fit(
-        wrap_ddp(model, device),
-        loader,
-        optimizer,
-        schedule,
-        progress,
-        train_cfg=cfg.train,
-        run=run,
-        device=device,
-        loss_fn=loss_fn,
-        after_step=after_step,
-        on_epoch_end=on_epoch_end,
-        extra_state=best.state,
-        log_fn=log_fn,
-        count_fn=count_fn,
-    )
-    best.restore(model)
+    training = start_training(model, loader, cfg, device, resume_from)
+    run.open(None if fresh else training.progress.step)
+    if task.validate_first and fresh:
+        task.validate(0)
+    fit(training, task, run)
+    task.best.restore(model)

@@ -1,4 +1,9 @@
-"""THE training loop of every stage: optimizer steps, the logging window, stop signals, saving and resuming."""
+"""THE training loop of every stage.
+
+`Training` is what a step moves: the model, its optimizer and the place in the data. A stage's `Task` says what the loss
+is and what follows a step and an epoch. `fit` makes the steps, logs them and writes the checkpoints, from which a
+stopped run resumes bit by bit.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +12,20 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from engine.checkpoint import DIVERGED, LastCheckpoints, random_state, set_random_state
-from engine.config import Config
-from engine.distributed import Transfer, rehearse, stop_signals
-from engine.length import Progress, Stopwatch, beginning, check_steps, go_on
+from engine.checkpoint import Progress, position, random_state, save_last, set_random_state
+from engine.distributed import Transfer, compile_layers, rehearse, stop_signals, wrap_ddp
 from engine.run import Run
-from engine.window import Jump, Window, log_window
-from models.weights import load_exactly
+from engine.window import Window
+from optim import create_optimizer
+from scheduler import WarmupCosine
 from utils import (
+    Config,
     Stopped,
     UserError,
     all_reduce_sum,
@@ -26,202 +33,155 @@ from utils import (
     gather_objects,
     logger,
     on_main,
-    rank,
-    resolve_precision,
-    save_checkpoint,
+    seed_everything,
     unwrap,
     world_size,
 )
 
 
-def position(
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: int,
-    train_cfg: Config,
+class Task:
+    """What a stage does with the loop; every method is called in all processes."""
+
+    count: Any = None
+    """(batch) -> the items (tokens) that a micro-batch's loss is a mean over, if micro-batches have unequally many.
+
+    Then all of a step's micro-batches are read before its first forward pass, and each gets `batch["share"]`, by which
+    the loss multiplies its mean: its count over the mean count of the step's, all processes taken together. Without it
+    every micro-batch weighs the same.
+    """
+
+    def loss(self, model: nn.Module, batch: dict, progress: Progress) -> tuple[Tensor, dict]:
+        """-> (the loss of a micro-batch, scalars to log: tensors or numbers, the same names in all processes).
+
+        model: in DistributedDataParallel if there are several processes; called under autocast. The scalars' means are
+        logged, on the console too if the name has no "/".
+        """
+        raise NotImplementedError
+
+    def after_step(self, progress: Progress) -> None:
+        """What follows every optimizer step."""
+
+    def after_epoch(self, progress: Progress) -> None:
+        """What follows every epoch and the last step, which may lie within an epoch; `progress.epoch` still is that
+        epoch's number from 0. After Stopped, the resumed run repeats it."""
+
+    def state(self) -> dict:
+        """Further entries of a checkpoint."""
+        return {}
+
+    def log(self, progress: Progress, means: dict) -> dict:
+        """Further values to log beside the means since the last time."""
+        return {}
+
+    def operations(self, batch: dict) -> float:
+        """The floating-point operations of a micro-batch's step, for the log; 0 if they are not known."""
+        return 0.0
+
+
+@dataclasses.dataclass
+class Training:
+    """What a step moves. `loader` yields dicts of tensors (and lists, e.g. `paths`) and has `set_epoch(epoch,
+    start_batch)`; `schedule.step(n, done)` sets the rates of step n, before which the share `done` is over."""
+
+    model: nn.Module
+    loader: Iterable
+    optimizer: torch.optim.Optimizer
+    schedule: Any
+    progress: Progress
+    device: torch.device
+
+
+def start_training(
+    model: nn.Module,
+    loader: Iterable,
+    cfg: Config,
     device: torch.device,
     resume_from: dict | None = None,
-) -> Progress:
-    """Where training begins, or goes on: the state of `resume_from`, which is emptied, is put in place.
+    pretrained_vit: bool = True,
+) -> Training:
+    """A training at its beginning, or at the state of `resume_from`, which is emptied; seeds the random generators.
 
-    batches: micro-batches of an epoch. The optimizer's settings (rates, decay) come from the configuration. Raises
-    UserError where the checkpoint does not fit.
+    pretrained_vit: whether the image encoder starts from trained weights, which `train.lr_vit` protects; else it learns
+    at `train.lr`. Raises UserError if an epoch has no batch for a single step or the checkpoint does not fit.
     """
-    progress, precision = beginning(train_cfg, batches), train_cfg.precision
-    if resume_from is not None:
-        check_steps(train_cfg, resume_from, progress.steps_per_epoch)
-        precision = _resume(resume_from, model, optimizer, progress, precision, device)
-        logger.info("resumed at %s", progress)
-    progress.precision = resolve_precision(precision, device)
-    return progress
+    train, batches = cfg.train, len(loader)
+    if batches < train.accumulation:
+        raise UserError(
+            f"{len(loader.dataset)} training entries are too few for one step: lower train.batch_size "
+            f"(now {train.batch_size} per process) or train.accumulation (now {train.accumulation})"
+        )
+    lr, lr_vit = train.lr, train.lr_vit if pretrained_vit else train.lr
+    optimizer = create_optimizer(model, lr=lr, lr_vit=lr_vit, weight_decay=train.weight_decay, betas=train.betas)
+    steps = Progress.start(train, batches).total_steps
+    if steps is not None and train.warmup_steps >= steps:
+        logger.info("warning: train.warmup_steps %d >= %d steps: lr never reaches its peak", train.warmup_steps, steps)
+    schedule = WarmupCosine(optimizer, total_steps=steps, warmup_steps=train.warmup_steps, min_lr=train.min_lr)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    logger.info(
+        f"{trainable / 1e6:.1f}M trainable parameters, {batches} batches an epoch, "
+        f"{f'{train.minutes:g} minutes' if steps is None else f'{steps} steps'}; "
+        f"global batch {train.batch_size * train.accumulation * world_size()}: {train.batch_size} per process, "
+        f"{world_size()} processes, accumulation {train.accumulation}; "
+        f"learning rates {lr:.2e}, image encoder {lr_vit:.2e}"
+    )
+    seed_everything(cfg.seed)  # from here on every process draws its own noise
+    progress = position(model, optimizer, batches, train, device, resume_from)
+    if train.compile:
+        logger.info("train.compile: %d layers, in the first steps", compile_layers(model, device))
+    return Training(model, loader, optimizer, schedule, progress, device)
 
 
-def fit(
-    model: torch.nn.Module,
-    loader,
-    optimizer: torch.optim.Optimizer,
-    schedule,
-    progress: Progress,
-    *,
-    train_cfg: Config,
-    run: Run,
-    device: torch.device,
-    loss_fn: Callable,
-    after_step: Callable[[Progress], object] | None = None,
-    on_epoch_end: Callable[[torch.nn.Module, Progress], object] | None = None,
-    extra_state: Callable[[], dict] | None = None,
-    log_fn: Callable[[Progress, dict], dict | None] | None = None,
-    count_fn: Callable[[dict], int | torch.Tensor] | None = None,
-    operations_fn: Callable[[dict], float] | None = None,
-) -> Jump | None:
-    """Train from `progress` to the end, or raise Stopped after a signal. Returns the jump of the loss that lasts at the
-    end, if there is one: the last checkpoint is then older than the model.
+# ------------------------------------------------------------------------------------------------------- the loop
 
-    `loader` yields dicts of tensors (and lists, e.g. `paths`) and has `set_epoch(epoch, start_batch)`.
-    `loss_fn(model, batch, progress) -> (loss, values)` runs under autocast for each of the `accumulation`
-    micro-batches; `values` are scalars (tensors or numbers; the same names in all processes), logged as means
-    over the interval, on the console too where the name has no "/". `schedule.step(n, done)` sets the rates of step n,
-    before which the share `done` of the training is over. `after_step(progress)` follows every optimizer step,
-    `on_epoch_end(model, progress)` every epoch and the last step, which may lie within an epoch, while `progress.epoch`
-    still is that epoch's number from 0; where it raises Stopped, the resumed run repeats it.
-    `log_fn(progress, means)` may return further values to log, `operations_fn(batch)` tells how many floating-point
-    operations a micro-batch takes, for the log. All of them are called in all processes.
 
-    Every micro-batch weighs the same in a step, which is the step of one large batch where its loss is a mean over
-    equally many items. Where it is a mean over, say, tokens, `count_fn(batch)` tells how many a micro-batch has (before
-    it is on the device): all of a step are then read before the first forward pass, and each gets `batch["share"]`, by
-    which the loss multiplies that mean: its count over the mean count of the step's, all processes taken together.
+def fit(training: Training, task: Task, run: Run) -> None:
+    """Train from `training.progress` to the end, or raise Stopped after a signal; the run is open.
 
-    Checkpoints hold model, optimizer, position in the data, random state, configuration and `extra_state()`.
+    Raises UserError, with nothing saved, if a loss, gradient or weight is not finite, or if the loss left its usual
+    range and has not returned by the next checkpoint: the last good checkpoint stays.
     """
-    window, transfer = Window(run, device, operations_fn), Transfer(device)
-    saver = _Saver(model, optimizer, progress, run, extra_state, window, train_cfg.keep_checkpoints)
-    watch = Stopwatch(progress)
+    train, progress, loader = run.config.train, training.progress, training.loader
+    model = wrap_ddp(training.model, training.device)
+    window, transfer = Window(run, training.device), Transfer(training.device)
     with stop_signals() as stopping:
         while not (progress.over and progress.followed == progress.step):
             model.train()
-            watch.go()
+            last = time.perf_counter()
             first = progress.step - progress.epoch * progress.steps_per_epoch
-            batches = _batches(loader, progress.epoch, first * train_cfg.accumulation, window)
+            batches = read_batches(loader, progress.epoch, first * train.accumulation, window)
             ended = progress.over or progress.epoch_over
             while not ended:
                 window.done = progress.done
-                schedule.step(progress.step, window.done)
-                step_batches = _step_batches(batches, train_cfg.accumulation, count_fn)
-                _train_step(model, map(transfer, step_batches), optimizer, loss_fn, progress, train_cfg, window)
+                training.schedule.step(progress.step, window.done)
+                micro_batches = map(transfer, step_batches(batches, train.accumulation, task.count))
+                train_step(model, micro_batches, training.optimizer, task, progress, train, window)
                 progress.step += 1
-                if after_step:
-                    after_step(progress)
-                watch.look()
+                task.after_step(progress)
+                last = progress.add_time(last)
                 ended = progress.over or progress.epoch_over
-                if progress.step % train_cfg.log_every == 0 or ended:
-                    log_window(run, window, progress, optimizer, log_fn)
-                stop = stopping()
-                if stop or (not ended and _due(progress.step, train_cfg.checkpoint_every)):
-                    saver.save(stop)
+                if progress.step % train.log_every == 0 or ended:
+                    window.log(progress, training.optimizer, task.log)
+                stop, every = stopping(), train.checkpoint_every
+                if stop or (not ended and every > 0 and progress.step % every == 0):
+                    save(training, task, run, window, stop)
             batches.close()
-            if on_epoch_end:
-                before = random_state()
-                try:
-                    on_epoch_end(model, progress)
-                except Stopped:
-                    set_random_state(before)
-                    saver.save(stop=True)
+            before = random_state()
+            try:
+                task.after_epoch(progress)
+            except Stopped:
+                set_random_state(before)
+                save(training, task, run, window, stop=True)
             progress.followed = progress.step
             progress.epoch += progress.epoch_over
-            saver.save(stop=stopping())  # also after the last epoch: what follows it can be long
+            save(training, task, run, window, stop=stopping())  # also after the last epoch: what follows it can be long
             window.restart()
-    return window.jump
 
 
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
-
-
-class _Saver:
-    """Writes the last checkpoints of `fit`; a state that has diverged never takes the place of a good one."""
-
-    def __init__(self, model, optimizer, progress: Progress, run: Run, extra_state, window, keep: int):
-        self.model, self.optimizer, self.progress, self.run = model, optimizer, progress, run
-        self.extra_state, self.window = extra_state, window
-        self.files = LastCheckpoints(run.dir, keep)
-        window.files = self.files
-
-    def save(self, stop: bool = False) -> None:
-        """Called in all processes, each of which contributes its random state. With `stop`: raise Stopped after it."""
-        progress = self.progress
-        self.window.check(progress)
-        random_states = gather_objects(random_state())
-        extra = self.extra_state() if self.extra_state else {}
-        on_main(lambda: self._write(random_states, extra))
-        if stop:
-            self.run.info(f"stopped at {progress}; continue with --resume")
-            raise Stopped
-
-    def _write(self, random_states: list[dict], extra: dict) -> None:
-        step, jump, config = self.progress.step, self.window.jump, self.run.config
-        state = unwrap(self.model).state_dict()
-        if wrong := not_finite(state):
-            line = self.files.withdraw(step, self.progress.steps_per_epoch)
-            raise UserError(
-                f"step {step}: {len(wrong)} weights are not finite ({', '.join(wrong[:3])}); not saved. "
-                f"Lower train.lr; --resume goes on from the last checkpoint{f': {line}' if line else ''}"
-            )
-        if jump is not None:
-            self.run.info(
-                f"warning: the loss jumped from {jump.usual:.4g} to {jump.loss:.4g} in step {jump.step}: step {step} "
-                f"is saved as {DIVERGED}, the last checkpoints stay; to go on from them, lower train.lr and --resume"
-            )
-        checkpoint = {
-            "model": state,
-            "optimizer": self.optimizer.state_dict(),
-            "progress": {**dataclasses.asdict(self.progress), "device": self.window.device.type},
-            "rng": random_states,
-            "config": config.to_dict() if isinstance(config, Config) else config,
-            **extra,
-        }
-        self.files.save(checkpoint) if jump is None else save_checkpoint(self.run.dir / DIVERGED, checkpoint)
-
-
-def not_finite(state: dict[str, torch.Tensor]) -> list[str]:
-    """The names of the tensors that hold an infinity or NaN; a GPU is waited for once."""
-    names = [name for name, tensor in state.items() if tensor.is_floating_point() and tensor.numel()]
-    if not names:
-        return []
-    finite = torch.stack([torch.isfinite(state[name]).all() for name in names])
-    return [name for name, good in zip(names, finite.tolist(), strict=True) if not good]
-
-
-def _resume(checkpoint: dict, model, optimizer, progress: Progress, precision: str, device: torch.device) -> str:
-    """Put a checkpoint's state in place; return the precision to go on with."""
-    found = checkpoint["progress"]
-    same_ranks = len(checkpoint["rng"]) == world_size()
-    if found["steps_per_epoch"] != progress.steps_per_epoch and same_ranks:
-        raise UserError(
-            f"--resume: the checkpoint's epoch has {found['steps_per_epoch']} steps, this run's has "
-            f"{progress.steps_per_epoch}: use the same data, batch size, accumulation and number of processes"
-        )
-    load_exactly(unwrap(model), checkpoint["model"], "--resume", "the checkpoint is of another model")
-    settings = [{key: item for key, item in group.items() if key != "params"} for group in optimizer.param_groups]
-    try:
-        optimizer.load_state_dict(checkpoint["optimizer"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--resume: the checkpoint's optimizer has other parameter groups ({error})") from None
-    for group, values in zip(optimizer.param_groups, settings, strict=True):
-        group.update(values)
-    go_on(progress, found)
-    if same_ranks:
-        set_random_state(checkpoint["rng"][rank()])
-    same_device = found["device"] == device.type
-    checkpoint.clear()  # both hold the same weights by now; at full size the copy is 5 GB a process
-    return found["precision"] if precision == "auto" and same_device else precision
-
-
-def _batches(loader, epoch: int, start_batch: int, window: Window):
+def read_batches(loader, epoch: int, start_batch: int, window: Window) -> Iterator[dict]:
     """The epoch's batches from `start_batch`, as they come from the loader.
 
-    Loading leaves torch's random state as it was: DataLoader draws a seed from it when an epoch starts, and a
-    run resumed within the epoch would draw it at another time.
+    Loading leaves torch's random state as it was: DataLoader draws a seed from it when an epoch starts, and a run
+    resumed within the epoch would draw it at another time.
     """
     loader.set_epoch(epoch, start_batch)
     iterator = None
@@ -236,38 +196,46 @@ def _batches(loader, epoch: int, start_batch: int, window: Window):
         yield batch
 
 
-def _step_batches(batches, accumulation: int, count_fn: Callable | None):
-    """The micro-batches of a step; where they are counted and there are several, with their `share` (see `fit`)."""
-    if count_fn is None or accumulation == 1:
+def step_batches(batches: Iterator[dict], accumulation: int, count) -> Iterable[dict]:
+    """The micro-batches of a step; if they are counted and there are several, with their `share` (see `Task.count`)."""
+    if count is None or accumulation == 1:
         return itertools.islice(batches, accumulation)
     step = list(itertools.islice(batches, accumulation))
-    counts = all_reduce_sum(torch.tensor([float(count_fn(batch)) for batch in step], dtype=torch.float64))
+    counts = all_reduce_sum(torch.tensor([float(count(batch)) for batch in step], dtype=torch.float64))
     shares = counts / counts.mean().clamp(min=1e-9)
     return [{**batch, "share": share} for batch, share in zip(step, shares.float(), strict=True)]
 
 
-def _train_step(model, batches, optimizer, loss_fn, progress: Progress, train_cfg, window: Window) -> None:
+def train_step(
+    model: nn.Module,
+    batches: Iterable[dict],
+    optimizer: torch.optim.Optimizer,
+    task: Task,
+    progress: Progress,
+    train: Config,
+    window: Window,
+) -> None:
     """One optimizer step. A gradient that is not finite changes no weight; `window.check` reports it."""
     for micro, batch in enumerate(batches):
 
-        def forward(batch: dict = batch) -> tuple[torch.Tensor, dict]:
+        def forward(batch: dict = batch) -> tuple[Tensor, dict]:
             with autocast(window.device, progress.precision):
-                return loss_fn(model, batch, progress)
+                return task.loss(model, batch, progress)
 
         distributed = model is not unwrap(model)
         if distributed and not window.rehearsed:
             rehearse(model, lambda forward=forward: forward()[0])
             window.rehearsed = True
-        sync = not distributed or micro == train_cfg.accumulation - 1
+        sync = not distributed or micro == train.accumulation - 1
         with contextlib.nullcontext() if sync else model.no_sync():
             loss, values = forward()
-            (loss / train_cfg.accumulation).backward()
-        window.add_batch(progress.step, batch, loss, values)
+            (loss / train.accumulation).backward()
+        window.add(progress.step, batch, loss, values, task.operations(batch))
     # the norm is the same in all processes, since they share their gradients
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train_cfg.clip_grad or math.inf)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_grad or math.inf)
     window.norms.append(norm.detach())
     if norm.is_cuda and optimizer.defaults.get("fused"):
-        # GradScaler's hook: where it is 1 the kernel skips its update, and nothing waits for the GPU
+        # GradScaler's hook: if it is 1 the kernel skips its update, and nothing waits for the GPU
         optimizer.found_inf = (~torch.isfinite(norm)).float()
         optimizer.step()
     elif torch.isfinite(norm):
@@ -275,3 +243,48 @@ def _train_step(model, batches, optimizer, loss_fn, progress: Progress, train_cf
     else:
         window.check(progress)
     optimizer.zero_grad(set_to_none=True)
+
+
+def save(training: Training, task: Task, run: Run, window: Window, stop: bool = False) -> None:
+    """Write the last checkpoint; called in all processes, each of which adds its random state. stop: raise Stopped."""
+    progress = training.progress
+    window.check(progress)
+    if window.jump:
+        step, loss, usual = window.jump
+        raise UserError(
+            f"the loss jumped from {usual:.4g} to {loss:.4g} in step {step} and stayed there: stopped, not saved. "
+            "Lower train.lr; --resume goes on from the last checkpoint (if it jumps again at once, put "
+            "checkpoint_last_1.pth in its place)"
+        )
+    random_states, extra = gather_objects(random_state()), task.state()
+    on_main(lambda: _write(training, run, random_states, extra))
+    if stop:
+        run.info(f"stopped at {progress}; continue with --resume")
+        raise Stopped
+
+
+def _write(training: Training, run: Run, random_states: list[dict], extra: dict) -> None:
+    state = training.model.state_dict()
+    if wrong := not_finite(state):
+        raise UserError(
+            f"step {training.progress.step}: {len(wrong)} weights are not finite ({', '.join(wrong[:3])}); not saved. "
+            "Lower train.lr; --resume goes on from the last checkpoint"
+        )
+    checkpoint = {
+        "model": state,
+        "optimizer": training.optimizer.state_dict(),
+        "progress": {**dataclasses.asdict(training.progress), "device": training.device.type},
+        "rng": random_states,
+        "config": run.config.to_dict(),
+        **extra,
+    }
+    save_last(run.dir, checkpoint, run.config.train.keep_checkpoints)
+
+
+def not_finite(state: dict[str, Tensor]) -> list[str]:
+    """The names of the tensors that hold an infinity or NaN; a GPU is waited for once."""
+    names = [name for name, tensor in state.items() if tensor.is_floating_point() and tensor.numel()]
+    if not names:
+        return []
+    finite = torch.stack([torch.isfinite(state[name]).all() for name in names])
+    return [name for name, good in zip(names, finite.tolist(), strict=True) if not good]

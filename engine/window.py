@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import resource
 import statistics
@@ -11,31 +10,21 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
-from engine.checkpoint import LastCheckpoints
-from engine.length import Progress
+from engine.checkpoint import Progress
 from engine.run import Run
-from utils import UserError, all_reduce_sum, clock, gather_objects, is_main, on_main, world_size, write_json
+from utils import UserError, all_reduce_sum, clock, gather_objects, is_main, world_size, write_json
 
-USUAL_STEPS = 50  # losses that a jump is told by
-# Dense peaks in TFLOP/s (NVIDIA's data sheets), the first name that the device's own contains: (bf16, fp32)
-PEAKS = {
-    "H100 PCIe": (756, 51),
-    "H100 NVL": (835, 60),
-    "H100": (989, 67),
-    "H200": (989, 67),
-    "A100": (312, 19.5),
-}
+USUAL_STEPS = 50  # losses by which a jump is recognized
 
 
 class Window:
     """What the steps since the last log line gave; scalars stay on the device, so that no step waits."""
 
-    def __init__(self, run: Run | None, device: torch.device, operations_fn: Callable[[dict], float] | None = None):
+    def __init__(self, run: Run | None, device: torch.device):
         self.run, self.device, self.seconds_per_step = run, device, None
-        self.operations_fn = operations_fn
-        self.files: LastCheckpoints | None = None
-        self.jump: Jump | None = None  # of the loss, while it lasts
+        self.jump: tuple[int, float, float] | None = None  # (step, loss, usual loss), while it lasts
         self.rehearsed = False
         self.done = 0.0  # the share of the training that was over before its last step, which rates are set by
         self.restart()
@@ -45,32 +34,21 @@ class Window:
         self.checked = 0  # steps that `check` has seen
         self.pairs, self.operations, self.waited, self.start = 0, 0.0, 0.0, time.perf_counter()
 
-    def add_batch(self, step: int, batch: dict, loss: torch.Tensor, values: dict) -> None:
+    def add(self, step: int, batch: dict, loss: Tensor, values: dict, operations: float) -> None:
+        """What a micro-batch gave."""
         scalars = {"loss": loss, **values}
-        scalars = {key: item.detach() if isinstance(item, torch.Tensor) else item for key, item in scalars.items()}
+        scalars = {key: item.detach() if isinstance(item, Tensor) else item for key, item in scalars.items()}
         for name, item in scalars.items():
             self.values.setdefault(name, []).append(item)
         paths = list(batch.get("paths", ()))
         self.batches.append((step, paths, scalars))
-        if self.operations_fn:
-            self.operations += self.operations_fn(batch)
-        self.pairs += len(paths) or len(next(item for item in batch.values() if isinstance(item, torch.Tensor)))
-
-    def means(self) -> dict[str, float]:
-        """The means over the interval and all processes; here the device is waited for."""
-        columns = {**self.values, "grad_norm": self.norms}
-        means = [
-            torch.stack([torch.as_tensor(item, device=self.device).float() for item in column]).mean()
-            for column in columns.values()
-        ]
-        means = all_reduce_sum(torch.stack(means)) / world_size()
-        return dict(zip(columns, means.tolist(), strict=True))
+        self.operations += operations
+        self.pairs += len(paths) or len(next(item for item in batch.values() if isinstance(item, Tensor)))
 
     def check(self, progress: Progress) -> None:
         """Look, in all processes, at the losses and gradients since the last look.
 
-        Raises UserError where one is not finite. A loss that left its usual range sets `jump`; a checkpoint whose
-        weights gave it is put aside.
+        Raises UserError if one is not finite. A loss that left its usual range sets `jump`, until one is back in it.
         """
         norms = self.norms[self.checked :]
         if not norms:
@@ -82,18 +60,14 @@ class Window:
         self.checked = len(self.norms)
         first = batches[0][0]
         for step, loss in enumerate(losses[: bad[0] if bad else None], first):
-            self.jump = find_jump(progress.losses, step, loss, self.jump)
-            if self.jump is None:
-                progress.losses = [*progress.losses[-USUAL_STEPS + 1 :], loss]
-        diverged = first + bad[0] if bad else self.jump and self.jump.step
-        files, steps_per_epoch = self.files, progress.steps_per_epoch
-        line = on_main(lambda: files.withdraw(diverged, steps_per_epoch)) if diverged and files else None
-        if line:
-            self.run.info(f"warning: the weights of step {diverged} had diverged: {line}")
+            if (usual := usual_if_far(progress.losses, loss)) is not None:
+                self.jump = self.jump or (step, loss, usual)
+            else:
+                self.jump, progress.losses = None, [*progress.losses[-USUAL_STEPS + 1 :], loss]
         if bad:
-            raise self.not_finite(first + bad[0])
+            raise self._not_finite(first + bad[0])
 
-    def not_finite(self, step: int) -> UserError:
+    def _not_finite(self, step: int) -> UserError:
         """The error of a step with a loss or gradient that is not finite; its batch goes into nonfinite.json."""
         mine = []  # this process's micro-batches of that step: (files, names of what is not finite)
         for at, paths, scalars in self.batches:
@@ -112,71 +86,68 @@ class Window:
             "Look at these files, or lower train.lr; --resume goes on from the last checkpoint"
         )
 
+    def log(self, progress: Progress, optimizer: torch.optim.Optimizer, more: Callable[[Progress, dict], dict]) -> None:
+        """One line of the log and the console for the steps since the last one; here the device is waited for.
 
-@dataclasses.dataclass
-class Jump:
-    """A loss that left its usual range: the step that saw it, counted from 0, the loss, and the usual one."""
+        more: adds values, given the progress and the means.
+        """
+        self.check(progress)
+        columns = {**self.values, "grad_norm": self.norms}
+        means = [
+            torch.stack([torch.as_tensor(item, device=self.device).float() for item in column]).mean()
+            for column in columns.values()
+        ]
+        means = all_reduce_sum(torch.stack(means)) / world_size()
+        values = dict(zip(columns, means.tolist(), strict=True))
+        seconds = time.perf_counter() - self.start
+        per_step = seconds / len(self.norms)
+        self.seconds_per_step = 0.7 * (self.seconds_per_step or per_step) + 0.3 * per_step
+        eta = progress.remaining(self.seconds_per_step)
+        rates = {f"lr_{group.get('name', index)}": group["lr"] for index, group in enumerate(optimizer.param_groups)}
+        values |= rates
+        values |= {"pairs_per_second": self.pairs * world_size() / seconds, "data_wait": self.waited / seconds}
+        values |= utilization(self.operations / seconds / 1e12, self.device, progress.precision)
+        values |= {"memory_gib": peak_memory(self.device), "eta_seconds": eta}
+        values |= {"epoch": progress.step / progress.steps_per_epoch}
+        if progress.minutes is not None:
+            values |= {"done": self.done, "minutes": progress.seconds / 60}
+        values |= more(progress, values)
+        self.run.log(progress.step, values)
+        shown = " ".join(f"{key} {values[key]:.3g}" for key in [*self.values, "grad_norm", *rates] if "/" not in key)
+        speed = f"{values['pairs_per_second']:.1f} pairs/s, data {values['data_wait']:.0%}"
+        if "mfu" in values:
+            speed += f", MFU {values['mfu']:.0%}"
+        self.run.info(f"{progress}  {shown}  | {speed}, {values['memory_gib']:.1f} GiB, ETA {clock(eta)}")
+        self.restart()
 
-    step: int
-    loss: float
-    usual: float
 
+def usual_if_far(losses: list[float], loss: float) -> float | None:
+    """The median of the last good losses if `loss` is far above it, else None.
 
-def find_jump(usual: list[float], step: int, loss: float, lasting: Jump | None = None) -> Jump | None:
-    """Whether `loss` is far above the losses of the last good steps; `lasting` is the jump that has not ended yet.
-
-    Far: above their median by more than 1, by more than the median itself and by ten times their median deviation, as
-    no single bad batch is. With fewer than three losses nothing is known yet.
+    Far: by more than 1, by more than the median itself and by ten times their median deviation, as no single bad batch
+    is. With fewer than three losses nothing is known yet.
     """
-    if len(usual) < 3:
+    if len(losses) < 3:
         return None
-    middle = statistics.median(usual)
-    spread = statistics.median(abs(value - middle) for value in usual)
-    if loss - middle <= max(1.0, abs(middle), 10 * spread):
-        return None
-    return lasting or Jump(step, loss, middle)
+    middle = statistics.median(losses)
+    spread = statistics.median(abs(value - middle) for value in losses)
+    return middle if loss - middle > max(1.0, abs(middle), 10 * spread) else None
 
 
-def log_window(
-    run: Run, window: Window, progress: Progress, optimizer: torch.optim.Optimizer, log_fn: Callable | None
-) -> None:
-    """One line of the log and the console for the steps since the last one."""
-    window.check(progress)
-    values = window.means()
-    seconds = time.perf_counter() - window.start
-    per_step = seconds / len(window.norms)
-    window.seconds_per_step = 0.7 * (window.seconds_per_step or per_step) + 0.3 * per_step
-    eta = progress.remaining(window.seconds_per_step)
-    rates = {f"lr_{group.get('name', index)}": group["lr"] for index, group in enumerate(optimizer.param_groups)}
-    values |= rates
-    values |= {
-        "pairs_per_second": window.pairs * world_size() / seconds,
-        "data_wait": window.waited / seconds,
-    }
-    values |= _utilisation(window, seconds, progress.precision)
-    values |= {"memory_gib": _peak_memory(window.device), "eta_seconds": eta}
-    values |= {"epoch": progress.step / progress.steps_per_epoch}
-    if progress.minutes is not None:
-        values |= {"done": window.done, "minutes": progress.seconds / 60}
-    if log_fn:
-        values |= log_fn(progress, values) or {}
-    run.log(progress.step, values)
-    shown = " ".join(f"{key} {values[key]:.3g}" for key in [*window.values, "grad_norm", *rates] if "/" not in key)
-    speed = f"{values['pairs_per_second']:.1f} pairs/s, data {values['data_wait']:.0%}"
-    if "mfu" in values:
-        speed += f", MFU {values['mfu']:.0%}"
-    run.info(f"{progress.place()}  {shown}  | {speed}, {values['memory_gib']:.1f} GiB, ETA {clock(eta)}")
-    window.restart()
+# Peak TFLOP/s of dense matrix products (bf16, fp32), from NVIDIA's data sheets.
+PEAKS = {
+    "H100 PCIe": (756, 51),
+    "H100 NVL": (835, 60),
+    "H100": (989, 67),
+    "H200": (989, 67),
+    "A100": (312, 19.5),
+}
 
 
-def _utilisation(window: Window, seconds: float, precision: str) -> dict[str, float]:
-    """TFLOP/s of this process, and the share of its GPU's peak where that is known: model FLOP utilisation (MFU)."""
-    if not window.operations:
-        return {}
-    tflops = window.operations / seconds / 1e12
-    name = torch.cuda.get_device_name(window.device) if window.device.type == "cuda" else "cpu"
-    peak = peak_tflops(name, precision)
-    return {"tflops": tflops} if peak is None else {"tflops": tflops, "mfu": tflops / peak}
+def utilization(tflops: float, device: torch.device, precision: str) -> dict[str, float]:
+    """TFLOP/s of this process, and their share of its GPU's peak if that is known (MFU); {} for 0."""
+    peak = peak_tflops(torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", precision)
+    return {} if not tflops else {"tflops": tflops} if peak is None else {"tflops": tflops, "mfu": tflops / peak}
 
 
 def peak_tflops(device_name: str, precision: str) -> float | None:
@@ -187,7 +158,7 @@ def peak_tflops(device_name: str, precision: str) -> float | None:
     return None
 
 
-def _peak_memory(device: torch.device) -> float:
+def peak_memory(device: torch.device) -> float:
     """GiB: the GPU's allocated memory, or this process's resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30

@@ -15,8 +15,7 @@ from torch import nn
 
 import Caption
 from dataset.caption import CaptionCollate
-from engine.config import Config
-from engine.loop import Progress, fit
+from engine.loop import Progress, Task, Training, fit
 from engine.run import Run
 from evaluation import caption as caption_evaluation
 from models.caption import (
@@ -30,7 +29,7 @@ from models.caption import (
 )
 from models.semmim import build_backbone
 from tools.demo import __main__ as make_demo_data
-from utils import IGNORE, ROOT, UserError, load_checkpoint
+from utils import IGNORE, ROOT, UserError, as_config, load_checkpoint
 
 
 def tiny_captioner(seed=0):
@@ -84,7 +83,7 @@ def test_cross_entropy_is_the_mean_over_all_tokens_and_leaves_unused_parts_alone
     assert model.backbone.vision_proj.weight.grad is None and 0 <= logs["token_accuracy"] <= 1
 
 
-class Given:
+class Batches:
     """A loader of given micro-batches."""
 
     def __init__(self, batches):
@@ -105,18 +104,22 @@ def change_of_a_step(folder, batches, objective, count_fn=count_tokens):
     model = tiny_captioner()
     before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
     settings = {"epochs": 1, "accumulation": len(batches), "clip_grad": 0.0, "precision": "fp32", "log_every": 1}
-    fit(
-        model,
-        Given(batches),
-        torch.optim.SGD(model.parameters(), lr=1.0),
-        SimpleNamespace(step=lambda n, done: None),
-        Progress(steps_per_epoch=1, total_steps=1, precision="fp32"),
-        train_cfg=Config(settings | {"checkpoint_every": 0, "keep_checkpoints": 1}),
-        run=Run(folder, Config(seed=0)),
-        device=torch.device("cpu"),
-        loss_fn=lambda wrapped, batch, progress: wrapped(batch, objective),
-        count_fn=count_fn,
-    )
+    settings |= {"checkpoint_every": 0, "keep_checkpoints": 1}
+
+    class Given(Task):
+        count = staticmethod(count_fn) if count_fn else None
+
+        def loss(self, wrapped, batch, progress):
+            return wrapped(batch, objective)
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    schedule = SimpleNamespace(step=lambda n, done: None)
+    progress = Progress(steps_per_epoch=1, total_steps=1, precision="fp32")
+    training = Training(model, Batches(batches), optimizer, schedule, progress, torch.device("cpu"))
+    run = Run(folder, as_config({"seed": 0, "train": settings}))
+    run.open()
+    fit(training, Given(), run)
+    run.close()
     return torch.cat([p.detach().flatten() for p in model.parameters()]) - before
 
 

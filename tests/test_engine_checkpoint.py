@@ -13,22 +13,23 @@ from torch import nn
 
 from engine.checkpoint import (
     BestCheckpoint,
-    LastCheckpoints,
     begin,
     check_ranks,
     last_paths,
     load_resumable,
+    save_last,
 )
 from engine.checkpoint import random_state as state_of_generators
 from engine.config import Config, Stage
 from engine.run import Run
-from engine.window import USUAL_STEPS, find_jump
+from engine.window import usual_if_far
 from utils import UserError, load_checkpoint, save_checkpoint
 
 
 def checkpoint(step: int, **changes) -> dict:
     """A small checkpoint of one process that can be resumed."""
     progress = {"step": step, "epoch": 0, "steps_per_epoch": 1000, "total_steps": 1000, "precision": "fp32"}
+    progress |= {"followed": 0, "minutes": None, "seconds": None}
     return {
         "model": {"weight": torch.full((1000,), float(step))},
         "optimizer": {"state": {}, "param_groups": []},
@@ -66,32 +67,29 @@ def contents(folder):
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_the_last_checkpoints_are_kept_newest_first(tmp_path, keep):
-    files = LastCheckpoints(tmp_path, keep)
     for step in range(1, 6):
-        files.save(checkpoint(step))
+        save_last(tmp_path, checkpoint(step), keep)
     steps = [load_checkpoint(path)["progress"]["step"] for path in last_paths(tmp_path)]
     assert steps == [5, 4, 3][:keep]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in last_paths(tmp_path))
-    LastCheckpoints(tmp_path, 1).save(checkpoint(6))
+    save_last(tmp_path, checkpoint(6), 1)
     assert [load_checkpoint(path)["progress"]["step"] for path in last_paths(tmp_path)] == [6]
 
 
 def test_a_write_that_fails_leaves_all_that_was_kept(tmp_path, monkeypatch):
-    files = LastCheckpoints(tmp_path, 2)
-    files.save(checkpoint(1)), files.save(checkpoint(2))
+    save_last(tmp_path, checkpoint(1), 2), save_last(tmp_path, checkpoint(2), 2)
 
     def no_space(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", no_space)
     with pytest.raises(UserError, match="No space left"):
-        files.save(checkpoint(3))
+        save_last(tmp_path, checkpoint(3), 2)
     assert [load_checkpoint(path)["progress"]["step"] for path in last_paths(tmp_path)] == [2, 1]
 
 
 def test_flipped_bytes_are_found_and_the_checkpoint_before_is_taken(tmp_path):
-    files = LastCheckpoints(tmp_path, 2)
-    files.save(checkpoint(1)), files.save(checkpoint(2))
+    save_last(tmp_path, checkpoint(1), 2), save_last(tmp_path, checkpoint(2), 2)
     flip(tmp_path / "checkpoint_last.pth")
     with pytest.raises(UserError, match="checkpoint_last.pth: damaged: the checksum of its record .* is wrong"):
         load_checkpoint(tmp_path / "checkpoint_last.pth")
@@ -103,28 +101,13 @@ def test_flipped_bytes_are_found_and_the_checkpoint_before_is_taken(tmp_path):
     Run(tmp_path, found=found).open(resume_step=1)
     assert (tmp_path / "checkpoint_last_damaged.pth").exists()
     assert load_checkpoint(tmp_path / "checkpoint_last.pth")["progress"]["step"] == 1
-    files.save(checkpoint(3))  # the good one is kept beside it
+    save_last(tmp_path, checkpoint(3), 2)  # the good one is kept beside it
     assert [load_checkpoint(path)["progress"]["step"] for path in last_paths(tmp_path)] == [3, 1]
-
-
-@pytest.mark.parametrize("earlier", [False, True])
-def test_a_run_that_wrote_between_reading_and_locking_is_not_taken_for_the_one_that_was_read(tmp_path, earlier):
-    files = LastCheckpoints(tmp_path, 2)
-    if earlier:
-        files.save(checkpoint(1)), files.save(checkpoint(2))
-        flip(tmp_path / "checkpoint_last.pth")
-    resumable, found, _ = load_resumable(tmp_path)
-    files.save(checkpoint(3))
-    marked(tmp_path)
-    before = contents(tmp_path)
-    with pytest.raises(UserError, match="another run has written checkpoints just now; start again"):
-        Run(tmp_path, found=found).open(resume_step=1 if earlier else None)
-    assert contents(tmp_path) | {"run.lock": b""} == before | {"run.lock": b""}
 
 
 def test_nothing_whole_is_an_error_and_nothing_at_all_a_beginning(tmp_path):
     assert load_resumable(tmp_path)[0] is None
-    LastCheckpoints(tmp_path, 2).save(checkpoint(2))
+    save_last(tmp_path, checkpoint(2), 2)
     flip(tmp_path / "checkpoint_last.pth")
     with pytest.raises(UserError, match="no whole checkpoint is left") as error:
         load_resumable(tmp_path)
@@ -157,27 +140,11 @@ def test_an_entry_that_no_run_wrote_is_one_line(tmp_path, entry, value):
     assert "\n" not in str(error.value)
 
 
-def test_a_diverged_checkpoint_gives_way_to_the_one_before(tmp_path):
-    files = LastCheckpoints(tmp_path, 2)
-    files.save(checkpoint(200)), files.save(checkpoint(201))
-    assert files.withdraw(300, 1000) is None  # of an earlier step: it was good
-    assert files.withdraw(101, 500) is None  # and so it was where an epoch has 500 steps now
-    assert "step 200 again" in files.withdraw(201, 1000)
-    assert load_checkpoint(tmp_path / "checkpoint_diverged.pth")["progress"]["step"] == 201
-    assert load_resumable(tmp_path)[0]["progress"]["step"] == 200
-    assert files.withdraw(100, 1000) is None  # there is no other one to go on from
-
-
 def test_a_loss_that_doubles_is_a_jump_and_noise_is_none():
     usual = [4.0, 4.4, 3.8, 4.1, 4.2]
-    assert find_jump(usual, 7, 5.0) is None and find_jump(usual[:2], 7, 1e9) is None
-    jump = find_jump(usual, 7, 18.0)
-    assert (jump.step, jump.loss, jump.usual) == (7, 18.0, 4.1)
-    assert find_jump(usual, 8, 30.0, jump) is jump  # it lasts
-    assert find_jump(usual, 9, 4.3, jump) is None  # and ends
-    rewards = [-0.9, 0.8, -0.4, 0.6, 0.1]  # a loss around 0, as self-critical training has
-    assert find_jump(rewards, 7, 1.0) is None
-    assert USUAL_STEPS >= 10
+    assert usual_if_far(usual, 18.0) == 4.1
+    assert usual_if_far(usual, 5.0) is None and usual_if_far(usual[:2], 1e9) is None
+    assert usual_if_far([-0.9, 0.8, -0.4, 0.6, 0.1], 1.0) is None  # around 0, as self-critical training has it
 
 
 def test_a_missing_or_damaged_best_checkpoint_is_told_before_training(tmp_path, caplog):
@@ -196,7 +163,7 @@ def test_a_missing_or_damaged_best_checkpoint_is_told_before_training(tmp_path, 
 
 
 def test_a_resumed_run_keeps_its_seed_and_says_what_changed(tmp_path):
-    LastCheckpoints(tmp_path, 2).save(checkpoint(4))
+    save_last(tmp_path, checkpoint(4), 2)
     marked(tmp_path)
     stage = Stage("test", "none", may_change=("train.lr",))
     cfg = Config(seed=9, train=Config(lr=0.5))
@@ -274,7 +241,7 @@ def test_evaluating_twice_leaves_one_point_a_number(tmp_path):
 def test_evaluating_in_a_training_runs_folder_keeps_its_configuration(tmp_path):
     run = Run(tmp_path, Config(seed=1))
     run.open()
-    LastCheckpoints(tmp_path, 2).save(checkpoint(1))
+    save_last(tmp_path, checkpoint(1), 2)
     run.close()
     run = Run(tmp_path, Config(seed=2))
     run.open(evaluate=True)

@@ -10,7 +10,8 @@ import torch
 from test_engine_loop import Loader, Trained
 
 import utils
-from engine import length
+from engine import checkpoint, loop
+from engine.checkpoint import Progress
 from engine.config import CAPTION, PRETRAIN, RETRIEVAL, VQA, load_config
 from models.alignment import alpha_at
 from scheduler import WarmupCosine, lr_at, lr_by_time
@@ -32,14 +33,15 @@ class Watch:
 @pytest.fixture
 def watch(monkeypatch):
     watch = Watch()
-    monkeypatch.setattr(length, "time", watch)
+    monkeypatch.setattr(checkpoint, "time", watch)
+    monkeypatch.setattr(loop, "time", watch)
     return watch
 
 
 def timed(folder, watch, per_step=10.0, after_epoch=0.0, **options):
     """A training with the real schedule; each step takes `per_step` seconds, what follows an epoch `after_epoch`."""
     trained = Trained(folder, log_every=1, **options)
-    forward, follow = trained.loss_fn, trained.epoch_ended
+    forward, follow = trained.loss_fn, trained.after_epoch
     trained.optimizer.param_groups[0]["peak_lr"] = PEAK
     total = None if "minutes" in options else options.get("steps", 2 * EPOCH)
     trained.schedule = WarmupCosine(trained.optimizer, total_steps=total, warmup_steps=WARMUP, min_lr=LOWEST)
@@ -51,11 +53,11 @@ def timed(folder, watch, per_step=10.0, after_epoch=0.0, **options):
             watch.now += per_step
         return forward(model, batch, progress)
 
-    def epoch_ended(*args):
+    def after_epoch_timed(progress):
         watch.now += after_epoch
-        follow(*args)
+        follow(progress)
 
-    trained.loss_fn, trained.epoch_ended = loss_fn, epoch_ended
+    trained.loss_fn, trained.after_epoch = loss_fn, after_epoch_timed
     return trained
 
 
@@ -116,7 +118,7 @@ def test_a_training_that_ends_within_an_epoch_ends_as_one_at_its_end(tmp_path):
     progress = trained.go()
     assert trained.steps_seen == list(range(1, EPOCH + 3)) and trained.epochs_ended == [0, 1]
     assert (progress.step, progress.epoch, progress.done, progress.over) == (EPOCH + 2, 1, 1.0, True)
-    assert [line["step"] for line in trained.log()] == [EPOCH, EPOCH + 2]
+    assert [line["step"] for line in trained.logged()] == [EPOCH, EPOCH + 2]
     assert utils.load_checkpoint(trained.checkpoint)["progress"]["step"] == EPOCH + 2
     again = Trained(tmp_path, steps=EPOCH + 2, resume=True)
     again.go()
@@ -139,12 +141,12 @@ def test_a_resumed_training_by_steps_equals_an_uninterrupted_one(tmp_path, stop_
 def test_a_stop_in_what_follows_the_last_step_is_repeated_and_only_that(tmp_path):
     stopped = Trained(tmp_path, steps=EPOCH + 2)
 
-    def stop(model, progress):
+    def stop(progress):
         if progress.step > EPOCH:
             os.kill(os.getpid(), signal.SIGTERM)
             raise utils.Stopped
 
-    stopped.epoch_ended = stop
+    stopped.after_epoch = stop
     with pytest.raises(utils.Stopped):
         stopped.go()
     resumed = Trained(tmp_path, steps=EPOCH + 2, resume=True)
@@ -190,7 +192,7 @@ def test_minutes_end_with_the_first_step_after_them_and_leave_out_what_follows_a
 def test_the_rates_of_minutes_can_be_retraced_from_the_log(tmp_path, watch):
     trained = timed(tmp_path, watch, minutes=1.5)
     trained.go()
-    lines = trained.log()
+    lines = trained.logged()
     assert [line["lr_0"] for line in lines] == list(trained.rates.values())
     assert [line["done"] for line in lines] == pytest.approx([n / 9 for n in range(9)])
     assert lines[-1]["minutes"] == 1.5 and [line["eta_seconds"] for line in lines] == [80 - 10 * n for n in range(9)]
@@ -214,11 +216,15 @@ def test_a_resumed_training_by_minutes_counts_the_time_already_used(tmp_path, wa
 
 
 def test_steps_of_another_size_are_another_length():
-    checkpoint = {"progress": {"steps_per_epoch": 10}, "config": {"train": {"steps": 30}}}
+    before = {"progress": {"steps_per_epoch": 10}, "config": {"train": {"steps": 30}}}
+
+    def check(steps, per_epoch):
+        checkpoint._check_length(Progress(steps_per_epoch=per_epoch), before, utils.as_config({"steps": steps}), False)
+
     with pytest.raises(utils.UserError, match="30 steps were of another size.*20 now instead of 10; train.steps=60 is"):
-        length.check_steps(utils.as_config({"steps": 30}), checkpoint, 20)
+        check(30, 20)
     for steps, per_epoch in ((60, 20), (30, 10), (None, 20)):
-        length.check_steps(utils.as_config({"steps": steps}), checkpoint, per_epoch)
+        check(steps, per_epoch)
 
 
 def test_a_run_that_counted_no_time_does_not_go_on_by_minutes_but_one_by_minutes_by_steps(tmp_path, watch):
@@ -236,16 +242,16 @@ def test_the_console_tells_the_time_used(tmp_path, watch, caplog):
     with caplog.at_level("INFO", "semmim"), pytest.raises(utils.Stopped):
         stopped.go()
     assert "epoch 2 step 8 0:01:20/0:30:00" in caplog.text and "ETA 0:28:40" in caplog.text
-    assert "stopped at step 8, after 0:01:20 of 0:30:00; continue with --resume" in caplog.text
+    assert "stopped at epoch 2 step 8 0:01:20/0:30:00; continue with --resume" in caplog.text
 
 
 def by_two_clocks(rank, folder):
     """In one of two processes, the second of which has a clock that runs a hundred times as fast: what training did."""
     watch = Watch()
-    length.time = watch
+    checkpoint.time = loop.time = watch
     trained = timed(folder, watch, per_step=10.0 if rank == 0 else 1000.0, minutes=1.5, loader=Loader(2))
     progress = trained.go()
-    length.time = time
+    checkpoint.time = loop.time = time
     return {"step": progress.step, "seconds": progress.seconds, "rates": trained.rates}
 
 

@@ -14,7 +14,7 @@ from engine import window
 from engine.checkpoint import load_resumable
 from engine.config import Config
 from engine.distributed import init_distributed, wrap_ddp
-from engine.loop import Progress, fit, position
+from engine.loop import Progress, Task, Training, fit, position
 from engine.run import Run
 from models.losses import global_count, rank_share
 from models.tensors import all_gather_with_grad
@@ -64,7 +64,7 @@ class Schedule:
             group["lr"] = 0.01 / (1 + n)
 
 
-class Trained:
+class Trained(Task):
     """One call of fit on a small network; `stop_at` sends this process a signal within that step."""
 
     def __init__(
@@ -75,8 +75,7 @@ class Trained:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1.0)
         self.schedule = Schedule(self.optimizer)
         self.epochs_ended, self.steps_seen = [], []
-        self.stop_at, self.loss_fn, self.count_fn = stop_at, loss_fn or mean_squared_error, count_fn
-        self.operations_fn = None
+        self.stop_at, self.loss_fn, self.count = stop_at, loss_fn or mean_squared_error, count_fn
         defaults = {
             "epochs": 2,
             "batch_size": BATCH,
@@ -95,22 +94,8 @@ class Trained:
         resume_from, self.run.found = load_resumable(self.run.dir)[:2] if self.resume else (None, None)
         self.progress = position(self.model, self.optimizer, len(self.loader), self.cfg, CPU, resume_from)
         self.run.open(resume_step=self.progress.step if self.resume else None)
-        fit(
-            wrap_ddp(self.model, CPU),
-            self.loader,
-            self.optimizer,
-            self.schedule,
-            self.progress,
-            train_cfg=self.cfg,
-            run=self.run,
-            device=CPU,
-            loss_fn=self.loss,
-            after_step=lambda progress: self.steps_seen.append(progress.step),
-            on_epoch_end=self.epoch_ended,
-            extra_state=lambda: {"note": "kept"},
-            count_fn=self.count_fn,
-            operations_fn=self.operations_fn,
-        )
+        training = Training(self.model, self.loader, self.optimizer, self.schedule, self.progress, CPU)
+        fit(training, self, self.run)
         return self.progress
 
     def loss(self, model, batch, progress):
@@ -118,13 +103,19 @@ class Trained:
             os.kill(os.getpid(), signal.SIGTERM)
         return self.loss_fn(model, batch, progress)
 
-    def epoch_ended(self, model, progress):
+    def after_step(self, progress):
+        self.steps_seen.append(progress.step)
+
+    def after_epoch(self, progress):
         self.epochs_ended.append(progress.epoch)
+
+    def state(self):
+        return {"note": "kept"}
 
     def weights(self):
         return torch.cat([p.detach().flatten() for p in self.model.parameters()])
 
-    def log(self):
+    def logged(self):
         return [json.loads(line) for line in (self.run.dir / "log.jsonl").read_text().splitlines()]
 
 
@@ -194,7 +185,7 @@ def test_counted_micro_batches_give_the_step_of_the_whole_batch_whose_loss_is_a_
     whole.go(), counted.go(), alike.go()
     torch.testing.assert_close(whole.weights(), counted.weights(), atol=1e-6, rtol=0)
     assert (whole.weights() - alike.weights()).abs().max() > 1e-3
-    for one, other in zip(whole.log(), counted.log(), strict=True):  # the logged loss is the step's, too
+    for one, other in zip(whole.logged(), counted.logged(), strict=True):  # the logged loss is the step's, too
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5) and other["share"] == pytest.approx(1)
 
 
@@ -272,7 +263,7 @@ def test_a_signal_ends_the_run_after_its_step_and_handlers_are_given_back(tmp_pa
     trained = Trained(tmp_path, stop_at=1)
     with caplog.at_level("INFO", "semmim"), pytest.raises(utils.Stopped):
         trained.go()
-    assert "stopped at step 2 of 12; continue with --resume" in caplog.text
+    assert "stopped at epoch 1/2 step 2/12; continue with --resume" in caplog.text
     assert signal.getsignal(signal.SIGTERM) == before
 
 
@@ -300,7 +291,7 @@ def test_the_log_holds_interval_means_rates_and_speed(tmp_path):
         mean_squared_error(*args),
     )[1]
     trained.go()
-    lines = trained.log()
+    lines = trained.logged()
     assert [line["step"] for line in lines] == [2, 4, 6]
     assert lines[1]["mse"] == pytest.approx((losses[2] + losses[3]) / 2)
     assert lines[1]["lr_0"] == 0.01 / 4 and lines[1]["debug/constant"] == 2.0 and lines[2]["eta_seconds"] == 0
@@ -310,15 +301,15 @@ def test_the_log_holds_interval_means_rates_and_speed(tmp_path):
 
 def test_the_log_holds_the_operations_of_a_second_and_their_share_of_a_known_peak(tmp_path, monkeypatch):
     trained = Trained(tmp_path, epochs=1)
-    trained.operations_fn = lambda batch: 1e9 * len(batch["x"])
+    trained.operations = lambda batch: 1e9 * len(batch["x"])
     trained.go()
-    for line in trained.log():
+    for line in trained.logged():
         assert line["tflops"] == pytest.approx(1e9 * line["pairs_per_second"] / 1e12) and "mfu" not in line
     monkeypatch.setattr(window, "peak_tflops", lambda name, precision: 2.0)
     trained = Trained(tmp_path / "known", epochs=1)
-    trained.operations_fn = lambda batch: 1e9 * len(batch["x"])
+    trained.operations = lambda batch: 1e9 * len(batch["x"])
     trained.go()
-    assert [line["mfu"] for line in trained.log()] == [line["tflops"] / 2 for line in trained.log()]
+    assert [line["mfu"] for line in trained.logged()] == [line["tflops"] / 2 for line in trained.logged()]
 
 
 def test_rates_and_decay_of_the_configuration_hold_on_resume(tmp_path):

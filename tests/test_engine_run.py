@@ -31,7 +31,7 @@ def test_a_used_folder_is_continued_only_on_request(tmp_path):
         start(tmp_path, Config(seed=2))
     assert contents(tmp_path) == before
     start(tmp_path, Config(seed=2), evaluate=True).close()
-    run = Run(tmp_path, Config(seed=3), Found({}))  # --resume, without a checkpoint: from the beginning
+    run = Run(tmp_path, Config(seed=3), Found())  # --resume, without a checkpoint: from the beginning
     run.open()
     run.log(1, {"x": 1.0})
     run.close()
@@ -54,7 +54,7 @@ def test_a_folder_that_no_run_wrote_is_refused_and_left_as_it_is(tmp_path, files
     for name in files:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("mine")
-    run = Run(tmp_path, Config(seed=1), Found({}) if "resume_step" in options else None)
+    run = Run(tmp_path, Config(seed=1), Found() if "resume_step" in options else None)
     with pytest.raises(UserError, match="and no run's run.lock: no run wrote it"):
         run.open(**options)
     assert contents(tmp_path) == {name: b"mine" for name in files}
@@ -62,7 +62,7 @@ def test_a_folder_that_no_run_wrote_is_refused_and_left_as_it_is(tmp_path, files
 
 def resume(folder, step, config=None):
     """A run that goes on from a checkpoint of `step`, open."""
-    run = Run(folder, config, Found({}, step=step))
+    run = Run(folder, config, Found(step=step))
     run.open(resume_step=step)
     return run
 

@@ -13,7 +13,7 @@ import utils
 from dataset.text import Tokenizer
 from engine.config import Config
 from engine.distributed import Transfer, compile_layers
-from engine.loop import Progress, _train_step
+from engine.loop import Progress, Task, train_step
 from engine.window import PEAKS, Window, peak_tflops
 from models.pretrain import PretrainModel, build_pretrain_model, operations
 from optim import create_optimizer
@@ -47,7 +47,7 @@ def run_pretrain(args: argparse.Namespace) -> dict:
     return result
 
 
-class Case:
+class Case(Task):
     """A model with its optimizer, batches and figures. spec: overrides, or a YAML file and overrides, in one string."""
 
     def __init__(self, config: str, overrides: Sequence[str], spec: str, batches: int, device: torch.device):
@@ -84,7 +84,7 @@ class Case:
 
         def step() -> None:
             micro = map(self.transfer, [batch] * self.cfg.train.accumulation)
-            _train_step(self.model, micro, self.optimizer, self.loss, self.progress, self.cfg.train, self.window)
+            train_step(self.model, micro, self.optimizer, self, self.progress, self.cfg.train, self.window)
             self.model.after_step()
 
         if device.type == "cuda":
