@@ -12,7 +12,9 @@ FLOORS = [  # from the ground up; a room may import from itself and from the flo
     ["optim", "scheduler", "models", "dataset"],
     ["evaluation"],
     ["engine"],
-    ["semmim", "tools", "Pretrain", "Retrieval", "Caption", "VQA"],
+    ["semmim"],
+    ["tools"],
+    ["Pretrain", "Retrieval", "Caption", "VQA"],  # Pretrain.py's image of an epoch is drawn by a tool
 ]
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -33,8 +35,7 @@ def test_a_room_imports_only_from_the_floors_below(room):
     paths = sorted((ROOT / room).rglob("*.py")) or [ROOT / f"{room}.py"]
     for path in paths:
         for other in imported(path) - {room}:
-            below = LEVEL[other] < LEVEL[room] or (room, other) == ("tools", "semmim")
-            assert below, f"{path.relative_to(ROOT)} imports {other}"
+            assert LEVEL[other] < LEVEL[room], f"{path.relative_to(ROOT)} imports {other}"
 
 
 def test_optim_and_scheduler_load_no_room_but_utils():
