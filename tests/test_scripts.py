@@ -26,7 +26,7 @@ SLEEPER = "import os, time\nprint(os.getpid(), file=open('sleeping', 'a'))\ntime
 @pytest.fixture
 def demo(tmp_path):
     """A copy of demo.sh whose Python is STAND_IN."""
-    for name in ("demo.sh", "tools/setup_venv.sh", "requirements.txt"):
+    for name in ("demo.sh", "tools/setup_venv.sh", "requirements.txt", "tools/requirements.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / ".venv/bin").mkdir(parents=True)
