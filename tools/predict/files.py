@@ -37,7 +37,7 @@ def write_rows(rows: Iterable[dict], path: Path | None) -> None:
     with contextlib.ExitStack() as stack:
         for number, row in enumerate(rows):
             if path is None:
-                tqdm.write("\t".join("-" if x is None else printable(x) for x in row.values()))
+                tqdm.write("\t".join("-" if x is None else utils.printable(str(x)) for x in row.values()))
                 continue
             row = {key: utf8(x) if isinstance(x, str | Path) else x for key, x in row.items()}
             if number == 0:
@@ -90,12 +90,7 @@ def left_out(image: object, error: Exception) -> None:
 
 def note(line: str) -> None:
     """A line that is no result, on stderr."""
-    tqdm.write(printable(line), file=sys.stderr)
-
-
-def printable(item: object) -> str:
-    """`item` in one line that a terminal only shows: names of files may hold line breaks and escape codes."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(item))
+    tqdm.write(utils.printable(line), file=sys.stderr)
 
 
 def utf8(item: object) -> str:

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader
-
-import utils
 from dataset.transforms import ImageError, open_image
 from semmim import SemMIM
 from semmim.search import Hit
 from tools import pages
-from tools.predict.files import printable
 
 THUMBNAIL = 256  # pixels of the longer side
 SUMS = {"itm+itc": "match + contrast", "itm+itc/t": "match + contrast / temperature"}  # scores that are sums
@@ -43,10 +37,10 @@ def write_sheet(
         why = "the default, since the checkpoint does not say which order was better on validation images"
     else:
         why = f"the better order on the checkpoint's validation images ({best})"
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
-    environment.filters["printable"] = printable
-    text = environment.get_template("sheet.html").render(
-        style=pages.STYLE,
+    pages.write(
+        path,
+        "predict/sheet.html",
+        title="Search results",
         checkpoint=checkpoint,
         stage=model.stage,
         items="images" if isinstance(items[0], Path) else "sentences",
@@ -57,13 +51,11 @@ def write_sheet(
         unit="log-odds" if score == "itm+itc/t" else "logit",
         is_sum=score in SUMS,
         why=why,
-        queries=[section(path.parent, *one, items, top) for one in zip(queries, found, strict=True)],
+        queries=[section(path, *one, items, top) for one in zip(queries, found, strict=True)],
     )
-    with utils.replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
-def section(folder: Path, query: Item, hits: Sequence[Hit], items: Sequence[Item], top: int) -> dict:
+def section(page: Path, query: Item, hits: Sequence[Hit], items: Sequence[Item], top: int) -> dict:
     """What the template needs of one query. Places count among all hits, bars go over those that are shown."""
     by_cosine = sorted(range(len(hits)), key=lambda i: -hits[i].cosine)
     by_match = sorted((i for i in range(len(hits)) if hits[i].match is not None), key=lambda i: -hits[i].match)
@@ -72,16 +64,17 @@ def section(folder: Path, query: Item, hits: Sequence[Hit], items: Sequence[Item
     rows = []
     for i, hit in enumerate(shown):
         item = items[hit.number]
-        row = {"hit": hit, "name": item, "cosine_place": 1 + by_cosine.index(i), "cosine_bar": bar(hit.cosine, cosines)}
+        row = {"hit": hit, "name": str(item), "address": None, "cosine_place": 1 + by_cosine.index(i)}
+        row["cosine_bar"] = bar(hit.cosine, cosines)
         if hit.match is not None:
             row |= {"match_place": 1 + by_match.index(i), "match_bar": bar(hit.match, matches)}
         if isinstance(item, Path):
-            address = urllib.parse.quote(os.fsencode(os.path.relpath(item, folder)))
-            row |= {"address": address, "thumbnail": thumbnail(item, THUMBNAIL)}
+            address, image = pages.relative(item, page), thumbnail(item, THUMBNAIL)
+            row |= {"address": address, "short": item.name, "thumbnail": image}
         rows.append(row)
-    if isinstance(query, Path):
-        return {"title": query.name, "thumbnail": thumbnail(query, 2 * THUMBNAIL), "rows": rows}
-    return {"title": f"“{query}”", "rows": rows}
+    is_image = isinstance(query, Path)
+    image = thumbnail(query, 2 * THUMBNAIL) if is_image else None
+    return {"title": query.name if is_image else f"“{query}”", "thumbnail": image, "rows": rows}
 
 
 def bar(value: float, values: Sequence[float]) -> int:
