@@ -1,6 +1,6 @@
 """The built-in demo data: drawn scenes with captions, labels, printed words, questions and boxes.
 
-A scene holds one to three objects, each with a shape, a colour, a size and a place; one of them may
+A scene holds one to three objects, each with a shape, a color, a size and a place; one of them may
 be a sign with a printed word. Nothing is downloaded, everything is a pure function of (seed, index):
 
     scene = make_scene(seed=0, index=7)
@@ -25,7 +25,7 @@ from functools import cache, lru_cache
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
 
-COLOURS = {
+COLORS = {
     "red": (215, 40, 40),
     "yellow": (250, 225, 55),
     "green": (45, 155, 65),
@@ -61,7 +61,7 @@ SUPERSAMPLE = 4
 @dataclass(frozen=True)
 class SceneObject:
     shape: str  # one of SHAPES, or "sign"
-    colour: str
+    color: str
     size: str
     word: str  # "" unless the object is a sign
     place: str  # a word of PLACES
@@ -69,7 +69,7 @@ class SceneObject:
 
     @property
     def label(self) -> str:
-        return f"{self.colour} {self.shape}"
+        return f"{self.color} {self.shape}"
 
     @property
     def center(self) -> tuple[float, float]:
@@ -84,14 +84,14 @@ class SceneObject:
 class Scene:
     seed: int
     index: int
-    background: str  # colour
+    background: str  # color
     finish: str  # one of FINISHES
-    objects: tuple[SceneObject, ...]  # no two share both colour and shape
+    objects: tuple[SceneObject, ...]  # no two share both color and shape
 
     @property
     def signature(self) -> tuple:
         """What the objects are, wherever they lie: scenes with equal signatures count as the same scene."""
-        return tuple(sorted((o.shape, o.colour, o.size, o.word) for o in self.objects))
+        return tuple(sorted((o.shape, o.color, o.size, o.word) for o in self.objects))
 
     def rng(self, purpose: str) -> random.Random:
         return random.Random(f"{self.seed}/{self.index}/{purpose}")
@@ -137,21 +137,21 @@ def plan(seed: int, counts: dict[str, int]) -> dict[str, list[int]]:
 
 
 def _draw_kinds(rng: random.Random) -> list[tuple[str, str, str, str]]:
-    """(shape, colour, size, word) of each object.
+    """(shape, color, size, word) of each object.
 
-    An object often shares its shape or colour with the one before, otherwise few counts would exceed one.
+    An object often shares its shape or color with the one before, otherwise few counts would exceed one.
     """
     count = rng.choice((1, 2, 3))  # one alone says most plainly what its words mean
     kinds: list[tuple[str, str, str, str]] = []
     if count > 1 and rng.random() < SIGN_SHARE:
-        kinds.append(("sign", rng.choice(list(COLOURS)), "large", rng.choice(WORDS)))
+        kinds.append(("sign", rng.choice(list(COLORS)), "large", rng.choice(WORDS)))
     while len(kinds) < count:
-        shape, colour = rng.choice(SHAPES), rng.choice(list(COLOURS))
+        shape, color = rng.choice(SHAPES), rng.choice(list(COLORS))
         if kinds and rng.random() < 0.3:
-            shape, colour = rng.choice([(shape, kinds[-1][1]), (kinds[-1][0], colour)])
-        if shape == "sign" or any((shape, colour) == kind[:2] for kind in kinds):
+            shape, color = rng.choice([(shape, kinds[-1][1]), (kinds[-1][0], color)])
+        if shape == "sign" or any((shape, color) == kind[:2] for kind in kinds):
             continue
-        kinds.append((shape, colour, rng.choice(list(SIZES)), ""))
+        kinds.append((shape, color, rng.choice(list(SIZES)), ""))
     return kinds
 
 
@@ -204,7 +204,7 @@ def relation(a: SceneObject, b: SceneObject) -> tuple[str, ...]:
     return vertical, horizontal
 
 
-def _neighbours(a: SceneObject, b: SceneObject) -> bool:
+def _neighbors(a: SceneObject, b: SceneObject) -> bool:
     """Side by side with little between them."""
     gap = max(a.box[0], b.box[0]) - min(a.box[2], b.box[2])
     return relation(a, b) in (("left",), ("right",)) and gap < 0.2
@@ -227,7 +227,7 @@ def captions(scene: Scene, count: int = 5) -> list[str]:
         wordings.append(_chain)
     if any(o.word for o in scene.objects):
         wordings.append(_sign_first)
-    if any(_neighbours(a, b) for a, b in itertools.combinations(scene.objects, 2)):
+    if any(_neighbors(a, b) for a, b in itertools.combinations(scene.objects, 2)):
         wordings.append(_side_by_side)
     chosen = [_listing, *rng.sample(wordings, count - 1)]
     rng.shuffle(chosen)
@@ -245,7 +245,7 @@ def _short_enough(wording: Callable[[Scene, random.Random], str], scene: Scene, 
 def _name(o: SceneObject, rng: random.Random, article: str = "a", size: float = 0.4, word: float = 0.8) -> str:
     """A noun phrase; `size` and `word` are the chances that the size and the printed word are named."""
     adjectives = [o.size] if not o.word and rng.random() < size else []
-    words = [*adjectives, o.colour, o.shape]
+    words = [*adjectives, o.color, o.shape]
     if article == "a":
         article = "an" if words[0][0] in "aeiou" else "a"
     tail = f" that says {o.word}" if o.word and rng.random() < word else ""
@@ -365,7 +365,7 @@ def _sign_first(scene: Scene, rng: random.Random) -> str:
 
 
 def _side_by_side(scene: Scene, rng: random.Random) -> str:
-    pairs = [pair for pair in itertools.combinations(scene.objects, 2) if _neighbours(*pair)]
+    pairs = [pair for pair in itertools.combinations(scene.objects, 2) if _neighbors(*pair)]
     a, b = sorted(rng.choice(pairs), key=lambda o: (bool(o.word), rng.random()))
     return f"{_name(a, rng)} next to {_name(b, rng)} on {_background_words(scene)}{_rest(scene, rng, a, b)}"
 
@@ -401,7 +401,7 @@ def questions(scene: Scene, count: int) -> list[dict]:
 
 def answer_list() -> list[str]:
     """Every answer that can be true, each once."""
-    lists = (["yes", "no"], map(str, range(5)), COLOURS, BACKGROUNDS, SHAPES)
+    lists = (["yes", "no"], map(str, range(5)), COLORS, BACKGROUNDS, SHAPES)
     return list(dict.fromkeys(itertools.chain(*lists, *PLACES, WORDS)))
 
 
@@ -413,7 +413,7 @@ def _ten_answers(kind: str, truth: str, rng: random.Random) -> list[str]:
 
 
 def _near_misses(kind: str, truth: str) -> list[str]:
-    """What an annotator who disagrees may say: a neighbour in the list of answers, or another wording."""
+    """What an annotator who disagrees may say: a neighbor in the list of answers, or another wording."""
     if kind == "yes or no":
         return ["no" if truth == "yes" else "yes"]
     if kind == "how many":
@@ -425,26 +425,26 @@ def _near_misses(kind: str, truth: str) -> list[str]:
     if kind == "where":
         coarse = truth.split()
         return coarse if len(coarse) == 2 else ["center", "in the center"] if truth == "middle" else [f"{truth} side"]
-    lists = (list(COLOURS), list(BACKGROUNDS), list(SHAPES), WORDS)
+    lists = (list(COLORS), list(BACKGROUNDS), list(SHAPES), WORDS)
     answers = next(answers for answers in lists if truth in answers)
     at = answers.index(truth)
     return [answers[at - 1], answers[(at + 1) % len(answers)]]
 
 
-def _ask_colour(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+def _ask_color(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     shapes = [o.shape for o in scene.objects]
     unique = [o for o in scene.objects if shapes.count(o.shape) == 1]
     if not unique:
         return None
     o = rng.choice(unique)
-    return f"What color is the {o.shape}?", o.colour
+    return f"What color is the {o.shape}?", o.color
 
 
 def _ask_shape(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
-    """By colour, or by an object beside it where only one object can be meant; never a sign's."""
-    colours = [o.colour for o in scene.objects]
+    """By color, or by an object beside it where only one object can be meant; never a sign's."""
+    colors = [o.color for o in scene.objects]
     drawn = [o for o in scene.objects if not o.word]
-    asked = [(f"What shape is the {o.colour} object?", o.shape) for o in drawn if colours.count(o.colour) == 1]
+    asked = [(f"What shape is the {o.color} object?", o.shape) for o in drawn if colors.count(o.color) == 1]
     for a, b in itertools.product(drawn, scene.objects):
         if a is b or len(relation(a, b)) > 1:
             continue
@@ -465,8 +465,8 @@ def _ask_count(scene: Scene, rng: random.Random) -> tuple[str, str]:
     if form == 0:
         return "How many objects are there?", str(len(scene.objects))
     if form == 1:
-        colour = rng.choice([o.colour for o in scene.objects] + [rng.choice(list(COLOURS))])
-        return f"How many {colour} objects are there?", str(sum(o.colour == colour for o in scene.objects))
+        color = rng.choice([o.color for o in scene.objects] + [rng.choice(list(COLORS))])
+        return f"How many {color} objects are there?", str(sum(o.color == color for o in scene.objects))
     shape = rng.choice([o.shape for o in scene.objects if not o.word] + [rng.choice(SHAPES)])
     plural = shape + ("es" if shape == "cross" else "s")
     return f"How many {plural} are there?", str(sum(o.shape == shape for o in scene.objects))
@@ -477,11 +477,11 @@ def _ask_yes_no(scene: Scene, rng: random.Random) -> tuple[str, str]:
     truth = rng.random() < 0.5
     o = rng.choice([o for o in scene.objects if not o.word])
     form = rng.randrange(3 if len(scene.objects) > 1 else 2)
-    if form == 0:  # an absent object shares the colour or the shape of one that is there
-        mixed = [(c, o.shape) for c in COLOURS] + [(o.colour, s) for s in SHAPES]
-        absent = [pair for pair in mixed if all(pair != (x.colour, x.shape) for x in scene.objects)]
-        colour, shape = (o.colour, o.shape) if truth else rng.choice(absent)
-        question = f"Is there {'an' if colour == 'orange' else 'a'} {colour} {shape}?"
+    if form == 0:  # an absent object shares the color or the shape of one that is there
+        mixed = [(c, o.shape) for c in COLORS] + [(o.color, s) for s in SHAPES]
+        absent = [pair for pair in mixed if all(pair != (x.color, x.shape) for x in scene.objects)]
+        color, shape = (o.color, o.shape) if truth else rng.choice(absent)
+        question = f"Is there {'an' if color == 'orange' else 'a'} {color} {shape}?"
     elif form == 1:
         other = next(size for size in SIZES if size != o.size)
         question = f"Is the {o.label} {o.size if truth else other}?"
@@ -507,7 +507,7 @@ def _ask_text(scene: Scene, rng: random.Random) -> tuple[str, str]:
 
 
 _QUESTIONS = {
-    "what color": _ask_colour,
+    "what color": _ask_color,
     "what shape": _ask_shape,
     "how many": _ask_count,
     "yes or no": _ask_yes_no,
@@ -564,24 +564,24 @@ def _paint_background(scene: Scene, size: int, rng: np.random.Generator) -> Imag
 
 
 def _paint_object(o: SceneObject, width: int, height: int, rng: random.Random) -> tuple[Image.Image, Image.Image]:
-    """(colours, coverage) of one object, drawn SUPERSAMPLE times too large and reduced."""
-    colour = tuple(min(255, max(0, channel + rng.randint(-9, 9))) for channel in COLOURS[o.colour])
+    """(colors, coverage) of one object, drawn SUPERSAMPLE times too large and reduced."""
+    color = tuple(min(255, max(0, channel + rng.randint(-9, 9))) for channel in COLORS[o.color])
     outer, inner = _masks(o.shape, width, height)
-    paint = Image.new("RGB", outer.size, _blend(colour, 0, 0.5) if o.colour != "black" else (95, 95, 100))
-    fill = Image.new("RGB", outer.size, colour)
+    paint = Image.new("RGB", outer.size, _blend(color, 0, 0.5) if o.color != "black" else (95, 95, 100))
+    fill = Image.new("RGB", outer.size, color)
     paint.paste(fill, mask=inner)
     if o.word:
-        ink = (255, 255, 255) if _luminance(colour) < 130 else (15, 15, 15)
+        ink = (255, 255, 255) if _luminance(color) < 130 else (15, 15, 15)
         paint.paste(ink, mask=_word_mask(o.word, width, height))
     return paint.reduce(SUPERSAMPLE), outer.reduce(SUPERSAMPLE)
 
 
-def _blend(colour: tuple, towards: int, share: float) -> tuple[int, ...]:
-    return tuple(round(channel + (towards - channel) * share) for channel in colour)
+def _blend(color: tuple, towards: int, share: float) -> tuple[int, ...]:
+    return tuple(round(channel + (towards - channel) * share) for channel in color)
 
 
-def _luminance(colour: tuple) -> float:
-    return 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+def _luminance(color: tuple) -> float:
+    return 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
 
 
 @lru_cache(maxsize=4096)

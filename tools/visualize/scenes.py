@@ -43,9 +43,7 @@ def patch_labels(samples: Samples, grid: int) -> PatchLabels:
         named = scenes.named_objects(scene, caption)
         for place in scenes.patch_objects(scene, image.width, grid):
             shown = scene.objects[place] if place >= 0 else None
-            rows.append(
-                ("object", shown.shape, shown.colour, "") if shown else ("background", "", "", scene.background)
-            )
+            rows.append(("object", shown.shape, shown.color, "") if shown else ("background", "", "", scene.background))
             kinds.append(0 if shown is None else 1 if named[place] else 2)
     columns = dict(zip(LABELS, np.array(rows).T, strict=True))
     return PatchLabels({name: (values, values != "") for name, values in columns.items()}, torch.tensor(kinds))
