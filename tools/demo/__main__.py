@@ -14,8 +14,7 @@ import json
 import os
 from pathlib import Path
 
-from dataset.entries import read_json
-
+from dataset.files import read_json
 from tools.demo import scenes
 from tools.prepare.common import check_output, progress, whole_folder
 from utils import UserError, in_processes, run_main, write_json

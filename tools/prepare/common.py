@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dataset.files import text_lines
+from dataset.files import json_elements, text_lines
 from utils import UserError, make_folder, one_line, replacing, write_json
 
 SHOWN = 3  # places that are named of a kind of odd entry
@@ -50,6 +50,11 @@ def progress(items: Iterable, label: str, unit: str, total: int | None = None) -
     """The items, with a progress line on stderr for work that takes more than a second."""
     every = 0.5 if sys.stderr.isatty() else 10  # seconds
     return tqdm(items, one_line(label), total, unit=f" {unit}", mininterval=every, delay=1, leave=False)
+
+
+def read_list(path: Path, key: str | None = None) -> Iterable:
+    """`json_elements` of an official file, with a progress line."""
+    return progress(json_elements(path, key), f"reading {path.name}", "entries")
 
 
 def warn(line: str) -> None:

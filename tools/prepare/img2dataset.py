@@ -4,13 +4,13 @@ key.jpg + key.json, beside each a SHARD_stats.json with the status of every addr
 
 import os
 import re
-import shutil
-import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from dataset.files import read_json
+from dataset.shards import shard_members
 from tools.prepare.common import Job, progress, whole_folder
 from utils import UserError, open_file
 
@@ -46,19 +46,16 @@ def unpack_shards(job: Job) -> None:
             raise UserError(f"{path}: cannot be unpacked ({error.strerror or error})") from None
 
 
-def _unpack(job: Job, path: Path, file, folder: Path) -> None:
+def _unpack(job: Job, path: Path, file: BinaryIO, folder: Path) -> None:
     """The plain files at the top of a tar file without compression, which cannot hold more than its own size."""
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                if member.size < 0:  # Python before 3.13.6 would read it for ever
-                    raise tarfile.ReadError("a file of negative size")
-                if not member.isreg() or member.issparse() or os.path.basename(member.name) != member.name:
-                    job.odd("member of a tar shard that is no plain file in it, left out", f"{path}: {member.name}")
-                elif member.name.endswith(KEPT_ENDINGS):
-                    with open(folder / member.name, "wb") as target:
-                        shutil.copyfileobj(tar.extractfile(member), target)
-    except (tarfile.TarError, EOFError) as error:
+        for name, start, size in shard_members(file):
+            if os.path.basename(name) != name:
+                job.odd("file of a tar shard that is not at its top, left out", f"{path.name}: {name}")
+            elif name.endswith(KEPT_ENDINGS):
+                file.seek(start)
+                (folder / name).write_bytes(file.read(size))
+    except (EOFError, ValueError) as error:
         job.odd("damaged tar shard, read up to the damage", f"{path.name} ({error})")
 
 

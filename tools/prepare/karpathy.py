@@ -17,9 +17,8 @@ from dataset.official import (
     tidy,
 )
 from dataset.official import needed as needed
-from tools.prepare.common import Job, find_official
+from tools.prepare.common import Job, find_official, read_list
 from tools.prepare.held_out import HeldOut, flickr_photo, write_held_out
-from tools.prepare.json_stream import stream_entries
 from utils import UserError
 
 KARPATHY_URL = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
@@ -74,7 +73,7 @@ def read_entries(job: Job, path: Path) -> list[dict]:
     entries: list[dict] = []
     numbers: set[int] = set()
     images, captions = Counter(), Counter()  # by split
-    for index, entry in enumerate(stream_entries(path, "images")):
+    for index, entry in enumerate(read_list(path, "images")):
         try:
             texts = check_entry(job, entry)
         except ValueError as error:
@@ -130,7 +129,7 @@ def flickr_photos(paths: Iterable[Path]) -> dict[int, int]:
     return {
         image["id"]: photo
         for path in paths
-        for image in stream_entries(path, "images")
+        for image in read_list(path, "images")
         if (photo := flickr_photo(image.get("flickr_url")))
     }
 
@@ -212,13 +211,13 @@ def from_coco_captions(job: Job, found: dict[str, Path]) -> None:
 def coco_captions(job: Job, held_out: HeldOut, split: str, path: Path, write: Callable[[dict], None]) -> None:
     """Write the pairs of one of COCO's files, with the captions in its order."""
     images, photos = {}, flickr_photos([path])
-    for image in stream_entries(path, "images"):
+    for image in read_list(path, "images"):
         found = COCO_FILE.search(image["file_name"])  # names of 2017 do not say the split
         images[image["id"]] = f"{found[1] if found else split}/{image['file_name']}"
     held_out.find_copies(images.values())
     usable = {n: job.has(name) and held_out.allows(name, n, photos.get(n)) for n, name in images.items()}
     captions = 0
-    for captions, annotation in enumerate(stream_entries(path, "annotations"), 1):
+    for captions, annotation in enumerate(read_list(path, "annotations"), 1):
         where = f"{path.name} annotation {captions - 1}"
         try:
             number, caption = needed(annotation, "image_id", int), tidy(needed(annotation, "caption", str))

@@ -17,9 +17,8 @@ import numpy as np
 from dataset.official import needed as needed
 from dataset.official import tidy
 from dataset.text import clean_caption, clean_question
-from tools.prepare.common import Job, find_official
+from tools.prepare.common import Job, find_official, read_list
 from tools.prepare.held_out import HeldOut, read_coco_ids
-from tools.prepare.json_stream import stream_entries
 from utils import UserError
 
 GENOME_URL = "https://homes.cs.washington.edu/~ranjay/visualgenome/api.html"
@@ -84,7 +83,7 @@ def held_out_images(job: Job, refs: Path | None) -> HeldOut:
 def read_images(job: Job, path: Path) -> dict[int, dict]:
     """{image_id: see `genome_image`}"""
     images = {}
-    for index, entry in enumerate(stream_entries(path)):
+    for index, entry in enumerate(read_list(path)):
         try:
             image = genome_image(entry)
         except ValueError as error:
@@ -111,7 +110,7 @@ def genome_image(entry: Mapping) -> dict:
 
 def image_lists(job: Job, path: Path, key: str) -> Iterator[tuple[str, int, list]]:
     """(place, image, list) of the elements of region_descriptions.json or question_answers.json; key: of the list."""
-    for index, entry in enumerate(stream_entries(path)):
+    for index, entry in enumerate(read_list(path)):
         where = f"{path.name} entry {index}"
         try:
             yield where, entry["id"] if "id" in entry else needed(entry, "image_id", int), list(entry[key])
@@ -241,7 +240,7 @@ def genome_question(pair: Mapping, image: str) -> dict:
 
 def leave_out_questions(job: Job, path: Path, held_out: set[int]) -> None:
     """Take the questions of COCO's images `held_out` out of a list that `write_questions` wrote earlier."""
-    entries = list(stream_entries(path))
+    entries = list(read_list(path))
     unknown = sum(not isinstance(entry, dict) or "coco_id" not in entry for entry in entries)
     kept = [entry for entry in entries if not isinstance(entry, dict) or entry.get("coco_id") not in held_out]
     if unknown:

@@ -10,9 +10,8 @@ from dataset.official import ANNOTATORS, coco_number, vqa_entry
 from dataset.text import clean_question
 from evaluation.vqa import leave_one_out, normalize_answer
 from tools.prepare import visual_genome
-from tools.prepare.common import Job, find_official
+from tools.prepare.common import Job, find_official, read_list
 from tools.prepare.held_out import held_out_file, read_coco_ids
-from tools.prepare.json_stream import stream_entries
 from utils import UserError
 
 VQA_URL = "https://visualqa.org/download.html"
@@ -130,7 +129,7 @@ def annotated(job: Job, found: dict[str, Path], split: str, answers: Counter) ->
     """Questions with their ten answers; `answers` counts each question's most frequent one."""
     path, annotations = found[ANNOTATIONS.format(split)], {}
     shared: dict[str, dict] = {}  # equal answers are one object, or 443,757 x 10 of them fill the memory
-    for index, annotation in enumerate(stream_entries(path, "annotations")):
+    for index, annotation in enumerate(read_list(path, "annotations")):
         try:
             given = [item["answer"] for item in annotation["answers"]]
             slim = {key: annotation[key] for key in ("image_id", "answer_type", "question_type") if key in annotation}
@@ -147,7 +146,7 @@ def annotated(job: Job, found: dict[str, Path], split: str, answers: Counter) ->
 def read_questions(job: Job, path: Path, split: str, annotations: dict | None) -> Iterator[dict]:
     """The entries of a question file; annotations: {question id: annotation}, which are taken out, None of test."""
     count, images = 0, set()
-    for count, question in enumerate(stream_entries(path, "questions"), 1):
+    for count, question in enumerate(read_list(path, "questions"), 1):
         where = f"{path.name} question {count - 1}"
         try:
             annotation = None if annotations is None else annotations.pop(question["question_id"], None)
