@@ -18,7 +18,7 @@ from torchvision.transforms.functional import to_pil_image
 from dataset import create_dataset, create_train_loader
 from dataset.pretrain import PretrainCollate
 from dataset.text import Tokenizer
-from dataset.transforms import CLIP_MEAN, CLIP_STD, normalised
+from dataset.transforms import CLIP_MEAN, CLIP_STD, normalized
 from engine.checkpoint import BestCheckpoint, begin, random_state_kept
 from engine.config import PRETRAIN, Config, add_arguments, differences, load_config
 from engine.distributed import distributed
@@ -165,7 +165,7 @@ def masking_image(model: PretrainModel, dataset, tokenizer, max_tokens: int, dev
     """
     count = min(SHOWN, len(dataset))
     samples = [dataset[(0, index * len(dataset) // count)] for index in range(count)]
-    batch = normalised(to_device(PretrainCollate(tokenizer, max_tokens)(samples), device))
+    batch = normalized(to_device(PretrainCollate(tokenizer, max_tokens)(samples), device))
     with evaluating(model):
         shown = model.inspect(batch)
     try:

@@ -7,14 +7,15 @@ from functools import partial
 import torch
 from torch.utils.data import Dataset
 
-from dataset.advice import cut_advice, size_advice, vocabulary_advice
+from dataset.advice import size_advice, text_advice
 from dataset.annotations import Source
-from dataset.caption import CaptionCollate, CaptionEvalDataset, CaptionTrainDataset
+from dataset.caption import CaptionEvalDataset, CaptionTrainDataset
+from dataset.common import Collate
 from dataset.loader import BatchIndices, Loader
-from dataset.pretrain import PretrainCollate, PretrainDataset
+from dataset.pretrain import PretrainDataset
 from dataset.retrieval import RetrievalEvalDataset, RetrievalTrainDataset
 from dataset.transforms import Augment, PretrainViews, test_transform
-from dataset.vqa import VQACollate, VQAEvalDataset, VQATrainDataset, question_parts
+from dataset.vqa import VQAEvalDataset, VQATrainDataset, question_parts
 from utils import rank, world_size
 
 log = logging.getLogger("semmim")
@@ -26,55 +27,35 @@ def create_dataset(kind: str, cfg, split: str | None = None, codebook_size: int 
     kind: "pretrain", "retrieval_train", "caption_train", "vqa_train" (files: data.train), "pretrain_eval",
     "retrieval_eval", "caption_eval" or "vqa_eval" (data.<split>, split "val" or "test"). codebook_size: side of the
     dVAE target's image, only for pre-training with `mim.target: dvae`.
-    Raises UserError naming file, entry and key where annotations are not as they should be.
+    Raises UserError naming file, entry and key if annotations are not as they should be.
     """
-    data = cfg.data
+    data, stage = cfg.data, kind.partition("_")[0]
     source = Source(data[split or "train"], data.image_root, data.image_prefix_map, data.get("max_bad_share", 0.01))
+    size = cfg.model.image_encoder.image_size if stage == "pretrain" else cfg.image_size
     if kind.endswith("_eval"):
-        return _evaluation_set(kind, cfg, source, split)
-    if kind == "pretrain":
-        augment = _augmentation(cfg, cfg.model.image_encoder.image_size, codebook_size)
-        views = PretrainViews(augment, two_views=cfg.mim.target != "none")
-        options = {"max_words": data.max_words, "cache_images": data.cache_images}
-        return PretrainDataset(source, views, seed=cfg.seed, **options)
-    augment = _augmentation(cfg, cfg.image_size)
-    if kind == "retrieval_train":
-        options = {"max_words": data.max_words, "per": data.per, "cache_images": data.cache_images}
-        return RetrievalTrainDataset(source, augment, seed=cfg.seed, **options)
-    if kind == "caption_train":
+        return _evaluation_set(stage, cfg, source, split, test_transform(size))
+    a = cfg.augment
+    augment = Augment(size, a.crop_scale, a.flip, a.randaugment_ops, a.randaugment_magnitude, codebook_size, a.resize)
+    if stage == "pretrain":
+        views, texts = PretrainViews(augment, two_views=cfg.mim.target != "none"), {"max_words": data.max_words}
+        return PretrainDataset(source, views, seed=cfg.seed, cache_images=data.cache_images, **texts)
+    if stage == "retrieval":
+        texts = {"max_words": data.max_words, "per": data.per}
+        return RetrievalTrainDataset(source, augment, seed=cfg.seed, cache_images=data.cache_images, **texts)
+    if stage == "caption":
         return CaptionTrainDataset(source, augment, seed=cfg.seed, per=data.per, **_prompt(cfg))
-    if kind == "vqa_train":
-        left_out = [] if data.train_on_minival else data.val
-        files = {"left_out": left_out, "official": data.official}
-        options = {"answer_weight": data.answer_weight, "cache_images": data.cache_images}
-        return VQATrainDataset(source, augment, _question_parts(cfg), seed=cfg.seed, **files, **options)
-    raise ValueError(f"unknown kind of data set: {kind}")
+    files = {"left_out": [] if data.train_on_minival else data.val, "official": data.official}
+    texts = {"parts": _question_parts(cfg), "answer_weight": data.answer_weight}
+    return VQATrainDataset(source, augment, seed=cfg.seed, cache_images=data.cache_images, **files, **texts)
 
 
-def _evaluation_set(kind: str, cfg, source: Source, split: str) -> Dataset:
-    data = cfg.data
-    transform = test_transform(cfg.model.image_encoder.image_size if kind == "pretrain_eval" else cfg.image_size)
-    if kind in ("pretrain_eval", "retrieval_eval"):
-        return RetrievalEvalDataset(source, transform, split, max_words=data.max_words)
-    if kind == "caption_eval":
+def _evaluation_set(stage: str, cfg, source: Source, split: str, transform: Callable) -> Dataset:
+    if stage == "caption":
         return CaptionEvalDataset(source, transform, split, **_prompt(cfg))
-    if kind == "vqa_eval":
-        references = {"official": data.official, "score_files": data.val_scores if split == "val" else []}
+    if stage == "vqa":
+        references = {"official": cfg.data.official, "score_files": cfg.data.val_scores if split == "val" else []}
         return VQAEvalDataset(source, transform, _question_parts(cfg), **references)
-    raise ValueError(f"unknown kind of data set: {kind}")
-
-
-def _augmentation(cfg, image_size: int, codebook_size: int | None = None) -> Augment:
-    augment = cfg.augment
-    return Augment(
-        image_size,
-        augment.crop_scale,
-        augment.flip,
-        augment.randaugment_ops,
-        augment.randaugment_magnitude,
-        codebook_size,
-        augment.resize,
-    )
+    return RetrievalEvalDataset(source, transform, split, max_words=cfg.data.max_words)
 
 
 def _prompt(cfg) -> dict:
@@ -82,24 +63,22 @@ def _prompt(cfg) -> dict:
 
 
 def _question_parts(cfg) -> Callable:
-    data = cfg.data
-    return partial(question_parts, ocr=data.ocr, labels=data.labels, max_ocr_words=cfg.text.max_ocr_words)
+    words = cfg.text.max_ocr_words
+    return partial(question_parts, ocr=cfg.data.ocr, labels=cfg.data.labels, max_ocr_words=words)
 
 
-def create_train_loader(
-    dataset: Dataset, cfg, collate: PretrainCollate | CaptionCollate | VQACollate, device: torch.device
-) -> Loader:
+def create_train_loader(dataset: Dataset, cfg, collate: Collate, device: torch.device) -> Loader:
     """This process's loader of a stage's training set, with the configuration's `data`, `train` and `seed`.
 
-    collate: a PretrainCollate, CaptionCollate or VQACollate; what it cuts of the texts is logged, and where the texts,
-    their number and the settings do not fit, a warning says so.
+    It logs how many texts `collate` cuts, and warns if texts, their number and the settings do not fit.
     """
-    cut = collate.cut(dataset)
-    shares = [f"{share:.1%} of {what}" for what, share in cut.items()]
-    log.info("training texts that are longer than their limits and cut: %s", ", ".join(shares))
+    columns, tokenizer = collate.texts(dataset), collate.tokenizer
+    shares = [column.share_cut(tokenizer) for column in columns]
+    cut = ", ".join(f"{share:.1%} of {column.name}" for column, share in zip(columns, shares, strict=True))
+    log.info("training texts that are longer than their limits and cut: %s", cut)
     global_batch = cfg.train.batch_size * cfg.train.accumulation * world_size()
     sizes = size_advice(len(dataset), len(dataset.paths), global_batch, cfg)
-    for line in [*cut_advice(cut), *vocabulary_advice(collate.tokenizer, collate.texts(dataset)), *sizes]:
+    for line in [*text_advice(columns, shares, tokenizer), *sizes]:
         log.warning("warning: %s", line)
     batches = BatchIndices(
         dataset,

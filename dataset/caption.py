@@ -9,18 +9,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dataset.advice import Texts
 from dataset.annotations import Source, load_captions
 from dataset.cache import StringTable
-from dataset.common import (
-    EmptyCaption,
-    TrainDataset,
-    may_flip,
-    read_for_evaluation,
-    sample_places,
-    sample_rng,
-    starts,
-)
-from dataset.text import Tokenizer, has_word, share_cut
+from dataset.common import Collate, EmptyCaption, TrainDataset, may_flip, read_for_evaluation, sample_rng, starts
+from dataset.text import Tokenizer, has_word
 from dataset.transforms import Augment, stack_pixels
 from utils import IGNORE, UserError, one_line
 
@@ -138,10 +131,10 @@ def _merged(entries: list[dict], key: str) -> list[dict]:
     return list(merged.values())
 
 
-class CaptionCollate:
+class CaptionCollate(Collate):
     """List of samples of CaptionTrainDataset -> batch dict.
 
-    image [B,3,S,S]; prompt_ids [B,P]; prompt_mask [B,P], None where no prompt is padded; input_ids, target [B,T]: the
+    image [B,3,S,S]; prompt_ids [B,P]; prompt_mask [B,P], None if no prompt is padded; input_ids, target [B,T]: the
     decoder's input [CLS] caption and what it has to say, caption [SEP], IGNORE behind it; references (list of lists of
     str), paths, bad.
     `max_tokens` bounds T, that is the tokens to generate; a caption cut there is not taught to end.
@@ -150,31 +143,26 @@ class CaptionCollate:
     def __init__(self, tokenizer: Tokenizer, max_tokens: int, max_prompt_tokens: int):
         self.tokenizer, self.max_tokens, self.max_prompt_tokens = tokenizer, max_tokens, max_prompt_tokens
 
-    def __call__(self, samples: list[dict]) -> dict:
-        places = sample_places(samples)
-        if "unusable" in places:
-            return places
-        batch = {"image": stack_pixels([sample["image"] for sample in samples])}
-        prompts = [sample["prompt"] for sample in samples]
-        batch["prompt_ids"], mask = self.tokenizer.encode(prompts, self.max_prompt_tokens)
-        batch["prompt_mask"] = self.tokenizer.padding(mask)
+    def batch(self, samples: list[dict]) -> dict:
+        prompt_ids, mask = self.tokenizer.encode([sample["prompt"] for sample in samples], self.max_prompt_tokens)
         captions = [sample["caption"] for sample in samples]
-        batch["input_ids"], batch["target"] = caption_tokens(self.tokenizer, captions, self.max_tokens)
-        references = [sample["references"] for sample in samples]
-        return {**batch, "references": references, **places}
-
-    def texts(self, dataset: CaptionTrainDataset) -> list[Sequence[str]]:
-        """The texts of `dataset`, a column of each kind."""
-        return [dataset.captions]
-
-    def cut(self, dataset: CaptionTrainDataset) -> dict[str, float]:
-        """{what is cut at which limit: its share among the texts of `dataset`}; a caption's end counts as a piece."""
-        captions = share_cut(self.tokenizer, dataset.captions, self.max_tokens - 1, target_text)
-        prompts = share_cut(self.tokenizer, dataset.prompts, self.max_prompt_tokens - 1 - self.tokenizer.sep)
+        input_ids, target = caption_tokens(self.tokenizer, captions, self.max_tokens)
         return {
-            f"captions (text.max_tokens {self.max_tokens})": captions,
-            f"prompts (text.max_prompt_tokens {self.max_prompt_tokens})": prompts,
+            "image": stack_pixels([sample["image"] for sample in samples]),
+            "prompt_ids": prompt_ids,
+            "prompt_mask": self.tokenizer.padding(mask),
+            "input_ids": input_ids,
+            "target": target,
+            "references": [sample["references"] for sample in samples],
         }
+
+    def texts(self, dataset: CaptionTrainDataset) -> list[Texts]:  # a caption's end counts as a piece
+        captions = f"captions (text.max_tokens {self.max_tokens})"
+        prompts = f"prompts (text.max_prompt_tokens {self.max_prompt_tokens})"
+        return [
+            Texts(captions, dataset.captions, self.max_tokens - 1, target_text),
+            Texts(prompts, dataset.prompts, self.max_prompt_tokens - 1 - self.tokenizer.sep),
+        ]
 
 
 def caption_tokens(tokenizer: Tokenizer, captions: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:

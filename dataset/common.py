@@ -27,9 +27,9 @@ class TrainDataset(Dataset):
     """`dataset[(epoch, index)]` (or `dataset[index]` for epoch 0): a sample, a pure function of (seed, epoch, index):
     number of workers, ranks and resumes do not change it.
 
-    A subclass has `__len__`, `caption_length(epoch, index) -> int` and `_sample(index, rng) -> dict` with the key
-    `path`. Where that raises ImageError or EmptyCaption, another index is drawn; `bad` has a line for each that was
-    replaced, and is the sample's only key where no replacement was found either.
+    A subclass has `__len__`, `caption_length(epoch, index) -> int` (to sort by) and `_sample(index, rng) -> dict` with
+    the key `path`. If that raises ImageError or EmptyCaption, another index is drawn; `bad` has a line for each that
+    was replaced, and is the sample's only key if no replacement was found either.
 
     paths: of the images, each once; cache_images: keep the decoded images in memory.
     """
@@ -52,17 +52,25 @@ class TrainDataset(Dataset):
         return {"bad": bad}
 
     def read_image(self, number: int) -> Image.Image:
-        """The image with this number in `paths`, as RGB; ImageError where it cannot be used."""
+        """The image with this number in `paths`, as RGB; ImageError if it cannot be used."""
         return open_image(self.paths[number]) if self.cache is None else self.cache[number]
 
 
-def sample_places(samples: list[dict]) -> dict:
-    """{"paths", "bad"} of a batch, and "unusable" where a sample holds `bad` alone: the loader then stops the run."""
-    found = {
-        "paths": [sample["path"] for sample in samples if "path" in sample],
-        "bad": [line for sample in samples for line in sample["bad"]],
-    }
-    return found if len(found["paths"]) == len(samples) else {**found, "unusable": True}
+class Collate:
+    """List of samples -> batch dict, with `paths` and `bad` (lists of str); of samples without a replacement only
+    these and `unusable`: the loader then stops the run.
+
+    A subclass has `batch(samples) -> dict` and `texts(dataset) -> list[Texts]`: the data set's texts and their limits.
+    """
+
+    def __call__(self, samples: list[dict]) -> dict:
+        places = {
+            "paths": [sample["path"] for sample in samples if "path" in sample],
+            "bad": [line for sample in samples for line in sample["bad"]],
+        }
+        if len(places["paths"]) < len(samples):
+            return {**places, "unusable": True}
+        return {**self.batch(samples), **places}
 
 
 def read_for_evaluation(path: str, transform: Callable[[Image.Image], Tensor]) -> Tensor:
@@ -84,12 +92,12 @@ def numbered(keys: Iterable[Hashable]) -> dict:
 
 
 def starts(groups: Sequence[Sequence]) -> np.ndarray:
-    """Where each group begins in their concatenation, and its length at the end: [groups + 1] int64."""
+    """Where each group begins in their concatenation, and where the last one ends: [groups + 1] int64."""
     return np.cumsum([0, *map(len, groups)], dtype=np.int64)
 
 
 def usable_caption(raw: str, max_words: int, path: str) -> str:
-    """The cleaned caption; EmptyCaption naming the image's `path` where no word is left."""
+    """The cleaned caption; EmptyCaption naming the image's `path` if no word is left."""
     caption = clean_caption(raw, max_words)
     if not has_word(caption):
         raise EmptyCaption(f"{one_line(path, 1000)}: nothing is left of the caption {shown(raw)} after cleaning")

@@ -26,7 +26,7 @@ class BatchIndices(Sampler):
     has the same number of batches.
     bucket_batches: sort the captions by length within this many global batches, so that a batch holds captions of
     similar length and little padding; needs `dataset.caption_length(epoch, index)`. 0: do not sort.
-    Raises UserError where the set has less than one global batch.
+    Raises UserError if the set has less than one global batch.
     """
 
     def __init__(

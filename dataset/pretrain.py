@@ -1,23 +1,16 @@
 """Image-text pairs for pre-training: two random views of an image and one of its captions."""
 
 import random
-from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from dataset.advice import Texts
 from dataset.annotations import Source
 from dataset.cache import load_pairs
-from dataset.common import (
-    TrainDataset,
-    caption_id,
-    may_flip,
-    sample_places,
-    sample_rng,
-    usable_caption,
-)
-from dataset.text import Tokenizer, clean_caption, share_cut
+from dataset.common import Collate, TrainDataset, caption_id, may_flip, sample_rng, usable_caption
+from dataset.text import Tokenizer, clean_caption
 from dataset.transforms import PretrainViews, stack_pixels
 
 
@@ -28,8 +21,7 @@ class PretrainDataset(TrainDataset):
 
     `dataset[(epoch, index)]` (or `dataset[index]` for epoch 0) is a dict: image1, image2 [3,S,S], codebook_image
     [3,C,C] (see PretrainViews), caption (cleaned), image_id (index of the image's path), path, and bad: one line for
-    each image or caption that could not be used and was replaced by another entry. Where no replacement was found
-    either, the dict holds `bad` alone.
+    each image or caption that could not be used and was replaced by another entry.
     """
 
     def __init__(
@@ -68,40 +60,25 @@ class PretrainDataset(TrainDataset):
         return {**views, "caption": caption, "image_id": image_id, "path": path}
 
 
-class PretrainCollate:
-    """List of samples -> batch dict: every image key stacked to [B,3,...] (uint8: `normalised` follows on the device),
+class PretrainCollate(Collate):
+    """List of samples -> batch dict: every image key stacked to [B,3,...] (uint8: `normalized` follows on the device),
     input_ids and attention_mask [B,L], padded (whether that mask has a 0), image_id [B] int64, caption_id [B] int64
-    (equal for equal captions), paths and bad (lists of str).
-
-    A batch with a sample that holds `bad` alone has no tensors; the loader stops the run when such a batch arrives.
-    """
+    (equal for equal captions), paths and bad (lists of str)."""
 
     def __init__(self, tokenizer: Tokenizer, max_tokens: int):
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
 
-    def __call__(self, samples: list[dict]) -> dict:
-        places = sample_places(samples)
-        if "unusable" in places:
-            return places
-        batch: dict[str, Tensor | bool | list[str]] = {
-            key: stack_pixels([sample[key] for sample in samples])
-            for key, value in samples[0].items()
-            if isinstance(value, Tensor)
-        }
+    def batch(self, samples: list[dict]) -> dict:
+        images = [key for key, value in samples[0].items() if isinstance(value, Tensor)]
+        batch = {key: stack_pixels([sample[key] for sample in samples]) for key in images}
         captions = [sample["caption"] for sample in samples]
         batch["input_ids"], batch["attention_mask"] = self.tokenizer.encode(captions, self.max_tokens)
         batch["padded"] = not batch["attention_mask"].all().item()  # asked here: a GPU would be waited for
         batch["image_id"] = torch.tensor([sample["image_id"] for sample in samples], dtype=torch.int64)
         batch["caption_id"] = torch.tensor([caption_id(caption) for caption in captions], dtype=torch.int64)
-        return {**batch, **places}
+        return batch
 
-    def texts(self, dataset: TrainDataset) -> list[Sequence[str]]:
-        """The texts of `dataset`, a column of each kind."""
-        return [dataset.captions]
-
-    def cut(self, dataset: TrainDataset) -> dict[str, float]:
-        """{what is cut at which limits: its share among the texts of `dataset`}"""
-        room = self.max_tokens - 1 - self.tokenizer.sep
-        words = dataset.max_words
-        share = share_cut(self.tokenizer, dataset.captions, room, partial(clean_caption, max_words=None), words)
-        return {f"captions (data.max_words {words}, text.max_tokens {self.max_tokens})": share}
+    def texts(self, dataset: TrainDataset) -> list[Texts]:
+        words, clean = dataset.max_words, partial(clean_caption, max_words=None)
+        name = f"captions (data.max_words {words}, text.max_tokens {self.max_tokens})"
+        return [Texts(name, dataset.captions, self.max_tokens - 1 - self.tokenizer.sep, clean, words)]

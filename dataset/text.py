@@ -4,7 +4,7 @@ import io
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +17,6 @@ from utils import UserError, find_file, open_file
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 PUNCTUATION = re.compile(r"[,.'!?\"()*#:;~]")
-CUT_PROBES = 10_000  # texts that tell well enough how many are cut
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 NO_WORD = re.compile("|".join(map(re.escape, (*SPECIAL_TOKENS, "\ufffd"))), re.IGNORECASE)
 IGNORED = {"Cc", "Cf", "Co", "Cs", "Mn", "Zl", "Zp", "Zs"}  # Unicode's categories that BERT's tokenizer leaves out
@@ -26,7 +25,7 @@ IGNORED = {"Cc", "Cf", "Co", "Cs", "Mn", "Zl", "Zp", "Zs"}  # Unicode's categori
 def clean_caption(text: str, max_words: int | None) -> str:
     """ALBEF's `pre_caption`: lower case, punctuation out, `-` and `/` to spaces, at most `max_words` words.
 
-    Returns "" where nothing is left (ALBEF raises): the data sets decide what an empty caption means.
+    Returns "" if nothing is left (ALBEF raises): the data sets decide what an empty caption means.
     """
     return _truncate(_strip_punctuation(text).replace("<person>", "person"), max_words)
 
@@ -80,11 +79,8 @@ class Tokenizer:
         """Token ids without special tokens, unpadded and untruncated; UserError for a text that is none."""
         try:
             return [encoding.ids for encoding in self._backend.encode_batch(list(texts), add_special_tokens=False)]
-        except TypeError:  # halves of surrogate pairs: of a configuration or command line, annotations are checked
-            wrong = next((text for text in texts if not _encodable(text)), None)
-            if wrong is None:
-                raise
-            raise UserError(f"the text {wrong[:60]!r} holds half of a surrogate pair, which is no character") from None
+        except TypeError:  # of a configuration or command line; annotations are checked
+            raise UserError("a text holds half of a surrogate pair, which is no character") from None
 
     def names(self, ids: Sequence[int]) -> list[str]:
         """The word pieces as the vocabulary writes them: dog, ##s."""
@@ -93,8 +89,7 @@ class Tokenizer:
     def encode(self, texts: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:
         """Texts to (input_ids [B,L] int64, attention_mask [B,L] int64), L the longest text of the batch.
 
-        `max_tokens` counts the special tokens; longer texts lose their last word pieces, never [CLS] or
-        [SEP].
+        `max_tokens` counts the special tokens; longer texts lose their last word pieces, never [CLS] or [SEP].
         """
         tail = [self.sep_id] if self.sep else []
         room = max_tokens - 1 - len(tail)
@@ -110,7 +105,7 @@ class Tokenizer:
 
     @staticmethod
     def padding(mask: Tensor) -> Tensor | None:
-        """The mask, on the CPU, where it has a 0, else None: attention has faster kernels without one."""
+        """The mask, on the CPU, if it has a 0, else None: attention has faster kernels without one."""
         return None if mask.all() else mask
 
     def decode(self, ids: Sequence[int] | Tensor) -> str:
@@ -129,32 +124,7 @@ class Tokenizer:
         return AMPERSAND.sub("&", self.decode_caption(ids))
 
 
-def share_cut(
-    tokenizer: Tokenizer,
-    texts: Sequence[str],
-    room: int,
-    clean: Callable[[str], str] = str,
-    max_words: int | None = None,
-) -> float:
-    """The share of `texts` that have more than `room` word pieces, or `max_words` words, after `clean`; judged by
-    CUT_PROBES of them, evenly spaced."""
-    some = [clean(texts[i]) for i in range(0, len(texts), max(1, -(-len(texts) // CUT_PROBES)))]
-    cut = [
-        len(ids) > room or (max_words is not None and len(text.split()) > max_words)
-        for text, ids in zip(some, tokenizer.word_pieces(some), strict=True)
-    ]
-    return sum(cut) / max(1, len(cut))
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-        return True
-    except UnicodeEncodeError:
-        return False
-
-
-# Where word pieces were cut inside what is written as one word: (pattern, replacement) in order.
+# Where word pieces are parts of what is written as one word: (pattern, replacement) in order.
 INSIDE_WORDS = (
     (re.compile(r"(?<=\w) ?' ?(?=\w)|(?<=s) '(?= |$)"), "'"),  # men's, o'clock, dogs'
     (re.compile(r"(?<=\d) ?([:.,/]) ?(?=\d)"), r"\1"),  # 10:30, 3.5, 1,000, 1/2
@@ -181,18 +151,11 @@ def checkpoint_tokenizer(vocab: str | Path, description: dict) -> Tokenizer:
 
 
 def _word_pieces(path: Path, vocab: dict[str, int]):
-    """The Rust tokenizer inside transformers' BertTokenizer.
-
-    transformers 5 takes `vocab`, transformers 4 took `vocab_file`. Its `__call__` costs several times what
-    the Rust call costs and pads with its own rules, so only the backend is used.
-    """
+    """The Rust tokenizer inside transformers' BertTokenizer, whose `__call__` costs several times what the Rust call
+    costs and pads with its own rules."""
     from transformers import BertTokenizerFast
 
-    try:
-        tokenizer = BertTokenizerFast(vocab=dict(vocab), do_lower_case=True)
-    except TypeError:
-        tokenizer = BertTokenizerFast(vocab_file=str(path), do_lower_case=True)
-    backend = tokenizer.backend_tokenizer
+    backend = BertTokenizerFast(vocab=dict(vocab), do_lower_case=True).backend_tokenizer
     if backend.token_to_id("[MASK]") != vocab["[MASK]"] or backend.get_vocab_size() != len(vocab):
         raise UserError(f"transformers read {path} differently than line by line; use transformers 5.17 or newer")
     backend.no_padding()

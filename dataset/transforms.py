@@ -2,7 +2,7 @@
 
 All randomness comes from the `random.Random` that the caller passes, so a view is a pure function of its
 seed. PIL works on the image; training hands on its pixels as they are, a quarter of the memory of float32, and
-normalises them on the device.
+normalizes them on the device.
 """
 
 import io
@@ -78,7 +78,7 @@ def opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Ima
     """A regular file, or one in a shard (see dataset.shards), in one of FORMATS, opened by PIL; whatever is raised on
     it becomes an ImageError.
 
-    content: the file's bytes, where they are read already.
+    content: the file's bytes, if they are read already.
     """
     try:
         content = read_member(os.fspath(path)) if content is None else content
@@ -98,10 +98,9 @@ def opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Ima
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL image as upright 8-bit RGB: transparency on white, 16-bit and float grey scaled, EXIF
-    applied.
+    """Any PIL image as upright 8-bit RGB: transparency on white, 16-bit and float gray scaled, EXIF applied.
 
-    `convert("RGB")` alone shows whatever colours lie under transparent pixels and clips 16-bit grey to white.
+    `convert("RGB")` alone shows whatever colors lie under transparent pixels and clips 16-bit gray to white.
     """
     png = image.format == "PNG"  # exif_transpose returns a copy without the format
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
@@ -109,85 +108,57 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "F" or image.mode.startswith("I"):
-        return _grey_to_8_bit(image, png).convert("RGB")
+        return _gray_to_8_bit(image, png).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = _straight_alpha(image)
+        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         white = Image.new("RGB", image.size, (255, 255, 255))
         white.paste(image, mask=image.getchannel("A"))
         return white
     return image.convert("RGB")
 
 
-def _straight_alpha(image: Image.Image) -> Image.Image:
-    if image.mode == "La":
-        image = image.convert("LA")
-    return image.convert("RGBA")
-
-
-def _grey_to_8_bit(image: Image.Image, png: bool) -> Image.Image:
-    """16-bit, 32-bit and float grey to L. Full scale is what the mode or, where that is open, the values say:
-    65535 for I;16 and PNG, else the smallest of 1 (floats), 255, 65535 and the maximum that holds all
-    values."""
+def _gray_to_8_bit(image: Image.Image, png: bool) -> Image.Image:
+    """16-bit, 32-bit and float gray to L. Full scale is what the mode or, if that is open, the values say: 65535 for
+    I;16 and PNG, else the smallest of 1 (floats), 255, 65535 and the maximum that holds all values."""
     values = np.asarray(image).astype(np.float64)  # [H,W]
     top = float(values.max(initial=0.0))
     if not math.isfinite(top):
         raise ValueError("the image has values that are not finite")
+    steps = (1.0, 255.0, 65535.0, top) if image.mode == "F" else (255.0, 65535.0, top)
+    full = next(step for step in steps if top <= step)
     if image.mode.startswith("I;16") or (png and top <= 65535):
         full = 65535.0
-    else:
-        steps = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-        full = next((step for step in steps if top <= step), top)
     return Image.fromarray(np.clip(np.rint(values * (255.0 / full)), 0, 255).astype(np.uint8))
 
 
 # ------------------------------------------------------------------------------------------ RandAugment
-# ALBEF's ten operations with its ranges at magnitude 10. Values: enhancement factor, shear, share of the
-# side, degrees. Empty areas are filled with grey 128 as there. ALBEF shifts by up to 10 pixels of a 256-pixel
-# image; here it is the same share of the side at every resolution.
+# ALBEF's ten operations with its ranges at magnitude 10. Values: enhancement factor, shear, share of the side, degrees.
+# Empty areas are filled with gray 128 as there. ALBEF shifts by up to 10 pixels of a 256-pixel image; here it is the
+# same share of the side at every resolution.
 
-GREY = (128, 128, 128)
-
-
-def _enhance(magnitude: float, rng: random.Random) -> float:
-    return magnitude / 10 * 1.8 + 0.1
+GRAY = (128, 128, 128)
 
 
-def _signed(top: float) -> Callable[[float, random.Random], float]:
-    def value(magnitude: float, rng: random.Random) -> float:
-        return math.copysign(magnitude / 10 * top, rng.random() - 0.5)
-
-    return value
+def _affine(image: Image.Image, *matrix: float) -> Image.Image:
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, BILINEAR, fillcolor=GRAY)
 
 
-def _unused(magnitude: float, rng: random.Random) -> float:
-    return 0.0
-
-
-def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, BILINEAR, fillcolor=GREY)
-
-
-PHOTOMETRIC = {
-    "Identity": (_unused, lambda image, value: image),
-    "AutoContrast": (_unused, lambda image, value: ImageOps.autocontrast(image)),
-    "Brightness": (_enhance, lambda image, value: ImageEnhance.Brightness(image).enhance(value)),
-    "Sharpness": (_enhance, lambda image, value: ImageEnhance.Sharpness(image).enhance(value)),
-    "Equalize": (_unused, lambda image, value: ImageOps.equalize(image)),
+PHOTOMETRIC = {  # name: operation(image, value)
+    "Identity": lambda image, value: image,
+    "AutoContrast": lambda image, value: ImageOps.autocontrast(image),
+    "Brightness": lambda image, value: ImageEnhance.Brightness(image).enhance(value),
+    "Sharpness": lambda image, value: ImageEnhance.Sharpness(image).enhance(value),
+    "Equalize": lambda image, value: ImageOps.equalize(image),
 }
 GEOMETRIC = {
-    "ShearX": (_signed(0.3), lambda image, value: _affine(image, (1, value, 0, 0, 1, 0))),
-    "ShearY": (_signed(0.3), lambda image, value: _affine(image, (1, 0, 0, value, 1, 0))),
-    "TranslateX": (
-        _signed(10 / 256),
-        lambda image, value: _affine(image, (1, 0, value * image.width, 0, 1, 0)),
-    ),
-    "TranslateY": (
-        _signed(10 / 256),
-        lambda image, value: _affine(image, (1, 0, 0, 0, 1, value * image.height)),
-    ),
-    "Rotate": (_signed(30), lambda image, value: image.rotate(value, BILINEAR, fillcolor=GREY)),
+    "ShearX": lambda image, value: _affine(image, 1, value, 0, 0, 1, 0),
+    "ShearY": lambda image, value: _affine(image, 1, 0, 0, value, 1, 0),
+    "TranslateX": lambda image, value: _affine(image, 1, 0, value * image.width, 0, 1, 0),
+    "TranslateY": lambda image, value: _affine(image, 1, 0, 0, 0, 1, value * image.height),
+    "Rotate": lambda image, value: image.rotate(value, BILINEAR, fillcolor=GRAY),
 }
 OPERATIONS = PHOTOMETRIC | GEOMETRIC
+LARGEST = {"ShearX": 0.3, "ShearY": 0.3, "TranslateX": 10 / 256, "TranslateY": 10 / 256, "Rotate": 30}  # either way
 _NAMES = tuple(OPERATIONS)
 
 
@@ -197,14 +168,17 @@ def draw_operations(rng: random.Random, ops: int, magnitude: float) -> list[tupl
     for _ in range(ops):
         name = rng.choice(_NAMES)
         if rng.random() < 0.5:
-            drawn.append((name, OPERATIONS[name][0](magnitude, rng)))
+            value = magnitude / 10 * 1.8 + 0.1  # of brightness and sharpness; the others have no value
+            if name in LARGEST:
+                value = math.copysign(magnitude / 10 * LARGEST[name], rng.random() - 0.5)
+            drawn.append((name, value))
     return drawn
 
 
 def apply_operations(image: Image.Image, drawn: list[tuple[str, float]]) -> Image.Image:
     """The image after the operations that `draw_operations` gave, in their order."""
     for name, value in drawn:
-        image = OPERATIONS[name][1](image, value)
+        image = OPERATIONS[name](image, value)
     return image
 
 
@@ -230,18 +204,8 @@ def random_crop(width: int, height: int, scale: tuple[float, float], rng: random
     return left, upper, left + w, upper + h
 
 
-def to_tensor(image: Image.Image) -> Tensor:
-    """RGB image to float32 [3,H,W], normalised with CLIP's mean and standard deviation."""
-    pixels = np.asarray(image).transpose(2, 0, 1)  # [3,H,W] uint8
-    out = np.empty(pixels.shape, dtype=np.float32)
-    np.multiply(pixels, _SCALE, out=out)
-    out += _SHIFT
-    return torch.from_numpy(out)
-
-
 def to_pixels(image: Image.Image) -> Tensor:
-    """RGB image to uint8 [3,H,W] (pixel by pixel in memory, as the image is): what data workers hand on. `normalise`
-    makes of it what `to_tensor` makes of the image."""
+    """RGB image to uint8 [3,H,W] (pixel by pixel in memory, as the image is): what data workers hand on."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
@@ -250,36 +214,36 @@ def stack_pixels(images: Sequence[Tensor]) -> Tensor:
     return default_collate([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
-def normalised(batch: dict) -> dict:
-    """The batch with its uint8 images as float32, on the device where they are: `codebook_image` as `to_unit_tensor`
-    makes it, the others as `to_tensor`, to the last digit."""
+def normalize(pixels: Tensor) -> Tensor:
+    """Pixels [...,3,H,W] uint8 to float32, normalized with CLIP's mean and standard deviation."""
+    scale, shift = (torch.from_numpy(values).to(pixels.device) for values in (_SCALE, _SHIFT))
+    # two steps, each rounded: a fused one would differ in the last digit
+    return pixels.to(torch.float32, memory_format=torch.contiguous_format).mul_(scale).add_(shift)
+
+
+def to_unit(pixels: Tensor) -> Tensor:
+    """Pixels [...,3,H,W] uint8 to float32 in [0,1], not normalized: the dVAE codebook brings its own mapping."""
+    divisor = torch.full((1,), 255.0, device=pixels.device)  # by a number, a GPU multiplies with its rounded inverse
+    return pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(divisor)
+
+
+def normalized(batch: dict) -> dict:
+    """The batch with its uint8 images as float32, on the device where they are: `codebook_image` in [0,1], the others
+    normalized."""
     made = {}
     for key, images in batch.items():
         if isinstance(images, Tensor) and images.dtype == torch.uint8:
-            made[key] = _unit(images) if key == CODEBOOK_IMAGE else normalise(images)
+            made[key] = to_unit(images) if key == CODEBOOK_IMAGE else normalize(images)
     return {**batch, **made}
 
 
-def normalise(images: Tensor) -> Tensor:
-    """Pixels [...,3,H,W] uint8 to float32, normalised with CLIP's mean and standard deviation."""
-    scale, shift = (torch.from_numpy(values).to(images.device) for values in (_SCALE, _SHIFT))
-    # two steps, each rounded as in `to_tensor`; a fused one would differ in the last digit
-    return images.to(torch.float32, memory_format=torch.contiguous_format).mul_(scale).add_(shift)
-
-
-def _unit(images: Tensor) -> Tensor:
-    # a tensor as divisor: by a number, a GPU multiplies with its rounded inverse
-    divisor = torch.full((1,), 255.0, device=images.device)
-    return images.to(torch.float32, memory_format=torch.contiguous_format).div_(divisor)
-
-
-def to_unit_tensor(image: Image.Image) -> Tensor:
-    """RGB image to float32 [3,H,W] in [0,1], not normalised (the dVAE codebook brings its own mapping)."""
-    return torch.from_numpy(np.asarray(image).transpose(2, 0, 1).astype(np.float32) / 255)
+def to_tensor(image: Image.Image) -> Tensor:
+    """RGB image to float32 [3,H,W], normalized with CLIP's mean and standard deviation."""
+    return normalize(to_pixels(image))
 
 
 class Augment:
-    """One random view as uint8 pixels: crop and resize, flip, RandAugment. `normalise` follows on the device.
+    """One random view as uint8 pixels: crop and resize, flip, RandAugment. `normalize` follows on the device.
 
     image_size: side S in pixels; crop_scale: area share of the crop; ops and magnitude (of 10): RandAugment's
     N and M; codebook_size: side C of the extra image for the dVAE target, None for none; resize: what resizes, "torch"
@@ -344,13 +308,13 @@ def _crop(image: Image.Image | Tensor, box: tuple[int, int, int, int], size: int
 
 
 class PretrainViews:
-    """Two independent random views of an image (the paper, Section 3.2), or one where no MIM target needs two."""
+    """Two independent random views of an image (the paper, Section 3.2), or one if no MIM target needs two."""
 
     def __init__(self, augment: Augment, two_views: bool = True):
         self.augment, self.two_views = augment, two_views
 
     def __call__(self, image: Image.Image, rng: random.Random, allow_flip: bool = True) -> dict[str, Tensor]:
-        """RGB image to uint8 pixels: image1 [3,S,S], image2 [3,S,S] (with two views), codebook_image [3,C,C] (where
+        """RGB image to uint8 pixels: image1 [3,S,S], image2 [3,S,S] (with two views), codebook_image [3,C,C] (if
         asked)."""
         image = self.augment.source(image)
         first = random.Random(rng.getrandbits(64))  # view 1 is the same whether or not view 2 is made

@@ -13,11 +13,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dataset.advice import Texts
 from dataset.annotations import Files, Source, strings
 from dataset.cache import StringTable
-from dataset.common import TrainDataset, may_flip, numbered, read_for_evaluation, sample_places, starts
+from dataset.common import Collate, TrainDataset, may_flip, numbered, read_for_evaluation, starts
 from dataset.questions import load_questions, load_references, load_training_questions
-from dataset.text import SPECIAL_TOKENS, Tokenizer, clean_question, share_cut
+from dataset.text import SPECIAL_TOKENS, Tokenizer, clean_question
 from dataset.transforms import Augment, stack_pixels
 
 SPECIAL = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
@@ -110,8 +111,8 @@ class VQATrainDataset(TrainDataset):
         }
 
 
-class VQACollate:
-    """List of samples -> batch dict: image [B,3,S,S], input_ids [B,L], attention_mask [B,L] (None where nothing is
+class VQACollate(Collate):
+    """List of samples -> batch dict: image [B,3,S,S], input_ids [B,L], attention_mask [B,L] (None if nothing is
     padded); and of all A answers to the B questions answer_ids, answer_target, answer_mask [A,T] (see
     `encode_answers`), answer_rows [A] (the question of each), answer_weights [A]; paths and bad (lists of str).
 
@@ -121,10 +122,7 @@ class VQACollate:
     def __init__(self, tokenizer: Tokenizer, limits: Sequence[int], max_answer_tokens: int):
         self.tokenizer, self.limits, self.max_answer_tokens = tokenizer, limits, max_answer_tokens
 
-    def __call__(self, samples: list[dict]) -> dict:
-        places = sample_places(samples)
-        if "unusable" in places:
-            return places
+    def batch(self, samples: list[dict]) -> dict:
         ids, mask = encode_questions(self.tokenizer, [sample["parts"] for sample in samples], self.limits)
         answers = [answer for sample in samples for answer in sample["answers"]]
         answer_ids, target, answer_mask = encode_answers(self.tokenizer, answers, self.max_answer_tokens)
@@ -138,22 +136,16 @@ class VQACollate:
             "answer_mask": answer_mask,
             "answer_rows": torch.arange(len(samples)).repeat_interleave(counts),
             "answer_weights": torch.tensor([weight for sample in samples for weight in sample["weights"]]),
-            **places,
         }
 
-    def texts(self, dataset: VQATrainDataset) -> list[Sequence[str]]:
-        """The texts of `dataset`, a column of each kind."""
-        return [dataset.parts[0], dataset.answers]
-
-    def cut(self, dataset: VQATrainDataset) -> dict[str, float]:
-        """{what is cut at which limit: its share among the texts of `dataset`}; an answer's end counts as a piece."""
+    def texts(self, dataset: VQATrainDataset) -> list[Texts]:  # an answer's end counts as a piece
         names = ("questions (text.max_question_tokens", "OCR (text.max_ocr_tokens", "labels (text.max_label_tokens")
-        shares = {
-            f"{name} {limit})": share_cut(self.tokenizer, column, limit, plain)
+        parts = [
+            Texts(f"{name} {limit})", column, limit, plain)
             for name, limit, column in zip(names, self.limits, dataset.parts, strict=True)
-        }
-        answers = share_cut(self.tokenizer, dataset.answers, self.max_answer_tokens - 1, plain)
-        return shares | {f"answers (text.max_answer_tokens {self.max_answer_tokens})": answers}
+        ]
+        limit = self.max_answer_tokens
+        return [*parts, Texts(f"answers (text.max_answer_tokens {limit})", dataset.answers, limit - 1, plain)]
 
 
 def question_limits(cfg: Any) -> tuple[int, int, int]:

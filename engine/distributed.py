@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from timm.models.vision_transformer import Block
 
-from dataset.transforms import normalised
+from dataset.transforms import normalized
 from engine.checkpoint import random_state_kept
 from models.bert import BertLayer
 from utils import (
@@ -254,7 +254,7 @@ class Transfer:
 
     def __call__(self, batch: dict) -> dict:
         if self.stream is None:
-            return normalised(to_device(batch, self.device))
+            return normalized(to_device(batch, self.device))
         computing = torch.cuda.current_stream(self.device)
         with torch.cuda.stream(self.stream):
             moved = to_device(batch, self.device)
@@ -262,7 +262,7 @@ class Transfer:
         for item in moved.values():
             if isinstance(item, torch.Tensor):
                 item.record_stream(computing)  # its memory is free for the next copy when the step is done with it
-        return normalised(moved)
+        return normalized(moved)
 
 
 VARIANTS = 64  # of a layer's code: with and without gradient, mask, memory, `rows` and `keep`, at several lengths

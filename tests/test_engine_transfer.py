@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dataset.transforms import normalised
+from dataset.transforms import normalized
 from engine.distributed import Transfer
 
 
@@ -14,7 +14,7 @@ def batch(seed=0):
 
 
 def test_on_the_cpu_a_batch_is_normalised_and_nothing_else():
-    moved, expected = Transfer(torch.device("cpu"))(batch()), normalised(batch())
+    moved, expected = Transfer(torch.device("cpu"))(batch()), normalized(batch())
     assert moved.keys() == expected.keys() and moved["padded"] is False and moved["paths"] == ["a"] * 4
     assert torch.equal(moved["image1"], expected["image1"]) and moved["image1"].dtype == torch.float32
 
@@ -30,5 +30,5 @@ def test_on_a_gpu_every_batch_arrives_whole_however_busy_its_stream_is():
             busy = (busy @ busy).clamp(-1, 1)
         sums.append(moved["image1"].double().sum() + moved["input_ids"].sum())
         del moved
-    expected = [normalised(batch(seed))["image1"].double().sum() + batch(seed)["input_ids"].sum() for seed in range(20)]
+    expected = [normalized(batch(seed))["image1"].double().sum() + batch(seed)["input_ids"].sum() for seed in range(20)]
     torch.testing.assert_close(torch.stack(sums).cpu(), torch.stack(expected))

@@ -33,7 +33,7 @@ from torch import Tensor
 from dataset.annotations import Source, load_annotations
 from dataset.common import EmptyCaption, usable_caption
 from dataset.text import Tokenizer
-from dataset.transforms import ImageError, open_image, to_tensor, to_unit_tensor
+from dataset.transforms import ImageError, open_image, to_pixels, to_tensor, to_unit
 from models.mim import CodebookTarget
 from models.pretrain import PretrainModel, build_pretrain_model
 from models.weights import load_exactly
@@ -213,7 +213,7 @@ def cluster_all(
         best = found.probabilities.max(-1)
         result[OURS] = Clustering(best.indices, best.values)
         count = max(2, len(best.indices.unique()))
-    unit = torch.stack([to_unit_tensor(image) for image in samples.images])
+    unit = torch.stack([to_unit(to_pixels(image)) for image in samples.images])
     tokens = torch.nn.functional.normalize(found.tokens, dim=-1)
     for name, points in ((PIXELS, encodings.patch_pixels(unit, encoder.patch_size)), (TOKENS, tokens)):
         flat = points.flatten(0, 1).numpy()
@@ -229,7 +229,7 @@ def cluster_all(
 def dvae_codes(target: CodebookTarget, images: Sequence[Image.Image], grid: int) -> Clustering:
     """The code of each patch, and 0 as score of all: codes are hard."""
     side = 8 * grid  # the dVAE makes one code of 8 x 8 pixels
-    pixels = [to_unit_tensor(image.resize((side, side), Image.Resampling.BICUBIC)) for image in images]
+    pixels = [to_unit(to_pixels(image.resize((side, side), Image.Resampling.BICUBIC))) for image in images]
     codes = torch.cat([target(torch.stack(pixels[i : i + BATCH])) for i in range(0, len(pixels), BATCH)])
     return Clustering(codes, torch.zeros(codes.shape))
 
