@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 from dataset.annotations import Source
 from dataset.caption import CaptionEvalDataset, CaptionTrainDataset
 from dataset.pretrain import PretrainDataset
-from dataset.questions import read_answer_list
 from dataset.retrieval import RetrievalEvalDataset, RetrievalTrainDataset
 from dataset.transforms import Augment, PretrainViews
 from dataset.transforms import test_transform as square  # not collected as a test
@@ -84,56 +83,24 @@ def test_the_entry_that_the_others_vary_is_usable(folder, stage):
 # ------------------------------------------------------------------------------------------------- files
 
 
-@pytest.mark.parametrize("stage", TRAIN + EVAL)
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("[" * 100_000 + "]" * 100_000, "split.json: entry 0: not valid JSON .*recursion"),
-        ('[{"image_id": ' + "7" * 5000 + "}]", "split.json: entry 0: not valid JSON .*4300"),
-        ('[{"image": "a.png"', "split.json: entry 0: not valid JSON .the file ends"),
-        ("", "split.json: entry 0: not valid JSON .the file ends"),
-        ('"text"', "split.json: holds no JSON list"),
-        ("[null]", "split.json: entry 0 is NoneType, not an object"),
-    ],
-)
+NO_LISTS = {
+    "[" * 100_000 + "]" * 100_000: "split.json: entry 0: not valid JSON .*recursion",
+    '[{"image_id": ' + "7" * 5000 + "}]": "split.json: entry 0: not valid JSON .*4300",
+    '[{"image": "a.png"': "split.json: entry 0: not valid JSON .the file ends.; an incomplete download",
+    "": "split.json: entry 0: not valid JSON .the file ends",
+    '"text"': "split.json: holds no JSON list",
+    "[]": "split.json: holds no entry",
+    '{"a": 1}': "split.json: holds an object, not a list",
+    '{"annotations": []}': "split.json: holds annotations without their questions",
+    '{"annotations": [], "images": []}': "split.json: images and captions lie apart, .*tools/prepare",
+    "[null]": "split.json: entry 0 is NoneType, not an object",
+}
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "caption_train", "vqa_eval"])  # three ways through the readers
+@pytest.mark.parametrize(("content", "message"), NO_LISTS.items(), ids=range(len(NO_LISTS)))
 def test_json_that_is_no_list_of_entries(folder, stage, content, message):
     refused(stage, write(folder, content), message)
-
-
-@pytest.mark.parametrize("stage", TRAIN + EVAL)
-def test_an_annotation_file_that_is_a_pipe_a_folder_or_no_text(folder, stage):
-    os.mkfifo(folder / "pipe.json")
-    (folder / "folder.json").mkdir()
-    (folder / "latin.json").write_bytes('[{"image": "é.png"}]'.encode("latin-1"))
-    refused(stage, folder / "pipe.json", "pipe.json: cannot be read \\(not a regular file\\)")
-    refused(stage, folder / "folder.json", "folder.json: holds neither images .* nor tar shards")
-    refused(stage, folder / "latin.json", "latin.json: entry 0: not valid JSON .'utf-8' codec")
-
-
-@pytest.mark.parametrize(
-    ("stage", "cache_images"),
-    [*((stage, False) for stage in TRAIN), *((stage, True) for stage in TRAIN if stage != "caption_train")],
-)
-def test_a_pipe_among_training_images_is_replaced_and_named(folder, stage, cache_images):
-    (folder / "b.png").unlink()
-    os.mkfifo(folder / "b.png")
-    options = {"cache_images": True} if cache_images else {}
-    sample = make(stage, write(folder, [entry(0), entry(1), entry(2)]), **options)[1]
-    assert sample["path"][-5:] in ("a.png", "c.png")
-    assert f"{folder / 'b.png'}: not a regular file" in sample["bad"]
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("stage", EVAL)
-def test_a_pipe_among_evaluation_images_stops_with_one_line(folder, stage, workers):
-    (folder / "b.png").unlink()
-    os.mkfifo(folder / "b.png")
-    data = make(stage, write(folder, [entry(0), entry(1)]))
-    with pytest.raises(UserError, match="b.png: not a regular file; evaluation needs every image") as caught:
-        list(DataLoader(data, batch_size=None, num_workers=workers))
-    assert user_message(caught.value) == (
-        f"{folder / 'b.png'}: not a regular file; evaluation needs every image (check data.image_root)"
-    )
 
 
 @pytest.mark.parametrize("name", ["p.json", "p.jsonl", "p.csv", "p.token", "p.tar"])
@@ -144,12 +111,48 @@ def test_a_pipe_and_a_device_are_waited_for_in_no_format(folder, name):
         (folder / name).unlink()
 
 
+def test_files_that_are_missing_folders_or_no_text(folder):
+    (folder / "folder.json").mkdir()
+    (folder / "latin.json").write_bytes('[{"image": "é.png"}]'.encode("latin-1"))
+    refused("pretrain", folder / "gone.json", "annotation file: .*gone.json does not exist")
+    refused("pretrain", folder / "folder.json", "folder.json: holds neither images .* nor tar shards")
+    refused("pretrain", folder / "latin.json", "latin.json: entry 0: not valid JSON .'utf-8' codec")
+    split = write(folder, [entry(0)])
+    refused("pretrain", split, "data.image_root: .*gone does not exist", image_root=folder / "gone")
+    refused("vqa_eval", split, "data.image_root.vqa: .*gone does not exist", image_root={"vqa": str(folder / "gone")})
+
+
 def test_a_table_of_100_000_columns_is_refused_at_once(folder):
     names = ",".join(map(str, range(100_000)))
     refused("pretrain", write(folder, f"{names}\n{names}\n", "t.csv"), "t.csv: line 1 has no column 'image'")
     refused(
         "pretrain", write(folder, f"image,caption,{names}\na.png,x\n", "t.csv"), "line 2 has 2 cells, but there are"
     )
+
+
+@pytest.mark.parametrize("stage", TRAIN)
+def test_a_pipe_among_training_images_is_replaced_and_named(folder, stage):
+    (folder / "b.png").unlink()
+    os.mkfifo(folder / "b.png")
+    sample = make(stage, write(folder, [entry(0), entry(1), entry(2)]))[1]
+    assert sample["path"][-5:] in ("a.png", "c.png")
+    assert f"{folder / 'b.png'}: not a regular file" in sample["bad"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("stage", EVAL)
+def test_an_image_that_cannot_be_read_stops_evaluation_with_one_line(folder, stage, workers):
+    (folder / "b.png").unlink()
+    os.mkfifo(folder / "b.png")
+    data = make(stage, write(folder, [entry(0), entry(1)]))
+    with pytest.raises(UserError, match="b.png: not a regular file; evaluation needs every image") as caught:
+        list(DataLoader(data, batch_size=None, num_workers=workers))
+    assert user_message(caught.value) == (
+        f"{folder / 'b.png'}: not a regular file; evaluation needs every image (check data.image_root)"
+    )
+
+
+# ------------------------------------------------------------------------------------------------- texts
 
 
 @pytest.mark.parametrize("text", ["", " ", "\x00\x1b", "\u200b \ufeff", "[PAD]", "[unk] [CLS]", "\ufffd"])
@@ -161,18 +164,15 @@ def test_captions_without_a_word_are_replaced_and_named(folder, stage, text):
 
 
 def test_names_reach_the_log_in_one_printable_line(folder, caplog):
-    (folder / "x\ny").mkdir()
-    (folder / "x\ny" / "\x1b[31mred.png").write_bytes((folder / "a.png").read_bytes())
     entries = [entry(0), entry(0, image="\x1b[31mgone\n.png"), entry(1)]
     lines = make("pretrain", write(folder, entries))[1]["bad"]
+    (folder / "x\ny").mkdir()
+    for name in ("a.png", "\x1b[31mred.png"):
+        (folder / "x\ny" / name).write_bytes((folder / "a.png").read_bytes())
     (folder / "x\ny" / "a.txt").write_text("a dog")
-    (folder / "x\ny" / "a.png").write_bytes((folder / "a.png").read_bytes())
     make("pretrain", folder / "x\ny")
     lines += [record.getMessage() for record in caplog.records]
     assert len(lines) >= 2 and all(line.isprintable() for line in lines)
-
-
-# ------------------------------------------------------------------------------------------------- texts
 
 
 def sentences(*texts):
@@ -180,51 +180,22 @@ def sentences(*texts):
 
 
 HALVES = [
-    *((stage, "image", {"image": HALF}) for stage in TRAIN + EVAL),
-    *((stage, "caption", {"caption": HALF}) for stage in TRAIN[:3] + EVAL[:2]),
-    *((stage, "caption", {"caption": ["fine", HALF]}) for stage in TRAIN[:3] + EVAL[:2]),
-    *(
-        (f"caption_{split}", key, change)
-        for split in ("train", "eval")
-        for key, change in (
-            ("sentences", sentences("fine", HALF)),
-            ("filename", {**sentences("fine"), "filename": HALF}),
-            ("object_label", {"object_label": HALF}),
-            ("image_id", {"image_id": HALF}),
-        )
-    ),
-    *(
-        (f"vqa_{split}", key, {key: value})
-        for split in ("train", "eval")
-        for key, value in (
-            ("question", HALF),
-            ("answer", HALF),
-            ("answer", [HALF] * 10),
-            ("object_label", HALF),
-            ("ocr", [[[0, 0], "stop"], [[1, 1], HALF]]),
-            ("question_id", HALF),
-        )
-    ),
-    ("vqa_eval", "question_type", {"question_type": HALF}),
-    ("vqa_eval", "answer_type", {"answer_type": HALF}),
+    *(("image", {"image": HALF}, stage) for stage in TRAIN + EVAL),
+    *(("caption", {"caption": text}, stage) for stage in TRAIN[:3] + EVAL[:2] for text in (HALF, ["fine", HALF])),
+    ("sentences", sentences("fine", HALF), "caption_train"),
+    ("filename", {**sentences("fine"), "filename": HALF}, "retrieval_eval"),
+    *((key, {key: HALF}, "caption_eval") for key in ("object_label", "image_id")),
+    *((key, {key: HALF}, "vqa_train") for key in ("question", "answer", "object_label", "question_id")),
+    ("answer", {"answer": [HALF] * 10}, "vqa_eval"),
+    ("ocr", {"ocr": [[[0, 0], "stop"], [[1, 1], HALF]]}, "vqa_eval"),
+    *((key, {key: HALF}, "vqa_eval") for key in ("question_type", "answer_type")),
 ]
 
 
-@pytest.mark.parametrize(("stage", "key", "changes"), HALVES)
+@pytest.mark.parametrize(("key", "changes", "stage"), HALVES)
 def test_half_of_a_surrogate_pair_is_named(folder, stage, key, changes):
     line = refused(stage, write(folder, [entry(0), entry(1, **changes)]), "holds half of a surrogate pair")
     assert line.startswith(f"{folder / 'split.json'}: entry 1: {key!r} holds half of a surrogate pair")
-
-
-def test_half_of_a_surrogate_pair_in_files_of_references_and_answers(folder):
-    split = write(folder, [entry(0)])
-    answers = [{"answer": HALF}] * 10
-    official = write(folder, {"annotations": [{"question_id": 0, "answers": answers}]}, "official.json")
-    refused("vqa_eval", split, "official.json: entry 0: 'answers' holds half", official=[official])
-    scores = write(folder, [{"question_id": 0, "label": {HALF: 1}}], "scores.json")
-    refused("vqa_eval", split, "scores.json: entry 0: 'label' holds half", score_files=[scores])
-    with pytest.raises(UserError, match="answers.json: entry 1: 'answer' holds half"):
-        read_answer_list(write(folder, ["yes", HALF], "answers.json"))
 
 
 @pytest.mark.parametrize("stage", TRAIN + EVAL)
@@ -236,66 +207,74 @@ def test_whole_surrogate_pairs_and_unread_keys_are_no_error(folder, stage):
 
 # ------------------------------------------------------------------------------------------------- values
 
+VALUES = [
+    ("pretrain", {"image": None}, " has no 'image'; a pretrain entry needs image, caption"),
+    ("pretrain", {"image": ""}, ": 'image' is empty"),
+    ("pretrain", {"image": 5}, ": 'image' is int, it must be a string"),
+    ("retrieval_eval", {"caption": None}, " has no 'caption'"),
+    ("pretrain", {"caption": []}, ": 'caption' must be a list of strings with at least one"),
+    ("pretrain", {"caption": ["x", 1]}, ": 'caption' must be a list of strings"),
+    ("retrieval_train", {"image_id": [1]}, ": 'image_id' is list, it must be a string or a whole number"),
+    ("retrieval_train", {"image_id": True}, ": 'image_id' is bool"),
+    ("caption_train", {"image_id": float("nan")}, ": 'image_id' is float"),
+    ("caption_eval", {"image_id": None, "img_id": [1]}, ": 'img_id' is list"),
+    ("caption_eval", {"image": None}, " has no 'image', and no 'filename' with 'sentences'"),
+    ("caption_eval", {"caption": 3}, ": 'caption' is int, it must be a string or a list of strings"),
+    ("caption_eval", {"object_label": ["dog"]}, ": 'object_label' is list, it must be a string"),
+    ("caption_eval", {"filename": 3, "sentences": []}, ": 'filename' is int, it must be a string"),
+    ("caption_eval", {"filename": "b.png", "filepath": ["x"], "sentences": []}, ": 'filepath' is list"),
+    ("retrieval_eval", {"filename": "b.png", "sentences": "a dog"}, ": 'sentences' is str"),
+    ("caption_eval", {"filename": "b.png", "sentences": [{"raw": 3}]}, ": 'sentences' must be"),
+    ("caption_eval", {"domain": ["in"]}, ": 'domain' is .*in.*, it must be one of in, near, out"),
+    ("vqa_train", {"question": None}, " has no 'question'"),
+    ("vqa_train", {"question": " ?! "}, ": the question ' \\?! ' has no word"),
+    ("vqa_train", {"answer": []}, ": 'answer' must be a list of strings with at least one"),
+    ("vqa_train", {"answer": [" ", "\x00"]}, ": 'answer' is blank"),
+    ("vqa_train", {"object_label": ["dog"]}, ": 'object_label' must be"),
+    ("vqa_train", {"ocr": "stop"}, ": 'ocr' must be a list"),
+    ("vqa_train", {"question_id": [1]}, ": 'question_id' is list, it must be a string or a whole number"),
+    ("vqa_train", {"dataset": ["vqa"]}, ": 'dataset' is list, it must be a string"),
+    ("vqa_eval", {"question_id": None}, " has no 'question_id'"),
+    ("vqa_eval", {"answer_type": ["other"]}, ": 'answer_type' is list, it must be a string"),
+    ("vqa_eval", {"answer": [1] * 10}, ": 'answer' must be a string or a list of strings"),
+    ("vqa_eval", {"answer": ["yes"] * 9, "question_id": "9" * 4000}, ": question '999.* has 9 answers"),
+    ("vqa_eval", {"ocr": [["x" * 4000]]}, ": 'ocr' must hold \\[position, token\\] pairs, not \\['xxx"),
+    ("vqa_eval", {"question": "?" * 4000}, ": the question '\\?\\?"),
+]
 
-@pytest.mark.parametrize(
-    ("stage", "changes", "message"),
-    [
-        ("retrieval_train", {"image_id": [1]}, "entry 1: 'image_id' is list, it must be a string or a whole number"),
-        ("retrieval_train", {"image_id": 1.5}, "entry 1: 'image_id' is float, it must be a string or a whole number"),
-        ("retrieval_train", {"image_id": float("nan")}, "entry 1: 'image_id' is float"),
-        ("caption_train", {"image_id": [1]}, "entry 1: 'image_id' is list, it must be a string or a whole number"),
-        ("caption_eval", {"image_id": [1]}, "entry 1: 'image_id' is list, it must be a string or a whole number"),
-        ("caption_eval", {"image_id": {"a": 1}}, "entry 1: 'image_id' is dict"),
-        ("caption_eval", {"image_id": True}, "entry 1: 'image_id' is bool"),
-        ("caption_eval", {"image_id": None, "img_id": [1]}, "entry 1: 'img_id' is list"),
-        ("caption_eval", {"image_id": None, "cocoid": [1]}, "entry 1: 'cocoid' is list"),
-        ("caption_eval", {"image_id": None, "imgid": [1]}, "entry 1: 'imgid' is list"),
-        ("caption_eval", {"filename": 3, "sentences": []}, "entry 1: 'filename' is int, it must be a string"),
-        ("caption_eval", {"filename": "b.png", "filepath": ["x"], "sentences": []}, "entry 1: 'filepath' is list"),
-        ("caption_eval", {"filename": "b.png", "sentences": [{"raw": 3}]}, "entry 1: 'sentences' must be"),
-        ("caption_eval", {"domain": ["in"]}, "entry 1: 'domain' is .*in.*, it must be one of in, near, out"),
-        ("caption_eval", {"domain": "x" * 3000}, "entry 1: 'domain' is 'xxx"),
-        ("vqa_train", {"question_id": [1]}, "entry 1: 'question_id' is list, it must be a string or a whole number"),
-        ("vqa_train", {"dataset": ["vqa"]}, "entry 1: 'dataset' is list, it must be a string"),
-        ("vqa_eval", {"question_id": [1]}, "entry 1: 'question_id' is list, it must be a string or a whole number"),
-        ("vqa_eval", {"question_id": 1.0}, "entry 1: 'question_id' is float"),
-        ("vqa_eval", {"dataset": {"a": 1}}, "entry 1: 'dataset' is dict, it must be a string"),
-        ("vqa_eval", {"answer_type": ["other"]}, "entry 1: 'answer_type' is list, it must be a string"),
-        ("vqa_eval", {"question_type": 3}, "entry 1: 'question_type' is int, it must be a string"),
-        ("vqa_eval", {"answer": ["yes"] * 9, "question_id": "9" * 4000}, "entry 1: question '999.* has 9 answers"),
-        ("vqa_eval", {"ocr": [["x" * 4000]]}, "entry 1: 'ocr' must hold \\[position, token\\] pairs, not \\['xxx"),
-        ("vqa_eval", {"question": "?" * 4000}, "entry 1: the question '\\?\\?"),
-    ],
-)
+
+@pytest.mark.parametrize(("stage", "changes", "message"), VALUES)
 def test_values_of_another_kind_are_named(folder, stage, changes, message):
-    refused(stage, write(folder, [entry(0), entry(1, **changes)]), f"split.json: {message}")
+    refused(stage, write(folder, [entry(0), entry(1, **changes)]), f"split.json: entry 1{message}")
 
 
-@pytest.mark.parametrize("stage", TRAIN + EVAL)
-@pytest.mark.parametrize("name", [["vqa"], {"a": 1}, 3, None])
-def test_a_data_set_that_image_root_does_not_know(folder, stage, name):
+@pytest.mark.parametrize("name", [["vqa"], 3, None, "gqa"])
+def test_a_data_set_that_image_root_does_not_know(folder, name):
     message = "entry 1: 'dataset' is|entry 1 has the dataset"
-    refused(stage, write(folder, [entry(0), entry(1, dataset=name)]), message, image_root={"vqa": str(folder)})
+    for stage in TRAIN + EVAL:
+        refused(stage, write(folder, [entry(0), entry(1, dataset=name)]), message, image_root={"vqa": str(folder)})
 
 
-def test_values_nested_as_deep_as_json_allows_do_not_crash_the_message(folder):
-    deep = "[" * 900 + "]" * 900
-    text = json.dumps([entry(0)])[:-2] + f', "ocr": [{deep}]}}]'
-    refused("vqa_eval", write(folder, text), "entry 0: 'ocr' must hold")
+@pytest.mark.parametrize("stage", ["retrieval_train", "retrieval_eval", "caption_train", "caption_eval"])
+def test_a_file_without_the_asked_split_is_refused(folder, stage):
+    split = "test" if stage.endswith("train") else "train"
+    content = {"images": [{"filename": "a.png", "imgid": 0, "split": split, "sentences": [{"raw": "a"}]}]}
+    refused(stage, write(folder, content), "split.json.*no entry has the split (train or restval|val)")
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ([{"label": {"a": 1}}], "entry 0 is not as expected \\(KeyError\\('question_id'\\)\\)"),
-        ([{"question_id": [0], "label": {"a": 1}}], "entry 0: 'question_id' is list"),
-        ([{"question_id": 0, "label": {"a": "much"}}], "entry 0 is not as expected .*no score"),
-        ([{"question_id": 0, "label": {"a": -1}}], "entry 0 is not as expected .*no score"),
-        ([{"question_id": 0, "label": {"a": float("nan")}}], "entry 0 is not as expected .*no score"),
-        ([{"question_id": 0, "label": {}, "question_type": [1]}], "entry 0: 'question_type' is list"),
-        ([{"question_id": 0, "label": {"a": 1}}, {"question_id": 0, "label": {"b": 1}}], "entry 1: question_id 0 occ"),
-    ],
-)
+BAD_SCORES = [
+    ([{"label": {"a": 1}}], "entry 0 is not as expected \\(KeyError\\('question_id'\\)\\)"),
+    ([{"question_id": [0], "label": {"a": 1}}], "entry 0: 'question_id' is list"),
+    ([{"question_id": 0}], "entry 0 is not as expected"),
+    ([{"question_id": 0, "label": {"a": float("nan")}}], "entry 0 is not as expected .*no score"),
+    ([{"question_id": 0, "label": {HALF: 1}}], "entry 0: 'label' holds half"),
+    ([{"question_id": 0, "label": {}, "question_type": [1]}], "entry 0: 'question_type' is list"),
+    ([{"question_id": 0, "label": {"a": 1}}, {"question_id": 0, "label": {"b": 1}}], "entry 1: question_id 0 occ"),
+    ({"annotations": []}, "holds no list"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), BAD_SCORES)
 def test_files_of_scores_are_checked(folder, content, message):
     scores = write(folder, content, "scores.json")
     refused("vqa_eval", write(folder, [entry(0)]), f"scores.json: {message}", score_files=[scores])

@@ -19,7 +19,6 @@ from dataset.annotations import Source, load_annotations, load_captions
 from dataset.caption import CaptionCollate, CaptionEvalDataset, CaptionTrainDataset
 from dataset.loader import BatchIndices, Loader
 from dataset.pretrain import PretrainCollate, PretrainDataset
-from dataset.questions import load_questions
 from dataset.retrieval import RetrievalEvalDataset, RetrievalTrainDataset
 from dataset.text import Tokenizer
 from dataset.transforms import Augment, PretrainViews
@@ -155,13 +154,6 @@ def test_image_root_and_prefixes_hold_for_tables(folder):
     assert load_annotations(Source(moved, folder), "pretrain")[0]["image"] == str(folder / "old/a.png")
 
 
-def test_one_folder_holds_the_images_of_all_data_sets_of_questions(folder, tmp_path):
-    path = stored(folder, QUESTIONS, "jsonl").rename(tmp_path / "questions.jsonl")
-    judged = VQAEvalDataset(Source(path, folder), square(16))
-    assert judged.paths == [str(folder / entry["image"]) for entry in QUESTIONS]
-    judged[2]
-
-
 def test_the_images_of_a_folder_need_no_root(folder):
     files = stored(folder, ENTRIES, "folder")
     images = [entry["image"] for entry in load_annotations(Source(files, {"vqa": "gone"}), "pretrain")]
@@ -174,15 +166,6 @@ def test_one_line_of_data_train_may_be_a_folder_and_another_a_table(folder, tmp_
     pairs = cache.load_pairs(Source([folder, tmp_path / "more.csv"]))
     assert len(pairs.image_id) == len(ENTRIES) + 1
     assert pairs.image_id[-1] == 0  # the same image
-
-
-def test_large_tables_are_indexed_as_lists_are(folder, monkeypatch):
-    monkeypatch.setattr(cache, "CACHED_FROM", 0)
-    path = stored(folder, ENTRIES, "csv")
-    first, again = cache.load_pairs(Source(path)), cache.load_pairs(Source(path))
-    assert list(folder.glob(".*.arrow"))
-    for pairs in (first, again):
-        assert [pairs.captions[i] for i in range(len(pairs.captions))] == [entry["caption"] for entry in ENTRIES]
 
 
 def test_columns_may_have_other_names_in_a_source(folder):
@@ -280,18 +263,6 @@ def test_what_cannot_be_used_is_one_line_that_names_it(tmp_path, name, content, 
         assert "\n" not in str(caught.value)
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "t.csv")
-    with pytest.raises(UserError, match="t.csv: cannot be read .not a regular file"):
-        load_annotations(Source(tmp_path / "t.csv"), "pretrain")
-
-
-def test_questions_of_a_table_need_their_ids(tmp_path):
-    (tmp_path / "q.csv").write_text("image,question,answer\na.png,what?,dog\n")
-    with pytest.raises(UserError, match="no column 'question_id', the columns are 'image', 'question', 'answer'"):
-        load_questions(Source(tmp_path / "q.csv"))
-
-
 def test_images_without_captions_are_said_and_a_folder_without_any_is_refused(folder, caplog):
     with pytest.raises(UserError, match=r"none of its 3 images has a .txt .*\(a.txt for .*a.png\)"):
         load_annotations(Source(folder), "pretrain")
@@ -306,14 +277,3 @@ def test_images_without_captions_are_said_and_a_folder_without_any_is_refused(fo
     (folder / "b c.txt").write_bytes(b"good\n\xff\n")
     with pytest.raises(UserError, match="b c.txt: line 2: byte 0xff is not UTF-8"):
         load_annotations(Source(folder), "pretrain")
-
-
-def test_missing_images_end_an_evaluation_and_are_counted_in_training(folder, tokenizer):
-    path = folder / "t.csv"
-    path.write_text("image,caption\na.png,x\nsub/d.png,y\ngone.png,z\n")
-    judged = CaptionEvalDataset(Source(path), square(16), "test")
-    with pytest.raises(UserError, match=r"gone.png: .*evaluation needs every image \(check data.image_root\)"):
-        judged[2]
-    loader = Loader(BatchIndices(CaptionTrainDataset(Source(path), Augment(16)), 3), CaptionCollate(tokenizer, 9, 5))
-    batch = next(iter(loader))
-    assert len(batch["paths"]) == 3 and all("gone.png: no such file" in line for line in batch["bad"])

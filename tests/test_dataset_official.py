@@ -115,52 +115,6 @@ def test_captioning_judges_the_same_images(project, split, ids):
     assert direct.references == prepared.references and direct.images == prepared.images
 
 
-def test_retrieval_reads_both_official_files_at_once_with_a_folder_for_each(project):
-    roots = "data.image_root={coco: data/coco/images, flickr30k: data/flickr30k}"
-    names = ("coco", "flickr30k")
-    direct = [files("train", *(project / f"dataset_{name}.json" for name in names)), roots]
-    prepared = [files("train", *(f"data/{name}/annotations/{name}_train.json" for name in names)), roots]
-    sets = [official.open_set("retrieval_train", SMALL, *own) for own in (direct, prepared)]
-    assert len(sets[0]) == 25
-    assert equal(*(batch(data, PretrainCollate(TOKENIZER, 30)) for data in sets))
-
-
-@pytest.mark.parametrize("kind", ["retrieval_train", "retrieval_eval", "caption_train", "caption_eval"])
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"sentences": "a dog"}, "entry 0: 'sentences' is str"),
-        ({"sentences": [{"tokens": ["a"]}]}, "entry 0: 'sentences' must be a list of"),
-        ({"filename": 3}, "entry 0: 'filename' is int, it must be a string"),
-        ({"filepath": ["a"]}, "entry 0: 'filepath' is list, it must be a string"),
-    ],
-)
-def test_a_wrong_entry_of_karpathys_is_named(tmp_path, kind, change, message):
-    split = "train" if kind.endswith("train") else "val"
-    entry = {**official.karpathy_image(0, split, official.five("dog"), 391895), **change}
-    path = official.write_json(tmp_path / "dataset_coco.json", {"images": [entry], "dataset": "coco"})
-    with pytest.raises(UserError) as error:
-        official.open_set(kind, files(split, path), f"data.image_root={tmp_path}", split=split)
-    assert f"{path}: {message}" in str(error.value) and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("kind", ["retrieval_train", "retrieval_eval"])
-def test_a_file_without_the_asked_split_is_refused(tmp_path, kind):
-    image = official.karpathy_image(0, "test", official.five("dog"), 391895)
-    path = official.write_json(tmp_path / "dataset_coco.json", {"images": [image], "dataset": "coco"})
-    split = "train" if kind.endswith("train") else "val"
-    words = {"train": "train or restval", "val": "val"}[split]
-    with pytest.raises(UserError, match=f"dataset_coco.json.*no entry has the split {words}"):
-        official.open_set(kind, files(split, path), "data.image_root=none", split=split)
-
-
-@pytest.mark.parametrize("kind", ["retrieval_train", "caption_train", "pretrain"])
-def test_cocos_own_caption_file_is_sent_to_the_preparation(tmp_path, kind):
-    path = official.coco_captions(tmp_path, "train2014", [57870])
-    with pytest.raises(UserError, match="captions_train2014.json: images and captions lie apart.*tools.prepare"):
-        official.open_set(kind, files("train", path), "data.image_root=none")
-
-
 # ------------------------------------------------------------------------------------------------ VQA's pairs
 
 
@@ -248,9 +202,3 @@ def test_what_is_wrong_in_a_pair_is_one_line_that_names_file_and_entry(project, 
     with pytest.raises(UserError) as error:
         official.open_set("vqa_train", "data.image_root=data/coco/images", own, "data.val=[]")
     assert str(project) in str(error.value) and message in str(error.value) and "\n" not in str(error.value)
-
-
-def test_an_annotation_file_in_place_of_the_questions_is_refused(project):
-    own = files("train", project / ANNOTATIONS.format("train2014"))
-    with pytest.raises(UserError, match="train2014_annotations.json: holds annotations without their questions"):
-        official.open_set("vqa_train", "data.image_root=data/coco/images", own, "data.val=[]")

@@ -1,20 +1,19 @@
 import json
 import random
-from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from dataset import cache, common, create_dataset
+from dataset import cache, common
 from dataset.annotations import Source
 from dataset.common import caption_id, may_flip
 from dataset.loader import BatchIndices, Loader
 from dataset.pretrain import PretrainCollate, PretrainDataset
 from dataset.text import Tokenizer
 from dataset.transforms import Augment, PretrainViews, open_image
-from utils import UserError, as_config
+from utils import UserError
 
 VOCAB = "configs/bert/vocab.txt"
 
@@ -52,14 +51,6 @@ def test_a_sample_has_two_views_a_clean_caption_and_ids(tmp_path):
     assert sample["bad"] == []
 
 
-def test_a_sample_is_a_function_of_seed_epoch_and_index(tmp_path):
-    path = write_pairs(tmp_path, pairs(2))
-    data = pairs_set(path, image_size=16, seed=1)
-    assert torch.equal(data[(2, 1)]["image1"], pairs_set(path, image_size=16, seed=1)[(2, 1)]["image1"])
-    for other in (data[(3, 1)], pairs_set(path, image_size=16, seed=2)[(2, 1)]):
-        assert not torch.equal(data[(2, 1)]["image1"], other["image1"])
-
-
 def test_caching_changes_no_sample(tmp_path):
     path = write_pairs(tmp_path, pairs(5), broken=("2.png",))
     plain = pairs_set(path, image_size=16)
@@ -79,13 +70,6 @@ def test_a_cache_larger_than_its_share_of_memory_is_refused(tmp_path, monkeypatc
     monkeypatch.setattr(cache, "SHARE_OF_MEMORY", 1e-9)
     with pytest.raises(UserError, match="data.cache_images.*set it to false"):
         pairs_set(write_pairs(tmp_path, pairs(3)), image_size=16, cache_images=True)
-
-
-def test_every_caption_of_a_list_is_drawn_equally_often(tmp_path):
-    path = write_pairs(tmp_path, [{"image": "a.png", "caption": ["one", "two", "three"]}])
-    data = pairs_set(path, image_size=8)
-    counts = Counter(data[(epoch, 0)]["caption"] for epoch in range(600))
-    assert counts.keys() == {"one", "two", "three"} and all(150 < count < 250 for count in counts.values())
 
 
 def test_images_of_captions_with_left_or_right_are_not_mirrored(tmp_path):
@@ -150,49 +134,12 @@ def test_the_run_stops_past_the_allowed_share_of_bad_samples(tmp_path, caplog):
     assert "unusable sample 1 of" in caplog.text
 
 
-def test_a_few_bad_samples_do_not_stop_the_run(tmp_path):
-    data = pairs_set(write_pairs(tmp_path, pairs(40), broken=("7.png",)), image_size=8)
-    loader = Loader(BatchIndices(data, 4), PretrainCollate(Tokenizer(VOCAB), 25), max_bad_share=0)
-    assert sum(len(batch["paths"]) for batch in loader) == 40
-    assert 1 <= loader.bad < 10 and loader.visited == 40 + loader.bad
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_set_without_any_usable_sample_stops_at_once(tmp_path, workers):
     data = pairs_set(write_pairs(tmp_path, pairs(4), [f"{i}.png" for i in range(4)]), image_size=8)
     loader = Loader(BatchIndices(data, 2), PretrainCollate(Tokenizer(VOCAB), 25), num_workers=workers)
     with pytest.raises(UserError, match="42 of 42 visited samples are unusable"):
         next(iter(loader))
-
-
-def test_the_configuration_makes_the_data_set(tmp_path):
-    cfg = as_config(
-        {
-            "seed": 5,
-            "data": {
-                "train": [str(write_pairs(tmp_path, pairs(2)))],
-                "image_root": None,
-                "image_prefix_map": {},
-                "max_words": 2,
-                "cache_images": True,
-            },
-            "augment": {
-                "crop_scale": [0.5, 1.0],
-                "flip": False,
-                "randaugment_ops": 1,
-                "randaugment_magnitude": 3,
-                "resize": "torch",
-            },
-            "model": {"image_encoder": {"image_size": 16}},
-            "mim": {"target": "none"},
-        }
-    )
-    data = create_dataset("pretrain", cfg)
-    assert data[0].keys() == {"image1", "caption", "image_id", "path", "bad"}
-    assert data[0]["caption"] == "image number" and data[0]["image1"].shape == (3, 16, 16)
-    assert data.cache is not None and data.seed == 5
-    augment = data.views.augment
-    assert (augment.crop_scale, augment.flip, augment.ops, augment.magnitude) == ((0.5, 1.0), False, 1, 3)
 
 
 def test_near_seeds_give_unrelated_draws():
@@ -207,18 +154,6 @@ def test_caption_lengths_are_those_of_the_captions_that_will_be_drawn(tmp_path):
     data = pairs_set(write_pairs(tmp_path, entries), image_size=8)
     for visit in ((epoch, index) for epoch in range(10) for index in range(3)):
         assert data.caption_length(*visit) == len(data[visit]["caption"])
-
-
-CUT = [(30, 25, False, 0), (30, 4, False, 0.5), (30, 5, False, 0.25), (30, 5, True, 0.5), (4, 25, False, 0.25)]
-
-
-@pytest.mark.parametrize(("max_words", "max_tokens", "sep", "share"), CUT)
-def test_captions_cut_at_either_limit_are_counted(tmp_path, max_words, max_tokens, sep, share):
-    captions = ["a dog", "a very small dog!", ["a dog on a mat", "dogs"]]
-    entries = [{"image": f"{i}.png", "caption": caption} for i, caption in enumerate(captions)]
-    data = pairs_set(write_pairs(tmp_path, entries), image_size=8, max_words=max_words)
-    found = PretrainCollate(Tokenizer(VOCAB, sep=sep), max_tokens).cut(data)
-    assert found == {f"captions (data.max_words {max_words}, text.max_tokens {max_tokens})": share}
 
 
 @pytest.mark.parametrize("workers", [0, 1])

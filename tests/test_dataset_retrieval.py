@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from dataset import create_dataset
 from dataset.annotations import Source
@@ -13,9 +12,9 @@ from dataset.loader import BatchIndices, Loader
 from dataset.pretrain import PretrainCollate
 from dataset.retrieval import RetrievalEvalDataset, RetrievalTrainDataset
 from dataset.text import Tokenizer
-from dataset.transforms import Augment, open_image
+from dataset.transforms import Augment
 from dataset.transforms import test_transform as square  # not collected as a test
-from utils import UserError, as_config, user_message
+from utils import UserError, as_config
 
 
 @pytest.fixture
@@ -94,16 +93,6 @@ def test_one_image_alone_is_refused(folder):
         train_set(write(folder, entries), image_size=16)
 
 
-def test_training_batches_are_collated_like_pre_training_ones(folder):
-    entries = [{"image": f"{name}.png", "caption": name, "image_id": name} for name in "abc"]
-    (folder / "b.png").write_bytes(b"oops")
-    data = train_set(write(folder, entries), image_size=16)
-    loader = Loader(BatchIndices(data, 3), PretrainCollate(Tokenizer("configs/bert/vocab.txt"), 30))
-    (batch,) = loader
-    assert batch["image"].shape == (3, 3, 16, 16) and batch["input_ids"].shape == (3, 2)
-    assert len(batch["bad"]) >= 1 and "b.png" in batch["bad"][0]
-
-
 def test_lengths_for_bucketing_are_those_of_the_captions_that_will_be_read(folder):
     entries = [{"image": f"{name}.png", "caption": ["x " * 9 + name, name], "image_id": name} for name in "abc"]
     data = train_set(write(folder, entries), image_size=8)
@@ -132,22 +121,6 @@ def test_evaluation_merges_entries_of_one_image_and_keeps_all_captions(folder):
     assert len(data) == 2
 
 
-def test_evaluation_images_are_resized_to_a_square(folder):
-    data = eval_set(write(folder, EVAL), image_size=16)
-    image, index = data[1]
-    assert index == 1
-    assert torch.equal(image, square(16)(open_image(folder / "b.png")))
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_image_stops_evaluation_with_one_line(folder, workers):
-    data = eval_set(write(folder, [{"image": "gone.png", "caption": "x"}]), image_size=16)
-    loader = DataLoader(data, num_workers=workers)
-    with pytest.raises(UserError, match="gone.png: no such file; evaluation needs every image") as caught:
-        next(iter(loader))
-    assert user_message(caught.value).startswith(str(folder / "gone.png")) and "\n" not in user_message(caught.value)
-
-
 def test_empty_captions_stay_queries_with_a_warning(folder, caplog):
     with caplog.at_level(logging.WARNING):
         data = eval_set(write(folder, [{"image": "a.png", "caption": ["!", "b"]}]), image_size=16)
@@ -163,20 +136,3 @@ def test_the_configuration_makes_the_split(folder):
     data = create_dataset("retrieval_eval", cfg, "val")
     assert data.images == [str(folder / "c.png")] and data.captions == ["two"]
     assert len(create_dataset("retrieval_eval", cfg, "test").images) == 2
-
-
-@pytest.mark.parametrize(("per", "cache_images", "size"), [("caption", False, 4), ("image", True, 2)])
-def test_the_configuration_makes_the_training_set(folder, per, cache_images, size):
-    entries = [{"image": f"{name}.png", "caption": ["two words"] * 2, "image_id": name} for name in "ab"]
-    data = {"train": [str(write(folder, entries))], "image_root": str(folder), "image_prefix_map": {}, "max_words": 1}
-    augment = {
-        "crop_scale": [0.5, 1.0],
-        "flip": False,
-        "randaugment_ops": 0,
-        "randaugment_magnitude": 0,
-        "resize": "torch",
-    }
-    cfg = {"seed": 5, "image_size": 8, "augment": augment, "data": {**data, "per": per, "cache_images": cache_images}}
-    made = create_dataset("retrieval_train", as_config(cfg))
-    assert made.seed == 5 and made[0]["caption"] == "two" and made[0]["image"].shape == (3, 8, 8)
-    assert (made.cache is not None) == cache_images and len(made) == size

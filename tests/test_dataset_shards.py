@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset import cache, shards
+from dataset import shards
 from dataset.annotations import Source, load_annotations, load_pairs
 from dataset.loader import BatchIndices, Loader
 from dataset.pretrain import PretrainCollate, PretrainDataset
@@ -129,17 +129,6 @@ def test_training_from_shards_is_training_from_the_files_packed_in_them(tmp_path
         assert same(visits(packed, rank=rank, world=2), visits(plain, rank=rank, world=2))
 
 
-def test_the_index_of_shards_is_of_all_of_them(folder, monkeypatch):
-    monkeypatch.setattr(cache, "CACHED_FROM", 0)
-    made = captions(dataset(folder))
-    monkeypatch.setattr(cache, "read_pairs", None)
-    assert captions(dataset(folder)) == made
-    monkeypatch.undo()
-    monkeypatch.setattr(cache, "CACHED_FROM", 0)
-    write_tar(folder / "00002.tar", samples(70, 11))
-    assert captions(dataset(folder))[20:31] == [f"caption {i}" for i in range(70, 81)]
-
-
 def cut(path, share):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
@@ -237,21 +226,3 @@ def test_an_entry_in_a_shard_is_checked_as_in_a_file(tmp_path):
     assert load_pairs(Source(path))[0]["image_id"] == 7
     with pytest.raises(UserError, match="no 'question'"):
         load_annotations(Source(path), "vqa_train")
-
-
-def test_packing_keeps_files_as_they_are_and_leaves_out_what_is_no_image(tmp_path, capsys):
-    path = make_json(tmp_path)
-    (tmp_path / "7.jpg").write_bytes(b"oops")
-    arguments = ["--data", str(path), "--output", str(tmp_path / "shards"), "--max_bad_share"]
-    make_shards.main([*arguments, "0.05"])
-    assert "22 images" in capsys.readouterr().out
-    with tarfile.open(tmp_path / "shards" / "00000.tar") as tar:
-        assert tar.extractfile("000000003.jpg").read() == jpeg(3)
-        assert json.load(tar.extractfile("000000004.json")) == {"captions": ["caption 4", "another 4"]}
-    with pytest.raises(UserError, match="must be a new or an empty folder"):
-        make_shards.main([*arguments, "0.05"])
-    arguments[3] = str(tmp_path / "other")
-    with pytest.raises(UserError, match="1 of 23 images cannot be read.*7.jpg"):
-        make_shards.main([*arguments, "0"])
-    make_shards.main(["--data", str(tmp_path / "shards"), "--output", str(tmp_path / "again"), "--per_shard", "100"])
-    assert captions(dataset(tmp_path / "again")) == captions(dataset(tmp_path / "shards"))

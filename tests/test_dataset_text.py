@@ -1,7 +1,6 @@
 import pytest
 
-from dataset import text
-from dataset.text import Tokenizer, checkpoint_tokenizer, clean_caption, clean_question, share_cut
+from dataset.text import Tokenizer, checkpoint_tokenizer, clean_caption, clean_question
 from utils import UserError
 
 VOCAB = "configs/bert/vocab.txt"
@@ -26,10 +25,6 @@ def tokenizer():
 )
 def test_captions_are_cleaned_by_albefs_rules(raw, cleaned):
     assert clean_caption(raw, 30) == cleaned
-
-
-def test_captions_are_cut_after_max_words():
-    assert clean_caption("one, two; three four", 3) == "one two three"
 
 
 def test_questions_keep_the_person_placeholder_as_albef_does():
@@ -68,16 +63,6 @@ def test_max_tokens_includes_the_special_tokens(tokenizer):
     assert tokenizer.decode(ids[0]) == "one two three"
 
 
-def test_empty_text_is_cls_alone(tokenizer):
-    ids, mask = tokenizer.encode(["", ""], 25)
-    assert ids.tolist() == [[tokenizer.cls_id]] * 2 and mask.tolist() == [[1], [1]]
-
-
-def test_decode_joins_word_pieces(tokenizer):
-    ids, _ = tokenizer.encode(["an unbelievably small keycap"], 25)
-    assert tokenizer.decode(ids[0]) == "an unbelievably small keycap"
-
-
 def test_ids_are_those_of_bert_base_uncased(tokenizer):
     assert (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id) == (0, 101, 102, 103)
     assert tokenizer.vocab_size == 30522
@@ -106,21 +91,6 @@ def test_a_checkpoint_with_another_vocabulary_is_refused():
     assert checkpoint_tokenizer(VOCAB, description).vocab_size == 30522
     with pytest.raises(UserError, match="configs/demo/vocab.txt has 273 word pieces, the checkpoint 30522"):
         checkpoint_tokenizer("configs/demo/vocab.txt", description)
-
-
-def test_the_share_of_cut_texts_counts_word_pieces_and_words(tokenizer):
-    texts = ["a dog", "a very small dog", "unbelievably", "A, dog!"]  # "unbelievably" is five pieces
-    assert [len(ids) for ids in tokenizer.word_pieces(texts)] == [2, 4, 5, 4]
-    assert [share_cut(tokenizer, texts, room) for room in (1, 2, 3, 4, 5)] == [1, 0.75, 0.75, 0.25, 0]
-    assert share_cut(tokenizer, texts, 2, lambda text: clean_caption(text, None)) == 0.5  # "a dog" twice
-    assert share_cut(tokenizer, texts, 5, max_words=3) == 0.25
-    assert share_cut(tokenizer, [], 4) == 0
-
-
-def test_the_share_of_cut_texts_is_judged_by_texts_from_everywhere(tokenizer, monkeypatch):
-    monkeypatch.setattr(text, "CUT_PROBES", 40)
-    texts = ["a dog"] * 600 + ["a very small dog"] * 400
-    assert share_cut(tokenizer, texts, 3) == pytest.approx(0.4, abs=0.03)
 
 
 @pytest.mark.parametrize("half", ["a dog \ud83d", "\udc80"])

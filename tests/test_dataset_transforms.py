@@ -167,9 +167,11 @@ def test_normalising_on_the_device_gives_what_normalising_an_image_gives_to_the_
     images = [noise(40, 24), noise(24, 40).resize((40, 24)), noise(40, 24).point(lambda value: 255 - value)]
     for group in ([levels], images):
         pixels = transforms.stack_pixels([transforms.to_pixels(image) for image in group])
-        made = transforms.normalised({"image1": pixels, "codebook_image": pixels, "input_ids": torch.ones(2)})
+        made = transforms.normalized({"image1": pixels, "codebook_image": pixels, "input_ids": torch.ones(2)})
         assert torch.equal(made["image1"], torch.stack([transforms.to_tensor(image) for image in group]))
-        assert torch.equal(made["codebook_image"], torch.stack([transforms.to_unit_tensor(image) for image in group]))
+        assert torch.equal(
+            made["codebook_image"], torch.stack([transforms.to_unit(transforms.to_pixels(image)) for image in group])
+        )
         assert made["image1"].is_contiguous() and torch.equal(made["input_ids"], torch.ones(2))
 
 
@@ -202,7 +204,7 @@ def test_a_crop_of_the_whole_image_without_operations_is_the_plain_resize_or_its
     image = noise(40, 40)
     augment = Augment(32, crop_scale=(1.0, 1.0), ops=0)
     plain = transforms.test_transform(32)(image)
-    views = [transforms.normalise(augment(image, random.Random(seed))) for seed in range(20)]
+    views = [transforms.normalize(augment(image, random.Random(seed))) for seed in range(20)]
     same = [torch.equal(view, plain) for view in views]
     mirrored = [torch.equal(view, plain.flip(2)) for view in views]
     assert any(same) and any(mirrored) and all(a or b for a, b in zip(same, mirrored, strict=True))
@@ -285,7 +287,7 @@ def test_the_codebook_image_shares_crop_flip_and_geometry_with_the_second_view()
         rng = random.Random(seed)
         augment = Augment(64, crop_scale=(0.7, 1.0), codebook_size=32)
         view, codebook = augment.with_codebook(spot, rng)
-        codebook = transforms.normalised({"codebook_image": codebook})["codebook_image"]
+        codebook = transforms.normalized({"codebook_image": codebook})["codebook_image"]
         assert codebook.shape == (3, 32, 32)
         assert 0 <= codebook.min() and codebook.max() <= 1
         if codebook.max() > 0.9 and not ((codebook[0] > 0.45) & (codebook[0] < 0.55)).any():  # no grey filling

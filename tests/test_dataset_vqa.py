@@ -9,7 +9,6 @@ from PIL import Image
 
 from dataset import create_dataset
 from dataset.annotations import Source
-from dataset.loader import BatchIndices, Loader
 from dataset.questions import read_answer_list
 from dataset.text import Tokenizer
 from dataset.transforms import Augment
@@ -113,17 +112,6 @@ def test_parts_are_cut_by_themselves():
     assert torch.equal(long[:, :31], alone)  # labels never cost a question its end
 
 
-def test_ocr_is_cut_to_its_number_of_words():
-    entry = {"question": "what", "ocr": [[[], f"w{i}"] for i in range(50)]}
-    assert question_parts(entry, True, True, 30)[1].split() == [f"w{i}" for i in range(30)]
-
-
-def test_parts_can_be_switched_off():
-    entry = {"question": "what", "ocr": [[[], "stop"]], "object_label": "dog"}
-    assert question_parts(entry, False, True, 30) == ("what", "", "dog")
-    assert question_parts(entry, True, False, 30) == ("what", "stop", "")
-
-
 def test_checkpoint_with_a_final_separator_gets_one():
     ids, _ = encode_questions(Tokenizer("configs/bert/vocab.txt", sep=True), [("what", "", "dog")], LIMITS)
     assert words(ids[0]) == "[CLS] what [SEP] dog [SEP]"
@@ -161,21 +149,11 @@ def test_answers_weigh_what_their_share_of_annotators_is(folder):
     assert found[4] == {"red": 0.5, "blue": 0.25}
 
 
-def test_images_lie_under_the_root_of_their_data_set(folder):
-    data = train_set(folder, [entry(), entry(2, "d.png", dataset="vg", answer="x")])
-    assert [data[i]["path"] for i in (0, 1)] == [str(folder / "coco/a.png"), str(folder / "vg/d.png")]
-
-
 def test_a_root_is_looked_for_only_when_an_entry_needs_it(folder):
     missing = {"vqa": str(folder / "coco"), "vg": "/nowhere"}
     assert len(train_set(folder, [entry()], missing)) == 1
     with pytest.raises(UserError, match="data.image_root.vg"):
         train_set(folder, [entry(), entry(2, dataset="vg")], missing)
-
-
-def test_prefixes_of_images_are_rewritten(folder):
-    data = train_set(folder, [entry(image="val2014/a.png")], image_prefix_map={"val2014/": ""})
-    assert data[0]["path"] == str(folder / "coco/a.png")
 
 
 def test_validation_questions_are_left_out_of_training(folder):
@@ -211,17 +189,6 @@ def test_flips_never_spoil_left_right_or_printed_words(folder):
     assert seen == [False, False, False, True]
 
 
-def test_a_sample_is_a_function_of_seed_epoch_and_index(folder):
-    data = train_set(folder, [entry(), entry(2, "b.png")])
-    assert torch.equal(data[(3, 1)]["image"], data[(3, 1)]["image"])
-    assert not torch.equal(data[(3, 1)]["image"], data[(4, 1)]["image"])
-
-
-def test_cached_images_are_the_same(folder):
-    plain, cached = (train_set(folder, [entry()], cache_images=cache) for cache in (False, True))
-    assert torch.equal(plain[0]["image"], cached[0]["image"])
-
-
 def test_a_batch_has_every_answer_beside_its_question(folder):
     entries = [entry(), entry(2, "b.png", question="What is it, then?", answer=["t-shirt"] * 10)]
     collate = VQACollate(TOKENIZER, LIMITS, 20)
@@ -243,24 +210,6 @@ def test_an_answer_that_is_too_long_does_not_end():
         and words(target[0]) == "one two three"
         and mask.tolist() == [[1, 1, 1], [1, 1, 0]]
     )
-
-
-def test_cut_parts_and_answers_are_counted(folder):
-    texts = {"ocr": [[[], "stop here"]], "object_label": "dog&&cat&&bus"}
-    data = train_set(folder, [entry(), entry(2, "b.png", question="what?", answer="one two", **texts)])
-    found = VQACollate(TOKENIZER, (2, 2, 2), 2).cut(data)  # answers: yes, no, maybe, "one two"
-    assert list(found.values()) == [0.5, 0, 0.5, 0.25]
-    assert " ".join(found) == (
-        "questions (text.max_question_tokens 2) OCR (text.max_ocr_tokens 2) labels (text.max_label_tokens 2) "
-        "answers (text.max_answer_tokens 2)"
-    )
-
-
-def test_a_broken_training_image_is_replaced_and_counted(folder):
-    (folder / "coco/b.png").write_bytes(b"oops")
-    data = train_set(folder, [entry(), entry(2, "b.png")])
-    (batch,) = Loader(BatchIndices(data, 2), VQACollate(TOKENIZER, LIMITS, 20))
-    assert len(batch["paths"]) == 2 and "b.png" in batch["bad"][0]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -293,11 +242,6 @@ def test_references_come_from_official_files_then_entries_then_scores(folder):
     assert data.source == "official files (1 questions), entries (1 questions), score files (1 questions)"
 
 
-def test_types_of_the_entries_are_used(folder):
-    data = eval_set(folder, [entry(question_type="text", answer_type="other")])
-    assert data.question_types == ["text"] and data.answer_types == ["other"]
-
-
 def test_a_split_without_answers_has_no_references(folder):
     assert eval_set(folder, [entry(answer=None)]).references is None
 
@@ -322,68 +266,9 @@ def test_eval_batches_hold_every_question_once_and_every_image_once(folder):
 # Bad input
 
 
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"image": None}, "entry 1 has no 'image'"),
-        ({"image": ""}, "entry 1: 'image' is empty"),
-        ({"question": None}, "entry 1 has no 'question'"),
-        ({"question": " ?! "}, "entry 1: the question ' \\?! ' has no word"),
-        ({"answer": None}, "entry 1 has no 'answer'"),
-        ({"answer": []}, "entry 1: 'answer' must be a list of strings with at least one"),
-        ({"answer": 3}, "entry 1: 'answer' is int"),
-        ({"answer": ["yes", 3]}, "entry 1: 'answer' must be a list of strings"),
-        ({"answer": [" ", ""]}, "entry 1: 'answer' is blank"),
-        ({"object_label": ["dog"]}, "entry 1: 'object_label' must be"),
-        ({"ocr": "stop"}, "entry 1: 'ocr' must be a list"),
-        ({"ocr": ["stop"]}, "entry 1: 'ocr' must hold \\[position, token\\] pairs, not 'stop'"),
-        ({"dataset": "gqa"}, "entry 1 has the dataset 'gqa', but data.image_root names only vqa, vg"),
-    ],
-)
-def test_a_bad_training_entry_is_named(folder, changes, message):
-    with pytest.raises(UserError, match=f"vqa.json: {message}"):
-        train_set(folder, [entry(), entry(**{"number": 2, **changes})])
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"number": None}, "entry 1 has no 'question_id'"),
-        ({"answer": ["yes"] * 9}, "entry 1: question 2 has 9 answers"),
-        ({"answer": [1] * 10}, "entry 1: 'answer' must be a string or a list of strings"),
-        ({"ocr": [["stop"]]}, "entry 1: 'ocr' must hold"),
-    ],
-)
-def test_a_bad_evaluation_entry_is_named(folder, changes, message):
-    with pytest.raises(UserError, match=f"vqa.json: {message}"):
-        eval_set(folder, [entry(), entry(**{"number": 2, **changes})])
-
-
-def test_a_repeated_question_is_named(folder):
-    with pytest.raises(UserError, match="question_id 5 occurs more than once"):
-        eval_set(folder, [entry(5), entry(5, "b.png")])
-
-
 def test_answers_for_some_questions_only_are_refused(folder):
     with pytest.raises(UserError, match="question 2 has no answers, others have"):
         eval_set(folder, [entry(1), entry(2, answer=None)])
-
-
-def test_an_unreadable_evaluation_image_is_named(folder):
-    batches = EvalBatches(eval_set(folder, [entry(image="gone.png")]), TOKENIZER, LIMITS, 2)
-    with pytest.raises(UserError, match="gone.png: no such file; evaluation needs every image"):
-        batches[0]
-
-
-def test_wrong_official_and_score_files_are_named(folder):
-    wrong = write(folder, [{"question_id": 1}], "wrong.json")
-    with pytest.raises(UserError, match="wrong.json: entry 0 is not as expected"):
-        eval_set(folder, [entry()], score_files=[wrong])
-    wrong.write_text('{"questions": []}')
-    with pytest.raises(UserError, match="wrong.json: holds no list under 'annotations'"):
-        eval_set(folder, [entry()], official=[wrong])
-    with pytest.raises(UserError, match="gone.json"):
-        eval_set(folder, [entry()], official=["gone.json"])
 
 
 @pytest.mark.parametrize(
