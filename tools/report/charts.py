@@ -1,4 +1,4 @@
-"""The charts of a report: curves of a training, of an ablation's rows together, and the effect of each ablation."""
+"""The charts of a report: the curves of a run, and the effect of each ablation."""
 
 from __future__ import annotations
 
@@ -15,51 +15,22 @@ from utils import UserError
 
 Points = Sequence[tuple[float, float]]
 WIDTH, COLUMNS = 3.9, 3  # inches of a chart, and how many stand side by side
-# Panels of a run's curves: heading -> the keys of log.jsonl that it shows, with their names.
-TRAINING = {
-    "all losses together": {"loss": "loss"},
-    "masked image modeling": {"loss/cls": "L_cls", "loss/patch": "L_patch"},
-    "image-text contrast and matching": {"loss/itc": "ITC", "loss/itm": "ITM"},
-    "language modeling": {"loss/mlm": "MLM", "loss/plm": "PLM"},
-    "matching accuracy": {"itm/accuracy": "accuracy"},
-    "masked on the most relevant quarter": {
-        "mim/masked_on_relevant_quarter": "text-guided",
-        "mim/masked_on_relevant_quarter_if_random": "random",
-    },
-    "entropy of the teacher's batch mean": {
-        "teacher/cls_batch_entropy": "[CLS]",
-        "teacher/patch_batch_entropy": "patches",
-    },
-    "patterns in use": {"teacher/patterns_in_use": "patterns"},
-    "reward": {"reward": "reward"},
-    "pairs per second": {"pairs_per_second": "pairs/s"},
-}
-VALIDATION = {
-    "validation: mean recall": {"itm_r_mean": "re-ranked", "itc_r_mean": "contrast"},
-    "validation: accuracy": {"accuracy": "accuracy", "constant": "constant answers"},
-    "validation: CIDEr": {"cider": "CIDEr"},
-}
 
 
 def run_curves(folder: Path) -> Figure | None:
-    """A run's training and validation over optimizer steps; None if it logged nothing of them."""
-    entries, panels = read_log(folder), {}
-    for split, wanted in (("train", TRAINING), ("val", VALIDATION)):
-        # step 0 is the evaluation at the end
-        lines = [entry for entry in entries if entry.get("split") == split and (split == "train" or entry["step"])]
-        for heading, keys in wanted.items():
-            panels[heading] = {name: curve(lines, key) for key, name in keys.items()}
+    """Every value of a run's log over optimizer steps, of training and validation; None if it logged nothing."""
+    panels: dict[str, dict[str, list]] = {}
+    for entry in read_log(folder):
+        if entry["step"]:  # step 0 is the evaluation at the end
+            for key, value in entry.items():
+                if isinstance(value, int | float) and key not in ("step", "seconds"):
+                    points = panels.setdefault(key, {}).setdefault(entry["split"], [])
+                    points.append((entry["step"], value))
     return draw_curves(panels)
 
 
-def curve(entries: Sequence[dict], key: str) -> Points:
-    return [(entry["step"], entry[key]) for entry in entries if isinstance(entry.get(key), int | float)]
-
-
 def draw_curves(panels: Mapping[str, Mapping[str, Points]]) -> Figure | None:
-    """{heading: {series: [(step, value), ...]}} -> a chart per heading that has points; None without any."""
-    panels = {heading: {name: points for name, points in of.items() if points} for heading, of in panels.items()}
-    panels = {heading: series for heading, series in panels.items() if series}
+    """{heading: {series: [(step, value), ...]}} -> a chart per heading; None without any."""
     if not panels:
         return None
     rows = -(-len(panels) // COLUMNS)

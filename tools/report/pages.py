@@ -13,9 +13,12 @@ from tools import pages
 from tools.report import summary
 from tools.report.ablation import Ablations
 from tools.report.charts import draw_overview, run_curves
-from tools.report.runs import Run, read_log
-from tools.report.tables import ORDERS, Table
-from utils import ROOT, UserError, clock, own_folder
+from tools.report.runs import Run
+from tools.report.tables import Table
+from utils import ROOT, UserError, own_folder
+
+HEADLINES = {"itm_r_mean": "mean recall, re-ranked,", "itc_r_mean": "mean recall by contrast", "accuracy": "accuracy"}
+HEADLINES |= {"cider": "CIDEr"}
 
 
 def write_run(run: Run, path: Path, beside: Mapping[Path, str] | None = None) -> Path:
@@ -28,9 +31,8 @@ def write_run(run: Run, path: Path, beside: Mapping[Path, str] | None = None) ->
     values = {
         "links": {pages.relative(other, path): name for other, name in (beside or {}).items()},
         "facts": {"stage": run.stage, "kind": run.kind, "data": run.data, "seed": run.seed, "result": headline(run)},
-        "training": training(run),
         "files": {name: pages.relative(file, path) for name, file in summary.files(run.folder).items()},
-        "numbers": "\n".join(summary.evaluation_lines(run)),
+        "numbers": "\n".join([*summary.training_lines(run.folder), *summary.evaluation_lines(run)]),
         "curves": run_curves(run.folder),
         "image": images[-1] if images else None,
         "schema": schema,
@@ -50,9 +52,8 @@ def write_index(folder: Path, runs: Sequence[Run], tables: Sequence[Table], outp
         stem = "_".join(parts) if parts != ("index",) else "index_"
         names[output / f"{stem}.html"] = " ".join(parts), run
     for path, (_, run) in names.items():
-        write_run(
-            run, path, {index: "all runs", **{other: name for other, (name, _) in names.items() if other != path}}
-        )
+        others = {other: name for other, (name, _) in names.items() if other != path}
+        write_run(run, path, {index: "all runs", **others})
     curves = {name: chart for name, run in names.values() if not run.rows and (chart := run_curves(run.folder))}
     try:
         overview = draw_overview(Ablations(runs))
@@ -66,31 +67,11 @@ def write_index(folder: Path, runs: Sequence[Run], tables: Sequence[Table], outp
 
 def headline(run: Run) -> str:
     """The number that a run is known by."""
-    split, name = run.split, next((name for name in ("test", "val") if isinstance(run.metrics.get(name), dict)), "")
-    if run.stage == "retrieval" and "itm_r_mean" in split:
-        best = max(("itm", "itc"), key=lambda order: split[f"{order}_r_mean"])
-        chance = f" (chance {split['chance_r_mean']:.1f})" if "chance_r_mean" in split else ""
-        return f"{name}: mean recall {split[f'{best}_r_mean']:.1f}{chance}, {ORDERS[best]}"
-    if "itc_r_mean" in split:  # a pre-training's validation
-        return f"{name}: mean recall {split['itc_r_mean']:.1f}, {ORDERS['itc']}"
-    if "accuracy" in split:
-        return f"{name}: accuracy {split['accuracy']:.1f} (constant answers {split['constant']:.1f})"
-    if isinstance(split.get("cider"), float):
-        return f"{name}: CIDEr {split['cider']:.1f}, B@4 {split['bleu4']:.1f}"
-    if isinstance(run.metrics.get("loss"), float):
-        return f"loss {run.metrics['loss']:.3f} at the end"
-    return "see below" if run.metrics else "no numbers yet"
-
-
-def training(run: Run) -> str:
-    """Steps, time and speed of a run's training."""
-    steps = [entry for entry in read_log(run.folder) if entry.get("split") == "train"]
-    if not steps:
-        return ""
-    last = steps[-1]
-    speed = f", {last['pairs_per_second']:.0f} pairs/s at the end" if last.get("pairs_per_second") else ""
-    hours = clock(last["seconds"]) if isinstance(last.get("seconds"), int | float) else "unknown time"
-    return f"{last['step']:,} steps, {hours} (h:mm:ss){speed}"
+    for name in (name for name in ("test", "val") if isinstance(run.metrics.get(name), dict)):
+        for key, meaning in HEADLINES.items():
+            if isinstance(value := run.metrics[name].get(key), float):
+                return f"{name}: {meaning} {value:.1f}"
+    return f"loss {run.metrics['loss']:.3f} at the end" if "loss" in run.metrics else "no numbers yet"
 
 
 def shown(value: object) -> str:
