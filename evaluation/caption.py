@@ -1,6 +1,7 @@
 """Captioning: BLEU, METEOR, ROUGE-L, CIDEr and SPICE by pycocoevalcap, and `Captioner`, which captions splits."""
 
 import contextlib
+import inspect
 import io
 import shutil
 import subprocess
@@ -9,6 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.meteor.meteor import Meteor
+from pycocoevalcap.rouge.rouge import Rouge
+from pycocoevalcap.spice.spice import Spice
+from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 from torch import Tensor
 
 import utils
@@ -23,6 +30,7 @@ from models.caption import CaptionModel
 from models.generation import Generation
 
 CAPTION_COLUMNS = ("bleu1", "bleu2", "bleu3", "bleu4", "meteor", "rouge_l", "cider", "spice")
+SPICE_PARSER = Path(inspect.getfile(Spice)).parent / "lib"
 NOT_YET = "not computed: the evaluation ended before it"
 ONE_IMAGE = "not computed: CIDEr weighs words by how many images have them, and is 0 for a single image in any case"
 NO_JAVA = "not computed: it needs Java; install one (Debian, Ubuntu: apt install default-jre-headless)"
@@ -153,7 +161,6 @@ def caption_metrics(
         (`caption_words`, close to it) if Java is missing. A column that cannot be computed, for whatever reason,
         holds a line that says why and what to do, and costs no other one.
     """
-    Bleu, Cider, Meteor, Rouge, Spice = scorers()
     tokens = ptb_tokens(references, results) if shutil.which("java") else None
     java = tokens is not None
     tokens = tokens or (
@@ -163,46 +170,23 @@ def caption_metrics(
     columns: dict[str, float | str] = dict.fromkeys(CAPTION_COLUMNS, NOT_YET)
     columns["tokenizer"] = "ptb" if java else "python"
     with contextlib.redirect_stdout(io.StringIO()):  # pycocoevalcap prints
-        columns |= dict(zip(("bleu1", "bleu2", "bleu3", "bleu4"), score(lambda: Bleu(4), tokens, 4), strict=True))
+        columns |= dict(zip(("bleu1", "bleu2", "bleu3", "bleu4"), score(Bleu, tokens, 4), strict=True))
         (columns["rouge_l"],) = score(Rouge, tokens)
         (columns["cider"],) = score(Cider, tokens) if len(results) > 1 else [ONE_IMAGE]
         keep(columns)
-        (columns["meteor"],) = score(Meteor, tokens, java=True) if java else [NO_JAVA]
+        (columns["meteor"],) = score(Meteor, tokens) if java else [NO_JAVA]
         keep(columns)
         if not spice:
             columns["spice"] = "not computed: eval.spice is false"
-        elif java and spice_parser():
-            (columns["spice"],) = score(Spice, tokens, java=True)
+        elif java and any(SPICE_PARSER.glob("stanford-corenlp-*-models.jar")):
+            (columns["spice"],) = score(Spice, tokens)
         else:
             columns["spice"] = NO_SPICE if java else NO_JAVA
     return columns
 
 
-def scorers() -> tuple:
-    """pycocoevalcap's classes."""
-    try:
-        from pycocoevalcap.bleu.bleu import Bleu
-        from pycocoevalcap.cider.cider import Cider
-        from pycocoevalcap.meteor.meteor import Meteor
-        from pycocoevalcap.rouge.rouge import Rouge
-        from pycocoevalcap.spice.spice import Spice
-    except ImportError as error:
-        advice = "pip install -r requirements.txt"
-        raise utils.UserError(f"captions are evaluated by pycocoevalcap: {advice} ({error})") from None
-    return Bleu, Cider, Meteor, Rouge, Spice
-
-
-def spice_parser() -> bool:
-    """Whether SPICE's parser was fetched."""
-    from pycocoevalcap.spice import get_stanford_models
-
-    folder = Path(get_stanford_models.__file__).parent
-    return any(Path(folder, "lib").glob("stanford-corenlp-*-models.jar"))
-
-
 def ptb_tokens(references: Mapping, results: Mapping) -> tuple[dict, dict] | None:
     """Both sides through Stanford's tokenizer; None if its Java program does not run."""
-    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     def tokenize(texts: dict) -> dict:
         # one line a caption, and none empty: the tokenizer tells captions apart by lines
@@ -217,11 +201,8 @@ def ptb_tokens(references: Mapping, results: Mapping) -> tuple[dict, dict] | Non
     return found if complete else None
 
 
-def score(scorer: Callable, tokens: tuple[dict, dict], count: int = 1, java: bool = False) -> list[float | str]:
-    """The `count` scores of one of pycocoevalcap's classes in percent, or as often why there are none.
-
-    java: whether it runs a Java program.
-    """
+def score(scorer: type, tokens: tuple[dict, dict], count: int = 1) -> list[float | str]:
+    """The `count` scores of one of pycocoevalcap's classes in percent, or as often why there are none."""
     program = None
     try:
         program = scorer()
@@ -232,7 +213,7 @@ def score(scorer: Callable, tokens: tuple[dict, dict], count: int = 1, java: boo
             lock.release()  # METEOR keeps it after an error, and its destructor would wait for ever
         with contextlib.suppress(AttributeError, OSError):
             program.meteor_p.stdin.close()  # what the dead program did not read; the destructor would print a traceback
-        remedy = "; it needs Java 8 or newer and a path without spaces" if java else ""
+        remedy = "; it needs Java 8 or newer and a path without spaces" if scorer in (Meteor, Spice) else ""
         why = utils.one_line(f"{type(error).__name__}: {error}", 100)
         return [f"not computed: pycocoevalcap failed ({why}){remedy}"] * count
 

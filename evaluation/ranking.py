@@ -17,7 +17,7 @@ image tokens 4.4 GB (bf16) divided by the number of processes, on the GPU if the
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 import utils
-from evaluation.sharded import Gathered, ProgressLine, eval_batches, run_sharded
+from evaluation.sharded import Gathered, eval_batches, run_sharded
 
 Ranks = dict[str, dict[str, Tensor]]  # {"itc": {"tr": [N], "ir": [T]}, "itm": the same}
 Rankings = dict[str, tuple[Tensor, Tensor]]  # {"tr": (ids [N, k], scores [N, k]), "ir": (ids [T, k], scores [T, k])}
@@ -326,23 +326,21 @@ def rerank(
     odds, device, num_texts = score == "itm+itc/t", texts.tokens.device, len(texts.lengths)
     wanted_by_images = torch.arange(len(tr.ids))[:, None] * num_texts + tr.ids  # [N, k] pair (i, t) as i * T + t
     wanted_by_texts = ir.ids * num_texts + torch.arange(num_texts)[:, None]  # [T, k']
-    # Each pair once, image by image; back: where each request finds its score.
+    # Each pair once, image by image; back: the place of each request's score.
     pairs, back = torch.cat([wanted_by_images.flatten(), wanted_by_texts.flatten()]).unique(return_inverse=True)
     first_pair = torch.searchsorted(pairs, torch.arange(len(tr.ids) + 1) * num_texts)  # [N + 1]
 
-    found = Gathered("re-ranked pairs", device)
-    progress = ProgressLine("re-ranking", "pairs", len(pairs) / utils.world_size())
-    for indices, image_embeds in images.batches:
-        if utils.stop_requested():
-            break
+    def score_batch(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        indices, image_embeds = batch
         places = [torch.arange(first_pair[i], first_pair[i + 1]) for i in indices]  # n x [g]
         places = [part[texts.lengths[pairs[part] % num_texts].argsort(stable=True)] for part in places]
-        text_ids = [pairs[part] % num_texts for part in places]  # by length
+        text_ids = [pairs[part] % num_texts for part in places]  # shortest first
         with utils.autocast(device, precision):
-            for image, scores in score_pairs(backbone, image_embeds.to(device), text_ids, texts, batch_size, odds):
-                found.put(places[image], scores)
-                progress.advance(len(scores))
-    scores = found.collect(len(pairs))[0].cpu()
+            scores = score_pairs(backbone, image_embeds.to(device), text_ids, texts, batch_size, odds)
+        return torch.cat(places), torch.cat(scores)
+
+    shown = {"label": "re-ranking", "unit": "pairs"}
+    scores = run_sharded(images.batches, score_batch, len(pairs), device=device, **shown).cpu()
     if not scores.isfinite().all():
         raise utils.UserError(
             "re-ranking scores are NaN or infinite: the checkpoint is broken, or try --override train.precision=fp32"
@@ -362,12 +360,13 @@ def score_pairs(
     texts: TextFeatures,
     batch_size: int,
     odds: bool,
-) -> Iterator[tuple[int, Tensor]]:
-    """ITM logits of images [n, S, D] with n lists of texts, shortest text first: yields (image, scores [g] on the CPU).
+) -> list[Tensor]:
+    """ITM logits of images [n, S, D] with the texts of n lists, shortest first -> n x [g] on the CPU.
 
     odds: their log-odds instead, match against no match. Images with like numbers of texts are taken together, in
-    rectangles [images, texts]; an image without texts is left out.
+    rectangles [images, texts].
     """
+    scores = [torch.zeros(0)] * len(text_ids)
     order = sorted((i for i, ids in enumerate(text_ids) if len(ids)), key=lambda i: -len(text_ids[i]))
     while order:
         together = max(IMAGES_TOGETHER, batch_size // len(text_ids[order[0]]))
@@ -375,7 +374,8 @@ def score_pairs(
         lists = [text_ids[i] for i in group]  # longest first
         table = score_rectangle(backbone, image_embeds[group], lists, texts, batch_size, odds).cpu()
         for image, ids, row in zip(group, lists, table, strict=True):
-            yield image, row[: len(ids)]
+            scores[image] = row[: len(ids)]
+    return scores
 
 
 def score_rectangle(

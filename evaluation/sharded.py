@@ -12,17 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from utils import (
-    Stopped,
-    all_reduce_sum,
-    child_signals,
-    clock,
-    gather_objects,
-    logger,
-    rank,
-    stop_requested,
-    world_size,
-)
+import utils
 
 CPU = torch.device("cpu")
 QUIET = 10.0  # seconds between lines of progress; work that takes less is not mentioned
@@ -32,14 +22,15 @@ def eval_batches(num_items: int, batch_size: int, order: Sequence[int] | None = 
     """Index lists of this process: the items (in `order`, if given) cut into batches, every world-size-th batch."""
     order = range(num_items) if order is None else order
     batches = [list(order[start : start + batch_size]) for start in range(0, num_items, batch_size)]
-    return batches[rank() :: world_size()]
+    return batches[utils.rank() :: utils.world_size()]
 
 
 def eval_loader(dataset: Dataset, batch_size: int | None, *, num_workers: int, device: torch.device) -> DataLoader:
     """This process's share of a data set; batch_size None: the data set's items are batches already."""
-    options = {"num_workers": num_workers, "pin_memory": device.type == "cuda", "worker_init_fn": child_signals}
+    options = {"num_workers": num_workers, "pin_memory": device.type == "cuda", "worker_init_fn": utils.child_signals}
     if batch_size is None:
-        return DataLoader(Subset(dataset, range(rank(), len(dataset), world_size())), batch_size=None, **options)
+        share = range(utils.rank(), len(dataset), utils.world_size())
+        return DataLoader(Subset(dataset, share), batch_size=None, **options)
     return DataLoader(dataset, batch_sampler=eval_batches(len(dataset), batch_size), **options)
 
 
@@ -68,13 +59,18 @@ def run_sharded(
         RuntimeError: an item has no result, or more than one.
         Stopped: a process was asked to stop meanwhile.
     """
-    found, progress = Gathered(label, device), ProgressLine(label, unit, (total or 0) / world_size())
+    found, start = Gathered(label, device), time.perf_counter()
+    done, mentioned = 0, start  # of this process, and when a line was last written
     for batch in batches:
-        if stop_requested():
+        if utils.stop_requested():
             break
         places, results = compute(batch)
         found.put(places, results)
-        progress.advance(len(places))
+        done, now = done + len(places), time.perf_counter()
+        if now - mentioned >= QUIET:
+            mentioned, share, speed = now, (total or 0) / utils.world_size(), done / (now - start)
+            left = utils.clock(max(share - done, 0) / max(speed, 1e-9))
+            utils.logger.info(f"{label}: {done:,}/{share:,.0f} {unit}, {speed:,.0f}/s, {left} left")
     return found.collect(total)[0]
 
 
@@ -105,11 +101,11 @@ class Gathered:
             Stopped: in all processes alike, if one was asked to stop, which leaves rows out.
             RuntimeError: in all processes alike, naming how many rows are missing or were put more than once.
         """
-        if any(gather_objects(stop_requested())):
-            raise Stopped
+        if any(utils.gather_objects(utils.stop_requested())):
+            raise utils.Stopped
         mine = torch.cat([torch.zeros(0, dtype=torch.int64), *self.places])
-        total = sum(gather_objects(len(mine))) if total is None else total
-        counts = all_reduce_sum(mine.clamp(max=total).bincount(minlength=total + 1))  # the last: beyond all items
+        total = sum(utils.gather_objects(len(mine))) if total is None else total
+        counts = utils.all_reduce_sum(mine.clamp(max=total).bincount(minlength=total + 1))  # the last: beyond all items
         missing, doubled, beyond = (counts[:total] == 0).sum(), (counts[:total] > 1).sum(), counts[total]
         if missing or doubled or beyond:
             raise RuntimeError(
@@ -117,7 +113,7 @@ class Gathered:
                 f"{beyond} are unknown"
             )
         # A process without a batch learns from the others what there is.
-        kinds = next((kind for kind in gather_objects([_kind(parts[0]) for parts in self.columns]) if kind), [])
+        kinds = next((kind for kind in utils.gather_objects([_kind(parts[0]) for parts in self.columns]) if kind), [])
         columns = self.columns or [[] for _ in kinds]
         return [
             self._list(parts, total) if kind is None else self._tensor(parts, total, *kind)
@@ -129,12 +125,12 @@ class Gathered:
         for places, rows in zip(self.places, parts, strict=True):
             result[places.to(self.device)] = rows.to(self.device)
         parts.clear()  # before the sum, which takes as much memory again
-        return result if world_size() == 1 else all_reduce_sum(result)
+        return result if utils.world_size() == 1 else utils.all_reduce_sum(result)
 
     def _list(self, parts: list[Sequence], total: int) -> list:
         result: list = [None] * total
         mine = [(places.tolist(), list(rows)) for places, rows in zip(self.places, parts, strict=True)]
-        for places, rows in (part for parts in gather_objects(mine) for part in parts):
+        for places, rows in (part for parts in utils.gather_objects(mine) for part in parts):
             for place, row in zip(places, rows, strict=True):
                 result[place] = row
         return result
@@ -158,23 +154,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         model.train(training)
-
-
-class ProgressLine:
-    """A line with what this process has done of `total`, the speed and the time left, every QUIET seconds."""
-
-    def __init__(self, label: str, unit: str, total: float, log: Callable[[str], object] = logger.info):
-        self.label, self.unit, self.total, self.log = label, unit, total, log
-        self.done, self.start = 0, time.perf_counter()
-        self.last = self.start
-
-    def advance(self, count: int) -> None:
-        self.done += count
-        now = time.perf_counter()
-        if now - self.last >= QUIET:
-            self.last, speed = now, self.done / (now - self.start)
-            left = clock(max(self.total - self.done, 0) / max(speed, 1e-9))
-            self.log(f"{self.label}: {self.done:,}/{self.total:,.0f} {self.unit}, {speed:,.0f}/s, {left} left")
-
-    def close(self) -> None:
-        """For the tools."""

@@ -143,7 +143,7 @@ def test_a_scorer_whose_program_fails_is_reported_and_not_waited_for():
             assert self.lock.acquire(timeout=5)
             self.meteor_p.stdin.close()
 
-    assert caption.score(Broken, ({}, {}), java=True)[0].startswith("not computed: pycocoevalcap failed")
+    assert caption.score(Broken, ({}, {}))[0].startswith("not computed: pycocoevalcap failed")
     gc.collect()
 
 
@@ -167,14 +167,16 @@ class Failing:
 
 
 @pytest.mark.parametrize("broken", range(5))
-def test_a_metric_that_fails_costs_no_other_column(references, results, monkeypatch, broken):
+def test_a_metric_that_fails_costs_no_other_column(references, results, monkeypatch, tmp_path, broken):
     monkeypatch.setattr(caption.shutil, "which", lambda name: name)
     tokens = {i: words(texts) for i, texts in references.items()}, {i: words([text]) for i, text in results.items()}
     monkeypatch.setattr(caption, "ptb_tokens", lambda *texts: tokens)
-    monkeypatch.setattr(caption, "spice_parser", lambda: True)
-    scorers = [Bleu, Cider, Constant, Rouge, Constant]  # as `scorers` orders them; in place of two Java programs
-    scorers[broken] = lambda *orders: Failing()
-    monkeypatch.setattr(caption, "scorers", lambda: scorers)
+    monkeypatch.setattr(caption, "SPICE_PARSER", tmp_path)
+    (tmp_path / "stanford-corenlp-3.6.0-models.jar").touch()
+    names = ("Bleu", "Cider", "Meteor", "Rouge", "Spice")
+    for name in ("Meteor", "Spice"):  # Java programs
+        monkeypatch.setattr(caption, name, Constant)
+    monkeypatch.setattr(caption, names[broken], Failing)
     kept = []
     found = caption.caption_metrics(references, results, keep=lambda columns: kept.append(dict(columns)))
     lost = {0: ("bleu1", "bleu2", "bleu3", "bleu4"), 1: ("cider",), 2: ("meteor",), 3: ("rouge_l",), 4: ("spice",)}

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import utils
 from evaluation import sharded
 from evaluation.sharded import Gathered, eval_batches, eval_loader, evaluating, run_sharded
 
@@ -17,10 +18,10 @@ class World:
     def __init__(self, size: int, monkeypatch):
         self.size, self.here = size, threading.local()
         self.barrier, self.items = threading.Barrier(size, timeout=30), [None] * size
-        monkeypatch.setattr(sharded, "rank", lambda: self.here.rank)
-        monkeypatch.setattr(sharded, "world_size", lambda: size)
-        monkeypatch.setattr(sharded, "gather_objects", self.gather_objects)
-        monkeypatch.setattr(sharded, "all_reduce_sum", lambda tensor: sum(self.gather_objects(tensor)))
+        monkeypatch.setattr(utils, "rank", lambda: self.here.rank)
+        monkeypatch.setattr(utils, "world_size", lambda: size)
+        monkeypatch.setattr(utils, "gather_objects", self.gather_objects)
+        monkeypatch.setattr(utils, "all_reduce_sum", lambda tensor: sum(self.gather_objects(tensor)))
 
     def gather_objects(self, item):
         self.items[self.here.rank] = item
@@ -106,7 +107,7 @@ def test_what_one_process_leaves_out_or_does_again_is_an_error_in_all(monkeypatc
     world = World(world, monkeypatch)
 
     def work(last: list[list[int]]):
-        return squares(11, last if sharded.rank() == world.size - 1 else eval_batches(11, 3), kind)
+        return squares(11, last if utils.rank() == world.size - 1 else eval_batches(11, 3), kind)
 
     lost = f"squaring: of 11 items {missing} are missing, 0 were computed more than once and 0 are unknown"
     assert world.run(lambda: work([])) == [lost] * world.size
