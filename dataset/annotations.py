@@ -115,13 +115,8 @@ def located_entries(
     """
     folders = image_folders(source.image_root)
     for where, read in _elements(source, kind):
-        check_texts(read, where)
-        try:
-            entries = convert(read, where) if convert else [read]
-        except ValueError as error:
-            raise UserError(f"{where}: {error}") from None
-        for entry in entries:
-            yield where, _checked(entry, kind, where, folders, source)
+        for entry in _entries(read, where, kind, folders, source, convert):
+            yield where, entry
 
 
 def pair_chunks(source: Source) -> Iterator[tuple[pa.Array, pa.Array, np.ndarray]]:
@@ -139,16 +134,15 @@ def pair_chunks(source: Source) -> Iterator[tuple[pa.Array, pa.Array, np.ndarray
         one_folder = not isinstance(folders, dict) and not source.image_prefix_map
         while chunk := list(islice(elements, CHUNK)):
             columns = _plain_columns(chunk, os.path.join(folders or path.parent, "")) if one_folder else None
-            if columns is None:
-                places = [Place(path, unit, number, header) for number, _ in chunk]
-                for where, (_, entry) in zip(places, chunk, strict=True):
-                    check_texts(entry, where)
-                made = zip(chunk, places, strict=True)
-                columns = _columns([_checked(entry, "pretrain", where, folders, source) for (_, entry), where in made])
-            yield columns
+            yield columns or _columns(
+                entry
+                for number, read in chunk
+                for entry in _entries(read, Place(path, unit, number, header), "pretrain", folders, source)
+            )
 
 
-def _columns(entries: list[dict]) -> tuple[pa.Array, pa.Array, np.ndarray]:
+def _columns(entries: Iterable[dict]) -> tuple[pa.Array, pa.Array, np.ndarray]:
+    entries = list(entries)
     paths = pa.array([os.fsencode(entry["image"]) for entry in entries], pa.large_binary())
     captions = [strings(entry["caption"]) for entry in entries]
     texts = pa.array([text for group in captions for text in group], pa.large_string())
@@ -248,6 +242,18 @@ def _renamed(path: Path, elements: Iterable[tuple[int, Any]], columns: Mapping[s
 
 
 # ------------------------------------------------------------------------------------------------- checks
+
+
+def _entries(
+    read: Any, where: Place, kind: str, folders, source: Source, convert: Callable | None = None
+) -> list[dict]:
+    """The entries that an element of a file is, checked, and with the paths to open as their `image`."""
+    check_texts(read, where)
+    try:
+        entries = convert(read, where) if convert else [read]
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+    return [_checked(entry, kind, where, folders, source) for entry in entries]
 
 
 def _checked(entry: dict, kind: str, where: Place, folders, source: Source) -> dict:

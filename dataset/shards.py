@@ -57,8 +57,8 @@ def shard_entries(shards: list[Path], max_bad_share: float) -> Iterator[tuple[Pa
     the path that `read_member` reads.
 
     A damaged shard gives the samples before the damage; it, and samples without image or caption, are warned of. Raises
-    UserError if more than `max_bad_share` of the samples are lost. How many a damaged shard had is what its
-    SHARD_stats.json says (img2dataset), else as many as the median of the whole shards.
+    UserError if more than `max_bad_share` of the samples are lost; a damaged shard is taken to have had as many as the
+    median of the whole ones.
     """
     counts: list[int] = []  # samples of whole shards
     lost, found, damaged = 0, 0, []
@@ -73,7 +73,7 @@ def shard_entries(shards: list[Path], max_bad_share: float) -> Iterator[tuple[Pa
             damaged.append(shard)
     expected = statistics.median(counts) if counts else max((shard.samples for shard in damaged), default=0) + 1
     for shard in damaged:
-        missing = max(1, (_promised(shard.path) or round(expected)) - shard.samples)
+        missing = max(1, round(expected) - shard.samples)
         lost += missing
         name = one_line(shard.path, 1000)
         log.warning("%s: damaged (%s), about %d samples are lost", name, shard.damage, missing)
@@ -83,14 +83,6 @@ def shard_entries(shards: list[Path], max_bad_share: float) -> Iterator[tuple[Pa
             f"{shards[0].parent}: {lost} of {found + lost} samples of {len(shards)} shard(s) cannot be read, "
             f"data.max_bad_share allows {max_bad_share:g}{f' ({first})' if first else ''}; get the shards again"
         )
-
-
-def _promised(shard: Path) -> int | None:
-    """Samples that img2dataset says it wrote."""
-    try:
-        return int(json.loads(shard.with_name(f"{shard.stem}_stats.json").read_text(encoding="utf-8"))["successes"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 @dataclass

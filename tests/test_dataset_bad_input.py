@@ -75,11 +75,6 @@ def refused(stage, files, message, **options):
     return line
 
 
-@pytest.mark.parametrize("stage", TRAIN + EVAL)
-def test_the_entry_that_the_others_vary_is_usable(folder, stage):
-    assert len(make(stage, write(folder, [entry(0), entry(1), entry(2)]))) == 3
-
-
 # ------------------------------------------------------------------------------------------------- files
 
 
@@ -124,19 +119,10 @@ def test_files_that_are_missing_folders_or_no_text(folder):
 
 def test_a_table_of_100_000_columns_is_refused_at_once(folder):
     names = ",".join(map(str, range(100_000)))
-    refused("pretrain", write(folder, f"{names}\n{names}\n", "t.csv"), "t.csv: line 1 has no column 'image'")
+    refused("pretrain", write(folder, f"{names}\n{names}\n", "t.csv"), "t.csv: line 1 must name a column 'image'")
     refused(
         "pretrain", write(folder, f"image,caption,{names}\na.png,x\n", "t.csv"), "line 2 has 2 cells, but there are"
     )
-
-
-@pytest.mark.parametrize("stage", TRAIN)
-def test_a_pipe_among_training_images_is_replaced_and_named(folder, stage):
-    (folder / "b.png").unlink()
-    os.mkfifo(folder / "b.png")
-    sample = make(stage, write(folder, [entry(0), entry(1), entry(2)]))[1]
-    assert sample["path"][-5:] in ("a.png", "c.png")
-    assert f"{folder / 'b.png'}: not a regular file" in sample["bad"]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -280,19 +266,6 @@ def test_files_of_scores_are_checked(folder, content, message):
     refused("vqa_eval", write(folder, [entry(0)]), f"scores.json: {message}", score_files=[scores])
 
 
-@pytest.mark.parametrize(
-    ("answers", "message"),
-    [
-        (["yes"], "entry 0 is not as expected \\(TypeError"),
-        ([{"answer": 3}] * 10, "entry 0 is not as expected .*must be a string"),
-        ([{"answer": "yes"}] * 9, "entry 0 is not as expected .*has 9 answers"),
-    ],
-)
-def test_official_files_are_checked(folder, answers, message):
-    official = write(folder, {"annotations": [{"question_id": 0, "answers": answers}]}, "official.json")
-    refused("vqa_eval", write(folder, [entry(0)]), f"official.json: {message}", official=[official])
-
-
 # ------------------------------------------------------------------------------------------------- ids
 
 
@@ -312,12 +285,6 @@ def test_two_karpathy_files_that_both_count_from_zero_are_refused(folder):
     assert f"but {folder / 'a.png'} in {folder / 'one.json'}: entry 0" in line
     files[1] = karpathy(folder, "two.json", "cd", start=2)
     assert make("caption_eval", files).ids == [0, 1, 2, 3]
-
-
-def test_images_that_share_an_id_are_refused_in_evaluation(folder):
-    entries = [entry(0, image=f"{number}.png") for number in range(24)]
-    line = refused("caption_eval", write(folder, entries), "image_id 0 names")
-    assert "entry 1: " in line and "entry 0;" in line
 
 
 def test_one_image_may_have_several_entries_and_spellings(folder):
@@ -354,12 +321,6 @@ def test_validation_without_its_data_set_named_is_not_trained_on(folder):
     assert len(data) == 1 and data.left_out == 24
 
 
-def test_ids_of_another_type_and_spelling_of_the_path_are_the_same_question(folder):
-    train = [entry(0, question_id=7), entry(1, question_id=8)]
-    data = held(folder, train, [entry(0, question_id="7", image=str(folder / "x" / ".." / "a.png"))])
-    assert len(data) == 1 and data.left_out == 1
-
-
 def test_a_training_question_without_an_id_is_recognised_by_its_words_and_image(folder):
     train = [entry(0, question_id=None), entry(0, question_id=None, question="is it big?"), entry(1, question_id=None)]
     data = held(folder, train, [entry(0, question_id=7, question="Is it RED?")])
@@ -375,9 +336,3 @@ def test_an_id_that_names_another_image_in_validation_is_refused(folder, name):
     train, val = [entry(0), entry(1, dataset=name)], [entry(2, question_id=1, dataset=name)]
     with pytest.raises(UserError, match="train.json: entry 1: question_id 1 asks about .*b.png, but about .*c.png in "):
         held(folder, train, val)
-
-
-def test_validation_entries_that_image_root_cannot_place_are_refused(folder):
-    train, val = write(folder, [entry(0)], "train.json"), write(folder, [entry(0, dataset=None)], "val.json")
-    with pytest.raises(UserError, match="val.json: entry 0 has the dataset None, but data.image_root names only vqa"):
-        make("vqa_train", train, image_root={"vqa": str(folder)}, left_out=[val])

@@ -68,19 +68,6 @@ def test_reading_and_mapping_give_the_entries_of_the_files(files, options, monke
     assert [second.paths[i] for i in range(len(second.paths))] == list(dict.fromkeys(paths))
 
 
-def test_image_roots_decide_the_paths_and_have_files_of_their_own(files, tmp_path):
-    for root in (None, tmp_path, tmp_path / "a"):
-        source = Source(files, root)
-        assert listed(cache.load_pairs(source)) == expected(source)
-    assert len(kept(tmp_path)) == 3
-
-
-def test_small_files_are_not_kept(files, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "CACHED_FROM", 10_000_000)
-    cache.load_pairs(Source(files))
-    assert kept(tmp_path) == []
-
-
 @pytest.mark.parametrize("change", ["size", "time", "version", "cut", "garbage"])
 def test_a_file_made_of_something_else_is_made_anew(files, tmp_path, monkeypatch, change):
     source, file = Source(files), files[1]

@@ -81,16 +81,6 @@ def test_an_epoch_of_images_draws_one_of_each_images_captions(folder):
     assert data.caption_length(5, 0) == len(data[(5, 0)]["caption"])
 
 
-def test_a_image_whose_captions_say_left_is_never_mirrored(folder, monkeypatch):
-    entries = [{"image": "a.png", "caption": ["a dog", "a dog on the LEFT"]}, {"image": "b.png", "caption": "a dog"}]
-    data = train_set(write(folder, entries))
-    allowed = {}
-    data.transform = lambda image, rng, flip: allowed.setdefault(image.getpixel((0, 0)), flip)
-    for i in range(3):
-        data[i]
-    assert list(allowed.values()) == [False, True]
-
-
 def test_nocaps_keeps_domains_and_ids(folder):
     entries = [
         {"image": "a.png", "img_id": 5, "caption": ["x"], "domain": "near-domain"},
@@ -99,12 +89,6 @@ def test_nocaps_keeps_domains_and_ids(folder):
     ]
     data = eval_set(write(folder, entries), "val")
     assert data.ids == [5, 6, 7] and data.domains == ["near", "out", "in"] and data.references == [["x"], ["y"], []]
-
-
-def test_an_image_id_occurs_once_and_coco_names_give_it(folder):
-    entries = [{"image": "val2014/COCO_val2014_000000391895.jpg", "caption": "x"}] * 2
-    data = eval_set(write(folder, entries), "val")
-    assert data.ids == [391895] and data.references == [["x", "x"]]
 
 
 def test_targets_are_the_words_and_sep_and_a_cut_caption_does_not_end():

@@ -3,10 +3,9 @@ import torch
 from tiny import TOKENIZER
 from torch.utils.data import Dataset
 
-from dataset import create_train_loader
 from dataset.advice import Texts
 from dataset.loader import BatchIndices, Loader
-from utils import UserError, as_config
+from utils import UserError
 
 
 class Pairs(Dataset):
@@ -79,13 +78,6 @@ def test_ranks_split_the_global_batches_of_one_process():
     assert alone == [first + second for first, second in zip(*ranks, strict=True)]
 
 
-def test_the_last_incomplete_global_batch_is_dropped_on_every_rank():
-    for rank in range(3):
-        loader = make_loader(20, 2, rank=rank, world_size=3)
-        assert len(loader) == 3 == len(list(loader))
-        assert all(len(batch["paths"]) == 2 for batch in loader)
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_epoch_continues_at_any_batch_with_its_length_unchanged(workers):
     whole = batches(epoch=4)
@@ -100,28 +92,6 @@ def test_an_epoch_continues_at_any_batch_with_its_length_unchanged(workers):
 def test_a_set_smaller_than_the_global_batch_is_an_error():
     with pytest.raises(UserError, match="has 5 entries, fewer than one batch of 3 on each of 2 process"):
         BatchIndices(Pairs(5), 3, world_size=2)
-
-
-def test_a_stage_s_loader_takes_its_settings_from_the_configuration():
-    data = {"num_workers": 0, "max_bad_share": 0.25, "bucket_batches": 2}
-    cfg = as_config({"seed": 3, "train": {"batch_size": 4, "accumulation": 1}, "data": data})
-    made = create_train_loader(Pairs(21), cfg, collate, torch.device("cpu"))
-    made.set_epoch(1)
-    assert [batch["paths"] for batch in made] == batches(21, 4, epoch=1, seed=3, bucket_batches=2)
-    assert made.max_bad_share == 0.25
-
-
-def spread(epoch_batches):
-    """Mean over the batches of the longest minus the shortest caption."""
-    lengths = [[(index * 7 + epoch) % 10 for epoch, index in batch] for batch in epoch_batches]
-    return sum(max(batch) - min(batch) for batch in lengths) / len(lengths)
-
-
-def test_bucketing_makes_batches_of_similar_lengths_from_the_same_entries():
-    plain, bucketed = (batches(100, 5, epoch=2, bucket_batches=count) for count in (0, 10))
-    assert sorted(indices(plain)) == sorted(indices(bucketed)) == list(range(100))
-    assert sorted(indices(plain[:10])) == sorted(indices(bucketed[:10]))  # sorted within ten batches only
-    assert spread(bucketed) < 0.4 * spread(plain)
 
 
 def test_bucketing_keeps_ranks_and_resumes_consistent():

@@ -1,14 +1,13 @@
 import json
-import random
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from dataset import cache, common
+from dataset import cache
 from dataset.annotations import Source
-from dataset.common import caption_id, may_flip
+from dataset.common import may_flip
 from dataset.loader import BatchIndices, Loader
 from dataset.pretrain import PretrainCollate, PretrainDataset
 from dataset.text import Tokenizer
@@ -96,13 +95,6 @@ def test_broken_images_and_empty_captions_are_replaced_and_reported(tmp_path):
     assert data[1]["path"] == sample["path"]  # the replacement is drawn from the sample's own seed
 
 
-def test_targets_choose_the_images_of_a_sample(tmp_path):
-    path = write_pairs(tmp_path, pairs(1))
-    assert "image2" not in pairs_set(path, image_size=8, two_views=False)[0]
-    sample = pairs_set(path, image_size=16, codebook_size=12)[0]
-    assert sample["codebook_image"].shape == (3, 12, 12)
-
-
 def test_the_batch_holds_tensors_ids_and_paths(tmp_path):
     entries = [*pairs(2), {"image": "0.png", "caption": "Image number 1."}]
     data = pairs_set(write_pairs(tmp_path, entries), image_size=8, codebook_size=4)
@@ -117,11 +109,6 @@ def test_the_batch_holds_tensors_ids_and_paths(tmp_path):
     assert batch["bad"] == []
 
 
-def test_caption_ids_are_the_same_in_every_process():
-    assert caption_id("a dog") == 9151722581430185315
-    assert all(0 <= caption_id(str(i)) < 2**63 for i in range(1000))
-
-
 def test_the_run_stops_past_the_allowed_share_of_bad_samples(tmp_path, caplog):
     entries = pairs(40)
     broken = [f"{i}.png" for i in range(20)]
@@ -132,20 +119,6 @@ def test_the_run_stops_past_the_allowed_share_of_bad_samples(tmp_path, caplog):
             pass
     assert "\n" not in str(caught.value)
     assert "unusable sample 1 of" in caplog.text
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_set_without_any_usable_sample_stops_at_once(tmp_path, workers):
-    data = pairs_set(write_pairs(tmp_path, pairs(4), [f"{i}.png" for i in range(4)]), image_size=8)
-    loader = Loader(BatchIndices(data, 2), PretrainCollate(Tokenizer(VOCAB), 25), num_workers=workers)
-    with pytest.raises(UserError, match="42 of 42 visited samples are unusable"):
-        next(iter(loader))
-
-
-def test_near_seeds_give_unrelated_draws():
-    draws = [common.sample_rng(42, epoch, index).random() for epoch in range(30) for index in range(30)]
-    assert len(set(draws)) == 900 and abs(np.mean(draws) - 0.5) < 0.04
-    assert isinstance(common.sample_rng(0, 0, 0), random.Random)
 
 
 def test_caption_lengths_are_those_of_the_captions_that_will_be_drawn(tmp_path):

@@ -6,7 +6,6 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset import create_dataset
 from dataset.annotations import Source
 from dataset.loader import BatchIndices, Loader
 from dataset.pretrain import PretrainCollate
@@ -14,7 +13,6 @@ from dataset.retrieval import RetrievalEvalDataset, RetrievalTrainDataset
 from dataset.text import Tokenizer
 from dataset.transforms import Augment
 from dataset.transforms import test_transform as square  # not collected as a test
-from utils import UserError, as_config
 
 
 @pytest.fixture
@@ -87,12 +85,6 @@ def test_an_epoch_may_visit_every_image_with_one_of_its_captions(folder):
     assert {data[(epoch, 2)]["caption"] for epoch in range(12)} == set(texts["a"])
 
 
-def test_one_image_alone_is_refused(folder):
-    entries = [{"image": "a.png", "caption": text, "image_id": 7} for text in ("one", "two")]
-    with pytest.raises(UserError, match="image_id 7"):
-        train_set(write(folder, entries), image_size=16)
-
-
 def test_lengths_for_bucketing_are_those_of_the_captions_that_will_be_read(folder):
     entries = [{"image": f"{name}.png", "caption": ["x " * 9 + name, name], "image_id": name} for name in "abc"]
     data = train_set(write(folder, entries), image_size=8)
@@ -101,16 +93,6 @@ def test_lengths_for_bucketing_are_those_of_the_captions_that_will_be_read(folde
     collate = PretrainCollate(Tokenizer("configs/bert/vocab.txt"), 30)
     lengths = [batch["input_ids"].shape[1] for batch in Loader(BatchIndices(data, 3, bucket_batches=2), collate)]
     assert sorted(lengths) == [2, 11]  # [CLS] and words: the short captions are not padded to the long ones
-
-
-@pytest.mark.parametrize("cache_images", [False, True])
-def test_a_broken_image_is_replaced_at_every_visit(folder, cache_images):
-    (folder / "b.png").write_bytes(b"oops")
-    entries = [{"image": f"{name}.png", "caption": name, "image_id": name} for name in "abc"]
-    data = train_set(write(folder, entries), image_size=8, cache_images=cache_images)
-    for epoch in range(3):
-        sample = data[(epoch, 1)]
-        assert "b.png" in sample["bad"][0] and sample["path"][-5:] in ("a.png", "c.png")
 
 
 def test_evaluation_merges_entries_of_one_image_and_keeps_all_captions(folder):
@@ -126,13 +108,3 @@ def test_empty_captions_stay_queries_with_a_warning(folder, caplog):
         data = eval_set(write(folder, [{"image": "a.png", "caption": ["!", "b"]}]), image_size=16)
     assert data.captions == ["", "b"]
     assert "1 captions have no word left" in caplog.text
-
-
-def test_the_configuration_makes_the_split(folder):
-    common = {"image_root": str(folder), "image_prefix_map": {"x/": ""}, "max_words": 1}
-    entries = [{"image": "x/c.png", "caption": ["two words"]}]
-    files = {"val": [str(write(folder, entries))], "test": [str(write(folder, EVAL, "test.json"))]}
-    cfg = as_config({"data": {**common, **files}, "image_size": 8})
-    data = create_dataset("retrieval_eval", cfg, "val")
-    assert data.images == [str(folder / "c.png")] and data.captions == ["two"]
-    assert len(create_dataset("retrieval_eval", cfg, "test").images) == 2

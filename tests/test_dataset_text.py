@@ -57,22 +57,6 @@ def test_sep_is_added_on_request_and_survives_truncation():
     assert mask.sum(1).tolist() == [4, 5]
 
 
-def test_max_tokens_includes_the_special_tokens(tokenizer):
-    ids, _ = tokenizer.encode(["one two three four five six"], 4)
-    assert ids.shape == (1, 4)
-    assert tokenizer.decode(ids[0]) == "one two three"
-
-
-def test_ids_are_those_of_bert_base_uncased(tokenizer):
-    assert (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id) == (0, 101, 102, 103)
-    assert tokenizer.vocab_size == 30522
-
-
-def test_missing_vocabulary_is_named():
-    with pytest.raises(UserError, match="text.vocab.*nowhere.txt"):
-        Tokenizer("nowhere.txt")
-
-
 def test_a_file_that_is_no_bert_vocabulary_is_named(tmp_path):
     (tmp_path / "vocab.txt").write_text("hello\nworld\n")
     with pytest.raises(UserError, match=r"vocab.txt lacks \[PAD\]"):

@@ -96,12 +96,6 @@ def test_an_empty_part_has_no_separator():
     ]
 
 
-def test_empty_or_missing_ocr_and_labels_are_the_same():
-    plain = question_parts({"question": "what"}, True, True, 30)
-    for extra in ({"ocr": [], "object_label": ""}, {"ocr": None, "object_label": None}, {"object_label": "&& &&"}):
-        assert question_parts({"question": "what", **extra}, True, True, 30) == plain == ("what", "", "")
-
-
 def test_parts_are_cut_by_themselves():
     row = (" ".join(["red"] * 50), " ".join(["stop"] * 50), " ".join(["dog"] * 50))
     ids, _ = encode_questions(TOKENIZER, [row], LIMITS)
@@ -110,22 +104,6 @@ def test_parts_are_cut_by_themselves():
     long = encode_questions(TOKENIZER, [(row[0], "", row[2])], LIMITS)[0]
     alone = encode_questions(TOKENIZER, [(row[0], "", "")], LIMITS)[0]
     assert torch.equal(long[:, :31], alone)  # labels never cost a question its end
-
-
-def test_checkpoint_with_a_final_separator_gets_one():
-    ids, _ = encode_questions(Tokenizer("configs/bert/vocab.txt", sep=True), [("what", "", "dog")], LIMITS)
-    assert words(ids[0]) == "[CLS] what [SEP] dog [SEP]"
-
-
-@pytest.mark.parametrize(
-    "label", ["naïve café", "狗&&frisbee", "🐶", "a\u0000b", "[SEP]&&[MASK] [CLS]", "\ud83d", "&&", "a" * 3000]
-)
-def test_labels_with_unusual_characters_are_read(label):
-    parts = question_parts({"question": "what", "object_label": label}, True, True, 30)
-    ids, mask = encode_questions(TOKENIZER, [parts], LIMITS)
-    assert words(ids[0]).startswith("[CLS] what")
-    assert (ids == TOKENIZER.cls_id).sum() == 1 and (ids == TOKENIZER.sep_id).sum() <= 1
-    assert (ids != TOKENIZER.mask_id).all() and mask.all() and ids.shape[1] <= 2 + 1 + 22
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -147,13 +125,6 @@ def test_answers_weigh_what_their_share_of_annotators_is(folder):
     assert found[2] == {"left": 0.5, "right": 0.5}
     assert found[3] == {"one": 1.0}
     assert found[4] == {"red": 0.5, "blue": 0.25}
-
-
-def test_a_root_is_looked_for_only_when_an_entry_needs_it(folder):
-    missing = {"vqa": str(folder / "coco"), "vg": "/nowhere"}
-    assert len(train_set(folder, [entry()], missing)) == 1
-    with pytest.raises(UserError, match="data.image_root.vg"):
-        train_set(folder, [entry(), entry(2, dataset="vg")], missing)
 
 
 def test_validation_questions_are_left_out_of_training(folder):
@@ -242,10 +213,6 @@ def test_references_come_from_official_files_then_entries_then_scores(folder):
     assert data.source == "official files (1 questions), entries (1 questions), score files (1 questions)"
 
 
-def test_a_split_without_answers_has_no_references(folder):
-    assert eval_set(folder, [entry(answer=None)]).references is None
-
-
 def test_eval_batches_hold_every_question_once_and_every_image_once(folder):
     images = ["a.png", "b.png", "a.png", "c.png", "a.png", "b.png", "a.png"]
     entries = [entry(i, image, question=f"question {i}") for i, image in enumerate(images)]
@@ -264,11 +231,6 @@ def test_eval_batches_hold_every_question_once_and_every_image_once(folder):
 
 # ------------------------------------------------------------------------------------------------------------
 # Bad input
-
-
-def test_answers_for_some_questions_only_are_refused(folder):
-    with pytest.raises(UserError, match="question 2 has no answers, others have"):
-        eval_set(folder, [entry(1), entry(2, answer=None)])
 
 
 @pytest.mark.parametrize(
