@@ -58,7 +58,8 @@ class RetrievalTask(Finetuning):
 
     def __init__(self, model: RetrievalModel, ranker: Ranker, cfg: Config):
         super().__init__(model)
-        self.ranker, self.cfg, self.val = ranker, cfg, ranker.dataset("val")
+        self.ranker, self.cfg = ranker, cfg
+        ranker.dataset("val")  # read, and checked, before the first step
         self.watch = MatchingWatch(cfg.itm, cfg.train.batch_size * cfg.train.accumulation * world_size())
 
     def loss(self, model: nn.Module, batch: dict, progress: Progress) -> tuple[torch.Tensor, dict]:
@@ -74,7 +75,7 @@ class RetrievalTask(Finetuning):
         return {}
 
     def validate(self, step: int) -> dict[str, float | str]:
-        numbers, _ = self.ranker.evaluate(self.model.backbone, self.val, "val", step)
+        numbers = self.ranker.evaluate(self.model.backbone, "val", step)[0]
         order, value = better_order(numbers, self.cfg.rerank.score)
         return {"r_mean": value, "order": order}
 

@@ -98,40 +98,37 @@ class Ranker:
             raise utils.UserError(f"eval.folds: {images} images cannot be cut into {folds} equal parts; 0 is for none")
 
     def dataset(self, split: str) -> RetrievalEvalDataset:
-        """A split's data set; one that `eval.splits` does not name is read now."""
-        return self.datasets.get(split) or create_dataset("retrieval_eval", self.cfg, split)
+        """A split's data set; one that `eval.splits` does not name is read at its first use."""
+        if split not in self.datasets:
+            self.datasets[split] = create_dataset("retrieval_eval", self.cfg, split)
+        return self.datasets[split]
 
     def evaluate_all(self, backbone: nn.Module) -> None:
         """Rank all splits; write metrics.json and retrieval_result.json, split by split: what is computed is kept."""
         numbers, results = {}, {}
-        for split, dataset in self.datasets.items():
-            folds = self.cfg.eval.folds if split == "test" else 0
-            numbers[split], rankings, mean = self.evaluate(backbone, dataset, split, folds=folds, final=True)
+        for split in self.cfg.eval.splits:
+            numbers[split], rankings, folds = self.evaluate(backbone, split, final=True)
             if folds:
-                numbers["test_folds"] = mean
-            results[split] = result_entries(dataset, rankings)
+                numbers["test_folds"] = folds
+            results[split] = result_entries(self.dataset(split), rankings)
             self.run.write_metrics(numbers)
             if utils.is_main():
                 utils.write_json(self.run.dir / "retrieval_result.json", results)
 
     def evaluate(
-        self,
-        backbone: nn.Module,
-        dataset: RetrievalEvalDataset,
-        split: str,
-        step: int = 0,
-        folds: int = 0,
-        final: bool = False,
+        self, backbone: nn.Module, split: str, step: int = 0, final: bool = False
     ) -> tuple[dict[str, float], ranking.Rankings, dict[str, float]]:
         """Rank one split in all processes; the backbone keeps its mode.
 
-        step: optimizer steps done, for the log; final: see `Record.log`.
+        step: optimizer steps done, for the log; final: at the end of the script, see `Record.log`.
 
-        Returns ({"itc_tr_r1": ..., "itm_...", "chance_...", "images", "texts", "seconds"}, the rankings, the columns'
-        mean over `folds` equal runs of consecutive images, each with its texts: MSCOCO 1K is five of 1,000). Raises
-        UserError if a feature or score is not finite.
+        Returns ({"itc_tr_r1": ..., "itm_...", "chance_...", "images", "texts", "seconds"}, the rankings, at the end on
+        test the columns' mean over `eval.folds` equal runs of consecutive images, each with its texts: MSCOCO 1K is
+        five of 1,000). Raises UserError if a feature or score is not finite.
         """
-        start, image_of_text = time.perf_counter(), torch.tensor(dataset.image_of_caption)
+        dataset, start = self.dataset(split), time.perf_counter()
+        image_of_text = torch.tensor(dataset.image_of_caption)
+        folds = self.cfg.eval.folds if final and split == "test" else 0
         settings = dict(self.cfg.rerank) | {"precision": self.precision}
         with evaluating(backbone):
             features = extract(backbone, dataset, self.tokenizer, self.cfg, self.device, self.precision)

@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from test_evaluation_retrieval import validation_numbers
+from tiny import NO_DROPOUT, tiny_model
 from torch import nn
 
 import utils
 from engine.distributed import init_distributed
 from evaluation import ranking, retrieval
 from evaluation.sharded import eval_batches
-from models.semmim import SemMIM
 
 CPU = torch.device("cpu")
 
@@ -209,31 +209,14 @@ def test_blocks_do_not_change_the_candidates():
 # ------------------------------------------------------------------------------------------------------------
 # The real model, tiny
 
-BERT = dict(vocab_size=50, hidden_size=32, num_attention_heads=2, intermediate_size=64, max_position_embeddings=16)
 
-
-def tiny_backbone(image_size=32, **bert):
+def tiny_backbone():
     """Random weights, large enough that scores differ; the same in every process."""
-    torch.manual_seed(0)
-    description = {
-        "image_encoder": {
-            "name": "vit_base_patch16_clip_quickgelu_224",
-            "image_size": image_size,
-            "args": {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 16},
-        },
-        "bert": {**BERT, **bert},
-        "text_layers": 1,
-        "fusion_layers": 2,
-        "decoder_layers": 1,
-        "embed_dim": 8,
-        "temperature": 0.07,
-        "sep": False,
-    }
-    backbone = SemMIM(description, decoder=False, mlm_head=False)
+    backbone = tiny_model(*NO_DROPOUT).backbone.eval()
     for parameter in backbone.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.2)
-    return backbone.eval()
+    return backbone
 
 
 def tiny_case():
