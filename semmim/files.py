@@ -85,12 +85,12 @@ def read(source: str | Path, image_size: int | None = None, **hub) -> Content:
         raise UserError(f"{path}: its entry {wrong[0]} ({found}) is not what a script of this project writes")
     weights = loaded["model"] if isinstance(loaded["model"], dict) else {}
     decoder = any(str(key).startswith(f"{PREFIX}decoder.") for key in weights)
-    backbone, rest, _ = load_backbone(path, image_size, decoder=decoder, loaded=loaded)
     used = utils.Config()
     for name in KEPT if decoder else ("retrieval",):
         what = f"{path}: settings.{name}"
         own = part(settings[name], KEPT[name], what) if name in settings else {}
         used[name] = part(checked_config(own, STAGES[name], what), KEPT[name], what)
+    backbone, rest, _ = load_backbone(path, image_size, decoder=decoder, loaded=loaded)
     run = path if path.is_dir() else path.parent
     name = path.name if path.is_dir() else f"{run.name}/{path.name}"
     tokenizer = checkpoint_tokenizer(vocabulary, rest["description"])

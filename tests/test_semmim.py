@@ -70,12 +70,9 @@ def folder(tmp_path_factory):
 def config(folder, stage):
     """The stage's configuration on the images of `folder`."""
     file, kind = STAGES[stage]
-    data = [f"data.{split}=[{folder}/{stage}.json]" for split in ("val", "test")] + [
-        "data.image_root=none",
-        "image_size=32",
-    ]
+    data = [f"data.{split}=[{folder}/{stage}.json]" for split in ("val", "test")]
     more = ["eval.splits=[test]"] if stage != "vqa" else ["data.val_scores=[]"]
-    own = ["data.num_workers=0", "train.precision=fp32", "eval.batch_size=2"]
+    own = ["data.image_root=none", "image_size=32", "data.num_workers=0", "train.precision=fp32", "eval.batch_size=2"]
     return load_config(file, [*data, *more, *own, *OVERRIDES[stage]], kind)
 
 
@@ -208,7 +205,6 @@ def truncated(folder):
     [
         ("retrieval", lambda m, f: m.encode_image("absent.png"), "absent.png: no such file"),
         ("retrieval", lambda m, f: m.encode_image(3), "a int is no image"),
-        ("retrieval", lambda m, f: m.encode_image(None), "a NoneType is no image"),
         ("retrieval", lambda m, f: m.encode_image(torch.rand(3, 32, 32)), r"float32, \(3, 32, 32\) is no image"),
         ("retrieval", lambda m, f: m.encode_image(np.zeros((32, 32, 3))), "float64.* is no image"),
         ("retrieval", lambda m, f: m.encode_image(m.preprocess(f / "0.png")[:, :8]), r"must be \[3, 32, 32\]"),
@@ -219,12 +215,10 @@ def truncated(folder):
         ("retrieval", lambda m, f: m.encode_image(Image.new("F", (4, 4), float("nan"))), "not finite"),
         ("retrieval", lambda m, f: m.encode_text(["a", "!?"]), "nothing is left"),
         ("retrieval", lambda m, f: m.encode_text(["a", None]), "a NoneType .* is no text"),
-        ("retrieval", lambda m, f: m.encode_text(b"dog"), "a bytes .* is no text"),
         ("retrieval", lambda m, f: m.encode_text("\udcff"), "is not UTF-8"),
         ("retrieval", lambda m, f: m.caption([]), "no decoder"),
         ("retrieval", lambda m, f: m.answer("a.png", "what?"), "no decoder"),
         ("retrieval", lambda m, f: m.class_features(["dog", "cat"], ["a photo"]), "where the name of the class"),
-        ("retrieval", lambda m, f: m.class_features([]), "no choice"),
         ("retrieval", lambda m, f: m.classify(f / "0.png", "dog"), "no choice"),
         ("retrieval", lambda m, f: m.classify(f / "0.png", ["dog", "dog"]), "no choice"),
         ("caption", lambda m, f: m.encode_image(f / "0.png"), "take a checkpoint of Pretrain.py or Retrieval.py"),
@@ -238,7 +232,6 @@ def truncated(folder):
         ("vqa", lambda m, f: m.search(f / "0.png", "a dog"), "take a checkpoint of Pretrain.py or Retrieval.py"),
         ("vqa", lambda m, f: m.answer(images(f), QUESTIONS[:2]), "3 images and 2 questions"),
         ("vqa", lambda m, f: m.answer(f / "0.png", "what?", answers="yes"), "answers: .* no choice"),
-        ("vqa", lambda m, f: m.answer(f / "0.png", "?"), "has no word"),
         ("retrieval", lambda m, f: loaded(f, "vqa", device="tpu"), "device tpu: "),
         ("retrieval", lambda m, f: loaded(f, "vqa", device="meta"), "device meta"),
         ("retrieval", lambda m, f: loaded(f, "vqa", batch_size=0), "batch_size: 0"),
@@ -319,31 +312,20 @@ def test_every_stages_export_gives_the_same_as_its_checkpoint_elsewhere(folder, 
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "moved" / name).read_bytes()
 
 
-def test_the_model_card_leaves_out_the_machine_and_the_schedule():
-    metrics = {
-        "loss": 2.5,
-        "loss/itc": 0.5,
-        "lr_rest": 1e-5,
-        "pairs_per_second": 70.0,
-        "eta_seconds": 0.0,
-        "tflops": 0.1,
-        "minutes": 30.0,
-    }
-    lines = card.results({**metrics, "val": {"itc_r_mean": 50.0}}).splitlines()
-    assert lines[-3:] == ["| loss | 2.50 |", "| loss/itc | 0.50 |", "| val / itc_r_mean | 50.00 |"]
-
-
 def test_the_model_card_holds_the_runs_numbers_and_code_that_runs(folder, tmp_path):
     model = loaded(folder, "retrieval")
     model.save_pretrained(tmp_path)
-    card = (tmp_path / "README.md").read_text()
-    assert "| test / itm_tr_r1 | 12.35 |" in card and "library_name: semmim" in card
-    code = card.split("```python\n")[1].split("```")[0]
+    text = (tmp_path / "README.md").read_text()
+    assert "| test / itm_tr_r1 | 12.35 |" in text and "library_name: semmim" in text
+    code = text.split("```python\n")[1].split("```")[0]
     code = code.replace("FOLDER_OR_REPOSITORY", str(tmp_path)).replace("image.jpg", str(images(folder)[0]))
     exec(compile(code, "card", "exec"), {})
-    from huggingface_hub import ModelCard
 
-    assert ModelCard.load(tmp_path / "README.md").data.pipeline_tag == "zero-shot-image-classification"
+
+def test_the_model_card_leaves_out_the_machine_and_takes_names_as_text():
+    machine = {"lr_rest": 1e-5, "pairs_per_second": 70.0, "eta_seconds": 0.0, "tflops": 0.1, "minutes": 30.0}
+    rows = card.results({"loss/itc": 0.5, **machine, "val": {"a|b<i>\n# [x](y)": 50.0}}).splitlines()[6:]
+    assert rows == ["| loss/itc | 0.50 |", r"| val / a\|b\<i\> \# \[x\]\(y\) | 50.00 |"]
 
 
 def test_what_is_pushed_to_the_hub_is_loaded_from_it(folder, tmp_path, monkeypatch):
@@ -390,14 +372,9 @@ def test_a_damaged_folder_is_one_line(folder, tmp_path, name, damage, message):
 
 
 def altered(values, key, value):
-    """A deep copy of nested maps with another value at the dotted `key`."""
-    values = json.loads(json.dumps(values))
-    *path, last = key.split(".")
-    target = values
-    for name in path:
-        target = target[name]
-    target[last] = value
-    return values
+    """Nested maps with another value at the dotted `key`."""
+    first, _, rest = key.partition(".")
+    return {**values, first: altered(values[first], rest, value) if rest else value}
 
 
 @pytest.fixture(scope="module")
@@ -408,33 +385,31 @@ def exported(folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "key, value",
+    "key, values",
     [
-        *(("stage", value) for value in (None, "other", ["vqa"], {})),
-        *(("step", value) for value in (-1, "7", True, [])),
-        *(("best", value) for value in ([], "x", {"order": "best"}, {"order": []}, {"a": {}})),
-        *(("settings", value) for value in (None, [], "x")),
-        *(("settings.vqa", value) for value in (None, [], {})),
-        *(("settings.caption.generation", value) for value in (None, [], {"nosuch": 1})),
-        *(("settings.caption.generation.beams", value) for value in (0, -1, "5", True, 1.5, None, [])),
-        *(("settings.caption.generation.length_penalty", value) for value in ("x", 1e308, None)),
-        *(("settings.caption.generation.mode", value) for value in ("other", None, [])),
-        *(("settings.caption.text.prompt", value) for value in (None, 3, [])),
-        *(("settings.caption.text.max_prompt_tokens", value) for value in (0, 10**9, "x")),
-        *(("settings.retrieval.text.max_tokens", value) for value in (0, -5, 10**9, "30")),
-        *(("settings.retrieval.rerank.score", value) for value in ("other", 1, [])),
-        *(("settings.retrieval.data.max_words", value) for value in (0, "x", None)),
-        *(("settings.vqa.answer.max_tokens", value) for value in (0, 10**9, "x")),
-        *(("settings.vqa.text.max_ocr_tokens", value) for value in (0, [], 1.5)),
-        *(("description", value) for value in (None, [], "x", {})),
+        ("stage", (None, "other", ["vqa"])),
+        ("step", (-1, "7", True)),
+        ("best", ([], {"order": "best"}, {"order": []}, {"a": {}})),
+        ("settings", (None, [])),
+        ("settings.vqa", (None, {})),
+        ("settings.caption.generation", (None, {"nosuch": 1})),
+        ("settings.caption.generation.beams", (0, "5", True, None)),
+        ("settings.caption.generation.length_penalty", ("x", 1e308)),
+        ("settings.caption.generation.mode", ("other", [])),
+        ("settings.caption.text.prompt", (None, 3)),
+        ("settings.retrieval.text.max_tokens", (0, 10**9, "30")),
+        ("settings.retrieval.rerank.score", ("other", 1)),
+        ("settings.vqa.answer.max_tokens", (0, 10**12)),
+        ("description", (None, [], {})),
     ],
 )
-def test_an_altered_config_is_one_line_that_names_the_entry(exported, key, value):
+def test_an_altered_config_is_one_line_that_names_the_entry(exported, key, values):
     path, config = exported
-    write_json(path / "config.json", altered(config, key, value))
-    with pytest.raises(UserError) as error:
-        SemMIM.from_pretrained(path)
-    assert "\n" not in str(error.value) and key.split(".")[-1].split("_")[-1] in str(error.value)
+    for value in values:
+        write_json(path / "config.json", altered(config, key, value))
+        with pytest.raises(UserError) as error:
+            SemMIM.from_pretrained(path)
+        assert "\n" not in str(error.value) and key.split(".")[-1].split("_")[-1] in str(error.value)
 
 
 def test_weights_that_are_no_numbers_are_refused(folder, tmp_path):
@@ -456,25 +431,11 @@ def test_only_an_export_is_written_over(folder, tmp_path):
         export.main([str(folder / "vqa"), str(tmp_path / "README.md")])
 
 
-def test_names_in_metrics_mean_nothing_in_the_model_card(folder):
-    text = card.results({"a|b<script>\n# [x](y)": 1.0})
-    assert "| a\\|b\\<script\\> \\# \\[x\\]\\(y\\) | 1.00 |" in text
-
-
 def test_a_name_that_is_nowhere_is_one_line(folder, tmp_path):
     with pytest.raises(UserError, match="absent.pth does not exist"):
         SemMIM.from_pretrained("absent.pth")
     with pytest.raises(UserError, match="nobody/nothing: no such file or folder here"):
         SemMIM.from_pretrained("nobody/nothing", cache_dir=tmp_path, local_files_only=True)
-
-
-def test_settings_of_an_older_or_edited_folder_are_checked(folder, tmp_path):
-    loaded(folder, "vqa").save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    del config["settings"]["vqa"]["answer"]
-    write_json(tmp_path / "config.json", config)
-    with pytest.raises(UserError, match="settings.vqa.answer is missing"):
-        SemMIM.from_pretrained(tmp_path)
 
 
 def test_it_is_imported_from_anywhere_after_an_editable_install(folder, tmp_path):
