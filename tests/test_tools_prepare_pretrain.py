@@ -1,25 +1,19 @@
 """tools.prepare on small files in the official layouts: Visual Genome, CC3M, SBU; and images that must not leak."""
 
-import errno
 import io
 import json
 import os
 import pickle
-import subprocess
-import sys
 import tarfile
 
-import numpy as np
 import official_files as official
 import pytest
 from PIL import Image, ImageEnhance
 
-from dataset.official import coco_number, tidy
-from dataset.transforms import FORMATS, ImageError, open_image
+from dataset.official import tidy
 from tools.prepare.held_out import flickr_photo, read_refs
 from tools.prepare.image_hash import KnownImages, fingerprint
 from tools.prepare.img2dataset import predicted_path
-from tools.prepare.vqa import soft_scores
 from utils import UserError
 
 source, run, read = official.source, official.run, official.read
@@ -67,6 +61,11 @@ def test_visual_genomes_filters_are_albefs_and_each_is_counted(run, source, tmp_
         1005,
     ]  # VQA validates on COCO's val
     assert len(official.open_set("pretrain", f"data.train=[{tmp_path}/data/pretrain/vg.json]")) == 4
+
+
+def test_flickrs_photo_numbers():
+    urls = ("http://farm9.staticflickr.com/8186/81_4e_z.jpg", "https://live.staticflickr.com/65535/81_a.jpg")
+    assert [flickr_photo(url) for url in (*urls, "http://x.org/1/2_3.jpg", None)] == [81, 81, None, None]
 
 
 def test_the_smallest_region_follows_from_the_number_of_captions(run, source, tmp_path):
@@ -146,11 +145,10 @@ def cc3m_downloads(folder, tar):
     official.img2dataset_shard(folder, 0, samples, {"HTTP Error 404: Not Found": 1}, tar)
     odd = official.img2dataset_sample("000010000", "not listed", "http://x.org/other.jpg", official.jpeg(50))
     odd |= {"000010001.json": b"{", "000010002.json": b'{"status": "success", "caption": "no image", "url": "u"}'}
-    official.img2dataset_shard(folder, 1, odd, {}, tar)
+    official.img2dataset_shard(folder, 1, odd | ({"../../escaped.jpg": b"x"} if tar else {}), {}, tar)
 
 
-@pytest.mark.parametrize("tar", [False, True])
-@pytest.mark.parametrize("header", [False, True])
+@pytest.mark.parametrize(("tar", "header"), [(False, True), (True, False)])
 def test_cc3m_as_img2dataset_left_it(run, source, tmp_path, tar, header):
     run("flickr30k")
     cc3m_list(source, header)
@@ -170,37 +168,11 @@ def test_cc3m_as_img2dataset_left_it(run, source, tmp_path, tar, header):
         "1 downloaded images have an address that the list does not name",
         "odd: 1 x sample whose .json cannot be read",
         "odd: 1 x sample whose image is missing or empty",
+        "file of a tar shard that is not at its top, left out; first: 00001.tar: ../../escaped.jpg" if tar else "",
         "warning: pairs listed: 6, 3,318,327 fewer than the published 3,318,333",
     ):
         assert line in out
     assert official.open_set("pretrain", f"data.train=[{tmp_path}/data/pretrain/cc3m.json]")[0]["bad"] == []
-
-
-def test_what_is_no_text_among_the_downloads_is_counted_and_the_rest_is_read(run, source, tmp_path):
-    cc3m_list(source)
-    listed = source / "Train_GCC-training.tsv"
-    listed.write_bytes(b"caf\xe9\thttp://x.org/latin.jpg\n" + listed.read_bytes())
-    folder = tmp_path / "data/cc3m/images"
-    cc3m_downloads(folder, tar=False)
-    nested = {"000000001.json": b"[" * 100_000, "000000002.json": b'{"caption": 3, "url": "u"}'}
-    for name, content in {**nested, "000000003.json": b'{"url": "u"}', "000000003.txt": b"caf\xe9"}.items():
-        (folder / "00000" / name).write_bytes(content)
-    (folder / "00000_stats.json").write_bytes(b'{"caf\xe9')
-    (folder / "00001_stats.json").write_text('{"status_dict": {"timed out": "often"}}')
-    out = run("cc3m")
-    assert [pair["caption"] for pair in read(tmp_path / "data/pretrain/cc3m.json")] == [
-        "a very typical bus station",
-        "woman of the test set",
-        "not listed",
-    ]
-    for line in (
-        "odd: 1 x line that is not UTF-8, left out; first: row 0 ('utf-8' codec can't decode byte 0xe9",
-        "odd: 2 x shard whose statistics cannot be read; first: 00000_stats.json (",
-        "odd: 3 x sample whose .json cannot be read, left out; first: 00000/000000001.json",
-        "odd: 1 x sample whose .txt cannot be read, left out; first: 00000/000000003.txt ('utf-8' codec",
-        "warning: pairs listed: 6, ",
-    ):
-        assert line in out
 
 
 def test_without_images_the_paths_are_those_that_img2dataset_will_give(run, source, tmp_path):
@@ -210,32 +182,9 @@ def test_without_images_the_paths_are_those_that_img2dataset_will_give(run, sour
     assert [pair["image"] for pair in pairs][:2] == [f"../cc3m/images/00000/00000{i}.jpg" for i in range(2)]
     assert pairs[-1]["image"] == "../cc3m/images/00002/000021.jpg"
     assert "without an image: 100.0% of the list" in out
+    assert predicted_path(10_005) == "00001/000010005.jpg"  # the example of img2dataset's guide
     with pytest.raises(UserError, match="no entry is left to write"):
         run("cc3m", "--require-images")
-
-
-def test_predicted_paths_are_img2datasets():
-    assert predicted_path(10_005) == "00001/000010005.jpg"  # the example of its guide
-    assert predicted_path(0) == "00000/000000000.jpg" and predicted_path(3_318_332) == "00331/003318332.jpg"
-
-
-def test_a_damaged_shard_is_read_up_to_the_damage_and_hostile_names_stay_inside(run, source, tmp_path):
-    cc3m_list(source)
-    folder = tmp_path / "data/cc3m/images"
-    cc3m_downloads(folder, tar=True)
-    whole = (folder / "00000.tar").read_bytes()
-    (folder / "00000.tar").write_bytes(whole[:9000])
-    with tarfile.open(folder / "00001.tar", "a") as tar:
-        member = tarfile.TarInfo("../../escaped.jpg")
-        tar.addfile(member)
-        link = tarfile.TarInfo("link.jpg")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        tar.addfile(link)
-    out = run("cc3m")
-    assert "damaged tar shard, read up to the damage; first: 00000.tar" in out
-    assert "odd: 1 x file of a tar shard that is not at its top, left out; first: 00001.tar: ../../esc" in out
-    assert not list(tmp_path.glob("data/**/../escaped.jpg")) and not (folder / "00001/link.jpg").exists()
-    assert {p.name for p in folder.iterdir() if p.is_dir()} == {"00000", "00001"}
 
 
 def test_a_shard_cannot_unpack_to_more_than_its_own_size_and_what_never_ends_is_not_read(run, source, tmp_path):
@@ -264,31 +213,11 @@ def test_a_shard_cannot_unpack_to_more_than_its_own_size_and_what_never_ends_is_
     os.mkfifo(folder / "00004.tar")
     with pytest.raises(UserError, match="00004.tar: cannot be read .not a regular file"):
         run("cc3m")
-
-
-def test_what_an_interrupted_unpacking_left_is_replaced_and_a_refusal_is_one_line(
-    run, source, tmp_path, monkeypatch, capsys
-):
-    cc3m_list(source)
-    folder = tmp_path / "data/cc3m/images"
-    cc3m_downloads(folder, tar=True)
-    (folder / "00000.partial").mkdir()
-    with pytest.raises(UserError, match="00000.partial: not left by an earlier try"):
+    (folder / "00004.tar").unlink()
+    (folder / "00005.partial").mkdir()
+    official.img2dataset_shard(folder, 5, {}, {}, tar=True)
+    with pytest.raises(UserError, match="00005.partial: not left by an earlier try of this tool; move it away"):
         run("cc3m")
-    (folder / "00000.partial/.unfinished").touch()
-    (folder / "00000.partial/old.jpg").touch()
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("tools.prepare.img2dataset._unpack", full)
-        with pytest.raises(UserError, match="00000.tar: cannot be unpacked .No space left"):
-            run("cc3m")
-    assert "00000.partial is left by an earlier try, and is replaced" in capsys.readouterr().err
-    assert not (folder / "00000").exists()
-    run("cc3m")
-    assert not list(folder.glob("*.partial")) and not (folder / "00000/old.jpg").exists()
 
 
 SBU = [
@@ -316,48 +245,6 @@ def test_sbu_in_both_published_layouts(run, source, tmp_path, layout):
     expected = [{"image": "../sbu/images/4385058960_b0f291553e.jpg", "caption": SBU[0][0]}]
     assert read(tmp_path / "data/pretrain/sbu.json") == expected
     assert "without an image: 33.3% of the list" in out and "1007129816_deadbeef.jpg = flickr30k test" in out
-
-
-def test_sbu_lists_that_do_not_match_are_refused(run, source):
-    official.write_json(source / "sbu-captions-all.json", {"image_urls": ["a"], "captions": ["b", "c"]})
-    with pytest.raises(UserError, match="lacks the equally long lists captions and image_urls"):
-        run("sbu")
-    (source / "sbu-captions-all.json").unlink()
-    (source / "SBU_captioned_photo_dataset_urls.txt").write_text("a\n")
-    with pytest.raises(UserError, match="sbu-captions-all.tar.gz; or SBU_captioned_photo_dataset_urls.txt and"):
-        run("sbu")
-
-
-def test_html_entities_and_odd_characters_are_tidied():
-    assert tidy("Tiffany &amp;amp; Co.\n  &quot;x&quot;\u00a0y") == 'Tiffany & Co. "x" y'
-    assert tidy("a dog \ud83d") == "a dog ?"
-
-
-@pytest.mark.parametrize(
-    ("url", "photo"),
-    [
-        ("http://static.flickr.com/2723/4385058960_b0f291553e.jpg", 4385058960),
-        ("http://farm9.staticflickr.com/8186/8119368305_4e622c8349_z.jpg", 8119368305),
-        ("https://live.staticflickr.com/65535/12_a.jpg", 12),
-        ("http://farm1.static.flickr.com/1/2_3.jpg", 2),
-        ("http://x.org/1/2_3.jpg", None),
-        (None, None),
-    ],
-)
-def test_flickrs_photo_numbers(url, photo):
-    assert flickr_photo(url) == photo
-
-
-def test_coco_numbers_of_both_years():
-    assert coco_number("val2014/COCO_val2014_000000391895.jpg") == coco_number("val2017/000000391895.jpg") == 391895
-    assert coco_number("flickr30k-images/a.jpg") is None
-
-
-def test_soft_scores_are_leave_one_out_means():
-    ten = ["a"] * 4 + ["b"] * 3 + ["c"] * 2 + ["d"]
-    for answer, score in soft_scores(ten).items():
-        nine = [[x for j, x in enumerate(ten) if j != i] for i in range(10)]
-        assert score == pytest.approx(np.mean([min(1, part.count(answer) / 3) for part in nine]))
 
 
 # ------------------------------------------------------------------------------------------------ leaks by content
@@ -408,12 +295,6 @@ def test_downloaded_copies_are_found_by_their_pixels_and_by_the_sum_of_the_origi
     assert counts(tmp_path, "cc3m")["validation and test images left out, by content"] == 2
 
 
-def test_nothing_to_compare_with_is_said(run, source):
-    cc3m_list(source)
-    out = run("cc3m", "--check-leaks")
-    assert "--check-leaks compared nothing" in out and "coco's test images are not known here" in out
-
-
 # ------------------------------------------------------------------------------------------------ fingerprints
 
 
@@ -426,7 +307,7 @@ def test_nothing_to_compare_with_is_said(run, source):
         lambda image: image.convert("L").convert("RGB"),
     ],
 )
-def test_copies_are_recognised_after_resizing_and_compression(tmp_path, change):
+def test_copies_are_recognized_after_resizing_and_compression(tmp_path, change):
     known = KnownImages()
     for number in range(20):
         known.add(fingerprint(official.save(tmp_path / f"{number}.jpg", number, (640, 480), 95)), str(number))
@@ -450,34 +331,3 @@ def test_even_images_are_compared_by_their_bytes_alone(tmp_path):
     known.add(fingerprint(tmp_path / "white.png"), "white")
     assert known.find(fingerprint(tmp_path / "copy.png")) == {"white": "a copy"}
     assert not known.find(fingerprint(tmp_path / "other.png"))
-
-
-@pytest.mark.parametrize("name", [*FORMATS, "ICO", "TGA", "EPS"])
-def test_an_image_has_a_fingerprint_where_training_can_open_it_and_else_the_same_reason(tmp_path, name):
-    path = tmp_path / "image.jpg"
-    official.picture(1).save(path, name)
-    if name in FORMATS:
-        assert open_image(path) and fingerprint(path).sha256
-        return
-    with pytest.raises(ImageError) as refused:
-        open_image(path)
-    with pytest.raises(ImageError) as found:
-        fingerprint(path)
-    assert str(found.value) == str(refused.value)
-
-
-def test_processes_end_where_the_parent_handles_stop_signals(tmp_path):
-    paths = [str(official.save(tmp_path / f"{number}.jpg", number)) for number in range(40)]
-    script = (
-        "import sys; from engine.distributed import stop_signals; from tools.prepare.image_hash import fingerprints\n"
-        "with stop_signals():\n    print(len(list(fingerprints(sys.argv[1:], 2))))"
-    )
-    ran = subprocess.run([sys.executable, "-c", script, *paths], capture_output=True, text=True, timeout=60)
-    assert (ran.returncode, ran.stdout) == (0, "40\n"), ran.stderr
-
-
-def test_what_is_no_image_has_no_fingerprint(tmp_path):
-    (tmp_path / "a.jpg").write_bytes(b"GIF89a")
-    for name in ("a.jpg", "gone.jpg"):
-        with pytest.raises(ImageError, match=name):
-            fingerprint(tmp_path / name)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.annotations import Source, load_annotations
+from dataset.annotations import Source
 from dataset.files import IMAGES
 from dataset.pretrain import PretrainDataset
 from dataset.transforms import FORMATS, Augment, PretrainViews
@@ -155,16 +155,6 @@ def test_columns_of_other_names_are_named(tmp_path):
     assert packed[0]["caption"] == "a dog"
 
 
-def test_a_known_name_counts_where_the_column_holds_what_is_needed(tmp_path):
-    table = {"image": ["http://x/1.jpg"], "png": [picture()], "caption": [7], "text": ["a dog"], "key": ["1"]}
-    path = tmp_path / "x.parquet"
-    pq.write_table(pyarrow.table(table), path)
-    assert dataset(pack(tmp_path, path))[0]["caption"] == "a dog"
-    del table["png"]
-    pq.write_table(pyarrow.table(table), path)  # addresses alone
-    refused(tmp_path, r"holds images' bytes, its columns are image \(string\), caption \(int64\)", path)
-
-
 def test_neighbouring_rows_of_an_image_are_one_and_repeats_further_on_are_told(tmp_path, capsys):
     numbers = [0, 0, 0, 1, 2, 2, 0, 1, 1]  # images 0 and 1 come again
     texts = ["a", ["b", "c"], "...", "e", "f", "g", "h", "i", "j"]
@@ -215,23 +205,10 @@ def test_rows_without_image_or_caption_are_left_out_within_the_share(tmp_path, c
     assert all(f"{path}: row {text}" in line for text in REASONS[:3])
 
 
-def test_the_reasons_name_the_rows(tmp_path):
-    tables = open_tables([bad_rows(tmp_path / "x.parquet")], None, None)
-    found = [str(item) for item in read_tables(tables) if isinstance(item, Exception)]
-    assert all(text.startswith(f"{tmp_path}/x.parquet: row {said}") for text, said in zip(found, REASONS, strict=True))
-
-
 def test_a_struct_that_is_null_and_a_caption_that_is_no_utf_8(tmp_path):
     texts = pyarrow.StringArray.from_buffers(2, *pyarrow.array([b"\xe9t\xe9", b"a dog"]).buffers()[1:])
     path = write(tmp_path / "x.parquet", [{"bytes": picture(), "path": ""}, None], texts)
     refused(tmp_path, "2 of 2 .*row 0: the caption is not UTF-8 text; .*row 1: holds no image$", path)
-
-
-def test_an_image_that_is_a_file_elsewhere_is_told_of(tmp_path):
-    images = [{"bytes": None, "path": "x.jpg"}, {"bytes": None, "path": None}, {"bytes": b"", "path": "y.jpg"}]
-    line = refused(tmp_path, "3 of 3 ", write(tmp_path / "x.parquet", images, ["a dog"] * 3))
-    assert "row 0: holds no image but the path of one, 'x.jpg', outside the parquet file; " in line
-    assert "row 1: holds no image; " in line and line.endswith("row 2: holds no image")
 
 
 def test_failed_downloads_are_counted_apart_and_are_no_bad_rows(tmp_path, capsys):
@@ -279,13 +256,6 @@ def test_parquet_that_is_damaged_within_is_named(tmp_path):
     assert sorted(file.name for file in partial.glob("*_stats.json")) == ["00000_stats.json", "00001_stats.json"]
 
 
-def test_kinds_and_options_that_do_not_go_together(tmp_path):
-    parquet, pairs = write(tmp_path / "x.parquet", [picture()], ["a dog"]), listed(tmp_path)
-    refused(tmp_path, "--data names parquet files and, with .*pairs.json, others", parquet, pairs)
-    refused(tmp_path, "--image_root is of annotation files", parquet, image_root=tmp_path)
-    refused(tmp_path, "--image_column and --caption_column are of parquet", pairs, caption_column="title")
-
-
 def test_the_output_is_a_new_or_an_empty_folder(tmp_path):
     pairs, empty, link = listed(tmp_path), tmp_path / "empty", tmp_path / "link"
     empty.mkdir()
@@ -327,20 +297,6 @@ def test_an_interrupted_packing_leaves_no_output_and_the_next_replaces_it(tmp_pa
     assert sorted(file.name for file in output.glob("*.tar*")) == ["00000.tar", "00001.tar"]
 
 
-@pytest.mark.parametrize("share", ["-0.1", "1.01", "nan"])
-def test_a_share_that_is_none_is_refused_before_the_work(tmp_path, share):
-    refused(tmp_path, "--max_bad_share is .*; it must be from 0 to 1", listed(tmp_path), max_bad_share=share)
-    assert not list(tmp_path.glob("shards*"))
-
-
-def test_without_a_usable_image_nothing_is_written(tmp_path):
-    table = {"jpg": [None, b"no image"], "caption": ["one", "two"], "status": ["failed_to_download", "success"]}
-    path = tmp_path / "x.parquet"
-    pq.write_table(pyarrow.table(table), path)
-    line = refused(tmp_path, "can be used: 1 left out, 1 failed downloads", path, max_bad_share=1)
-    assert "row 1: not an image" in line and not list(tmp_path.glob("shards*"))
-
-
 def test_a_folder_with_shards_or_images_is_read_for_them(tmp_path, capsys):
     listed(tmp_path)
     (tmp_path / "0.txt").write_text("beside it")
@@ -369,20 +325,6 @@ def test_splits_of_a_folder_are_refused_and_named_ones_are_packed_together_with_
         path.unlink()
     assert len(dataset(pack(tmp_path, tmp_path / "data"))) == 4  # one split under two names
     assert "warning" not in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("stage", ["pretrain", "retrieval_train", "retrieval_eval", "caption", "vqa_train"])
-def test_training_says_how_parquet_is_made_of_use(tmp_path, stage):
-    (tmp_path / "repo/data").mkdir(parents=True)
-    path = write(tmp_path / "repo/data/x.parquet", [picture()], ["a dog"])
-    remedy = "pack it into tar shards with tools.shards .VQA: write JSON lines"
-    with pytest.raises(UserError, match=f"x.parquet: parquet is not read here; {remedy}"):
-        load_annotations(Source(path), stage)
-    with pytest.raises(UserError, match=f"repo: holds neither .*; {path}: parquet is not read here; {remedy}"):
-        load_annotations(Source(tmp_path / "repo"), stage)
-    if stage == "pretrain":
-        with pytest.raises(UserError, match=f"x.parquet: parquet is not read here; {remedy}"):
-            dataset(path)
 
 
 # ------------------------------------------------------------------------------------------------ memory
