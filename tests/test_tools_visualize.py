@@ -12,10 +12,10 @@ from tiny import TOKENIZER, tiny_config, tiny_model
 
 from tools.demo import scenes
 from tools.visualize import __main__ as visualize
-from tools.visualize import figures
+from tools.visualize import figures, views
 from tools.visualize import scenes as numbers
-from tools.visualize.__main__ import Clustering
 from tools.visualize.scenes import Samples
+from tools.visualize.views import Clustering
 from utils import UserError, save_checkpoint
 
 
@@ -75,8 +75,6 @@ def test_models_without_an_encoding_head(tmp_path, target):
 
 def test_wrong_input_is_one_line(tmp_path):
     write_checkpoint(tmp_path / "checkpoint.pth")
-    with pytest.raises(UserError, match="--patterns 99: no patch .* in use: "):
-        draw(tmp_path / "checkpoint.pth", "--patterns", 99)
     with pytest.raises(UserError, match="--images 0: must be 1 or more"):
         draw(tmp_path / "checkpoint.pth", "--images", 0)
     with pytest.raises(UserError, match=r"checkpoint.pth: this folder cannot be made \(File exists\)"):
@@ -89,7 +87,7 @@ def test_wrong_input_is_one_line(tmp_path):
 def test_examples_are_the_clearest_and_at_most_two_of_an_image():
     assignment = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 1]])
     score = torch.tensor([[0.5, 0.9, 0.7, 1.0], [0.1, 1.0, 1.0, 0.8]])
-    assert visualize.examples(Clustering(assignment, score), 1, 4) == [(0, 1), (1, 3), (0, 2), (1, 0)]
+    assert views.examples(Clustering(assignment, score), 1, 4) == [(0, 1), (1, 3), (0, 2), (1, 0)]
 
 
 def test_labels_of_patches_follow_the_scene():
@@ -152,10 +150,9 @@ def test_the_masking_figure_hides_the_masked_patches():
 
 def test_words_are_found_at_their_tokens():
     caption = "a turquoise ring above a ring"
-    spans = visualize.word_spans(TOKENIZER, caption, 20)
+    spans = views.word_spans(TOKENIZER, caption, 20)
     ids = TOKENIZER.encode([caption], 20)[0][0]
     assert {word: TOKENIZER.decode(ids[start:end]) for word, (start, end) in spans.items()} == {
         word: word for word in caption.split()
     }
-    assert spans["ring"][0] < spans["above"][0] and "above" not in visualize.word_spans(TOKENIZER, caption, 4)
-    assert visualize.content_words("there is a red ring in the middle") == ["ring", "red", "middle"]
+    assert spans["ring"][0] < spans["above"][0] and "above" not in views.word_spans(TOKENIZER, caption, 4)
