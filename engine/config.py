@@ -1,7 +1,7 @@
 """Configurations: reading and merging YAML files and --override, and the settings that each stage accepts.
 
-The first half reads: a file lies over its `base`, that one over the stage's schema, which holds every key with its
-default. The second half is one table a stage: which values each key may have, and which keys a resumed run may change.
+A file lies over its `base`, that one over the stage's schema, which holds every key with its default. The rules say
+what a value may be; one table a stage says which rule each key has, and which keys a resumed run may change.
 """
 
 from __future__ import annotations
@@ -9,33 +9,24 @@ from __future__ import annotations
 import argparse
 import copy
 import difflib
-import json
 import math
 import os
+import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.tokens import AnchorToken
 
-from engine.rules import (
-    betas,
-    choice,
-    crop_scale,
-    files,
-    folders,
-    number,
-    or_none,
-    splits,
-    text,
-    texts_by_name,
-    weights,
-    whole,
-)
-from engine.yaml_files import kind, parse_yaml, read_yaml
 from evaluation.ranking import SCORES
 from evaluation.vqa import SCORING
 from models.generation import MODES, Generation, answer_options
-from utils import Config, UserError, as_config, find_file, one_line, replacing, shown
+from utils import Config, UserError, as_config, find_file, one_line, open_file, replacing, shown
+
+Rule = Callable[[str, object], None]  # of a dotted key and its value; raises UserError
 
 
 @dataclass(frozen=True)
@@ -43,34 +34,31 @@ class Stage:
     """What the configuration of a stage may hold.
 
     name: as checkpoints hold it; schema: the file that holds every key with its default; rules: dotted key -> what its
-    value must be; optional: keys that also take `none`; kinds: the kinds of value (as `_kind` names them) of keys that
+    value must be; optional: keys that also take `none`; kinds: the kinds of value (as `kind` names them) of keys that
     may have others than their default, and of maps whose keys are the user's own; one_of: keys of which exactly one has
     a value, the one that was given last; may_change: keys that a resumed run may change (neither the model, nor the
-    losses, nor the order of the data); check: what several keys must fulfil together.
+    losses, nor the order of the data); check: what several keys must fulfill together.
     """
 
     name: str
     schema: str | os.PathLike
-    rules: Mapping[str, Callable[[str, object], None]] = field(default_factory=dict)
+    rules: Mapping[str, Rule] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
     kinds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     one_of: tuple[str, ...] = ()
     may_change: tuple[str, ...] = ()
-    check: Callable[[Config], None] | None = None
+    check: Callable[[Config], object] | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser, config: str | None = None, output_dir: str | None = None) -> None:
     """The arguments that all scripts share; `config` and `output_dir` are this script's defaults."""
     add = parser.add_argument
     add("--config", default=config, required=config is None, help="YAML file (default: %(default)s)")
-    add(
-        "--output_dir",
-        default=output_dir,
-        required=output_dir is None,
-        help="folder for all that the run writes",
-    )
+    add("--output_dir", default=output_dir, required=output_dir is None, help="folder for all that the run writes")
     add("--checkpoint", help="checkpoint to start from or to evaluate")
-    add("--resume", action="store_true", help="go on from OUTPUT_DIR/checkpoint_last.pth, or begin where there is none")
+    add(
+        "--resume", action="store_true", help="resume from OUTPUT_DIR/checkpoint_last.pth if it exists, otherwise start"
+    )
     add("--other_ranks", action="store_true", help="let --resume go on with another number of processes")
     add("--evaluate", action="store_true", help="only evaluate")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -93,12 +81,10 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = (), stage: S
     """
     path = find_file(path, "--config")
     stage = stage or Stage("", path)
-    known = _without_base(read_yaml(find_file(stage.schema, "schema")))
+    known = _schema(stage)
     files = [path]
     while (base := read_yaml(files[-1]).get("base")) is not None:
-        if not isinstance(base, str):
-            raise UserError(f"{files[-1]}: base is {kind(base)} ({shown(base)}); the path of a file is expected")
-        following = files[-1].parent / base
+        following = files[-1].parent / str(base)
         if not os.path.isfile(following):
             raise UserError(f"{files[-1]}: base {one_line(base)} does not exist (it is relative to this file)")
         if any(following.samefile(file) for file in files):
@@ -118,27 +104,9 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = (), stage: S
     return config
 
 
-def check_config(config: Config, stage: Stage) -> None:
-    """Raise UserError where a value is not what the stage's rules say, naming its key."""
-    for key, rule in stage.rules.items():
-        rule(key, lookup(config, key))
-    if stage.one_of and sum(lookup(config, key) is not None for key in stage.one_of) != 1:
-        raise UserError(f"{', '.join(stage.one_of)}: exactly one of them must have a value")
-    if stage.check:
-        stage.check(config)
-
-
-def checkpoint_config(checkpoint: dict, stage: Stage) -> Config:
-    """The config a checkpoint was trained with, if by this stage; else the schema's with its vocabulary."""
-    own = checkpoint.get("config")
-    if own is not None and checkpoint.get("stage") == stage.name:
-        return as_config(own)
-    return load_config(stage.schema, [f"text.vocab={json.dumps(own['text']['vocab'])}"] if own else (), stage)
-
-
 def checked_config(values: dict, stage: Stage, source: str) -> Config:
     """`values`, maps of maps, over the stage's schema, checked as a file is; UserError naming `source` and the key."""
-    known = _without_base(read_yaml(find_file(stage.schema, "schema")))
+    known = _schema(stage)
     merged = copy.deepcopy(known)
     _merge(merged, values, known, source, stage)
     config = as_config(merged)
@@ -147,6 +115,16 @@ def checked_config(values: dict, stage: Stage, source: str) -> Config:
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
     return config
+
+
+def check_config(config: Config, stage: Stage) -> None:
+    """Raise UserError if a value is not what the stage's rules say, naming its key."""
+    for key, rule in stage.rules.items():
+        rule(key, lookup(config, key))
+    if stage.one_of and sum(lookup(config, key) is not None for key in stage.one_of) != 1:
+        raise UserError(f"{', '.join(stage.one_of)}: exactly one of them must have a value")
+    if stage.check:
+        stage.check(config)
 
 
 def save_config(config: dict, path: str | os.PathLike) -> None:
@@ -176,6 +154,73 @@ def differences(before: dict, now: dict, prefix: str = "") -> dict[str, tuple]:
         elif old != new:
             found[f"{prefix}{key}"] = (old, new)
     return found
+
+
+def read_yaml(path: Path) -> dict:
+    """The map that a file holds, {} for an empty one; UserError naming the file if it is none."""
+    with open_file(path) as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise UserError(f"{path}: not a readable YAML file: it has more than {MOST_BYTES:,} bytes")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a readable YAML file: {one_line(error)}") from None
+    values = parse_yaml(text, f"{path}: not a readable YAML file")
+    if values is not None and not isinstance(values, dict):
+        raise UserError(f"{path}: a configuration is a map of keys to values")
+    return values or {}
+
+
+MOST_BYTES = 200_000  # far above what a configuration needs: the largest of the project's has 4 KB
+KIND_NAMES = ((bool, "true/false"), ((int, float), "a number"), (str, "text"), (list, "a list"), (dict, "a map"))
+
+
+def parse_yaml(text: str, source: str):
+    """The value that a YAML text stands for; UserError, beginning with `source`, if no configuration has such a value.
+
+    Anchors are refused: followed, a few lines of them stand for millions of values.
+    """
+    try:
+        if any(isinstance(token, AnchorToken) for token in YAML(typ="safe", pure=True).scan(text)):
+            raise UserError(f"{source}: it has an anchor (&name); write the value where it is needed")
+        value = YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if problem and mark else ""
+        raise UserError(f"{source}: {where}{one_line(problem or error)}") from None
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
+        raise UserError(f"{source}: a value is not what its form or tag says ({one_line(error)})") from None
+    _check_kinds(value, "", source)
+    return value
+
+
+def _check_kinds(value, name: str, source: str) -> None:
+    """UserError for a value, or a key, that no configuration holds; `name`: the dotted key."""
+    where = f"{source}: {one_line(name)}" if name else source
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise UserError(f"{where}: the key {shown(key)} is {kind(key)}, not text; put it in quotes")
+            _check_kinds(item, f"{name}.{key}" if name else key, source)
+    elif isinstance(value, list):
+        for item in value:
+            _check_kinds(item, name, source)
+    elif kind(value) not in ("null", "true/false", "a number", "text"):
+        raise UserError(f"{where}: {shown(value)} is {kind(value)}; put it in quotes if text is meant")
+    elif isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+        raise UserError(f"{where}: {shown(value)} holds what is no character")
+
+
+def kind(value) -> str:
+    """What a value is, in words."""
+    if value is None:
+        return "null"
+    return next((name for types, name in KIND_NAMES if isinstance(value, types)), f"a {type(value).__name__}")
+
+
+def _schema(stage: Stage) -> dict:
+    return _without_base(read_yaml(find_file(stage.schema, "schema")))
 
 
 def _without_base(values: dict) -> dict:
@@ -219,14 +264,6 @@ def _merge(target: dict, values: dict, known: dict | None, source: str, stage: S
             target[key] = value
 
 
-def _at_least_two_pairs(cfg: Config) -> None:
-    if cfg.train.batch_size < 2:
-        raise UserError(
-            f"train.batch_size: {cfg.train.batch_size} image on a rank leaves image-text matching no negative; "
-            "use 2 or more"
-        )
-
-
 def _keep_one(target: dict, layer: list[dict], source: str, stage: Stage) -> None:
     """Let `target`, over which the maps of `layer` lie by now, have a single value of `stage.one_of`: the layer's."""
     given = [
@@ -249,7 +286,84 @@ def gives(values: dict, key: str) -> bool:
     return True
 
 
+# ----------------------------------------------------------------------------------------------------------- rules
+
+
+def rule(words: str, test: Callable[[object], bool]) -> Rule:
+    """A value must be what the words say and the test finds."""
+
+    def check(key: str, value) -> None:
+        if not test(value):
+            raise UserError(f"{key}: {shown(value)} must be {words}")
+
+    return check
+
+
+def whole(low: int, high: float = math.inf) -> Rule:
+    """A whole number of at least `low` (and at most `high`)."""
+    limits = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
+    return rule(f"a whole number {limits}", lambda x: is_number(x) and isinstance(x, int) and low <= x <= high)
+
+
+def number(low: float = 0.0, high: float = math.inf, above: bool = False) -> Rule:
+    """A finite number from `low` (with `above`: above it) to `high`."""
+    limits = [f"{'above' if above else 'of at least'} {low:g}"] if low > -math.inf else []
+    limits += [f"of at most {high:g}"] if high < math.inf else []
+    words = f"a finite number {' and '.join(limits)}".rstrip()
+    return rule(words, lambda x: is_number(x) and (low < x if above else low <= x) and x <= high)
+
+
+def is_number(value) -> bool:
+    """Whether it is a finite number that floats can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def or_none(given: Rule) -> Rule:
+    """What the rule accepts, or null."""
+    return lambda key, value: None if value is None else given(key, value)
+
+
+def choice(*known: str) -> Rule:
+    """One of these words."""
+    return rule(f"one of {', '.join(known)}", lambda x: x in known)
+
+
+def _folders(value) -> bool:
+    paths = value if isinstance(value, dict) else {"": value}
+    return all(isinstance(text, str) for text in [*paths, *paths.values()]) and bool(paths) and "" not in paths.values()
+
+
+text = rule("text", lambda x: isinstance(x, str))
+texts_by_name = rule("a map of text to text", lambda x: all(isinstance(item, str) for item in x.values()))
+crop_scale = rule(
+    "[smallest, largest], shares of the area with 0 < smallest <= largest <= 1",
+    lambda x: len(x) == 2 and all(map(is_number, x)) and 0 < x[0] <= x[1] <= 1,
+)
+betas = rule(
+    "two numbers of at least 0 and below 1",
+    lambda x: len(x) == 2 and all(is_number(rate) and 0 <= rate < 1 for rate in x),
+)
+folders = rule("a folder, or a map from the entries' `dataset` to folders", _folders)
+files = rule("a list of files", lambda x: all(isinstance(path, str) and path for path in x))
+weights = rule(
+    "a map of numbers of at least 0", lambda x: all(is_number(weight) and weight >= 0 for weight in x.values())
+)
+splits = rule(
+    "val, test or both, each once",
+    lambda x: bool(x) and all(name in ("val", "test") for name in x) and len(set(x)) == len(x),
+)
+
+
 # --------------------------------------------------------------------------------------- the stages, side by side
+
+
+def _at_least_two_pairs(cfg: Config) -> None:
+    if cfg.train.batch_size < 2:
+        raise UserError(
+            f"train.batch_size: {cfg.train.batch_size} image on a rank leaves image-text matching no negative; "
+            "use 2 or more"
+        )
+
 
 COMMON = {
     "seed": whole(0, 2**62),

@@ -4,7 +4,7 @@ import pytest
 from conftest import ROOT
 
 from engine import config as engine_config
-from engine.config import CAPTION, PRETRAIN, RETRIEVAL, VQA, Stage, checkpoint_config, load_config, save_config
+from engine.config import CAPTION, PRETRAIN, RETRIEVAL, VQA, Stage, load_config, save_config
 from utils import UserError
 
 SCHEMA = """
@@ -161,16 +161,6 @@ def test_overrides_may_be_repeated_and_grouped():
     args = parser.parse_args(["--override", "a=1", "b=2", "--resume", "--override", "c=3"])
     assert args.override == ["a=1", "b=2", "c=3"] and args.resume and not args.evaluate
     assert (args.config, args.output_dir, args.device, args.seed) == ("a.yaml", "out", "auto", None)
-
-
-def test_a_checkpoint_of_another_stage_gives_its_vocabulary_alone():
-    own = load_config("configs/demo/Pretrain.yaml", (), PRETRAIN).to_dict()
-    assert checkpoint_config({"stage": "pretrain", "config": own}, PRETRAIN) == own
-    paper = load_config("configs/VQA.yaml", (), VQA)
-    found = checkpoint_config({"stage": "pretrain", "config": own}, VQA)
-    assert found.text.vocab == "configs/demo/vocab.txt" != paper.text.vocab
-    assert {**found, "text": paper.text} == paper
-    assert checkpoint_config({"stage": "pretrain"}, VQA) == paper  # ALBEF's, converted
 
 
 # ------------------------------------------------------------------------------------- the stages' rules

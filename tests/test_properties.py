@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config import STAGES, load_config, lookup, save_config
-from engine.yaml_files import parse_yaml, read_yaml
+from engine.config import STAGES, load_config, lookup, parse_yaml, read_yaml, save_config
 from evaluation.cider import END, CiderD, caption_words, cider
 from evaluation.vqa import SCORING, answer_scores, is_empty, normalize_answer, vqa_accuracy, vqa_metrics, vqa_table
 from utils import UserError
@@ -39,7 +38,7 @@ texts = st.text(st.characters(exclude_categories=()), max_size=20) | st.sampled_
         "[",
     ]
 )
-numbers = st.integers() | st.floats() | st.integers(10**310, 10**310 + 3) | st.integers(10**4400, 10**4400 + 3)
+numbers = st.integers() | st.floats() | st.integers(10**310, 10**310 + 3)
 scalars = st.none() | st.booleans() | numbers | texts
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3))
 yaml_pieces = st.sampled_from(

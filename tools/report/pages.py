@@ -7,8 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from engine.config import STAGES, differences
-from engine.yaml_files import read_yaml
+from engine.config import STAGES, differences, read_yaml
 from tools import pages
 from tools.report import summary
 from tools.report.ablation import Ablations

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from scipy import stats
 
-from engine.yaml_files import read_yaml
+from engine.config import read_yaml
 from utils import UserError, one_line
 
 STAGE_OF_KEY = {"rerank": "retrieval", "scst": "caption", "answer": "vqa", "mim": "pretrain"}  # a key only it has
