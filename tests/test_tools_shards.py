@@ -104,14 +104,13 @@ def test_training_from_packed_parquet_is_training_from_the_same_files(tmp_path, 
         contents = images([picture(i) for i in range(7)][part])
         write(tmp_path / f"parts/{name}.parquet", contents, texts(lists[part]), image, caption, row_group_size=2)
     plain = dataset(listed(tmp_path))
-    for files in (sorted((tmp_path / "parts").iterdir()), [tmp_path / "parts"]):
-        packed = dataset(pack(tmp_path, *files, per_shard=3))
-        assert len(packed) == len(plain) == 7 and len(packed.paths) == 7
-        for item in [(epoch, index) for epoch in (0, 1) for index in range(7)]:
-            one, other = plain[item], packed[item]
-            assert one["bad"] == other["bad"] == [] and one["caption"] == other["caption"]
-            assert all(torch.equal(one[key], other[key]) for key in ("image1", "image2"))
-        assert [packed.captions[i] for i in range(8)] == [plain.captions[i] for i in range(8)]
+    packed = dataset(pack(tmp_path, *sorted((tmp_path / "parts").iterdir()), per_shard=3))
+    assert len(packed) == len(plain) == 7 and len(packed.paths) == 7
+    for item in [(epoch, index) for epoch in (0, 1) for index in range(7)]:
+        one, other = plain[item], packed[item]
+        assert one["bad"] == other["bad"] == [] and one["caption"] == other["caption"]
+        assert all(torch.equal(one[key], other[key]) for key in ("image1", "image2"))
+    assert [packed.captions[i] for i in range(8)] == [plain.captions[i] for i in range(8)]
 
 
 @pytest.mark.parametrize("in_struct", [False, True])
@@ -143,6 +142,7 @@ def test_an_images_file_is_kept_as_it_is_under_the_ending_of_its_format(tmp_path
 
 def test_columns_of_other_names_are_named(tmp_path):
     path = write(tmp_path / "x.parquet", [picture()], ["a dog"], "thumb", "title")
+    refused(tmp_path, "--data names parquet files and, with .*pairs.json, others", path, listed(tmp_path))
     line = refused(tmp_path, "x.parquet: no column image or jpg or jpeg or png or webp holds images' bytes", path)
     assert "its columns are id (int64), thumb (binary), title (string); --image_column names the one" in line
     refused(tmp_path, "or captions or txt or TEXT holds texts .*--caption", path, image_column="thumb")
@@ -295,36 +295,6 @@ def test_an_interrupted_packing_leaves_no_output_and_the_next_replaces_it(tmp_pa
     assert f"warning: {partial} is left by an earlier try, and is replaced\n" in capsys.readouterr().err
     assert not partial.exists() and len(dataset(output)) == 7
     assert sorted(file.name for file in output.glob("*.tar*")) == ["00000.tar", "00001.tar"]
-
-
-def test_a_folder_with_shards_or_images_is_read_for_them(tmp_path, capsys):
-    listed(tmp_path)
-    (tmp_path / "0.txt").write_text("beside it")
-    write(tmp_path / "0.parquet", [picture()], ["a dog"])  # as img2dataset leaves its statuses beside the shards
-    assert [dataset(pack(tmp_path.parent, tmp_path))[0]["caption"]] == ["beside it"]
-    warning = "warning: {}: its parquet files are not read, since it holds tar shards or images too; name them to pack"
-    assert warning.format(tmp_path) in capsys.readouterr().err
-    pack(tmp_path, tmp_path / "pairs.json").rename(tmp_path / "shards")
-    assert "warning" not in capsys.readouterr().err
-    write(tmp_path / "shards/00000.parquet", [picture()], ["a dog"])
-    assert len(dataset(pack(tmp_path, tmp_path / "shards"))) == 7
-    assert warning.format(tmp_path / "shards") in capsys.readouterr().err
-
-
-def test_splits_of_a_folder_are_refused_and_named_ones_are_packed_together_with_a_warning(tmp_path, capsys):
-    names = ["train-00000-of-00002", "train-00001-of-00002", "val-00000", "validation", "Test_0", "trainer", "x"]
-    (tmp_path / "data").mkdir()
-    files = [write(tmp_path / f"data/{name}.parquet", [picture(i)], [name]) for i, name in enumerate(names)]
-    line = refused(tmp_path, "data: holds the splits test, train, validation, which", tmp_path / "data")
-    assert line.endswith(f"name the files of one, such as {tmp_path}/data/train-*.parquet")
-    assert len(dataset(pack(tmp_path, *files[:2], *files[5:]))) == 4
-    assert "warning" not in capsys.readouterr().err
-    assert len(dataset(pack(tmp_path, *files[:4]))) == 4
-    assert "warning: --data names files of the splits train, validation; they are packed" in capsys.readouterr().err
-    for path in [*files[:2], files[4]]:
-        path.unlink()
-    assert len(dataset(pack(tmp_path, tmp_path / "data"))) == 4  # one split under two names
-    assert "warning" not in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------ memory

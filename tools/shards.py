@@ -7,7 +7,7 @@ The folder is then a line of `data.train`. A few large files are read faster tha
 a network. Order is kept. Of annotation files, the entries of an image become one sample, where the first of them was.
 The shards are written into OUTPUT.partial, which becomes OUTPUT at the end; that of an interrupted try is replaced.
 
-Of parquet files (Hugging Face's data sets, img2dataset), or folders of them, a row is a sample, and neighboring rows
+Of parquet files (Hugging Face's data sets, img2dataset) a row is a sample, and neighboring rows
 with the same image are one. They are packed and not trained from as they are, since a row cannot be read alone.
 """
 
@@ -36,9 +36,7 @@ from tools.prepare.parquet import (
     LeftOut,
     Sample,
     open_tables,
-    parquet_files,
     read_tables,
-    splits,
 )
 from utils import UserError, find_file, make_folder, run_main, write_json
 
@@ -80,21 +78,17 @@ def find_samples(args: argparse.Namespace) -> tuple[int, Iterator[Sample | LeftO
     Raises UserError if it has both, or if an option is of the other kind.
     """
     paths = [find_file(name, "--data") for name in args.data]
-    files = [parquet_files(path) for path in paths]
-    if not any(files):
+    others = [path for path in paths if path.suffix.lower() != ".parquet"]
+    if len(others) == len(paths):
         if args.image_column or args.caption_column:
             raise UserError(f"--image_column and --caption_column are of parquet files, {paths[0]} is none")
         pairs = load_pairs(Source(args.data, args.image_root, max_bad_share=args.max_bad_share))
         return len(pairs.paths), read_pairs(pairs)
-    if not all(files):
-        other = paths[files.index([])]
-        raise UserError(f"--data names parquet files and, with {other}, others; pack them into a folder each")
+    if others:
+        raise UserError(f"--data names parquet files and, with {others[0]}, others; pack them into a folder each")
     if args.image_root:
         raise UserError("--image_root is of annotation files; parquet files hold the images themselves")
-    every = list(itertools.chain.from_iterable(files))
-    if len(found := splits(every)) > 1:
-        warn(f"--data names files of the splits {', '.join(found)}; they are packed together")
-    tables = open_tables(every, args.image_column, args.caption_column)
+    tables = open_tables(paths, args.image_column, args.caption_column)
     return sum(table.rows for table in tables), read_tables(tables)
 
 

@@ -9,8 +9,7 @@ tools.shards packs them into tar shards, and says why they are not trained from 
 """
 
 import contextlib
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,17 +20,12 @@ from pyarrow.parquet import ParquetFile
 
 from dataset.annotations import strings
 from dataset.common import EmptyCaption
-from dataset.files import folder_images
-from dataset.shards import shard_files
 from dataset.text import clean_caption
 from dataset.transforms import ImageError, opened
-from tools.prepare.common import warn
 from utils import UserError, one_line, open_file, reason, shown
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp")
 CAPTION_COLUMNS = ("caption", "text", "captions", "txt", "TEXT")
-SPLIT = re.compile(r"(train|validation|valid|val|dev|test)(?![a-z])[-_]?", re.IGNORECASE)  # train-00000-of-00002
-SAME_SPLIT = {"valid": "validation", "val": "validation", "dev": "validation"}
 STATUS, SUCCESS = "status", "success"  # img2dataset's
 BATCH_ROWS = 16  # decoded at a time; beside them memory holds the page of the file that they are in
 READ_BYTES = 1 << 20  # of the file at a time; pyarrow would read the images of a whole row group
@@ -68,36 +62,6 @@ class Table:
     image: str
     caption: str
     columns: list[str]
-
-
-def parquet_files(path: Path) -> list[Path]:
-    """The parquet files that a file or folder stands for: itself, or those directly in a folder, in order of name; none
-    for anything else, such as a folder that has tar shards or images too, which are read then, with a warning.
-
-    Raises UserError if a folder holds several splits: validation's images would be in the training data.
-    """
-    if not path.is_dir():
-        return [path] if path.suffix.lower() == ".parquet" else []
-    found = sorted(path.glob("*.parquet"))
-    if found and (shard_files(path) or any(folder_images(path))):
-        warn(f"{path}: its parquet files are not read, since it holds tar shards or images too; name them to pack them")
-        return []
-    if len(begins := splits(found)) > 1:
-        example = path / f"{begins.get('train') or min(begins.values())}*.parquet"
-        raise UserError(
-            f"{path}: holds the splits {', '.join(begins)}, which would all be training data; name the files of one, "
-            f"such as {example}"
-        )
-    return found
-
-
-def splits(files: Iterable[Path]) -> dict[str, str]:
-    """{split: what the name of its first file begins with} of the files whose names tell a split."""
-    found = {}
-    for match in filter(None, (SPLIT.match(path.name) for path in files)):
-        word = match[1].lower()
-        found.setdefault(SAME_SPLIT.get(word, word), match[0])
-    return dict(sorted(found.items()))
 
 
 def open_tables(files: Sequence[Path], image_column: str | None, caption_column: str | None) -> list[Table]:
