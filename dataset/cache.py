@@ -27,6 +27,7 @@ from dataset.transforms import ImageError, open_image
 from utils import UserError, find_file, replacing
 
 log = logging.getLogger("semmim")
+pa.set_memory_pool(pa.system_memory_pool())  # others keep what was needed to read millions of entries
 
 CACHED_FROM = 50_000_000  # bytes of annotation files; fewer are read in seconds
 VERSION = 2  # of what the Arrow file holds: to be raised with every change of what is read, checked or stored
@@ -93,7 +94,9 @@ def load_pairs(source: Source) -> Pairs:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "semmim")
     folder = files[0].parent if os.access(files[0].parent, os.W_OK) else cache
     with _one_at_a_time(files[0].parent):  # the first process of a machine makes the file, the others wait for it
-        return Pairs(_kept(folder / f".{files[0].stem}.{digest}.arrow", content, source))
+        pairs = Pairs(_kept(folder / f".{files[0].stem}.{digest}.arrow", content, source))
+    pa.default_memory_pool().release_unused()
+    return pairs
 
 
 def _kept(path: Path, content: bytes, source: Source) -> pa.Table:

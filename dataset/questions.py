@@ -9,7 +9,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -168,25 +168,15 @@ def _annotation(entry: dict) -> dict:
 # ------------------------------------------------------------------------------------------------- references
 
 
-@dataclass(frozen=True)
-class References:
-    """What a split's questions are judged by, in their order.
+def load_references(
+    entries: list[dict], files: Files, official: Files = (), score_files: Files = ()
+) -> tuple[list[str | list[str] | dict[str, float]] | None, list[str | None], list[str | None], str]:
+    """What the questions `entries` (of `files`, for errors) are judged by, in their order: (the annotators' answers or
+    {answer: score}, None if no question has any; answer types; question types; where the answers come from, in words).
 
-    answers: per question the annotators' answers (str or list of str) or {answer: score}; None if no question has any.
-    answer_types, question_types: strings, or None if nothing names them. origin: where the answers come from, in words.
-    """
-
-    answers: list[str | list[str] | dict[str, float]] | None
-    answer_types: list[str | None]
-    question_types: list[str | None]
-    origin: str
-
-
-def load_references(entries: list[dict], files: Files, official: Files = (), score_files: Files = ()) -> References:
-    """The references of the questions `entries` (of `files`, for errors), each from the first of these that has it:
-    official annotation files, its own `answer`, lists of {"question_id", "label": {answer: score}}.
-
-    Raises UserError naming file and entry, and if some questions have answers and others none.
+    Each is from the first of these that has it: official annotation files, the entry's own `answer`, lists of
+    {"question_id", "label": {answer: score}}. Raises UserError naming file and entry, and if some questions have
+    answers and others none.
     """
     sources = {
         "official files": _by_id(official, "annotations", _official_reference),
@@ -206,7 +196,7 @@ def load_references(entries: list[dict], files: Files, official: Files = (), sco
         missing = entries[answers.index(None)]["question_id"]
         raise UserError(f"{files}: question {shown(missing)} has no answers, others have; all or none must")
     origin = ", ".join(f"{name} ({count} questions)" for name, count in used.items())
-    return References(None if used["nothing"] else answers, types["answer_type"], types["question_type"], origin)
+    return None if used["nothing"] else answers, types["answer_type"], types["question_type"], origin
 
 
 def _reference(entry: dict, answers) -> dict:

@@ -60,76 +60,61 @@ def shard_entries(shards: list[Path], max_bad_share: float) -> Iterator[tuple[Pa
     UserError if more than `max_bad_share` of the samples are lost; a damaged shard is taken to have had as many as the
     median of the whole ones.
     """
-    counts: list[int] = []  # samples of whole shards
-    lost, found, damaged = 0, 0, []
-    for path in shards:
-        shard = _Shard(path.absolute())
-        yield from shard.entries()
-        found += shard.samples
-        lost += shard.unusable
-        if shard.damage is None:
-            counts.append(shard.samples)
-        else:
-            damaged.append(shard)
-    expected = statistics.median(counts) if counts else max((shard.samples for shard in damaged), default=0) + 1
-    for shard in damaged:
-        missing = max(1, round(expected) - shard.samples)
+    found, lost = 0, 0  # samples
+    whole: list[int] = []  # samples of each whole shard
+    damaged: list[tuple[Path, int, str]] = []  # shard, samples before the damage, what it is
+    for shard in map(Path.absolute, shards):
+        usable = unusable = 0
+        try:
+            for key, files in _samples(shard):
+                entries = _entries(files)
+                if entries and "image" in files:
+                    usable += 1
+                    yield from ((shard, key, {**entry, "image": files["image"]}) for entry in entries)
+                    continue
+                unusable += 1
+                if unusable <= 3:
+                    missing = "image" if "image" not in files else "caption"
+                    log.warning("%s has no %s", one_line(f"{shard}: sample {key}", 1000), missing)
+            whole.append(usable)
+        except (OSError, EOFError, ValueError) as error:
+            damaged.append((shard, usable, one_line(error)))
+        found += usable
+        lost += unusable
+    expected = round(statistics.median(whole)) if whole else max((count for _, count, _ in damaged), default=0) + 1
+    for shard, count, damage in damaged:
+        missing = max(1, expected - count)
         lost += missing
-        name = one_line(shard.path, 1000)
-        log.warning("%s: damaged (%s), about %d samples are lost", name, shard.damage, missing)
+        log.warning("%s: damaged (%s), about %d samples are lost", one_line(shard, 1000), damage, missing)
     if lost > max_bad_share * (found + lost) or not found:
-        first = "; ".join(f"{shard.path}: {shard.damage}" for shard in damaged[:3])
+        first = "; ".join(f"{shard}: {damage}" for shard, _, damage in damaged[:3])
         raise UserError(
             f"{shards[0].parent}: {lost} of {found + lost} samples of {len(shards)} shard(s) cannot be read, "
             f"data.max_bad_share allows {max_bad_share:g}{f' ({first})' if first else ''}; get the shards again"
         )
 
 
-@dataclass
-class _Shard:
-    """A shard that is read once, and what became of its samples."""
-
-    path: Path
-    samples: int = 0  # with image and caption
-    unusable: int = 0  # others
-    damage: str | None = None
-
-    def entries(self) -> Iterator[tuple[Path, str, dict]]:
-        """The entries up to the end or the damage."""
-        key, files = None, {}
-        try:
-            with open_file(self.path) as file:
-                for name, start, size in shard_members(file):
-                    folder, slash, base = name.rpartition("/")
-                    stem, _, ending = base.partition(".")
-                    if not stem:  # .DS_Store and the like
-                        continue
-                    if folder + slash + stem != key:
-                        yield from self._sample(key, files)
-                        key, files = folder + slash + stem, {}
-                    ending = ending.lower()
-                    if ending in IMAGES and size:
-                        files["image"] = f"{self.path}/{base}@{start}+{size}"
-                    elif ending in TEXTS and size <= LONGEST_TEXT:
-                        file.seek(start)
-                        files[ending] = file.read(size)
-        except (OSError, EOFError, ValueError) as error:
-            self.damage = one_line(error)
-            return
-        yield from self._sample(key, files)
-
-    def _sample(self, key: str | None, files: dict) -> Iterator[tuple[Path, str, dict]]:
-        if not files:
-            return
-        entries = _entries(files)
-        if entries and "image" in files:
-            self.samples += 1
-            yield from ((self.path, key, {**entry, "image": files["image"]}) for entry in entries)
-            return
-        self.unusable += 1
-        if self.unusable <= 3:
-            missing = "image" if "image" not in files else "caption"
-            log.warning("%s has no %s", one_line(f"{self.path}: sample {key}", 1000), missing)
+def _samples(shard: Path) -> Iterator[tuple[str, dict]]:
+    """(key, files) of a shard's samples: `image` (its path), `json` and `txt` (their bytes)."""
+    key, files = None, {}
+    with open_file(shard) as file:
+        for name, start, size in shard_members(file):
+            folder, slash, base = name.rpartition("/")
+            stem, _, ending = base.partition(".")
+            if not stem:  # .DS_Store and the like
+                continue
+            if folder + slash + stem != key:
+                if files:
+                    yield key, files
+                key, files = folder + slash + stem, {}
+            ending = ending.lower()
+            if ending in IMAGES and size:
+                files["image"] = f"{shard}/{base}@{start}+{size}"
+            elif ending in TEXTS and size <= LONGEST_TEXT:
+                file.seek(start)
+                files[ending] = file.read(size)
+    if files:
+        yield key, files
 
 
 def _entries(files: dict) -> list[dict]:

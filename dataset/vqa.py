@@ -193,8 +193,8 @@ class VQAEvalDataset(Dataset):
 
     official, score_files: further files with answers, see `load_references`. Either all questions have answers or none.
 
-    ids: question ids; paths: images; parts: see `question_parts`; references, answer_types, question_types: see
-    `References`; source: where the references come from, for the log.
+    ids: question ids; paths: images; parts: see `question_parts`; references, answer_types, question_types, source
+    (where the references come from): see `load_references`.
     """
 
     def __init__(
@@ -211,8 +211,7 @@ class VQAEvalDataset(Dataset):
         self.paths = [entry["image"] for entry in entries]
         self.parts = [parts(entry) for entry in entries]
         found = load_references(entries, source.files, official, score_files)
-        self.references, self.source = found.answers, found.origin
-        self.answer_types, self.question_types = found.answer_types, found.question_types
+        self.references, self.answer_types, self.question_types, self.source = found
         self.transform = transform
 
     def __len__(self) -> int:
@@ -222,13 +221,13 @@ class VQAEvalDataset(Dataset):
         return self.image(self.paths[index]), self.parts[index]
 
     def image(self, path: str) -> Tensor:
-        """The image at `path`, [3,S,S]; UserError where it cannot be read."""
+        """The image at `path`, [3,S,S]; UserError if it cannot be read."""
         return read_for_evaluation(path, self.transform)
 
 
 class EvalBatches(Dataset):
     """The batches of a VQAEvalDataset as items, the same for any number of processes: the questions of an image are
-    neighbours, and the image is read and later encoded once per batch.
+    neighbors, and the image is read and later encoded once per batch.
 
     `batches[b]` is a dict: image [U,3,S,S], image_rows [B] (the image of each question), input_ids, attention_mask
     [B,L], index [B] (places in the data set).

@@ -184,13 +184,6 @@ def test_half_of_a_surrogate_pair_is_named(folder, stage, key, changes):
     assert line.startswith(f"{folder / 'split.json'}: entry 1: {key!r} holds half of a surrogate pair")
 
 
-@pytest.mark.parametrize("stage", TRAIN + EVAL)
-def test_whole_surrogate_pairs_and_unread_keys_are_no_error(folder, stage):
-    text = "a dog \U0001f436"  # in the file as two escapes
-    entries = [entry(n, caption=text, question=text, answer=text, comment=HALF) for n in (0, 1)]
-    assert len(make(stage, write(folder, entries))) == 2
-
-
 # ------------------------------------------------------------------------------------------------- values
 
 VALUES = [
@@ -287,23 +280,12 @@ def test_two_karpathy_files_that_both_count_from_zero_are_refused(folder):
     assert make("caption_eval", files).ids == [0, 1, 2, 3]
 
 
-def test_one_image_may_have_several_entries_and_spellings(folder):
-    entries = [entry(0, caption="one"), entry(0, caption="two", image="./a.png"), entry(1)]
-    assert make("caption_eval", write(folder, entries)).references == [["one", "two"], ["dog 1"]]
-    assert len(make("retrieval_train", write(folder, entries))) == 3
-
-
 def test_a_retrieval_id_stands_for_one_image_and_an_image_has_one(folder):
     one, two = write(folder, [entry(0), entry(1)], "one.json"), write(folder, [entry(2, image_id=0)], "two.json")
     line = refused("retrieval_train", [one, two], "image_id 0 names")
     assert f"{two}: entry 0" in line and f"{one}: entry 0" in line
     line = refused("retrieval_train", write(folder, [entry(0), entry(1), entry(0, image_id=5)]), "has the image_id 5")
     assert "entry 2: " in line and "but 0 in" in line and "entry 0;" in line
-
-
-def test_repeated_questions_are_named_both(folder):
-    line = refused("vqa_eval", write(folder, [entry(0), entry(1), entry(2, question_id=0)]), "question_id 0 occurs")
-    assert "entry 2: " in line and f"first in {folder / 'split.json'}: entry 0" in line
 
 
 # ------------------------------------------------------------------------------------------------- validation

@@ -18,7 +18,6 @@ from dataset.vqa import (
     VQACollate,
     VQAEvalDataset,
     VQATrainDataset,
-    encode_answers,
     encode_questions,
     question_parts,
 )
@@ -127,15 +126,6 @@ def test_answers_weigh_what_their_share_of_annotators_is(folder):
     assert found[4] == {"red": 0.5, "blue": 0.25}
 
 
-def test_validation_questions_are_left_out_of_training(folder):
-    val = write(folder, [entry(7), entry(8)], "val.json")
-    entries = [entry(6), entry(7), entry(7, "d.png", dataset="vg", answer="x"), entry(None, "d.png", dataset="vg")]
-    data = train_set(folder, entries, left_out=[val])
-    assert len(data) == 3 and data.left_out == 1
-    with pytest.raises(UserError, match="data.train_on_minival"):
-        train_set(folder, [entry(7)], left_out=[val])
-
-
 def config(folder, **changes):
     overrides = [f"data.{key}={value}" for key, value in changes.items()]
     overrides += [f"data.image_root={{vqa: {folder}/coco, vg: {folder}/vg}}", "data.val_scores=[]", "image_size=16"]
@@ -172,15 +162,6 @@ def test_a_batch_has_every_answer_beside_its_question(folder):
     assert words(batch["answer_target"][3]) == "t - shirt [SEP]"
     assert batch["answer_mask"].tolist() == [[1, 1, 0, 0]] * 3 + [[1, 1, 1, 1]]
     assert len(batch["paths"]) == 2 and batch["bad"] == []
-
-
-def test_an_answer_that_is_too_long_does_not_end():
-    ids, target, mask = encode_answers(TOKENIZER, ["one two three four", "one"], 3)
-    assert (
-        words(ids[0]) == "[CLS] one two"
-        and words(target[0]) == "one two three"
-        and mask.tolist() == [[1, 1, 1], [1, 1, 0]]
-    )
 
 
 # ------------------------------------------------------------------------------------------------------------
