@@ -107,7 +107,7 @@ def test_finished_stages_of_other_settings_are_refused(tmp_path, fake):
         ablate.main(arguments(tmp_path, 5, "--seeds", 1, "--override", "train.epochs=1"))
 
 
-@pytest.mark.parametrize("content", ['{"rows": ', "null", "[1]", '{"rows": 1, "stages": null}'])
+@pytest.mark.parametrize("content", ['{"rows": ', '{"rows": 1, "stages": null}'])
 @pytest.mark.parametrize("name", ["rows.json", "table5_random/seed_42/result.json"])
 def test_a_damaged_result_is_one_line(tmp_path, fake, name, content):
     ablate.main(arguments(tmp_path, 5, "--seeds", 1))

@@ -9,7 +9,6 @@ import urllib.parse
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib.figure import Figure
 from PIL import Image
 
 import utils
@@ -28,21 +27,24 @@ def write(path: Path, template: str, **values) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """As PNG, whole or not at all."""
+def save_figure(figure, path: Path) -> None:
+    """A matplotlib figure as PNG, whole or not at all."""
     with utils.replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None})
 
 
-def data_uri(image: Image.Image | Figure | Path, kind: str = "PNG") -> str:
-    """An image, a figure or an image file as an address that holds its bytes. kind: PNG or JPEG, of an image"""
+def data_uri(image, kind: str = "PNG") -> str:
+    """A Pillow image, a matplotlib figure or the path of a PNG file as an address that holds its bytes.
+
+    kind: PNG or JPEG, of a Pillow image
+    """
     buffer = io.BytesIO()
     if isinstance(image, Path):
         buffer.write(image.read_bytes())
-    elif isinstance(image, Figure):
-        image.savefig(buffer, format="png", dpi=DPI)
-    else:
+    elif isinstance(image, Image.Image):
         image.save(buffer, kind, **({"quality": 82} if kind == "JPEG" else {"optimize": True}))
+    else:
+        image.savefig(buffer, format="png", dpi=DPI)
     return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
