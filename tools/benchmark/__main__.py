@@ -60,9 +60,8 @@ GPU = {  # at the paper's size; the longest takes a few minutes
     "pretrain_sorted_by_length": "pretrain --compare data.bucket_batches=0 data.bucket_batches=8",
     "pretrain_compiled": "pretrain --compare train.compile=false train.compile=true",
     "pretrain_fp32": "pretrain --override train.precision=fp32 train.batch_size=64 --rounds 1",
-    "pretrain_checkpointing": "pretrain --compare model.image_encoder.checkpointing=false "
-    "model.image_encoder.checkpointing=true",
-    "pretrain_text_checkpointing": "pretrain --compare model.bert.checkpointing=false model.bert.checkpointing=true",
+    "pretrain_checkpointing": "pretrain --override model.image_encoder.checkpointing=true",
+    "pretrain_text_checkpointing": "pretrain --override model.bert.checkpointing=true",
     "pretrain_batch_256": "pretrain --override train.batch_size=256 model.image_encoder.checkpointing=true "
     "model.bert.checkpointing=true train.compile=true",
     "loader": "loader --workers 8 --pairs 4096",

@@ -37,12 +37,14 @@ def run_pretrain(args: argparse.Namespace) -> dict:
     cases = [Case(args.config, args.override, spec, args.batches, device) for spec in specs]
     result = {"machine": machine(device), "config": str(args.config), "override": args.override}
     if args.rounds:
-        for turn in range(args.rounds + 1):
+        for _ in range(args.rounds + 1):
             for number in range(args.batches):
                 for case in cases:
-                    case.step(number, count=turn > 0)
+                    case.step(number)
         found = [case.figures() for case in cases]
         result |= found[0] if len(found) == 1 else {"A": found[0], "B": found[1], "B_to_A": ratios(*found)}
+        if device.type == "cuda":  # of both, if there are two
+            result["peak_memory_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
     result["predicted_not_measured"] = predictions(cases[-1])
     return result
 
@@ -59,7 +61,6 @@ class Case(Task):
         if self.cfg.mim.target == "dvae":
             raise utils.UserError("mim.target: dvae needs a codebook's files; measure encoding, pixels or none")
         tokenizer = tokenizer_of(self.cfg)
-        before = allocated(device)
         torch.manual_seed(0)
         self.model = build_pretrain_model(self.cfg, tokenizer)[0].to(device).train()
         train = self.cfg.train
@@ -72,46 +73,35 @@ class Case(Task):
         self.progress = Progress(steps_per_epoch=1000, total_steps=1000, precision=precision)
         self.batches = make_batches(self.cfg, tokenizer, batches, pin=device.type == "cuda")
         self.transfer, self.window = Transfer(device), Window(None, device)
-        self.seconds: list[list[float]] = [[] for _ in self.batches]
-        self.cpu_seconds: list[list[float]] = [[] for _ in self.batches]
-        self.other = before  # memory that is not this case's own
-        self.peak = 0
-        self.first_loss = None
+        self.times: list[list[tuple[float, float]]] = [[] for _ in self.batches]  # (seconds, of CPU time) of each step
+        self.first_loss: float | None = None
 
-    def step(self, number: int, count: bool) -> None:
-        """One optimizer step on batch `number`, of `train.accumulation` equal micro-batches. count: its time"""
-        device, batch, first = self.device, self.batches[number], self.first_loss is None
+    def step(self, number: int) -> None:
+        """One optimizer step on batch `number`, of `train.accumulation` equal micro-batches."""
 
         def step() -> None:
-            micro = map(self.transfer, [batch] * self.cfg.train.accumulation)
+            micro = map(self.transfer, [self.batches[number]] * self.cfg.train.accumulation)
             train_step(self.model, micro, self.optimizer, self, self.progress, self.cfg.train, self.window)
             self.model.after_step()
 
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            others = allocated(device) - (0 if first else self.states)
-        if first:
+        if self.first_loss is None:
             torch.manual_seed(1)  # the same draws for all cases
-        seconds, cpu_seconds = timed(step, device)
-        if count:
-            self.seconds[number].append(seconds)
-            self.cpu_seconds[number].append(cpu_seconds)
-        if first:
-            self.first_loss = float(self.window.batches[0][2]["loss"])
-            self.states = allocated(device) - self.other
-        elif device.type == "cuda":
-            self.peak = max(self.peak, torch.cuda.max_memory_allocated(device) - others)
+        self.times[number].append(timed(step, self.device))
         self.window.restart()
 
     def loss(self, model: PretrainModel, batch: dict, progress: Progress):
-        return model(batch, self.cfg.itc.alpha)
+        loss, values = model(batch, self.cfg.itc.alpha)
+        if self.first_loss is None:
+            self.first_loss = float(loss.detach())
+        return loss, values
 
     def figures(self) -> dict:
         train, device = self.cfg.train, self.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         peak = peak_tflops(name, self.progress.precision)
         pairs = train.batch_size * train.accumulation
-        seconds, cpu = (statistics.mean(map(statistics.median, times)) for times in (self.seconds, self.cpu_seconds))
+        counted_steps = [zip(*times[1:], strict=True) for times in self.times]  # the first round warms up
+        seconds, cpu = (statistics.mean(map(statistics.median, parts)) for parts in zip(*counted_steps, strict=True))
         lengths = [batch["input_ids"].shape[1] for batch in self.batches]
         counted = statistics.mean(operations(self.model, pairs, length) for length in lengths)
         return {
@@ -125,27 +115,18 @@ class Case(Task):
             "gflop_of_a_pair": round(counted / pairs / 1e9, 2),
             "tflops": round(counted / seconds / 1e12, 4),
             "mfu": round(counted / seconds / 1e12 / peak, 4) if peak else None,
-            "peak_memory_gib": round(self.peak / 2**30, 2) if self.peak else None,
             "first_loss": self.first_loss,
         }
 
 
 def ratios(a: dict, b: dict) -> dict:
     """How B compares with A; CPU time is hardly moved by a machine's other work."""
-    found = {
+    cpu = [case["cpu_seconds_of_a_step"] / case["pairs_of_a_step"] for case in (a, b)]
+    return {
         "pairs_per_second": round(b["pairs_per_second"] / a["pairs_per_second"], 3),
-        "cpu_seconds_of_a_pair": round(
-            b["cpu_seconds_of_a_step"] / b["pairs_of_a_step"] / a["cpu_seconds_of_a_step"] * a["pairs_of_a_step"], 3
-        ),
+        "cpu_seconds_of_a_pair": round(cpu[1] / cpu[0], 3),
         "difference_of_first_loss": float(f"{b['first_loss'] - a['first_loss']:.2g}"),
     }
-    if a["peak_memory_gib"]:
-        found["gib_saved"] = round(a["peak_memory_gib"] - b["peak_memory_gib"], 2)
-    return found
-
-
-def allocated(device: torch.device) -> int:
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
 def caption_lengths(count: int, longest: int, generator: torch.Generator) -> torch.Tensor:
