@@ -83,20 +83,11 @@ def test_cross_entropy_is_the_mean_over_all_tokens_and_leaves_unused_parts_alone
     assert model.backbone.vision_proj.weight.grad is None and 0 <= logs["token_accuracy"] <= 1
 
 
-class Batches:
+class Batches(list):
     """A loader of given micro-batches."""
-
-    def __init__(self, batches):
-        self.batches = batches
 
     def set_epoch(self, epoch, start_batch=0):
         pass
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __iter__(self):
-        return iter(self.batches)
 
 
 def change_of_a_step(folder, batches, objective, count_fn=count_tokens):
@@ -186,8 +177,8 @@ def test_with_a_greedy_baseline_the_greedy_sentence_is_judged_and_subtracted():
     model(batch, objective)[0].backward()
 
 
-def test_the_expected_reward_of_a_toy_decoder_rises():
-    """The gradient of the loss is that of the expected reward: over all sentences of three tokens it is enumerated."""
+def test_the_gradient_of_the_loss_is_that_of_the_expected_reward():
+    """A toy decoder, whose sentences of three tokens are all enumerated."""
     torch.manual_seed(0)
     logits = nn.Parameter(torch.randn(3, 4))  # a decoder that ignores its input: 3 positions, 4 tokens, all said
     every = torch.cartesian_prod(*[torch.arange(4)] * 3)  # [64, 3]
@@ -197,10 +188,7 @@ def test_the_expected_reward_of_a_toy_decoder_rises():
         said = torch.ones(len(sentences), 3, dtype=torch.bool)
         return sentence_log_probs(logits.repeat(len(sentences), 1), sentences, said, sep_id=3)
 
-    def expected():
-        return (log_probs(every).exp() * reward).sum()
-
-    (exact,) = torch.autograd.grad(expected(), logits)
+    (exact,) = torch.autograd.grad((log_probs(every).exp() * reward).sum(), logits)
     generator = torch.Generator().manual_seed(1)
     draws = torch.multinomial(log_probs(every).exp().detach(), 40000, True, generator=generator).view(-1, 4)
     loss = self_critical_loss(
@@ -208,15 +196,6 @@ def test_the_expected_reward_of_a_toy_decoder_rises():
     )
     (estimate,) = torch.autograd.grad(loss, logits)
     assert F.cosine_similarity(-estimate.flatten(), exact.flatten(), dim=0) > 0.98
-    before = expected().item()
-    for _ in range(30):
-        draws = torch.multinomial(log_probs(every).exp().detach(), 500, True, generator=generator).view(-1, 5)
-        loss = self_critical_loss(
-            log_probs(every[draws.flatten()]).view_as(draws), reward[draws], mean_of_others(reward[draws])
-        )
-        (gradient,) = torch.autograd.grad(loss, logits)
-        logits.data -= 1.0 * gradient
-    assert expected().item() > before + 0.1
 
 
 def test_gradients_in_bf16_reach_the_decoder_after_generation():
