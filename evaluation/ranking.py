@@ -400,7 +400,7 @@ def score_rectangle(
             part[row, count - start :] = text_ids[row][-1]
         text_embeds, mask = texts.padded(part.reshape(-1))  # row r of the batch belongs to image r // w
         some = [(keys[:rows], values[:rows]) for keys, values in memory]
-        fused = backbone.fuse(text_embeds, mask, some, keep=1)  # matching reads [CLS] alone
+        fused = backbone.fusion_encoder(text_embeds, mask, some, keep=1)  # matching reads [CLS] alone
         logits = backbone.itm_logits(fused).float()  # [rows * w, 2]
         values = logits[:, 1] - logits[:, 0] if odds else logits[:, 1]
         scores[:rows, start : start + width] = values.view(part.shape)

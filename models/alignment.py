@@ -191,8 +191,8 @@ def match(
     size, valid = len(text_embeds), negatives.valid
     texts = interleave(text_embeds, text_embeds[negatives.text])  # [2B, L, D]
     own_mask = None if mask is None else interleave(mask, mask[negatives.text])
-    own_image = net.fuse(texts, own_mask, image_memory, keep=1)
-    other_image = net.fuse(text_embeds, mask, image_memory, rows=negatives.image, keep=1)
+    own_image = net.fusion_encoder(texts, own_mask, image_memory, keep=1)
+    other_image = net.fusion_encoder(text_embeds, mask, image_memory, rows=negatives.image, keep=1)
     logits = net.itm_logits(torch.cat([own_image, other_image]))  # [3B, 2]
     target = torch.zeros(3 * size, dtype=torch.long, device=valid.device)
     target[0 : 2 * size : 2] = 1

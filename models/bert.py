@@ -58,15 +58,6 @@ class BertConfig:
     layer_norm_eps: float = 1e-12
     pad_token_id: int = 0
 
-    # Keys of published config.json files that change nothing here; depths are set by the run's configuration.
-    IGNORED = frozenset(
-        "_name_or_path add_cross_attention architectures attn_implementation bos_token_id classifier_dropout "
-        "directionality dtype encoder_width eos_token_id fusion_layer gradient_checkpointing is_decoder "
-        "model_type num_hidden_layers pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers "
-        "pooler_size_per_head pooler_type position_embedding_type tie_word_embeddings torch_dtype "
-        "transformers_version use_cache".split()
-    )
-
     def __post_init__(self) -> None:
         if self.hidden_act != "gelu":
             raise UserError(f"bert config: hidden_act is {shown(self.hidden_act)}; only 'gelu' (BERT's) is supported")
@@ -83,23 +74,21 @@ class BertConfig:
             )
 
     @classmethod
-    def from_dict(cls, values: dict, source: str = "bert config") -> BertConfig:
-        """-> BertConfig; an unknown or missing key or relative positions are a UserError naming `source`."""
-        fields = {f.name: f for f in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - set(fields) - cls.IGNORED)
-        if unknown:
-            raise UserError(f"{source}: unknown key {unknown[0]!r}; known keys: {', '.join(fields)}")
+    def from_file(cls, path: str | PathLike, overrides: dict | None = None) -> BertConfig:
+        """Read a published `config.json` and replace the keys in `overrides`; what else it holds changes nothing here.
+
+        Raises UserError for an unknown key in `overrides`, one that is missing, and relative positions.
+        """
+        fields, overrides = {f.name: f for f in dataclasses.fields(cls)}, overrides or {}
+        if unknown := sorted(set(overrides) - set(fields)):
+            raise UserError(f"model.bert.args: unknown key {unknown[0]!r}; known keys: {', '.join(fields)}")
+        values = {**read_architecture(path), **overrides}
         required = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
         if required:
-            raise UserError(f"{source}: key {required[0]!r} is missing; add it to the file or to model.bert.args")
+            raise UserError(f"{path}: key {required[0]!r} is missing; add it to the file or to model.bert.args")
         if values.get("position_embedding_type", "absolute") != "absolute":
-            raise UserError(f"{source}: position_embedding_type must be 'absolute'")
+            raise UserError(f"{path}: position_embedding_type must be 'absolute'")
         return cls(**{k: v for k, v in values.items() if k in fields})
-
-    @classmethod
-    def from_file(cls, path: str | PathLike, overrides: dict | None = None) -> BertConfig:
-        """Read a `config.json` and replace the keys in `overrides` (a dict)."""
-        return cls.from_dict({**read_architecture(path), **(overrides or {})}, source=str(path))
 
 
 # -------------------------------------------------------------------------------------------------- attention
@@ -135,7 +124,8 @@ def attention(
     if q.is_cuda or (drop == 0.0 and fused_attention_pays(q)):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop, is_causal=causal)
     if causal:
-        mask = causal_mask(q.shape[2], 0, q)
+        dtype = compute_dtype(q)
+        mask = torch.full((q.shape[2],) * 2, torch.finfo(dtype).min, dtype=dtype, device=q.device).triu_(1)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # [B, H, L, S]
     if mask is not None:
         scores = scores + mask
@@ -151,13 +141,6 @@ def padding_mask(attention_mask: Tensor | None, like: Tensor) -> Tensor | None:
     # The lowest finite number, not -inf: a row without any legal key must not give NaN.
     mask = torch.zeros(attention_mask.shape, dtype=dtype, device=attention_mask.device)
     return mask.masked_fill_(attention_mask == 0, torch.finfo(dtype).min)[:, None, None, :]
-
-
-def causal_mask(length: int, past: int, like: Tensor) -> Tensor:
-    """Additive [length, past + length]: query i, at position past + i, sees the keys 0..past + i."""
-    dtype = compute_dtype(like)
-    mask = torch.full((length, past + length), torch.finfo(dtype).min, dtype=dtype, device=like.device)
-    return mask.triu_(past + 1)
 
 
 def cross_attention(
@@ -446,17 +429,15 @@ class FusionEncoder(nn.Module):
         hidden: Tensor,
         attention_mask: Tensor | None,
         memory: Memory,
-        memory_mask: Tensor | None = None,
         rows: Tensor | None = None,
         keep: int | None = None,
     ) -> Tensor:
         """hidden: [R, L, D], the text encoder's output; attention_mask: [R, L] or None; memory: `project_memory` of B
-        images; memory_mask: [B, S] or None; rows: [R] int64, the image of each row; None means that R is a multiple
-        g * B and row r belongs to image r // g; keep: how many leading tokens are needed of the result, the last layer
-        computes no others (1: [CLS] alone, for ITM; None: all). -> [R, L or keep, D]
+        images; rows: [R] int64, the image of each row; None means that R is a multiple g * B and row r belongs to image
+        r // g; keep: how many leading tokens are needed of the result, the last layer computes no others (1: [CLS]
+        alone, for ITM; None: all). -> [R, L or keep, D]
         """
-        mask = padding_mask(attention_mask, hidden)
-        return self.encoder(hidden, mask, memory, memory_mask, rows, keep=keep)
+        return self.encoder(hidden, padding_mask(attention_mask, hidden), memory, rows=rows, keep=keep)
 
 
 class TextDecoder(nn.Module):
@@ -475,30 +456,19 @@ class TextDecoder(nn.Module):
     def forward(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        *,
         memory: Memory,
         memory_mask: Tensor | None = None,
         rows: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """input_ids: [R, T]; attention_mask: [R, P + T] with 1 = token (None: no padding), P the tokens already in
-        `cache`; memory: `project_memory` of B memories; memory_mask: [B, S]; rows: as in `FusionEncoder.forward`;
-        cache: for step-wise generation: positions continue after its tokens and it grows by T.
+        """input_ids: [R, T], padded on the right, which no token before it sees; memory: `project_memory` of B
+        memories; memory_mask: [B, S]; rows: as in `FusionEncoder.forward`; cache: for step-wise generation: T is 1 once
+        it holds tokens, which the new one follows, and it grows by T.
         -> hidden states [R, T, D]; `lm_logits` turns them into scores.
         """
-        past = cache.length if cache is not None else 0
-        x = self.embeddings(input_ids, past)
-        length = input_ids.shape[1]
-        mask = None  # a single new token sees everything before it
-        causal = length > 1 and past == 0 and attention_mask is None
-        if length > 1 and not causal:
-            mask = causal_mask(length, past, x)
-        if attention_mask is not None:
-            padding = padding_mask(attention_mask, x)  # [R, 1, 1, P + T]
-            # The sum of two lowest numbers would be -inf: take the smaller instead.
-            mask = padding if mask is None else torch.minimum(mask, padding)
-        return self.encoder(x, mask, memory, memory_mask, rows, cache, causal=causal)
+        x = self.embeddings(input_ids, cache.length if cache is not None else 0)
+        causal = input_ids.shape[1] > 1  # a single new token sees everything before it
+        return self.encoder(x, None, memory, memory_mask, rows, cache, causal=causal)
 
     def lm_logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., D] -> scores of the next token [..., V]"""

@@ -195,7 +195,7 @@ class PretrainModel(nn.Module):
         losses["itm"], logs["itm/accuracy"] = match(net, text_embeds, padding, image_memory, negatives, itm_rows)
 
         # Masked language modeling, and the fused prefix for the decoder, in one pass.
-        fused = net.fuse(interleave(mlm_embeds, prefix_embeds), interleave(mask, prefix_mask), image_memory)
+        fused = net.fusion_encoder(interleave(mlm_embeds, prefix_embeds), interleave(mask, prefix_mask), image_memory)
         fused_mlm, fused_prefix = fused[0::2], fused[1::2]  # [B, L, D]
         mlm_logits = net.mlm_logits(fused_mlm.flatten(0, 1)[mlm_places])
         losses["mlm"] = token_mean(mlm_logits, mlm_target, mlm_tokens)

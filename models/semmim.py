@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.bert import BertConfig, FusionEncoder, LMHead, Memory, TextDecoder, TextEncoder, load_bert_weights
+from models.bert import BertConfig, FusionEncoder, LMHead, TextDecoder, TextEncoder, load_bert_weights
 from models.tensors import fp32
 from models.vit import ImageEncoder, resize_positions
 from models.weights import check_plain, check_value, check_weights, load_exactly
@@ -108,21 +108,6 @@ class SemMIM(nn.Module):
         text_embeds = self.text_encoder(input_ids, attention_mask)
         return text_embeds, project(self.text_proj, text_embeds[:, 0])
 
-    def fuse(
-        self,
-        text_embeds: Tensor,
-        text_mask: Tensor | None,
-        image_memory: Memory,
-        rows: Tensor | None = None,
-        keep: int | None = None,
-    ) -> Tensor:
-        """Fusion encoder on text rows [R, L, D] attending to image_memory (`fusion_encoder.project_memory`).
-
-        rows [R]: which image each text row attends to (default: row r to image r, or consecutive groups); keep: how
-        many leading tokens of each row are needed (matching needs [CLS] alone, which spares most of the last layer).
-        """
-        return self.fusion_encoder(text_embeds, text_mask, image_memory, rows=rows, keep=keep)
-
     def decoder_memory(
         self, image_embeds: Tensor, fused: Tensor, text_mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
@@ -146,7 +131,7 @@ class SemMIM(nn.Module):
         image_embeds = self.image_encoder(images)  # [U, 1+N, D]
         text_embeds = self.text_encoder(input_ids, attention_mask)  # [B, L, D]
         memory = self.fusion_encoder.project_memory(image_embeds)
-        fused = self.fuse(text_embeds, attention_mask, memory, image_rows)  # [B, L, D]
+        fused = self.fusion_encoder(text_embeds, attention_mask, memory, image_rows)  # [B, L, D]
         if image_rows is not None:
             image_embeds = image_embeds[image_rows]
         return self.decoder_memory(image_embeds, fused, attention_mask)

@@ -387,7 +387,9 @@ class SemMIM(nn.Module):
         with self._autocast():
             for embeds, some in zip(text_embeds.split(width), mask.split(width), strict=True):
                 # the texts of an image are neighbors: no row of keys and values is copied
-                fused = self.backbone.fuse(embeds.repeat(images, 1, 1), some.repeat(images, 1), memory, keep=1)
+                fused = self.backbone.fusion_encoder(
+                    embeds.repeat(images, 1, 1), some.repeat(images, 1), memory, keep=1
+                )
                 found.append(self.backbone.itm_logits(fused).float().softmax(-1)[:, 1].view(images, -1).cpu())
         return torch.cat(found, 1)
 

@@ -56,7 +56,7 @@ def test_the_memory_is_that_of_pre_training():
         net = model.backbone
         image_embeds, _ = net.encode_image(batch["image"])
         text_embeds, _ = net.encode_text(batch["prompt_ids"], batch["prompt_mask"])
-        fused = net.fuse(text_embeds, batch["prompt_mask"], net.fusion_encoder.project_memory(image_embeds))
+        fused = net.fusion_encoder(text_embeds, batch["prompt_mask"], net.fusion_encoder.project_memory(image_embeds))
     assert batch["prompt_ids"][0].tolist() == [TOKENIZER.cls_id, *[TOKENIZER.pad_id] * 3]
     torch.testing.assert_close(memory, torch.cat([image_embeds, fused], 1))
     assert mask.shape == memory.shape[:2] and mask.sum(1).tolist() == [18, 21]  # 17 image tokens

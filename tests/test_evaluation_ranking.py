@@ -2,7 +2,6 @@
 
 import os
 import socket
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -57,6 +56,18 @@ def test_reranked_ranks_are_places_among_the_candidates_or_else_the_fast_ranks()
 # Both stages, with known scores
 
 
+class Pairing:
+    """A fusion encoder that says which image and text it was given."""
+
+    def project_memory(self, image_embeds):
+        return [(image_embeds, image_embeds)]
+
+    def __call__(self, text_embeds, text_mask, image_memory, keep=None):
+        images = image_memory[0][0].repeat_interleave(len(text_embeds) // len(image_memory[0][0]), 0)  # [R, 1, 1]
+        texts = (text_embeds * text_mask[..., None]).amax(1, keepdim=True)  # [R, 1, 1]
+        return torch.cat([images, texts], dim=-1)
+
+
 class TableBackbone(nn.Module):
     """A backbone whose answers are known: features and matching scores are looked up by the item's index.
 
@@ -66,7 +77,7 @@ class TableBackbone(nn.Module):
     def __init__(self, image_feats, text_feats, itm):
         super().__init__()
         self.image_feats, self.text_feats, self.itm = image_feats, text_feats, itm
-        self.fusion_encoder = SimpleNamespace(project_memory=lambda image_embeds: [(image_embeds, image_embeds)])
+        self.fusion_encoder = Pairing()
         self.pairs = []
 
     def encode_image(self, images):
@@ -75,11 +86,6 @@ class TableBackbone(nn.Module):
 
     def encode_text(self, input_ids, attention_mask):
         return input_ids.float()[..., None], self.text_feats[input_ids[:, 0]]  # [b, L, 1], [b, E]
-
-    def fuse(self, text_embeds, text_mask, image_memory, rows=None, keep=None):
-        images = image_memory[0][0].repeat_interleave(len(text_embeds) // len(image_memory[0][0]), 0)  # [R, 1, 1]
-        texts = (text_embeds * text_mask[..., None]).amax(1, keepdim=True)  # [R, 1, 1]
-        return torch.cat([images, texts], dim=-1)
 
     def itm_logits(self, fused):
         image, text = fused[:, 0].long().unbind(1)
@@ -248,7 +254,7 @@ def test_scores_equal_one_forward_a_pair():
             for image, score in zip(ids[text], scores[text], strict=True):
                 image_embeds, _ = backbone.encode_image(images[image][None])
                 memory = backbone.fusion_encoder.project_memory(image_embeds)
-                logits = backbone.itm_logits(backbone.fuse(text_embeds, None, memory))
+                logits = backbone.itm_logits(backbone.fusion_encoder(text_embeds, None, memory))
                 torch.testing.assert_close(score, logits[0, 1], atol=1e-4, rtol=0)
     assert scores.std() > 0.05  # the scores say something
 

@@ -132,7 +132,7 @@ def test_match_is_the_fusion_encoders_probability_pair_by_pair(folder):
         for column, text in enumerate(model.clean(TEXTS)):
             embeds, _ = backbone.encode_image(model.preprocess(open_image(path))[None])
             ids, mask = TOKENIZER.encode([text], 30)
-            fused = backbone.fuse(
+            fused = backbone.fusion_encoder(
                 backbone.encode_text(ids, mask)[0], mask, backbone.fusion_encoder.project_memory(embeds)
             )
             expected = backbone.itm_logits(fused).softmax(-1)[0, 1].item()

@@ -171,7 +171,7 @@ def test_similarities_and_matching_logits_are_albefs(tmp_path, capsys, fine_tune
         image_embeds, image_feat = backbone.encode_image(pictures)
         text_embeds, text_feat = backbone.encode_text(ids, mask)
         memory = backbone.fusion_encoder.project_memory(image_embeds)
-        itm = backbone.itm_logits(backbone.fuse(text_embeds, mask, memory))[:, 1]
+        itm = backbone.itm_logits(backbone.fusion_encoder(text_embeds, mask, memory))[:, 1]
         itc = (image_feat * text_feat).sum(1)
         expected = [reference(state, pictures[i], ids[i], mask[i].bool()) for i in range(2)]
     assert torch.allclose(itc, torch.tensor([value for value, _ in expected]), atol=1e-4)
@@ -198,7 +198,7 @@ def test_positions_are_resized_to_another_image_size(tmp_path):
         image_embeds, image_feat = backbone.encode_image(picture[None])
         text_embeds, text_feat = backbone.encode_text(ids, mask)
         memory = backbone.fusion_encoder.project_memory(image_embeds)
-        itm = backbone.itm_logits(backbone.fuse(text_embeds, mask, memory))[0, 1]
+        itm = backbone.itm_logits(backbone.fusion_encoder(text_embeds, mask, memory))[0, 1]
         itc, expected = (image_feat * text_feat).sum(), reference(resized, picture, ids[0], mask[0].bool())
     assert torch.allclose(torch.stack((itc, itm)), torch.tensor(expected), atol=1e-4)
 

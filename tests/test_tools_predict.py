@@ -114,7 +114,7 @@ def test_the_order_that_was_better_on_val_is_taken(folder, run, tmp_path, order)
             ids, mask = TOKENIZER.encode([text], 30)
             text_embeds, text_feat = backbone.encode_text(ids, mask)
             memory = backbone.fusion_encoder.project_memory(embeds)
-            wrong, right = backbone.itm_logits(backbone.fuse(text_embeds, mask, memory))[0].tolist()
+            wrong, right = backbone.itm_logits(backbone.fusion_encoder(text_embeds, mask, memory))[0].tolist()
             cosine = float(feat @ text_feat.T)
             odds = right - wrong + cosine / model.temperature
             scores[text] = {"itc": cosine, "itm": right, "itm+itc": right + cosine, "itm+itc/t": odds}

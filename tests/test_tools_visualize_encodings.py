@@ -75,7 +75,7 @@ def test_word_attention_is_attention_times_its_gradient(batch, monkeypatch, laye
     monkeypatch.setattr(bert, "cross_attention", plain)
     images, ids, mask = inputs(batch)
     memory = net.fusion_encoder.project_memory(net.image_encoder(images))
-    net.itm_logits(net.fuse(net.text_encoder(ids, mask), mask, memory))[:, 1].sum().backward()
+    net.itm_logits(net.fusion_encoder(net.text_encoder(ids, mask), mask, memory))[:, 1].sum().backward()
     weights = kept[layer or 0]
     expected = (weights * weights.grad.clamp(min=0)).mean(1)[:, :, 1:]
     assert torch.allclose(found, expected, atol=1e-7) and expected.abs().max() > 1e-6

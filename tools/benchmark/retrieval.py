@@ -113,7 +113,7 @@ def rerank_by_query(
             image = image_embeds[candidates]
         with utils.autocast(device, precision):
             memory = backbone.fusion_encoder.project_memory(image)  # keys and values of every row
-            scores.append(backbone.itm_logits(backbone.fuse(embeds, mask, memory))[:, 1].float())
+            scores.append(backbone.itm_logits(backbone.fusion_encoder(embeds, mask, memory))[:, 1].float())
     return torch.cat(scores).cpu()
 
 

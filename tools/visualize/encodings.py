@@ -105,7 +105,7 @@ def word_attention(
     try:
         with torch.enable_grad():
             memory = backbone.fusion_encoder.project_memory(backbone.image_encoder(images))
-            fused = backbone.fuse(backbone.text_encoder(input_ids, attention_mask), attention_mask, memory)
+            fused = backbone.fusion_encoder(backbone.text_encoder(input_ids, attention_mask), attention_mask, memory)
             (gradient,) = torch.autograd.grad(backbone.itm_logits(fused)[:, 1].sum(), seen["context"])
     finally:
         for hook in hooks:
