@@ -190,20 +190,9 @@ class SemMIM(nn.Module):
         `batches`.
         """
         self._needs("match")
-        score, default = self.order()
-        k = default if k is None else k
+        k = self.order()[1] if k is None else k
         whole(0)("k", k)
-        return search(
-            self.backbone,
-            self.tokenizer,
-            self._read(images, left_out),
-            self.clean(texts),
-            images_ask=images_ask,
-            k=k,
-            score=score,
-            max_tokens=self.settings.retrieval.text.max_tokens,
-            precision=self.precision,
-        )
+        return search(self, self._read(images, left_out), self.clean(texts), images_ask, k)
 
     def order(self) -> tuple[str, int]:
         """(the score that re-ranks, the candidates that it re-ranks; 0: the cosine orders alone), as the checkpoint
@@ -338,25 +327,27 @@ class SemMIM(nn.Module):
         return cleaned
 
     def unlearned(self, task: str) -> str | None:
-        """A line if the model was never trained for `task` ("match", "caption" or "answer"); UserError if it cannot do
-        it at all."""
-        learned, stage = LEARNED[self.stage], f"stage: {self.stage}"
-        if task == "match" and task not in learned:
+        """A line if the model can do `task` ("match", "caption" or "answer"), but was never trained for it; UserError
+        if it cannot."""
+        self._needs(task)
+        if task in LEARNED[self.stage]:
+            return None
+        doing = {"caption": "to write captions", "answer": "to answer questions"}[task]
+        return f"{self.content.name} (stage: {self.stage}): never learned {doing}; do not expect much"
+
+    def _needs(self, task: str) -> None:
+        """UserError, naming the checkpoint to take, if the training of this one lost what `task` needs."""
+        who = f"{self.content.name} (stage: {self.stage})"
+        if task == "match" and task not in LEARNED[self.stage]:
             raise UserError(
-                f"{self.content.name} ({stage}): its training moved the encoders and left projections and matching "
-                "head behind; for features, matches and classes take a checkpoint of Pretrain.py or Retrieval.py"
+                f"{who}: its training moved the encoders and left projections and matching head behind; for features, "
+                "matches and classes take a checkpoint of Pretrain.py or Retrieval.py"
             )
         if task != "match" and self.backbone.decoder is None:
             raise UserError(
-                f"{self.content.name} ({stage}): has no decoder, which writing text needs; take a checkpoint of "
-                "Pretrain.py, Caption.py or VQA.py"
+                f"{who}: has no decoder, which writing text needs; take a checkpoint of Pretrain.py, Caption.py or "
+                "VQA.py"
             )
-        if task in learned:
-            return None
-        doing = {"caption": "to write captions", "answer": "to answer questions"}[task]
-        return f"{self.content.name}: this model never learned {doing} ({stage}); do not expect much"
-
-    _needs = unlearned
 
     def _read(self, images: Images, left_out=None) -> Iterator[tuple[Tensor, list[int]]]:
         """(images [B, 3, S, S] on the device, their places)"""

@@ -3,13 +3,15 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from dataset.text import Tokenizer
 from evaluation import ranking
-from models.semmim import SemMIM
+
+if TYPE_CHECKING:
+    from semmim.model import SemMIM
 
 
 @dataclass(frozen=True)
@@ -27,22 +29,14 @@ class Hit:
 
 
 def search(
-    backbone: SemMIM,
-    tokenizer: Tokenizer,
-    batches: Iterable[tuple[Tensor, list[int]]],
-    texts: list[str],
-    *,
-    images_ask: bool,
-    k: int,
-    score: str,
-    max_tokens: int,
-    precision: str,
+    model: "SemMIM", batches: Iterable[tuple[Tensor, list[int]]], texts: list[str], images_ask: bool, k: int
 ) -> list[list[Hit]]:
     """The items of every query, best first: images for each text or, if images ask, texts for each image.
 
-    batches: (images [n, 3, S, S] on the backbone's device, their places); k: candidates to re-rank by `score` (of
-    ranking.SCORES), 0: none.
+    model: semmim.SemMIM; batches: (images [n, 3, S, S] on its device, their places); texts: cleaned; k: candidates to
+    re-rank, 0: none.
     """
+    backbone, (score, _) = model.backbone, model.order()
     batches = iter(batches)
     first = list(islice(batches, 1))
     if not first or not texts:
@@ -54,10 +48,9 @@ def search(
             places.extend(some)
             yield images, torch.arange(len(places) - len(some), len(places))
 
-    device = backbone.log_temperature.device
-    ids_and_mask = tokenizer.encode(texts, max_tokens)
-    options = {"device": device, "precision": precision}
-    images, encoded = ranking.extract_features(backbone, numbered(), None, *ids_and_mask, tokens=k > 0, **options)
+    tokens = model.tokenizer.encode(texts, model.settings.retrieval.text.max_tokens)
+    options = {"device": model.device, "precision": model.precision, "tokens": k > 0}
+    images, encoded = ranking.extract_features(backbone, numbered(), None, *tokens, **options)
     asking, asked = (images.feats, encoded.feats) if images_ask else (encoded.feats, images.feats)
     cosines, ids = (asking @ asked.T).cpu().sort(dim=1, descending=True, stable=True)  # [Q, C]
     scores = cosines[:, :0]
@@ -65,7 +58,9 @@ def search(
         some = ranking.Candidates(ids[:, :k], cosines[:, :k], ids[:, 0])
         none = ranking.Candidates(ids.new_zeros(len(asked), 0), cosines.new_zeros(len(asked), 0), ids[:0, 0])
         both = (some, none) if images_ask else (none, some)
-        scores = ranking.rerank(backbone, images, encoded, *both, score=score, precision=precision)[not images_ask]
+        scores = ranking.rerank(backbone, images, encoded, *both, score=score, precision=model.precision)[
+            not images_ask
+        ]
     weight = {"itm": 0.0, "itm+itc": 1.0, "itm+itc/t": 1 / backbone.temperature().item()}[score]
     numbers = list(range(len(texts))) if images_ask else places
     found = []

@@ -306,6 +306,9 @@ def test_every_stages_export_gives_the_same_as_its_checkpoint_elsewhere(folder, 
     model = SemMIM.from_pretrained("moved")
     assert uses(model, images(folder)) == expected
     assert (model.stage, model.content.step) == (stage, 7)
+    if stage in ("caption", "vqa"):
+        with pytest.raises(UserError, match="moved (.*) take a checkpoint of Pretrain.py or Retrieval.py"):
+            model.encode_text(TEXTS)
     model.save_pretrained("moved")  # onto itself
     model.save_pretrained("again")
     for name in ("config.json", "model.safetensors", "vocab.txt", "README.md"):

@@ -322,23 +322,16 @@ def test_arguments_that_are_not_utf8_are_one_line(folder, tmp_path):
 LONG = "a_name_without_a_space_" * 6 + ".png"
 
 
-def make_sheet(folder: Path) -> Path:
-    """Two sentences over three images, one with a name that no line holds."""
-    (folder / "shown").mkdir()
-    names = [folder / "shown" / name for name in ("a & b.png", LONG, "wide.png", "unreadable.png")]
+def test_the_sheet_says_what_it_shows_and_both_scores_with_their_places(tmp_path):
+    (tmp_path / "shown").mkdir()
+    names = [tmp_path / "shown" / name for name in ("a & b.png", LONG, "wide.png", "unreadable.png")]
     for name, size in zip(names, ((60, 40), (30, 30), (400, 20)), strict=False):
         Image.new("RGB", size, "teal").save(name)
     found = [Hit(1, 5.5, 0.25, 0.5), Hit(0, 5.0, 0.50, -5.0), Hit(2, None, -0.125, None)]
-    model = SimpleNamespace(
-        order=lambda: ("itm+itc/t", 64), content=SimpleNamespace(best={"order": "itm+itc/t"}), stage="retrieval"
-    )
-    queries = ["a <red> bus", "x" * 200]
-    write_sheet(folder / "sheet.html", "output/" + "x" * 90, model, 2, queries, names, [found, found], top=3)
-    return folder / "sheet.html"
-
-
-def test_the_sheet_says_what_it_shows_and_both_scores_with_their_places(tmp_path):
-    text = make_sheet(tmp_path).read_text()
+    best = SimpleNamespace(best={"order": "itm+itc/t"})
+    model = SimpleNamespace(order=lambda: ("itm+itc/t", 64), content=best, stage="retrieval")
+    write_sheet(tmp_path / "sheet.html", "x" * 99, model, 2, ["a <red> bus", "x" * 200], names, [found, found], top=3)
+    text = (tmp_path / "sheet.html").read_text()
     head, first, second = re.split(r'<h2 id="q\d">', text)
     words = " ".join(re.sub(r"<[^>]*>", " ", head).split())
     assert "3 images (1 more could not be read), by each of 2 queries" in words and "as asked by --k 2" in words
