@@ -19,9 +19,9 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +35,7 @@ from dataset.shards import shard_entries, shard_files
 from utils import HALF_SURROGATE, UserError, find_file, one_line, open_file, shown
 
 Files = str | Path | Sequence[str | Path]
+Columns = tuple[pa.Array, pa.Array, np.ndarray]  # see `pair_chunks`
 
 TEXT, TEXTS, IDENTIFIER = (str,), (str, list), (str, int)  # kinds of values; a list is one of texts
 NAMES = {str: "a string", list: "a list of strings", int: "a whole number"}
@@ -114,55 +115,51 @@ def located_entries(
     Raises UserError naming the file, the entry's number and the key.
     """
     folders = image_folders(source.image_root)
-    for where, read in _elements(source, kind):
+    for file, number, read in _elements(source, kind):
+        where = file._replace(number=number)
         for entry in _entries(read, where, kind, folders, source, convert):
             yield where, entry
 
 
-def pair_chunks(source: Source) -> Iterator[tuple[pa.Array, pa.Array, np.ndarray]]:
+def pair_chunks(source: Source) -> Iterator[Columns]:
     """The entries for pre-training in chunks: (paths to open [n], binary; their captions one after the other; the
-    number of each entry's captions [n]). They are what `located_entries` yields, at a third of its time."""
+    number of each entry's captions [n]). They are what `located_entries` yields, in a third of its time."""
     folders = image_folders(source.image_root)
-    for name in file_list(source.files):
-        path = Path(find_file(name, "annotation file"))
-        if path.is_dir() or shard_files(path):
-            located = located_entries(replace(source, files=path), "pretrain")
-            while chunk := [entry for _, entry in islice(located, CHUNK)]:
-                yield _columns(chunk)
-            continue
-        header, unit, elements = _read_list(path, "pretrain", source.columns)
-        one_folder = not isinstance(folders, dict) and not source.image_prefix_map
-        while chunk := list(islice(elements, CHUNK)):
-            columns = _plain_columns(chunk, os.path.join(folders or path.parent, "")) if one_folder else None
-            yield columns or _columns(
-                entry
-                for number, read in chunk
-                for entry in _entries(read, Place(path, unit, number, header), "pretrain", folders, source)
-            )
+    plain = not (isinstance(folders, dict) or source.image_prefix_map or source.columns)
+    elements = _elements(source, "pretrain")
+    while chunk := list(islice(elements, CHUNK)):
+        columns, entries = _plain_columns(chunk, folders) if plain else None, []
+        if columns is None:
+            for file, number, read in chunk:
+                entries += _entries(read, file._replace(number=number), "pretrain", folders, source)
+            columns = _columns(entries)
+        yield columns
 
 
-def _columns(entries: Iterable[dict]) -> tuple[pa.Array, pa.Array, np.ndarray]:
-    entries = list(entries)
+def _columns(entries: list[dict]) -> Columns:
     paths = pa.array([os.fsencode(entry["image"]) for entry in entries], pa.large_binary())
     captions = [strings(entry["caption"]) for entry in entries]
     texts = pa.array([text for group in captions for text in group], pa.large_string())
     return paths, texts, np.array([len(group) for group in captions], dtype=np.int64)
 
 
-def _plain_columns(chunk: list[tuple[int, Any]], folder: str) -> tuple[pa.Array, pa.Array, np.ndarray] | None:
-    """As `_columns`, of entries that all have an image below `folder` (or an absolute path) and one caption; else None.
+def _plain_columns(chunk: list[tuple[Place, int | str, Any]], root: Path | None) -> Columns | None:
+    """As `_columns`, of elements of one file that all have an image and one caption; else None.
 
     Arrow takes no column with anything but strings that can be encoded: no entry needs to be looked at by itself.
     """
+    first = chunk[0][0]
+    folder = "" if first.complete else os.path.join(root or first.path.parent, "")
     try:
         images, captions = (
-            pa.array([entry[key] for _, entry in chunk], pa.large_string()) for key in ("image", "caption")
+            pa.array([element[key] for _, _, element in chunk], pa.large_string()) for key in ("image", "caption")
         )
         start, separator = (pa.scalar(text, pa.large_string()) for text in (folder, ""))
         inside = pc.binary_join_element_wise(start, images, separator)
     except (KeyError, TypeError, ValueError, pa.ArrowException):
         return None
-    if images.null_count or captions.null_count or not pc.min(pc.binary_length(images)).as_py():
+    is_complete = not images.null_count + captions.null_count and pc.min(pc.binary_length(images)).as_py() > 0
+    if not is_complete or any(file is not first for file, _, _ in chunk):
         return None
     paths = pc.if_else(pc.starts_with(images, os.sep), images, inside)
     return paths.cast(pa.large_binary()), captions, np.ones(len(chunk), dtype=np.int64)
@@ -178,40 +175,41 @@ def strings(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
 
 
-def _elements(source: Source, kind: str) -> Iterator[tuple[Place, Any]]:
-    """(place, element) of every list, table, folder and shard."""
+def _elements(source: Source, kind: str) -> Iterator[tuple[Place, int | str, Any]]:
+    """(a place in the file, the number for it, element) of every list, table, folder and shard: a place of its own for
+    each of millions of elements would take as long as to read them."""
     for name in file_list(source.files):
         path = Path(find_file(name, "annotation file"))
         if shards := shard_files(path):
             for shard, key, entry in shard_entries(shards, source.max_bad_share):
-                yield Place(shard, "sample", key, complete=True), entry
+                yield Place(shard, "sample", key, complete=True), key, entry
         elif path.is_dir():
             for text, number, entry in folder_entries(path):
-                yield Place(text, "line", number, complete=True), entry
+                yield Place(text, "line", number, complete=True), number, entry
         else:
-            header, unit, elements = _read_list(path, kind, source.columns)
-            yield from ((Place(path, unit, number, header), element) for number, element in elements)
+            header, unit, elements = _read_list(path, [source.columns.get(key, key) for key in KINDS[kind]])
+            file, number = Place(path, unit, 0, header), None
+            for number, element in elements:
+                yield file, number, element
+            if number is None:
+                raise UserError(f"{path}: holds no entry")
 
 
-def _read_list(
-    path: Path, kind: str, columns: Mapping[str, str]
-) -> tuple[dict[str, str], str, Iterator[tuple[int, Any]]]:
+def _read_list(path: Path, needed: list[str]) -> tuple[dict[str, str], str, Iterable[tuple[int, Any]]]:
     """(the header of an official file, else {}; what its entries are counted in; their numbers and the entries)
 
-    Only an official file, an object with a list in it, is in memory as a whole.
+    needed: the columns that a table must have. Only an official file, an object with a list in it, is in memory as a
+    whole.
     """
-    header, unit, ending = {}, "entry", path.suffix.lower()
+    ending = path.suffix.lower()
     if ending == ".parquet":
         raise UserError(f"{path}: {PARQUET_PROBLEM}")
     if ending in LINES:
-        unit, elements = "line", LINES[ending](path, [columns.get(key, key) for key in KINDS[kind]])
-    else:
-        with open_file(path) as file:
-            is_object = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
-        if is_object:
-            header, entries = _official_list(path)
-        elements = enumerate(entries if is_object else json_elements(path))
-    return header, unit, _renamed(path, elements, columns)
+        return {}, "line", LINES[ending](path, needed)
+    with open_file(path) as file:
+        is_object = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
+    header, entries = _official_list(path) if is_object else ({}, json_elements(path))
+    return header, "entry", enumerate(entries)
 
 
 def _official_list(path: Path) -> tuple[dict[str, str], list]:
@@ -227,53 +225,47 @@ def _official_list(path: Path) -> tuple[dict[str, str], list]:
     return {key: value for key, value in content.items() if isinstance(value, str)}, content[lists[0]]
 
 
-def _renamed(path: Path, elements: Iterable[tuple[int, Any]], columns: Mapping[str, str]) -> Iterator[tuple[int, Any]]:
-    """The elements with the names of keys that this project uses; UserError if there is none."""
-    elements = iter(elements)
-    if (first := next(elements, None)) is None:
-        raise UserError(f"{path}: holds no entry, the list is empty")
-    everything = chain([first], elements)
-    if not columns:
-        return everything
-    return (
-        (number, {**e, **{key: e[name] for key, name in columns.items() if name in e}} if isinstance(e, dict) else e)
-        for number, e in everything
-    )
-
-
 # ------------------------------------------------------------------------------------------------- checks
 
 
-def _entries(
-    read: Any, where: Place, kind: str, folders, source: Source, convert: Callable | None = None
-) -> list[dict]:
-    """The entries that an element of a file is, checked, and with the paths to open as their `image`."""
+def _entries(read: Any, where: Place, kind: str, folders, source: Source, convert=None) -> list[dict]:
+    """The entries that an element of a file is, checked, and with the paths to open as their `image`; folders: of
+    `image_folders`."""
     check_texts(read, where)
+    read = {**read, **{key: read[name] for key, name in source.columns.items() if name in read}}
     try:
         entries = convert(read, where) if convert else [read]
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
-    return [_checked(entry, kind, where, folders, source) for entry in entries]
-
-
-def _checked(entry: dict, kind: str, where: Place, folders, source: Source) -> dict:
-    """The entry with the path to open as its `image`; UserError if it lacks a key of its kind."""
-    for key, types in KINDS[kind].items():
-        if key not in entry:
-            raise UserError(f"{where} has no {key!r}; a {kind} entry needs {', '.join(KINDS[kind])}")
-        check_kind(entry[key], key, types, where)
-    for key, types in OPTIONAL.get(kind, {}).items():
-        if entry.get(key) is not None:
+    for entry in entries:
+        for key, types in KINDS[kind].items():
+            if key not in entry:
+                raise UserError(f"{where} has no {key!r}; a {kind} entry needs {', '.join(KINDS[kind])}")
             check_kind(entry[key], key, types, where)
-    if not entry["image"]:
-        raise UserError(f"{where}: 'image' is empty")
+        for key, types in OPTIONAL.get(kind, {}).items():
+            if entry.get(key) is not None:
+                check_kind(entry[key], key, types, where)
+        if not entry["image"]:
+            raise UserError(f"{where}: 'image' is empty")
     if where.complete:
-        return entry
-    folder = where.path.parent if folders is None else _choose_folder(entry, folders, where)
-    image, prefixes = entry["image"], source.image_prefix_map
+        return entries
+    return [{**entry, "image": _image_path(entry, where, folders, source.image_prefix_map)} for entry in entries]
+
+
+def _image_path(entry: dict, where: Place, folders, prefixes: Mapping[str, str]) -> str:
+    folder, image = where.path.parent if folders is None else folders, entry["image"]
+    if isinstance(folders, dict):
+        name = entry.get("dataset")
+        if not isinstance(name, str) or name not in folders:
+            known = ", ".join(folders) or "nothing"
+            raise UserError(
+                f"{where} has the dataset {shown(name)}, but data.image_root names only {known}; add it there"
+            )
+        if isinstance(folders[name], str):
+            folders[name] = find_file(folders[name], f"data.image_root.{name}")
+        folder = folders[name]
     old = max((prefix for prefix in prefixes if image.startswith(prefix)), key=len, default="")
-    image = prefixes.get(old, old) + image[len(old) :]
-    return {**entry, "image": os.path.join(folder, image)}  # an absolute `image` stays as it is
+    return os.path.join(folder, prefixes.get(old, old) + image[len(old) :])  # an absolute `image` stays as it is
 
 
 def check_kind(value, key: str, types: tuple[type, ...], where: Place | str) -> None:
@@ -311,18 +303,6 @@ def image_folders(image_root: str | Path | Mapping[str, str] | None) -> Path | d
     if isinstance(image_root, Mapping):
         return {key: str(path) for key, path in image_root.items()}
     return None if image_root is None else Path(find_file(image_root, "data.image_root"))
-
-
-def _choose_folder(entry: dict, folders: Path | dict[str, str | Path], where: Place) -> Path:
-    if isinstance(folders, Path):
-        return folders
-    name = entry.get("dataset")
-    if not isinstance(name, str) or name not in folders:
-        known = ", ".join(folders) or "nothing"
-        raise UserError(f"{where} has the dataset {shown(name)}, but data.image_root names only {known}; add it there")
-    if isinstance(folders[name], str):
-        folders[name] = find_file(folders[name], f"data.image_root.{name}")
-    return folders[name]
 
 
 def _in_split(entry: dict, split: str) -> bool:

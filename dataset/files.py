@@ -83,7 +83,7 @@ def json_elements(path: Path, key: str | None = None) -> Iterator[Any]:
                 if (mark := MARK.match(text, end)) and mark[1] in marks:
                     at = mark.end()
                     return found, mark[1]
-                if mark or SPACE.match(text, end).end() < len(text):
+                if mark or SPACE.match(text, end).end() < len(text) - 10:  # 1.5 may be 1.5e10
                     raise ValueError(f"no {' or '.join(marks)} follows a value")
             except json.JSONDecodeError as error:  # broken, or does the text in memory end within the value?
                 if error.pos < len(text) - 10 and not error.msg.startswith("Unterminated string"):
@@ -93,7 +93,7 @@ def json_elements(path: Path, key: str | None = None) -> Iterator[Any]:
     with io.TextIOWrapper(open_file(path), "utf-8-sig") as file:
         try:
             skip(0)
-            if key is not None and text[at] == "{":
+            if is_object := key is not None and text[at] == "{":
                 skip(1)
                 while value(":")[0] != key:
                     if value(",}")[1] == "}":
@@ -107,7 +107,7 @@ def json_elements(path: Path, key: str | None = None) -> Iterator[Any]:
                 element, mark = value(",]")
                 yield element
                 number += 1
-            if number and key is None and (text[at:] + file.read()).strip():
+            if number and not is_object and (text[at:] + file.read()).strip():
                 raise ValueError("more follows the list")
         except (ValueError, RecursionError, OSError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else one_line(error)

@@ -2,7 +2,6 @@
 
 import io
 import json
-import random
 import signal
 import tarfile
 
@@ -11,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset import shards
 from dataset.annotations import Source
 from dataset.loader import BatchIndices, Loader
 from dataset.pretrain import PretrainCollate, PretrainDataset
@@ -64,21 +62,6 @@ def dataset(files, **options):
 
 def captions(data):
     return [data.captions[i] for i in range(len(data))]
-
-
-@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_members_are_those_that_tarfile_finds(tmp_path, format):
-    rng = random.Random(0)
-    names = ["a.jpg", "b/ü.txt", "c/" + "long" * 20 + "/name.json", "empty.txt"]
-    names += [] if format == tarfile.USTAR_FORMAT else ["d" * 300 + ".jpg", "ü" * 200 + ".txt"]
-    path = write_tar(tmp_path / "x.tar", {name: rng.randbytes(rng.randrange(2000)) for name in names}, format)
-    with tarfile.open(path, "a", format=format) as tar:
-        folder = tarfile.TarInfo("folder")
-        folder.type = tarfile.DIRTYPE
-        tar.addfile(folder)
-    with tarfile.open(path) as tar, open(path, "rb") as file:
-        expected = [(member.name, member.offset_data, member.size) for member in tar if member.isfile()]
-        assert list(shards.shard_members(file)) == expected and len(expected) == len(names)
 
 
 def test_shards_as_img2dataset_writes_them_are_entries_like_all_others(folder):
