@@ -33,6 +33,7 @@ IGNORE = -100  # target of a token that counts for no loss, torch's own conventi
 HALF_SURROGATE = re.compile("[\ud800-\udfff]")  # what JSON and YAML can write, and no text encoder takes
 FULL = {errno.ENOSPC, errno.EDQUOT}  # what a disk says, see `disk_error`
 REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
+WORKER_DIED = re.compile("DataLoader worker .*(exited unexpectedly|killed by signal)|unable to (write to file|mmap)")
 ESCAPE_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # of terminals, as torch puts them into its messages
 
 
@@ -136,6 +137,12 @@ def run_main(main: Callable[[], object]) -> None:
     except torch.OutOfMemoryError as error:
         advice = "lower train.batch_size and raise train.accumulation, or set checkpointing: true"
         _end(f"out of GPU memory ({reason(error)}); {advice}")
+    except RuntimeError as error:
+        if not WORKER_DIED.search(str(error)):
+            raise
+        _end(
+            f"a data worker died ({one_line(error)}); lower data.num_workers, or enlarge /dev/shm (docker: --shm-size)"
+        )
     except BrokenPipeError:  # whoever read the output, such as `head`, has gone
         drop_output()
         sys.exit(141)

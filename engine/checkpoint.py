@@ -362,7 +362,6 @@ def load_resumable(folder: Path) -> tuple[dict | None, Found, list[str]]:
     for path in paths:
         try:
             checkpoint = load_checkpoint(path.resolve(), required=ENTRIES)
-            check_entries(checkpoint, path)
         except UserError as error:
             problems.append(str(error))
             found.damaged.append(path)
@@ -371,47 +370,6 @@ def load_resumable(folder: Path) -> tuple[dict | None, Found, list[str]]:
         lines = [f"warning: {problem}; going on from {path.name}, the one before" for problem in problems]
         return checkpoint, found, [*lines, f"--resume: going on from step {found.step}"]
     raise UserError(f"--resume: no whole checkpoint is left: {'; '.join(problems)}")
-
-
-def check_entries(checkpoint: dict, path: Path) -> None:
-    """Raise UserError if an entry of a checkpoint is not what `fit` wrote, naming it."""
-    states, best = checkpoint["rng"], checkpoint.get("best", {})
-    tests = {
-        "model": isinstance(checkpoint["model"], dict),
-        "optimizer": isinstance(checkpoint["optimizer"], dict) and "state" in checkpoint["optimizer"],
-        "config": isinstance(checkpoint["config"], dict) and isinstance(checkpoint["config"].get("seed"), int),
-        "progress": _is_progress(checkpoint["progress"]),
-        "rng": isinstance(states, list) and bool(states) and all(map(_is_random_state, states)),
-        "best": isinstance(best, dict) and (not best or isinstance(best.get("epoch"), int)),
-    }
-    if wrong := [name for name, passed in tests.items() if not passed]:
-        raise UserError(f"{path}: its entry {wrong[0]} is not what a training run writes; take another checkpoint")
-
-
-def _is_progress(found) -> bool:
-    try:
-        first, per_epoch = found["epoch"] * found["steps_per_epoch"], found["steps_per_epoch"]
-        return (
-            0 <= first <= found["step"] <= first + per_epoch
-            and 0 <= found["followed"] <= found["step"]
-            and found["precision"] in ("bf16", "fp32")
-            and found["device"] in ("cpu", "cuda")
-            and all(map(math.isfinite, found["losses"]))
-            and (found["seconds"] is None or 0 <= found["seconds"] < math.inf)
-        )
-    except (KeyError, TypeError):
-        return False
-
-
-def _is_random_state(state) -> bool:
-    """Whether generators of each kind take it."""
-    try:
-        torch.Generator().set_state(state["torch"])
-        random.Random().setstate(_of_python(state))
-        np.random.RandomState().set_state(_of_numpy(state))
-    except (KeyError, IndexError, TypeError, ValueError, OverflowError, RuntimeError):
-        return False
-    return "cuda" in state and (state["cuda"] is None or isinstance(state["cuda"], torch.Tensor))
 
 
 def check_ranks(before: int, allowed: bool) -> list[str]:

@@ -214,8 +214,8 @@ class Drill:
             extra.append("train.no_such_key=1")
         elif kind == "loss":
             extra += ["train.lr=1e30", "train.lr_vit=1e30", "train.warmup_steps=0", "train.clip_grad=0"]
-        elif kind == "disk":  # a file of at most 20 KB, which no checkpoint is
-            limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (20_000, 20_000))
+        elif kind == "disk":  # a file of at most 300 KB: less than a checkpoint, more than a batch in shared memory
+            limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (300_000, 300_000))
         else:
             split = "train" if kind == "training image" else "test"
             extra.append(f"data.{split}=[{self.without_images(setting, split)}]")
@@ -247,11 +247,12 @@ class Drill:
         return {"codes": codes, "seconds": seconds, "alive": len(alive), "line": line}
 
     def without_images(self, setting: Setting, split: str) -> Path:
-        """The stage's list of a split in which every other image is missing."""
+        """The stage's list of a split in which every other image is missing, in all its entries."""
         name = {"pretrain": "pretrain", "scst": f"caption_{split}"}.get(setting.stage, f"{setting.stage}_{split}")
         entries = json.loads((self.data / f"{name}.json").read_text())
-        for entry in entries[::2]:
-            entry["image"] = f"missing_{entry['image']}"
+        missing = set(sorted({entry["image"] for entry in entries})[::2])
+        for entry in entries:
+            entry["image"] = f"missing_{entry['image']}" if entry["image"] in missing else entry["image"]
         path = self.data / f"{name}_without_images.json"
         path.write_text(json.dumps(entries))
         return path

@@ -8,20 +8,18 @@ import json
 import os
 import signal
 import struct
-import sys
 import zlib
 
 import pytest
 from conftest import ROOT
 from PIL import Image
 
-import Pretrain
 from dataset.annotations import Source
 from dataset.caption import CaptionEvalDataset
 from dataset.text import Tokenizer
 from dataset.transforms import test_transform as square  # not collected as a test
 from engine.config import CAPTION, PRETRAIN, load_config
-from utils import UserError, find_file, one_line, reason, run_main
+from utils import UserError, find_file, one_line, reason
 
 
 @pytest.fixture(autouse=True)
@@ -116,17 +114,6 @@ OVERRIDES = {
 def test_an_override(number):
     override, part = list(OVERRIDES.items())[number]
     refused(lambda: load_config(PRETRAIN.schema, [override], PRETRAIN), "--override ", part)
-
-
-def test_a_script_ends_with_one_line_and_no_traceback(tmp_path, capsys, monkeypatch):
-    (tmp_path / "run.yaml").write_text("seed: [")
-    arguments = ["Pretrain.py", "--config", str(tmp_path / "run.yaml"), "--output_dir", str(tmp_path / "out")]
-    monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(SystemExit) as ended:
-        run_main(Pretrain.main)
-    shown = capsys.readouterr().err
-    assert ended.value.code == 2 and shown.startswith(f"error: {tmp_path / 'run.yaml'}: ") and shown.count("\n") == 1
-    assert not (tmp_path / "out").exists()
 
 
 # ------------------------------------------------------------------------------------------------- vocabularies

@@ -5,10 +5,8 @@ import os
 import signal
 import sys
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from tiny import TINY
 
 import Pretrain
@@ -133,72 +131,8 @@ def test_a_new_run_starts_from_the_weights_of_a_checkpoint(data, tmp_path):
     assert all(torch.allclose(first[name], second[name]) for name in trained)
 
 
-def test_missing_annotation_file_is_named(data, tmp_path, capsys):
-    assert "absent.json" in refuse(capsys, data, tmp_path / "run", "data.train=[absent.json]")
-
-
-def test_entry_without_caption_is_named(data, tmp_path, capsys):
-    file = tmp_path / "pairs.json"
-    file.write_text(json.dumps([{"image": "a.png", "caption": "a cat"}, {"image": "b.png"}]))
-    message = refuse(capsys, data, tmp_path / "run", f"data.train=[{file}]")
-    assert "pairs.json" in message and "entry 1" in message and "caption" in message
-
-
-def test_unreadable_images_past_the_allowed_share_are_named(data, tmp_path, capsys):
-    entries = []
-    for i in range(24):
-        path = tmp_path / f"{i}.png"
-        if i % 2:
-            path.write_bytes(b"no image")
-        else:
-            Image.fromarray(np.full((32, 32, 3), 9 * i, dtype=np.uint8)).save(path)
-        entries.append({"image": path.name, "caption": f"image number {i}"})
-    (tmp_path / "pairs.json").write_text(json.dumps(entries))
-    message = refuse(capsys, data, tmp_path / "run", f"data.train=[{tmp_path / 'pairs.json'}]")
-    assert "data.max_bad_share" in message and ".png" in message
-
-
-def test_unknown_key_is_answered_with_the_nearest(data, tmp_path, capsys):
-    assert "mim.mask_ratio" in refuse(capsys, data, tmp_path / "run", "mim.maskratio=0.3")
-
-
 def test_resolution_that_the_patch_does_not_divide_is_refused(data, tmp_path, capsys):
     assert "not divisible" in refuse(capsys, data, tmp_path / "run", "model.image_encoder.image_size=36")
-
-
-def test_one_image_a_rank_is_refused(data, tmp_path, capsys):
-    assert "train.batch_size" in refuse(capsys, data, tmp_path / "run", "train.batch_size=1")
-
-
-def test_checkpoint_of_another_shape_is_refused(data, tmp_path, capsys):
-    pretrain(data, tmp_path / "first", "train.epochs=1")
-    with pytest.raises(SystemExit):
-        run_main(
-            lambda: pretrain(
-                data,
-                tmp_path / "second",
-                "model.embed_dim=8",
-                flags=["--checkpoint", tmp_path / "first/checkpoint_last.pth"],
-            )
-        )
-    message = capsys.readouterr().err
-    assert message.startswith("error: ") and "shape" in message and "checkpoint_last.pth" in message
-
-
-def test_resume_with_another_loss_setting_is_refused(data, tmp_path, capsys):
-    pretrain(data, tmp_path / "run", "train.epochs=1")
-    before = (tmp_path / "run/config.yaml").read_text()
-    with pytest.raises(SystemExit):
-        run_main(lambda: pretrain(data, tmp_path / "run", "mim.mask_ratio=0.6", flags=["--resume"]))
-    message = capsys.readouterr().err
-    assert "mim.mask_ratio" in message and "0.6" in message and "0.3" in message
-    assert (tmp_path / "run/config.yaml").read_text() == before
-
-
-def test_resume_where_there_is_nothing_to_go_on_from_begins(data, tmp_path, caplog):
-    with caplog.at_level("INFO", "semmim"):
-        pretrain(data, tmp_path / "run", "train.epochs=1", flags=["--resume"])
-    assert "nothing to go on from" in caplog.text and (tmp_path / "run/checkpoint_last.pth").exists()
 
 
 def test_one_image_in_all_entries_is_refused(data, tmp_path, capsys):

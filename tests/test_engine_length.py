@@ -14,7 +14,7 @@ from engine import checkpoint, loop
 from engine.checkpoint import Progress
 from engine.config import CAPTION, PRETRAIN, RETRIEVAL, VQA, load_config
 from models.alignment import alpha_at
-from scheduler import WarmupCosine, lr_at, lr_by_time
+from scheduler import WarmupCosine, lr_by_time
 
 STAGES = (PRETRAIN, RETRIEVAL, CAPTION, VQA)
 EPOCH = 6  # steps of one, in what `Trained` does
@@ -82,18 +82,6 @@ def test_by_time_the_rate_is_a_cosine_of_the_time_used():
         assert found == pytest.approx(expected, rel=1e-12, abs=1e-18)
     assert lr_by_time(0, 0.0, peak=1e-4, warmup_steps=0, min_lr=1e-6) == 1e-4
     assert lr_by_time(5, 1.2, peak=1e-4, warmup_steps=0, min_lr=1e-6) == pytest.approx(1e-6)
-
-
-def test_by_time_the_warm_up_takes_equal_strides_of_the_cosine():
-    shape = {"peak": 1.0, "warmup_steps": 4, "min_lr": 0.0}
-    assert [lr_by_time(n, 0.0, **shape) for n in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-    assert lr_by_time(1, 0.5, **shape) == pytest.approx(0.5 * 0.5)
-
-
-def test_without_warm_up_equal_steps_by_time_have_the_rates_of_as_many_steps():
-    for n in range(11):
-        by_steps = lr_at(n, peak=1e-4, total_steps=10, warmup_steps=0, min_lr=1e-6)
-        assert lr_by_time(n, n / 10, peak=1e-4, warmup_steps=0, min_lr=1e-6) == by_steps
 
 
 def test_alpha_is_ramped_over_the_first_epoch_or_over_a_shorter_training():
@@ -168,15 +156,6 @@ def test_a_training_that_ended_within_an_epoch_can_be_made_longer_with_the_rest_
     Trained(tmp_path / "run", steps=EPOCH + 2, loss_fn=loss_fn).go()
     Trained(tmp_path / "run", epochs=2, loss_fn=loss_fn, resume=True).go()
     assert seen == straight
-
-
-def test_a_shorter_length_on_resume_ends_at_once_with_what_follows_the_last_step(tmp_path):
-    stopped = Trained(tmp_path, steps=100, stop_at=EPOCH + 3)
-    with pytest.raises(utils.Stopped):
-        stopped.go()
-    resumed = Trained(tmp_path, steps=4, resume=True)
-    resumed.go()
-    assert resumed.steps_seen == [] and resumed.epochs_ended == [1] and resumed.progress.done == 1.0
 
 
 # --------------------------------------------------------------------------------------------------- length in minutes
@@ -293,9 +272,3 @@ def test_a_length_without_meaning_is_refused(overrides, message):
     with pytest.raises(utils.UserError) as error:
         load_config(PRETRAIN.schema, overrides, PRETRAIN)
     assert message in str(error.value)
-
-
-def test_two_lengths_in_a_file_are_refused_with_its_name(tmp_path):
-    (tmp_path / "run.yaml").write_text("train: {steps: 5, epochs: 5}")
-    with pytest.raises(utils.UserError, match="run.yaml: train.epochs and train.steps are both given"):
-        load_config(tmp_path / "run.yaml", (), PRETRAIN)

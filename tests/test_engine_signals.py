@@ -60,13 +60,6 @@ def test_training_waits_for_its_step_and_what_follows_it_does_not():
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_signal_after_the_last_step_is_a_stop_too():
-    with pytest.raises(utils.Stopped), stop_signals() as stopping:
-        assert not stopping()
-        os.kill(os.getpid(), signal.SIGTERM)
-    assert utils.stop_requests == []
-
-
 def test_a_second_signal_while_the_processes_part_changes_nothing(monkeypatch):
     def stopped():
         raise utils.Stopped
