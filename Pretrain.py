@@ -3,7 +3,7 @@
     python Pretrain.py --config configs/demo/Pretrain.yaml --output_dir output/demo/pretrain
     torchrun --nproc_per_node=8 Pretrain.py --config configs/Pretrain.yaml --output_dir output/pretrain
 
-`--resume` continues an interrupted run at the very step it stopped, or begins where there is none; `--checkpoint
+`--resume` continues an interrupted run at the very step it stopped, or starts if there is none; `--checkpoint
 FILE` starts a new run from the weights of an earlier one. Writes checkpoint_last.pth, config.yaml, log.jsonl,
 TensorBoard's events and, every epoch, an image of what is masked. With `data.val` every epoch, and the end, is
 validated (retrieval by ITC); with `train.best: val` checkpoint_best.pth is the best of them.

@@ -23,8 +23,8 @@ def lr_by_time(step: int, done: float, *, peak: float, warmup_steps: int, min_lr
     """The rate of optimizer step `step`, counted from 0, before which the share `done` of the training's time is used.
 
     The cosine falls from `peak` at the beginning to `min_lr` at the end of the time; during the first `warmup_steps`
-    the rate is the share of it that the warm-up has reached. How many steps there will be need not be known: where
-    they are fewer than `warmup_steps`, the rate falls all the same.
+    the rate is the share of it that the warm-up has reached. The number of steps need not be known: if
+    there are fewer than `warmup_steps`, the rate falls all the same.
     """
     rise = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
     return rise * _cosine(done, peak, min_lr)
@@ -38,7 +38,7 @@ def _cosine(done: float, peak: float, min_lr: float) -> float:
 class WarmupCosine:
     """Sets every group's rate from its `peak_lr`; without state: a resumed run just asks for its own step.
 
-    total_steps: None where the length of the training is a time.
+    total_steps: None if the length of the training is a time.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, *, total_steps: int | None, warmup_steps: int, min_lr: float):
@@ -46,7 +46,7 @@ class WarmupCosine:
         self.shape = {"warmup_steps": warmup_steps, "min_lr": min_lr}
 
     def step(self, n: int, done: float = 0.0) -> None:
-        """Set the rates of optimizer step n (counted from 0); done: the share of the time used, where time counts."""
+        """Set the rates of optimizer step n (counted from 0); done: the share of the time used."""
         for group in self.optimizer.param_groups:
             shape = {"peak": group["peak_lr"], **self.shape}
             if self.total_steps is None:

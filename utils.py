@@ -53,7 +53,7 @@ def user_message(error: UserError) -> str:
 
 
 def shown(value) -> str:
-    """The value as it is named in an error: in one line, and cut where it is long."""
+    """The value as it is named in an error: in one line, and cut if it is long."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested too deeply, or a number of more than 4,300 digits
@@ -62,7 +62,7 @@ def shown(value) -> str:
 
 
 def one_line(text: object, length: int = 200) -> str:
-    """A text in one printable line, cut after a word where it is long."""
+    """A text in one printable line, cut after a word if it is long."""
     text = printable(" ".join(ESCAPE_CODE.sub("", str(text)).split()))
     if len(text) <= length:
         return text
@@ -111,7 +111,7 @@ class Stopped(Exception):
 
 
 STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP]
-EXIT_STOPPED = 130  # exit code of a run that a signal stopped: its checkpoint is written, --resume goes on
+EXIT_STOPPED = 130  # exit code of a run that a signal stopped: its checkpoint is written, --resume continues
 stop_requests: list[int] = []  # stop signals that have come, see engine.distributed
 
 
@@ -221,7 +221,7 @@ def open_file(path: str | os.PathLike) -> BinaryIO:
 
 
 def make_folder(path: Path) -> Path:
-    """The folder, made where it is missing. Raises UserError where it cannot be, or cannot be written into."""
+    """The folder, made if it is missing. Raises UserError if it cannot be made or be written into."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -294,7 +294,7 @@ def load_checkpoint(path, required=("model",)) -> dict:
 
 def find_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint's archive: its list of records, or a record whose bytes do not give the checksum
-    (CRC-32) stored with them, which torch writes and does not compare when it reads; None where all is well.
+    (CRC-32) stored with them, which torch writes and does not compare when it reads; None if all is well.
     """
     try:
         if not zipfile.is_zipfile(path):
@@ -310,7 +310,7 @@ def find_damage(path: Path) -> str | None:
 
 
 def choose_device(device: str) -> str:
-    """`device` as torch takes it; auto: a GPU where there is one. UserError for a GPU where torch sees none."""
+    """`device` as torch takes it; auto: a GPU if there is one. UserError for a GPU if torch sees none."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""A run's checkpoints: the last ones, the best one, and what `--resume` goes on from."""
+"""A run's checkpoints: the last ones, the best one, and what `--resume` continues from."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class BestCheckpoint:
         return {**self.notes, "best": dict(self.best)}
 
     def restore(self, model: torch.nn.Module) -> None:
-        """Put the best epoch's weights into the model, which keeps its own where none was offered."""
+        """Put the best epoch's weights into the model, which keeps its own if none was offered."""
         if self.best:
             found = f"best epoch {self.best['epoch']}: {self.score} {self.best[self.score]:.2f} on val"
             logger.info("%s; %s", found, self.path)
@@ -204,7 +204,7 @@ def position(
     device: torch.device,
     resume_from: dict | None = None,
 ) -> Progress:
-    """Where training begins, or where the checkpoint `resume_from`, whose state is put in place, was; see above.
+    """The beginning of a training, or the position of the checkpoint `resume_from`, whose state is put in place.
 
     The optimizer's settings (rates, decay) come from the configuration.
     """
@@ -253,7 +253,7 @@ def _check_length(progress: Progress, checkpoint: dict, train: Config, same_rank
 
 
 def _go_on(progress: Progress, found: dict) -> None:
-    """Put `progress`, of the configured length, where a checkpoint's progress `found` is.
+    """Move `progress`, of the configured length, to the place of a checkpoint's progress `found`.
 
     An epoch may have another number of steps than when the checkpoint was written: the share of it that is done stays.
     """
@@ -296,7 +296,7 @@ def check_folder(folder: Path, used: bool) -> None:
 
 @dataclasses.dataclass
 class Found:
-    """What --resume found in a run's folder: the step to go on from (-1: none), and damaged checkpoints."""
+    """What --resume found in a run's folder: the step to continue from (-1: none), and damaged checkpoints."""
 
     step: int = -1
     damaged: list[Path] = dataclasses.field(default_factory=list)
@@ -310,7 +310,7 @@ class Found:
 
 
 def begin(args: argparse.Namespace, cfg: Config, stage: Stage) -> tuple[dict | None, Found | None, list[str]]:
-    """What --resume and --seed ask for: (the checkpoint to go on from or None, what --resume found, lines to log).
+    """What --resume and --seed ask for: (the checkpoint to continue from or None, what --resume found, lines to log).
 
     --resume resumes if a checkpoint exists, otherwise starts, so that one command serves the first start and every
     restart. A resumed run keeps its seed, which is put into `cfg` here; only keys in `stage.may_change` may differ from
@@ -358,7 +358,7 @@ def load_resumable(folder: Path) -> tuple[dict | None, Found, list[str]]:
     """
     found, problems, paths = Found(), [], last_paths(folder)
     if not paths:
-        return None, found, [f"--resume: nothing to go on from in {folder}, beginning"]
+        return None, found, [f"--resume: no checkpoint in {folder}, starting"]
     for path in paths:
         try:
             checkpoint = load_checkpoint(path.resolve(), required=ENTRIES)
@@ -367,19 +367,19 @@ def load_resumable(folder: Path) -> tuple[dict | None, Found, list[str]]:
             found.damaged.append(path)
             continue
         found.step = checkpoint["progress"]["step"]
-        lines = [f"warning: {problem}; going on from {path.name}, the one before" for problem in problems]
-        return checkpoint, found, [*lines, f"--resume: going on from step {found.step}"]
+        lines = [f"warning: {problem}; continuing from {path.name}, the one before" for problem in problems]
+        return checkpoint, found, [*lines, f"--resume: continuing from step {found.step}"]
     raise UserError(f"--resume: no whole checkpoint is left: {'; '.join(problems)}")
 
 
 def check_ranks(before: int, allowed: bool) -> list[str]:
-    """A line, or without `allowed` a UserError, where a run goes on with another number of processes than `before`."""
+    """A line, or without `allowed` a UserError, if a run continues with another number of processes than `before`."""
     if before == world_size():
         return []
     if not allowed:
         raise UserError(
             f"--resume: the checkpoint is of {before} processes, this run has {world_size()}: start as many, or add "
-            "--other_ranks to go on with another order of the data and other random draws"
+            "--other_ranks to continue with another order of the data and other random draws"
         )
     return [f"resumed with {world_size()} processes instead of {before}: order of the data and random draws are new"]
 

@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser, config: str | None = None, ou
     add(
         "--resume", action="store_true", help="resume from OUTPUT_DIR/checkpoint_last.pth if it exists, otherwise start"
     )
-    add("--other_ranks", action="store_true", help="let --resume go on with another number of processes")
+    add("--other_ranks", action="store_true", help="let --resume continue with another number of processes")
     add("--evaluate", action="store_true", help="only evaluate")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--seed", type=int, help="replaces the configuration's seed")
@@ -239,7 +239,7 @@ def _parse_override(override: str) -> dict:
 
 
 def _merge(target: dict, values: dict, known: dict | None, source: str, stage: Stage, prefix: str = "") -> None:
-    """Lay `values` over `target`; `known` is the schema's map here, or None where anything is accepted."""
+    """Lay `values` over `target`; `known` is the schema's map here, or None if anything is accepted."""
     for key, value in values.items():
         name = f"{prefix}{key}"
         if known is not None and key not in known:

@@ -58,7 +58,7 @@ def distributed(device: str = "auto") -> Iterator[torch.device]:
     def handler(number: int, _frame) -> None:
         stop_requests.append(number)
         if len(stop_requests) == 1 or stop_requests.count(signal.SIGINT) > 2:
-            raise KeyboardInterrupt("stopped outside of training; the same command with --resume goes on")
+            raise KeyboardInterrupt("stopped outside of training; the same command with --resume continues")
 
     chosen = init_distributed(device)
     stop_requests.clear()

@@ -253,7 +253,7 @@ def save(training: Training, task: Task, run: Run, window: Window, stop: bool = 
         step, loss, usual = window.jump
         raise UserError(
             f"the loss jumped from {usual:.4g} to {loss:.4g} in step {step} and stayed there: stopped, not saved. "
-            "Lower train.lr; --resume goes on from the last checkpoint (if it jumps again at once, put "
+            "Lower train.lr; --resume continues from the last checkpoint (if it jumps again at once, put "
             "checkpoint_last_1.pth in its place)"
         )
     random_states, extra = gather_objects(random_state()), task.state()
@@ -268,7 +268,7 @@ def _write(training: Training, run: Run, random_states: list[dict], extra: dict)
     if wrong := not_finite(state):
         raise UserError(
             f"step {training.progress.step}: {len(wrong)} weights are not finite ({', '.join(wrong[:3])}); not saved. "
-            "Lower train.lr; --resume goes on from the last checkpoint"
+            "Lower train.lr; --resume continues from the last checkpoint"
         )
     checkpoint = {
         "model": state,

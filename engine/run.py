@@ -40,13 +40,13 @@ class Run:
         self._boards: dict[str, object] = {}  # TensorBoard's writers by folder
         self._purge_step: int | None = None
         self._wandb = None  # its run, which follows TensorBoard's events
-        self._told: set[str] = set()  # of which file a failure has been told
+        self._told: set[str] = set()  # files whose failure has been logged
 
     def __enter__(self) -> Run:
         return self
 
     def __exit__(self, _kind, error: BaseException | None, _traceback) -> None:
-        """Close the run. An error that ends the block goes on as it is, whatever happens here, a second signal too."""
+        """Close the run. An error that ends the block is raised as it is, whatever happens here."""
         if error is None:
             self.close()
             return
@@ -61,8 +61,8 @@ class Run:
         """Take the folder for this process, called in all processes. Raises UserError if it cannot be had: it must be
         new, empty or, for an evaluation or with --resume, a run's (see `check_folder`).
 
-        resume_step: the step that a resumed run goes on from; what was logged after it will be logged again and goes.
-        evaluate: the logs of whatever ran here go on.
+        resume_step: the step that a resumed run continues from; the log's later lines are removed.
+        evaluate: the logs are continued.
         """
         on_main(lambda: self._open(resume_step, evaluate))
 
@@ -173,13 +173,13 @@ class Run:
         """A warning, once for each file: a full disk must not end a training run over a line of its log."""
         if name not in self._told:
             self._told.add(name)
-            logger.warning("%s: cannot be written (%s); the run goes on", self.dir / name, error.strerror or error)
+            logger.warning("%s: cannot be written (%s); the run continues", self.dir / name, error.strerror or error)
 
 
 def lock(path: Path):
     """Open the lock file `path` and lock it for this process until it is closed or the process ends.
 
-    A lock that its process left behind counts for nothing. Raises UserError, which names host and process, where
+    A lock that its process left behind counts for nothing. Raises UserError, which names host and process, if
     another process holds it.
     """
     file = open(os.open(path, os.O_RDWR | os.O_CREAT), "r+", encoding="utf-8")

@@ -83,7 +83,7 @@ class Window:
         return UserError(
             f"step {step}: not finite: {', '.join(terms)}; stopped, this step is not saved. The batch "
             f"(all of it in {self.run.dir / 'nonfinite.json'}): {shown}. "
-            "Look at these files, or lower train.lr; --resume goes on from the last checkpoint"
+            "Look at these files, or lower train.lr; --resume continues from the last checkpoint"
         )
 
     def log(self, progress: Progress, optimizer: torch.optim.Optimizer, more: Callable[[Progress, dict], dict]) -> None:

@@ -143,7 +143,7 @@ def test_a_resumed_run_keeps_its_seed_and_says_what_changed(tmp_path):
     cfg = Config(seed=9, train=Config(lr=0.5))
     resumable, _, lines = begin(arguments(tmp_path), cfg, stage)
     assert resumable["progress"]["step"] == 4 and cfg.seed == 3
-    assert lines == ["--resume: going on from step 4", "resumed with train.lr 0.5 instead of 1.0"]
+    assert lines == ["--resume: continuing from step 4", "resumed with train.lr 0.5 instead of 1.0"]
     with pytest.raises(UserError, match="--resume: train.lr is 0.5, but the checkpoint was trained with 1.0"):
         begin(arguments(tmp_path), cfg, Stage("test", "none"))
 

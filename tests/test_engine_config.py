@@ -42,11 +42,6 @@ def test_a_file_changes_its_base_and_overrides_change_the_file(write):
     assert cfg.train.inject_from == 12
 
 
-def test_numbers_without_a_point_are_numbers(write):
-    assert load(write("run.yaml", "train: {lr: 1e-5}")).train.lr == 1e-5
-    assert load(write("run.yaml", "seed: 7"), ["train.lr=1e-5"]).train.lr == 1e-5
-
-
 @pytest.mark.parametrize(
     "text, message",
     [
@@ -71,20 +66,6 @@ def test_a_wrong_file_is_one_line_that_names_file_and_key(write, text, message):
     with pytest.raises(UserError) as error:
         load(path)
     assert message in str(error.value) and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "override, message",
-    [
-        ("train.lrr=1", "--override train.lrr=1: unknown key train.lrr; the nearest known key is train.lr"),
-        ("train.lr", "--override train.lr: write it as key.sub=value"),
-        ("train..lr=1", "write it as key.sub=value"),
-        ("name=[", "not valid YAML"),
-    ],
-)
-def test_a_wrong_override_names_itself(write, override, message):
-    with pytest.raises(UserError, match=message.replace("[", r"\[")):
-        load(write("run.yaml", ""), [override])
 
 
 def test_a_key_of_several_kinds_is_one_of_them_and_its_maps_have_the_users_keys(write):
@@ -130,45 +111,17 @@ def test_overrides_may_be_repeated_and_grouped():
 # ------------------------------------------------------------------------------------- the stages' rules
 
 STAGES = {"pretrain": PRETRAIN, "retrieval": RETRIEVAL, "caption": CAPTION, "vqa": VQA}
-IN_ALL = [
-    *("train.epochs=2.5", "train.epochs=0", "train.log_every=0", "train.accumulation=0", "train.batch_size=0"),
-    *("train.checkpoint_every=-1", "train.warmup_steps=-1", "train.warmup_steps=1.5"),
-    *(
-        "train.lr=-1e-4",
-        "train.lr_vit=-1",
-        "train.min_lr=-1",
-        "train.lr=.nan",
-        "train.lr=.inf",
-        "train.weight_decay=-1",
-    ),
-    *("train.clip_grad=-1", "train.betas=[0.9, 1.0]", "train.betas=[-0.1, 0.9]", "train.betas=[0.9]"),
-    *("train.precision=fp16", "augment.crop_scale=[1, 0.2]", "augment.crop_scale=[0, 1]"),
-    *("augment.crop_scale=[0.5]", "augment.crop_scale=[a, b]", "augment.randaugment_magnitude=11"),
-    *("augment.randaugment_ops=-1", "data.num_workers=-1", "data.max_bad_share=2", "data.bucket_batches=-8"),
-    *("seed=1.5", "seed=-1"),
-]
-OF_ONE = [
-    *(
-        ("pretrain", x)
-        for x in ("momentum=1.5", "itc.alpha=3", "itc.queue_size=-1", "itc.temperature=0", "mlm.probability=2")
-    ),
-    *(("pretrain", x) for x in ("mim.mask_ratio=0", "mim.mask_ratio=1.1", "mim.target=codes", "mim.masking=none")),
-    *(("pretrain", x) for x in ("mim.head.patterns=1", "mim.teacher_temperature=0", "text.max_tokens=2")),
-    *(
-        ("retrieval", x)
-        for x in ("momentum=1.5", "itc.alpha=3", "itc.negatives=both", "rerank.k=0", "rerank.score=itc")
-    ),
-    *(("retrieval", x) for x in ("eval.folds=-1", "eval.splits=[train]", "eval.splits=[]", "eval.splits=[val, val]")),
-    *(("caption", x) for x in ("generation.beams=2.5", "generation.mode=best", "generation.top_p=0", "scst.samples=0")),
-    *(("caption", x) for x in ("train.label_smoothing=2", "generation.min_tokens=30", "data.per=pair")),
-    *(
-        ("vqa", x)
-        for x in ("answer.mode=guess", "answer.beams=0", "answer.min_tokens=11", "answer.length_penalty=.nan")
-    ),
-]
+WITHOUT_MEANING = {  # one of each kind of rule
+    "pretrain": ("train.epochs=2.5", "train.epochs=0", "train.lr=.nan", "train.lr=-1e-4", "train.betas=[0.9, 1.0]")
+    + ("augment.crop_scale=[1, 0.2]", "train.precision=fp16", "data.max_bad_share=2", "seed=-1", "momentum=1.5")
+    + ("mim.mask_ratio=0", "mim.head.patterns=1", "itc.temperature=0", "text.max_tokens=2", "mim.target=codes"),
+    "retrieval": ("rerank.k=0", "rerank.score=itc", "eval.splits=[]", "eval.splits=[val, val]"),
+    "caption": ("generation.beams=2.5", "generation.mode=best", "generation.min_tokens=30", "scst.samples=0"),
+    "vqa": ("answer.mode=guess", "answer.min_tokens=11", "answer.length_penalty=.nan"),
+}
 
 
-@pytest.mark.parametrize("stage, override", [(stage, x) for stage in STAGES for x in IN_ALL] + OF_ONE)
+@pytest.mark.parametrize("stage, override", [(stage, x) for stage, all_of in WITHOUT_MEANING.items() for x in all_of])
 def test_a_setting_without_meaning_is_one_line_that_names_its_key(stage, override):
     key = override.partition("=")[0]
     with pytest.raises(UserError) as error:

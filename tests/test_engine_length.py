@@ -93,26 +93,6 @@ def test_alpha_is_ramped_over_the_first_epoch_or_over_a_shorter_training():
 # ----------------------------------------------------------------------------------------------------- length in steps
 
 
-def test_as_many_steps_as_some_epochs_have_are_these_epochs_bit_by_bit(tmp_path):
-    epochs = Trained(tmp_path / "epochs", epochs=2)
-    epochs.go()
-    steps = Trained(tmp_path / "steps", steps=2 * EPOCH)
-    steps.go()
-    assert same(epochs, steps) and steps.epochs_ended == epochs.epochs_ended == [0, 1]
-
-
-def test_a_training_that_ends_within_an_epoch_ends_as_one_at_its_end(tmp_path):
-    trained = Trained(tmp_path, steps=EPOCH + 2, log_every=50)
-    progress = trained.go()
-    assert trained.steps_seen == list(range(1, EPOCH + 3)) and trained.epochs_ended == [0, 1]
-    assert (progress.step, progress.epoch, progress.done, progress.over) == (EPOCH + 2, 1, 1.0, True)
-    assert [line["step"] for line in trained.logged()] == [EPOCH, EPOCH + 2]
-    assert utils.load_checkpoint(trained.checkpoint)["progress"]["step"] == EPOCH + 2
-    again = Trained(tmp_path, steps=EPOCH + 2, resume=True)
-    again.go()
-    assert again.steps_seen == again.epochs_ended == []
-
-
 @pytest.mark.parametrize("stop_at", [1, EPOCH - 1, EPOCH, EPOCH + 1, EPOCH + 2])
 def test_a_resumed_training_by_steps_equals_an_uninterrupted_one(tmp_path, stop_at):
     straight = Trained(tmp_path / "straight", steps=EPOCH + 3)
@@ -214,14 +194,6 @@ def test_a_run_that_counted_no_time_does_not_go_on_by_minutes_but_one_by_minutes
     resumed = timed(tmp_path / "minutes", watch, steps=5, resume=True)
     resumed.go()
     assert resumed.steps_seen == [4, 5]
-
-
-def test_the_console_tells_the_time_used(tmp_path, watch, caplog):
-    stopped = timed(tmp_path, watch, minutes=30.0, stop_at=7)
-    with caplog.at_level("INFO", "semmim"), pytest.raises(utils.Stopped):
-        stopped.go()
-    assert "epoch 2 step 8 0:01:20/0:30:00" in caplog.text and "ETA 0:28:40" in caplog.text
-    assert "stopped at epoch 2 step 8 0:01:20/0:30:00; continue with --resume" in caplog.text
 
 
 def by_two_clocks(rank, folder):

@@ -1,9 +1,7 @@
-import pytest
 import torch
 from torch import nn
 
 from optim import create_optimizer
-from utils import UserError
 
 
 class Encoder(nn.Module):
@@ -55,8 +53,3 @@ def test_groups_carry_their_rate():
     for group in optimizer.param_groups:
         assert group["lr"] == group["peak_lr"] == (1e-5 if group["name"] == "vit" else 1e-4)
         assert group["betas"] == (0.9, 0.98) and group["fused"]
-
-
-def test_a_model_with_nothing_to_train_is_an_error():
-    with pytest.raises(UserError, match="no parameter to train"):
-        create_optimizer(nn.Linear(2, 2).requires_grad_(False), lr=1.0, lr_vit=1.0, weight_decay=0.0)

@@ -4,14 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from timm.layers.activations import QuickGELU as PlainQuickGELU
-from tiny import CAPTIONS, NO_DROPOUT, TOKENIZER, make_batch, make_draws, tiny_config, tiny_model
+from tiny import CAPTIONS, NO_DROPOUT, TOKENIZER, make_batch, make_draws, tiny_model
 
 from dataset.pretrain import PretrainCollate
 from dataset.vqa import VQACollate
 from models import bert
-from models.caption import CaptionModel, CrossEntropy
-from models.retrieval import RetrievalModel
-from models.semmim import build_backbone
 from models.tensors import QuickGELU
 
 CLIP = "model.image_encoder.name=vit_base_patch16_clip_quickgelu_224"
@@ -57,17 +54,6 @@ def test_quickgelu_keeps_one_tensor_for_the_backward_pass():
     with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda x: x):
         QuickGELU()(torch.randn(10, requires_grad=True))
     assert len(kept) == 1
-
-
-def test_clips_image_encoder_has_it_and_computes_what_timms_own_activation_does():
-    model, batch = tiny_model(*NO_DROPOUT, CLIP), make_batch()
-    blocks = model.backbone.image_encoder.vit.blocks
-    assert all(isinstance(block.mlp.act, QuickGELU) for block in blocks)
-    ours = step(model, batch)
-    for part in (model.backbone, model.teacher):
-        for block in part.image_encoder.vit.blocks:
-            block.mlp.act = PlainQuickGELU()
-    same_step(ours, step(model, batch))
 
 
 def test_twenty_steps_of_training_have_the_losses_of_masks_everywhere_and_timms_activation():
@@ -137,31 +123,6 @@ def test_a_batch_without_padding_has_masks_only_where_a_prefix_is_cut(monkeypatc
     same_step(masked, unmasked)
 
 
-def test_retrieval_without_padding_takes_no_mask(monkeypatch):
-    backbone = tiny_model(*NO_DROPOUT).backbone
-    backbone.decoder = backbone.mlm_head = None
-    model = RetrievalModel(backbone, tiny_config()).eval()
-    batch = make_batch(captions=["a red dog", "a blue cat", "the tall man"] * 2)
-    batch["image"], draws = batch["image1"], torch.rand(2, 6, generator=torch.Generator().manual_seed(0))
-    masked = step(model, batch, draws)
-    seen = Seen(monkeypatch)
-    same_step(masked, step(model, batch | {"padded": False}, draws))
-    assert not any(mask for mask, _ in seen.calls)
-
-
-def test_captioning_with_equal_prompts_takes_no_mask(monkeypatch):
-    model = CaptionModel(tiny_model(*NO_DROPOUT).backbone.eval(), TOKENIZER)
-    batch = make_batch() | {"image": make_batch()["image1"]}
-    batch["prompt_ids"], mask = TOKENIZER.encode([""] * 6, 4)
-    batch["target"] = batch["input_ids"].roll(-1, 1)
-    batch["prompt_mask"] = mask
-    masked, _ = model(batch, CrossEntropy())
-    seen = Seen(monkeypatch)
-    unmasked, _ = model(batch | {"prompt_mask": None}, CrossEntropy())
-    assert not any(mask for mask, _ in seen.calls)
-    torch.testing.assert_close(masked, unmasked, atol=1e-6, rtol=0)
-
-
 def sample(caption):
     return {"image1": torch.zeros(3, 4, 4, dtype=torch.uint8), "caption": caption, "image_id": 0, "path": "", "bad": []}
 
@@ -183,13 +144,6 @@ def test_collate_functions_say_whether_anything_is_padded():
     assert asked("who is it", "is it").sum().item() == 4 + 3
 
 
-def test_attention_on_the_cpu_takes_the_flash_kernel():
-    flash = torch._C._SDPBackend.FLASH_ATTENTION.value if hasattr(torch._C, "_SDPBackend") else 1
-    q = torch.randn(2, 3, 7, 8)
-    assert torch._fused_sdp_choice(q, q, q, is_causal=True) == flash
-    assert torch._fused_sdp_choice(q, q, q, bert.padding_mask(torch.ones(2, 7), q)) == flash
-
-
 # ------------------------------------------------------------------------------------------------- checkpointing
 
 
@@ -208,15 +162,6 @@ def test_checkpointing_of_the_text_stacks_changes_no_gradient(dropout):
         calls.append(len(counted))
     same_step(*results, atol=1e-6)
     assert calls[1] == 2 * calls[0]  # every layer runs again in the backward pass
-
-
-def test_each_stack_has_its_own_switch():
-    for image, text in ((True, False), (False, True)):
-        switches = [f"model.image_encoder.checkpointing={image}", f"model.bert.checkpointing={text}"]
-        backbone, _ = build_backbone(tiny_config(*(line.lower() for line in switches)))
-        assert backbone.image_encoder.checkpointing is image
-        stacks = (backbone.text_encoder, backbone.fusion_encoder, backbone.decoder)
-        assert [stack.encoder.checkpointing for stack in stacks] == [text] * 3
 
 
 # ---------------------------------------------------------------------------------------------- counts of a step

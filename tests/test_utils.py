@@ -11,12 +11,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from safetensors import SafetensorError
 
 import utils
 from engine.checkpoint import random_state, set_random_state
 from engine.distributed import init_distributed
-from models.tensors import all_gather_with_grad
 
 
 def test_find_file_looks_in_the_working_directory_then_in_the_repository(tmp_path, monkeypatch):
@@ -50,16 +48,6 @@ def test_a_disk_that_refuses_is_one_line_and_any_other_trouble_of_the_system_a_t
     for error in (ConnectionRefusedError(errno.ECONNREFUSED, "refused"), PermissionError(errno.EACCES, "no file", 3)):
         with pytest.raises(type(error)):
             utils.run_main(refused(error))
-
-
-@pytest.mark.parametrize("error", [OSError, RuntimeError, SafetensorError])
-def test_what_cannot_be_written_leaves_the_old_file_and_nothing_else(tmp_path, error):
-    (tmp_path / "a").write_text("old")
-    with pytest.raises(utils.UserError, match="a: cannot be written .no room.; full disk or read-only folder"):
-        with utils.replacing(tmp_path / "a") as temporary:
-            temporary.write_text("half")
-            raise error("no room")
-    assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_text() == "old"
 
 
 def test_a_folder_is_made_or_the_error_says_why_not(tmp_path, monkeypatch):
@@ -136,14 +124,6 @@ def test_auto_precision_on_a_cpu_is_what_its_hardware_has(caplog, monkeypatch):
 def test_asking_for_a_missing_gpu_is_an_error():
     with pytest.raises(utils.UserError, match="--device cuda: torch sees no GPU"):
         init_distributed("cuda")
-
-
-def test_one_process_needs_no_group():
-    x = torch.ones(2, 3, requires_grad=True)
-    assert (utils.rank(), utils.world_size(), utils.is_main()) == (0, 1, True)
-    assert all_gather_with_grad(x) is x and utils.gather_objects(1) == [1]
-    assert not utils.all_reduce_sum(x).requires_grad and not utils.all_gather(x).requires_grad
-    utils.barrier()
 
 
 # ---------------------------------------------------------------------------- the run's folder, checkpoints
