@@ -172,7 +172,7 @@ def masking_image(model: PretrainModel, dataset, tokenizer, max_tokens: int, dev
         from tools.visualize.figures import masking_figure, pixels
     except ImportError:
         return None
-    clean, views = (list(map(to_pil_image, denormalise(batch[name]).cpu())) for name in ("image1", "image2"))
+    clean, views = (list(map(to_pil_image, denormalize(batch[name]).cpu())) for name in ("image1", "image2"))
     figure = masking_figure(
         views,
         {"masked by the text" if shown["similarity"] is not None else "masked at random": shown["mask"]},
@@ -184,8 +184,8 @@ def masking_image(model: PretrainModel, dataset, tokenizer, max_tokens: int, dev
     return pixels(figure)
 
 
-def denormalise(images: torch.Tensor) -> torch.Tensor:
-    """Back from CLIP's normalisation to [0, 1]. [B, 3, S, S]"""
+def denormalize(images: torch.Tensor) -> torch.Tensor:
+    """Back from CLIP's normalization to [0, 1]. [B, 3, S, S]"""
     mean, std = (torch.tensor(x, device=images.device).view(3, 1, 1) for x in (CLIP_MEAN, CLIP_STD))
     return (images * std + mean).clamp(0, 1)
 

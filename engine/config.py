@@ -365,33 +365,28 @@ def _at_least_two_pairs(cfg: Config) -> None:
         )
 
 
+def each(given: Rule, *keys: str, prefix: str = "") -> dict[str, Rule]:
+    """The same rule for several keys."""
+    return {f"{prefix}{key}": given for key in keys}
+
+
 COMMON = {
     "seed": whole(0, 2**62),
     "data.image_root": or_none(folders),
     "data.image_prefix_map": texts_by_name,
     "data.max_bad_share": number(0, 1),
-    "data.bucket_batches": whole(0),
     "data.num_workers": whole(0, 1024),
     "augment.crop_scale": crop_scale,
     "augment.randaugment_ops": whole(0, 10),
     "augment.randaugment_magnitude": number(0, 10),
     "augment.resize": choice("torch", "pillow"),
-    "train.epochs": or_none(whole(1)),
-    "train.steps": or_none(whole(1)),
+    **each(or_none(whole(1)), "train.epochs", "train.steps"),
     "train.minutes": or_none(number(0, above=True)),
-    "train.batch_size": whole(1),
-    "train.accumulation": whole(1),
-    "train.lr": number(0),
-    "train.lr_vit": number(0),
-    "train.min_lr": number(0),
-    "train.warmup_steps": whole(0),
-    "train.weight_decay": number(0),
+    **each(whole(1), "batch_size", "accumulation", "log_every", "keep_checkpoints", prefix="train."),
+    **each(number(0), "lr", "lr_vit", "min_lr", "weight_decay", "clip_grad", prefix="train."),
+    **each(whole(0), "data.bucket_batches", "train.warmup_steps", "train.checkpoint_every"),
     "train.betas": betas,
-    "train.clip_grad": number(0),
     "train.precision": choice("auto", "bf16", "fp32"),
-    "train.log_every": whole(1),
-    "train.checkpoint_every": whole(0),
-    "train.keep_checkpoints": whole(1),
     "train.tracker": choice("none", "wandb"),
 }
 LENGTH = ("train.epochs", "train.steps", "train.minutes")
@@ -402,11 +397,12 @@ CONTRAST = {  # ITC, ITM and the momentum model, in pre-training and retrieval
     "text.max_tokens": whole(3, 512),
     "itc.negatives": choice("queue", "batch"),
     "itc.queue_size": whole(0, 10**9),
-    "itc.alpha": number(0, 1),
+    **each(number(0, 1), "itc.alpha", "momentum"),
     "itm.temperature": or_none(number(0.001)),
     "itm.harden": number(0.001, 1),
-    "momentum": number(0, 1),
+    **each(whole(1), "eval.batch_size", "eval.text_batch_size"),
 }
+TEXT = whole(1, 512)  # tokens that the positions of BERT suffice for
 MAY_CHANGE = (
     *LENGTH,
     *(f"train.{key}" for key in ("lr", "lr_vit", "min_lr", "warmup_steps", "weight_decay", "clip_grad")),
@@ -433,16 +429,10 @@ PRETRAIN = Stage(
         **COMMON,
         **CONTRAST,
         "data.val": files,
-        "eval.images": whole(1),
-        "eval.batch_size": whole(1),
-        "eval.text_batch_size": whole(1),
         "train.best": choice("val", "none"),
-        "model.image_encoder.image_size": whole(1),
         "model.image_encoder.positions": choice("normal", "sincos"),
-        "model.bert.text_layers": whole(1),
-        "model.bert.fusion_layers": whole(1),
-        "model.bert.decoder_layers": whole(1),
-        "model.embed_dim": whole(1),
+        **each(whole(1), "eval.images", "model.image_encoder.image_size", "model.embed_dim", "mim.head.hidden"),
+        **each(whole(1), "text_layers", "fusion_layers", "decoder_layers", prefix="model.bert."),
         "itc.temperature": number(0.001, 0.5),
         "mlm.probability": number(0, 1),
         "mim.target": choice("encoding", "pixels", "dvae", "none"),
@@ -450,11 +440,8 @@ PRETRAIN = Stage(
         "mim.similarity": choice("tokens", "values"),
         "mim.predict": choice("masked", "all"),
         "mim.mask_ratio": number(0, 1, above=True),
-        "mim.mask_temperature": number(0, above=True),
-        "mim.head.hidden": whole(1),
+        **each(number(0, above=True), "mask_temperature", "student_temperature", "teacher_temperature", prefix="mim."),
         "mim.head.patterns": whole(2),
-        "mim.student_temperature": number(0, above=True),
-        "mim.teacher_temperature": number(0, above=True),
         "mim.center_momentum": number(0, 1),
         "mim.codebook": or_none(text),
     },
@@ -477,14 +464,10 @@ RETRIEVAL = Stage(
     rules={
         **COMMON,
         **CONTRAST,
-        "image_size": whole(1),
+        **each(whole(1), "image_size", "rerank.k", "rerank.batch_size"),
         "data.per": choice("caption", "image"),
-        "rerank.k": whole(1),
         "rerank.score": choice(*SCORES),
-        "rerank.batch_size": whole(1),
         "eval.splits": splits,
-        "eval.batch_size": whole(1),
-        "eval.text_batch_size": whole(1),
         "eval.folds": whole(0),
     },
     may_change=(
@@ -496,10 +479,6 @@ RETRIEVAL = Stage(
 )
 
 
-def _check_caption(cfg: Config) -> None:
-    Generation(**cfg.generation)
-
-
 CAPTION = Stage(
     name="caption",
     schema="configs/Caption_coco.yaml",
@@ -508,36 +487,27 @@ CAPTION = Stage(
     one_of=LENGTH,
     rules={
         **COMMON,
-        "image_size": whole(1),
+        **each(whole(1), "image_size", "generation.beams", "scst.samples", "eval.batch_size"),
         "data.per": choice("caption", "image"),
         "text.max_tokens": whole(2, 512),
-        "text.max_prompt_tokens": whole(1, 512),
+        **each(TEXT, "text.max_prompt_tokens", "generation.max_tokens"),
         "generation.mode": choice(*MODES),
-        "generation.beams": whole(1),
-        "generation.min_tokens": whole(0),
-        "generation.max_tokens": whole(1, 512),
+        **each(whole(0), "generation.min_tokens", "generation.top_k"),
         "generation.length_penalty": number(-math.inf),
-        "generation.top_k": whole(0),
         "generation.top_p": number(0, 1, above=True),
         "generation.temperature": number(0, above=True),
         "train.objective": choice("cross_entropy", "scst"),
         "train.label_smoothing": number(0, 1),
         "scst.mode": choice("sample", "beam"),
-        "scst.samples": whole(1),
         "scst.baseline": choice("mean", "greedy"),
         "eval.splits": splits,
-        "eval.batch_size": whole(1),
     },
     may_change=(
         *MAY_CHANGE,
         *("data.test", "checkpointing", "text_checkpointing", "eval.splits", "eval.batch_size", "eval.spice"),
     ),
-    check=_check_caption,
+    check=lambda cfg: Generation(**cfg.generation),
 )
-
-
-def _check_vqa(cfg: Config) -> None:
-    answer_options(cfg.answer)
 
 
 VQA = Stage(
@@ -548,20 +518,13 @@ VQA = Stage(
     kinds={**KINDS, "data.answer_weight": ("a map",)},
     rules={
         **COMMON,
-        "image_size": whole(1),
+        **each(whole(1), "image_size", "text.max_ocr_words", "answer.beams", "answer.k_test", "eval.batch_size"),
+        **each(TEXT, *(f"text.max_{part}_tokens" for part in ("question", "ocr", "label", "answer"))),
+        "answer.max_tokens": TEXT,
         "data.answer_weight": weights,
-        "text.max_question_tokens": whole(1, 512),
-        "text.max_ocr_words": whole(1),
-        "text.max_ocr_tokens": whole(1, 512),
-        "text.max_label_tokens": whole(1, 512),
-        "text.max_answer_tokens": whole(1, 512),
         "answer.mode": choice("generate", "rank"),
-        "answer.beams": whole(1),
         "answer.min_tokens": whole(0),
-        "answer.max_tokens": whole(1, 512),
         "answer.length_penalty": number(-math.inf),
-        "answer.k_test": whole(1),
-        "eval.batch_size": whole(1),
         "eval.scoring": choice(*SCORING),
     },
     may_change=(
@@ -570,7 +533,7 @@ VQA = Stage(
         *(f"answer.{key}" for key in ("mode", "beams", "min_tokens", "max_tokens", "length_penalty", "k_test")),
         *("checkpointing", "text_checkpointing", "eval.batch_size"),
     ),
-    check=_check_vqa,
+    check=lambda cfg: answer_options(cfg.answer),
 )
 
 STAGES = {stage.name: stage for stage in (PRETRAIN, RETRIEVAL, CAPTION, VQA)}

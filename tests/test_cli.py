@@ -142,6 +142,14 @@ def test_one_image_in_all_entries_is_refused(data, tmp_path, capsys):
     assert "name one image" in refuse(capsys, data, tmp_path / "run", f"data.train=[{file}]")
 
 
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    pretrain(data, folder, "train.epochs=1")
+    return folder
+
+
 def listing(folder) -> dict[str, bytes]:
     """{file: content} of a folder, but for the lock."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "run.lock")
@@ -162,13 +170,12 @@ def listing(folder) -> dict[str, bytes]:
         ([], ["--seed", "-5", "--resume"]),
     ],
 )
-def test_a_start_that_fails_touches_nothing_of_an_earlier_run(data, tmp_path, capsys, overrides, flags):
-    pretrain(data, tmp_path / "run", "train.epochs=1")
-    before = listing(tmp_path / "run")
+def test_a_start_that_fails_touches_nothing_of_an_earlier_run(data, trained, capsys, overrides, flags):
+    before = listing(trained)
     with pytest.raises(SystemExit):
-        run_main(lambda: pretrain(data, tmp_path / "run", *overrides, flags=flags))
+        run_main(lambda: pretrain(data, trained, *overrides, flags=flags))
     message = capsys.readouterr().err.strip().splitlines()[-1]
-    assert message.startswith("error: ") and listing(tmp_path / "run") == before
+    assert message.startswith("error: ") and listing(trained) == before
 
 
 def test_a_diverged_run_stops_and_keeps_a_state_to_go_on_from(data, tmp_path):
