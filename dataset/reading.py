@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dataset.files import IMAGE_ENDINGS
 from dataset.transforms import ImageError, open_image, to_rgb
 from utils import UserError, find_file, reason
 
-EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 READERS = min(8, os.cpu_count() or 1)  # threads: decoding and resizing leave Python's lock
 
 AnyImage = str | Path | Image.Image | np.ndarray | Tensor
@@ -27,9 +27,9 @@ def find_images(names: Sequence[str | Path]) -> list[Path]:
     for name in names:
         path = find_file(name, "image")
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS and p.is_file())
             if not inside:
-                raise UserError(f"{path}: no image in this folder ({', '.join(sorted(EXTENSIONS))})")
+                raise UserError(f"{path}: no image in this folder ({', '.join(IMAGE_ENDINGS)})")
             found += inside
         else:
             found.append(path)

@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from annotated import EVAL, TRAIN, entry, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_dataset_bad_input import EVAL, TRAIN, entry, make
 from tiny import TOKENIZER
 
 from dataset.annotations import split_labels

@@ -1,42 +1,17 @@
-import json
 import logging
 
-import numpy as np
+import annotated
 import pytest
 import torch
-from PIL import Image
+from annotated import make, write
 
-from dataset.annotations import Source
 from dataset.loader import BatchIndices, Loader
 from dataset.pretrain import PretrainCollate
-from dataset.retrieval import RetrievalEvalDataset, RetrievalTrainDataset
 from dataset.text import Tokenizer
-from dataset.transforms import Augment
-from dataset.transforms import test_transform as square  # not collected as a test
 
+folder = annotated.folder
 
-@pytest.fixture
-def folder(tmp_path):
-    for name in "abc":
-        pixels = np.random.default_rng(ord(name)).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
-    return tmp_path
-
-
-def write(folder, entries, name="split.json"):
-    (folder / name).write_text(json.dumps(entries))
-    return folder / name
-
-
-def train_set(file, image_size, **options):
-    return RetrievalTrainDataset(Source(file), Augment(image_size), **options)
-
-
-def eval_set(file, image_size, **options):
-    return RetrievalEvalDataset(Source(file), square(image_size), "val", **options)
-
-
-EVAL = [
+CANDIDATES = [
     {"image": "a.png", "caption": ["A dog!", "two dogs"]},
     {"image": "b.png", "caption": "a cat"},
     {"image": "a.png", "caption": ["a third"], "image_id": 7},
@@ -45,10 +20,10 @@ EVAL = [
 
 def test_training_pairs_number_image_ids_by_first_appearance(folder):
     entries = [{"image": f"{name}.png", "caption": f"The {name}.", "image_id": f"id-{name}"} for name in "bab"]
-    data = train_set(write(folder, entries), image_size=16)
+    data = make("retrieval_train", write(folder, entries))
     assert [data[i]["image_id"] for i in range(3)] == [0, 1, 0]
     assert data[0]["caption"] == "the b" and data[0]["path"] == str(folder / "b.png")
-    assert data[0]["image"].shape == (3, 16, 16)
+    assert data[0]["image"].shape == (3, 8, 8)
     assert torch.equal(data[(4, 1)]["image"], data[(4, 1)]["image"])
     assert not torch.equal(data[(4, 1)]["image"], data[(5, 1)]["image"])
 
@@ -60,13 +35,13 @@ def test_a_list_of_captions_is_a_pair_a_caption(folder, cache_images):
         {"image": "b.png", "caption": "three", "image_id": 8},
         {"image": "a.png", "caption": "4", "image_id": 7},
     ]
-    data = train_set(write(folder, entries), image_size=16, cache_images=cache_images)
+    data = make("retrieval_train", write(folder, entries), cache_images=cache_images)
     samples = [data[i] for i in range(len(data))]
     assert [sample["caption"] for sample in samples] == ["one", "two words", "three", "4"]
     assert [sample["image_id"] for sample in samples] == [0, 0, 1, 0]
     assert [sample["path"][-5:] for sample in samples] == ["a.png", "a.png", "b.png", "a.png"]
     assert data.caption_length(0, 1) == len("two words") and len(data.paths) == 2
-    plain = train_set(write(folder, entries), image_size=16)
+    plain = make("retrieval_train", write(folder, entries))
     assert torch.equal(plain[(1, 2)]["image"], data[(1, 2)]["image"])
 
 
@@ -75,7 +50,7 @@ def test_an_epoch_may_visit_every_image_with_one_of_its_captions(folder):
     entries = [{"image": f"{name}.png", "caption": text, "image_id": name} for name in "ab" for text in texts[name]]
     entries += [{"image": "c.png", "caption": texts["c"], "image_id": "c"}]
     entries = entries[::-1]
-    data = train_set(write(folder, entries), image_size=16, per="image")
+    data = make("retrieval_train", write(folder, entries), per="image")
     assert len(data) == 3
     for epoch in range(12):
         samples = [data[(epoch, i)] for i in range(3)]
@@ -87,7 +62,7 @@ def test_an_epoch_may_visit_every_image_with_one_of_its_captions(folder):
 
 def test_lengths_for_bucketing_are_those_of_the_captions_that_will_be_read(folder):
     entries = [{"image": f"{name}.png", "caption": ["x " * 9 + name, name], "image_id": name} for name in "abc"]
-    data = train_set(write(folder, entries), image_size=8)
+    data = make("retrieval_train", write(folder, entries))
     visits = [(epoch, index) for epoch in range(3) for index in range(len(data))]
     assert [data.caption_length(*visit) for visit in visits] == [len(data[visit]["caption"]) for visit in visits]
     collate = PretrainCollate(Tokenizer("configs/bert/vocab.txt"), 30)
@@ -96,7 +71,7 @@ def test_lengths_for_bucketing_are_those_of_the_captions_that_will_be_read(folde
 
 
 def test_evaluation_merges_entries_of_one_image_and_keeps_all_captions(folder):
-    data = eval_set(write(folder, EVAL), image_size=16)
+    data = make("retrieval_eval", write(folder, CANDIDATES))
     assert data.images == [str(folder / "a.png"), str(folder / "b.png")]
     assert data.captions == ["a dog", "two dogs", "a cat", "a third"]
     assert data.image_of_caption == [0, 0, 1, 0]
@@ -105,6 +80,6 @@ def test_evaluation_merges_entries_of_one_image_and_keeps_all_captions(folder):
 
 def test_empty_captions_stay_queries_with_a_warning(folder, caplog):
     with caplog.at_level(logging.WARNING):
-        data = eval_set(write(folder, [{"image": "a.png", "caption": ["!", "b"]}]), image_size=16)
+        data = make("retrieval_eval", write(folder, [{"image": "a.png", "caption": ["!", "b"]}]))
     assert data.captions == ["", "b"]
     assert "1 captions have no word left" in caplog.text

@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 
 import utils
-from dataset.files import read_json
-from dataset.reading import EXTENSIONS, find_images
+from dataset.files import IMAGE_ENDINGS, read_json
+from dataset.reading import find_images
 from engine.config import whole
 from models.generation import MODES
 from semmim import SemMIM
@@ -254,7 +254,7 @@ def class_folders(name: str) -> list[Path]:
     if not folder.is_dir():
         raise utils.UserError(f"{folder}: not a folder; give one that holds a folder a class")
     inside = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-    found = [path for path in inside if any(file.suffix.lower() in EXTENSIONS for file in path.rglob("*"))]
+    found = [path for path in inside if any(file.suffix.lower() in IMAGE_ENDINGS for file in path.rglob("*"))]
     if len(found) < 2:
         raise utils.UserError(f"{folder}: holds {len(found)} folders with images; at least two classes are needed")
     return found
