@@ -67,12 +67,6 @@ def open_image(path: str | Path) -> Image.Image:
         return to_rgb(image)
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
-    """(width, height) from the header of an image, or ImageError."""
-    with opened(path) as image:
-        return image.size
-
-
 @contextmanager
 def opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Image]:
     """A regular file, or one in a shard (see dataset.shards), in one of FORMATS, opened by PIL; whatever is raised on

@@ -122,19 +122,8 @@ def test_of_the_processes_of_a_machine_one_reads_and_the_others_wait(files):
     assert sorted(map(str, told)) == ["True", "True", "True", "read"] and queue.empty()
 
 
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        ({"image": "a.jpg"}, "two.json: entry 1 has no 'caption'"),
-        ({"image": "", "caption": "x"}, "two.json: entry 1: 'image' is empty"),
-        ({"image": "a.jpg", "caption": 3}, "two.json: entry 1: 'caption' is int"),
-        ({"image": "a.jpg", "caption": None}, "two.json: entry 1: 'caption' is NoneType"),
-        ({"image": "a.jpg", "caption": "\ud83d"}, "two.json: entry 1: 'caption' holds half"),
-        (["a.jpg"], "two.json: entry 1 is list"),
-    ],
-)
-def test_wrong_entries_are_named_and_leave_no_file(files, tmp_path, entry, message):
-    write(files[1], [{"image": "a.jpg", "caption": "x"}, entry])
-    with pytest.raises(UserError, match=message):
+def test_a_wrong_entry_is_named_and_leaves_no_file(files, tmp_path):
+    write(files[1], [{"image": "a.jpg", "caption": "x"}, {"image": "a.jpg", "caption": None}])
+    with pytest.raises(UserError, match="two.json: entry 1: 'caption' is NoneType"):
         cache.load_pairs(Source(files))
     assert kept(tmp_path) == []

@@ -121,14 +121,6 @@ def test_the_run_stops_past_the_allowed_share_of_bad_samples(tmp_path, caplog):
     assert "unusable sample 1 of" in caplog.text
 
 
-def test_caption_lengths_are_those_of_the_captions_that_will_be_drawn(tmp_path):
-    captions = [["one", "three", "seventeen"], "ten", ["a", "seven"]]
-    entries = [{"image": f"{i}.png", "caption": caption} for i, caption in enumerate(captions)]
-    data = pairs_set(write_pairs(tmp_path, entries), image_size=8)
-    for visit in ((epoch, index) for epoch in range(10) for index in range(3)):
-        assert data.caption_length(*visit) == len(data[visit]["caption"])
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_hold_pixels_also_those_that_workers_share(tmp_path, workers):
     data = pairs_set(write_pairs(tmp_path, pairs(4)), image_size=16, codebook_size=8)

@@ -8,12 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import TOKENIZER
 
-from dataset.annotations import split_labels
-from dataset.caption import caption_tokens, prompt_text, target_text
+from dataset.caption import caption_tokens, target_text
 from dataset.common import EmptyCaption, caption_id, usable_caption
-from dataset.questions import check_question
-from dataset.text import clean_question, has_word
-from dataset.vqa import encode_answers, encode_questions, question_parts, weighted_answers
+from dataset.vqa import encode_answers, encode_questions
 from utils import UserError
 
 SETTINGS = settings(max_examples=50)  # the rest: conftest.py
@@ -137,28 +134,3 @@ def test_official_questions_are_read_or_refused_in_one_line(tmp_path, stage):
         read_texts(stage, data)
 
     check()
-
-
-@SETTINGS
-@given(st.lists(st.text(), min_size=1, max_size=10))
-def test_weights_of_answers_are_shares_of_annotators(answers):
-    weights = weighted_answers({"answer": answers, "dataset": "vg"}, {"vg": 0.5})
-    blank = sum(not answer.strip() for answer in answers)
-    assert sum(weights.values()) == pytest.approx(0.5 * (len(answers) - blank) / len(answers))
-    assert all(answer == answer.strip() != "" for answer in weights)
-
-
-@SETTINGS
-@given(st.text(), st.lists(st.text(), max_size=4), st.text(), st.integers(0, 5))
-def test_questions_have_their_parts_or_are_refused(question, words, labels, max_ocr_words):
-    drawn = {"question": question, "ocr": [[[], word] for word in words], "object_label": labels}
-    if check_question(drawn) is not None:
-        assert not has_word(clean_question(question))
-        return
-    parts = question_parts(drawn, True, True, max_ocr_words)
-    assert parts[0] and len(parts[1].split()) <= max_ocr_words
-    names = split_labels(labels)
-    assert len(set(names)) == len(names) and all(name == name.strip() != "" for name in names)
-    assert prompt_text(" A list of ", names).startswith("a list of")
-    ids, mask = encode_questions(TOKENIZER, [parts], (30, 25, 22))
-    assert ids.shape[1] <= 80 and mask.all() and (ids == TOKENIZER.cls_id).sum() == 1

@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset import create_dataset
 from dataset.annotations import Source
 from dataset.questions import read_answer_list
 from dataset.text import Tokenizer
@@ -21,7 +20,6 @@ from dataset.vqa import (
     encode_questions,
     question_parts,
 )
-from engine.config import VQA, load_config
 from utils import UserError
 
 TOKENIZER = Tokenizer("configs/bert/vocab.txt")
@@ -95,16 +93,6 @@ def test_an_empty_part_has_no_separator():
     ]
 
 
-def test_parts_are_cut_by_themselves():
-    row = (" ".join(["red"] * 50), " ".join(["stop"] * 50), " ".join(["dog"] * 50))
-    ids, _ = encode_questions(TOKENIZER, [row], LIMITS)
-    assert words(ids[0]) == " ".join(["[CLS]", *["red"] * 30, "[SEP]", *["stop"] * 25, "[SEP]", *["dog"] * 22])
-    assert ids.shape[1] == 80  # mPLUG's length
-    long = encode_questions(TOKENIZER, [(row[0], "", row[2])], LIMITS)[0]
-    alone = encode_questions(TOKENIZER, [(row[0], "", "")], LIMITS)[0]
-    assert torch.equal(long[:, :31], alone)  # labels never cost a question its end
-
-
 # ------------------------------------------------------------------------------------------------------------
 # Training
 
@@ -124,20 +112,6 @@ def test_answers_weigh_what_their_share_of_annotators_is(folder):
     assert found[2] == {"left": 0.5, "right": 0.5}
     assert found[3] == {"one": 1.0}
     assert found[4] == {"red": 0.5, "blue": 0.25}
-
-
-def config(folder, **changes):
-    overrides = [f"data.{key}={value}" for key, value in changes.items()]
-    overrides += [f"data.image_root={{vqa: {folder}/coco, vg: {folder}/vg}}", "data.val_scores=[]", "image_size=16"]
-    return load_config("configs/VQA.yaml", overrides, VQA)
-
-
-def test_the_configuration_decides_whether_validation_is_trained_on(folder):
-    files = {"train": [str(write(folder, [entry(1), entry(2)]))], "val": [str(write(folder, [entry(2)], "val.json"))]}
-    sizes = [len(create_dataset("vqa_train", config(folder, train_on_minival=x, **files))) for x in ("false", "true")]
-    assert sizes == [1, 2]
-    data = create_dataset("vqa_eval", config(folder, **files), "val")
-    assert data.ids == [2] and data.references == [TEN]
 
 
 def test_flips_never_spoil_left_right_or_printed_words(folder):

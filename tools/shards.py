@@ -26,7 +26,7 @@ import numpy as np
 from dataset.annotations import Source
 from dataset.cache import Pairs, load_pairs
 from dataset.files import IMAGES
-from dataset.transforms import ImageError, image_size
+from dataset.transforms import ImageError, opened
 from tools.prepare.common import check_output, progress, warn, whole_folder
 from tools.prepare.image_hash import image_bytes
 from tools.prepare.parquet import (
@@ -99,7 +99,8 @@ def read_pairs(pairs: Pairs) -> Iterator[Sample | LeftOut]:
     for image in range(len(pairs.paths)):
         path = pairs.paths[image]
         try:
-            image_size(path)  # an image, or an ImageError
+            with opened(path):  # an image, or an ImageError
+                pass
             content = image_bytes(path)
         except ImageError as error:
             yield error
