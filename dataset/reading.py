@@ -22,18 +22,20 @@ AnyImage = str | Path | Image.Image | np.ndarray | Tensor
 
 
 def find_images(names: Sequence[str | Path]) -> list[Path]:
-    """The files named, and those in the folders named (with their sub-folders) in order of name, each once."""
+    """The files named, and those in the folders named in order of name, each once."""
     found: list[Path] = []
     for name in names:
         path = find_file(name, "image")
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS and p.is_file())
-            if not inside:
-                raise UserError(f"{path}: no image in this folder ({', '.join(IMAGE_ENDINGS)})")
-            found += inside
-        else:
-            found.append(path)
+        inside = images_in(path) if path.is_dir() else [path]
+        if not inside:
+            raise UserError(f"{path}: no image in this folder ({', '.join(IMAGE_ENDINGS)})")
+        found += inside
     return list(dict.fromkeys(found))
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The image files in a folder and its sub-folders, in order of name."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS and path.is_file())
 
 
 class Preprocessed(Tensor):

@@ -260,9 +260,3 @@ def test_retrieval_evaluates_a_converted_file_at_another_resolution(tmp_path):
     start = ["--config", "configs/Retrieval_coco.yaml", "--output_dir", str(tmp_path / "run"), "--device", "cpu"]
     Retrieval.main([*start, "--checkpoint", str(path), "--evaluate", "--override", *files, *settings])
     assert json.loads((tmp_path / "run/metrics.json").read_text())["test"]["itm_ir_r10"] == 100
-
-
-def test_a_stage_with_a_decoder_says_that_there_is_none(tmp_path):
-    path = convert(tmp_path, albef_state(grid=2, fine_tuned=True))
-    with pytest.raises(UserError, match="no decoder"):
-        load_backbone(path, decoder=True)

@@ -278,15 +278,6 @@ def test_files_without_an_end_are_refused(folder, run, classes, tmp_path, option
         run(*(places.get(word, word) for word in command), option, tmp_path / name)
 
 
-def test_pipes_and_postscript_are_no_images(run, tmp_path, capsys):
-    os.mkfifo(tmp_path / "pipe.png")
-    (tmp_path / "script.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n%%EOF\n")
-    for name, words in (("pipe.png", "not a regular file"), ("script.jpg", "not an image in JPEG, PNG, ")):
-        with pytest.raises(UserError, match="none of the 1 images"):
-            run("caption", tmp_path / name)
-        assert f"{name}: {words}" in capsys.readouterr().err
-
-
 def test_a_cell_that_would_be_a_formula_is_text(tmp_path):
     for path in (tmp_path / "rows.csv", tmp_path / "rows.jsonl"):
         write_rows(({"image": Path(name), "score": -0.5} for name in ("=1+1", "+1", "-1", "@x", "a=1")), path)

@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 
 import utils
-from dataset.files import IMAGE_ENDINGS, read_json
-from dataset.reading import find_images
+from dataset.files import read_json
+from dataset.reading import find_images, images_in
 from engine.config import whole
 from models.generation import MODES
 from semmim import SemMIM
@@ -49,7 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(run, about: str, output: str, *, endings=ROWS, precision="fp32", images="+"):
-        add = commands.add_parser(run.__name__, help=about, description=about).add_argument
+        one = commands.add_parser(run.__name__, help=about, description=about)
+        one.set_defaults(run=run, endings=endings)
+        add = one.add_argument
         if images:
             add("images", nargs=images, help="image files and folders")
         add("--checkpoint", required=True, help="file, run's folder, exported folder or hub name")
@@ -57,7 +59,6 @@ def build_parser() -> argparse.ArgumentParser:
         add("--device", default="auto", help="cpu, cuda or auto (default: %(default)s)")
         add("--precision", choices=("auto", "bf16", "fp32"), default=precision, help="(default: %(default)s)")
         add("--batch_size", type=int, default=64, help="images of one forward (default: %(default)s)")
-        add.__self__.set_defaults(run=run, endings=endings)
         return add
 
     add = command(caption, "caption images", "rows image, caption", precision="auto")
@@ -219,8 +220,8 @@ def probabilities(
 def evaluate(args: argparse.Namespace) -> Iterator[dict]:
     """The prediction for every image, if they are written to a file; accuracies over all classes and of each."""
     folders = class_folders(args.folder)
-    classes = class_names(folders, args.names)
-    labels = {path: number for number, folder in enumerate(folders) for path in find_images([folder])}
+    classes = class_names(list(folders), args.names)
+    labels = {path: number for number, images in enumerate(folders.values()) for path in images}
     table, truth = [], []
     for path, row in probabilities(load(args, "match"), list(labels), classes, args.template):
         table.append(row)
@@ -248,27 +249,27 @@ def accuracies(probabilities: torch.Tensor, labels: torch.Tensor) -> tuple[dict[
     return found | {"mean_per_class": own.nanmean().item(), "chance": 100 / count}, own.tolist()
 
 
-def class_folders(name: str) -> list[Path]:
-    """The sub-folders of a folder that hold images, at least two, by name."""
+def class_folders(name: str) -> dict[str, list[Path]]:
+    """{name of a sub-folder: its images} of those that hold some, at least two, by name."""
     folder = utils.find_file(name, "folder")
     if not folder.is_dir():
         raise utils.UserError(f"{folder}: not a folder; give one that holds a folder a class")
-    inside = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-    found = [path for path in inside if any(file.suffix.lower() in IMAGE_ENDINGS for file in path.rglob("*"))]
+    found = {path.name: images_in(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+    found = {name: images for name, images in found.items() if images and not name.startswith(".")}
     if len(found) < 2:
         raise utils.UserError(f"{folder}: holds {len(found)} folders with images; at least two classes are needed")
     return found
 
 
-def class_names(folders: list[Path], names: str | None) -> list[str]:
+def class_names(folders: list[str], names: str | None) -> list[str]:
     """What the classes of the folders are called."""
     given = {} if names is None else read_json(utils.find_file(names, "--names"))
-    missing = [folder.name for folder in folders if folder.name not in given] if isinstance(given, dict) else folders
+    missing = [name for name in folders if name not in given] if isinstance(given, dict) else folders
     if names is not None and missing:
         raise utils.UserError(
             f'--names {names}: must be {{"folder": "name of the class"}}; the folder {missing[0]} is not in it'
         )
-    return choices([given.get(folder.name, folder.name.replace("_", " ")) for folder in folders], "names of folders")
+    return choices([given.get(name, name.replace("_", " ")) for name in folders], "names of folders")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 import utils
+from dataset.files import text_lines
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what begins a formula in a spreadsheet
 
@@ -68,14 +69,8 @@ def write_features(path: Path, features: dict[str, np.ndarray], names: dict[str,
 
 def read_lines(option: str, name: str | None) -> list[str]:
     """The lines of a text file that hold something, [] if no file is named."""
-    if name is None:
-        return []
-    with utils.open_file(utils.find_file(name, option)) as file:
-        try:
-            lines = file.read().decode().splitlines()
-        except UnicodeDecodeError as error:
-            raise utils.UserError(f"{option} {name}: not a text file in UTF-8 ({error})") from None
-    return [line.strip() for line in lines if line.strip()]
+    lines = () if name is None else text_lines(utils.find_file(name, option))
+    return [line.strip() for _, line in lines if line.strip()]
 
 
 def progress(paths: Sequence[Path], label: str) -> tqdm:
