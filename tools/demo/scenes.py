@@ -25,28 +25,14 @@ from functools import cache, lru_cache
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
 
-COLORS = {
-    "red": (215, 40, 40),
-    "yellow": (250, 225, 55),
-    "green": (45, 155, 65),
-    "blue": (45, 85, 210),
-}
-BACKGROUNDS = {
-    "gray": (150, 152, 156),
-    "pink": (243, 178, 194),
-    "brown": (122, 86, 62),
-    "turquoise": (88, 176, 172),
-}
+COLORS = {"red": (215, 40, 40), "yellow": (250, 225, 55), "green": (45, 155, 65), "blue": (45, 85, 210)}
+BACKGROUNDS = {"gray": (150, 152, 156), "pink": (243, 178, 194), "brown": (122, 86, 62), "turquoise": (88, 176, 172)}
 FINISHES = ("plain", "cloudy")  # how the background is filled
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 SIZES = {"small": 0.25, "large": 1 / 3}
 SIGN_SIZE = (0.5, 0.25)
 WORDS = ("stop", "open", "exit", "taxi", "zoo", "sale")
-PLACES = (
-    ("top left", "top", "top right"),
-    ("left", "middle", "right"),
-    ("bottom left", "bottom", "bottom right"),
-)
+PLACES = (("top left", "top", "top right"), ("left", "middle", "right"), ("bottom left", "bottom", "bottom right"))
 NUMBERS = ("zero", "one", "two", "three", "four")
 SPLITS = ("train", "val", "test")
 
@@ -168,12 +154,9 @@ def _draw_layout(rng: random.Random, shapes: list[str], sizes: list[str]) -> tup
             x0 = min(max((column + 0.5) / 3 - width / 2, 0), 1 - width)
             y0 = min(max((row + 0.5) / 3 - height / 2, 0), 1 - height)
             boxes.append((x0, y0, x0 + width, y0 + height))
-        if not any(_overlap(a, b) for a, b in itertools.combinations(boxes, 2)):
+        pairs = itertools.combinations(boxes, 2)
+        if not any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for a, b in pairs):
             return [PLACES[row][column] for row, column in cells], boxes
-
-
-def _overlap(a: tuple, b: tuple) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 # ---------------------------------------------------------------- labels and relations
@@ -246,8 +229,6 @@ def _name(o: SceneObject, rng: random.Random, article: str = "a", size: float = 
     """A noun phrase; `size` and `word` are the chances that the size and the printed word are named."""
     adjectives = [o.size] if not o.word and rng.random() < size else []
     words = [*adjectives, o.color, o.shape]
-    if article == "a":
-        article = "an" if words[0][0] in "aeiou" else "a"
     tail = f" that says {o.word}" if o.word and rng.random() < word else ""
     return f"{article} {' '.join(words)}{tail}"
 
@@ -417,11 +398,7 @@ def _near_misses(kind: str, truth: str) -> list[str]:
     if kind == "yes or no":
         return ["no" if truth == "yes" else "yes"]
     if kind == "how many":
-        return [
-            NUMBERS[int(truth)],
-            NUMBERS[int(truth)],
-            str(int(truth) + 1),
-        ]  # "two" scores like "2" officially
+        return [NUMBERS[int(truth)], NUMBERS[int(truth)], str(int(truth) + 1)]  # "two" scores like "2" officially
     if kind == "where":
         coarse = truth.split()
         return coarse if len(coarse) == 2 else ["center", "in the center"] if truth == "middle" else [f"{truth} side"]
@@ -481,7 +458,7 @@ def _ask_yes_no(scene: Scene, rng: random.Random) -> tuple[str, str]:
         mixed = [(c, o.shape) for c in COLORS] + [(o.color, s) for s in SHAPES]
         absent = [pair for pair in mixed if all(pair != (x.color, x.shape) for x in scene.objects)]
         color, shape = (o.color, o.shape) if truth else rng.choice(absent)
-        question = f"Is there {'an' if color == 'orange' else 'a'} {color} {shape}?"
+        question = f"Is there a {color} {shape}?"
     elif form == 1:
         other = next(size for size in SIZES if size != o.size)
         question = f"Is the {o.label} {o.size if truth else other}?"
@@ -567,21 +544,14 @@ def _paint_object(o: SceneObject, width: int, height: int, rng: random.Random) -
     """(colors, coverage) of one object, drawn SUPERSAMPLE times too large and reduced."""
     color = tuple(min(255, max(0, channel + rng.randint(-9, 9))) for channel in COLORS[o.color])
     outer, inner = _masks(o.shape, width, height)
-    paint = Image.new("RGB", outer.size, _blend(color, 0, 0.5) if o.color != "black" else (95, 95, 100))
+    paint = Image.new("RGB", outer.size, tuple(round(channel / 2) for channel in color))
     fill = Image.new("RGB", outer.size, color)
     paint.paste(fill, mask=inner)
     if o.word:
-        ink = (255, 255, 255) if _luminance(color) < 130 else (15, 15, 15)
+        luminance = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
+        ink = (255, 255, 255) if luminance < 130 else (15, 15, 15)
         paint.paste(ink, mask=_word_mask(o.word, width, height))
     return paint.reduce(SUPERSAMPLE), outer.reduce(SUPERSAMPLE)
-
-
-def _blend(color: tuple, towards: int, share: float) -> tuple[int, ...]:
-    return tuple(round(channel + (towards - channel) * share) for channel in color)
-
-
-def _luminance(color: tuple) -> float:
-    return 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
 
 
 @lru_cache(maxsize=4096)
@@ -615,24 +585,11 @@ def _outline(shape: str) -> tuple[tuple[float, float], ...]:
         points = [
             ((0.45 if k % 2 else 1) * math.sin(a), -(0.45 if k % 2 else 1) * math.cos(a)) for k, a in enumerate(angles)
         ]
-    elif shape == "heart":
-        turns = [2 * math.pi * k / 60 for k in range(60)]
-        points = [
-            (
-                16 * math.sin(t) ** 3,
-                -13 * math.cos(t) + 5 * math.cos(2 * t) + 2 * math.cos(3 * t) + math.cos(4 * t),
-            )
-            for t in turns
-        ]
-    else:
-        points = {
-            "diamond": [(0.5, 0), (1, 0.5), (0.5, 1), (0, 0.5)],
-            "triangle": [(0, 1), (0.5, 0), (1, 1)],
-            "cross": [
-                *[(0.33, 0), (0.67, 0), (0.67, 0.33), (1, 0.33), (1, 0.67), (0.67, 0.67)],
-                *[(0.67, 1), (0.33, 1), (0.33, 0.67), (0, 0.67), (0, 0.33), (0.33, 0.33)],
-            ],
-        }[shape]
+    elif shape == "triangle":
+        points = [(0, 1), (0.5, 0), (1, 1)]
+    else:  # a cross
+        points = [(0.33, 0), (0.67, 0), (0.67, 0.33), (1, 0.33), (1, 0.67), (0.67, 0.67)]
+        points += [(0.67, 1), (0.33, 1), (0.33, 0.67), (0, 0.67), (0, 0.33), (0.33, 0.33)]
     columns, rows = zip(*points, strict=True)
     return tuple(
         ((x - min(columns)) / (max(columns) - min(columns)), (y - min(rows)) / (max(rows) - min(rows)))
