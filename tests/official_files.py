@@ -255,13 +255,7 @@ def vqa_annotations(folder: Path, split: str, answers: dict[tuple[int, int], lis
         }
         for (number, image), given in answers.items()
     ]
-    content = {
-        "info": {},
-        "license": {},
-        "data_subtype": split,
-        "annotations": annotations,
-        "data_type": "mscoco",
-    }
+    content = {"info": {}, "license": {}, "data_subtype": split, "annotations": annotations, "data_type": "mscoco"}
     return write_json(folder / f"v2_mscoco_{split}_annotations.json", content)
 
 

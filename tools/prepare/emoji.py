@@ -101,11 +101,7 @@ def read_captions(package: Path) -> dict[str, list[str]]:
         for one in (emoji, *emoji.get("skins", ())):
             name = one["label"]
             tags = [tag for tag in one.get("tags") or emoji.get("tags") or () if tag not in name]
-            captions[key_of(one["hexcode"])] = [
-                f"an emoji of {name}",
-                name,
-                *(f"{name}, {tag}" for tag in tags[:TAGS]),
-            ]
+            captions[key_of(one["hexcode"])] = [f"an emoji of {name}", name, *(f"{name}, {tag}" for tag in tags[:TAGS])]
     return captions
 
 

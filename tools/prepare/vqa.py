@@ -250,10 +250,7 @@ class Extras:
         return entry
 
     def report(self) -> None:
-        for name, key, known in (
-            ("object labels", "object_label", self.labels),
-            ("OCR tokens", "ocr", self.words),
-        ):
+        for name, key, known in (("object labels", "object_label", self.labels), ("OCR tokens", "ocr", self.words)):
             if known:
                 self.job.count(f"questions with {name}", self.used[key])
                 if not self.used[key]:
