@@ -1,6 +1,5 @@
 """tools.check_data: what it finds in planted faults, and when it says that training would stop."""
 
-import json
 import shutil
 
 import official_files as official
@@ -32,60 +31,57 @@ def write(folder, name, entries):
 
 
 @pytest.fixture
-def check(folder, capsys):
-    """Checks the folder's files as those of a stage; returns (exit code, what was printed, the report)."""
+def check(folder):
+    """Checks the folder's files as those of a stage; returns what was found."""
 
     def check(stage="retrieval", *overrides, splits=("train", "val", "test"), options=(), workers="1"):
         files = [f"data.{split}=[{folder / split}.json]" for split in splits]
         roots = [f"data.image_root={folder / 'images'}"] if stage != "vqa" else ["data.image_root.vqa=" + str(folder)]
-        report = str(folder / "report.json")
-        arguments = ["--config", f"configs/{STEMS[stage]}.yaml", "--workers", workers, "--json", report, *options]
-        code = 0
-        try:
-            check_data.main([*arguments, "--override", *files, *roots, *overrides])
-        except SystemExit as end:
-            code = end.code
-        return code, capsys.readouterr().out, json.loads((folder / "report.json").read_text())
+        arguments = ["--config", f"configs/{STEMS[stage]}.yaml", "--workers", workers, *options]
+        return check_data.check(check_data.parse_arguments([*arguments, "--override", *files, *roots, *overrides]))
 
     return check
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_sound_data_end_with_0(check, workers):
-    code, out, report = check(workers=workers)
-    assert code == 0 and "nothing would stop a run" in out and report["would_stop"] == []
-    found = report["splits"]
-    assert found["train"]["images"]["count"] == 12 and found["val"]["items"]["count"] == 3
-    assert all(line["count"] == 0 for split in found.values() for name, line in split.items() if "training has" in name)
+def test_sound_data_stop_nothing(check, workers):
+    found = check(workers=workers)
+    assert found.stops == []
+    train, val = found.numbers["train"], found.numbers["val"]
+    assert train["images"]["count"] == 12 and val["items"]["count"] == 3
+    shared = [line for split in found.numbers.values() for what, line in split.items() if "training has" in what]
+    assert shared and all(line["count"] == 0 for line in shared)
 
 
 def test_a_missing_and_a_broken_image_of_evaluation_stop(check, folder):
     (folder / "images/b1.jpg").unlink()
     whole = (folder / "images/c2.jpg").read_bytes()
     (folder / "images/c2.jpg").write_bytes(whole[: len(whole) // 2])
-    code, out, report = check()
-    assert code == 1 and len(report["would_stop"]) == 2
-    assert report["splits"]["val"]["images missing"]["first"] == [str(folder / "images/b1.jpg")]
-    assert "c2.jpg (OSError: image file is truncated" in report["splits"]["test"]["images unreadable"]["first"][0]
-    assert "val: evaluation needs every image" in out
+    found = check()
+    stops = [line.split(": ")[:2] for line in found.stops]
+    assert stops == [[split, "evaluation needs every image"] for split in ("val", "test")]
+    assert found.numbers["val"]["images missing"]["first"] == [str(folder / "images/b1.jpg")]
+    assert "c2.jpg (OSError: image file is truncated" in found.numbers["test"]["images unreadable"]["first"][0]
 
 
 def test_training_stops_only_past_its_share(check, folder):
     entries = [pair(f"a{i}") for i in range(12)] + [pair(f"gone{i}") for i in range(10)]
     write(folder, "train", entries)
-    code, _, report = check("retrieval", "data.max_bad_share=0.4")
-    assert code == 1 and "train: 45.45% of the entries have no usable image" in report["would_stop"][0]
-    assert check("retrieval", "data.max_bad_share=0.5")[0] == 0
+    (stop,) = check("retrieval", "data.max_bad_share=0.4").stops
+    assert "train: 45.45% of the entries have no usable image" in stop
+    assert not check("retrieval", "data.max_bad_share=0.5").stops
     write(folder, "train", entries[:15])  # three of fifteen: too few to say something
-    code, _, report = check("retrieval", "data.max_bad_share=0.01")
-    assert code == 0 and report["splits"]["train"]["images missing"]["count"] == 3
+    found = check("retrieval", "data.max_bad_share=0.01")
+    assert not found.stops and found.numbers["train"]["images missing"]["count"] == 3
 
 
-def test_annotations_that_training_refuses_stop(check, folder):
+def test_annotations_that_training_refuses_end_with_1_after_all_splits_are_checked(check, folder, capsys):
     write(folder, "train", [{"image": "a0.jpg"}])
-    code, out, report = check()
-    assert code == 1 and "train.json: entry 0 has no 'caption'" in report["would_stop"][0]
-    assert "val    images: 3" in out  # the other splits are checked all the same
+    (stop,) = check().stops
+    assert "train.json: entry 0 has no 'caption'" in stop and "val    images: 3" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        check_data.main(["--config", "configs/Retrieval_coco.yaml", "--override", f"data.train=[{folder}/train.json]"])
+    assert end.value.code == 1 and "would stop a run:\n  train: " in capsys.readouterr().out
 
 
 def test_copies_between_training_and_evaluation_are_told_by_kind(check, folder):
@@ -93,9 +89,9 @@ def test_copies_between_training_and_evaluation_are_told_by_kind(check, folder):
     shutil.copy(images / "c0.jpg", images / "a0.jpg")
     official.save(images / "a1.jpg", 16, (100, 75), quality=60)  # c1 again, smaller
     write(folder, "train", [*(pair(f"a{i}") for i in range(12)), pair("b2")])
-    code, out, report = check()
-    assert code == 0  # no reason to stop, but told
-    test, val = report["splits"]["test"], report["splits"]["val"]
+    found = check()
+    assert not found.stops
+    test, val = found.numbers["test"], found.numbers["val"]
     assert test["images that training has too (a copy)"]["first"] == [f"{images}/c0.jpg = {images}/a0.jpg"]
     assert test["images that training has too (a look-alike)"]["first"] == [f"{images}/c1.jpg = {images}/a1.jpg"]
     assert val["images that training has too (the same path)"]["count"] == 1
@@ -108,73 +104,54 @@ def test_pretraining_is_compared_with_another_stages_test_set(check, folder):
         f"base: {ROOT}/configs/Retrieval_coco.yaml\n"
         f"data: {{val: [{folder}/val.json], test: [{folder}/test.json], image_root: {folder}/images}}\n"
     )
-    code, _, report = check("pretrain", splits=("train",), options=("--against", str(config)))
-    assert code == 0
-    assert report["splits"]["Retrieval_own test"]["images that training has too (a copy)"]["count"] == 1
+    found = check("pretrain", splits=("train",), options=("--against", str(config)))
+    assert found.numbers["Retrieval_own test"]["images that training has too (a copy)"]["count"] == 1
 
 
 def test_empty_long_and_unknown_texts_are_counted(check, folder):
     captions = ["", "?!", "dog " * 31, "unbelievably " * 20, "\u4e2d", *["a dog"] * 7]
     write(folder, "train", [pair(f"a{i}", text) for i, text in enumerate(captions)])
-    found = check("retrieval", "text.max_tokens=26")[2]["splits"]["train"]
+    found = check("retrieval", "text.max_tokens=26").numbers["train"]
     assert found["captions, empty"] == {"count": 2, "of": 12, "first": []}
     assert found["captions of more than 30 words, cut"]["count"] == 1
     cut = found["captions of more than 25 word pieces, cut"]
     assert cut["count"] == 2 and cut["first"][1].startswith("'unbelievably")
-    lacking = found["captions: word pieces that the vocabulary lacks"]
-    assert lacking["count"] == 0 and lacking["of"] > 0
-    found = check("retrieval", "text.vocab=configs/demo/vocab.txt")[2]["splits"]["train"]
-    assert found["captions: word pieces that the vocabulary lacks"]["count"] > 0
+    lacking = "captions: word pieces that the vocabulary lacks"
+    assert found[lacking]["count"] == 0 and found[lacking]["of"] > 0
+    assert check("retrieval", "text.vocab=configs/demo/vocab.txt").numbers["train"][lacking]["count"] > 0
 
 
 def test_captioning_and_questions_have_their_own_texts(check, folder):
-    write(folder, "val", [{**pair(f"b{i}"), "image_id": i} for i in range(3)])
-    write(folder, "test", [{**pair(f"c{i}"), "image_id": i} for i in range(3)])
-    assert check("caption", "text.max_tokens=4")[2]["splits"]["train"]["captions of more than 3 word pieces, cut"] == {
-        "count": 0,
-        "of": 12,
-        "first": [],
+    for split in ("val", "test"):
+        names = [f"{'b' if split == 'val' else 'c'}{i}" for i in range(3)]
+        write(folder, split, [{**pair(name), "image_id": i} for i, name in enumerate(names)])
+    for tokens, cut in ((4, 0), (3, 12)):
+        found = check("caption", f"text.max_tokens={tokens}").numbers["train"]
+        assert found[f"captions of more than {tokens - 1} word pieces, cut"]["count"] == cut
+    asked = {
+        "question": "what is it",
+        "dataset": "vqa",
+        "answer": ["a large brown dog"] * 10,
+        "object_label": "dog&&cat",
     }
-    assert (
-        check("caption", "text.max_tokens=3")[2]["splits"]["train"]["captions of more than 2 word pieces, cut"]["count"]
-        == 12
-    )
-    for split, names in (("train", "aa"), ("val", "b"), ("test", "c")):
-        write(
-            folder,
-            split,
-            [
-                {
-                    "question_id": f"{split}{i}",
-                    "question": "what is it",
-                    "image": f"images/{name}{i}.jpg",
-                    "dataset": "vqa",
-                    "answer": ["a large brown dog"] * 10,
-                    "object_label": "dog&&cat",
-                }
-                for i, name in enumerate(names)
-            ],
-        )
-    code, _, report = check("vqa", "text.max_answer_tokens=4", "data.val_scores=[]", "text.max_label_tokens=1")
-    found = report["splits"]["train"]
-    assert code == 0 and found["answers of more than 3 word pieces, cut"]["count"] == 2
-    assert found["object labels of more than 1 word pieces, cut"]["count"] == 2
-    assert "OCR tokens, empty" not in found
+    for split, names in (("train", ("a0", "a1")), ("val", ("b0",)), ("test", ("c0",))):
+        write(folder, split, [{"question_id": f"{split}{n}", "image": f"images/{n}.jpg", **asked} for n in names])
+    found = check("vqa", "text.max_answer_tokens=4", "data.val_scores=[]", "text.max_label_tokens=1")
+    assert not found.stops and found.numbers["train"]["answers of more than 3 word pieces, cut"]["count"] == 2
+    assert found.numbers["train"]["object labels of more than 1 word pieces, cut"]["count"] == 2
+    assert "OCR tokens, empty" not in found.numbers["train"]
 
 
 def test_the_stage_follows_from_the_configuration(folder):
     for stage, stem in STEMS.items():
         assert check_data.stage_config(f"configs/{stem}.yaml", [])[0] == stage
-    assert check_data.stage_config("configs/demo/VQA.yaml", [])[0] == "vqa"
-    (folder / "bad.yaml").write_text("nonsense: 1\n")
-    with pytest.raises(UserError, match="unknown key nonsense"):
-        check_data.stage_config(str(folder / "bad.yaml"), [])
-    (folder / "bad.yaml").write_text("mim: {}\nrerank: {}\n")
-    with pytest.raises(UserError, match="it has keys that no stage knows; name the stage with --stage"):
-        check_data.stage_config(str(folder / "bad.yaml"), [])
-    (folder / "bad.yaml").write_text("seed: 1\n")
-    with pytest.raises(UserError, match="its keys fit pretrain and retrieval"):
-        check_data.stage_config(str(folder / "bad.yaml"), [])
-    assert check_data.stage_config(str(folder / "bad.yaml"), [], "vqa")[0] == "vqa"
-    with pytest.raises(UserError, match="gone.yaml does not exist"):
-        check_data.stage_config("gone.yaml", [])
+    path = folder / "bad.yaml"
+    for text, message in (
+        ("nonsense: 1", "unknown key nonsense"),
+        ("mim: {}\nrerank: {}", "it has keys that no stage knows; name the stage with --stage"),
+        ("seed: 1", "its keys fit pretrain and retrieval"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            check_data.stage_config(str(path), [])
+    assert check_data.stage_config(str(path), [], "vqa")[0] == "vqa"

@@ -26,7 +26,7 @@ from dataset.transforms import ImageError
 from engine import config
 from tools.prepare.common import progress
 from tools.prepare.image_hash import COPY, LOOK_ALIKE, NO_FILE, KnownImages, fingerprints
-from utils import Config, UserError, one_line, run_main, write_json
+from utils import Config, UserError, one_line, run_main
 
 KINDS = {  # stage: the kind of data set of each split
     "pretrain": {"train": "pretrain", "val": "pretrain_eval"},
@@ -40,7 +40,8 @@ BLOCK = 10_000  # texts tokenized at a time
 
 
 class Findings:
-    """The report: lines as they are printed, `stops` for what would end a run, `numbers` for --json."""
+    """The report: lines as they are printed; `stops`: what would end a run; numbers: {split: {what: {count, of,
+    first}}}, first: examples."""
 
     def __init__(self):
         self.stops: list[str] = []
@@ -59,7 +60,15 @@ class Findings:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_arguments(argv)
+    findings = check(parse_arguments(argv))
+    if findings.stops:
+        print(f"{len(findings.stops)} findings would stop a run:\n  " + "\n  ".join(findings.stops))
+        sys.exit(1)
+    print("nothing would stop a run")
+
+
+def check(args: argparse.Namespace) -> Findings:
+    """Read and report everything that the arguments name."""
     stage, cfg = stage_config(args.config, args.override, args.stage)
     print(f"{args.config}: {stage}")
     findings = Findings()
@@ -69,12 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         for texts in text_kinds(stage, cfg, split, dataset):
             check_texts(split, texts, tokenizer, findings)
     check_images(datasets, others(args.against), cfg, args.workers, findings)
-    if args.json:
-        write_json(args.json, {"config": str(args.config), "splits": findings.numbers, "would_stop": findings.stops})
-    if findings.stops:
-        print(f"{len(findings.stops)} findings would stop a run:\n  " + "\n  ".join(findings.stops))
-        sys.exit(1)
-    print("nothing would stop a run")
+    return findings
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -85,7 +89,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--stage", choices=list(KINDS), help="default: the stage whose keys the configuration has")
     add("--against", nargs="*", default=[], metavar="CONFIG", help="further configurations whose val and test to spare")
     add("--workers", type=int, default=os.cpu_count(), help="processes that open images (default: %(default)s)")
-    add("--json", help="also write the report to this file")
     args = parser.parse_args(argv)
     if args.workers < 1:
         raise UserError(f"--workers {args.workers}: must be at least 1")
