@@ -69,8 +69,9 @@ def main(argv: list[str] | None = None) -> None:
     drawn["attention"] = views.attention(view)
     if OURS in clusterings:
         drawn["predictions"] = views.predictions(view, clusterings[OURS])
-    for name, figure in drawn.items():
-        pages.save_figure(figure, output / f"{name}.png")
+    files = {name: output / f"{name}.png" for name in drawn}
+    for name, path in files.items():
+        pages.save_figure(drawn[name], path)
     numbers, tables = None, ()
     if known:
         assignments = {name: clustering.assignment for name, clustering in clusterings.items()}
@@ -81,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{numbers['images']} scenes, {numbers['patches']} patches")
         print(*(tabulate(table, "firstrow", disable_numparse=True) + "\n" for table in tables), sep="\n")
     title = f"Figures of {args.checkpoint}"
-    values = {"figures": drawn, "numbers": numbers, "tables": tables, "draws": DRAWS}
+    values = {"figures": files, "numbers": numbers, "tables": tables, "draws": DRAWS}
     pages.write(output / "index.html", "visualize/index.html", title=title, **values)
     print(output / "index.html")
 
