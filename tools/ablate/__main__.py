@@ -24,7 +24,7 @@ from pathlib import Path
 
 from engine.run import lock
 from tools.ablate.plan import STAGES, Stage, plan
-from tools.ablate.running import Launcher, Slot, check_same, make_slots, read_json, run_all, say
+from tools.ablate.running import Launcher, check_same, make_slots, read_json, run_all, say
 from utils import UserError, own_folder, run_main, write_json
 
 TABLES = ("4", "5", "6", "7")
@@ -42,7 +42,8 @@ def main(argv: list[str] | None = None) -> None:
         done = sum(check_same(run) for run in runs)
         names = ", ".join(stage.name for stage in runs[0].stages)
         say(*left_out, f"{len(runs)} runs of {names}, {len(slots)} side by side; {done} stages are done already")
-        say(*batch_lines(runs[0].stages, slots))
+        batches = global_batches(runs[0].stages, max(1, len(slots[0].gpus)))
+        say("global batch: " + ", ".join(f"{name} {batch:,}" for name, batch in batches.items()))
         failed = run_all(runs, slots, Launcher(args.device))
     if failed:  # everything else is done
         raise UserError(f"{len(failed)} runs failed: {'; '.join(failed)}; the same command tries them again")
@@ -82,16 +83,6 @@ def global_batches(stages: Sequence[Stage], processes: int) -> dict[str, int]:
         for stage in stages
         if stage.name != "zeroshot"
     }
-
-
-def batch_lines(stages: Sequence[Stage], slots: Sequence[Slot]) -> list[str]:
-    """A line for every number of processes that a run may get: rows trained with other batches compare nothing."""
-    lines = []
-    for processes in sorted({max(1, len(slot.gpus)) for slot in slots}):
-        batches = global_batches(stages, processes)
-        named = ", ".join(f"{name} {batch:,}" for name, batch in batches.items())
-        lines.append(f"global batch with {processes} process{'es' if processes > 1 else ''} a run: {named}")
-    return lines
 
 
 if __name__ == "__main__":

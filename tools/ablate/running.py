@@ -31,12 +31,16 @@ class Slot:
 
 
 def make_slots(jobs: int, device: str = "auto") -> list[Slot]:
-    """The cores and GPUs that this process may use, divided among `jobs` runs as evenly as possible."""
+    """The cores and GPUs that this process may use, divided among `jobs` runs.
+
+    Each gets equally many GPUs: rows that are trained with other global batches cannot be compared.
+    """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     gpus = [] if device == "cpu" else visible_gpus()
     scarce, what = (gpus, "GPUs") if gpus else (cores, "CPU cores")
     if jobs > len(scarce):
         raise UserError(f"--jobs {jobs}: there are only {len(scarce)} {what}; use at most as many runs side by side")
+    gpus = gpus[: len(gpus) // jobs * jobs]
     return [Slot(*map(tuple, parts)) for parts in zip(divide(cores, jobs), divide(gpus, jobs), strict=True)]
 
 
