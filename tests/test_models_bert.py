@@ -88,20 +88,6 @@ def test_text_encoder_equals_the_first_6_layers_of_bert(tmp_path):
     close(result[mask.bool()], expected[mask.bool()])
 
 
-@torch.no_grad()
-def test_text_encoder_at_bert_base_size_equals_bert():
-    config = HFConfig(num_hidden_layers=1, vocab_size=60)
-    hf = perturb(BertModel(config, add_pooling_layer=False))
-    encoder = TextEncoder(BertConfig(**base_shape()), 1).eval()
-    encoder.load_state_dict(hf.state_dict())
-    ids, mask = text()
-    close(encoder(ids, mask), hf(ids, attention_mask=mask).last_hidden_state)
-
-
-def base_shape():
-    return {"vocab_size": 60, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
-
-
 @pytest.mark.usefixtures("both_attentions")
 @torch.no_grad()
 def test_fusion_encoder_equals_bert_with_cross_attention():
@@ -247,15 +233,6 @@ def test_a_reordered_cache_continues_the_chosen_rows():
     step = decoder(ids[:, 6:7], memory=kv, cache=cache)
     whole = decoder(torch.cat((ids[index, :6], ids[:, 6:7]), dim=1), memory=kv)
     close(step[:, 0], whole[:, 6], atol=1e-5)
-
-
-@torch.no_grad()
-def test_bf16_on_the_cpu_stays_close_to_fp32():
-    decoder, (ids, _), image = random_decoder(), text(), memory()
-    full = decoder(ids, decoder.project_memory(image))
-    with torch.autocast("cpu", torch.bfloat16):
-        half = decoder(ids, decoder.project_memory(image))
-    close(half.float(), full, atol=0.1)
 
 
 # --------------------------------------------------------------------------------------- dropout and the rest

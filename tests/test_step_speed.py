@@ -44,11 +44,6 @@ def test_quickgelu_has_the_values_and_gradients_of_timm():
     torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-5)
 
 
-def test_quickgelu_passes_gradcheck_in_double():
-    x = torch.linspace(-6, 6, 60, dtype=torch.double, requires_grad=True)
-    assert torch.autograd.gradcheck(QuickGELU(), (x,))
-
-
 def test_quickgelu_keeps_one_tensor_for_the_backward_pass():
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda x: x):
@@ -60,6 +55,7 @@ def test_twenty_steps_of_training_have_the_losses_of_masks_everywhere_and_timms_
     losses = []
     for plain in (False, True):
         model = tiny_model(*NO_DROPOUT, CLIP)
+        assert isinstance(model.backbone.image_encoder.vit.blocks[0].mlp.act, QuickGELU)
         for part in (model.backbone, model.teacher) if plain else ():
             for block in part.image_encoder.vit.blocks:
                 block.mlp.act = PlainQuickGELU()
