@@ -79,7 +79,8 @@ def convert(weights: dict[str, Tensor], source: str) -> tuple[dict, dict[str, in
     # ALBEF masks no patches; the model has the token, evaluation never reads it
     state["image_encoder.mask_token"] = torch.zeros(description["image_encoder"]["args"]["embed_dim"])
     has_mlm_head = any(name.startswith("mlm_head.") for name in state)
-    own = SemMIM(description, decoder=False, mlm_head=has_mlm_head).state_dict()
+    with torch.device("meta"):  # shapes alone
+        own = SemMIM(description, decoder=False, mlm_head=has_mlm_head).state_dict()
     check_weights(own, state, source, KNOWN, shown=lambda name: renamed(name, back) or name)
     state["log_temperature"] = state["log_temperature"].log()
     model = {PREFIX + name: value for name, value in state.items()}
@@ -154,7 +155,7 @@ def describe(state: dict[str, Tensor]) -> dict:
             "args": {
                 "embed_dim": width,
                 "mlp_ratio": shape("image_encoder.vit.blocks.0.mlp.fc1.weight", 2)[0] / width,
-                "depth": 1 + max(int(found[1]) for found in blocks if found),
+                "depth": len({found[1] for found in blocks if found}),
                 "num_heads": heads(patches, width),
                 "patch_size": patch,
             },
