@@ -260,7 +260,7 @@ def test_the_real_scripts_go_on_where_they_stopped_and_end_with_numbers(tmp_path
         ablate.main(line)
     assert 2 < log.read_text().count("\n") < 40 and not (folder / "result.json").exists()
     ablate.main(line)
-    assert "going on from step" in (folder / "pretrain.log").read_text()
+    assert "resumed at" in (folder / "pretrain.log").read_text()
     assert [json.loads(entry)["step"] for entry in log.read_text().splitlines()] == list(range(1, 41))
     stages = json.loads((folder / "result.json").read_text())["stages"]
     assert 0 <= stages["zeroshot"]["metrics"]["test"]["itm_tr_r1"] <= 100
