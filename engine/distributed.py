@@ -67,8 +67,8 @@ def distributed(device: str = "auto") -> Iterator[torch.device]:
         yield chosen
         leave_group()
     except Stopped:
-        with contextlib.suppress(KeyboardInterrupt):  # a second signal: all is written already
-            leave_group()
+        stop_requests.append(signal.SIGTERM)  # all is written already: signals that follow are ignored
+        leave_group()
         raise
     except KeyboardInterrupt:
         raise

@@ -51,18 +51,10 @@ def test_training_waits_for_its_step_and_what_follows_it_does_not():
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_second_signal_while_the_processes_part_changes_nothing(monkeypatch):
-    def stopped():
+def test_a_second_signal_while_a_stopped_script_ends_changes_nothing(monkeypatch):
+    monkeypatch.setattr("engine.distributed.leave_group", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(utils.Stopped), distributed("cpu"):
         raise utils.Stopped
-
-    def interrupted():
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(utils.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(utils.dist, "destroy_process_group", interrupted)
-    with pytest.raises(SystemExit) as end:
-        utils.run_main(stopped)
-    assert end.value.code == utils.EXIT_STOPPED
 
 
 def test_a_hangup_under_nohup_stays_ignored():
