@@ -119,11 +119,11 @@ def init_distributed(device: str = "auto") -> torch.device:
 class Console(logging.StreamHandler):
     """Log lines on the standard output; if its reader goes (`| head`) or its disk is full, the run continues without.
 
-    Names of files in them are shown with their control characters escaped.
+    Control characters, which names of files may hold, are escaped.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        return "\n".join(map(printable, super().format(record).split("\n")))
+        return printable(super().format(record))
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, logging's name
         error = sys.exc_info()[1]

@@ -60,6 +60,17 @@ def test_an_error_ends_all_processes_within_seconds(drill, stage, kind, ranks, w
     assert result["codes"] == [2] * ranks and result["alive"] == 0 and result["seconds"] < 30, result
 
 
+@pytest.mark.parametrize("stage", ["pretrain", "retrieval"])
+def test_a_data_folder_as_output_dir_is_refused_and_left_as_it_is(drill, stage):
+    (drill.data / "notes.tmp7").write_text("mine")
+    before = {path: path.read_bytes() for path in drill.data.rglob("*") if path.is_file()}
+    for change in ([], ["--resume"], ["--evaluate"]) if stage == "retrieval" else ([], ["--resume"]):
+        command = [word for word in drill.command(Setting(stage), drill.data) if word != "--resume"]
+        done = subprocess.run([*command, *change], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+        assert done.returncode == 2 and "no run wrote it, so none touches it" in done.stderr.splitlines()[-1]
+        assert {path: path.read_bytes() for path in drill.data.rglob("*") if path.is_file()} == before
+
+
 def test_a_lost_process_is_named_by_the_others(drill, tmp_path):
     out = tmp_path / "lost"
     command = drill.command(Setting(epochs=100), out)

@@ -14,7 +14,7 @@ from conftest import ROOT
 
 import utils
 from engine.checkpoint import random_state, set_random_state
-from engine.distributed import init_distributed
+from engine.distributed import Console, init_distributed
 
 
 def test_find_file_looks_in_the_working_directory_then_in_the_repository(tmp_path, monkeypatch):
@@ -253,3 +253,15 @@ def test_processes_that_do_not_find_each_other_end_with_one_line(number):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 2 and last.startswith("error: the processes do not find each other ("), done.stderr
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK"])
+def test_a_rank_that_is_no_number_is_an_error(monkeypatch, name):
+    monkeypatch.setenv(name, "x")
+    with pytest.raises(utils.UserError, match=f"{name}=x is no whole number: start with torchrun, or unset it"):
+        init_distributed("cpu")
+
+
+def test_a_log_line_is_one_line_without_control_characters():
+    record = logging.LogRecord("semmim", logging.INFO, "", 0, "unusable: %s", ("a\x1b[31m\nb.png",), None)
+    assert Console().format(record) == "unusable: a\\x1b[31m\\nb.png"
