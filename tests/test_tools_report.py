@@ -96,15 +96,13 @@ def test_the_data_set_is_recognized_by_the_test_files_folder_or_name(path, name)
     assert runs.data_name({"data": {"train": ["a/b.json"], "test": [path]}}) == name
 
 
-def test_unfinished_runs_and_those_that_a_later_run_put_aside_give_no_number(tmp_path):
+def test_unfinished_runs_give_no_number(tmp_path):
     make_run(tmp_path / "a", COCO, recalls(80.0))
-    make_run(tmp_path / "a/earlier_1", COCO, recalls(60.0))
     make_run(tmp_path / "b", COCO, {})
     make_ablation(tmp_path, "semmim", 1, 50.0, 60.0)
     (tmp_path / "semmim/seed_1/result.json").write_text(json.dumps({"row": "semmim", "stages": {"vqa": {}}}))
     found = runs.find_runs(tmp_path)
     assert [run.folder.relative_to(tmp_path).as_posix() for run in found] == ["a", "semmim/seed_1/vqa"]
-    assert len(runs.find_runs(tmp_path / "a/earlier_1")) == 1  # asked for by its name
     (tmp_path / "other").mkdir()
     with pytest.raises(UserError, match="no run in it"):
         report.main([str(tmp_path / "other")])

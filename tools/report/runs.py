@@ -55,13 +55,11 @@ class Run:
 def find_runs(path: Path, unfinished: bool = False) -> list[Run]:
     """The runs of a study's table, or below a folder in the order of their paths; without numbers if `unfinished`.
 
-    A folder earlier_N, into which a later run moved an earlier one, is no run of its own. Raises UserError if there is
-    no run at all.
+    Raises UserError if there is no run at all.
     """
     if path.is_file():
         return read_table(path)
     folders = [file.parent for file in sorted(path.rglob("config.yaml"))]
-    folders = [folder for folder in folders if folder == path or not re.fullmatch(r"earlier_\d+", folder.name)]
     if not folders:
         raise UserError(f"{path}: no run in it (a run's folder holds config.yaml); give a script's --output_dir")
     runs = [run for folder in folders if (run := read_run(folder)) and (run.metrics or unfinished)]
