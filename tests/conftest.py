@@ -1,12 +1,10 @@
-"""Before any test: the repository on the path, one thread (the machine may be shared), no network."""
+"""Before any test: one thread (the machine may be shared), no network."""
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 

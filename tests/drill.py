@@ -36,8 +36,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-from utils import STOP_SIGNALS  # noqa: E402
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 MODEL = [  # a model for which a step takes a fraction of a second
     "model.image_encoder.image_size=32",
