@@ -91,7 +91,7 @@ def load_pairs(source: Source) -> Pairs:
     settings = [[str(path.absolute()) for path in files], str(source), os.getcwd()]
     content = json.dumps([VERSION, settings, [[state.st_size, state.st_mtime_ns] for state in states]]).encode()
     digest = hashlib.blake2b(json.dumps(settings).encode(), digest_size=8).hexdigest()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "semmim")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "semmim")
     folder = files[0].parent if os.access(files[0].parent, os.W_OK) else cache
     with _one_at_a_time(files[0].parent):  # the first process of a machine makes the file, the others wait for it
         pairs = Pairs(_kept(folder / f".{files[0].stem}.{digest}.arrow", content, source))

@@ -7,12 +7,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from dataset.advice import Texts
 from dataset.annotations import Source, load_captions
 from dataset.cache import StringTable
-from dataset.common import Collate, EmptyCaption, TrainDataset, may_flip, read_for_evaluation, sample_rng, starts
+from dataset.common import Collate, EmptyCaption, EvalDataset, TrainDataset, may_flip, sample_rng, starts
 from dataset.text import Tokenizer, has_word
 from dataset.transforms import Augment, stack_pixels
 from utils import IGNORE, UserError, one_line
@@ -92,11 +91,10 @@ class CaptionTrainDataset(TrainDataset):
         }
 
 
-class CaptionEvalDataset(Dataset):
-    """The images of a split, each `image_id` once: `dataset[i]` is (image i as float32 [3,S,S], i).
+class CaptionEvalDataset(EvalDataset):
+    """The images of a split, each `image_id` once.
 
-    images, ids, prompts: of each image; references: its captions; domains: NoCaps' in, near or out, else
-    None. An unreadable image is a UserError: results must stay comparable.
+    images, ids, prompts: of each image; references: its captions; domains: NoCaps' in, near or out, else None.
     """
 
     def __init__(
@@ -110,17 +108,10 @@ class CaptionEvalDataset(Dataset):
     ):
         entries = _merged(load_captions(source, split, need_ids=True), "image_id")
         self.ids = [entry["image_id"] for entry in entries]
-        self.images = [entry["image"] for entry in entries]
+        super().__init__([entry["image"] for entry in entries], transform)
         self.references = [entry["captions"] for entry in entries]
         self.domains = [entry.get("domain") for entry in entries]
         self.prompts = [prompt_text(prompt, entry["labels"] if object_labels else ()) for entry in entries]
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return read_for_evaluation(self.images[index], self.transform), index
 
 
 def _merged(entries: list[dict], key: str) -> list[dict]:

@@ -56,6 +56,20 @@ class TrainDataset(Dataset):
         return open_image(self.paths[number]) if self.cache is None else self.cache[number]
 
 
+class EvalDataset(Dataset):
+    """The images of a split: `dataset[i]` is (image i as float32 [3,S,S], i); none is replaced, so that results stay
+    comparable: one that cannot be read is a UserError."""
+
+    def __init__(self, images: list[str], transform: Callable[[Image.Image], Tensor]):
+        self.images, self.transform = images, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return read_for_evaluation(self.images[index], self.transform), index
+
+
 class Collate:
     """List of samples -> batch dict, with `paths` and `bad` (lists of str); of samples without a replacement only
     these and `unusable`: the loader then stops the run.
@@ -74,7 +88,7 @@ class Collate:
 
 
 def read_for_evaluation(path: str, transform: Callable[[Image.Image], Tensor]) -> Tensor:
-    """`transform` of an image, [3, S, S]; nothing is replaced, so that results stay comparable."""
+    """`transform` of an image, [3, S, S]; UserError if it cannot be read."""
     try:
         return transform(open_image(path))
     except ImageError as error:

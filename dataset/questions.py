@@ -38,7 +38,7 @@ def load_training_questions(source: Source, left_out: Files = (), official: File
 
     The same question has the same id and the same image; if a training entry has no id, the same words and the same
     image. Raises UserError naming file, entry and key; if an id of one data set names different images in `source` and
-    `left_out`, so that nothing can be said; and if nothing remains.
+    `left_out`; and if nothing remains.
     """
     held_ids, held_words, image_of = set(), set(), {}
     alone = partial(_official_question, annotations=lambda path: {})

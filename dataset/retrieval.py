@@ -7,11 +7,10 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from dataset.annotations import Source, load_candidates, load_pairs, strings
 from dataset.cache import StringTable
-from dataset.common import TrainDataset, may_flip, numbered, read_for_evaluation, sample_rng, usable_caption
+from dataset.common import EvalDataset, TrainDataset, may_flip, numbered, sample_rng, usable_caption
 from dataset.text import clean_caption, has_word
 from dataset.transforms import Augment
 from utils import UserError
@@ -77,28 +76,19 @@ class RetrievalTrainDataset(TrainDataset):
         return {"image": image, "caption": caption, "image_id": int(self.image_id[pair]), "path": path}
 
 
-class RetrievalEvalDataset(Dataset):
-    """All images and captions of a split ("val" or "test"): `dataset[i]` is (image i as float32 [3,S,S], i).
+class RetrievalEvalDataset(EvalDataset):
+    """All images and captions of a split ("val" or "test").
 
     images: paths, each once (entries that repeat an image are merged); captions: cleaned texts, of at most
-    `max_words`; image_of_caption: index of each caption's image.
-    Nothing is replaced here: an unreadable image is a UserError, and a caption that cleaning leaves empty stays a
-    query, so that results stay comparable.
+    `max_words`; image_of_caption: index of each caption's image. A caption that cleaning leaves empty stays a query.
     """
 
     def __init__(self, source: Source, transform: Callable[[Image.Image], Tensor], split: str, *, max_words: int = 30):
         entries = load_candidates(source, split)
         number = numbered(entry["image"] for entry in entries)
         pairs = [(number[entry["image"]], text) for entry in entries for text in strings(entry["caption"])]
-        self.images = list(number)
+        super().__init__(list(number), transform)
         self.captions = [clean_caption(text, max_words) for _, text in pairs]
         self.image_of_caption = [image for image, _ in pairs]
-        self.transform = transform
         if empty := sum(not has_word(caption) for caption in self.captions):
             log.warning("%s: %d captions have no word left after cleaning", source.files, empty)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return read_for_evaluation(self.images[index], self.transform), index
