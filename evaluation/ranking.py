@@ -67,7 +67,7 @@ class Candidates:
 
     ids: torch.Tensor  # [Q, k] int64, best first
     scores: torch.Tensor  # [Q, k] float32 cosine similarities
-    ranks: torch.Tensor  # [Q] int64 rank of the best positive among all candidates, see `positive_ranks`
+    ranks: torch.Tensor  # [Q] int64 rank of the best candidate that answers the query, among all; MISS if none does
 
 
 def two_stage(
@@ -107,7 +107,7 @@ def two_stage(
         new, order = new.sort(dim=1, descending=True, stable=True)  # equal ones keep the order of the first stage
         ids = first.ids.gather(1, order)
         rankings[name] = ids, new
-        ranks["itm"][name] = reranked_ranks(asked[ids] == asking[:, None], first.ranks)
+        ranks["itm"][name] = first_hit(asked[ids] == asking[:, None], first.ranks)  # the others stay in place
     return ranks, rankings
 
 
@@ -241,45 +241,18 @@ def topk_candidates(
     for batch in eval_batches(len(query_feats), block):
         rows = slice(batch[0], batch[-1] + 1)
         similarity = query_feats[rows] @ candidate_feats.T  # [b, C]
-        positive = query_ids[rows, None] == candidate_ids[None, :]  # [b, C]
-        scores, ids = topk_by_index(similarity, k)
-        found.put(batch, ids, scores, positive_ranks(similarity, positive))
+        scores, ids = similarity.sort(dim=1, descending=True, stable=True)  # equal ones by index
+        ranks = first_hit(candidate_ids[ids] == query_ids[rows, None], MISS)
+        found.put(batch, ids[:, :k], scores[:, :k], ranks)
     return Candidates(*(column.cpu() for column in found.collect(len(query_feats))))
 
 
-def topk_by_index(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """scores [b, C] -> (values [b, k], ids [b, k]), best first, equal ones by index (unlike Tensor.topk)."""
-    values, ids = scores.topk(k, dim=1)
-    last = values[:, -1:]
-    crowded = (scores == last).sum(dim=1) > (values == last).sum(dim=1)  # a tie across the border: who is in?
-    if crowded.any():
-        full, order = scores[crowded].sort(dim=1, descending=True, stable=True)
-        values[crowded], ids[crowded] = full[:, :k], order[:, :k]
-    ids, order = ids.sort(dim=1)
-    values, by_value = values.gather(1, order).sort(dim=1, descending=True, stable=True)
-    return values, ids.gather(1, by_value)
+def first_hit(hits: Tensor, otherwise: Tensor | int) -> Tensor:
+    """The 0-based rank of each query. hits: [Q, n] bool, of its candidates, best first: does one answer the query?
 
-
-def positive_ranks(scores: Tensor, positive: Tensor) -> Tensor:
-    """Ranks of queries from their full score rows: 0-based places of the best positive candidate.
-
-    Equal scores are ranked by index: a constant score gives no query a gift, and a run always gives the same.
-
-    Args:
-        scores: [Q, C] finite scores.
-        positive: [Q, C] bool, True if the candidate answers the query.
-
-    Returns:
-        [Q] int64: candidates with a greater score than the best positive, plus those with an equal score and a smaller
-        index; MISS if a query has no positive.
+    Returns the place of the first that does, `otherwise` ([Q] or one number) if none does: [Q] int64.
     """
-    num_candidates = scores.shape[1]
-    index = torch.arange(num_candidates, dtype=torch.int32, device=scores.device)  # [C]
-    best = scores.masked_fill(~positive, -torch.inf).amax(dim=1, keepdim=True)  # [Q, 1]
-    ties = scores == best  # [Q, C]
-    first = torch.where(ties & positive, index, num_candidates).amin(dim=1, keepdim=True)  # [Q, 1]
-    before = (scores > best) | (ties & (index < first))
-    return torch.where(positive.any(dim=1), before.sum(dim=1), MISS)
+    return torch.where(hits.any(dim=1), hits.int().argmax(dim=1), otherwise)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -405,12 +378,3 @@ def score_rectangle(
         values = logits[:, 1] - logits[:, 0] if odds else logits[:, 1]
         scores[:rows, start : start + width] = values.view(part.shape)
     return scores
-
-
-def reranked_ranks(positive: Tensor, first_ranks: Tensor) -> Tensor:
-    """Ranks of queries after re-ranking the first k candidates; the others stay in place.
-
-    positive: [Q, k] bool, of the candidates in their new order: does it answer the query? first_ranks: [Q] ranks by the
-    first stage, which hold for queries with no positive among the k. -> [Q] int64
-    """
-    return torch.where(positive.any(dim=1), positive.int().argmax(dim=1), first_ranks)

@@ -21,12 +21,6 @@ CPU = torch.device("cpu")
 # The rank of a query
 
 
-def oracle_rank(scores, positive):
-    """Sort candidates by (-score, index) in Python and count those before the first positive."""
-    order = sorted(range(len(scores)), key=lambda c: (-scores[c], c))
-    return next(rank for rank, c in enumerate(order) if positive[c])
-
-
 def random_case(seed, levels):
     """20 images with 1 to 5 captions each in mixed order; scores on few levels make ties."""
     generator = torch.Generator().manual_seed(seed)
@@ -38,18 +32,23 @@ def random_case(seed, levels):
 
 
 @pytest.mark.parametrize("levels", [3, 10, 10**6])
-def test_ranks_equal_brute_force_with_ties_and_several_captions(levels):
+def test_ranks_and_candidates_equal_brute_force_with_ties_and_several_captions(levels):
     for seed in range(5):
         scores, image_of_text = random_case(seed, levels)
-        positive = image_of_text[None] == torch.arange(20)[:, None]
-        for s, p in ((scores, positive), (scores.T, positive.T)):
-            expected = [oracle_rank(row.tolist(), hits.tolist()) for row, hits in zip(s, p, strict=True)]
-            assert ranking.positive_ranks(s, p).tolist() == expected
+        image_ids = torch.arange(20)
+        for table, asking, asked in ((scores, image_ids, image_of_text), (scores.T, image_of_text, image_ids)):
+            features = torch.eye(len(table)), table.T  # whose products are the scores
+            found = ranking.topk_candidates(*features, asking, asked, 4, block=7)
+            for query, row in enumerate(table.tolist()):
+                order = sorted(range(len(row)), key=lambda c: (-row[c], c))
+                assert found.ids[query].tolist() == order[:4]
+                assert asked[order].tolist().index(asking[query]) == found.ranks[query]
 
 
-def test_reranked_ranks_are_places_among_the_candidates_or_else_the_fast_ranks():
-    positive = torch.tensor([[False, True, True], [False, False, False], [True, False, False]])
-    assert ranking.reranked_ranks(positive, torch.tensor([0, 7, 2])).tolist() == [1, 7, 0]
+def test_a_query_without_an_answer_keeps_its_other_rank():
+    hits = torch.tensor([[False, True, True], [False, False, False], [True, False, False]])
+    assert ranking.first_hit(hits, torch.tensor([0, 7, 2])).tolist() == [1, 7, 0]
+    assert retrieval.retrieval_metrics(*[ranking.first_hit(hits, ranking.MISS)] * 2)["tr_r10"] == pytest.approx(200 / 3)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -203,13 +202,6 @@ def test_an_image_that_is_missing_stops_the_evaluation():
     batches = list(image_batches(13, 4))[1:]
     with pytest.raises(RuntimeError, match="encoding images: of 13 items 4 are missing"):
         ranking.extract_features(backbone, batches, 13, input_ids, attention_mask, 5, device=CPU)
-
-
-def test_blocks_do_not_change_the_candidates():
-    backbone, *_, image_of_text = table_case(7)
-    arguments = (backbone.image_feats, backbone.text_feats, torch.arange(13), image_of_text, 6)
-    whole, blocks = (ranking.topk_candidates(*arguments, block=block) for block in (1000, 3))
-    assert torch.equal(whole.ids, blocks.ids) and torch.equal(whole.ranks, blocks.ranks)
 
 
 # ------------------------------------------------------------------------------------------------------------
