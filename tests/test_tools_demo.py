@@ -123,16 +123,6 @@ def test_captions_without_left_and_right_stay_true_when_mirrored():
     assert kept > 200
 
 
-def test_swapped_relations_are_false():
-    """The judge is not lenient: turning every direction round makes relational captions false."""
-    opposite = {"left": "right", "right": "left", "above": "below", "below": "above"}
-    for scene in MANY[:100]:
-        for caption in scenes.captions(scene):
-            if re.search(f"# {REL} #", PHRASE.sub("#", caption)):
-                turned = re.sub("left|right|above|below", lambda m: opposite[m[0]], caption)
-                assert not is_true(turned, scene), turned
-
-
 def test_captions_are_five_distinct_wordings_of_bounded_length():
     for scene in MANY:
         written = scenes.captions(scene)
@@ -140,25 +130,6 @@ def test_captions_are_five_distinct_wordings_of_bounded_length():
         assert len(set(written)) == len(skeletons) == 5
         assert all(len(caption.replace(",", " ,").split()) <= 24 for caption in written)
         assert all(len(PHRASE.findall(caption)) == len(scene.objects) for caption in written)
-
-
-def test_grammar_of_articles():
-    for scene in MANY:
-        for caption in scenes.captions(scene):
-            assert not re.search(r"\ba [aeiou]|\ban [^aeiou]", caption), caption
-
-
-def test_captions_identify_their_scene_among_500():
-    found = [scenes.make_scene(0, index) for index in scenes.plan(0, {"test": 500})["test"]]
-    labels = [{o.label for o in scene.objects} for scene in found]
-    only = total = 0
-    for i, scene in enumerate(found):
-        for caption in scenes.captions(scene):
-            named = {f"{m['color']} {m['shape']}" for m in PHRASE.finditer(caption)}
-            rivals = [j for j in range(len(found)) if j != i and named <= labels[j]]
-            total += 1
-            only += not any(is_true(caption, found[j]) for j in rivals)
-    assert only / total > 0.9
 
 
 def test_every_word_is_in_berts_vocabulary_and_in_the_demos_own_part_of_it():
@@ -172,16 +143,6 @@ def test_every_word_is_in_berts_vocabulary_and_in_the_demos_own_part_of_it():
 
 
 # ---------------------------------------------------------------- scenes and pictures
-
-
-def test_same_arguments_same_scene_and_image():
-    for index in range(20):
-        first, second = scenes.make_scene(5, index), scenes.make_scene(5, index)
-        assert first == second
-        assert scenes.captions(first) == scenes.captions(second)
-        assert scenes.questions(first, 4) == scenes.questions(second, 4)
-        assert scenes.render(first, 64).tobytes() == scenes.render(second, 64).tobytes()
-    assert scenes.make_scene(5, 0) != scenes.make_scene(6, 0)
 
 
 def test_splits_share_no_scene_and_evaluation_repeats_none():
@@ -282,18 +243,11 @@ def test_questions_cover_every_kind_and_balance_yes_and_no():
     assert sum(len(set(question["answer"])) > 1 for question in asked) > len(asked) / 4  # annotators do disagree
 
 
-def test_a_scene_with_a_sign_is_asked_what_it_says():
-    for scene in MANY:
-        kinds = [question["kind"] for question in scenes.questions(scene, 1)]
-        assert (kinds == ["text"]) == any(o.word for o in scene.objects)
-
-
 # ---------------------------------------------------------------- patches
 
 
-@pytest.mark.parametrize("size, grid", [(64, 8), (96, 6)])
-def test_a_patch_belongs_to_the_object_whose_pixels_fill_it(size, grid):
-    compared = 0
+def test_a_patch_belongs_to_the_object_whose_pixels_fill_it():
+    size, grid, compared = 96, 6, 0
     for scene in MANY[:60]:
         bare = dataclasses.replace(scene, objects=())
         with_objects, without = (np.asarray(scenes.render(s, size), int) for s in (scene, bare))

@@ -205,12 +205,6 @@ def test_rows_without_image_or_caption_are_left_out_within_the_share(tmp_path, c
     assert all(f"{path}: row {text}" in line for text in REASONS[:3])
 
 
-def test_a_struct_that_is_null_and_a_caption_that_is_no_utf_8(tmp_path):
-    texts = pyarrow.StringArray.from_buffers(2, *pyarrow.array([b"\xe9t\xe9", b"a dog"]).buffers()[1:])
-    path = write(tmp_path / "x.parquet", [{"bytes": picture(), "path": ""}, None], texts)
-    refused(tmp_path, "2 of 2 .*row 0: the caption is not UTF-8 text; .*row 1: holds no image$", path)
-
-
 def test_failed_downloads_are_counted_apart_and_are_no_bad_rows(tmp_path, capsys):
     images = [picture(i) if i % 3 else None for i in range(12)]  # a third, as of img2dataset's usual output
     statuses = ["success" if i % 3 else ("failed_to_download", "failed_to_resize", None)[i // 3 % 3] for i in range(12)]
@@ -269,32 +263,23 @@ def test_the_output_is_a_new_or_an_empty_folder(tmp_path):
         make_shards.main(["--data", str(pairs), "--output", str(pairs / "in_a_file")])
 
 
-@pytest.mark.parametrize("kind", ["parquet", "list"])
-def test_an_interrupted_packing_leaves_no_output_and_the_next_replaces_it(tmp_path, monkeypatch, capsys, kind):
-    listed(tmp_path)
-    parquet = write(tmp_path / "x.parquet", [picture(i) for i in range(7)], ["a dog"] * 7)
-    data, output = tmp_path / "pairs.json" if kind == "list" else parquet, tmp_path / "out"
-    find_samples = make_shards.find_samples
+def test_an_interrupted_packing_leaves_no_output_and_the_next_replaces_it(tmp_path, monkeypatch, capsys):
+    arguments = ["--data", str(listed(tmp_path)), "--output", str(tmp_path / "out"), "--per_shard", "2"]
+    read_pairs = make_shards.read_pairs
 
-    def interrupted(args):
-        total, samples = find_samples(args)
+    def interrupted(pairs):
+        yield from itertools.islice(read_pairs(pairs), 5)
+        raise KeyboardInterrupt
 
-        def some():
-            yield from itertools.islice(samples, 5)
-            raise KeyboardInterrupt
-
-        return total, some()
-
-    arguments = ["--data", str(data), "--output", str(output), "--per_shard", "2"]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(make_shards, "find_samples", interrupted)
+        patch.setattr(make_shards, "read_pairs", interrupted)
         make_shards.main(arguments)
     partial = tmp_path / "out.partial"
-    assert not output.exists() and len(list(partial.glob("*_stats.json"))) == 2
+    assert not (tmp_path / "out").exists() and len(list(partial.glob("*_stats.json"))) == 2
     make_shards.main([*arguments[:-1], "4"])
     assert f"warning: {partial} is left by an earlier try, and is replaced\n" in capsys.readouterr().err
-    assert not partial.exists() and len(dataset(output)) == 7
-    assert sorted(file.name for file in output.glob("*.tar*")) == ["00000.tar", "00001.tar"]
+    assert not partial.exists() and len(dataset(tmp_path / "out")) == 7
+    assert sorted(file.name for file in (tmp_path / "out").glob("*.tar*")) == ["00000.tar", "00001.tar"]
 
 
 # ------------------------------------------------------------------------------------------------ memory
