@@ -11,8 +11,8 @@ demo=output/demo
 # pre-training runs in two processes, and of the stages after it two run side by side.
 export OMP_NUM_THREADS=1
 
-# As `run` and `start` call it: script, its configuration, the run's folder, the checkpoint to start from.
-# --resume goes on from a checkpoint if there is one.
+# For `run` and `start`: script, its configuration, the run's folder, the checkpoint to start from.
+# --resume resumes if the run's folder holds a checkpoint, otherwise it starts.
 train() {
     exec $python "$1" --config "configs/demo/$2" --output_dir "$demo/$3" --checkpoint "$demo/$4" --resume
 }

@@ -4,9 +4,9 @@
 #
 # A file is installed again only when it changed. PYTHON=/path/to/python3 chooses the interpreter.
 #
-# What takes long is started by `run`, so that a signal to the script ends it too, whatever it writes first: bash obeys
-# a trap only between commands and in `wait`. Children are groups of their own (set -m): the terminal's Ctrl-C reaches
-# them once, from here.
+# Long commands are started by `run`, so that a signal to the script ends them, too, after they have written what they
+# must: bash obeys a trap only between commands and in `wait`. Each is a process group of its own (set -m), so that the
+# terminal's Ctrl-C reaches it once, from here.
 
 run() { start "$@"; wait $!; }
 start() { set -m; "$@" & set +m; }

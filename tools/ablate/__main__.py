@@ -10,7 +10,7 @@ image encoder (1, 6, 9, 12 become 1, 3, 5, 6 of 6). The paper's model is a row o
 are rows that scaling makes equal. Seeds are the base's own and the following; a seed's rows come before the next seed.
 
 OUTPUT/ROW/seed_N/ holds a folder and a console log per stage, and result.json with the numbers of the finished stages.
-What is finished is skipped, what was interrupted goes on from its checkpoint; Ctrl-C stops all runs with a checkpoint.
+Finished stages are skipped, interrupted ones resume from their checkpoints; Ctrl-C stops all runs with a checkpoint.
 --jobs N divides this process's CPU cores, and the GPUs, among N runs; a run with several GPUs is started by torchrun,
 and a global batch is train.batch_size (per process) x train.accumulation x GPUs, so set accumulation: --override
 changes pre-training alone, --retrieval_override and --vqa_override the others. The batches are printed at the start.

@@ -69,7 +69,7 @@ GPU = {  # at the paper's size; the longest takes a few minutes
     "retrieval_base": f"retrieval --config {BASE} --images 200 --override model.image_encoder.image_size=384",
     "caption": "caption --override model.image_encoder.image_size=384",
 }
-CPU = {  # at the demo's size, where a step takes a second; what is counted, at the paper's
+CPU = {  # at the demo's size, at which a step takes a second; what is counted, at the paper's
     "params": "params",
     "predictions": "pretrain --rounds 0 --override train.batch_size=128",
     "pretrain": f"pretrain --config {DEMO}",

@@ -22,7 +22,7 @@ from tools.benchmark.model import machine, random_config, timed, tokenizer_of
 # Mean and deviation of ln(word pieces), [CLS] included: 12.8 on average, as COCO's and the web's captions
 LENGTHS = (2.45, 0.45)
 CAPTIONS, EPOCHS = 5.1e6, 20  # the paper's pre-training
-SHARES = (0.3, 0.4, 0.5)  # of the peak, assumed where nothing is measured
+SHARES = (0.3, 0.4, 0.5)  # of the peak, assumed if nothing is measured
 
 
 @torch.random.fork_rng()

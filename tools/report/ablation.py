@@ -1,8 +1,8 @@
 """Tables 4 to 7, the ablations: a row's number and its effect, the difference to the paper's model, paired by seed.
 
-The paper's columns are R@1 and VQA; the mean of six recalls, which tells small runs apart with less noise, has a table
+The paper's columns are R@1 and VQA; the mean of six recalls, which separates small runs with less noise, has a table
 of its own beside each. The last table asks whether the rows stand in the paper's order, all together and those of
-Tables 5 to 7 alone: where each effect drowns in the noise of small runs, their order may still say something, and it
+Tables 5 to 7 alone: if each effect drowns in the noise of small runs, their order may still say something, and it
 does not depend on the luck of the paper's model, from which all effects of a seed are measured.
 """
 

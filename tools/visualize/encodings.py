@@ -27,7 +27,7 @@ class Encodings:
 
 @torch.no_grad()
 def encode(model: PretrainModel, images: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Encodings:
-    """The momentum teacher on images [B, 3, S, S] with their captions [B, L]; the student stands in where none is kept.
+    """The momentum teacher on images [B, 3, S, S] with their captions [B, L]; without a teacher, the student.
 
     The distributions are those that pre-training takes as targets: text injected, centered, sharpened (Section 3.2.1).
     """
