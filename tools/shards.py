@@ -4,7 +4,7 @@
     python -m tools.shards --data downloads/data/train-*.parquet --output data/shards/part
 
 The folder is then a line of `data.train`. A few large files are read faster than millions of small ones, above all over
-a network. Order is kept. Of annotation files, the entries of an image become one sample, where the first of them was.
+a network. Order is kept. Of annotation files, the entries of an image become one sample, in the place of the first.
 The shards are written into OUTPUT.partial, which becomes OUTPUT at the end; that of an interrupted try is replaced.
 
 Of parquet files (Hugging Face's data sets, img2dataset) a row is a sample, and neighboring rows
@@ -117,7 +117,7 @@ def _caption(pairs: Pairs, entry: int) -> str | list[str]:
 def _ending(path: str) -> str:
     name = path.rpartition("@")[0] if ".tar/" in path else path  # an image in a shard: see dataset.shards
     ending = name.rpartition(".")[2].lower()
-    return ending if ending in IMAGES else "jpg"  # what it is, its content tells
+    return ending if ending in IMAGES else "jpg"  # readers go by the content
 
 
 # ------------------------------------------------------------------------------------------------ writing

@@ -26,7 +26,8 @@ Job = tuple[str, int, int, int, int, str]  # split, seed, index, size, questions
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m tools.demo", description=__doc__, formatter_class=raw)
     add = parser.add_argument
     add("--output", type=Path, required=True, help="folder to write into")
     add("--train", type=int, default=4000, help="images in the training split")

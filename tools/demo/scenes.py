@@ -177,7 +177,7 @@ def object_boxes(scene: Scene, size: int) -> list[dict]:
 
 
 def relation(a: SceneObject, b: SceneObject) -> tuple[str, ...]:
-    """How a lies to b: ("left",), ("above",), or both words where neither direction dominates."""
+    """How a lies to b: ("left",), ("above",), or both words if neither direction dominates."""
     dx, dy = a.center[0] - b.center[0], a.center[1] - b.center[1]
     horizontal, vertical = "left" if dx < 0 else "right", "above" if dy < 0 else "below"
     if abs(dx) >= 1.5 * abs(dy):
@@ -418,7 +418,7 @@ def _ask_color(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
 
 
 def _ask_shape(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
-    """By color, or by an object beside it where only one object can be meant; never a sign's."""
+    """By color, or by an object beside it if only one object can be meant; never a sign's."""
     colors = [o.color for o in scene.objects]
     drawn = [o for o in scene.objects if not o.word]
     asked = [(f"What shape is the {o.color} object?", o.shape) for o in drawn if colors.count(o.color) == 1]
@@ -511,7 +511,7 @@ def render(scene: Scene, size: int) -> Image.Image:
 def patch_objects(scene: Scene, size: int, grid: int, least: float = 0.25) -> list[int]:
     """Which object each of grid x grid patches of the rendered picture shows, from left to right, top to bottom.
 
-    The number of the object in `scene.objects` that covers most of the patch, or -1 (background) where none covers
+    The number of the object in `scene.objects` that covers most of the patch, or -1 (background) if none covers
     `least` of it. What counts is the drawn shape, not its box: the hole of a ring is background.
     """
     canvas = np.zeros((len(scene.objects), size, size), np.float32)

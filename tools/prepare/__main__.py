@@ -45,10 +45,10 @@ SMALL = {  # name: (module, folder of the images below OUTPUT, what it is), of s
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m tools.prepare", description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(dest="set", required=True, metavar="SET")
     for name, (module, images, what) in {**OFFICIAL, **SMALL}.items():
-        raw = argparse.RawDescriptionHelpFormatter
         command = commands.add_parser(name, help=what, description=module.__doc__, formatter_class=raw)
         if name in OFFICIAL:
             add_common(command, images)

@@ -98,7 +98,7 @@ def question_type(question: str) -> str:
 
 
 def captioned(questions: list[tuple[str, str, int]]) -> list[dict]:
-    """Pre-training entries: every picture whose color or shape its own questions tell, with what they tell."""
+    """Pre-training entries: every picture whose color or shape its own questions give, with what they give."""
     known: dict[int, dict[str, str]] = {}
     absent: dict[int, set[str]] = {}
     for question, answer, picture in questions:

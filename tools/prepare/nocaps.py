@@ -27,7 +27,7 @@ def prepare(job: Job) -> None:
     for domain, published in DOMAINS.items():
         job.count(f"images, {domain}-domain", domains[domain], published)
     if set(domains) == {""}:
-        job.warn("the file names no domains: in, near and out are not told apart")
+        job.warn("the file names no domains: in, near and out are not distinguished")
     with job.writing("nocaps/nocaps_val.json") as write:
         for entry in entries:
             if job.has(entry["image"]):

@@ -73,7 +73,7 @@ def open_tables(files: Sequence[Path], image_column: str | None, caption_column:
     tables = []
     for path in files:
         with opened_parquet(path) as file:
-            names = file.schema_arrow.names  # two of a name cannot be told apart
+            names = file.schema_arrow.names  # two of a name cannot be distinguished
             kinds = {field.name: field.type for field in file.schema_arrow if names.count(field.name) == 1}
             rows = file.metadata.num_rows
         images = [image_column] if image_column else IMAGE_COLUMNS

@@ -97,7 +97,7 @@ def read_images(job: Job, path: Path) -> dict[int, dict]:
 
 def genome_image(entry: Mapping) -> dict:
     """{image_id, image, coco_id, flickr_id, pixels} of one element of image_data.json; the ids may be None. Raises
-    ValueError. The image lies where its address says: .../VG_100K_2/1.jpg -> VG_100K_2/1.jpg."""
+    ValueError. The image's path is the end of its address: .../VG_100K_2/1.jpg -> VG_100K_2/1.jpg."""
     number = entry["image_id"] if "image_id" in entry else needed(entry, "id", int)
     return {
         "image_id": number,

@@ -1,4 +1,4 @@
-"""VQA v2: official questions and annotations, with object labels and OCR tokens where somebody has detected them."""
+"""VQA v2: official questions and annotations, with object labels and OCR tokens of a detector, if given."""
 
 import argparse
 from collections import Counter
