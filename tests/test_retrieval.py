@@ -142,24 +142,3 @@ def test_the_better_order_is_kept_and_a_worse_re_ranking_is_said_with_the_remedy
     assert "from 50.00 to 35.25" in line and "rerank.score=itm+itc/t" in line and "\n" not in line
     assert "rerank.score" not in not_worth_it(worse, "itm+itc/t")
     assert not_worth_it(better, "itm") is None
-
-
-def test_resumed_fine_tuning_equals_an_uninterrupted_one(project, monkeypatch):
-    fine_tune(project, project / "whole")
-
-    after_step, steps = RetrievalModel.after_step, []
-
-    def killed(model):
-        after_step(model)
-        steps.append(1)
-        if len(steps) == 7:
-            raise RuntimeError("killed")
-
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-        patch.setattr(RetrievalModel, "after_step", killed)
-        fine_tune(project, project / "parts", "train.checkpoint_every=6")
-    fine_tune(project, project / "parts", "train.checkpoint_every=6", flags=["--resume"])
-    whole, parts = (utils.load_checkpoint(project / name / "checkpoint_last.pth") for name in ("whole", "parts"))
-    assert parts["best"] == whole["best"] and parts["progress"] == whole["progress"]
-    for name, value in whole["model"].items():  # weights, teacher, queue
-        assert torch.equal(value, parts["model"][name]), name
