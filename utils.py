@@ -370,12 +370,6 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def barrier() -> None:
-    """Wait for all processes."""
-    if world_size() > 1:
-        dist.all_reduce(torch.zeros(1))  # by gloo: needs no device
-
-
 def leave_group() -> bool:
     """End the process group, called in all processes; whether this one was the main one, which may still work long."""
     main = is_main()

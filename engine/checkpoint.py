@@ -22,7 +22,6 @@ from models.weights import load_exactly
 from utils import (
     UserError,
     all_reduce_sum,
-    barrier,
     clock,
     gather_objects,
     is_main,
@@ -104,13 +103,11 @@ class BestCheckpoint:
         """
         if found[self.score] > self.best.get(self.score, -math.inf):
             self.best = {**found, "epoch": epoch}
-            if is_main():
-                state = {"model": unwrap(model).state_dict(), "progress": {"step": step}, **self.state()}
-                save_checkpoint(self.path, state)
-            barrier()  # no process reads the file before it is written
+            state = {"model": unwrap(model).state_dict(), "progress": {"step": step}, **self.state()}
+            on_main(lambda: save_checkpoint(self.path, state))  # no process reads the file before it is written
 
     def state(self) -> dict:
-        """`extra_state` of `fit`."""
+        """The entries of a checkpoint that say which epoch is the best."""
         return {**self.notes, "best": dict(self.best)}
 
     def restore(self, model: torch.nn.Module) -> None:

@@ -70,17 +70,16 @@ def add_arguments(parser: argparse.ArgumentParser, config: str | None = None, ou
 # --------------------------------------------------------------------------------------------------------- reading
 
 
-def load_config(path: str | os.PathLike, overrides: Sequence[str] = (), stage: Stage | None = None) -> Config:
+def load_config(path: str | os.PathLike, overrides: Sequence[str], stage: Stage) -> Config:
     """Read a configuration file over its bases and the stage's schema, and check every key and value.
 
-    Without `stage` the file is its own schema. A file's `base:` names the file that it changes, relative to itself.
+    A file's `base:` names the file that it changes, relative to itself.
     `overrides` are strings `a.b=value`, the value in YAML. A value must be of its default's kind (number, text,
     true/false, list, map; a list's entries of its default's entries' kind) or of the stage's `kinds`, except that a
     default of null accepts anything, and one of {} any map. Maps are merged, lists replaced; of the stage's `one_of`,
     the one given in the uppermost file, or in `overrides`, has its value and the others have none.
     """
     path = find_file(path, "--config")
-    stage = stage or Stage("", path)
     known = _schema(stage)
     files = [path]
     while (base := read_yaml(files[-1]).get("base")) is not None:
