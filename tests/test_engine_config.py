@@ -4,7 +4,7 @@ import pytest
 from conftest import ROOT
 
 from engine import config as engine_config
-from engine.config import CAPTION, PRETRAIN, RETRIEVAL, VQA, Stage, load_config, save_config
+from engine.config import CAPTION, PRETRAIN, RETRIEVAL, VQA, Stage, load_config
 from utils import UserError
 
 SCHEMA = """
@@ -91,13 +91,6 @@ def test_image_root_is_a_folder_a_map_or_none_in_every_stage(stage):
         with pytest.raises(UserError, match="data.image_root") as error:
             root("data.image_root=none", f"data.image_root={value}")
         assert "\n" not in str(error.value)
-
-
-def test_a_saved_config_reads_back_equal_and_plain(write, tmp_path):
-    cfg = load(write("run.yaml", "train: {lr: 1e-5}"))
-    save_config(cfg, tmp_path / "saved.yaml")
-    assert load(tmp_path / "saved.yaml") == cfg
-    assert type(cfg.to_dict()["train"]) is dict and cfg.to_dict() == cfg
 
 
 def test_overrides_may_be_repeated_and_grouped():

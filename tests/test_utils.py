@@ -16,16 +16,6 @@ import utils
 from engine.checkpoint import random_state, set_random_state
 from engine.distributed import Console, init_distributed
 
-
-def test_find_file_looks_in_the_working_directory_then_in_the_repository(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert utils.find_file("utils.py").samefile(ROOT / "utils.py")
-    (tmp_path / "utils.py").touch()
-    assert utils.find_file("utils.py").samefile(tmp_path / "utils.py")
-    with pytest.raises(utils.UserError, match=r"data.train: none.json does not exist \(looked in .* and "):
-        utils.find_file("none.json", "data.train")
-
-
 # ------------------------------------------------------------------------------------- the end of a script
 
 
@@ -89,16 +79,6 @@ def test_a_worker_that_dies_is_one_line(capsys):
     assert end.value.code == 2 and line.startswith("error: a data worker died (") and "data.num_workers" in line
 
 
-def test_a_stopped_script_ends_with_code_130_and_a_finished_one_with_0():
-    def stopped():
-        raise utils.Stopped
-
-    for main, code in ((stopped, 130), (lambda: None, 0)):
-        with pytest.raises(SystemExit) as end:
-            utils.run_main(main)
-        assert end.value.code == code
-
-
 # -------------------------------------------------------------------------------- random state, precision
 
 
@@ -127,14 +107,6 @@ def test_asking_for_a_missing_gpu_is_an_error():
 
 
 # ---------------------------------------------------------------------------- the run's folder, checkpoints
-
-
-def test_a_checkpoint_that_fails_to_write_leaves_the_old_one(tmp_path):
-    path = tmp_path / "c.pth"
-    utils.save_checkpoint(path, {"model": 1})
-    with pytest.raises(AttributeError):
-        utils.save_checkpoint(path, {"model": lambda: None})  # cannot be pickled
-    assert utils.load_checkpoint(path) == {"model": 1} and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(
