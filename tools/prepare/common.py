@@ -111,8 +111,8 @@ class Job:
     source: folder of the official files; output: the folder that configurations call data/; images: folder of the
     images; options: the command's arguments; files: {path: entries} of the lists written so far.
 
-    OUTPUT/prepared/written.jsonl has [name, size, time] of every file that a preparation wrote. What stands there as
-    it was left may be replaced or removed; everything else is the user's, and is refused.
+    OUTPUT/prepared/written.jsonl has [name, bytes, whole seconds] of every file that a preparation wrote. What stands
+    there as it was left may be replaced or removed; everything else is the user's, and is refused.
     """
 
     def __init__(self, options: argparse.Namespace, images: Path):
@@ -156,7 +156,7 @@ class Job:
 
     def _state(self, path: Path, file: Path) -> tuple[str, int, int]:
         found = file.lstat()
-        return os.path.relpath(path, self.output), found.st_size, found.st_mtime_ns
+        return os.path.relpath(path, self.output), found.st_size, int(found.st_mtime)
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Callable[[object], None]]:

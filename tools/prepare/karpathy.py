@@ -120,8 +120,6 @@ def count_odd(job: Job, entry: dict, captions: list[str], where: str) -> None:
         job.odd("caption repeated at the same image, kept as published", where)
     if len(captions) < 5:
         job.odd(FEW, where)
-    if "sentids" in entry and len(entry["sentids"]) != len(captions):
-        job.odd("image whose sentids are not as many as its sentences, kept", where)
 
 
 def flickr_photos(paths: Iterable[Path]) -> dict[int, int]:

@@ -3,7 +3,6 @@
 import argparse
 import hashlib
 import itertools
-import os
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,8 +49,9 @@ def prepare(job: Job) -> None:
         for _ in rows:
             pass
         pairs = downloaded_pairs(job)
-    elif job.options.require_images or any_file(job.images):  # as torchvision's SBU stores them
-        named = ((file_name(url), caption, url) for _, caption, url in rows)
+    elif job.options.require_images or job.images.is_dir() and any(path.is_file() for path in job.images.iterdir()):
+        # named by the last part of the address, as torchvision's SBU stores them
+        named = ((url.rsplit("/", 1)[-1].split("?")[0], caption, url) for _, caption, url in rows)
         pairs = (pair(name, caption, url) for name, caption, url in named if name and job.exists(name))
     else:
         job.note(f"no image in {job.images}: paths are those that img2dataset will give")
@@ -70,15 +70,6 @@ def prepare(job: Job) -> None:
 
 def pair(image: str, caption: str, url: str) -> dict:
     return {"image": image, "caption": caption, "url": url}
-
-
-def file_name(url: str) -> str:
-    """The last part of an address."""
-    return url.rsplit("/", 1)[-1].split("?")[0]
-
-
-def any_file(folder: Path) -> bool:
-    return folder.is_dir() and any(entry.is_file() for entry in os.scandir(folder))
 
 
 # ------------------------------------------------------------------------------------------------ the list
