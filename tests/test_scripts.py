@@ -1,6 +1,7 @@
 """demo.sh: a signal to it ends what it has started, in whichever step, once or twice."""
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -32,7 +33,7 @@ def demo(tmp_path):
     (tmp_path / ".venv/bin").mkdir(parents=True)
     (tmp_path / "output/demo").mkdir(parents=True)
     python = tmp_path / ".venv/bin/python"
-    python.write_text(STAND_IN.replace("REAL", sys.executable))
+    python.write_text(STAND_IN.replace("REAL", shlex.quote(sys.executable)))
     python.chmod(0o755)
     (tmp_path / "sleeper.py").write_text(SLEEPER)
     return tmp_path
