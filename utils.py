@@ -125,40 +125,45 @@ def run_main(main: Callable[[], object]) -> None:
     if the disk refuses (`disk_error`).
     """
     try:
+        code = _exit_code(main)  # past it an error's frames are gone, whose loaders end their workers as they go
+    finally:
+        end_children()
+    sys.exit(code)
+
+
+def _exit_code(main: Callable[[], object]) -> int:
+    try:
         main()
     except Stopped:
-        sys.exit(EXIT_STOPPED)
+        return EXIT_STOPPED
     except KeyboardInterrupt as stop:
         if str(stop):
             logger.info("%s", stop)
-        sys.exit(EXIT_STOPPED)
+        return EXIT_STOPPED
     except UserError as error:
-        _end(user_message(error))
+        return _failed(user_message(error))
     except torch.OutOfMemoryError as error:
         advice = "lower train.batch_size and raise train.accumulation, or set checkpointing: true"
-        _end(f"out of GPU memory ({reason(error)}); {advice}")
+        return _failed(f"out of GPU memory ({reason(error)}); {advice}")
     except RuntimeError as error:
         if not WORKER_DIED.search(str(error)):
             raise
-        _end(
-            f"a data worker died ({one_line(error)}); lower data.num_workers, or enlarge /dev/shm (docker: --shm-size)"
-        )
+        remedy = "lower data.num_workers, or enlarge /dev/shm (docker: --shm-size)"
+        return _failed(f"a data worker died ({one_line(error)}); {remedy}")
     except BrokenPipeError:  # whoever read the output, such as `head`, has gone
         drop_output()
-        sys.exit(141)
+        return 141
     except OSError as error:
         if (line := disk_error(error)) is None:
             raise
-        _end(line)
-    finally:
-        end_children()
-    sys.exit(0)
+        return _failed(line)
+    return 0
 
 
-def _end(line: str) -> None:
-    """Say what is wrong and exit."""
+def _failed(line: str) -> int:
+    """Say what is wrong; the exit code."""
     print("error:" if is_main() else f"error (process {rank()}):", printable(line), file=sys.stderr, flush=True)
-    sys.exit(2)
+    return 2
 
 
 def drop_output() -> None:
@@ -238,6 +243,15 @@ def own_folder(folder: Path, program: str) -> Path:
         raise UserError(f"{folder}: holds files that {program} did not write; name another folder, or empty this one")
     mark.touch()
     return folder
+
+
+def new_file(path: str | os.PathLike, what: str) -> Path:
+    """The path of a file that a tool is asked to write. Raises UserError, which begins with `what`, if one is there:
+    whose it is cannot be told."""
+    path = Path(path).expanduser()
+    if os.path.lexists(path):
+        raise UserError(f"{what} {path}: exists already; name a new file, or remove it first")
+    return path
 
 
 @contextlib.contextmanager

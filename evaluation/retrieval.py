@@ -68,13 +68,13 @@ def stage_columns(ranks: ranking.Ranks, image_of_text: Tensor) -> dict[str, floa
     return {f"{stage}_{key}": value for stage, row in columns.items() for key, value in row.items()}
 
 
-def retrieval_table(split: str, numbers: dict[str, float]) -> str:
-    """The numbers of one split (keys STAGE_COLUMN, stages chance, itc, itm) as a small text table, a line for each."""
+def retrieval_table(split: str, numbers: dict[str, float]) -> list[str]:
+    """The numbers of one split (keys STAGE_COLUMN, stages chance, itc, itm) as the lines of a text table."""
     columns = list(chance_metrics([1]))
     lines = [f"{split:8}" + "".join(f"{column:>8}" for column in columns)]
     for stage in (stage for stage in ("chance", "itc", "itm") if f"{stage}_r_mean" in numbers):
         lines.append(f"{stage:8}" + "".join(f"{numbers[f'{stage}_{column}']:8.2f}" for column in columns))
-    return "\n".join(lines)
+    return lines
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -141,12 +141,14 @@ class Ranker:
         numbers = {**stage_columns(ranks, image_of_text), "images": len(dataset.images), "texts": len(dataset.captions)}
         numbers["seconds"] = round(time.perf_counter() - start, 1)
         self.run.log(step, numbers, split, final)
-        self.run.info(retrieval_table(split, numbers))
+        for line in retrieval_table(split, numbers):
+            self.run.info(line)
         if split == "val" and (warning := not_worth_it(numbers, self.cfg.rerank.score)):
             self.run.info(warning)
         mean = {key: sum(columns[key] for columns in every) / folds for key in every[0]} if folds else {}
         if folds:
-            self.run.info(retrieval_table(f"{folds} folds", mean))
+            for line in retrieval_table(f"{folds} folds", mean):
+                self.run.info(line)
         return numbers, rankings, mean
 
 
@@ -237,7 +239,8 @@ class Validation:
         numbers = {**stage_columns({"itc": ranks}, image_of_text), "images": len(images), "texts": len(texts)}
         numbers["seconds"] = round(time.perf_counter() - start, 1)
         self.run.log(step, numbers, "val")
-        self.run.info(retrieval_table("val", numbers))
+        for line in retrieval_table("val", numbers):
+            self.run.info(line)
         return numbers
 
 

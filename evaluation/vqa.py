@@ -175,7 +175,7 @@ def vqa_metrics(
         "by_answer_type": mean_by_type(scores, answer_types),
         "by_question_type": mean_by_type(scores, question_types),
         "constant": 100 * sum(best.values()) / len(scores),
-        "constant_by_question_type": {k: 100 * best[k] / len(groups[k]) for k in sorted(filter(None, best))},
+        "constant_by_question_type": {k: 100 * best[k] / len(groups[k]) for k in sorted(best.keys() - {None})},
     }
 
 
@@ -198,8 +198,8 @@ def best_constant(references: Sequence[Reference], found: Sequence[tuple[bool, d
     return max((sum(look_up(answer, kind, totals[kind]) for kind in totals) for answer in answers), default=0.0)
 
 
-def vqa_table(split: str, numbers: dict) -> str:
-    """The accuracies of one split (of `vqa_metrics`) beside those of constant answers, as a small text table."""
+def vqa_table(split: str, numbers: dict) -> list[str]:
+    """The accuracies of one split (of `vqa_metrics`) beside those of constant answers, as the lines of a text table."""
     overall = f"{numbers['accuracy']:6.2f}  constant {numbers['constant']:6.2f}"
     lines = [f"{split:22} {overall}  ({numbers['questions']} questions)"]
     constants = numbers["constant_by_question_type"]
@@ -208,7 +208,7 @@ def vqa_table(split: str, numbers: dict) -> str:
     else:
         types = numbers["by_question_type"].items()
         lines += [f"  {kind:20} {value:6.2f}  constant {constants[kind]:6.2f}" for kind, value in types]
-    return "\n".join(lines)
+    return lines
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -262,7 +262,8 @@ class Answerer:
         logged = {key: numbers[key] for key in ("accuracy", "constant")}
         logged |= {f"accuracy/{key}": value for key, value in numbers["by_answer_type"].items()}
         self.run.log(step, logged, split, final)
-        self.run.info(vqa_table(split, numbers))
+        for line in vqa_table(split, numbers):
+            self.run.info(line)
         return numbers
 
     def predict(self, model: VQAModel, split: str) -> list[str]:

@@ -149,7 +149,7 @@ def test_the_numbers_equal_counting_with_one_forward_an_item(tmp_path):
     assert found[SCORE] == pytest.approx(sum(six) / 6) and 0 < found[SCORE] < 100
     assert (found["images"], found["texts"]) == (IMAGES, len(texts))
     assert found["chance_ir_r1"] == pytest.approx(100 / IMAGES)
-    assert validate.run.logged == [(7, "val", found)] and "chance" in validate.run.lines[-1]
+    assert validate.run.logged == [(7, "val", found)] and any("chance" in line for line in validate.run.lines)
 
 
 def test_at_most_so_many_images_evenly_spread_with_their_captions(tmp_path):

@@ -174,7 +174,7 @@ def test_the_metrics_of_any_answers_are_percentages(rows):
     found = [numbers["accuracy"], numbers["constant"], *numbers["by_answer_type"].values()]
     found += [*numbers["by_question_type"].values(), *numbers["constant_by_question_type"].values()]
     assert all(-1e-9 <= value <= 100 + 1e-9 for value in found)
-    assert isinstance(vqa_table("val", numbers), str) and json.dumps(numbers)
+    assert all(isinstance(line, str) for line in vqa_table("val", numbers)) and json.dumps(numbers)
 
 
 # ------------------------------------------------------------------------------------------------- captions

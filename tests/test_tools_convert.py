@@ -149,6 +149,7 @@ def reference(w: dict, picture: torch.Tensor, ids: torch.Tensor, keep: torch.Ten
 
 def convert(tmp_path, state: dict, wrap: bool = True):
     torch.save({"model": state, "epoch": 3} if wrap else state, tmp_path / "albef.pth")
+    (tmp_path / "out" / "converted.pth").unlink(missing_ok=True)
     albef.main([str(tmp_path / "albef.pth"), str(tmp_path / "out" / "converted.pth")])
     return tmp_path / "out" / "converted.pth"
 
@@ -260,3 +261,11 @@ def test_retrieval_evaluates_a_converted_file_at_another_resolution(tmp_path):
     start = ["--config", "configs/Retrieval_coco.yaml", "--output_dir", str(tmp_path / "run"), "--device", "cpu"]
     Retrieval.main([*start, "--checkpoint", str(path), "--evaluate", "--override", *files, *settings])
     assert json.loads((tmp_path / "run/metrics.json").read_text())["test"]["itm_ir_r10"] == 100
+
+
+def test_a_file_that_exists_is_not_replaced(tmp_path):
+    torch.save(albef_state(grid=3, fine_tuned=False), tmp_path / "albef.pth")
+    before = (tmp_path / "albef.pth").read_bytes()
+    with pytest.raises(UserError, match="exists already"):
+        albef.main([str(tmp_path / "albef.pth"), str(tmp_path / "albef.pth")])
+    assert (tmp_path / "albef.pth").read_bytes() == before

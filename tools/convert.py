@@ -25,7 +25,7 @@ from models.bert import BertConfig
 from models.semmim import PREFIX, SemMIM
 from models.weights import check_weights, read_weights
 from semmim.files import CONVERTED
-from utils import UserError, make_folder, run_main, save_checkpoint
+from utils import UserError, make_folder, new_file, run_main, save_checkpoint
 
 TEXT_LAYERS = FUSION_LAYERS = 6  # of ALBEF's BERT; the latter have cross-attention
 HEAD_WIDTH = 64  # of ViT-B and BERT-base, which no tensor's shape says
@@ -43,6 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("source", help="ALBEF's file")
     parser.add_argument("target", help="file to write")
     args = parser.parse_args(argv)
+    new_file(args.target, "target")
     weights = read_weights(args.source)
     make_folder(Path(args.target).parent)
     checkpoint, dropped = convert(weights, args.source)

@@ -22,9 +22,8 @@ def output_path(name: str | None, endings: Sequence[str]) -> Path | None:
     """--output as a path; UserError before the work if it cannot be written or its ending says nothing."""
     if name is None:
         return None
-    path = Path(name).expanduser()
-    usable = path.parent.is_dir() and os.access(path.parent, os.W_OK | os.X_OK)
-    if not usable or (path.exists() and not path.is_file()):  # a folder, a pipe, a device
+    path = utils.new_file(name, "--output")
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK | os.X_OK)):
         raise utils.UserError(f"--output {name}: give a file in a folder that exists and can be written")
     if path.suffix.lower() not in endings:
         raise utils.UserError(f"--output {name}: the name must end in {' or '.join(endings)}")
@@ -33,7 +32,7 @@ def output_path(name: str | None, endings: Sequence[str]) -> Path | None:
 
 def write_rows(rows: Iterable[dict], path: Path | None) -> None:
     """Write rows into a file of JSON lines or CSV, or print them; one by one, so that an interrupted command leaves
-    what it has found. The file is opened, and an earlier one is lost, when there is a first row."""
+    what it has found. The file is opened when there is a first row."""
     is_csv, table = path is not None and path.suffix.lower() == ".csv", None
     with contextlib.ExitStack() as stack:
         for number, row in enumerate(rows):

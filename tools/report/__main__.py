@@ -28,7 +28,7 @@ from tools.report.formats import FORMATS
 from tools.report.runs import Run, find_runs
 from tools.report.summary import summaries
 from tools.report.tables import Table, caption_tables, cost_tables, retrieval_tables, vqa_tables
-from utils import UserError, find_file, make_folder, one_line, replacing, run_main
+from utils import UserError, find_file, make_folder, new_file, one_line, replacing, run_main
 
 BASE = "configs/Pretrain.yaml"  # the paper's size
 
@@ -102,8 +102,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if args.gpus < 1 or (args.pairs_per_second is not None and not args.pairs_per_second > 0):
         raise UserError("--gpus and --pairs_per_second must be above 0")
     if args.output is not None and args.format != "html":
-        if args.output.is_dir():
-            raise UserError(f"--output {args.output}: a folder; name a file")
+        new_file(args.output, "--output")
         if args.format == "chart" and args.output.suffix.lower() != ".png":
             raise UserError(f"--output {args.output}: the name of a chart's file must end in .png")
     return args

@@ -70,7 +70,7 @@ def evaluation_lines(run: Run) -> list[str]:
             result += caption_table(split, values)
         elif "accuracy" in values or "itc_tr_r1" in values:
             table = vqa_table if "accuracy" in values else retrieval_table
-            result += table(split, values).splitlines()
+            result += table(split, values)
     return result
 
 
