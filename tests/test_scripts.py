@@ -18,7 +18,7 @@ STAND_IN = """#!/usr/bin/env bash
 echo "$*" >>commands
 [[ $* == *"$SLEEP_AT"* ]] || exit 0
 echo $$ >>sleeping
-[[ $SLEEP_AT == torch.distributed.run ]] && exec 'REAL' "${@:1:4}" sleeper.py
+[[ $SLEEP_AT == torch.distributed.run ]] && exec REAL "${@:1:4}" sleeper.py
 exec sleep 60
 """
 SLEEPER = "import os, time\nprint(os.getpid(), file=open('sleeping', 'a'))\ntime.sleep(60)\n"
