@@ -12,6 +12,8 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
+from utils import UserError  # noqa: E402
+
 torch.set_num_threads(1)
 # The same examples at every run: drawn anew, they would make the test command a lottery. Edge cases are among them.
 settings.register_profile(
@@ -22,6 +24,24 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("tests")
+
+
+@pytest.fixture
+def no_hanging():
+    """Ends the test run if something waits or computes without end."""
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+
+
+def refused(call, *parts):
+    """The line that the user sees; `parts` must be in it."""
+    with pytest.raises(UserError) as caught:
+        call()
+    line = str(caught.value)
+    assert len(line.splitlines()) == 1 and len(line) < 700 and line.isprintable(), line
+    assert all(str(part) in line for part in parts), line
+    return line
 
 
 def pytest_configure():

@@ -6,12 +6,11 @@ checkpoints that a run is resumed from in test_engine_checkpoint.py.
 
 import json
 import os
-import signal
 import struct
 import zlib
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, refused
 from PIL import Image
 
 from dataset.annotations import Source
@@ -19,26 +18,9 @@ from dataset.caption import CaptionEvalDataset
 from dataset.text import Tokenizer
 from dataset.transforms import test_transform as square  # not collected as a test
 from engine.config import CAPTION, PRETRAIN, load_config
-from utils import UserError, find_file, one_line, reason
+from utils import find_file, one_line, reason
 
-
-@pytest.fixture(autouse=True)
-def no_hanging():
-    """Ends the test run where something waits or computes without end."""
-    signal.alarm(60)
-    yield
-    signal.alarm(0)
-
-
-def refused(call, *parts):
-    """The line that the user sees; `parts` must be in it."""
-    with pytest.raises(UserError) as caught:
-        call()
-    line = str(caught.value)
-    assert len(line.splitlines()) == 1 and len(line) < 700 and line.isprintable(), line
-    for part in parts:
-        assert str(part) in line, line
-    return line
+pytestmark = pytest.mark.usefixtures("no_hanging")
 
 
 class Hostile:

@@ -5,12 +5,12 @@ file and what to change, and no code of a file runs. (Checkpoints of this projec
 import json
 import logging
 import os
-import signal
 import zipfile
 
 import pytest
 import timm
 import torch
+from conftest import refused
 from safetensors.torch import save_file
 from torch import nn
 from transformers import BertConfig as HuggingFaceBertConfig
@@ -26,25 +26,9 @@ from models.bert import BertConfig, TextEncoder, load_bert_weights
 from models.mim import CodebookTarget
 from models.vit import ImageEncoder
 from models.weights import check_weights, load_exactly, read_weights
-from utils import UserError, load_checkpoint
+from utils import load_checkpoint
 
-
-@pytest.fixture(autouse=True)
-def no_hanging():
-    """Ends the test run if something waits or computes without end."""
-    signal.alarm(60)
-    yield
-    signal.alarm(0)
-
-
-def refused(call, *parts):
-    """The line that the user sees; `parts` must be in it."""
-    with pytest.raises(UserError) as caught:
-        call()
-    line = str(caught.value)
-    assert len(line.splitlines()) == 1 and len(line) < 700 and line.isprintable(), line
-    assert all(str(part) in line for part in parts), line
-    return line
+pytestmark = pytest.mark.usefixtures("no_hanging")
 
 
 # ------------------------------------------------------------------------------------------------ the strict core

@@ -4,7 +4,6 @@ import io
 import itertools
 import json
 import os
-import signal
 import tarfile
 
 import numpy as np
@@ -25,12 +24,7 @@ from utils import UserError
 CAPTIONS = ["a dog", ["a cat", "une très grande bête"], "left of it", ["one"], "ünï 'x'", "six", "seven"]
 
 
-@pytest.fixture(autouse=True)
-def no_hanging():
-    """Ends the test run where something waits without end."""
-    signal.alarm(60)
-    yield
-    signal.alarm(0)
+pytestmark = pytest.mark.usefixtures("no_hanging")
 
 
 def picture(number=0, kind="JPEG", side=20):
