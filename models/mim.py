@@ -123,7 +123,7 @@ def cls_loss(
 def patch_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
-    masked: Tensor,
+    places: Tensor,
     center: Tensor,
     student_temperature: float,
     teacher_temperature: float,
@@ -131,10 +131,10 @@ def patch_loss(
     r"""Eq. 3: L_patch = E[1/M sum_i CE(d_{2,i}^patch, \hat d_{2,i}^patch)] over masked patches i -> (L_patch, \hat d).
 
     student_logits: [B, M, K], H_I at the masked patches of I'_2, which is I_2 with [MASK] there; teacher_logits:
-    [B, N, K], \hat H_I at all patches of the whole I_2, from the pass with the text injected; masked: [B, M], which of
-    them the student had to recover; center: [K], see TeacherCenter. E: over the batch. \hat d_{2,i}^patch: [B, M, K].
+    [B, N, K], \hat H_I at all patches of the whole I_2, from the pass with the text injected; places: [B, M], which of
+    them the student has to predict; center: [K], see TeacherCenter. E: over the batch. \hat d_{2,i}^patch: [B, M, K].
     """
-    teacher = ((take(teacher_logits, masked) - center) / teacher_temperature).softmax(-1)  # \hat d_{2,i}^patch
+    teacher = ((take(teacher_logits, places) - center) / teacher_temperature).softmax(-1)  # \hat d_{2,i}^patch
     student = (student_logits / student_temperature).log_softmax(-1)  # log d_{2,i}^patch [B, M, K]
     loss = -(teacher * student).sum(-1).mean()  # all images have M masked patches: one mean is both, E and 1/M sum_i
     return loss, teacher
@@ -173,9 +173,9 @@ class TeacherCenter(nn.Module):
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def pixel_loss(prediction: Tensor, images: Tensor, patch_size: int, masked: Tensor) -> Tensor:
-    """Mean squared error at the masked patches. [B, M, 3 p p], [B, 3, S, S], p, [B, M] -> scalar"""
-    target = take(normalized_patch_pixels(images, patch_size), masked)
+def pixel_loss(prediction: Tensor, images: Tensor, patch_size: int, places: Tensor) -> Tensor:
+    """Mean squared error at the predicted patches. [B, M, 3 p p], [B, 3, S, S], p, [B, M] -> scalar"""
+    target = take(normalized_patch_pixels(images, patch_size), places)
     return (fp32(prediction) - target).square().mean()
 
 
@@ -188,9 +188,9 @@ def normalized_patch_pixels(images: Tensor, patch_size: int) -> Tensor:
 
 
 @full_precision
-def code_loss(prediction: Tensor, codes: Tensor, masked: Tensor) -> Tensor:
-    """Mean cross-entropy with the codebook's hard codes at the masked patches. [B, M, K], [B, N], [B, M] -> scalar"""
-    target = codes.gather(1, masked).flatten()
+def code_loss(prediction: Tensor, codes: Tensor, places: Tensor) -> Tensor:
+    """Mean cross-entropy with the codebook's hard codes at the predicted patches. [B, M, K], [B, N], [B, M] -> scalar"""
+    target = codes.gather(1, places).flatten()
     return F.cross_entropy(prediction.flatten(0, 1), target, reduction="sum") / target.numel()
 
 

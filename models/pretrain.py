@@ -278,9 +278,10 @@ class PretrainModel(nn.Module):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """L_patch at the masked patches of view 2, L_cls if the target is the encoding -> (losses, values to log)
 
-        With `mim.predict: all` the encoding's L_patch is a mean over all patches, those that the student sees included.
+        With `mim.predict: all` L_patch is a mean over all patches, those that the student sees included, whatever the
+        target is.
         """
-        encoder, size, logs = self.backbone.image_encoder, image_embeds.shape[0], {}
+        encoder, logs = self.backbone.image_encoder, {}
         masked, similarity = self.choose_patches(teacher, draws.patches)  # [B, M], [B, N]
         if self.guided:
             by_chance = max(1, encoder.num_patches // 4) / encoder.num_patches
@@ -293,13 +294,14 @@ class PretrainModel(nn.Module):
             text_mask=text_mask(batch),
             inject_from=self.mim.inject_from,
         )  # [B, 1+N, D]
-        if self.mim.predict == "all" and self.mim.target == "encoding":
-            masked = torch.arange(encoder.num_patches, device=masked.device).expand(size, -1)
-        prediction = self.head(take(masked_embeds[:, 1:], masked))  # [B, M, K]
+        places = masked  # [B, P] of the predicted patches, P = M or N
+        if self.mim.predict == "all":
+            places = torch.arange(encoder.num_patches, device=masked.device).expand(len(masked), -1)
+        prediction = self.head(take(masked_embeds[:, 1:], places))  # [B, P, K]
         if self.mim.target == "pixels":
-            return {"patch": pixel_loss(prediction, batch["image2"], encoder.patch_size, masked)}, logs
+            return {"patch": pixel_loss(prediction, batch["image2"], encoder.patch_size, places)}, logs
         if self.mim.target == "dvae":
-            return {"patch": code_loss(prediction, self.codebook(batch["codebook_image"]), masked)}, logs
+            return {"patch": code_loss(prediction, self.codebook(batch["codebook_image"]), places)}, logs
 
         if self.training:
             self.cls_center.add(teacher.cls_logits)
@@ -308,7 +310,7 @@ class PretrainModel(nn.Module):
         student_cls = self.head(image_embeds[:, 0])  # [B, K]
         cls, cls_probs = cls_loss(student_cls, teacher.cls_logits, self.cls_center.value, *temperatures)
         patch, patch_probs = patch_loss(
-            prediction, teacher.patch_logits, masked, self.patch_center.value, *temperatures
+            prediction, teacher.patch_logits, places, self.patch_center.value, *temperatures
         )
         logs |= collapse_monitors("cls", cls_probs, cls) | collapse_monitors("patch", patch_probs, patch)
         logs["teacher/patterns_in_use"] = patterns_in_use(teacher.patch_logits, self.patch_center.value)
@@ -349,9 +351,19 @@ def build_pretrain_model(
     depth, first = backbone.image_encoder.depth, cfg.mim.inject_from
     if first is not None and not (isinstance(first, int) and 1 <= first <= depth):
         raise UserError(f"mim.inject_from: {first!r} is neither none nor a layer of the image encoder (1..{depth})")
-    if cfg.mim.predict == "all" and cfg.mim.target in ("pixels", "dvae"):
-        lines.append(f"mim.predict: all is of mim.target: encoding; {cfg.mim.target} are predicted at masked patches")
+    if unread := unread_settings(cfg.mim):
+        lines.append(f"mim.target: {cfg.mim.target}: these keys of mim have no effect here: {', '.join(unread)}")
     return PretrainModel(backbone, cfg, tokens), lines
+
+
+def unread_settings(mim: Config) -> list[str]:
+    """The keys of `mim` that the other ones leave without an effect, `codebook` only if it is set."""
+    if mim.target == "none":
+        return [key for key in mim if key != "target" and mim[key] is not None]
+    unread = [] if mim.masking == "text_guided" else ["similarity", "mask_temperature"]
+    if mim.target != "encoding":
+        unread += ["head.patterns", "head.normalize", "student_temperature", "teacher_temperature", "center_momentum"]
+    return unread + ["codebook"] * (mim.target != "dvae" and mim.codebook is not None)
 
 
 def start_from(model: PretrainModel, checkpoint: dict, path: str | PathLike) -> list[str]:
@@ -406,7 +418,7 @@ def operations(model: PretrainModel, pairs: int, tokens: int, scored: float | No
 
     student = 3 * texts * layer(tokens) + pixels + images(encoder.depth, image)  # a caption, masked, and its prefix
     if model.second_view:
-        rows = patches if encoding and mim.predict == "all" else masked_count(patches, mim.mask_ratio)
+        rows = patches if mim.predict == "all" else masked_count(patches, mim.mask_ratio)
         student += pixels + images(below, image) + images(encoder.depth - below, both) + (rows + encoding) * head
     matching = 3 * (fusions - 1) * layer(tokens, seen=image) + 3 * layer(tokens, keep=1, seen=image)
     student += fusions * (memory(image) + 2 * layer(tokens, seen=image)) + matching

@@ -15,6 +15,7 @@ from models.pretrain import operations
         ("mim.inject_from=1",),
         ("mim.inject_from=none",),
         ("mim.target=pixels",),
+        ("mim.target=pixels", "mim.predict=all"),
         ("mim.target=none",),
         ("mim.masking=random", "itc.queue_size=1000"),
         ("mim.similarity=values",),

@@ -6,9 +6,10 @@ from collections import Counter
 import pytest
 import torch
 from tiny import CAPTIONS, NO_DROPOUT, TOKENIZER, draws_part, make_batch, make_draws, tiny_config, tiny_model
+from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
 
 from models.alignment import Features, MatchingWatch, hard_negatives, negative_temperature
-from models.pretrain import build_pretrain_model
+from models.pretrain import build_pretrain_model, unread_settings
 from utils import UserError
 
 LOSSES = {"cls", "patch", "itc", "itm", "mlm", "plm"}
@@ -105,9 +106,13 @@ def test_exactly_the_chosen_patches_are_masked():
     assert torch.equal(masked, torch.zeros_like(masked).scatter(1, chosen, True))
 
 
-def test_all_patches_are_the_masked_and_the_visible_ones():
-    """`mim.predict: all` is one mean over the masked patches and those that the student sees."""
-    model, batch = tiny_model(*NO_DROPOUT), make_batch()
+@pytest.mark.parametrize("target", ["encoding", "pixels", "dvae"])
+def test_all_patches_are_the_masked_and_the_visible_ones(target, tmp_path):
+    """`mim.predict: all` is one mean over the masked patches and those that the student sees, for every target."""
+    config = FlavaImageCodebookConfig(hidden_size=8, vocab_size=32, num_blocks_per_group=1)
+    FlavaImageCodebook(config).save_pretrained(tmp_path)
+    codebook = [f"mim.codebook={tmp_path}"] if target == "dvae" else []
+    model, batch = tiny_model(*NO_DROPOUT, f"mim.target={target}", *codebook), make_batch()
     draws, text_embeds = make_draws(batch), model.backbone.encode_text(batch["input_ids"], batch["attention_mask"])[0]
     image_embeds, _ = model.backbone.encode_image(batch["image1"])
     view = teacher_view(model, batch)
@@ -118,12 +123,45 @@ def test_all_patches_are_the_masked_and_the_visible_ones():
     mask = torch.zeros(6, 16, dtype=torch.bool).scatter(1, chosen, True)
     options = {"mask": mask, "text": text_embeds, "text_mask": batch["attention_mask"]}
     seen = model.backbone.image_encoder(batch["image2"], **options, inject_from=model.mim.inject_from)[:, 1:]
-    teacher = (view.patch_logits / model.mim.teacher_temperature).softmax(-1)  # the center is zero yet
-    student = (model.head(seen) / model.mim.student_temperature).log_softmax(-1)
-    each = -(teacher * student).sum(-1)  # [B, N]
+    prediction = model.head(seen)  # [B, N, K]
+    if target == "encoding":
+        teacher = (view.patch_logits / model.mim.teacher_temperature).softmax(-1)  # the center is zero yet
+        each = -(teacher * (prediction / model.mim.student_temperature).log_softmax(-1)).sum(-1)  # [B, N]
+        assert torch.equal(found["all"]["cls"], found["masked"]["cls"])
+    elif target == "pixels":
+        grid = batch["image2"].view(6, 3, 4, 8, 4, 8).permute(0, 2, 4, 1, 3, 5).reshape(6, 16, -1)
+        each = ((grid - grid.mean(-1, True)) / grid.std(-1, keepdim=True) - prediction).square().mean(-1)
+    else:
+        codes = model.codebook.codebook.get_codebook_indices(0.8 * batch["codebook_image"] + 0.1).flatten(1)
+        each = -prediction.log_softmax(-1).gather(-1, codes[..., None])[..., 0]
     assert found["masked"]["patch"].item() == pytest.approx(each[mask].mean().item(), rel=1e-5)
     assert found["all"]["patch"].item() == pytest.approx(each.mean().item(), rel=1e-5)
-    assert torch.equal(found["all"]["cls"], found["masked"]["cls"])
+
+
+@pytest.mark.parametrize("target", ["encoding", "pixels"])
+def test_what_is_compared_with_the_caption_chooses_the_masks_of_every_target(target):
+    masks = []
+    for similarity in ("tokens", "values"):
+        model, batch = tiny_model(f"mim.target={target}", f"mim.similarity={similarity}").eval(), make_batch()
+        masks.append(model.choose_patches(teacher_view(model, batch), make_draws(batch).patches)[0].sort().values)
+    assert not torch.equal(*masks)
+
+
+OF_PATCHES = ["masking", "similarity", "mask_ratio", "predict", "inject_from", "mask_temperature"]
+OF_ENCODING = ["head.patterns", "head.normalize", "student_temperature", "teacher_temperature", "center_momentum"]
+
+
+@pytest.mark.parametrize(
+    "overrides, unread",
+    [
+        ((), []),
+        (("mim.masking=random",), ["similarity", "mask_temperature"]),
+        (("mim.target=pixels", "mim.codebook=x"), [*OF_ENCODING, "codebook"]),
+        (("mim.target=none",), [*OF_PATCHES, "head", *OF_ENCODING[2:]]),
+    ],
+)
+def test_settings_without_an_effect_are_named(overrides, unread):
+    assert unread_settings(tiny_config(*overrides).mim) == unread
 
 
 @pytest.mark.parametrize("overrides", [(), ("itc.negatives=batch",), ("mim.target=pixels",)])
