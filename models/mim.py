@@ -189,7 +189,7 @@ def normalized_patch_pixels(images: Tensor, patch_size: int) -> Tensor:
 
 @full_precision
 def code_loss(prediction: Tensor, codes: Tensor, places: Tensor) -> Tensor:
-    """Mean cross-entropy with the codebook's hard codes at the predicted patches. [B, M, K], [B, N], [B, M] -> scalar"""
+    """Mean cross-entropy with the codebook's hard codes at predicted patches. [B, M, K], [B, N], [B, M] -> scalar"""
     target = codes.gather(1, places).flatten()
     return F.cross_entropy(prediction.flatten(0, 1), target, reduction="sum") / target.numel()
 
