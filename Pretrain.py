@@ -13,7 +13,6 @@ import argparse
 
 import torch
 from torch import nn
-from torchvision.transforms.functional import to_pil_image
 
 from dataset import create_dataset, create_train_loader
 from dataset.pretrain import PretrainCollate
@@ -168,6 +167,8 @@ def masking_image(model: PretrainModel, dataset, tokenizer, max_tokens: int, dev
     batch = normalized(to_device(PretrainCollate(tokenizer, max_tokens)(samples), device))
     with evaluating(model):
         shown = model.inspect(batch)
+    from torchvision.transforms.functional import to_pil_image  # here: torchvision takes a second to import
+
     try:
         from tools.visualize.figures import masking_figure, pixels
     except ImportError:

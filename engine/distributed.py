@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from timm.models.vision_transformer import Block
 
 from dataset.transforms import normalized
 from engine.checkpoint import random_state_kept
@@ -278,6 +277,8 @@ def compile_layers(
     not an hour; lengths that vary are traced once as such. Evaluation and generation run uncompiled (see
     `evaluation.sharded.evaluating`). Raises UserError if torch.compile has no compiler.
     """
+    from timm.models.vision_transformer import Block  # here: timm takes two seconds to import (see models.semmim)
+
     if backend == "inductor" and (missing := missing_compiler(device)):
         raise UserError(f"train.compile: torch.compile needs {missing}; install it, or set train.compile: false")
     torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)

@@ -14,7 +14,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
-from torchvision.utils import save_image
 
 from engine.checkpoint import LOCK, MARK, UNFINISHED, Found, check_folder, last_path, random_state_kept
 from engine.config import Config, save_config
@@ -122,6 +121,8 @@ class Run:
         """An image [3, H, W], float in [0, 1], for TensorBoard and as images/NAME_STEP.png."""
         if self._log is None:
             return
+        from torchvision.utils import save_image  # here: torchvision takes a second to import
+
         try:
             board = self._board("tensorboard")
             board.add_image(name, image, step)

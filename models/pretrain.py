@@ -32,7 +32,6 @@ from models.mim import (
 from models.momentum import FeatureQueue, MomentumTeacher
 from models.semmim import ADVICE, POSITIONS, SemMIM, backbone_state, build_backbone, project
 from models.tensors import fp32, interleave, take, text_mask
-from models.vit import ImageEncoder, resize_positions
 from models.weights import load_exactly
 from utils import IGNORE, Config, UserError
 
@@ -262,8 +261,8 @@ class PretrainModel(nn.Module):
             view.patch_feat = teacher.vision_proj(self.compared_patches(encoder, plain, below))
         return view
 
-    def compared_patches(self, encoder: ImageEncoder, plain: Tensor, below: Tensor) -> Tensor:
-        """What `mim.similarity` compares with the caption, of the results of `encoder.forward_twice` -> [B, N, D]"""
+    def compared_patches(self, encoder: nn.Module, plain: Tensor, below: Tensor) -> Tensor:
+        """What `mim.similarity` compares with the caption, from `encoder.forward_twice` -> [B, N, D]"""
         return (plain if self.mim.similarity == "tokens" else encoder.last_values(below))[:, 1:]
 
     def choose_patches(self, teacher: TeacherView, uniform: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -373,7 +372,7 @@ def start_from(model: PretrainModel, checkpoint: dict, path: str | PathLike) -> 
     starts empty, since its image ids belong to the other run's data, and the teacher starts as a copy of the students.
     """
     state, backbone = checkpoint["model"], backbone_state(checkpoint, path)
-    backbone, lines = resize_positions(backbone, POSITIONS, model.backbone.image_encoder, str(path))
+    backbone, lines = model.backbone.image_encoder.resize_positions(backbone, POSITIONS, path)
     load_exactly(model.backbone, backbone, path, ADVICE, extra=True)
     own, taken = model.state_dict(), ["backbone"]
     for part in ("head", "cls_center", "patch_center"):

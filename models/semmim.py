@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from models.bert import BertConfig, FusionEncoder, LMHead, TextDecoder, TextEncoder, load_bert_weights
 from models.tensors import fp32
-from models.vit import ImageEncoder, resize_positions
 from models.weights import check_plain, check_value, check_weights, load_exactly
 from utils import Config, UserError, find_file, load_checkpoint, reason, shown
 
@@ -62,6 +61,9 @@ class SemMIM(nn.Module):
         checkpointing: bool = False,
         text_checkpointing: bool = False,
     ):
+        # Here, because timm takes two seconds to import, for which only who builds a model should wait
+        from models.vit import ImageEncoder
+
         super().__init__()
         self.description = description
         bert = BertConfig(**description["bert"])
@@ -211,7 +213,7 @@ def load_backbone(
         description = {**description, "image_encoder": image_encoder}
     options = {"checkpointing": checkpointing, "text_checkpointing": text_checkpointing}
     backbone = SemMIM(description, decoder, mlm_head, **options)
-    state, resized = resize_positions(state, POSITIONS, backbone.image_encoder, str(path))
+    state, resized = backbone.image_encoder.resize_positions(state, POSITIONS, path)
     load_exactly(backbone, state, path, ADVICE, extra=True)
     own = backbone.state_dict()
     unused = sorted({key.split(".")[0] for key in state if key not in own})

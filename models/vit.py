@@ -11,6 +11,7 @@ import difflib
 import logging
 import math
 import re
+from os import PathLike
 
 import timm
 import torch
@@ -166,6 +167,30 @@ class ImageEncoder(nn.Module):
         value = block.attn.qkv(block.norm1(x)).chunk(3, dim=-1)[2]
         return self.vit.norm(block.attn.proj(value))
 
+    def resize_positions(
+        self, state_dict: dict[str, Tensor], key: str, source: str | PathLike
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        """Fit the positional embeddings of a checkpoint from another resolution to this one.
+
+        state_dict[key]: [1, 1 + n, D] with n a square number, resized by timm's bicubic, antialiased interpolation.
+        -> (a state dict with the resized ones, a line for the log), or the same and no line if the sizes agree. Raises
+        UserError, naming `source`, if n is no square.
+        """
+        own, found = self.vit.pos_embed, state_dict.get(key)
+        if found is None or found.ndim != 3 or found.shape[::2] != own.shape[::2] or found.shape[1] == own.shape[1]:
+            return state_dict, []
+        prefix_tokens = 0 if self.vit.no_embed_class else 1
+        patches = found.shape[1] - prefix_tokens
+        if patches < 1 or math.isqrt(patches) ** 2 != patches:
+            raise UserError(
+                f"{source}: {key} has {found.shape[1]} positions, which are not [CLS] and a square of patches; take "
+                "the weights of a plain Vision Transformer with one [CLS] token and square images"
+            )
+        side, now = math.isqrt(patches), f"{self.grid} x {self.grid} patches (image_size {self.image_size})"
+        resized = resample_abs_pos_embed(found, new_size=[self.grid, self.grid], num_prefix_tokens=prefix_tokens)
+        line = f"{source}: trained with {side} x {side} patches of an image, here {now}: its positions are resized"
+        return {**state_dict, key: resized}, [line]
+
 
 def create_vit(name: str, image_size: int, args: dict, weights: str = "random") -> VisionTransformer:
     """-> timm VisionTransformer without a head; everything that does not fit this project is a UserError."""
@@ -263,7 +288,7 @@ def load_vit_weights(encoder: ImageEncoder, source: str) -> None:
     path, config_file = find_weights(source)
     weights = to_timm(read_weights(path), path)
     check_activation(encoder.vit, path, config_file)
-    weights, _ = resize_positions(weights, "pos_embed", encoder, path)
+    weights, _ = encoder.resize_positions(weights, "pos_embed", path)
     advice = "set model.image_encoder.name and args to the architecture that the file was made for"
     load_exactly(encoder.vit, weights, path, advice)
 
@@ -322,28 +347,3 @@ def stated_activation(config_file: str) -> str | None:
     vision = values.get("vision_config", values)
     found = str(vision.get("hidden_act", QUICK) if isinstance(vision, dict) else QUICK)  # QUICK: their default
     return ACTIVATIONS.get(found, found)
-
-
-def resize_positions(
-    state_dict: dict[str, Tensor], key: str, encoder: ImageEncoder, source: str
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Fit the positional embeddings of a checkpoint from another resolution to `encoder`.
-
-    state_dict[key]: [1, 1 + n, D] with n a square number, resized by timm's bicubic, antialiased interpolation.
-    -> (a state dict with the resized ones, a line for the log), or the same and no line if the sizes agree. Raises
-    UserError, naming `source`, if n is no square.
-    """
-    own, found = encoder.vit.pos_embed, state_dict.get(key)
-    if found is None or found.ndim != 3 or found.shape[::2] != own.shape[::2] or found.shape[1] == own.shape[1]:
-        return state_dict, []
-    prefix_tokens = 0 if encoder.vit.no_embed_class else 1
-    patches = found.shape[1] - prefix_tokens
-    if patches < 1 or math.isqrt(patches) ** 2 != patches:
-        raise UserError(
-            f"{source}: {key} has {found.shape[1]} positions, which are not [CLS] and a square of patches; take the "
-            "weights of a plain Vision Transformer with one [CLS] token and square images"
-        )
-    side, now = math.isqrt(patches), f"{encoder.grid} x {encoder.grid} patches (image_size {encoder.image_size})"
-    resized = resample_abs_pos_embed(found, new_size=[encoder.grid, encoder.grid], num_prefix_tokens=prefix_tokens)
-    line = f"{source}: trained with {side} x {side} patches of an image, here {now}: its positions are resized"
-    return {**state_dict, key: resized}, [line]

@@ -11,7 +11,7 @@ from tiny import tiny_config
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
 from models.semmim import build_backbone
-from models.vit import ImageEncoder, resize_positions, to_timm
+from models.vit import ImageEncoder, to_timm
 from utils import UserError
 
 NAME = "vit_base_patch16_clip_quickgelu_224"
@@ -115,10 +115,10 @@ def test_timm_weights_load_back_and_give_the_same_tokens(tmp_path):
 def test_positions_of_another_resolution_are_resized_and_equal_ones_kept():
     small, large = tiny(64), tiny(96)
     weights, key = small.state_dict(), "vit.pos_embed"
-    resized = resize_positions(weights, key, large, "a.pth")[0][key]
+    resized = large.resize_positions(weights, key, "a.pth")[0][key]
     assert resized.shape == large.vit.pos_embed.shape
     assert torch.equal(resized[:, 0], small.vit.pos_embed[:, 0])  # [CLS] has no place on the grid
-    assert resize_positions(weights, key, small, "a.pth") == (weights, [])
+    assert small.resize_positions(weights, key, "a.pth") == (weights, [])
 
 
 # -------------------------------------------------------------------------------------- injection and masking

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from engine import config as settings
-from models.vit import ImageEncoder
 from utils import ROOT, UserError, find_file
 
 PAPER_DEPTH = 12  # layers of the image encoder whose numbers Table 7 names
@@ -93,6 +92,8 @@ def scaled_layer(layer: int, depth: int) -> int:
 
 def image_depth(config) -> int:
     """Number of layers of a configuration's image encoder; built without memory for its weights."""
+    from models.vit import ImageEncoder  # here: timm takes two seconds to import
+
     encoder = config.model.image_encoder
     with torch.device("meta"):
         return ImageEncoder(encoder.name, encoder.image_size, dict(encoder.args)).depth
