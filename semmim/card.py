@@ -16,7 +16,7 @@ LEARNED = {
 }
 # Numbers of a training's last log line that describe its machine and its schedule, not the model
 INTERNAL = re.compile(
-    r"lr_\w+|itm/temperature|itm/rows_left_out|grad_norm|data_wait|tflops|mfu|memory_gib|(eta_|pairs_per_)?seconds?|done|minutes"
+    r"lr_\w+|itm/temperature|itm/rows_left_out|grad_norm|data_wait|tflops|mfu|memory_gib|(eta_|pairs_per_|captions_per_)?seconds?|done|minutes"
 )
 MARKUP = re.compile(r"[\\`*{}\[\]()#+!|<>~&$@]")
 USE = {

@@ -1,7 +1,10 @@
 """What people hand to `semmim.SemMIM`, in the one form in which it goes on: each kind is checked here, once."""
 
 import io
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +14,13 @@ from torch import Tensor
 
 import utils
 from dataset.annotations import split_labels
-from dataset.reading import AnyImage
+from dataset.transforms import ImageError, open_image, to_rgb
 from models.generation import Generation
-from utils import UserError, shown
+from utils import UserError, reason, shown
 
+READERS = min(8, os.cpu_count() or 1)  # threads: decoding and resizing leave Python's lock
+
+AnyImage = str | Path | Image.Image | np.ndarray | Tensor
 Images = AnyImage | Iterable[AnyImage]
 Texts = str | Iterable[str]
 
@@ -26,6 +32,77 @@ def several_images(images: Images) -> Iterable[AnyImage]:
     if isinstance(images, str | bytes | Path | Image.Image | io.IOBase) or not isinstance(images, Iterable):
         return [images]
     return images
+
+
+class Preprocessed(Tensor):
+    """An image as the model takes it, float32 [3, S, S], or a stack of them: what `read_image` returns, and known by
+    its type, so that no other tensor, whatever its scale, is taken for one. torch.stack and indexing keep the type."""
+
+
+def read_image(image: AnyImage, transform: Callable[[Image.Image], Tensor]) -> Preprocessed:
+    """One image as the model takes it, [3, S, S]: a file, a PIL image or an array [H, W, 3] of bytes goes through
+    `transform`; what has been through it already stays as it is.
+
+    Raises ImageError for an image that cannot be read, UserError for anything else that is no image.
+    """
+    if isinstance(image, Preprocessed) and image.ndim == 3:
+        return image
+    if isinstance(image, str | Path):
+        return transform(open_image(str(image))).as_subclass(Preprocessed)
+    name, is_array = "an array", isinstance(image, np.ndarray)
+    if isinstance(image, Image.Image):
+        name = getattr(image, "filename", "") or "a PIL image"
+    elif not (is_array and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3):
+        shape = f" of {image.dtype}, {tuple(image.shape)}" if isinstance(image, Tensor) or is_array else ""
+        raise UserError(
+            f"a {type(image).__name__}{shape} is no image: give a path, a PIL image, an array [H, W, 3] of bytes, or "
+            "what model.preprocess(image) returned"
+        )
+    try:  # an image that is opened and not yet read may turn out broken
+        image = Image.fromarray(image) if is_array else to_rgb(image)
+        if not all(image.size):  # a resize would invent pixels
+            raise ValueError(f"{image.width} x {image.height} pixels")
+        return transform(image).as_subclass(Preprocessed)
+    except Exception as error:  # decoders raise nearly anything on broken files
+        raise ImageError(name, f"cannot be used ({reason(error)})") from None
+
+
+def read_batches(
+    images: Iterable[AnyImage],
+    transform: Callable[[Image.Image], Tensor],
+    batch_size: int,
+    left_out: Callable[[object, ImageError], object] | None = None,
+) -> Iterator[tuple[Preprocessed, list[int]]]:
+    """Yield (images [n, 3, S, S], their places [n] in `images`); the next batch is read while one is in use.
+
+    left_out: called with each image that cannot be read, and why, which then has no place in any batch; None: a
+    UserError instead. Raises UserError at the end if there are images and none can be read.
+    """
+
+    def read(numbered: tuple[int, AnyImage]) -> tuple[int, AnyImage, Preprocessed | ImageError]:
+        try:
+            return *numbered, read_image(numbered[1], transform)
+        except ImageError as error:
+            return *numbered, error
+
+    source, count, usable = enumerate(images), 0, 0
+    with ThreadPoolExecutor(READERS) as pool:
+        following = pool.map(read, islice(source, batch_size))
+        while results := list(following):
+            following = pool.map(read, islice(source, batch_size))  # while this batch is used
+            for _, image, result in results:
+                if isinstance(result, ImageError):
+                    if left_out is None:
+                        raise UserError(str(result))
+                    left_out(image, result)
+            batch = {place: result for place, _, result in results if isinstance(result, Preprocessed)}
+            if len({image.shape for image in batch.values()}) > 1:
+                raise UserError("preprocessed images are of different sizes; give those of one model")
+            count, usable = count + len(results), usable + len(batch)
+            if batch:
+                yield torch.stack(list(batch.values())), list(batch)
+    if count and not usable:
+        raise UserError(f"none of the {count} images can be read")
 
 
 def several_texts(texts: Texts, what: str = "text") -> list[str]:

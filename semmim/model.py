@@ -12,9 +12,8 @@ from torch import Tensor, nn
 import utils
 from dataset.caption import prompt_text
 from dataset.questions import check_question
-from dataset.reading import ImageError, Preprocessed, read_batches, read_image
 from dataset.text import clean_caption
-from dataset.transforms import test_transform
+from dataset.transforms import ImageError, test_transform
 from dataset.vqa import encode_answers, encode_questions, question_limits, question_parts
 from engine.config import whole
 from models.caption import CaptionModel
@@ -24,11 +23,14 @@ from semmim import files
 from semmim.card import card
 from semmim.inputs import (
     Images,
+    Preprocessed,
     Texts,
     choices,
     device_of,
     generation_options,
     object_labels,
+    read_batches,
+    read_image,
     several_images,
     several_texts,
 )

@@ -326,7 +326,14 @@ def test_the_model_card_holds_the_runs_numbers_and_code_that_runs(folder, tmp_pa
 
 
 def test_the_model_card_leaves_out_the_machine_and_takes_names_as_text():
-    machine = {"lr_rest": 1e-5, "pairs_per_second": 70.0, "eta_seconds": 0.0, "tflops": 0.1, "minutes": 30.0}
+    machine = {
+        "lr_rest": 1e-5,
+        "pairs_per_second": 70.0,
+        "captions_per_second": 9.5,
+        "eta_seconds": 0.0,
+        "tflops": 0.1,
+        "minutes": 30.0,
+    }
     rows = card.results({"loss/itc": 0.5, **machine, "val": {"a|b<i>\n# [x](y)": 50.0}}).splitlines()[6:]
     assert rows == ["| loss/itc | 0.50 |", r"| val / a\|b\<i\> \# \[x\]\(y\) | 50.00 |"]
 

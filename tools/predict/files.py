@@ -1,7 +1,7 @@
-"""What the commands of tools/predict share: progress on the terminal, files of lines, rows and features."""
+"""What the commands of tools/predict share: images in folders, files of lines, rows and features, lines on stderr."""
 
-import contextlib
 import csv
+import itertools
 import json
 import os
 import sys
@@ -9,13 +9,35 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 from tqdm import tqdm
 
 import utils
-from dataset.files import text_lines
+from dataset.files import IMAGE_ENDINGS, folder_images, text_lines
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what begins a formula in a spreadsheet
+
+
+def find_images(names: Sequence[str | Path]) -> list[Path]:
+    """The files named, and those in the folders named in order of name, each once."""
+    found: list[Path] = []
+    for name in names:
+        path = utils.find_file(name, "image")
+        inside = images_in(path) if path.is_dir() else [path]
+        if not inside:
+            raise utils.UserError(f"{path}: no image in this folder ({', '.join(IMAGE_ENDINGS)})")
+        found += inside
+    return list(dict.fromkeys(found))
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The image files in a folder and its sub-folders, in order of name."""
+    return sorted(Path(image) for image, _ in folder_images(folder))
+
+
+def read_lines(option: str, name: str | None) -> list[str]:
+    """The lines of a text file that hold something, [] if no file is named."""
+    lines = () if name is None else text_lines(utils.find_file(name, option))
+    return [line.strip() for _, line in lines if line.strip()]
 
 
 def output_path(name: str | None, endings: Sequence[str]) -> Path | None:
@@ -33,60 +55,43 @@ def output_path(name: str | None, endings: Sequence[str]) -> Path | None:
 def write_rows(rows: Iterable[dict], path: Path | None) -> None:
     """Write rows into a file of JSON lines or CSV, or print them; one by one, so that an interrupted command leaves
     what it has found. The file is opened when there is a first row."""
-    is_csv, table = path is not None and path.suffix.lower() == ".csv", None
-    with contextlib.ExitStack() as stack:
-        for number, row in enumerate(rows):
-            if path is None:
-                tqdm.write("\t".join("-" if x is None else utils.printable(str(x)) for x in row.values()))
-                continue
-            row = {key: utf8(x) if isinstance(x, str | Path) else x for key, x in row.items()}
-            if number == 0:
-                file = stack.enter_context(open(path, "w", encoding="utf-8", newline=""))
-            if is_csv and number == 0:
-                table = csv.DictWriter(file, list(row))
-                table.writeheader()
-            if is_csv:
-                formulas = [key for key, x in row.items() if isinstance(x, str) and x.startswith(FORMULA)]
-                table.writerow(row | {key: f"'{row[key]}" for key in formulas})
+    if path is None:
+        for row in rows:
+            tqdm.write("\t".join("-" if x is None else utils.printable(str(x)) for x in row.values()))
+        return
+    rows = iter(rows)
+    first = next(rows, {})
+    with open(path, "w", encoding="utf-8", errors="replace", newline="") as file:  # names may be no UTF-8
+        table = csv.DictWriter(file, list(first)) if path.suffix.lower() == ".csv" else None
+        if table:
+            table.writeheader()
+        for row in itertools.chain([first], rows):
+            row = {key: str(x) if isinstance(x, Path) else x for key, x in row.items()}
+            if table:
+                texts = {key: x for key, x in row.items() if isinstance(x, str) and x.startswith(FORMULA)}
+                table.writerow(row | {key: f"'{text}" for key, text in texts.items()})
             else:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    if path:
-        note(f"wrote {path}")
+    note(f"wrote {path}")
 
 
 def write_features(path: Path, features: dict[str, np.ndarray], names: dict[str, Sequence]) -> None:
-    """Arrays and what their rows are (in .safetensors as JSON in the metadata); no pickle, so that any program may read
-    them."""
-    texts = {key: [utf8(value) for value in values] for key, values in names.items()}
-    with utils.replacing(path) as temporary:
-        if path.suffix.lower() == ".safetensors":
-            save_file(features, temporary, metadata={key: json.dumps(values) for key, values in texts.items()})
-        else:
-            with open(temporary, "wb") as file:  # given a name, NumPy would add an extension
-                np.savez(file, **features, **{key: np.array(values, dtype=str) for key, values in texts.items()})
-
-
-def read_lines(option: str, name: str | None) -> list[str]:
-    """The lines of a text file that hold something, [] if no file is named."""
-    lines = () if name is None else text_lines(utils.find_file(name, option))
-    return [line.strip() for _, line in lines if line.strip()]
+    """Arrays and what their rows are; no pickle, so that any program may read them."""
+    texts = {key: [str(x).encode(errors="replace").decode() for x in values] for key, values in names.items()}
+    with utils.replacing(path) as temporary, open(temporary, "wb") as file:  # given a name, NumPy adds an extension
+        np.savez(file, **features, **{key: np.array(values, dtype=str) for key, values in texts.items()})
 
 
 def progress(paths: Sequence[Path], label: str) -> tqdm:
-    """The paths, with a bar on the terminal that goes on as they are read."""
+    """The paths, with a bar on the terminal that advances as they are read."""
     return tqdm(paths, desc=label, unit=" images", disable=None)
 
 
 def left_out(image: object, error: Exception) -> None:
-    """Say which image cannot be read, and why."""
+    """Report an image that cannot be read, and why."""
     note(f"left out: {error}")
 
 
 def note(line: str) -> None:
     """A line that is no result, on stderr."""
     tqdm.write(utils.printable(line), file=sys.stderr)
-
-
-def utf8(item: object) -> str:
-    """`item` as text that any file takes: a file's name may hold bytes that are not UTF-8."""
-    return str(item).encode(errors="replace").decode()

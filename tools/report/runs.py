@@ -12,6 +12,7 @@ from pathlib import Path
 
 from scipy import stats
 
+from dataset.files import read_json
 from engine.config import read_yaml
 from utils import UserError, one_line
 
@@ -65,7 +66,7 @@ def find_runs(path: Path, unfinished: bool = False) -> list[Run]:
     runs = [run for folder in folders if (run := read_run(folder)) and (run.metrics or unfinished)]
     own = {run.rows[0] for run in runs if run.rows}
     for file in sorted(path.rglob("rows.json")):  # of tools.ablate: which row's runs serve each row
-        for row, source in read_json(file).get("rows", {}).items():
+        for row, source in read_json(file)["rows"].items():
             for run in runs:
                 if run.rows[:1] == [source] and row not in own:
                     run.rows.append(row)
@@ -84,7 +85,9 @@ def read_run(folder: Path) -> Run | None:
     """The run in a folder; None for a stage of an ablation that has not ended, and for other programs' folders."""
     config, log = read_yaml(folder / "config.yaml"), read_log(folder)
     stage = next((stage for key, stage in STAGE_OF_KEY.items() if key in config), None)
-    result = read_json(folder.parent / "result.json")
+    metrics, server, result = map(
+        read_if_there, (folder / "metrics.json", folder / "server.json", folder.parent / "result.json")
+    )
     if stage is None or (result and folder.name not in result.get("stages", {})):
         return None
     trained = any((folder / f"checkpoint_{name}.pth").exists() for name in ("last", "best"))
@@ -98,21 +101,16 @@ def read_run(folder: Path) -> Run | None:
         data=data_name(config),
         seed=config.get("seed", 0),
         settings=hashlib.sha1(same.encode()).hexdigest()[:12],
-        metrics=read_json(folder / "metrics.json"),
+        metrics=metrics,
         rows=[result["row"]] if result.get("row") else [],
-        server=read_json(folder / "server.json"),
+        server=server,
         pairs_per_second=statistics.median(speeds) if speeds else None,
     )
 
 
-def read_json(path: Path) -> dict:
+def read_if_there(path: Path) -> dict:
     """The object in a JSON file; {} without one."""
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
+    return read_json(path) if path.is_file() else {}
 
 
 def read_log(folder: Path) -> list[dict]:
