@@ -12,6 +12,7 @@ refused. The folder is in place only when it is whole.
 import argparse
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 from dataset.files import read_json
@@ -20,9 +21,7 @@ from tools.prepare.common import check_output, progress, whole_folder
 from utils import UserError, in_processes, run_main, write_json
 
 META = "meta.json"
-LIMITS = {"train": 1, "val": 1, "test": 1, "size": 32, "workers": 1, "questions_per_scene": 1}  # smallest values
-MOST = {"size": 4096, "questions_per_scene": 12}
-Job = tuple[str, int, int, int, int, str]  # split, seed, index, size, questions, output folder
+SMALLEST = {"train": 1, "val": 1, "test": 1, "size": 32, "workers": 1, "questions_per_scene": 1}
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -35,13 +34,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--test", type=int, default=600, help="images in the test split")
     add("--size", type=int, default=64, help="side of an image in pixels")
     add("--seed", type=int, default=0, help="another seed, other scenes")
-    add("--questions-per-scene", type=int, default=4, help="questions asked about an image")
+    add("--questions_per_scene", type=int, default=4, help="questions asked about an image")
     add("--workers", type=int, default=os.cpu_count(), help="processes; the result is the same")
     args = parser.parse_args(argv)
-    for name, least in LIMITS.items():
-        if not least <= getattr(args, name) <= MOST.get(name, getattr(args, name)):
-            most = f" and at most {MOST[name]}" if name in MOST else ""
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least {least}{most}")
+    for name, least in SMALLEST.items():
+        if getattr(args, name) < least:
+            raise UserError(f"--{name} {getattr(args, name)}: must be at least {least}")
     return args
 
 
@@ -53,74 +51,56 @@ def main(argv: list[str] | None = None) -> None:
         print(f"demo data is already in {args.output}")
         return
     check_output(args.output)
-    chosen = scenes.plan(args.seed, counts)
     with whole_folder(args.output) as folder:
-        for split in scenes.SPLITS:
+        boxes = {}
+        for split, indices in scenes.plan(args.seed, counts).items():
             (folder / "images" / split).mkdir(parents=True)
-        jobs = [
-            (split, args.seed, index, args.size, args.questions_per_scene, str(folder))
-            for split in scenes.SPLITS
-            for index in chosen[split]
-        ]
-        records = list(progress(in_processes(draw, jobs, args.workers), "demo data", "images", len(jobs)))
-        for name, content in annotations(records).items():
-            write_json(folder / name, content)
-        lines = (f"{json.dumps(record['image'])}: {json.dumps(record['boxes'])}" for record in records)
+            work = partial(draw, args=args, folder=folder, split=split)
+            drawn = in_processes(work, indices, args.workers)
+            drawn = list(progress(drawn, f"demo data, {split}", "images", len(indices)))
+            write_lists(folder, split, drawn)
+            boxes |= {captioned["image"]: found for captioned, _, found in drawn}
+        lines = (f"{json.dumps(image)}: {json.dumps(found)}" for image, found in boxes.items())
         (folder / "boxes.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+        write_json(folder / "answer_list.json", scenes.answer_list())
         write_json(folder / META, meta)
-    print(f"{len(jobs)} images and their annotations are in {args.output}")
+    print(f"{sum(counts.values())} images and their annotations are in {args.output}")
 
 
-def draw(job: Job) -> dict:
-    """Draws and saves one scene; returns what the annotation files say about it."""
-    split, seed, index, size, questions, folder = job
-    scene = scenes.make_scene(seed, index)
-    image = f"images/{split}/{index:07d}.png"
-    scenes.render(scene, size).save(Path(folder) / image)
-    return {
-        "split": split,
-        "index": index,
-        "image": image,
-        "captions": scenes.captions(scene),
-        "object_label": scenes.object_label(scene),
-        "ocr": scenes.ocr_tokens(scene, size),
-        "questions": scenes.questions(scene, questions),
-        "boxes": scenes.object_boxes(scene, size),
-    }
+def draw(index: int, args: argparse.Namespace, folder: Path, split: str) -> tuple[dict, list[dict], list[dict]]:
+    """Draws and saves one scene -> its entry for captioning, its questions, its boxes."""
+    scene, image = scenes.make_scene(args.seed, index), f"images/{split}/{index:07d}.png"
+    scenes.render(scene, args.size).save(folder / image)
+    labels = "&&".join(o.label for o in scene.objects)  # as mPLUG writes a detector's
+    captioned = {"image": image, "caption": scenes.captions(scene), "image_id": index, "object_label": labels}
+    words = [[o.pixel_box(args.size), o.word] for o in scene.objects if o.word]
+    asked = [
+        {
+            "question_id": index * 100 + number,
+            "question": found["question"],
+            "image": image,
+            "dataset": "vqa",
+            "answer": found["answer"],
+            "object_label": labels,
+            "ocr": words,
+            "question_type": found["kind"],
+            "answer_type": found["answer_type"],
+        }
+        for number, found in enumerate(scenes.questions(scene, args.questions_per_scene))
+    ]
+    return captioned, asked, [{"label": o.label, "box": o.pixel_box(args.size)} for o in scene.objects]
 
 
-def annotations(records: list[dict]) -> dict[str, list]:
-    """{file name: content} in the formats that ALBEF and mPLUG published."""
-    files: dict[str, list] = {"answer_list.json": scenes.answer_list()}
-    for split in scenes.SPLITS:
-        rows = [record for record in records if record["split"] == split]
-        shown = [{"image": r["image"], "caption": r["captions"], "image_id": r["index"]} for r in rows]
-        files[f"retrieval_{split}.json"] = shown
-        files[f"caption_{split}.json"] = [
-            {**entry, "object_label": r["object_label"]} for entry, r in zip(shown, rows, strict=True)
-        ]
-        files[f"vqa_{split}.json"] = [
-            question_entry(r, number, asked) for r in rows for number, asked in enumerate(r["questions"])
-        ]
-    train = files["retrieval_train.json"]
-    files["pretrain.json"] = [{"image": entry["image"], "caption": entry["caption"]} for entry in train]
-    # a retrieval entry of training names one caption
-    files["retrieval_train.json"] = [{**entry, "caption": text} for entry in train for text in entry["caption"]]
-    return files
-
-
-def question_entry(record: dict, number: int, asked: dict) -> dict:
-    return {
-        "question_id": record["index"] * 100 + number,
-        "question": asked["question"],
-        "image": record["image"],
-        "dataset": "vqa",
-        "answer": asked["answer"],
-        "object_label": record["object_label"],
-        "ocr": record["ocr"],
-        "question_type": asked["kind"],
-        "answer_type": asked["answer_type"],
-    }
+def write_lists(folder: Path, split: str, drawn: list[tuple]) -> None:
+    """A split's lists in the formats that ALBEF and mPLUG published."""
+    captioned = [entry for entry, _, _ in drawn]
+    shown = [{key: entry[key] for key in ("image", "caption", "image_id")} for entry in captioned]
+    if split == "train":
+        write_json(folder / "pretrain.json", [{"image": e["image"], "caption": e["caption"]} for e in shown])
+        shown = [{**entry, "caption": text} for entry in shown for text in entry["caption"]]  # an entry, a caption
+    write_json(folder / f"retrieval_{split}.json", shown)
+    write_json(folder / f"caption_{split}.json", captioned)
+    write_json(folder / f"vqa_{split}.json", [question for _, asked, _ in drawn for question in asked])
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
@@ -38,7 +38,7 @@ SPLITS = ("train", "val", "test")
 
 MAX_WORDS = 24  # of a caption, commas counted; with [CLS] the 25 tokens of pre-training
 SIGN_SHARE = 0.4  # scenes with a sign, of those with more than one object
-SUPERSAMPLE = 4
+SUPERSAMPLE = 4  # objects are drawn this many times too large and reduced
 
 
 # ---------------------------------------------------------------- scenes
@@ -87,10 +87,8 @@ def make_scene(seed: int, index: int) -> Scene:
     """Scene number `index` of the endless series that belongs to `seed`."""
     rng = random.Random(f"{seed}/{index}/scene")
     kinds = _draw_kinds(rng)
-    places, boxes = _draw_layout(rng, [kind[0] for kind in kinds], [kind[2] for kind in kinds])
-    objects = tuple(
-        SceneObject(*kind, place=place, box=box) for kind, place, box in zip(kinds, places, boxes, strict=True)
-    )
+    places = _draw_places(rng, [SIGN_SIZE if word else (SIZES[size],) * 2 for _, _, size, word in kinds])
+    objects = tuple(SceneObject(*kind, *place) for kind, place in zip(kinds, places, strict=True))
     return Scene(seed, index, rng.choice(list(BACKGROUNDS)), rng.choice(FINISHES), objects)
 
 
@@ -106,19 +104,16 @@ def plan(seed: int, counts: dict[str, int]) -> dict[str, list[int]]:
 
     Returns {split: ascending scene indices}.
     """
-    chosen = {split: [] for split in counts}
-    seen = set()
+    chosen, seen = {split: [] for split in counts}, set()
     for index in itertools.count():
         if all(len(chosen[split]) >= counts[split] for split in counts):
             return chosen
         scene = make_scene(seed, index)
         split = split_of(scene)
-        if len(chosen.get(split, ())) >= counts.get(split, 0):
+        full = split not in counts or len(chosen[split]) >= counts[split]
+        if full or split != "train" and scene.signature in seen:
             continue
-        if split != "train":
-            if scene.signature in seen:
-                continue
-            seen.add(scene.signature)
+        seen.add(scene.signature)
         chosen[split].append(index)
 
 
@@ -135,20 +130,19 @@ def _draw_kinds(rng: random.Random) -> list[tuple[str, str, str, str]]:
         shape, color = rng.choice(SHAPES), rng.choice(list(COLORS))
         if kinds and rng.random() < 0.3:
             shape, color = rng.choice([(shape, kinds[-1][1]), (kinds[-1][0], color)])
-        if shape == "sign" or any((shape, color) == kind[:2] for kind in kinds):
-            continue
-        kinds.append((shape, color, rng.choice(list(SIZES)), ""))
+        if shape != "sign" and all((shape, color) != kind[:2] for kind in kinds):
+            kinds.append((shape, color, rng.choice(list(SIZES)), ""))
     return kinds
 
 
-def _draw_layout(rng: random.Random, shapes: list[str], sizes: list[str]) -> tuple[list[str], list[tuple]]:
-    """Different cells of a 3x3 grid, drawn again until no two boxes overlap (a sign is wider than its cell).
+def _draw_places(rng: random.Random, extents: list[tuple[float, float]]) -> list[tuple[str, tuple]]:
+    """(place, box) of objects of these widths and heights, in different cells of a 3x3 grid.
 
-    Objects lie in the middle of their cells: a small image encoder sees shapes many times sooner so.
+    Drawn again until no two boxes overlap (a sign is wider than its cell). Objects lie in the middle of their cells:
+    a small image encoder sees shapes many times sooner so.
     """
-    extents = [SIGN_SIZE if shape == "sign" else (SIZES[size],) * 2 for shape, size in zip(shapes, sizes, strict=True)]
     while True:
-        cells = rng.sample([(row, column) for row in range(3) for column in range(3)], len(shapes))
+        cells = rng.sample([(row, column) for row in range(3) for column in range(3)], len(extents))
         boxes = []
         for (row, column), (width, height) in zip(cells, extents, strict=True):
             x0 = min(max((column + 0.5) / 3 - width / 2, 0), 1 - width)
@@ -156,24 +150,10 @@ def _draw_layout(rng: random.Random, shapes: list[str], sizes: list[str]) -> tup
             boxes.append((x0, y0, x0 + width, y0 + height))
         pairs = itertools.combinations(boxes, 2)
         if not any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for a, b in pairs):
-            return [PLACES[row][column] for row, column in cells], boxes
+            return [(PLACES[row][column], box) for (row, column), box in zip(cells, boxes, strict=True)]
 
 
-# ---------------------------------------------------------------- labels and relations
-
-
-def object_label(scene: Scene) -> str:
-    """The object labels as mPLUG writes a detector's: "red circle&&white sign"."""
-    return "&&".join(o.label for o in scene.objects)
-
-
-def ocr_tokens(scene: Scene, size: int) -> list[list]:
-    """[[box in pixels, word], ...] of the printed words; empty in a scene without a sign."""
-    return [[o.pixel_box(size), o.word] for o in scene.objects if o.word]
-
-
-def object_boxes(scene: Scene, size: int) -> list[dict]:
-    return [{"label": o.label, "box": o.pixel_box(size)} for o in scene.objects]
+# ---------------------------------------------------------------- relations
 
 
 def relation(a: SceneObject, b: SceneObject) -> tuple[str, ...]:
@@ -182,173 +162,152 @@ def relation(a: SceneObject, b: SceneObject) -> tuple[str, ...]:
     horizontal, vertical = "left" if dx < 0 else "right", "above" if dy < 0 else "below"
     if abs(dx) >= 1.5 * abs(dy):
         return (horizontal,)
-    if abs(dy) >= 1.5 * abs(dx):
-        return (vertical,)
-    return vertical, horizontal
+    return (vertical,) if abs(dy) >= 1.5 * abs(dx) else (vertical, horizontal)
 
 
-def _neighbors(a: SceneObject, b: SceneObject) -> bool:
-    """Side by side with little between them."""
-    gap = max(a.box[0], b.box[0]) - min(a.box[2], b.box[2])
-    return relation(a, b) in (("left",), ("right",)) and gap < 0.2
+def _to(a: SceneObject, b: SceneObject) -> str:
+    """The words of `relation`."""
+    words = {"left": "to the left of", "right": "to the right of"}
+    return " and ".join(words.get(part, part) for part in relation(a, b))
 
 
-# ---------------------------------------------------------------- captions
+def _at(o: SceneObject) -> str:
+    """The words of an object's place."""
+    words = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}
+    return words.get(o.place) or ("in the middle" if o.place == "middle" else f"in the {o.place} corner")
 
 
-def captions(scene: Scene, count: int = 5) -> list[str]:
-    """`count` (at most 5) differently worded, true descriptions, lower case, of at most MAX_WORDS words each.
-
-    Everything that mirroring the picture would make false contains the word left or right.
-    """
-    rng = scene.rng("captions")
-    if len(scene.objects) == 1:
-        wordings = [_background_first, _place, _place_first, _background_last]
-    else:
-        wordings = [_relation_phrase, _relation_sentence, _places, _background_first, _relation_first]
-    if _chains(scene):
-        wordings.append(_chain)
-    if any(o.word for o in scene.objects):
-        wordings.append(_sign_first)
-    if any(_neighbors(a, b) for a, b in itertools.combinations(scene.objects, 2)):
-        wordings.append(_side_by_side)
-    chosen = [_listing, *rng.sample(wordings, count - 1)]
-    rng.shuffle(chosen)
-    return [_short_enough(wording, scene, rng) for wording in chosen]
-
-
-def _short_enough(wording: Callable[[Scene, random.Random], str], scene: Scene, rng: random.Random) -> str:
-    """Words the scene again, with other objects or fewer details, until the caption keeps to MAX_WORDS."""
-    while True:
-        caption = wording(scene, rng)
-        if len(caption.replace(",", " ,").split()) <= MAX_WORDS:
-            return caption
-
-
-def _name(o: SceneObject, rng: random.Random, article: str = "a", size: float = 0.4, word: float = 0.8) -> str:
-    """A noun phrase; `size` and `word` are the chances that the size and the printed word are named."""
-    adjectives = [o.size] if not o.word and rng.random() < size else []
-    words = [*adjectives, o.color, o.shape]
-    tail = f" that says {o.word}" if o.word and rng.random() < word else ""
-    return f"{article} {' '.join(words)}{tail}"
-
-
-def _relation_words(a: SceneObject, b: SceneObject) -> str:
-    words = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
-    return " and ".join(words[part] for part in relation(a, b))
-
-
-def _place_words(o: SceneObject) -> str:
-    if o.place in ("left", "right"):
-        return f"on the {o.place}"
-    if o.place in ("top", "bottom"):
-        return f"at the {o.place}"
-    return "in the middle" if o.place == "middle" else f"in the {o.place} corner"
-
-
-def _background_words(scene: Scene) -> str:
-    return f"a {scene.finish} {scene.background} background"
-
-
-def _in_order(scene: Scene) -> list[SceneObject]:
-    """The objects as one reads a page, a sign last so that "that says stop" does not cut a sentence in two."""
-    rows = [place for row in PLACES for place in row]
-    return sorted(scene.objects, key=lambda o: (bool(o.word), rows.index(o.place)))
-
-
-def _pair(scene: Scene, rng: random.Random) -> tuple[SceneObject, SceneObject]:
-    """Two random objects; a sign comes second."""
-    a, b = rng.sample(scene.objects, 2)
-    return (b, a) if a.word else (a, b)
-
-
-def _rest(scene: Scene, rng: random.Random, *named: SceneObject) -> str:
-    """The end of a caption that has named all objects but at most one."""
-    others = [o for o in scene.objects if o not in named]
-    place = f" {_place_words(others[0])}" if others and rng.random() < 0.5 else ""
-    return f" with {_name(others[0], rng, size=0, word=0)}{place}" if others else ""
-
-
-def _list(scene: Scene, rng: random.Random) -> str:
-    *names, last = (_name(o, rng) for o in _in_order(scene))
-    return f"{', '.join(names)} and {last}" if names else last
-
-
-def _relation_phrase(scene: Scene, rng: random.Random) -> str:
-    a, b = _pair(scene, rng)
-    return f"{_name(a, rng)} {_relation_words(a, b)} {_name(b, rng)}{_rest(scene, rng, a, b)}"
-
-
-def _relation_sentence(scene: Scene, rng: random.Random) -> str:
-    a, b = _pair(scene, rng)
-    return f"{_name(a, rng, 'the')} is {_relation_words(a, b)} {_name(b, rng, 'the')}{_rest(scene, rng, a, b)}"
-
-
-def _places(scene: Scene, rng: random.Random) -> str:
-    a, b = _pair(scene, rng)
-    return f"{_name(a, rng)} {_place_words(a)} and {_name(b, rng)} {_place_words(b)}{_rest(scene, rng, a, b)}"
-
-
-def _listing(scene: Scene, rng: random.Random) -> str:
-    count = len(scene.objects)
-    start = rng.choice(
-        ("a picture of", "we see", "this picture shows", f"{NUMBERS[count]} objects:")[: 3 + (count > 1)]
-    )
-    return f"{start} {_list(scene, rng)}"
-
-
-def _background_first(scene: Scene, rng: random.Random) -> str:
-    return f"on {_background_words(scene)} {_list(scene, rng)}"
-
-
-def _background_last(scene: Scene, rng: random.Random) -> str:
-    return f"{_list(scene, rng)} on {_background_words(scene)}"
-
-
-def _place(scene: Scene, rng: random.Random) -> str:
-    """Of a scene with one object, as `_place_first`."""
-    return f"{_list(scene, rng)} {_place_words(scene.objects[0])}"
-
-
-def _place_first(scene: Scene, rng: random.Random) -> str:
-    return f"{_place_words(scene.objects[0])} there is {_list(scene, rng)}"
-
-
-def _relation_first(scene: Scene, rng: random.Random) -> str:
-    """The inverse order: "above the blue star there is a red circle"."""
-    b, a = _pair(scene, rng)
-    return f"{_relation_words(a, b)} {_name(b, rng, 'the')} there is {_name(a, rng)}{_rest(scene, rng, a, b)}"
+def _neighbors(scene: Scene) -> list[tuple[SceneObject, SceneObject]]:
+    """The pairs that lie side by side with little between them."""
+    return [
+        (a, b)
+        for a, b in itertools.combinations(scene.objects, 2)
+        if relation(a, b) in (("left",), ("right",)) and max(a.box[0], b.box[0]) - min(a.box[2], b.box[2]) < 0.2
+    ]
 
 
 def _chains(scene: Scene) -> list[tuple[SceneObject, SceneObject, SceneObject]]:
     """Triples (a, b, c) in which a lies straight beside, above or below b and c; a sign can only be c."""
     triples = itertools.permutations(scene.objects, 3)
-    return [
-        (a, b, c)
-        for a, b, c in triples
-        if len(relation(a, b)) == len(relation(a, c)) == 1 and not a.word and not b.word
-    ]
+    straight = [(a, b, c) for a, b, c in triples if len(relation(a, b)) == len(relation(a, c)) == 1]
+    return [(a, b, c) for a, b, c in straight if not a.word and not b.word]
 
 
-def _chain(scene: Scene, rng: random.Random) -> str:
-    a, b, c = rng.choice(_chains(scene))
-    second = "" if relation(a, b) == relation(a, c) else f"{_relation_words(a, c)} "
-    objects = f"{_name(b, rng, size=0)} and {second}{_name(c, rng, size=0)}"
-    return f"{_name(a, rng, size=0)} is {_relation_words(a, b)} {objects}"
+# ---------------------------------------------------------------- captions
 
 
-def _sign_first(scene: Scene, rng: random.Random) -> str:
-    sign = next(o for o in scene.objects if o.word)
-    other = rng.choice([o for o in scene.objects if o is not sign])
-    verb = rng.choice(("says", "reads"))
-    relation = f"{_name(other, rng)} is {_relation_words(other, sign)} it"
-    return f"the {sign.label} {verb} {sign.word} and {relation}{_rest(scene, rng, sign, other)}"
+class Writer:
+    """Words for a scene. Each of the last methods is a caption, worded anew with other draws whenever it is called."""
+
+    def __init__(self, scene: Scene, rng: random.Random):
+        self.objects, self.rng = scene.objects, rng
+        self.ground = f"a {scene.finish} {scene.background} background"
+
+    def name(self, o: SceneObject, article: str = "a", size: float = 0.4, word: float = 0.8) -> str:
+        """A noun phrase; `size` and `word` are the chances that the size and the printed word are named."""
+        if o.word:
+            return f"{article} {o.label} that says {o.word}" if self.rng.random() < word else f"{article} {o.label}"
+        return f"{article} {o.size} {o.label}" if self.rng.random() < size else f"{article} {o.label}"
+
+    def rest(self, *named: SceneObject) -> str:
+        """The end of a caption that has named all objects but at most one."""
+        others = [o for o in self.objects if o not in named]
+        place = f" {_at(others[0])}" if others and self.rng.random() < 0.5 else ""
+        return f" with {self.name(others[0], size=0, word=0)}{place}" if others else ""
+
+    def all(self) -> str:
+        """The objects as one reads a page, a sign last so that "that says stop" does not cut a sentence in two."""
+        places = [place for row in PLACES for place in row]
+        *names, last = map(self.name, sorted(self.objects, key=lambda o: (bool(o.word), places.index(o.place))))
+        return f"{', '.join(names)} and {last}" if names else last
+
+    def pair(self) -> list[SceneObject]:
+        """Two random objects; a sign comes second."""
+        return sorted(self.rng.sample(self.objects, 2), key=lambda o: bool(o.word))
+
+    def listing(self) -> str:
+        count = len(self.objects)
+        starts = ["a picture of", "we see", "this picture shows"] + [f"{NUMBERS[count]} objects:"] * (count > 1)
+        return f"{self.rng.choice(starts)} {self.all()}"
+
+    def ground_first(self) -> str:
+        return f"on {self.ground} {self.all()}"
+
+    def ground_last(self) -> str:
+        return f"{self.all()} on {self.ground}"
+
+    def place(self) -> str:
+        """Of a scene with one object, as `place_first`."""
+        return f"{self.all()} {_at(self.objects[0])}"
+
+    def place_first(self) -> str:
+        return f"{_at(self.objects[0])} there is {self.all()}"
+
+    def places(self) -> str:
+        a, b = self.pair()
+        return f"{self.name(a)} {_at(a)} and {self.name(b)} {_at(b)}{self.rest(a, b)}"
+
+    def phrase(self) -> str:
+        a, b = self.pair()
+        return f"{self.name(a)} {_to(a, b)} {self.name(b)}{self.rest(a, b)}"
+
+    def sentence(self) -> str:
+        a, b = self.pair()
+        return f"{self.name(a, 'the')} is {_to(a, b)} {self.name(b, 'the')}{self.rest(a, b)}"
+
+    def inverse(self) -> str:
+        """ "above the blue star there is a red circle" """
+        a, b = self.pair()
+        return f"{_to(b, a)} {self.name(a, 'the')} there is {self.name(b)}{self.rest(a, b)}"
+
+    def chain(self, chains: list) -> str:
+        a, b, c = self.rng.choice(chains)
+        again = "" if relation(a, b) == relation(a, c) else f"{_to(a, c)} "
+        others = f"{self.name(b, size=0)} and {again}{self.name(c, size=0)}"
+        return f"{self.name(a, size=0)} is {_to(a, b)} {others}"
+
+    def sign(self, sign: SceneObject) -> str:
+        other = self.rng.choice([o for o in self.objects if o is not sign])
+        says = f"the {sign.label} {self.rng.choice(('says', 'reads'))} {sign.word}"
+        return f"{says} and {self.name(other)} is {_to(other, sign)} it{self.rest(sign, other)}"
+
+    def side_by_side(self, pairs: list) -> str:
+        a, b = sorted(self.rng.choice(pairs), key=lambda o: (bool(o.word), self.rng.random()))
+        return f"{self.name(a)} next to {self.name(b)} on {self.ground}{self.rest(a, b)}"
 
 
-def _side_by_side(scene: Scene, rng: random.Random) -> str:
-    pairs = [pair for pair in itertools.combinations(scene.objects, 2) if _neighbors(*pair)]
-    a, b = sorted(rng.choice(pairs), key=lambda o: (bool(o.word), rng.random()))
-    return f"{_name(a, rng)} next to {_name(b, rng)} on {_background_words(scene)}{_rest(scene, rng, a, b)}"
+def captions(scene: Scene) -> list[str]:
+    """Five differently worded, true descriptions, lower case, of at most MAX_WORDS words each.
+
+    Everything that mirroring the picture would make false contains the word left or right.
+    """
+    rng = scene.rng("captions")
+    write = Writer(scene, rng)
+    if len(scene.objects) == 1:
+        wordings = [write.ground_first, write.place, write.place_first, write.ground_last]
+    else:
+        wordings = [write.phrase, write.sentence, write.places, write.ground_first, write.inverse]
+    if chains := _chains(scene):
+        wordings.append(partial(write.chain, chains))
+    wordings += [partial(write.sign, o) for o in scene.objects if o.word]
+    if pairs := _neighbors(scene):
+        wordings.append(partial(write.side_by_side, pairs))
+    chosen = [write.listing, *rng.sample(wordings, 4)]
+    rng.shuffle(chosen)
+    return [_short_enough(wording) for wording in chosen]
+
+
+def _short_enough(wording: Callable[[], str]) -> str:
+    """Words the scene again, with other objects or fewer details, until the caption keeps to MAX_WORDS."""
+    while True:
+        caption = wording()
+        if len(caption.replace(",", " ,").split()) <= MAX_WORDS:
+            return caption
+
+
+def named_objects(scene: Scene, caption: str) -> list[bool]:
+    """Whether the caption names each object: by color and shape, which no two objects of a scene share."""
+    return [re.search(rf"\b{o.label}\b", caption) is not None for o in scene.objects]
 
 
 # ---------------------------------------------------------------- questions
@@ -360,7 +319,7 @@ def questions(scene: Scene, count: int) -> list[dict]:
     At least six of the ten annotators give the true answer. A scene with a sign is always asked what it says.
     """
     rng = scene.rng("questions")
-    kinds = [kind for kind in _QUESTIONS if kind != "text"]
+    kinds = [kind for kind in QUESTIONS if kind != "text"]
     rng.shuffle(kinds)
     if any(o.word for o in scene.objects):
         kinds.insert(0, "text")
@@ -368,15 +327,11 @@ def questions(scene: Scene, count: int) -> list[dict]:
     for kind in itertools.islice(itertools.cycle(kinds), 4 * count + len(kinds)):
         if len(found) == count:
             break
-        asked = _QUESTIONS[kind](scene, rng)
-        if asked and asked[0] not in found:
-            question, truth = asked
-            found[question] = {
-                "kind": kind,
-                "question": question,
-                "answer": _ten_answers(kind, truth, rng),
-                "answer_type": {"yes or no": "yes/no", "how many": "number"}.get(kind, "other"),
-            }
+        question, truth = QUESTIONS[kind](scene, rng) or (None, None)
+        if question and question not in found:
+            answers = _ten_answers(kind, truth, rng)
+            answer_type = {"yes or no": "yes/no", "how many": "number"}.get(kind, "other")
+            found[question] = {"kind": kind, "question": question, "answer": answers, "answer_type": answer_type}
     return list(found.values())
 
 
@@ -402,19 +357,15 @@ def _near_misses(kind: str, truth: str) -> list[str]:
     if kind == "where":
         coarse = truth.split()
         return coarse if len(coarse) == 2 else ["center", "in the center"] if truth == "middle" else [f"{truth} side"]
-    lists = (list(COLORS), list(BACKGROUNDS), list(SHAPES), WORDS)
-    answers = next(answers for answers in lists if truth in answers)
+    answers = next(answers for answers in map(list, (COLORS, BACKGROUNDS, SHAPES, WORDS)) if truth in answers)
     at = answers.index(truth)
     return [answers[at - 1], answers[(at + 1) % len(answers)]]
 
 
 def _ask_color(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     shapes = [o.shape for o in scene.objects]
-    unique = [o for o in scene.objects if shapes.count(o.shape) == 1]
-    if not unique:
-        return None
-    o = rng.choice(unique)
-    return f"What color is the {o.shape}?", o.color
+    unique = [(f"What color is the {o.shape}?", o.color) for o in scene.objects if shapes.count(o.shape) == 1]
+    return rng.choice(unique) if unique else None
 
 
 def _ask_shape(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
@@ -427,7 +378,7 @@ def _ask_shape(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
             continue
         rivals = [o for o in scene.objects if o is not b and _on_side(o, b, relation(a, b)[0])]
         if rivals == [a]:
-            asked.append((f"What shape is {_relation_words(a, b)} the {b.label}?", a.shape))
+            asked.append((f"What shape is {_to(a, b)} the {b.label}?", a.shape))
     return rng.choice(asked) if asked else None
 
 
@@ -455,8 +406,9 @@ def _ask_yes_no(scene: Scene, rng: random.Random) -> tuple[str, str]:
     o = rng.choice([o for o in scene.objects if not o.word])
     form = rng.randrange(3 if len(scene.objects) > 1 else 2)
     if form == 0:  # an absent object shares the color or the shape of one that is there
+        there = [(x.color, x.shape) for x in scene.objects]
         mixed = [(c, o.shape) for c in COLORS] + [(o.color, s) for s in SHAPES]
-        absent = [pair for pair in mixed if all(pair != (x.color, x.shape) for x in scene.objects)]
+        absent = [pair for pair in mixed if pair not in there]
         color, shape = (o.color, o.shape) if truth else rng.choice(absent)
         question = f"Is there a {color} {shape}?"
     elif form == 1:
@@ -464,8 +416,7 @@ def _ask_yes_no(scene: Scene, rng: random.Random) -> tuple[str, str]:
         question = f"Is the {o.label} {o.size if truth else other}?"
     else:
         b = rng.choice([x for x in scene.objects if x is not o])
-        pair = (o, b) if truth else (b, o)
-        question = f"Is the {o.label} {_relation_words(*pair)} the {b.label}?"
+        question = f"Is the {o.label} {_to(o, b) if truth else _to(b, o)} the {b.label}?"
     return question, "yes" if truth else "no"
 
 
@@ -483,7 +434,7 @@ def _ask_text(scene: Scene, rng: random.Random) -> tuple[str, str]:
     return f"What does the {rng.choice((sign.label, 'sign'))} say?", sign.word
 
 
-_QUESTIONS = {
+QUESTIONS = {
     "what color": _ask_color,
     "what shape": _ask_shape,
     "how many": _ask_count,
@@ -521,23 +472,16 @@ def patch_objects(scene: Scene, size: int, grid: int, least: float = 0.25) -> li
         layer[y0:y1, x0:x1] = np.asarray(outer.reduce(SUPERSAMPLE), np.float32) / 255
     edges = [size * k // grid for k in range(grid)]
     covered = np.add.reduceat(np.add.reduceat(canvas, edges, axis=1), edges, axis=2) * (grid / size) ** 2  # [O, g, g]
-    best = covered.argmax(0)
-    return np.where(covered.max(0) >= least, best, -1).flatten().tolist()
-
-
-def named_objects(scene: Scene, caption: str) -> list[bool]:
-    """Whether the caption names each object: by color and shape, which no two objects of a scene share."""
-    return [re.search(rf"\b{o.label}\b", caption) is not None for o in scene.objects]
+    return np.where(covered.max(0) >= least, covered.argmax(0), -1).flatten().tolist()
 
 
 def _paint_background(scene: Scene, size: int, rng: np.random.Generator) -> Image.Image:
-    base = np.asarray(BACKGROUNDS[scene.background], np.float32) + rng.uniform(-10, 10, 3).astype(np.float32)
+    color = np.asarray(BACKGROUNDS[scene.background], np.float32) + rng.uniform(-10, 10, 3).astype(np.float32)
+    pixels = np.tile(color, (size, size, 1))
     if scene.finish == "cloudy":
         coarse = Image.fromarray(rng.uniform(-45, 45, (5, 5)).astype(np.float32))
-        change = np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
-    else:
-        change = np.zeros((size, size), np.float32)
-    return Image.fromarray((base + change[..., None]).clip(0, 255).astype(np.uint8))
+        pixels += np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))[..., None]
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
 def _paint_object(o: SceneObject, width: int, height: int, rng: random.Random) -> tuple[Image.Image, Image.Image]:
@@ -545,8 +489,7 @@ def _paint_object(o: SceneObject, width: int, height: int, rng: random.Random) -
     color = tuple(min(255, max(0, channel + rng.randint(-9, 9))) for channel in COLORS[o.color])
     outer, inner = _masks(o.shape, width, height)
     paint = Image.new("RGB", outer.size, tuple(round(channel / 2) for channel in color))
-    fill = Image.new("RGB", outer.size, color)
-    paint.paste(fill, mask=inner)
+    paint.paste(color, mask=inner)
     if o.word:
         luminance = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
         ink = (255, 255, 255) if luminance < 130 else (15, 15, 15)
@@ -557,61 +500,46 @@ def _paint_object(o: SceneObject, width: int, height: int, rng: random.Random) -
 @lru_cache(maxsize=4096)
 def _masks(shape: str, width: int, height: int) -> tuple[Image.Image, Image.Image]:
     """The shape's mask and the same without its outline, both SUPERSAMPLE times as large as the box."""
-    size = (width * SUPERSAMPLE, height * SUPERSAMPLE)
+    size = width, height = width * SUPERSAMPLE, height * SUPERSAMPLE
     outer = Image.new("L", size, 0)
     draw = ImageDraw.Draw(outer)
-    everything = [0, 0, size[0] - 1, size[1] - 1]
+    everything = [0, 0, width - 1, height - 1]
     if shape in ("circle", "ring"):
         draw.ellipse(everything, fill=255)
-    if shape == "ring":
-        draw.ellipse([0.27 * size[0], 0.27 * size[1], 0.73 * size[0], 0.73 * size[1]], fill=0)
+        if shape == "ring":
+            draw.ellipse([0.27 * width, 0.27 * height, 0.73 * width, 0.73 * height], fill=0)
     elif shape == "square":
         draw.rectangle(everything, fill=255)
     elif shape == "sign":
-        draw.rounded_rectangle(everything, radius=size[1] * 0.2, fill=255)
-    elif shape != "circle":
-        draw.polygon([(x * (size[0] - 1), y * (size[1] - 1)) for x, y in _outline(shape)], fill=255)
+        draw.rounded_rectangle(everything, radius=height * 0.2, fill=255)
+    else:
+        draw.polygon([(x * (width - 1), y * (height - 1)) for x, y in POLYGONS[shape]], fill=255)
     line = max(2, round(0.04 * min(size)))
     padded = ImageOps.expand(outer, line, fill=0)
     thin = padded.filter(ImageFilter.BoxBlur(line)).point(lambda value: 255 * (value >= 254))  # erosion by `line`
-    return outer, ImageChops.darker(outer, thin.crop((line, line, line + size[0], line + size[1])))
+    return outer, ImageChops.darker(outer, thin.crop((line, line, line + width, line + height)))
 
 
-@cache
-def _outline(shape: str) -> tuple[tuple[float, float], ...]:
-    """The corners of a polygon that fills the unit square."""
-    if shape == "star":
-        angles = [math.pi * k / 5 for k in range(10)]
-        points = [
-            ((0.45 if k % 2 else 1) * math.sin(a), -(0.45 if k % 2 else 1) * math.cos(a)) for k, a in enumerate(angles)
-        ]
-    elif shape == "triangle":
-        points = [(0, 1), (0.5, 0), (1, 1)]
-    else:  # a cross
-        points = [(0.33, 0), (0.67, 0), (0.67, 0.33), (1, 0.33), (1, 0.67), (0.67, 0.67)]
-        points += [(0.67, 1), (0.33, 1), (0.33, 0.67), (0, 0.67), (0, 0.33), (0.33, 0.33)]
-    columns, rows = zip(*points, strict=True)
-    return tuple(
-        ((x - min(columns)) / (max(columns) - min(columns)), (y - min(rows)) / (max(rows) - min(rows)))
-        for x, y in points
-    )
+def _star() -> list[tuple[float, float]]:
+    """The corners of a star that fills the unit square."""
+    around = [((0.45 if k % 2 else 1), math.pi * k / 5) for k in range(10)]
+    corners = np.array([(radius * math.sin(angle), -radius * math.cos(angle)) for radius, angle in around])
+    return ((corners - corners.min(0)) / np.ptp(corners, 0)).tolist()
+
+
+_CROSS = [(0.33, 0), (0.67, 0), (0.67, 0.33), (1, 0.33), (1, 0.67), (0.67, 0.67)]
+_CROSS += [(0.67, 1), (0.33, 1), (0.33, 0.67), (0, 0.67), (0, 0.33), (0.33, 0.33)]
+POLYGONS = {"triangle": [(0, 1), (0.5, 0), (1, 1)], "star": _star(), "cross": _CROSS}
 
 
 @lru_cache(maxsize=4096)
 def _word_mask(word: str, width: int, height: int) -> Image.Image:
     """The word in capitals, as large as the sign allows, in Pillow's built-in font."""
     size = (width * SUPERSAMPLE, height * SUPERSAMPLE)
-    trial = ImageFont.load_default(100)
-    x0, y0, x1, y1 = trial.getbbox(word.upper())
+    x0, y0, x1, y1 = ImageFont.load_default(100).getbbox(word.upper())
     scale = min(0.86 * size[0] / (x1 - x0), 0.62 * size[1] / (y1 - y0))
     mask = Image.new("L", size, 0)
-    draw = ImageDraw.Draw(mask)
-    draw.text(
-        (size[0] / 2, size[1] / 2),
-        word.upper(),
-        fill=255,
-        font=ImageFont.load_default(100 * scale),
-        anchor="mm",
-        stroke_width=max(1, SUPERSAMPLE * height // 50),
-    )
+    line, middle = max(1, SUPERSAMPLE * height // 50), (size[0] / 2, size[1] / 2)
+    font = ImageFont.load_default(100 * scale)
+    ImageDraw.Draw(mask).text(middle, word.upper(), 255, font, anchor="mm", stroke_width=line)
     return mask
