@@ -183,7 +183,7 @@ def project(tmp_path_factory):
     """Demo scenes, and a random pre-training checkpoint."""
     folder = tmp_path_factory.mktemp("vqa")
     sizes = ["--train", "24", "--val", "6", "--test", "7", "--size", "32", "--workers", "1"]
-    sizes += ["--questions-per-scene", "3"]
+    sizes += ["--questions_per_scene", "3"]
     make_demo_data.main(["--output", str(folder / "data"), *sizes])
     torch.manual_seed(0)
     backbone, _ = build_backbone(tiny_config(*TINY))
