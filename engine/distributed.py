@@ -104,7 +104,7 @@ def init_distributed(device: str = "auto") -> torch.device:
         if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
             raise UserError(f"RANK and WORLD_SIZE are set, {missing[0]} is not: start with torchrun, or unset them")
         try:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", **_restarted())
         except (TimeoutError, RuntimeError) as error:
             raise UserError(f"the processes do not find each other ({one_line(error)}); start them all again") from None
         _members[:] = gather_objects((socket.gethostname(), os.getpid()))
@@ -113,6 +113,19 @@ def init_distributed(device: str = "auto") -> torch.device:
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=[Console(sys.stdout)])
     logger.setLevel(logging.INFO if is_main() else logging.WARNING)
     return torch.device("cuda", local) if device == "cuda" else torch.device("cpu")
+
+
+def _restarted() -> dict:
+    """Arguments of init_process_group by which processes that torchrun has restarted meet under keys of their own.
+
+    torchrun keeps one store for all restarts (pytorch issue 135712): under the same keys a process may find the address
+    of one that is gone, and wait for it without end. Not for several nodes, each of which counts its own restarts.
+    """
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restarts == "0" or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return {}
+    store, number, processes = next(dist.rendezvous("env://"))
+    return {"store": dist.PrefixStore(f"restart_{restarts}", store), "rank": number, "world_size": processes}
 
 
 class Console(logging.StreamHandler):

@@ -1,13 +1,19 @@
 """Two processes (gloo), of one node and of two, against one process with the same global batch, draws and negatives."""
 
+import multiprocessing
 import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+
+from engine.distributed import init_distributed
+from utils import gather_objects, leave_group
 
 SCRIPT = Path(__file__).parent / "distributed_steps.py"
 
@@ -76,3 +82,30 @@ def test_compiled_layers_train_alike_in_two_processes(tmp_path, one_node):
     assert compiled["compiled"] and not one_node["compiled"]
     torch.testing.assert_close(compiled["losses"], one_node["losses"], atol=1e-5, rtol=0)
     torch.testing.assert_close(compiled["state"], one_node["state"], atol=1e-5, rtol=0)
+
+
+def join(rank: int, restarts: int, port: int) -> None:
+    """A process that torchrun has started: it meets the other one, and one of the two is killed."""
+    agent = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": restarts, "GROUP_WORLD_SIZE": 1}
+    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    for name, value in {**agent, **address, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2}.items():
+        os.environ[name] = str(value)
+    time.sleep(0.3 * (restarts % 2 == rank))  # the other one looks first for who is there
+    init_distributed("cpu")
+    assert gather_objects((rank, restarts)) == [(0, restarts), (1, restarts)]
+    if rank == restarts % 2:
+        os._exit(0)
+    leave_group()
+
+
+def test_processes_that_torchrun_restarts_do_not_wait_for_those_before_them():
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)  # of the agent, for all restarts
+    fork = multiprocessing.get_context("fork")
+    for restarts in range(6):
+        ranks = [fork.Process(target=join, args=(rank, restarts, store.port)) for rank in range(2)]
+        for rank in ranks:
+            rank.start()
+        for rank in ranks:
+            rank.join(20)
+            rank.kill()
+        assert [rank.exitcode for rank in ranks] == [0, 0], restarts
