@@ -119,7 +119,7 @@ def create_objective(cfg, dataset, tokenizer, run):
     run.info(f"CIDEr-D: n-grams of {images} training images counted in {time.perf_counter() - start:.1f} s")
     return SelfCritical(
         reward,
-        **{key: cfg.scst[key] for key in ("mode", "samples", "baseline")},
+        **{key: cfg.scst[key] for key in ("mode", "samples", "baseline", "log_prob")},
         min_tokens=cfg.generation.min_tokens,
         max_tokens=cfg.generation.max_tokens,
     )

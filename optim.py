@@ -19,7 +19,7 @@ def create_optimizer(
     betas=(0.9, 0.999),
     vit_prefix: str = "backbone.image_encoder.",
 ) -> torch.optim.AdamW:
-    """AdamW over the parameters that require a gradient (the paper, Section 4.1: two rates, decay 0.02).
+    """AdamW over the parameters that require a gradient (the paper, Section 4.2: two rates, decay 0.02).
 
     `lr_vit` is for the pre-trained image encoder, that is for names starting with `vit_prefix`; all else, and
     the [MASK] token, which no image encoder is published with, learns at `lr`. No decay for tensors of at

@@ -1,4 +1,4 @@
-"""The learning rate of every optimizer step: linear warm-up, and a cosine (the paper, Section 4.1)."""
+"""The learning rate of every optimizer step: linear warm-up, and a cosine (the paper, Section 4.2)."""
 
 from __future__ import annotations
 

@@ -127,8 +127,7 @@ def _gray_to_8_bit(image: Image.Image, png: bool) -> Image.Image:
 
 # ------------------------------------------------------------------------------------------ RandAugment
 # ALBEF's ten operations with its ranges at magnitude 10. Values: enhancement factor, shear, share of the side, degrees.
-# Empty areas are filled with gray 128 as there. ALBEF shifts by up to 10 pixels of a 256-pixel image; here it is the
-# same share of the side at every resolution.
+# Empty areas are filled with gray 128 as there.
 
 GRAY = (128, 128, 128)
 
@@ -152,12 +151,16 @@ GEOMETRIC = {
     "Rotate": lambda image, value: image.rotate(value, BILINEAR, fillcolor=GRAY),
 }
 OPERATIONS = PHOTOMETRIC | GEOMETRIC
-LARGEST = {"ShearX": 0.3, "ShearY": 0.3, "TranslateX": 10 / 256, "TranslateY": 10 / 256, "Rotate": 30}  # either way
+LARGEST = {"ShearX": 0.3, "ShearY": 0.3, "TranslateX": 10, "TranslateY": 10, "Rotate": 30}  # either way; 10 pixels
 _NAMES = tuple(OPERATIONS)
 
 
-def draw_operations(rng: random.Random, ops: int, magnitude: float) -> list[tuple[str, float]]:
-    """`ops` operations drawn with replacement, each kept with probability one half: [(name, value), ...]."""
+def draw_operations(rng: random.Random, ops: int, magnitude: float, side: int) -> list[tuple[str, float]]:
+    """`ops` operations drawn with replacement, each kept with probability one half: [(name, value), ...].
+
+    side: of the view. ALBEF shifts views of 256 and of 384 pixels by equally many pixels, so do we from 224 on; smaller
+    views, of which it has none, are shifted by the share of the side that its pixels are of 256.
+    """
     drawn = []
     for _ in range(ops):
         name = rng.choice(_NAMES)
@@ -165,6 +168,8 @@ def draw_operations(rng: random.Random, ops: int, magnitude: float) -> list[tupl
             value = magnitude / 10 * 1.8 + 0.1  # of brightness and sharpness; the others have no value
             if name in LARGEST:
                 value = math.copysign(magnitude / 10 * LARGEST[name], rng.random() - 0.5)
+                if name.startswith("Translate"):
+                    value /= side if side >= 224 else 256
             drawn.append((name, value))
     return drawn
 
@@ -280,7 +285,7 @@ class Augment:
         width, height = image.shape[1::-1] if isinstance(image, Tensor) else image.size
         box = random_crop(width, height, self.crop_scale, rng)
         flipped = rng.random() < 0.5 and self.flip and allow_flip  # draw always: later draws stay the same
-        drawn = draw_operations(rng, self.ops, self.magnitude)
+        drawn = draw_operations(rng, self.ops, self.magnitude, self.image_size)
         view = to_pixels(apply_operations(_crop(image, box, self.image_size, flipped), drawn))
         if self.codebook_size is None:
             return view, None

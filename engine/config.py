@@ -499,6 +499,7 @@ CAPTION = Stage(
         "train.label_smoothing": number(0, 1),
         "scst.mode": choice("sample", "beam"),
         "scst.baseline": choice("mean", "greedy"),
+        "scst.log_prob": choice("sum", "mean"),
         "eval.splits": splits,
     },
     may_change=(

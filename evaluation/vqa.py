@@ -69,9 +69,9 @@ def answer_scores(reference: Reference, scoring: str = "official") -> tuple[bool
         scoring: how the ten annotators' answers are compared with the prediction.
             "official": as the official program does since March 2021. If all ten are the same, white space around them
             apart, the prediction must be the very same; otherwise both sides are normalized.
-            "official_2017": as it did before, and as ALBEF and mPLUG report. The prediction is always normalized; the
-            annotators' answers only lose their punctuation, and only if they are not all the same. An annotator's
-            "none" or "two" then matches nothing.
+            "official_2017": as it did before; ALBEF's and mPLUG's code has this version, their published numbers are
+            the server's. The prediction is always normalized; the annotators' answers only lose their punctuation, and
+            only if they are not all the same. An annotator's "none" or "two" then matches nothing.
 
     Raises:
         ValueError: another number of answers than one or ten.

@@ -93,7 +93,9 @@ class SelfCritical:
     reward: (token ids [R, T] padded after [SEP], references of B images) -> [R] rewards on the CPU, the R / B sentences
         of an image side by side.
     mode: "sample" draws `samples` sentences per image, "beam" takes the best of as many beams.
-    baseline: "mean" of the image's other sentences, or the reward of its "greedy" sentence.
+    baseline: "mean" of the image's other sentences (as self-critical.pytorch), or the reward of its "greedy" sentence.
+    log_prob: of a sentence, the "sum" over its tokens, whose gradient is the expected reward's (Rennie et al. 2017), or
+        their "mean" (as OSCAR), which weighs a token of a long sentence less.
     min_tokens, max_tokens: as in `generation.Generation`.
     """
 
@@ -104,6 +106,7 @@ class SelfCritical:
         mode: str = "beam",
         samples: int = 5,
         baseline: str = "mean",
+        log_prob: str = "sum",
         min_tokens: int = 1,
         max_tokens: int = 25,
     ):
@@ -114,7 +117,7 @@ class SelfCritical:
         lengths = {"min_tokens": min_tokens, "max_tokens": max_tokens}
         self.options = Generation(mode, beams=samples, num_return=samples, **lengths)
         self.greedy = Generation("greedy", **lengths) if baseline == "greedy" else None
-        self.reward = reward
+        self.reward, self.log_prob = reward, log_prob
         self.reward_seconds = 0.0  # spent in `reward` so far
 
     def __call__(
@@ -129,6 +132,8 @@ class SelfCritical:
         said = written_tokens(sequences, model.tokens.sep_id)  # [B * n, T]
         logits = model.logits(inputs, said, projected, memory_mask)  # [N, V]
         log_probs = sentence_log_probs(logits, sequences, said, model.tokens.sep_id, self.options.min_tokens)
+        if self.log_prob == "mean":
+            log_probs = log_probs / said.sum(1)
         loss = self_critical_loss(log_probs.view_as(rewards), rewards, baseline)
         spread = rewards.std(dim=1, unbiased=False).mean()
         return loss, {"reward": rewards.mean(), "reward_spread": spread, "tokens": said.sum(1).float().mean()}

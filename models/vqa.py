@@ -59,7 +59,8 @@ class VQAModel(nn.Module):
         """The most probable answer of a closed list, in two stages as ALBEF does.
 
         The k answers whose first token is most probable are scored whole (log-probability of all their tokens, [SEP]
-        included); k of the list's length or more scores every answer. Equal ones: the first in the list.
+        included); k of the list's length or more scores every answer. Equal ones: the first in the list. ALBEF adds the
+        first token's log-probability once more, which favors answers that begin with a common word.
 
         ids, target, mask: [A, T], the list by dataset.vqa.encode_answers. -> (places in the list [B], scores [B]).
         """

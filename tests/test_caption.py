@@ -130,7 +130,8 @@ def test_four_short_and_four_long_captions_give_the_gradient_of_all_eight(tmp_pa
     assert (alike - together).norm() > 0.3 * together.norm()
 
 
-def test_the_self_critical_loss_equals_the_hand_formula():
+@pytest.mark.parametrize("log_prob", ["sum", "mean"])
+def test_the_self_critical_loss_equals_the_hand_formula(log_prob):
     """Two images, three sentences each: - 1/6 sum (r - mean of the other two) log p, p by a plain forward pass."""
     model, batch = tiny_captioner(), caption_batch()
     rewards = torch.tensor([1.0, 2.0, 6.0, 0.5, 0.0, 0.0])
@@ -140,7 +141,7 @@ def test_the_self_critical_loss_equals_the_hand_formula():
         seen.append(sequences)
         return rewards
 
-    objective = SelfCritical(reward, mode="sample", samples=3, min_tokens=2, max_tokens=6)
+    objective = SelfCritical(reward, mode="sample", samples=3, log_prob=log_prob, min_tokens=2, max_tokens=6)
     torch.manual_seed(4)
     loss, logs = model(batch, objective)
     sequences = seen[0]
@@ -155,7 +156,7 @@ def test_the_self_critical_loss_equals_the_hand_formula():
         hidden = model.backbone.decoder(inputs, memory=projected, memory_mask=mask[image])
         logits = model.backbone.decoder.lm_logits(hidden)[0]
         logits[:2, TOKENIZER.sep_id] = -torch.inf
-        log_p = logits.log_softmax(-1)[torch.arange(len(ids)), torch.tensor(ids)].sum()
+        log_p = getattr(logits.log_softmax(-1)[torch.arange(len(ids)), torch.tensor(ids)], log_prob)()
         total = total - (r - b) * log_p / 6
     torch.testing.assert_close(loss, total)
     torch.testing.assert_close(logs["reward"], rewards.mean())

@@ -160,7 +160,7 @@ def test_crops_have_the_asked_area_and_aspect_ratio():
 
 def test_operations_are_drawn_uniformly_and_kept_half_of_the_time():
     rng = random.Random(0)
-    drawn = [name for _ in range(5000) for name, _ in transforms.draw_operations(rng, 2, 7)]
+    drawn = [name for _ in range(5000) for name, _ in transforms.draw_operations(rng, 2, 7, 256)]
     assert abs(len(drawn) - 5000) < 200
     counts = {name: drawn.count(name) for name in transforms.OPERATIONS}
     assert len(counts) == 10 and all(abs(count - 500) < 90 for count in counts.values())
@@ -170,12 +170,28 @@ def test_operation_values_are_albefs_at_magnitude_seven():
     rng = random.Random(0)
     seen: dict[str, set[float]] = {}
     for _ in range(2000):
-        for name, value in transforms.draw_operations(rng, 2, 7):
+        for name, value in transforms.draw_operations(rng, 2, 7, 256):
             seen.setdefault(name, set()).add(round(value, 6))
     assert seen["Brightness"] == seen["Sharpness"] == {1.36}
     assert seen["ShearX"] == seen["ShearY"] == {-0.21, 0.21}
     assert seen["TranslateX"] == seen["TranslateY"] == {-0.027344, 0.027344}  # 7 of 256 pixels
     assert seen["Rotate"] == {-21.0, 21.0}
+
+
+@pytest.mark.parametrize("side", [224, 256, 384])
+def test_translations_move_by_seven_whole_pixels_as_albefs(side):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8))
+    rng, seen, before = random.Random(0), set(), np.array(image)
+    while len(seen) < 4:
+        for name, value in transforms.draw_operations(rng, 2, 7, side):
+            if name.startswith("Translate"):
+                axis, shift = int(name == "TranslateX"), int(np.copysign(7, value))
+                expected = np.roll(before, -shift, axis)
+                gap = [slice(None)] * 2
+                gap[axis] = slice(-7, None) if shift > 0 else slice(7)
+                expected[tuple(gap)] = 128
+                assert np.array_equal(np.array(transforms.apply_operations(image, [(name, value)])), expected)
+                seen.add((name, shift))
 
 
 def test_the_codebook_image_shares_crop_flip_and_geometry_with_the_second_view():

@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = command(caption, "caption images", "rows image, caption", precision="auto")
     add("--prompt", help="what the text encoder reads before (default: the checkpoint's)")
     add("--objects", default="", help='object labels, such as "dog&&frisbee"')
-    add("--mode", choices=MODES, help="of generation; its defaults are the checkpoint's own, else the paper's")
+    add("--mode", choices=MODES, help="of generation; its defaults are the checkpoint's own, else Caption_coco.yaml's")
     for name in WRITING[1:]:
         add(f"--{name}", type=float if name in ("length_penalty", "top_p", "temperature") else int)
     add("--seed", type=int, default=0, help="of sampling")

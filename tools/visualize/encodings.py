@@ -29,7 +29,7 @@ class Encodings:
 def encode(model: PretrainModel, images: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Encodings:
     """The momentum teacher on images [B, 3, S, S] with their captions [B, L]; without a teacher, the student.
 
-    The distributions are those that pre-training takes as targets: text injected, centered, sharpened (Section 3.2.1).
+    The distributions are those that pre-training takes as targets: text injected (Section 3.2.2), centered, sharpened.
     """
     backbone, teacher = model.backbone, model.teacher
     encoder = getattr(teacher, "image_encoder", backbone.image_encoder)
