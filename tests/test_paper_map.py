@@ -1,10 +1,14 @@
-"""README's map of the paper to the code, and the labels of the paper's equations in models/."""
+"""README's map of the paper to the code, the keys of docs/paper.md, and the labels of the equations in models/."""
 
 import importlib
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+
+from engine.config import STAGES, load_config
+from tools.ablate.plan import flatten
 
 ROOT = Path(__file__).resolve().parent.parent
 LABELS = ("Eq. 1", "Eq. 2", "Eq. 3", "Eq. 4", "Section 3.2.2")
@@ -53,3 +57,13 @@ def test_no_other_equation_has_a_bare_number():
     for path in (ROOT / "models").glob("*.py"):
         numbers = re.findall(r"(?:Eq\.|Equation) *\d+", path.read_text(encoding="utf-8"))
         assert set(numbers) <= set(LABELS), path
+
+
+def test_every_key_that_the_decisions_name_exists():
+    lines = (ROOT / "docs/paper.md").read_text(encoding="utf-8").splitlines()
+    named_keys = {
+        key for line in lines if line.startswith("| ") for key in re.findall(r"`([^`]+)`", line.split("|")[-2])
+    }
+    keys = {key for stage in STAGES.values() for key in flatten(load_config(stage.schema, (), stage))}
+    unknown = {name for name in named_keys - {"--checkpoint"} if not any(fnmatch(key, f"{name}*") for key in keys)}
+    assert len(named_keys) > 15 and not unknown
