@@ -16,7 +16,6 @@ caption_result_SPLIT.json of the others, and metrics.json (percent; a column tha
 parser says so).
 """
 
-import argparse
 import time
 
 import torch
@@ -25,7 +24,7 @@ from torch import nn
 from dataset import create_dataset
 from dataset.caption import CaptionCollate
 from dataset.text import checkpoint_tokenizer
-from engine.config import CAPTION, Config, add_arguments, load_config
+from engine.config import CAPTION, Config, arguments, load_config
 from engine.distributed import distributed
 from engine.finetune import Finetuning, finetune, start_stage
 from engine.loop import Progress
@@ -37,12 +36,10 @@ from utils import UserError, run_main
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, config=CAPTION.schema, output_dir="output/caption")
-    args = parser.parse_args(argv)
+    args = arguments(__doc__, argv, CAPTION.schema, "output/caption")
     with distributed(args.device) as device:
         cfg = load_config(args.config, args.override, CAPTION)
-        backbone, description, run, resume_from = start_stage(args, cfg, CAPTION, decoder=True)
+        backbone, description, run, resume_from = start_stage(args, cfg, decoder=True)
         tokenizer = checkpoint_tokenizer(cfg.text.vocab, description)
         model = CaptionModel(backbone, tokenizer).to(device)
         captioner = Captioner(cfg, tokenizer, device, run)
@@ -64,28 +61,14 @@ class CaptionTask(Finetuning):
         super().__init__(model)
         self.captioner, self.objective, self.run = captioner, objective, run
         self.validate_first = isinstance(objective, SelfCritical)  # its gain is measured against what it starts from
-        self.since: float | None = None  # when the time began of which `reward_time` says the reward's share
 
     def loss(self, model: nn.Module, batch: dict, progress: Progress) -> tuple[torch.Tensor, dict]:
-        if self.since is None and model.training:  # not in DDP's rehearsal
-            self.start_clock()
         return model(batch, self.objective)
-
-    def log(self, progress: Progress, means: dict) -> dict:
-        if not isinstance(self.objective, SelfCritical):
-            return {}
-        share = (self.objective.reward_seconds - self.spent) / (time.perf_counter() - self.since)
-        self.start_clock()
-        return {"reward_time": share}
-
-    def start_clock(self) -> None:
-        self.since, self.spent = time.perf_counter(), getattr(self.objective, "reward_seconds", 0.0)
 
     def validate(self, step: int) -> dict[str, float]:
         found = self.captioner.validate(self.model)
         self.run.log(step, {"cider": found}, "val")
         self.run.info(f"val at step {step}: CIDEr {found:.2f}")
-        self.since = None
         return {"cider": found}
 
 

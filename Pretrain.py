@@ -9,8 +9,6 @@ TensorBoard's events and, every epoch, an image of what is masked. With `data.va
 validated (retrieval by ITC); with `train.best: val` checkpoint_best.pth is the best of them.
 """
 
-import argparse
-
 import torch
 from torch import nn
 
@@ -18,11 +16,11 @@ from dataset import create_dataset, create_train_loader
 from dataset.pretrain import PretrainCollate
 from dataset.text import Tokenizer
 from dataset.transforms import CLIP_MEAN, CLIP_STD, normalized
-from engine.checkpoint import BestCheckpoint, begin, random_state_kept
-from engine.config import PRETRAIN, Config, add_arguments, differences, load_config
+from engine.checkpoint import BestCheckpoint, random_state_kept
+from engine.config import PRETRAIN, Config, arguments, load_config
 from engine.distributed import distributed
 from engine.loop import Progress, Task, fit, start_training
-from engine.run import Run
+from engine.run import Run, begin
 from evaluation.retrieval import SCORE, Validation
 from evaluation.sharded import evaluating
 from models.alignment import MatchingWatch, alpha_at
@@ -42,26 +40,23 @@ from utils import (
 SHOWN = 4  # pairs in the image of an epoch, which fits on a screen
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    args = parser.parse_args()
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(__doc__, argv)
     with distributed(args.device) as device:
         cfg = load_config(args.config, args.override, PRETRAIN)
         if args.evaluate:
             raise UserError("--evaluate: Pretrain.py only trains; evaluate its checkpoint with Retrieval.py --evaluate")
-        resume_from, found, lines = begin(args, cfg, PRETRAIN)
+        run, resume_from = begin(args, cfg)
         seed_everything(cfg.seed, per_rank=False)  # every process builds the same model
         tokenizer = Tokenizer(cfg.text.vocab, sep=cfg.text.sep)
         start = None if resume_from else args.checkpoint
-        model, built = build_pretrain_model(cfg, tokenizer, initial_weights=not (resume_from or start))
-        lines += built
+        model, lines = build_pretrain_model(cfg, tokenizer, initial_weights=not (resume_from or start))
         if start:
             lines += start_from(model, load_checkpoint(start), start)
         for line in lines:
             logger.info(line)
         pretrained_vit = cfg.model.image_encoder.weights != "random" or args.checkpoint is not None
-        with Run(args.output_dir, cfg, found) as run:
+        with run:
             train(model.to(device), tokenizer, cfg, device, run, resume_from, pretrained_vit)
 
 
@@ -133,10 +128,9 @@ def train(
         raise UserError(f"data.train: all {len(dataset)} entries name one image, which leaves matching no negative")
     task = PretrainTask(model, dataset, loader, tokenizer, cfg, run, device)
     if cfg.train.best == "val":
-        task.best = best_on_val(run, {**task.notes, "config": cfg.to_dict()}, cfg, resume_from)
-    resumed = resume_from is not None
+        task.best = BestCheckpoint(run.dir, SCORE, {**task.notes, "config": cfg.to_dict()}, resume_from)
     training = start_training(model, loader, cfg, device, resume_from, pretrained_vit)
-    run.open(training.progress.step if resumed else None)
+    run.open()
     fit(training, task, run)
     if "loss" in task.latest or not (run.dir / "metrics.json").exists():  # else --resume found no step left to make
         run.write_metrics(task.latest)
@@ -144,16 +138,6 @@ def train(
         best = task.best.best
         run.info(f"best epoch {best['epoch']}: {SCORE} {best[SCORE]:.2f} on val; {task.best.path}")
     run.info(f"done: {run.dir / 'checkpoint_last.pth'}")
-
-
-def best_on_val(run: Run, notes: dict, cfg: Config, resume_from: dict | None) -> BestCheckpoint:
-    """The keeper of the best epoch by validation; of epochs that were validated on other images nothing is known."""
-    if resume_from and "best" in resume_from:
-        changed = differences(resume_from["config"], cfg)
-        if "data.val" in changed or "eval.images" in changed:
-            run.info("data.val or eval.images are new: the best epoch is chosen among those to come")
-            del resume_from["best"]
-    return BestCheckpoint(run.dir, SCORE, notes, resume_from)
 
 
 @torch.no_grad()

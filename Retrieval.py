@@ -14,15 +14,13 @@ Writes metrics.json (percent; `chance_*`: what a random order reaches; `test_fol
 test split, MSCOCO's 1K) and retrieval_result.json (the first ranked items of every query) into --output_dir.
 """
 
-import argparse
-
 import torch
 from torch import nn
 
 from dataset import create_dataset
 from dataset.pretrain import PretrainCollate
 from dataset.text import checkpoint_tokenizer
-from engine.config import RETRIEVAL, Config, add_arguments, load_config
+from engine.config import RETRIEVAL, Config, arguments, load_config
 from engine.distributed import distributed
 from engine.finetune import Finetuning, finetune, start_stage
 from engine.loop import Progress
@@ -34,12 +32,10 @@ from utils import logger, run_main, world_size
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, config=RETRIEVAL.schema, output_dir="output/retrieval")
-    args = parser.parse_args(argv)
+    args = arguments(__doc__, argv, RETRIEVAL.schema, "output/retrieval")
     with distributed(args.device) as device:
         cfg = load_config(args.config, args.override, RETRIEVAL)
-        backbone, description, run, resume_from = start_stage(args, cfg, RETRIEVAL, decoder=False)
+        backbone, description, run, resume_from = start_stage(args, cfg, decoder=False)
         tokenizer = checkpoint_tokenizer(cfg.text.vocab, description)
         backbone.to(device)
         ranker = Ranker(cfg, tokenizer, device, run)

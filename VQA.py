@@ -10,15 +10,13 @@ evaluation server's format, every test question exactly once), vqa_result_val.js
 by answer type and question type, and what the best constant answer of each question type reaches).
 """
 
-import argparse
-
 import torch
 from torch import nn
 
 from dataset import create_dataset
 from dataset.text import checkpoint_tokenizer
 from dataset.vqa import VQACollate, question_limits
-from engine.config import VQA, Config, add_arguments, load_config
+from engine.config import VQA, Config, arguments, load_config
 from engine.distributed import distributed
 from engine.finetune import Finetuning, finetune, start_stage
 from engine.loop import Progress
@@ -29,12 +27,10 @@ from utils import UserError, run_main
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, config=VQA.schema, output_dir="output/vqa")
-    args = parser.parse_args(argv)
+    args = arguments(__doc__, argv, VQA.schema, "output/vqa")
     with distributed(args.device) as device:
         cfg = load_config(args.config, args.override, VQA)
-        backbone, description, run, resume_from = start_stage(args, cfg, VQA, decoder=True)
+        backbone, description, run, resume_from = start_stage(args, cfg, decoder=True)
         tokenizer = checkpoint_tokenizer(cfg.text.vocab, description)
         model = VQAModel(backbone, tokenizer).to(device)
         answerer = Answerer(cfg, tokenizer, device, run)

@@ -31,10 +31,6 @@ ROOT = Path(__file__).resolve().parent
 logger = logging.getLogger("semmim")
 IGNORE = -100  # target of a token that counts for no loss, torch's own convention
 HALF_SURROGATE = re.compile("[\ud800-\udfff]")  # what JSON and YAML can write, and no text encoder takes
-FULL = {errno.ENOSPC, errno.EDQUOT}  # what a disk says, see `disk_error`
-REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
-WORKER_DIED = re.compile("DataLoader worker .*(exited unexpectedly|killed by signal)|unable to (write to file|mmap)")
-ESCAPE_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # of terminals, as torch puts them into its messages
 
 
 # --------------------------------------------------------------------------------------- errors, the end of a script
@@ -42,6 +38,10 @@ ESCAPE_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # of terminals, as torch put
 
 class UserError(Exception):
     """Something the user can put right: one line that names the file, entry or key, and the remedy."""
+
+
+class Stopped(Exception):
+    """Training was asked by a signal to stop; its checkpoint is written, or is about to be."""
 
 
 def user_message(error: UserError) -> str:
@@ -54,16 +54,12 @@ def user_message(error: UserError) -> str:
 
 def shown(value) -> str:
     """The value as it is named in an error: in one line, and cut if it is long."""
-    try:
-        text = repr(value)
-    except (RecursionError, ValueError):  # nested too deeply, or a number of more than 4,300 digits
-        text = type(value).__name__
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return one_line(repr(value), 80)
 
 
 def one_line(text: object, length: int = 200) -> str:
     """A text in one printable line, cut after a word if it is long."""
-    text = printable(" ".join(ESCAPE_CODE.sub("", str(text)).split()))
+    text = printable(" ".join(re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(text)).split()))  # torch colors its messages
     if len(text) <= length:
         return text
     return text[: max(text.rfind(" ", length // 2, length), length // 2)] + " ..."
@@ -80,34 +76,28 @@ def reason(error: Exception) -> str:
     torch's refusal of a file that could run code is a page of advice how to let it; of that, what it found.
     """
     message = str(error).strip()
-    if "weights_only" in message or "WeightsUnpickler" in message:
-        if found := re.search(r"GLOBAL ([\w.]+)", message):
-            return f"it holds {one_line(found[1])}, which is no tensor and could run code"
-        found = re.search(r"WeightsUnpickler error: *(.+)", message)
-        message = found[1] if found else "it holds something else than tensors"
+    if found := re.search(r"GLOBAL ([\w.]+)", message):
+        return f"it holds {one_line(found[1])}, which is no tensor and could run code"
+    if found := re.search(r"WeightsUnpickler error: *(.+)", message):
+        message = found[1]
     return one_line(message.splitlines()[0]) if message else type(error).__name__
+
+
+REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room, or write to another disk"),
+    errno.EIO: "the disk, or what it hangs on, may fail",
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "name another place, or have this one put right"),
+}
 
 
 def disk_error(error: OSError) -> str | None:
     """One line for an error of the disk or of a file's place; None for one that may be this code's."""
-    named = [
-        one_line(os.fsdecode(name), 1000) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)
-    ]
-    if error.errno in FULL:
-        remedy = "make room, or write to another disk"
-    elif error.errno == errno.EIO:
-        remedy = "the disk, or what it hangs on, may fail"
-    elif error.errno == errno.ENOENT and not named:  # of os.getcwd
+    if error.errno == errno.ENOENT and error.filename is None:  # of os.getcwd
         return "the working directory is gone; change into one that exists"
-    elif error.errno in REFUSED and named:
-        remedy = "name another place, or have this one put right"
-    else:
+    if error.errno not in REMEDIES:
         return None
-    return f"{' -> '.join(named) or 'a file cannot be read or written'}: {error.strerror}; {remedy}"
-
-
-class Stopped(Exception):
-    """Training was asked by a signal to stop; its checkpoint is written, or is about to be."""
+    name = "a file" if error.filename is None else one_line(os.fsdecode(error.filename), 1000)
+    return f"{name}: {error.strerror}; {REMEDIES[error.errno]}"
 
 
 STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP]
@@ -134,36 +124,33 @@ def run_main(main: Callable[[], object]) -> None:
 def _exit_code(main: Callable[[], object]) -> int:
     try:
         main()
-    except Stopped:
-        return EXIT_STOPPED
-    except KeyboardInterrupt as stop:
+        return 0
+    except (Stopped, KeyboardInterrupt) as stop:
         if str(stop):
             logger.info("%s", stop)
         return EXIT_STOPPED
-    except UserError as error:
-        return _failed(user_message(error))
-    except torch.OutOfMemoryError as error:
-        advice = "lower train.batch_size and raise train.accumulation, or set checkpointing: true"
-        return _failed(f"out of GPU memory ({reason(error)}); {advice}")
-    except RuntimeError as error:
-        if not WORKER_DIED.search(str(error)):
-            raise
-        remedy = "lower data.num_workers, or enlarge /dev/shm (docker: --shm-size)"
-        return _failed(f"a data worker died ({one_line(error)}); {remedy}")
     except BrokenPipeError:  # whoever read the output, such as `head`, has gone
         drop_output()
         return 141
-    except OSError as error:
-        if (line := disk_error(error)) is None:
+    except Exception as error:
+        if (line := _error_line(error)) is None:
             raise
-        return _failed(line)
-    return 0
+        print("error:" if is_main() else f"error (process {rank()}):", printable(line), file=sys.stderr, flush=True)
+        return 2
 
 
-def _failed(line: str) -> int:
-    """Say what is wrong; the exit code."""
-    print("error:" if is_main() else f"error (process {rank()}):", printable(line), file=sys.stderr, flush=True)
-    return 2
+def _error_line(error: Exception) -> str | None:
+    """What the user is to know of an error; None for one that is this code's fault."""
+    if isinstance(error, UserError):
+        return user_message(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        advice = "lower train.batch_size and raise train.accumulation, or set checkpointing: true"
+        return f"out of GPU memory ({reason(error)}); {advice}"
+    worker = "DataLoader worker .*(exited unexpectedly|killed by signal)|unable to (write to file|mmap)"
+    if isinstance(error, RuntimeError) and re.search(worker, str(error)):
+        remedy = "lower data.num_workers, or enlarge /dev/shm (docker: --shm-size)"
+        return f"a data worker died ({one_line(error)}); {remedy}"
+    return disk_error(error) if isinstance(error, OSError) else None
 
 
 def drop_output() -> None:
@@ -201,10 +188,8 @@ def find_file(path: str | os.PathLike, what: str = "file") -> Path:
 
     `what` says in the error what was looked for, e.g. the configuration key.
     """
-    path = Path(path)
-    with contextlib.suppress(RuntimeError):  # of ~nobody: there is no such home
-        path = path.expanduser()
-    folders = [Path.cwd()] if Path.cwd() == ROOT else [Path.cwd(), ROOT]
+    path = Path(os.path.expanduser(path))
+    folders = list(dict.fromkeys((Path.cwd(), ROOT)))
     for folder in folders:
         if os.path.exists(folder / path):
             return path if folder == folders[0] else folder / path
@@ -283,41 +268,41 @@ def write_json(path, value) -> None:
 
 def save_checkpoint(path, checkpoint: dict) -> None:
     """Write a checkpoint so that `path` always holds a whole one, the old or the new."""
-    with replacing(path) as temporary, open(temporary, "wb") as file:
+    with replacing(path) as temporary:
+        write_checkpoint(temporary, checkpoint)
+
+
+def write_checkpoint(path, checkpoint: dict) -> None:
+    """Write a checkpoint that is on the disk when this returns."""
+    with open(path, "wb") as file:
         torch.save(checkpoint, file)
         file.flush()
         os.fsync(file.fileno())
 
 
 def load_checkpoint(path, required=("model",)) -> dict:
-    """Read a checkpoint to the CPU without running any code that it may hold."""
+    """Read a checkpoint to the CPU without running any code that it may hold.
+
+    torch writes a checksum (CRC-32) with every record and does not compare it when it reads: that is done here.
+    """
     path = find_file(path, "checkpoint")
-    if not path.is_file():  # a pipe would be waited for without end
-        raise UserError(f"{path}: not a readable checkpoint (no regular file)")
-    if (damage := find_damage(path)) is not None:
-        raise UserError(f"{path}: damaged: {damage}; take another checkpoint")
     try:
+        with open_file(path) as file:
+            if zipfile.is_zipfile(file):  # if not, torch says what it is instead
+                with zipfile.ZipFile(file) as archive:
+                    if record := archive.testzip():
+                        raise UserError(
+                            f"{path}: damaged: the checksum of its record {record!r} is wrong; take another"
+                        )
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the bytes of a file that no run wrote make torch or pickle raise
-        raise UserError(f"{path}: not a readable checkpoint ({reason(error)})") from None
+    except UserError:
+        raise
+    except Exception as error:  # whatever the bytes of a file that no run wrote make zipfile, torch or pickle raise
+        raise UserError(f"{path}: not a readable checkpoint ({reason(error)}); take another") from None
     missing = [key for key in required if not isinstance(checkpoint, dict) or key not in checkpoint]
     if missing:
         raise UserError(f"{path}: not a checkpoint of this project (it has no entry {', '.join(missing)})")
     return checkpoint
-
-
-def find_damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint's archive: its list of records, or a record whose bytes do not give the checksum
-    (CRC-32) stored with them, which torch writes and does not compare when it reads; None if all is well.
-    """
-    try:
-        if not zipfile.is_zipfile(path):
-            return None  # torch.load says what it is instead
-        with zipfile.ZipFile(path) as archive:
-            record = archive.testzip()
-    except Exception:  # zipfile raises what the damaged bytes happen to mean, such as UnicodeDecodeError or zlib.error
-        return "its list of records cannot be read"
-    return record and f"the checksum of its record {record!r} is wrong"
 
 
 # ------------------------------------------------------------------------------------------------------- processes

@@ -6,14 +6,12 @@ import contextlib
 import inspect
 import logging
 import os
+import re
 import shutil
 import signal
-import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -29,7 +27,6 @@ from utils import (
     choose_device,
     drop_output,
     end_with_parent,
-    gather_objects,
     is_main,
     leave_group,
     logger,
@@ -69,21 +66,17 @@ def distributed(device: str = "auto") -> Iterator[torch.device]:
         stop_requests.append(signal.SIGTERM)  # all is written already: signals that follow are ignored
         leave_group()
         raise
-    except KeyboardInterrupt:
-        raise
     except RuntimeError as error:
         if stop_requests:  # another process ended first, at the same signal
             raise KeyboardInterrupt from None
-        if gone := lost_ranks():
-            line = f"error (process {rank()}): {gone} ({one_line(error)}); start again with --resume"
+        if world_size() > 1 and re.search("gloo|NCCL", str(error)):
+            line = f"error (process {rank()}): another process is gone ({one_line(error)}); start again with --resume"
             print(line, file=sys.stderr, flush=True)
             os._exit(2)  # without the group's farewell, which would wait for the lost process
-        _give_back(previous)
         raise
-    except BaseException:
-        _give_back(previous)
-        raise
-    _give_back(previous)
+    finally:
+        if not stop_requests:
+            _give_back(previous)
 
 
 def init_distributed(device: str = "auto") -> torch.device:
@@ -92,22 +85,17 @@ def init_distributed(device: str = "auto") -> torch.device:
     CPU tensors travel by gloo, CUDA tensors by NCCL. Without torchrun there is one process and no group.
     """
     device = choose_device(device)
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        if not os.environ.get(name, "0").isdecimal():
-            raise UserError(f"{name}={one_line(os.environ[name])} is no whole number: start with torchrun, or unset it")
-    local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-    if device == "cuda":
-        if local >= gpus:
-            raise UserError(f"process {local} has no GPU: start torchrun with --nproc_per_node={gpus}")
-        torch.cuda.set_device(local)
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
-        if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
-            raise UserError(f"RANK and WORLD_SIZE are set, {missing[0]} is not: start with torchrun, or unset them")
-        try:
+    try:
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        if device == "cuda":
+            if local >= (gpus := torch.cuda.device_count()):
+                raise UserError(f"process {local} has no GPU: start torchrun with --nproc_per_node={gpus}")
+            torch.cuda.set_device(local)
+        if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
             dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", **_restarted())
-        except (TimeoutError, RuntimeError) as error:
-            raise UserError(f"the processes do not find each other ({one_line(error)}); start them all again") from None
-        _members[:] = gather_objects((socket.gethostname(), os.getpid()))
+    except (TimeoutError, RuntimeError, ValueError) as error:
+        why = one_line(error)
+        raise UserError(f"the processes do not find each other ({why}); start them all again by torchrun") from None
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent(signal.SIGTERM)  # a killed torchrun would leave its processes behind, training on
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=[Console(sys.stdout)])
@@ -138,39 +126,10 @@ class Console(logging.StreamHandler):
         return printable(super().format(record))
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, logging's name
-        error = sys.exc_info()[1]
-        if not isinstance(error, OSError):
+        if isinstance(sys.exc_info()[1], OSError):
+            drop_output()
+        else:
             super().handleError(record)
-            return
-        if not isinstance(error, BrokenPipeError):
-            print(f"warning: the log cannot be written here ({error.strerror}); continuing without", file=sys.stderr)
-        drop_output()
-
-
-_members: list[tuple[str, int]] = []  # host and process id of every rank
-
-
-def lost_ranks() -> str | None:
-    """Which processes of this host have ended, such as "process 1 (pid 4711) is gone"; None if all are there."""
-    if world_size() == 1:
-        return None
-    time.sleep(0.5)  # a process that is being killed takes a moment to end
-    local = [(i, pid) for i, (host, pid) in enumerate(_members) if host == socket.gethostname()]
-    gone = [f"process {i} (pid {pid}) is gone" for i, pid in local if _ended(pid)]
-    if not gone and len(local) < len(_members):
-        gone = ["a process on another host is gone or cannot be reached"]
-    return ", ".join(gone) or None
-
-
-def _ended(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        return state in "ZX"  # killed, and not yet noticed by its parent
-    except ProcessLookupError:
-        return True
-    except OSError:  # no /proc, or a process that is not ours
-        return False
 
 
 # ------------------------------------------------------------------------------------------------------ stop signals

@@ -10,35 +10,37 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from dataset import create_train_loader
-from engine.checkpoint import BestCheckpoint, begin, source_checkpoint
+from engine.checkpoint import LAST, BestCheckpoint
 from engine.config import Config, Stage
 from engine.loop import Progress, Task, fit, start_training
-from engine.run import Run
+from engine.run import Run, begin
 from models.semmim import SemMIM, load_backbone
-from utils import logger, seed_everything
+from utils import UserError, logger, seed_everything
 
 
-def start_stage(
-    args: argparse.Namespace, cfg: Config, stage: Stage, decoder: bool
-) -> tuple[SemMIM, dict, Run, dict | None]:
+def start_stage(args: argparse.Namespace, cfg: Config, decoder: bool) -> tuple[SemMIM, dict, Run, dict | None]:
     """How a fine-tuning script begins: from --checkpoint, or with --resume from its own last checkpoint.
 
-    args: of `add_arguments`; decoder: whether the stage writes text. Returns (backbone, its description, the run,
+    args: of `arguments`; decoder: whether the stage writes text. Returns (backbone, its description, the run,
     whose folder nothing has touched yet, the checkpoint to resume from or None).
     """
-    resume_from, found, lines = begin(args, cfg, stage)
+    run, resume_from = begin(args, cfg)
+    last = run.dir / LAST
+    source = last if args.resume and last.exists() else args.checkpoint
+    if source is None:
+        raise UserError("--checkpoint is missing: name a pre-trained checkpoint, e.g. one that Pretrain.py wrote")
     seed_everything(cfg.seed, per_rank=False)  # every process builds the same model
-    backbone, rest, loaded = load_backbone(
-        source_checkpoint(args),
+    backbone, rest, lines = load_backbone(
+        source,
         image_size=cfg.image_size,
         decoder=decoder,
         checkpointing=cfg.checkpointing,
         text_checkpointing=cfg.text_checkpointing,
         loaded=resume_from,
     )
-    for line in lines + loaded:
+    for line in lines:
         logger.info(line)
-    return backbone, rest["description"], Run(args.output_dir, cfg, found), resume_from
+    return backbone, rest["description"], run, resume_from
 
 
 class Finetuning(Task):
@@ -84,7 +86,7 @@ def finetune(
     task.best = BestCheckpoint(run.dir, task.score, notes, resume_from)
     fresh = resume_from is None
     training = start_training(model, loader, cfg, device, resume_from)
-    run.open(None if fresh else training.progress.step)
+    run.open()
     if task.validate_first and fresh:
         task.validate(0)
     fit(training, task, run)

@@ -22,6 +22,7 @@ from engine.checkpoint import Progress, position, random_state, save_last, set_r
 from engine.distributed import Transfer, compile_layers, rehearse, stop_signals, wrap_ddp
 from engine.run import Run
 from engine.window import Window
+from models.weights import check_finite
 from optim import create_optimizer
 from scheduler import WarmupCosine
 from utils import (
@@ -264,12 +265,8 @@ def save(training: Training, task: Task, run: Run, window: Window, stop: bool = 
 
 
 def _write(training: Training, run: Run, random_states: list[dict], extra: dict) -> None:
-    state = training.model.state_dict()
-    if wrong := not_finite(state):
-        raise UserError(
-            f"step {training.progress.step}: {len(wrong)} weights are not finite ({', '.join(wrong[:3])}); not saved. "
-            "Lower train.lr; --resume continues from the last checkpoint"
-        )
+    state, step = training.model.state_dict(), training.progress.step
+    check_finite(state, f"step {step}", "not saved. Lower train.lr; --resume continues from the last checkpoint")
     checkpoint = {
         "model": state,
         "optimizer": training.optimizer.state_dict(),
@@ -279,12 +276,3 @@ def _write(training: Training, run: Run, random_states: list[dict], extra: dict)
         **extra,
     }
     save_last(run.dir, checkpoint, run.config.train.keep_checkpoints)
-
-
-def not_finite(state: dict[str, Tensor]) -> list[str]:
-    """The names of the tensors that hold an infinity or NaN; a GPU is waited for once."""
-    names = [name for name, tensor in state.items() if tensor.is_floating_point() and tensor.numel()]
-    if not names:
-        return []
-    finite = torch.stack([torch.isfinite(state[name]).all() for name in names])
-    return [name for name, good in zip(names, finite.tolist(), strict=True) if not good]

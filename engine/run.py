@@ -1,7 +1,9 @@
-"""A run's folder: its lock, logs, images and metrics."""
+"""A run's folder: what a start finds there, its lock, logs, images and metrics."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import fcntl
 import json
 import math
@@ -10,171 +12,109 @@ import re
 import shutil
 import socket
 import time
-from fnmatch import fnmatch
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-from engine.checkpoint import LOCK, MARK, UNFINISHED, Found, check_folder, last_path, random_state_kept
-from engine.config import Config, save_config
-from utils import EXIT_STOPPED, Stopped, UserError, is_main, logger, on_main, reason, replacing, write_json
+from engine.checkpoint import last_path, load_last, put_aside, random_state_kept
+from engine.config import MAY_CHANGE, Config, differences, save_config
+from models.weights import check_value
+from utils import (
+    UserError,
+    gather_objects,
+    is_main,
+    logger,
+    on_main,
+    one_line,
+    reason,
+    replacing,
+    world_size,
+    write_json,
+)
 
-# The files that a run writes as a whole; a kill may leave one of them unfinished, as NAME.tmpPROCESS.
-WHOLE = ("config.yaml", "config_evaluate.yaml", "log.jsonl", "metrics.json", "nonfinite.json")
-WHOLE += ("checkpoint_*.pth", "*_result.json", "*_result_*.json")
+LOCK, MARK = "run.lock", "SemMIM run: "  # a run's lock file, and how it begins
+# What a kill left of the files that a run writes as a whole.
+UNFINISHED = re.compile(
+    r"(checkpoint_\w+\.pth|config\w*\.yaml|log\.jsonl|(metrics|nonfinite|\w+_result\w*)\.json)\.tmp\d+"
+)
 
 
-class Run:
-    """A run's folder: config.yaml, log.jsonl, metrics.json, images, TensorBoard's events; only rank 0 writes.
+def begin(args: argparse.Namespace, cfg: Config) -> tuple[Run, dict | None]:
+    """The run that a script's arguments ask for, not yet open, and the checkpoint that it continues from or None.
 
-    `with run:` closes it, whatever ends the block.
-
-    Nothing is touched before `open`, so that a start that fails on what can be checked leaves an earlier run alone.
+    --resume resumes if a checkpoint exists, otherwise starts, so that one command serves the first start and every
+    restart. A resumed run keeps its seed, which is put into `cfg` here; only keys of MAY_CHANGE may differ from the
+    checkpoint's configuration. Evaluation resumes nothing. Raises UserError if the folder is not a run's.
     """
+    folder = Path(args.output_dir).expanduser()
+    on_main(lambda: check_folder(folder, used=args.resume or args.evaluate))
+    resume = args.resume and not args.evaluate
+    resume_from, damaged = load_last(folder) if resume else (None, [])
+    step = resume_from["progress"]["step"] if resume_from else -1
+    if len(steps := set(gather_objects(step))) > 1:  # none renames anything before all have read
+        raise UserError(f"--resume: the processes read checkpoints of different steps, {steps}; start once more")
+    if args.seed is not None:
+        check_value("--seed", args.seed, int, 0, 2**62)
+        cfg.seed = args.seed
+    elif resume_from:
+        cfg.seed = resume_from["config"]["seed"]
+    if resume_from:
+        logger.info("--resume: continuing from step %d", step)
+        check_ranks(len(resume_from["rng"]), args.other_ranks)
+        check_changes(cfg, resume_from["config"], MAY_CHANGE | (BATCH if args.other_ranks else set()))
+    elif resume:
+        logger.info("--resume: no checkpoint in %s, starting", folder)
+    return Run(folder, cfg, resume=resume, step=step, damaged=damaged), resume_from
 
-    def __init__(self, output_dir: str | os.PathLike, config: Config | None = None, found: Found | None = None):
-        self.dir, self.config, self.found = Path(output_dir).expanduser(), config, found
-        self.start = time.time()
-        self._lock = self._log = None
-        self._boards: dict[str, object] = {}  # TensorBoard's writers by folder
-        self._purge_step: int | None = None
-        self._wandb = None  # its run, which follows TensorBoard's events
-        self._told: set[str] = set()  # files whose failure has been logged
 
-    def __enter__(self) -> Run:
-        return self
+BATCH = {"train.batch_size", "train.accumulation"}
 
-    def __exit__(self, _kind, error: BaseException | None, _traceback) -> None:
-        """Close the run. An error that ends the block is raised as it is, whatever happens here."""
-        if error is None:
-            self.close()
-            return
-        try:
-            self.close(EXIT_STOPPED if isinstance(error, Stopped | KeyboardInterrupt) else 1)
-        except KeyboardInterrupt:  # the one that sent the signals waits no longer
-            pass
-        except Exception as other:
-            logger.warning("%s: not closed (%s)", self.dir, reason(other))
 
-    def open(self, resume_step: int | None = None, evaluate: bool = False) -> None:
-        """Take the folder for this process, called in all processes. Raises UserError if it cannot be had: it must be
-        new, empty or, for an evaluation or with --resume, a run's (see `check_folder`).
+def check_ranks(before: int, allowed: bool) -> None:
+    """UserError if a run continues with another number of processes than `before`, a line if that is `allowed`."""
+    if before == world_size():
+        return
+    if not allowed:
+        raise UserError(
+            f"--resume: the checkpoint is of {before} processes, this run has {world_size()}: start as many, or add "
+            "--other_ranks to continue with another order of the data and other random draws"
+        )
+    logger.info("%d processes instead of %d: order of the data and random draws are new", world_size(), before)
 
-        resume_step: the step that a resumed run continues from; the log's later lines are removed.
-        evaluate: the logs are continued.
-        """
-        on_main(lambda: self._open(resume_step, evaluate))
 
-    def _open(self, resume_step: int | None, evaluate: bool) -> None:
-        try:
-            self.dir.mkdir(parents=True, exist_ok=True)
-            check_folder(self.dir, used=evaluate or self.found is not None)
-            self._lock = lock(self.dir / LOCK)
-            if self.found is not None:
-                self.found.put_damaged_aside(self.dir)
-                _forget_steps_after(self.found.step, self.dir / "log.jsonl")
-                self._purge_step = 0 if resume_step is None else resume_step + 1
-            remove_leftovers(self.dir)
-            self._log = open(self.dir / "log.jsonl", "a", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--output_dir {self.dir}: {error.strerror or error}") from None
-        if self.config is not None:
-            of_training = evaluate and last_path(self.dir).exists()
-            save_config(self.config, self.dir / ("config_evaluate.yaml" if of_training else "config.yaml"))
-        if not evaluate and (self.config or {}).get("train", {}).get("tracker") == "wandb":
-            self._start_wandb()
+def check_changes(config: dict, earlier: dict, may_change: set[str]) -> None:
+    """Log how a run's configuration differs from that of the checkpoint it continues.
 
-    def _start_wandb(self) -> None:
-        """Let wandb follow TensorBoard's events; nothing that fails in it ends a training."""
-        try:
-            import wandb
+    A difference outside `may_change` is a UserError: the run would silently become another one.
+    """
+    for key, (before, now) in differences(earlier, config).items():
+        if not any(f"{key}.".startswith(f"{known}.") for known in may_change):
+            raise UserError(
+                f"--resume: {key} is {now!r}, but the checkpoint was trained with {before!r}; use the same value, or "
+                "start a new run in another --output_dir with --checkpoint"
+            )
+        logger.info("resumed with %s %r instead of %r", key, now, before)
 
-            options = {"project": "semmim", "name": self.dir.name, "dir": str(self.dir), "resume": "auto"}
-            with random_state_kept():
-                self._wandb = wandb.init(config=self.config.to_dict(), sync_tensorboard=True, **options)
-        except Exception as error:
-            logger.warning("train.tracker: wandb failed (%s); the run continues without it", reason(error))
 
-    def log(self, step: int, values: dict[str, float], split: str = "train", final: bool = False) -> None:
-        """A line of log.jsonl (values that are not finite as null) and TensorBoard points `split/name`.
+def check_folder(folder: Path, used: bool) -> None:
+    """Raise UserError if a run may not write into a folder; touches nothing.
 
-        final: of an evaluation after training, or without it; repeated, its points take the place of the former ones.
-        """
-        if self._log is None:
-            return
-        values = {key: float(value) for key, value in values.items()}
-        finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
-        line = {"step": step, "split": split, "seconds": round(time.time() - self.start, 1), **finite}
-        try:
-            self._log.write(json.dumps(line) + "\n")
-            self._log.flush()
-        except OSError as error:
-            self._tell("log.jsonl", error)
-        try:
-            board = self._board("tensorboard/final" if final else "tensorboard")
-            for key, value in values.items():
-                board.add_scalar(f"{split}/{key}", value, step)
-        except OSError as error:
-            self._tell("tensorboard", error)
-
-    def image(self, step: int, name: str, image: torch.Tensor) -> None:
-        """An image [3, H, W], float in [0, 1], for TensorBoard and as images/NAME_STEP.png."""
-        if self._log is None:
-            return
-        from torchvision.utils import save_image  # here: torchvision takes a second to import
-
-        try:
-            board = self._board("tensorboard")
-            board.add_image(name, image, step)
-            board.flush()
-            (self.dir / "images").mkdir(exist_ok=True)
-            save_image(image, self.dir / "images" / f"{name}_{step:07}.png")
-        except OSError as error:
-            self._tell("images", error)
-
-    def write_metrics(self, metrics: dict) -> None:
-        """metrics.json: the numbers of the last evaluation."""
-        if is_main():
-            write_json(self.dir / "metrics.json", metrics)
-
-    def info(self, message: str) -> None:
-        """A line for the console (rank 0)."""
-        logger.info(message)
-
-    def close(self, exit_code: int = 0) -> None:
-        """Close the logs and give the folder back. exit_code: for wandb, not 0 if the run failed or was stopped."""
-        if self._log is None:
-            return
-        for name, file in {"log.jsonl": self._log, **self._boards}.items():
-            try:
-                file.close()  # which tries once more to write what could not be written
-            except OSError as error:
-                self._tell(name, error)
-        if self._wandb:
-            try:
-                self._wandb.finish(exit_code=exit_code)
-            except Exception as error:
-                logger.warning("train.tracker: wandb failed (%s)", reason(error))
-        self._lock.close()
-        self._log, self._boards, self._wandb = None, {}, None
-
-    def _board(self, folder: str):
-        """TensorBoard's writer for a folder of the run, made at its first use."""
-        if folder not in self._boards:
-            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
-
-            path, purge = self.dir / folder, self._purge_step
-            if folder != "tensorboard":
-                shutil.rmtree(path, ignore_errors=True)  # the points of a former evaluation; log.jsonl keeps them
-                purge = None
-            self._boards[folder] = SummaryWriter(str(path), purge_step=purge)
-        return self._boards[folder]
-
-    def _tell(self, name: str, error: OSError) -> None:
-        """A warning, once for each file: a full disk must not end a training run over a line of its log."""
-        if name not in self._told:
-            self._told.add(name)
-            logger.warning("%s: cannot be written (%s); the run continues", self.dir / name, error.strerror or error)
+    A folder that is not empty must have the lock file of a run of this project, and unless `used` nothing else.
+    """
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    path = folder / LOCK
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+    new = names == [LOCK] and text == ""  # of a run that was killed before it could write its mark
+    if names and not new and (text is None or not text.startswith(MARK)):
+        raise UserError(
+            f"--output_dir {folder}: it holds {one_line(names[0])} and no run's {LOCK}: no run wrote it, so none "
+            "touches it; name a new or an empty folder"
+        )
+    if not used and names and names != [LOCK]:
+        raise UserError(
+            f"--output_dir {folder}: it holds an earlier run; add --resume to continue it, or name another folder"
+        )
 
 
 def lock(path: Path):
@@ -198,24 +138,157 @@ def lock(path: Path):
     return file
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove the run's own files that a kill left unfinished; the folder's lock is held, so nobody writes them now."""
-    for path in folder.iterdir():
-        name = re.fullmatch(r"(.+)\.tmp\d+", path.name)
-        if path.name == UNFINISHED or name and any(fnmatch(name[1], pattern) for pattern in WHOLE):
-            path.unlink()
+class Run:
+    """A run's folder: config.yaml, log.jsonl, metrics.json, images, TensorBoard's events; only rank 0 writes.
+
+    `with run:` closes it, whatever ends the block. Nothing is touched before `open`, so that a start that fails on what
+    can be checked leaves an earlier run alone.
+
+    resume: whether the folder may hold an earlier run; step: the one to continue from, -1 for none; damaged: its
+    checkpoints that cannot be read.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike,
+        config: Config | None = None,
+        resume: bool = False,
+        step: int = -1,
+        damaged: Sequence[Path] = (),
+    ):
+        self.dir, self.config = Path(output_dir).expanduser(), config
+        self.resume, self.step, self.damaged = resume, step, list(damaged)
+        self.start = time.time()
+        self._lock = self._log = None
+        self._boards: dict[str, object] = {}  # TensorBoard's writers by folder
+        self._failed: set[str] = set()  # files whose failure has been logged
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def open(self, evaluate: bool = False) -> None:
+        """Take the folder for this process, called in all processes. Raises UserError if it cannot be had: it must be
+        new, empty or, for an evaluation or with --resume, a run's (see `check_folder`). Lines of the log after the step
+        that a resumed run continues from are removed; an evaluation continues the logs.
+        """
+        on_main(lambda: self._open(evaluate))
+
+    def _open(self, evaluate: bool) -> None:
+        try:
+            self.dir.mkdir(parents=True, exist_ok=True)
+            check_folder(self.dir, used=evaluate or self.resume)
+            self._lock = lock(self.dir / LOCK)
+            for path in self.dir.iterdir():
+                if UNFINISHED.fullmatch(path.name):
+                    path.unlink()
+            if self.resume:
+                put_aside(self.damaged, self.dir)
+                forget_steps_after(self.step, self.dir / "log.jsonl")
+            self._log = open(self.dir / "log.jsonl", "a", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--output_dir {self.dir}: {error.strerror or error}") from None
+        if self.config is not None:
+            of_training = evaluate and last_path(self.dir).exists()
+            save_config(self.config, self.dir / ("config_evaluate.yaml" if of_training else "config.yaml"))
+            if not evaluate and self.config.get("train", {}).get("tracker") == "wandb":
+                self._start_wandb()
+
+    def _start_wandb(self) -> None:
+        """Let wandb follow TensorBoard's events, until Python ends; nothing that fails in it ends a training."""
+        try:
+            import wandb
+
+            options = {"project": "semmim", "name": self.dir.name, "dir": str(self.dir), "resume": "auto"}
+            with random_state_kept():
+                wandb.init(config=self.config.to_dict(), sync_tensorboard=True, **options)
+        except Exception as error:
+            logger.warning("train.tracker: wandb failed (%s); the run continues without it", reason(error))
+
+    def log(self, step: int, values: dict[str, float], split: str = "train", final: bool = False) -> None:
+        """A line of log.jsonl (values that are not finite as null) and TensorBoard points `split/name`.
+
+        final: of an evaluation after training, or without it; repeated, its points take the place of the former ones.
+        """
+        if self._log is None:
+            return
+        values = {key: float(value) for key, value in values.items()}
+        finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        line = {"step": step, "split": split, "seconds": round(time.time() - self.start, 1), **finite}
+        with self._tolerant("log.jsonl"):
+            self._log.write(json.dumps(line) + "\n")
+            self._log.flush()
+        with self._tolerant("tensorboard"):
+            board = self._board("tensorboard/final" if final else "tensorboard")
+            for key, value in values.items():
+                board.add_scalar(f"{split}/{key}", value, step)
+
+    def image(self, step: int, name: str, image: torch.Tensor) -> None:
+        """An image [3, H, W], float in [0, 1], for TensorBoard and as images/NAME_STEP.png."""
+        if self._log is None:
+            return
+        from torchvision.utils import save_image  # here: torchvision takes a second to import
+
+        with self._tolerant("images"):
+            board = self._board("tensorboard")
+            board.add_image(name, image, step)
+            board.flush()
+            (self.dir / "images").mkdir(exist_ok=True)
+            save_image(image, self.dir / "images" / f"{name}_{step:07}.png")
+
+    def write_metrics(self, metrics: dict) -> None:
+        """metrics.json: the numbers of the last evaluation."""
+        if is_main():
+            write_json(self.dir / "metrics.json", metrics)
+
+    def info(self, message: str) -> None:
+        """A line for the console (rank 0)."""
+        logger.info(message)
+
+    def close(self) -> None:
+        """Close the logs and give the folder back."""
+        if self._log is None:
+            return
+        for name, file in {"log.jsonl": self._log, **self._boards}.items():
+            with self._tolerant(name):
+                file.close()  # which tries once more to write what could not be written
+        self._lock.close()
+        self._log, self._boards = None, {}
+
+    def _board(self, folder: str):
+        """TensorBoard's writer for a folder of the run, made at its first use."""
+        if folder not in self._boards:
+            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+            path, purge = self.dir / folder, self.step + 1 if self.resume else None
+            if folder != "tensorboard":
+                shutil.rmtree(path, ignore_errors=True)  # the points of a former evaluation; log.jsonl keeps them
+                purge = None
+            self._boards[folder] = SummaryWriter(str(path), purge_step=purge)
+        return self._boards[folder]
+
+    @contextlib.contextmanager
+    def _tolerant(self, name: str) -> Iterator[None]:
+        """A full disk must not end a training over a line of its log: a warning, once for each file."""
+        try:
+            yield
+        except OSError as error:
+            if name not in self._failed:
+                self._failed.add(name)
+                why = error.strerror or error
+                logger.warning("%s: cannot be written (%s); the run continues", self.dir / name, why)
 
 
-def _forget_steps_after(step: int, log: Path) -> None:
+def forget_steps_after(step: int, log: Path) -> None:
     """Drop the lines after `step` from log.jsonl: a killed run logged steps, and epochs, that it did not save."""
     if not log.exists():
         return
     kept = []
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # a line that a kill or a full disk cut off
             if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, TypeError, KeyError):  # a line that a kill or a full disk cut off
-            continue
+                kept.append(f"{line}\n")
     with replacing(log) as temporary:
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        temporary.write_text("".join(kept), encoding="utf-8")

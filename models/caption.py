@@ -118,13 +118,14 @@ class SelfCritical:
         self.options = Generation(mode, beams=samples, num_return=samples, **lengths)
         self.greedy = Generation("greedy", **lengths) if baseline == "greedy" else None
         self.reward, self.log_prob = reward, log_prob
-        self.reward_seconds = 0.0  # spent in `reward` so far
 
     def __call__(
         self, model: CaptionModel, batch: dict, memory: Tensor, memory_mask: Tensor | None
     ) -> tuple[Tensor, dict]:
         sequences, greedy = self.sentences(model, memory.detach(), memory_mask)
+        start = time.perf_counter()
         rewards, baseline = self.rewards(sequences, greedy, batch["references"])
+        spent = time.perf_counter() - start
         rewards, baseline = rewards.to(memory.device), baseline.to(memory.device)  # [B, n] each
 
         projected = model.backbone.decoder.project_memory(memory)
@@ -136,7 +137,8 @@ class SelfCritical:
             log_probs = log_probs / said.sum(1)
         loss = self_critical_loss(log_probs.view_as(rewards), rewards, baseline)
         spread = rewards.std(dim=1, unbiased=False).mean()
-        return loss, {"reward": rewards.mean(), "reward_spread": spread, "tokens": said.sum(1).float().mean()}
+        values = {"reward": rewards.mean(), "reward_spread": spread, "tokens": said.sum(1).float().mean()}
+        return loss, {**values, "time/reward_seconds": spent}
 
     def sentences(
         self, model: CaptionModel, memory: Tensor, memory_mask: Tensor | None
@@ -153,13 +155,11 @@ class SelfCritical:
 
     def rewards(self, sequences: Tensor, greedy: Tensor | None, references: Sequence) -> tuple[Tensor, Tensor]:
         """(rewards, baseline), [B, n] float32 each"""
-        start = time.perf_counter()
         rewards = self.reward(sequences, references).float().view(len(references), self.options.num_return)
         if greedy is not None:
             baseline = self.reward(greedy, references).float()[:, None].expand_as(rewards)
         else:
             baseline = mean_of_others(rewards)
-        self.reward_seconds += time.perf_counter() - start
         return rewards, baseline
 
 

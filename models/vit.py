@@ -241,7 +241,7 @@ def check_arguments(name: str, image_size: int, args: dict) -> None:
         raise UserError(
             f"model.image_encoder.name: timm {timm.__version__} has no Vision Transformer {shown(name)}{hint}"
         )
-    check_value("model.image_encoder.image_size", image_size, int)
+    check_value("model.image_encoder.image_size", image_size, int, 1, 4096)
     for key, value in args.items():
         label = f"model.image_encoder.args: {one_line(key, 80)}"
         if key in SIZES:

@@ -117,11 +117,11 @@ def check_plain(weights: Mapping[str, Tensor], source: str | os.PathLike) -> Non
             )
 
 
-def check_finite(weights: Mapping[str, Tensor], source: str | os.PathLike) -> None:
+def check_finite(weights: Mapping[str, Tensor], source: str | os.PathLike, advice: str = "take another file") -> None:
     """UserError if a weight is infinite or no number: it would spoil every result in silence."""
     for name, value in weights.items():
         if value.is_floating_point() and not value.isfinite().all():
-            raise UserError(f"{source}: {one_line(name)} holds values that are not finite; take another file")
+            raise UserError(f"{source}: {one_line(name)} holds values that are not finite; {advice}")
 
 
 def check_weights(

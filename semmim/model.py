@@ -15,10 +15,10 @@ from dataset.questions import check_question
 from dataset.text import clean_caption
 from dataset.transforms import ImageError, test_transform
 from dataset.vqa import encode_answers, encode_questions, question_limits, question_parts
-from engine.config import whole
 from models.caption import CaptionModel
 from models.generation import Generation
 from models.vqa import VQAModel
+from models.weights import check_value
 from semmim import files
 from semmim.card import card
 from semmim.inputs import (
@@ -109,8 +109,8 @@ class SemMIM(nn.Module):
         Raises:
             utils.UserError: nothing of that name, or files that are damaged or of something else.
         """
-        whole(1)("batch_size", batch_size)
-        whole(1)("image_size", 1 if image_size is None else image_size)
+        check_value("batch_size", batch_size, int)
+        check_value("image_size", 1 if image_size is None else image_size, int)
         where = device_of(device)
         precision = utils.resolve_precision(precision, where)
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
@@ -193,7 +193,7 @@ class SemMIM(nn.Module):
         """
         self._needs("match")
         k = self.order()[1] if k is None else k
-        whole(0)("k", k)
+        check_value("k", k, int, low=0)
         return search(self, self._read(images, left_out), self.clean(texts), images_ask, k)
 
     def order(self) -> tuple[str, int]:

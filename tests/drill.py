@@ -155,8 +155,8 @@ class Drill:
             if len(times) < kills:
                 # Every other kill comes within a checkpoint's write, the others up to two seconds after a step.
                 if len(times) % 2:
-                    wait_for(process, lambda: any(out.glob("checkpoint_new.pth*")), seconds=240)
-                    inside += any(out.glob("checkpoint_new.pth*"))
+                    wait_for(process, lambda: any(out.glob("checkpoint_last.pth.tmp*")), seconds=240)
+                    inside += any(out.glob("checkpoint_last.pth.tmp*"))
                 else:
                     wait_for(process, lambda: (out / "run.lock").exists(), seconds=240)
                     time.sleep(rng.uniform(0, 2))
@@ -170,7 +170,7 @@ class Drill:
             else:
                 raise RuntimeError(f"exit code {code}: {Path(f'{out}.txt').read_text()[-2000:]}")
         different = differing(expected, out / "checkpoint_last.pth")
-        leftovers = sorted(path.name for path in out.iterdir() if ".tmp" in path.name or "_new" in path.name)
+        leftovers = sorted(path.name for path in out.iterdir() if ".tmp" in path.name)
         return {"kills": len(times), "inside_a_write": inside, "different": different, "leftovers": leftovers}
 
     def stop(self, setting: Setting, number: signal.Signals) -> dict:

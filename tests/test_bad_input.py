@@ -1,8 +1,4 @@
-"""Bad configurations, checkpoints, weights and images: each is one line that names the file and what to change.
-
-Annotations have their own list in test_dataset_bad_input.py, settings without meaning in test_engine_config.py, and
-checkpoints that a run is resumed from in test_engine_checkpoint.py.
-"""
+"""Bad vocabularies, paths and images: each is one line that names the file and what to change."""
 
 import json
 import os
@@ -17,85 +13,9 @@ from dataset.annotations import Source
 from dataset.caption import CaptionEvalDataset
 from dataset.text import Tokenizer
 from dataset.transforms import test_transform as square  # not collected as a test
-from engine.config import CAPTION, PRETRAIN, load_config
 from utils import find_file, one_line, reason
 
 pytestmark = pytest.mark.usefixtures("no_hanging")
-
-
-class Hostile:
-    """A pickle of this would make a folder where it is loaded."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.folder),)
-
-
-# ------------------------------------------------------------------------------------------------- configurations
-
-FILES = {
-    "an anchor": ("data:\n  train: &a [x]\n  val: *a", "it has an anchor (&name)"),
-    "lists nested without end": ("seed: " + "[" * 3000, "a value is not what its form or tag says"),
-    "a large file": ("# comment\n" * 30_000, "more than 200,000 bytes"),
-    "5,000 digits": ("seed: " + "7" * 5000, "a value is not what its form or tag says"),
-    "infinity": ("train: {lr: 1e999}", "train.lr: inf must be a finite number"),
-    "a key that is a number": ("1: 2", "the key 1 is a number, not text"),
-    "a key that is a map": ("? {a: 1}\n: 2", "line 1, column 3: found unhashable key"),
-    "tabs": ("train:\n\tlr: 1.0", "line 2, column 1: found character '\\t'"),
-    "UTF-16": ("seed: 1".encode("utf-16"), "not a readable YAML file: 'utf-8' codec"),
-    "a zero byte": ("seed: 1\0", "not a readable YAML file: unacceptable character #x0000"),
-    "half of a surrogate pair": ('text: {vocab: "\\ud83d"}', "text.vocab: '\\ud83d' holds what is no character"),
-    "a Python object": ("seed: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
-    "a date": ("seed: 2026-01-01", "seed: datetime.date(2026, 1, 1) is a date; put it in quotes"),
-    "no date": ("seed: 2026-99-99", "a value is not what its form or tag says"),
-    "two documents": ("seed: 1\n---\nseed: 2", "another document"),
-    "a number among texts": ("data: {train: [a.json, 3]}", "data.train holds a number (3)"),
-    "a folder that is a list": ("data: {image_root: [a]}", "data.image_root is a list (['a']); text or a map"),
-    "a folder that is a number": ("data: {image_root: {coco: 3}}", "data.image_root: {'coco': 3} must be a folder"),
-    "a prefix that is a number": (
-        "data: {image_prefix_map: {a/: 3}}",
-        "data.image_prefix_map: {'a/': 3} must be a map",
-    ),
-    "arguments that are text": ("model: {bert: {args: x}}", "model.bert.args is text (x); a map is expected"),
-    "a base that is a folder": ("base: .", "base . does not exist"),
-}
-
-
-@pytest.mark.parametrize("case", FILES)
-def test_a_configuration_file(tmp_path, case):
-    content, part = FILES[case]
-    path = tmp_path / "run.yaml"
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    line = refused(lambda: load_config(path, (), PRETRAIN), part)
-    assert str(path) in line or line.startswith(("seed: ", "train.", "data.", "mim.")), line
-
-
-def test_a_configuration_that_is_a_pipe_or_a_folder(tmp_path):
-    os.mkfifo(tmp_path / "pipe.yaml")
-    for path in (tmp_path / "pipe.yaml", tmp_path):
-        refused(lambda path=path: load_config(path, (), PRETRAIN), path, "cannot be read")
-    refused(lambda: load_config("a" * 5000, (), PRETRAIN), "--config: aaa", "does not exist")
-
-
-OVERRIDES = {
-    "seed=\0": "unacceptable character",
-    'text.vocab="\\ud83d"': "holds what is no character",
-    "seed=\x1b[31mred\x1b[0m": "not valid YAML",
-    "data.image_prefix_map={1: a}": "the key 1 is a number, not text",
-    "." * 3000 + "=1": "write it as key.sub=value",
-    "x" * 3000 + "=1": "unknown key",
-    "seed": "write it as key.sub=value",
-    "seed.a=1": "seed is a map",
-    "=1": "write it as key.sub=value",
-}
-
-
-@pytest.mark.parametrize("number", range(len(OVERRIDES)))
-def test_an_override(number):
-    override, part = list(OVERRIDES.items())[number]
-    refused(lambda: load_config(PRETRAIN.schema, [override], PRETRAIN), "--override ", part)
 
 
 # ------------------------------------------------------------------------------------------------- vocabularies
@@ -182,7 +102,3 @@ def test_an_image(tmp_path, case):
         return [data[i] for i in range(2)]
 
     refused(read, tmp_path / "b.jpg", "evaluation needs every image")
-
-
-def test_the_stage_of_captions_has_these_rules_too():
-    refused(lambda: load_config(CAPTION.schema, ["data.image_root={a: 3}"], CAPTION), "data.image_root")

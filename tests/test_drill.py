@@ -71,7 +71,7 @@ def test_a_data_folder_as_output_dir_is_refused_and_left_as_it_is(drill, stage):
         assert {path: path.read_bytes() for path in drill.data.rglob("*") if path.is_file()} == before
 
 
-def test_a_lost_process_is_named_by_the_others(drill, tmp_path):
+def test_a_lost_process_is_one_line_of_the_others(drill, tmp_path):
     out = tmp_path / "lost"
     command = drill.command(Setting(epochs=100), out)
     with socket.socket() as free:
@@ -85,7 +85,7 @@ def test_a_lost_process_is_named_by_the_others(drill, tmp_path):
     wait_for(ranks[0], lambda: logged_step(out) >= 3, seconds=240)
     ranks[1].kill()
     _, errors = ranks[0].communicate(timeout=60)
-    assert ranks[0].returncode == 2 and f"process 1 (pid {ranks[1].pid}) is gone" in errors.splitlines()[-1]
+    assert ranks[0].returncode == 2 and "another process is gone" in errors.splitlines()[-1]
     ranks[1].communicate()
 
 

@@ -11,12 +11,9 @@ from test_engine_loop import Loader, Trained
 
 import utils
 from engine import checkpoint, loop
-from engine.checkpoint import Progress
-from engine.config import CAPTION, PRETRAIN, RETRIEVAL, VQA, load_config
 from models.alignment import alpha_at
 from scheduler import WarmupCosine, lr_by_time
 
-STAGES = (PRETRAIN, RETRIEVAL, CAPTION, VQA)
 EPOCH = 6  # steps of one, in what `Trained` does
 PEAK, WARMUP, LOWEST = 0.01, 3, 0.001
 
@@ -174,18 +171,6 @@ def test_a_resumed_training_by_minutes_counts_the_time_already_used(tmp_path, wa
     assert same(straight, resumed) and stopped.rates | resumed.rates == straight.rates
 
 
-def test_steps_of_another_size_are_another_length():
-    before = {"progress": {"steps_per_epoch": 10}, "config": {"train": {"steps": 30}}}
-
-    def check(steps, per_epoch):
-        checkpoint._check_length(Progress(steps_per_epoch=per_epoch), before, utils.as_config({"steps": steps}), False)
-
-    with pytest.raises(utils.UserError, match="30 steps were of another size.*20 now instead of 10; train.steps=60 is"):
-        check(30, 20)
-    for steps, per_epoch in ((60, 20), (30, 10), (None, 20)):
-        check(steps, per_epoch)
-
-
 def test_a_run_that_counted_no_time_does_not_go_on_by_minutes_but_one_by_minutes_by_steps(tmp_path, watch):
     timed(tmp_path / "steps", watch, steps=3).go()
     with pytest.raises(utils.UserError, match="train.minutes: the checkpoint is of a run by train.epochs"):
@@ -204,43 +189,3 @@ def by_two_clocks(rank, folder):
     progress = trained.go()
     checkpoint.time = loop.time = time
     return {"step": progress.step, "seconds": progress.seconds, "rates": trained.rates}
-
-
-# ------------------------------------------------------------------------------------------------------ configurations
-
-
-def lengths(cfg):
-    return cfg.train.epochs, cfg.train.steps, cfg.train.minutes
-
-
-@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
-def test_the_length_that_is_given_last_counts(stage, tmp_path):
-    def load(*overrides):
-        return lengths(load_config(tmp_path / "run.yaml", overrides, stage))
-
-    (tmp_path / "base.yaml").write_text("train: {steps: 1000}")
-    (tmp_path / "run.yaml").write_text("base: base.yaml\nseed: 3")
-    assert load() == (None, 1000, None)
-    assert load("train.minutes=1.5") == (None, None, 1.5)
-    assert load("train.epochs=3") == (3, None, None)
-    assert load("train.steps=5", "train.steps=7") == (None, 7, None)
-    assert load("train.steps=5", "train.steps=none", "train.epochs=2") == (2, None, None)
-    (tmp_path / "run.yaml").write_text("base: base.yaml\ntrain: {minutes: 2, steps: none}")
-    assert load() == (None, None, 2)
-
-
-@pytest.mark.parametrize(
-    "overrides, message",
-    [
-        (("train.steps=5", "train.minutes=5"), "--override: train.steps and train.minutes are both given; keep one"),
-        (("train={epochs: 1, steps: 5}",), "--override: train.epochs and train.steps are both given; keep one"),
-        (("train.epochs=none",), "train.epochs, train.steps, train.minutes: exactly one of them must have a value"),
-        (("train.steps=0",), "train.steps: 0 must be a whole number of at least 1"),
-        (("train.minutes=0",), "train.minutes: 0 must be a finite number above 0"),
-        (("train.minutes=soon",), "train.minutes: 'soon' must be a finite number above 0"),
-    ],
-)
-def test_a_length_without_meaning_is_refused(overrides, message):
-    with pytest.raises(utils.UserError) as error:
-        load_config(PRETRAIN.schema, overrides, PRETRAIN)
-    assert message in str(error.value)

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 import utils
 from engine import window
-from engine.checkpoint import load_resumable
+from engine.checkpoint import load_last
 from engine.config import Config
 from engine.distributed import init_distributed, wrap_ddp
 from engine.loop import Progress, Task, Training, fit, position
@@ -91,9 +91,10 @@ class Trained(Task):
         self.loader, self.cfg, self.resume = loader or Loader(), cfg, resume
 
     def go(self):
-        resume_from, self.run.found = load_resumable(self.run.dir)[:2] if self.resume else (None, None)
+        resume_from = load_last(self.run.dir)[0] if self.resume else None
+        self.run.resume, self.run.step = self.resume, resume_from["progress"]["step"] if resume_from else -1
         self.progress = position(self.model, self.optimizer, len(self.loader), self.cfg, CPU, resume_from)
-        self.run.open(resume_step=self.progress.step if self.resume else None)
+        self.run.open()
         training = Training(self.model, self.loader, self.optimizer, self.schedule, self.progress, CPU)
         fit(training, self, self.run)
         return self.progress

@@ -1,38 +1,174 @@
+"""What is kept of a run, and what a restart continues from; drill.py kills and stops real runs."""
+
+import argparse
 import json
 import math
+import multiprocessing
+import os
 import random
+import subprocess
 import sys
 
 import pytest
 import torch
+from conftest import ROOT, refused
+from torch import nn
 
-from engine.checkpoint import Found
+from engine.checkpoint import BestCheckpoint, last_paths, load_last, random_state, save_last, set_random_state
 from engine.config import Config
-from engine.run import Run
-from utils import UserError, as_config
+from engine.run import Run, begin, check_ranks
+from utils import UserError, as_config, load_checkpoint, seed_everything
 
 
-def start(folder, config=None, **options):
+def checkpoint(step: int) -> dict:
+    """A small checkpoint of one process that can be resumed."""
+    return {
+        "model": {"weight": torch.full((1000,), float(step))},
+        "optimizer": {"state": {}, "param_groups": []},
+        "progress": {"step": step},
+        "rng": [random_state()],
+        "config": {"seed": 3, "momentum": 0.5, "train": {"lr": 1.0}, "data": {"image_root": {"vg": "a"}}},
+    }
+
+
+def start(folder, config=None, evaluate=False, **options):
     """A run whose folder is open."""
-    run = Run(folder, config)
-    run.open(**options)
+    run = Run(folder, config, **options)
+    run.open(evaluate)
     return run
 
 
-def contents(folder) -> dict[str, bytes | str]:
+def asked(folder, **changes):
+    """What a script was called with."""
+    values = {"output_dir": str(folder), "resume": True, "evaluate": False, "seed": None, "other_ranks": False}
+    return argparse.Namespace(**{**values, **changes})
+
+
+def flip(path):
+    """Turn bytes in the middle of the weights around."""
+    content = bytearray(path.read_bytes())
+    start = content.index(torch.full((4,), 2.0).numpy().tobytes())
+    content[start : start + 64] = bytes(byte ^ 0xFF for byte in content[start : start + 64])
+    path.write_bytes(bytes(content))
+
+
+def contents(folder) -> dict[str, bytes]:
     """{file: its bytes} below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def steps_kept(folder) -> list[int]:
+    return [load_checkpoint(path)["progress"]["step"] for path in last_paths(folder)]
+
+
+# ----------------------------------------------------------------------------------------------------- checkpoints
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_the_last_checkpoints_are_kept_newest_first(tmp_path, keep):
+    for step in range(1, 6):
+        save_last(tmp_path, checkpoint(step), keep)
+    assert steps_kept(tmp_path) == [5, 4, 3][:keep]
+    assert set(contents(tmp_path)) == {path.name for path in last_paths(tmp_path)}
+    save_last(tmp_path, checkpoint(6), 1)
+    assert steps_kept(tmp_path) == [6]
+
+
+def test_a_write_that_fails_leaves_all_that_was_kept(tmp_path, monkeypatch):
+    save_last(tmp_path, checkpoint(1), 2), save_last(tmp_path, checkpoint(2), 2)
+
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", no_space)
+    with pytest.raises(UserError, match="No space left"):
+        save_last(tmp_path, checkpoint(3), 2)
+    assert steps_kept(tmp_path) == [2, 1] and set(contents(tmp_path)) == {path.name for path in last_paths(tmp_path)}
+
+
+def test_flipped_bytes_are_found_and_the_checkpoint_before_is_taken(tmp_path, caplog):
+    start(tmp_path).close()
+    save_last(tmp_path, checkpoint(1), 2), save_last(tmp_path, checkpoint(2), 2)
+    flip(tmp_path / "checkpoint_last.pth")
+    refused(lambda: load_checkpoint(tmp_path / "checkpoint_last.pth"), "checkpoint_last.pth: damaged: the checksum of")
+    before = contents(tmp_path)
+    with caplog.at_level("INFO", "semmim"):
+        found, damaged = load_last(tmp_path)
+    assert found["progress"]["step"] == 1 and "the one before is tried" in caplog.text
+    assert contents(tmp_path) == before  # what fails until the folder is locked leaves it as it was
+    start(tmp_path, resume=True, step=1, damaged=damaged).close()
+    assert (tmp_path / "checkpoint_last_damaged.pth").exists() and steps_kept(tmp_path) == [1]
+    save_last(tmp_path, checkpoint(3), 2)  # the good one is kept beside it
+    assert steps_kept(tmp_path) == [3, 1]
+
+
+def test_nothing_whole_is_an_error_and_nothing_at_all_a_beginning(tmp_path):
+    assert load_last(tmp_path) == (None, [])
+    save_last(tmp_path, checkpoint(2), 2)
+    flip(tmp_path / "checkpoint_last.pth")
+    refused(lambda: load_last(tmp_path), "no whole checkpoint is left")
+
+
+def test_a_missing_best_checkpoint_is_reported_before_training(tmp_path, caplog):
+    best, model = BestCheckpoint(tmp_path, "cider", {}), nn.Linear(2, 2)
+    best.offer(model, {"cider": 50.0, "beams": 3}, step=10, epoch=1)
+    assert BestCheckpoint(tmp_path, "cider", {}, {"best": best.best}).best == {"cider": 50.0, "beams": 3, "epoch": 1}
+    (tmp_path / "checkpoint_best.pth").unlink()
+    with caplog.at_level("INFO", "semmim"):
+        resumed = BestCheckpoint(tmp_path, "cider", {}, {"best": best.best})
+    assert "the best epoch so far (1) is lost" in caplog.text and resumed.best == {}
+    resumed.restore(model)  # keeps the last weights
+    resumed.offer(model, {"cider": 40.0}, step=20, epoch=2)
+    assert load_checkpoint(tmp_path / "checkpoint_best.pth")["best"] == {"cider": 40.0, "epoch": 2}
+
+
+def test_random_state_restores_every_generator(tmp_path):
+    seed_everything(3)
+    random.gauss(0, 1)  # keeps the second number of a pair
+    save_last(tmp_path, checkpoint(1), 1)
+    first = random.gauss(0, 1), torch.rand(1).item()
+    set_random_state(load_checkpoint(tmp_path / "checkpoint_last.pth")["rng"][0])
+    assert (random.gauss(0, 1), torch.rand(1).item()) == first
+
+
+# ----------------------------------------------------------------------------------------------------- the beginning
+
+
+def test_a_resumed_run_keeps_its_seed_and_says_what_changed(tmp_path, caplog):
+    start(tmp_path).close()
+    save_last(tmp_path, checkpoint(4), 2)
+    config = {"seed": 9, "momentum": 0.5, "train": {"lr": 0.5}, "data": {"image_root": {"vg": "b"}}}
+    cfg = as_config(config)
+    with caplog.at_level("INFO", "semmim"):
+        run, found = begin(asked(tmp_path), cfg)
+    assert run.step == found["progress"]["step"] == 4 and cfg.seed == 3
+    assert caplog.messages[1:] == [
+        "resumed with train.lr 0.5 instead of 1.0",
+        "resumed with data.image_root.vg 'b' instead of 'a'",
+    ]
+    cfg = as_config(config | {"momentum": 0.6})
+    refused(lambda: begin(asked(tmp_path), cfg), "--resume: momentum is 0.6, but the checkpoint was trained with 0.5")
+    refused(lambda: begin(asked(tmp_path, seed=-5), cfg), "--seed is -5; a whole number")
+
+
+def test_another_number_of_processes_needs_a_flag(caplog):
+    check_ranks(1, allowed=False)
+    refused(lambda: check_ranks(3, allowed=False), "of 3 processes, this run has 1", "--other_ranks")
+    with caplog.at_level("INFO", "semmim"):
+        check_ranks(3, allowed=True)
+    assert "order of the data and random draws are new" in caplog.text
+
+
+# ------------------------------------------------------------------------------------------ the folder and its lock
 
 
 def test_a_used_folder_is_continued_only_on_request(tmp_path):
     start(tmp_path, Config(seed=1)).close()
     before = contents(tmp_path)
-    with pytest.raises(UserError, match="it holds an earlier run; add --resume to continue it"):
-        start(tmp_path, Config(seed=2))
+    refused(lambda: start(tmp_path, Config(seed=2)), "it holds an earlier run; add --resume to continue it")
     assert contents(tmp_path) == before
     start(tmp_path, Config(seed=2), evaluate=True).close()
-    run = Run(tmp_path, Config(seed=3), Found())  # --resume, without a checkpoint: from the beginning
-    run.open()
+    run = start(tmp_path, Config(seed=3), resume=True)  # without a checkpoint: from the beginning
     run.log(1, {"x": 1.0})
     run.close()
     assert (tmp_path / "config.yaml").read_text() == "seed: 3\n"
@@ -49,22 +185,50 @@ def test_a_used_folder_is_continued_only_on_request(tmp_path):
         ["run.lock", "metrics.json"],
     ],
 )
-@pytest.mark.parametrize("options", [{}, {"resume_step": 3}, {"evaluate": True}])
+@pytest.mark.parametrize("options", [{}, {"resume": True}, {"evaluate": True}])
 def test_a_folder_that_no_run_wrote_is_refused_and_left_as_it_is(tmp_path, files, options):
     for name in files:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("mine")
-    run = Run(tmp_path, Config(seed=1), Found() if "resume_step" in options else None)
-    with pytest.raises(UserError, match="and no run's run.lock: no run wrote it"):
-        run.open(**options)
+    refused(lambda: start(tmp_path, Config(seed=1), **options), "and no run's run.lock: no run wrote it")
     assert contents(tmp_path) == {name: b"mine" for name in files}
 
 
-def resume(folder, step, config=None):
-    """A run that goes on from a checkpoint of `step`, open."""
-    run = Run(folder, config, Found(step=step))
-    run.open(resume_step=step)
-    return run
+def test_an_output_folder_that_cannot_be_made_is_an_error(tmp_path):
+    (tmp_path / "file").touch()
+    refused(lambda: start(tmp_path / "file"), "--output_dir", "file")
+
+
+def _open(folder, queue):
+    try:
+        Run(folder).open(evaluate=True)
+        queue.put("open")
+    except UserError as error:
+        queue.put(str(error))
+
+
+def test_a_folder_in_use_is_refused_and_a_lock_left_behind_is_not(tmp_path):
+    (tmp_path / "run.lock").write_text("SemMIM run: process 4711 on elsewhere\n")  # of a process that a kill ended
+    run, context = start(tmp_path), multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    for expected in (f"in use by process {os.getpid()} on ", "open"):
+        other = context.Process(target=_open, args=(tmp_path, queue))
+        other.start()
+        assert expected in queue.get(timeout=60)
+        other.join()
+        run.close()
+
+
+def test_what_a_kill_left_unfinished_goes_at_the_next_start_and_nothing_else(tmp_path):
+    start(tmp_path).close()
+    mine = ["my.tmpfile", "notes.tmp7", "mine.json.tmp12"]
+    for name in ("checkpoint_last.pth.tmp4711", "config.yaml.tmp12", *mine):
+        (tmp_path / name).write_text("half")
+    start(tmp_path, evaluate=True).close()
+    assert set(contents(tmp_path)) == {"log.jsonl", "run.lock", *mine}
+
+
+# ------------------------------------------------------------------------------------------------------------ its log
 
 
 def test_a_resumed_run_drops_what_was_logged_after_its_checkpoint(tmp_path):
@@ -72,7 +236,7 @@ def test_a_resumed_run_drops_what_was_logged_after_its_checkpoint(tmp_path):
     for step, split in ((2, "train"), (4, "train"), (4, "val"), (0, "test")):
         run.log(step, {"x": 1.0}, split, final=split == "test")
     run.close()
-    resume(tmp_path, 2).close()
+    start(tmp_path, resume=True, step=2).close()
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [(line["step"], line["split"]) for line in lines] == [(2, "train"), (0, "test")]
 
@@ -85,35 +249,64 @@ def test_values_that_are_not_finite_are_logged_as_null(tmp_path):
     assert '"loss": null, "itc": 2.0' in (tmp_path / "log.jsonl").read_text()
 
 
-def test_metrics_are_written_whole(tmp_path):
-    run = start(tmp_path)
-    run.write_metrics({"test": {"tr_r1": 50.0}})
-    assert (tmp_path / "metrics.json").read_text() == '{\n  "test": {\n    "tr_r1": 50.0\n  }\n}\n'
-    assert not list(tmp_path.glob("*tmp*"))
+def test_evaluating_twice_leaves_one_point_a_number(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for value in (1.0, 2.0):
+        run = start(tmp_path, evaluate=True)
+        run.log(0, {"cider": value}, "test", final=True)
+        run.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard/final"))
+    board.Reload()
+    assert [event.value for event in board.Scalars("test/cider")] == [2.0]
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
 
 
-def test_an_output_folder_that_cannot_be_made_is_an_error(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="--output_dir .*file"):
-        start(tmp_path / "file")
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_full_disk_is_reported_once_and_ends_no_training(tmp_path, caplog):
+    start(tmp_path).close()
+    (tmp_path / "log.jsonl").unlink()
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    run = start(tmp_path, evaluate=True)
+    for step in (1, 2):
+        run.log(step, {"loss": 1.0})
+    run.close()
+    assert caplog.text.count("cannot be written") == 1 and "No space left" in caplog.text
+
+
+def test_a_reader_that_goes_ends_a_tool_in_silence_and_no_training():
+    script = (
+        "import logging, utils\n"
+        "from engine.distributed import init_distributed\n"
+        "init_distributed('cpu')\n"
+        "def main():\n"
+        "    for line in range(20000): utils.logger.info('a line of the log %d', line)\n"
+        "    open('/dev/stderr', 'w').write('trained to the end')\n"
+        "utils.run_main(main)\n"
+    )
+    tool = "import utils\nutils.run_main(lambda: [print('a line', i) for i in range(20000)])\n"
+    for text, reader, code, expected in (
+        (script, "| head -1", 0, "trained to the end"),
+        (script, ">/dev/full", 0, "trained to the end"),
+        (tool, "| head -1", 141, ""),
+    ):
+        command = ["bash", "-c", f'"{sys.executable}" -c "$TEXT" {reader}; exit ${{PIPESTATUS[0]}}']
+        environment = {**os.environ, "TEXT": text}
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+        assert (done.returncode, done.stderr.strip()) == (code, expected)
 
 
 def test_wandb_follows_tensorboard_and_its_failures_end_no_training(tmp_path, monkeypatch, caplog):
-    told = []
+    cfg, asked_for = as_config({"train": {"tracker": "wandb"}}), []
 
     class Package:
         def init(self, **options):
             random.random(), torch.rand(1)
-            told.append(options)
-            return self
-
-        def finish(self, exit_code):
+            asked_for.append(options)
             raise RuntimeError("no server")
 
     monkeypatch.setitem(sys.modules, "wandb", Package())
     before = torch.get_rng_state()
-    run = start(tmp_path, as_config({"train": {"tracker": "wandb"}}))
-    run.log(1, {"x": 1.0})
-    run.close()
-    assert told[0]["sync_tensorboard"] and told[0]["dir"] == str(tmp_path) and "no server" in caplog.text
+    start(tmp_path, cfg).close()
+    assert asked_for[0]["sync_tensorboard"] and asked_for[0]["dir"] == str(tmp_path) and "no server" in caplog.text
     assert torch.equal(torch.get_rng_state(), before)

@@ -221,15 +221,6 @@ def test_pretraining_is_the_same_with_validation_and_without_and_the_best_epoch_
         assert lines[1][key] == pytest.approx(numbers[key]), key
 
 
-def test_a_best_epoch_of_other_images_is_none(data, tmp_path, caplog):
-    pretrain(data, tmp_path / "run", *with_validation(data, "train.best=val", "train.epochs=1"))
-    with caplog.at_level("INFO", "semmim"):
-        changes = with_validation(data, "train.best=val", "eval.images=7")
-        pretrain(data, tmp_path / "run", *changes, flags=["--resume"])
-    assert "data.val or eval.images are new: the best epoch is chosen among those to come" in caplog.messages
-    assert load_checkpoint(tmp_path / "run/checkpoint_best.pth")["best"]["epoch"] == 2
-
-
 def test_the_best_epoch_needs_images_to_choose_it_on(data, tmp_path):
     with pytest.raises(utils.UserError, match="train.best: val chooses the best epoch on data.val, which is empty"):
         pretrain(data, tmp_path / "run", "train.best=val")

@@ -23,8 +23,8 @@ import torch
 
 import utils
 from dataset.files import read_json
-from engine.config import whole
 from models.generation import MODES
+from models.weights import check_value
 from semmim import SemMIM
 from semmim.inputs import choices
 from semmim.model import TEMPLATES, K
@@ -167,7 +167,7 @@ def vqa(args: argparse.Namespace) -> Iterator[dict]:
 
 def retrieve(args: argparse.Namespace) -> Iterator[dict]:
     """The best items of every query; score is null (CSV: empty) for candidates that were not re-ranked."""
-    whole(1)("--top", args.top)
+    check_value("--top", args.top, int)
     paths, texts = find_images(args.images), [*args.text, *read_lines("--texts", args.texts)]
     if not texts:
         raise utils.UserError("no sentence: give --text SENTENCE or --texts FILE")
@@ -207,7 +207,7 @@ def embed(args: argparse.Namespace) -> Iterable[dict]:
 
 def classify(args: argparse.Namespace) -> Iterator[dict]:
     """The most probable classes of every image."""
-    whole(1)("--top", args.top)
+    check_value("--top", args.top, int)
     paths = find_images(args.images)
     classes = choices([*args.classes, *read_lines("--class_file", args.class_file)], "--classes")
     for path, row in probabilities(load(args, "match"), paths, classes, args.template):
