@@ -41,4 +41,4 @@ def test_a_room_imports_only_from_the_floors_below(room):
 def test_optim_and_scheduler_load_no_room_but_utils():
     code = "import sys, optim, scheduler; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert set(done.stdout.split()) & set(LEVEL) == {"optim", "scheduler", "utils"}
+    assert set(done.stdout.split()) & set(LEVEL) <= {"optim", "scheduler", "utils"}
