@@ -160,8 +160,8 @@ def masking_image(model: PretrainModel, dataset, tokenizer, max_tokens: int, dev
     clean, views = (list(map(to_pil_image, denormalize(batch[name]).cpu())) for name in ("image1", "image2"))
     figure = masking_figure(
         views,
-        {"masked by the text" if shown["similarity"] is not None else "masked at random": shown["mask"]},
         [sample["caption"] for sample in samples],
+        {"masked by the text" if shown["similarity"] is not None else "masked at random": shown["mask"]},
         similarity=shown["similarity"],
         patterns=shown["patterns"],
         clean=clean,

@@ -1,4 +1,4 @@
-"""tools/visualize on checkpoints of a very small model: files, numbers, choices, and wrong input."""
+"""tools.visualize on checkpoints of a very small model: files, numbers, choices, the teacher's targets as trained."""
 
 import json
 import re
@@ -6,16 +6,14 @@ import re
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
-from tiny import TOKENIZER, tiny_config, tiny_model
+from tiny import make_batch, tiny_config, tiny_model
 
 from tools.demo import scenes
 from tools.visualize import __main__ as visualize
-from tools.visualize import figures, views
+from tools.visualize import encodings, figures
 from tools.visualize import scenes as numbers
-from tools.visualize.scenes import Samples
-from tools.visualize.views import Clustering
+from tools.visualize.encodings import Clustering
 from utils import UserError, save_checkpoint
 
 
@@ -33,17 +31,17 @@ def draw(path, *more) -> dict:
 def test_figures_numbers_and_page_of_the_built_in_scenes(tmp_path, capsys):
     write_checkpoint(tmp_path / "checkpoint.pth")
     files = draw(tmp_path / "checkpoint.pth")
-    names = ["attention", "figure2_encoding_head", "figure2_kmeans_of_pixels", "figure3", "masking", "predictions"]
+    names = ["figure2_encoding_head", "figure2_kmeans_of_pixels", "figure3", "masking", "predictions"]
     assert sorted(files) == sorted([*(f"{name}.png" for name in names), "index.html", "numbers.json"])
     page = files["index.html"].read_text()
     assert page.count("data:image/png;base64,") == len(names) and "http" not in re.sub(r"base64,[^\"]*", "", page)
     assert all(Image.open(files[f"{name}.png"]).width > 500 for name in names)
     found = json.loads(files["numbers.json"].read_text())
     assert found["images"] == 24 and found["patches"] == 24 * 16
-    kinds = {"encoding head", "encoding head, shuffled", "k-means of pixels", "k-means of encoder tokens"}
+    kinds = {"encoding head", "encoding head, shuffled", "k-means of pixels"}
     assert set(found["agreement"]) == kinds
     values = [value for row in found["agreement"].values() for key, value in row.items() if key != "clusters"]
-    assert len(values) == 8 * 4 and all(0 <= value <= 1 for value in values)
+    assert len(values) == 8 * 3 and all(0 <= value <= 1 for value in values)
     assert all(sum(shares.values()) == pytest.approx(1) for shares in found["masked"].values())
     pixels, chance = found["agreement"]["k-means of pixels"], found["agreement"]["encoding head, shuffled"]
     assert pixels["nmi_background"] > 0.3 > chance["nmi_background"]  # colors are what pixels are about
@@ -86,46 +84,39 @@ def test_wrong_input_is_one_line(tmp_path):
 def test_examples_are_the_clearest_and_at_most_two_of_an_image():
     assignment = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 1]])
     score = torch.tensor([[0.5, 0.9, 0.7, 1.0], [0.1, 1.0, 1.0, 0.8]])
-    assert views.examples(Clustering(assignment, score), 1, 4) == [(0, 1), (1, 3), (0, 2), (1, 0)]
+    assert Clustering(assignment, score).examples(1, 4) == [(0, 1), (1, 3), (0, 2), (1, 0)]
 
 
 def test_labels_of_patches_follow_the_scene():
     scene = scenes.make_scene(0, 3)
     caption = scenes.captions(scene)[0]
-    known = numbers.patch_labels(Samples([scenes.render(scene, 64)], [caption], [scene]), 8)
+    known = numbers.patch_labels([scene], [caption], 64, 8)
     named = scenes.named_objects(scene, caption)
     for patch, place in enumerate(scenes.patch_objects(scene, 64, 8)):
-        shown = {name: labels[patch] for name, (labels, counts) in known.labels.items() if counts[patch]}
+        shown = {name: labels[patch] for name, labels in known.items() if labels[patch]}
         if place >= 0:
             assert f"{shown['color']} {shown['class']}" == scene.objects[place].label and shown["object"] == "object"
-            assert int(known.kinds[patch]) == (1 if named[place] else 2)
+            assert shown["kind"] == ("named" if named[place] else "unnamed")
         else:
-            assert shown == {"object": "background", "background": scene.background} and not known.kinds[patch]
+            assert shown == {"object": "background", "background": scene.background, "kind": "background"}
 
 
 def test_a_perfect_clustering_is_described_as_such_and_agrees_with_its_labels():
     chosen = [scenes.make_scene(2, index) for index in range(12)]
-    samples = Samples([scenes.render(s, 64) for s in chosen], [scenes.captions(s)[0] for s in chosen], chosen)
-    known = numbers.patch_labels(samples, 8)
-    color, background = (known.labels[name][0] for name in ("color", "background"))
-    names, flat = np.unique(np.char.add(color, background), return_inverse=True)
+    known = numbers.patch_labels(chosen, [scenes.captions(scene)[0] for scene in chosen], 64, 8)
+    names, flat = np.unique(np.char.add(known["color"], known["background"]), return_inverse=True)
     for cluster, (text, quality, label) in numbers.describe(flat, known).items():
         assert quality == 1 and f"100% {label}" in text and label == names[cluster]
     found = numbers.agreement(flat, known)
     assert found["nmi_color"] == found["purity_background"] == pytest.approx(1) and found["nmi_class"] < 0.5
 
 
-def test_shares_of_masked_patches():
-    masks = torch.tensor([[True, True, False], [False, True, True]])
-    kinds = torch.tensor([[0, 1, 2], [1, 1, 2]])
-    assert numbers.named_share(masks, kinds) == {"background": 0.25, "named": 0.5, "unnamed": 0.25}
-
-
 def test_a_crop_shows_the_patch_in_its_context_and_moves_inwards_at_the_border():
-    axes = Figure().subplots()
-    figures.crop(Image.new("RGB", (64, 64)), 63, grid=8)(axes)
-    (outline,) = axes.patches
-    assert (axes.get_xlim(), axes.get_ylim()) == ((40, 64), (64, 40)) and outline.get_xy() == (56, 56)
+    image = Image.fromarray(np.arange(64 * 64 * 3, dtype=np.uint32).reshape(64, 64, 3).astype(np.uint8))
+    shown, whole = figures.crop(image, 63, grid=8), figures.picture(image)[40:, 40:]
+    assert shown.shape == (24, 24, 3)
+    outline = (shown == (1, 0, 0)).all(-1)
+    assert outline[16:, 16:].sum() == outline.sum() == 4 * 7 and (shown[~outline] == whole[~outline]).all()
 
 
 def test_patterns_have_colors_of_their_own_and_the_legend_names_the_most_frequent():
@@ -139,7 +130,7 @@ def test_patterns_have_colors_of_their_own_and_the_legend_names_the_most_frequen
 def test_the_masking_figure_hides_the_masked_patches():
     mask = torch.zeros(1, 16, dtype=torch.bool)
     mask[0, :8] = True
-    figure = figures.masking_figure([Image.new("RGB", (64, 64), "blue")], {"masked": mask}, ["a dog"])
+    figure = figures.masking_figure([Image.new("RGB", (64, 64), "blue")], ["a dog"], {"masked": mask})
     shown = figures.pixels(figure)
     gray, blue = (
         (shown - torch.tensor(color)[:, None, None]).abs().amax(0) < 0.02 for color in ((0.5,) * 3, (0, 0, 1.0))
@@ -147,11 +138,43 @@ def test_the_masking_figure_hides_the_masked_patches():
     assert int(blue.sum()) == pytest.approx(3 * int(gray.sum()), rel=0.1)  # one whole image and a half; half an image
 
 
-def test_words_are_found_at_their_tokens():
-    caption = "a turquoise ring above a ring"
-    spans = views.word_spans(TOKENIZER, caption, 20)
-    ids = TOKENIZER.encode([caption], 20)[0][0]
-    assert {word: TOKENIZER.decode(ids[start:end]) for word, (start, end) in spans.items()} == {
-        word: word for word in caption.split()
-    }
-    assert spans["ring"][0] < spans["above"][0] and "above" not in views.word_spans(TOKENIZER, caption, 4)
+# ------------------------------------------------------------------------------------------------ the model's part
+
+
+def inputs(batch) -> tuple:
+    return batch["image2"], batch["input_ids"], batch["attention_mask"]
+
+
+def test_patterns_and_similarity_are_those_that_pre_training_shows():
+    model, batch = tiny_model().eval(), make_batch()
+    shown = model.inspect(batch)
+    similarity, patterns = encodings.encode(model, *inputs(batch))
+    assert torch.equal(patterns.assignment, shown["patterns"]) and patterns.score.max() <= 1
+    assert torch.allclose(similarity, shown["similarity"], atol=1e-6)
+
+
+def test_models_without_a_teacher_still_give_the_similarity():
+    model = tiny_model("mim.target=none", "itc.negatives=batch").eval()
+    similarity, patterns = encodings.encode(model, *inputs(make_batch()))
+    assert patterns is None and similarity.shape == (6, 16)
+
+
+def test_predictions_at_masked_patches_do_not_depend_on_what_is_hidden_there():
+    model = tiny_model().eval()
+    uniform = torch.rand(6, 16, generator=torch.Generator().manual_seed(0))
+    masks = encodings.draw_masks(torch.zeros(6, 16), 0.3, 0.07, uniform, guided=False)
+    assert masks.sum(1).tolist() == [5] * 6
+    images, *text = inputs(make_batch())
+    hidden = masks.view(6, 1, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    first = encodings.predict_masked(model, images, *text, masks)
+    second = encodings.predict_masked(model, torch.where(hidden, 9.0, images), *text, masks)
+    assert first.shape == (6, 5, 24) and torch.allclose(first, second, atol=1e-5)
+
+
+def test_guided_masks_prefer_similar_patches():
+    similarity = torch.zeros(200, 16)
+    similarity[:, :4] = 1.0
+    uniform = torch.rand(200, 16, generator=torch.Generator().manual_seed(0))
+    guided = encodings.draw_masks(similarity, 0.25, 0.07, uniform, guided=True)
+    random = encodings.draw_masks(similarity, 0.25, 0.07, uniform, guided=False)
+    assert guided[:, :4].float().mean() > 0.99 and abs(random[:, :4].float().mean() - 0.25) < 0.05

@@ -7,8 +7,8 @@
 Writes into --output (default: `figures` beside the checkpoint) PNG files and index.html, which holds all of them:
 figure2_*.png (patches of the purest patterns in their context) and figure3.png (each patch in its pattern's
 color) for the encoding head, for k-means of pixels and, with --codebook, for DALL-E's dVAE; masking.png (random and
-text-guided masks, the similarity map, the caption); attention.png (where a word of the caption looks); predictions.png
-(predictions at masked patches beside their targets).
+text-guided masks, the similarity map, the caption); predictions.png (predictions at masked patches beside their
+targets).
 
 Without --data the demo's scenes are drawn, those that no training has seen, and each patch's object is known; then
 numbers.json and the page also hold normalized mutual information and purity between patterns and object class, color
@@ -19,56 +19,54 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
-from sklearn.cluster import KMeans
 from tabulate import tabulate
 
 from dataset.annotations import Source, load_annotations
 from dataset.common import EmptyCaption, usable_caption
 from dataset.text import Tokenizer
-from dataset.transforms import ImageError, open_image, to_pixels, to_tensor, to_unit
+from dataset.transforms import ImageError, open_image, to_tensor
 from models.mim import CodebookTarget
 from models.pretrain import PretrainModel, build_pretrain_model
 from models.weights import load_exactly
-from tools import pages
 from tools.demo import scenes
-from tools.visualize import encodings, views
-from tools.visualize.scenes import DRAWS, Samples, number_tables, patch_labels, scene_numbers
-from tools.visualize.views import Clustering, View
+from tools.visualize import encodings
+from tools.visualize.encodings import Clustering
+from tools.visualize.scenes import DRAWS, Labels, describe, number_tables, patch_labels, scene_numbers
 from utils import UserError, as_config, choose_device, load_checkpoint, own_folder, run_main, write_json
 
-BATCH = 50
-OURS, PIXELS, TOKENS, DVAE = "encoding head", "k-means of pixels", "k-means of encoder tokens", "dVAE"
-FIGURE_2 = {OURS: "figure2_encoding_head", PIXELS: "figure2_kmeans_of_pixels", DVAE: "figure2_dvae"}
+OURS, PIXELS, DVAE = "encoding head", "k-means of pixels", "dVAE"
 FIGURE_2 = {OURS: "figure2_encoding_head", PIXELS: "figure2_kmeans_of_pixels", DVAE: "figure2_dvae"}
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
+    from tools import pages  # here: matplotlib and jinja2 take half a second to import
+    from tools.visualize import figures
+
     model, tokenizer, max_tokens, max_words = load_model(args.checkpoint, torch.device(choose_device(args.device)))
     output = own_folder(args.output or args.checkpoint.parent / "figures", "tools.visualize")  # before the work
-    size, grid = model.backbone.image_encoder.image_size, model.backbone.image_encoder.grid
-    samples = read_samples(args, size, max_words) if args.data else draw_scenes(args.images, args.seed, size, max_words)
-    found = encode_all(model, tokenizer, samples, max_tokens)
-    clusterings = cluster_all(args, model, samples, found)
-    known = patch_labels(samples, grid) if samples.scenes else None
-    images, captions = samples.images[: args.show], samples.captions[: args.show]
-    text, similarity = tokenizer.encode(captions, max_tokens), found.similarity[: args.show]
-    pixels = torch.stack([to_tensor(image) for image in images])
-    view = View(model, tokenizer, images, captions, pixels, *text, similarity, args.seed)
-    drawn = {
-        FIGURE_2[name]: views.pattern_figure(samples, name, clustering, known, grid)
-        for name, clustering in clusterings.items()
-        if name in FIGURE_2
-    }
-    drawn |= {"figure3": views.layouts(view, clusterings, OURS), "masking": views.masking(view)}
-    drawn["attention"] = views.attention(view)
-    if OURS in clusterings:
-        drawn["predictions"] = views.predictions(view, clusterings[OURS])
+    encoder = model.backbone.image_encoder
+    samples = read_samples if args.data else draw_scenes
+    images, captions, known = samples(args, encoder.image_size, encoder.grid, max_words)
+    inputs = torch.stack([to_tensor(image) for image in images]), *tokenizer.encode(captions, max_tokens)
+    similarity, ours = encode(model, *inputs)
+    count = max(2, len(ours.assignment.unique())) if ours else 64  # of k-means, as many clusters as we use patterns
+    clusterings = {OURS: ours} if ours else {}
+    clusterings[PIXELS] = encodings.kmeans_of_pixels(images, encoder.patch_size, count, args.seed)
+    if args.codebook:
+        clusterings[DVAE] = encodings.dvae_codes(CodebookTarget(args.codebook), images, encoder.grid)
+
+    drawn = {}
+    for name, clustering in clusterings.items():
+        headings = describe(clustering.assignment.flatten().numpy(), known) if known else {}
+        drawn[FIGURE_2[name]] = figures.pattern_figure(images, name, clustering, encoder.grid, headings)
+    first = slice(args.show)
+    inputs = [part[first] for part in inputs]
+    drawn |= draw(model, images[first], captions[first], inputs, similarity[first], clusterings, args.seed)
     files = {name: output / f"{name}.png" for name in drawn}
     for name, path in files.items():
         pages.save_figure(drawn[name], path)
@@ -76,14 +74,13 @@ def main(argv: list[str] | None = None) -> None:
     if known:
         assignments = {name: clustering.assignment for name, clustering in clusterings.items()}
         drawing = model.mim.mask_ratio, model.mim.mask_temperature
-        numbers = scene_numbers(known, found.similarity, assignments, drawing, args.seed)
+        numbers = scene_numbers(known, similarity, assignments, drawing, args.seed)
         tables = number_tables(numbers)
         write_json(output / "numbers.json", numbers)
         print(f"{numbers['images']} scenes, {numbers['patches']} patches")
         print(*(tabulate(table, "firstrow", disable_numparse=True) + "\n" for table in tables), sep="\n")
-    title = f"Figures of {args.checkpoint}"
-    values = {"figures": files, "numbers": numbers, "tables": tables, "draws": DRAWS}
-    pages.write(output / "index.html", "visualize/index.html", title=title, **values)
+    values = {"title": f"Figures of {args.checkpoint}", "figures": files, "numbers": numbers}
+    pages.write(output / "index.html", "visualize/index.html", **values, tables=tables, draws=DRAWS)
     print(output / "index.html")
 
 
@@ -108,7 +105,36 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-# ------------------------------------------------------------------------------------------------- model and images
+def draw(
+    model: PretrainModel,
+    images: list[Image.Image],
+    captions: list[str],
+    inputs: list[torch.Tensor],
+    similarity: torch.Tensor,
+    clusterings: dict[str, Clustering],
+    seed: int,
+) -> dict:
+    """{name: figure} of what the model makes of some images: patterns, masks, predictions."""
+    from tools.visualize import figures  # here, as in `main`
+
+    mim = model.mim
+    uniform = torch.rand(similarity.shape, generator=torch.Generator().manual_seed(seed))
+    random, guided = (
+        encodings.draw_masks(similarity, mim.mask_ratio, mim.mask_temperature, uniform, by_text)
+        for by_text in (False, True)
+    )
+    masks = {"masked at random": random, "masked by the text": guided}
+    drawn = {
+        "figure3": figures.layouts(images, captions, clusterings),
+        "masking": figures.masking_figure(images, captions, masks, similarity),
+    }
+    if OURS in clusterings:
+        mask = guided if mim.masking == "text_guided" else random
+        inputs = [part.to(next(model.parameters()).device) for part in (*inputs, mask)]
+        choices = encodings.predict_masked(model, *inputs).argmax(-1).cpu()
+        targets = clusterings[OURS].assignment[: len(images)][mask].view(choices.shape)
+        drawn["predictions"] = figures.predictions(images, captions, mask, targets, choices)
+    return drawn
 
 
 def load_model(path: Path, device: torch.device) -> tuple[PretrainModel, Tokenizer, int, int]:
@@ -123,15 +149,22 @@ def load_model(path: Path, device: torch.device) -> tuple[PretrainModel, Tokeniz
     return model.to(device).eval(), tokenizer, config.text.max_tokens, config.data.max_words
 
 
-def draw_scenes(count: int, seed: int, size: int, max_words: int) -> Samples:
-    """Scenes of the test split, which no training shows, each with one of its captions."""
-    chosen = [scenes.make_scene(seed, index) for index in scenes.plan(seed, {"test": count})["test"]]
+def draw_scenes(
+    args: argparse.Namespace, size: int, grid: int, max_words: int
+) -> tuple[list[Image.Image], list[str], Labels]:
+    """Scenes of the test split, which no training shows, each with one of its captions, and what its patches show."""
+    chosen = [scenes.make_scene(args.seed, index) for index in scenes.plan(args.seed, {"test": args.images})["test"]]
     captions = [usable_caption(scenes.captions(scene)[0], max_words, "scene") for scene in chosen]
-    return Samples([scenes.render(scene, size) for scene in chosen], captions, chosen)
+    return [scenes.render(s, size) for s in chosen], captions, patch_labels(chosen, captions, size, grid)
 
 
-def read_samples(args: argparse.Namespace, size: int, max_words: int) -> Samples:
-    """Every n-th entry of --data, so that --images of them cover the files; unreadable images are left out."""
+def read_samples(
+    args: argparse.Namespace, size: int, grid: int, max_words: int
+) -> tuple[list[Image.Image], list[str], Labels]:
+    """Every n-th entry of --data, so that --images of them cover the files; unreadable images are left out.
+
+    Nothing is known of what their patches show.
+    """
     entries = load_annotations(Source(args.data, args.image_root), "pretrain")
     step = max(1, len(entries) // args.images)
     images, captions = [], []
@@ -145,52 +178,18 @@ def read_samples(args: argparse.Namespace, size: int, max_words: int) -> Samples
             print(f"left out: {error}", file=sys.stderr)
     if not images:
         raise UserError(f"--data {args.data[0]}: no entry has a readable image and a caption (see --image_root)")
-    return Samples(images, captions)
+    return images, captions, {}
 
 
-def encode_all(model: PretrainModel, tokenizer: Tokenizer, samples: Samples, max_tokens: int) -> encodings.Encodings:
-    """`encodings.encode` of all samples, in batches."""
-    parts, device = [], next(model.parameters()).device
-    for start in range(0, len(samples.images), BATCH):
-        images = torch.stack([to_tensor(image) for image in samples.images[start : start + BATCH]])
-        ids, mask = tokenizer.encode(samples.captions[start : start + BATCH], max_tokens)
-        parts.append(encodings.encode(model, images.to(device), ids.to(device), mask.to(device)))
-    patterns = None if parts[0].probabilities is None else torch.cat([part.probabilities for part in parts])
-    similarity, tokens = (torch.cat([getattr(part, name) for part in parts]) for name in ("similarity", "tokens"))
-    return encodings.Encodings(similarity, tokens, patterns)
-
-
-# ------------------------------------------------------------------------------------------------------- clusterings
-
-
-def cluster_all(
-    args: argparse.Namespace, model: PretrainModel, samples: Samples, found: encodings.Encodings
-) -> dict[str, Clustering]:
-    """Ours, and as many clusters as we use patterns by k-means of pixels and of encoder tokens; the dVAE's codes."""
-    encoder, result, count = model.backbone.image_encoder, {}, 64
-    if found.probabilities is not None:
-        best = found.probabilities.max(-1)
-        result[OURS] = Clustering(best.indices, best.values)
-        count = max(2, len(best.indices.unique()))
-    unit = torch.stack([to_unit(to_pixels(image)) for image in samples.images])
-    tokens = torch.nn.functional.normalize(found.tokens, dim=-1)
-    for name, points in ((PIXELS, encodings.patch_pixels(unit, encoder.patch_size)), (TOKENS, tokens)):
-        flat = points.flatten(0, 1).numpy()
-        kmeans = KMeans(min(count, len(flat)), n_init=1, random_state=args.seed).fit(flat)
-        distance = torch.from_numpy(kmeans.transform(flat)).min(1).values
-        clusters = torch.from_numpy(kmeans.labels_).long()
-        result[name] = Clustering(clusters.view(points.shape[:2]), -distance.view(points.shape[:2]))
-    if args.codebook:
-        result[DVAE] = dvae_codes(CodebookTarget(args.codebook), samples.images, encoder.grid)
-    return result
-
-
-def dvae_codes(target: CodebookTarget, images: Sequence[Image.Image], grid: int) -> Clustering:
-    """The code of each patch, and 0 as score of all: codes are hard."""
-    side = 8 * grid  # the dVAE makes one code of 8 x 8 pixels
-    pixels = [to_unit(to_pixels(image.resize((side, side), Image.Resampling.BICUBIC))) for image in images]
-    codes = torch.cat([target(torch.stack(pixels[i : i + BATCH])) for i in range(0, len(pixels), BATCH)])
-    return Clustering(codes, torch.zeros(codes.shape))
+def encode(model: PretrainModel, *inputs: torch.Tensor) -> tuple[torch.Tensor, Clustering | None]:
+    """`encodings.encode` of all images, in batches."""
+    device = next(model.parameters()).device
+    batches = zip(*(part.to(device).split(encodings.BATCH) for part in inputs), strict=True)
+    similarity, patterns = zip(*(encodings.encode(model, *batch) for batch in batches), strict=True)
+    ours = None
+    if patterns[0]:
+        ours = Clustering(*(torch.cat([getattr(p, name) for p in patterns]) for name in ("assignment", "score")))
+    return torch.cat(similarity), ours
 
 
 if __name__ == "__main__":

@@ -1,23 +1,29 @@
-"""The figures of a pre-training model, by matplotlib; Pretrain.py draws one of them after every epoch."""
+"""The figures of a pre-training model, by matplotlib; Pretrain.py draws one of them after every epoch.
+
+Images are RGB, S x S pixels, of N = g x g patches; every picture in a figure is an array [H, W, 3] of floats in [0, 1].
+"""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 from PIL import Image
 from torch import Tensor
 
+from tools.visualize.encodings import Clustering
+
 SIDE = 1.5  # inches of an image
 NAMED = 6  # patterns in a legend
-HIDDEN = (0.5, 0.5, 0.5)
+MOST_CLUSTERS, EXAMPLES = 8, 8  # in Figure 2; patches of a cluster
 GOLDEN = 0.61803398875  # steps of hue that never come near an earlier one
-Cell = tuple[str, Callable]  # heading, and what draws on matplotlib's axes
+Cell = tuple[str, np.ndarray]  # heading, picture
 Color = tuple[float, float, float]
 
 
@@ -37,103 +43,82 @@ def sheet(
     captions: Sequence[str],
     legend: dict[str, Color] | None = None,
 ) -> Figure:
-    """Rows of images, a caption below each row, headings above the first cells that they are about."""
-    columns = max(map(len, rows))
-    wide = max(70, round(columns * SIDE * 14))  # characters of a line
-    words, legend = textwrap.wrap(explanation, wide), legend or {}
-    captions = [textwrap.wrap(caption, wide) for caption in captions]
-    top, gap = 0.75 + 0.17 * len(words), 0.3 + 0.16 * max(map(len, captions))  # inches
-    bottom = gap + 0.25 * -(-len(legend) // 4)
-    width, height = max(columns * SIDE, 5) + 0.3, top + bottom + SIDE * len(rows) + gap * (len(rows) - 1)
-    figure = Figure((width, height), dpi=130)
-    place = {"left": 0.15 / width, "right": 1 - 0.15 / width, "top": 1 - top / height, "bottom": bottom / height}
-    axes = figure.subplots(
-        len(rows), columns, squeeze=False, gridspec_kw={**place, "hspace": gap / SIDE, "wspace": 0.06}
-    )
-    figure.text(place["left"], 1 - 0.08 / height, title, va="top", weight="bold")
-    figure.text(place["left"], 1 - 0.36 / height, "\n".join(words), va="top", fontsize="small", color="dimgray")
+    """Rows of pictures, a caption below each row, headings above the first cells that they are about."""
+    columns, legend = max(map(len, rows)), legend or {}
+    width = max(columns * SIDE, 5) + 0.3
+    wide = round(width * 14)  # characters of a line
+    words = textwrap.fill(explanation, wide)
+    captions = [textwrap.fill(caption, wide) for caption in captions]
+    lines = words.count("\n") + sum(caption.count("\n") + 1 for caption in captions) - -len(legend) // min(4, columns)
+    figure = Figure((width, 1 + 0.18 * lines + (SIDE + 0.15) * len(rows)), dpi=130, layout="constrained")
+    figure.suptitle(f"{title}\n{words}", x=0.01, ha="left", fontsize="small")
     above: list[str] = []
-    for line, cells, caption in zip(axes, rows, captions, strict=True):
-        for part in line:
-            part.axis("off")
-        for part, (heading, draw) in zip(line, cells, strict=False):
+    parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+    for part, cells, caption in zip(parts, rows, captions, strict=True):
+        part.supxlabel(caption, x=0.01, ha="left", fontsize="small")
+        axes = part.subplots(1, columns, squeeze=False)[0]
+        for axis in axes:
+            axis.axis("off")
+        for axis, (heading, picture) in zip(axes, cells, strict=False):
+            axis.imshow(picture)
             if heading not in above:
-                part.set_title("\n".join(textwrap.wrap(heading, 20)), fontsize="small")
-            draw(part)
+                axis.set_title(textwrap.fill(heading, 20), fontsize="small")
         above = [heading for heading, _ in cells]
-        line[0].text(0, -0.04, "\n".join(caption), transform=line[0].transAxes, va="top", fontsize="small")
     if legend:
         handles = [Patch(color=color, label=name) for name, color in legend.items()]
-        figure.legend(handles=handles, loc="lower left", ncols=4, fontsize="small", frameon=False)
+        figure.legend(handles=handles, loc="outside lower left", ncols=min(4, columns), fontsize="small", frameon=False)
     return figure
 
 
-# ------------------------------------------------------------------------------------- what is drawn in a cell
+# ------------------------------------------------------------------------------------------------- pictures
 
 
-def picture(image: Image.Image) -> Callable:
-    return lambda axes: axes.imshow(image)
+def picture(image: Image.Image, gray: bool = False) -> np.ndarray:
+    return np.asarray((image.convert("L") if gray else image).convert("RGB"), np.float32) / 255
 
 
-def hidden(image: Image.Image, mask: Tensor) -> Callable:
+def tinted(image: np.ndarray, colors: np.ndarray, strength: np.ndarray | float) -> np.ndarray:
+    """The image [S, S, 3] with each patch mixed with a color [g, g, 3], by a strength (0 to 1) for all or [g, g]."""
+    grid = len(colors)
+    strength = np.broadcast_to(strength, (grid, grid))[..., None]
+    at = np.arange(len(image)) * grid // len(image)  # pixel -> patch
+    colors, strength = (part[at][:, at] for part in (colors, strength))
+    return image * (1 - strength) + colors * strength
+
+
+def hidden(image: Image.Image, mask: Tensor) -> np.ndarray:
     """The image with the patches of mask [N] (True: hidden) in gray."""
-
-    def draw(axes) -> None:
-        axes.imshow(image)
-        overlay(axes, image, np.dstack([np.broadcast_to(HIDDEN, (*square(mask).shape, 3)), square(mask)]))
-
-    return draw
+    return tinted(picture(image), np.full((*square(mask).shape, 3), 0.5), square(mask))
 
 
-def heat(image: Image.Image, values: Tensor) -> Callable:
+def heat(image: Image.Image, values: Tensor) -> np.ndarray:
     """values [N] as colors, from the lowest (dark) to the highest (light), over the image in gray."""
-
-    def draw(axes) -> None:
-        axes.imshow(image.convert("L"), cmap="gray", vmin=0, vmax=255)
-        overlay(axes, image, square(values), cmap="viridis", alpha=0.72)
-
-    return draw
+    values = square(values - values.min()) / max(float(values.max() - values.min()), 1e-12)
+    return tinted(picture(image, gray=True), colormaps["viridis"](values)[..., :3], 0.72)
 
 
-def layout(image: Image.Image, patterns: Tensor, colors: dict[int, Color]) -> Callable:
+def layout(image: Image.Image, patterns: Tensor, colors: dict[int, Color]) -> np.ndarray:
     """Patches in the color of their pattern [N] over the image in gray; those of pattern -1 are faded."""
-    grid = square(patterns).astype(int)
-    values = np.array([[(*colors[p], 0.7) if p >= 0 else (1, 1, 1, 0.6) for p in row] for row in grid.tolist()])
-
-    def draw(axes) -> None:
-        axes.imshow(image.convert("L"), cmap="gray", vmin=0, vmax=255)
-        overlay(axes, image, values)
-
-    return draw
+    grid = square(patterns)
+    shown = np.array([[colors.get(int(p), (1, 1, 1)) for p in row] for row in grid])
+    return tinted(picture(image, gray=True), shown, np.where(grid < 0, 0.6, 0.7))
 
 
-def crop(image: Image.Image, place: int, grid: int, context: int = 1) -> Callable:
-    """Patch number `place` outlined, with `context` patches around it; at the border the crop moves inwards."""
-    unit, count = image.width / grid, min(grid, 2 * context + 1)
-    row, column = divmod(place, grid)
-    left, top = (min(max(at - context, 0), grid - count) * unit for at in (column, row))
-
-    def draw(axes) -> None:
-        axes.imshow(image, extent=(0, image.width, image.height, 0))
-        axes.add_patch(Rectangle((column * unit, row * unit), unit, unit, fill=False, edgecolor="red", linewidth=1.5))
-        axes.set_xlim(left, left + count * unit)
-        axes.set_ylim(top + count * unit, top)
-
-    return draw
-
-
-def overlay(axes, image: Image.Image, values: np.ndarray, **options) -> None:
-    """values [g, g] or [g, g, 4], each a rectangle, over the whole image"""
-    axes.imshow(values, extent=(-0.5, image.width - 0.5, image.height - 0.5, -0.5), interpolation="nearest", **options)
+def crop(image: Image.Image, place: int, grid: int, context: int = 1) -> np.ndarray:
+    """Patch number `place`, outlined in red, with `context` patches around it; at the border the crop moves inwards."""
+    shown, unit, count = picture(image).copy(), image.width // grid, min(grid, 2 * context + 1)
+    row, column = (at * unit for at in divmod(place, grid))
+    inner = shown[row + 1 : row + unit - 1, column + 1 : column + unit - 1].copy()
+    shown[row : row + unit, column : column + unit] = (1, 0, 0)
+    shown[row + 1 : row + unit - 1, column + 1 : column + unit - 1] = inner
+    top, left = (min(max(at - context, 0), grid - count) * unit for at in divmod(place, grid))
+    return shown[top : top + count * unit, left : left + count * unit]
 
 
 def square(values: Tensor) -> np.ndarray:
     """[N] -> [g, g] on the CPU"""
     side = round(values.numel() ** 0.5)
     return values.detach().cpu().float().view(side, side).numpy()
-
-
-# --------------------------------------------------------------------------------------------------- colors
 
 
 def by_frequency(patterns: Tensor) -> list[int]:
@@ -145,45 +130,110 @@ def by_frequency(patterns: Tensor) -> list[int]:
 def colors_of(patterns: Sequence[int]) -> dict[int, Color]:
     """A color per pattern; neighbors in the list get colors that lie far apart."""
     styles = ((0.75, 1.0), (0.9, 0.8), (0.45, 0.95))  # saturation and value
-    return {p: tuple(hsv_to_rgb((i * GOLDEN % 1, *styles[i // 12 % 3]))) for i, p in enumerate(dict.fromkeys(patterns))}
+    return {p: tuple(hsv_to_rgb((i * GOLDEN % 1, *styles[i // 12 % 3]))) for i, p in enumerate(patterns)}
 
 
-def legend_of(patterns: Tensor, colors: dict[int, Color], prefix: str = "") -> dict[str, Color]:
+def legend_of(patterns: Tensor, colors: dict[int, Color]) -> dict[str, Color]:
     """Of the most frequent patterns, {name with its share of the patches: color}"""
     shares = {p: float((patterns == p).float().mean()) for p in by_frequency(patterns)[:NAMED]}
-    return {f"{prefix}pattern {p} ({share:.0%})": colors[p] for p, share in shares.items()}
+    return {f"pattern {p} ({share:.0%})": colors[p] for p, share in shares.items()}
+
+
+# -------------------------------------------------------------------------------------------------- figures
 
 
 def masking_figure(
     views: Sequence[Image.Image],
-    masks: dict[str, Tensor],
     captions: Sequence[str],
+    masks: dict[str, Tensor],
     similarity: Tensor | None = None,
     patterns: Tensor | None = None,
     clean: Sequence[Image.Image] | None = None,
-    title: str = "What is masked",
 ) -> Figure:
     """A row per pair, its caption below: the images, each kind of mask, the similarity map, the pattern layout.
 
     views: B images that are masked; masks: {heading: [B, N] bool, True = masked}; similarity: [B, N] of each patch with
     the caption; patterns: [B, N] pattern of each patch; clean: the B views that stay whole.
     """
-    colors = colors_of(by_frequency(patterns)) if patterns is not None else {}
-    rows: list[list[Cell]] = []
-    for i, view in enumerate(views):
-        row = [("clean view (view 1)", picture(clean[i]))] if clean else []
-        row.append(("masked view (view 2)" if clean else "image", picture(view)))
-        row += [(heading, hidden(view, mask[i])) for heading, mask in masks.items()]
-        if similarity is not None:
-            row.append(("similarity with the caption", heat(view, similarity[i])))
-        if patterns is not None:
-            row.append(("the teacher's patterns", layout(view, patterns[i], colors)))
-        rows.append(row)
-    explanation = "The caption below each row is the one that the model read. Gray: masked."
-    legend = {}
+    explanation, legend = "The caption below each row is the one that the model read. Gray: masked.", {}
+    columns = {"clean view (view 1)": list(map(picture, clean))} if clean else {}
+    columns["masked view (view 2)" if clean else "image"] = list(map(picture, views))
+    columns |= {heading: list(map(hidden, views, mask)) for heading, mask in masks.items()}
     if similarity is not None:
+        columns["similarity with the caption"] = list(map(heat, views, similarity))
         explanation += " Similarity: from each image's lowest (dark) to its highest (light)."
     if patterns is not None:
+        colors = colors_of(by_frequency(patterns))
+        columns["the teacher's patterns"] = [layout(*pair, colors) for pair in zip(views, patterns, strict=True)]
         explanation += f" Patches of one color have the same pattern, in all rows; {len(colors)} patterns."
         legend = legend_of(patterns, colors)
-    return sheet(title, explanation, rows, captions, legend)
+    return sheet("What is masked", explanation, rows_of(columns), captions, legend)
+
+
+def rows_of(columns: dict[str, Sequence[np.ndarray]]) -> list[list[Cell]]:
+    """{heading: a picture of each image} -> a row for each image"""
+    return [list(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def pattern_figure(
+    images: Sequence[Image.Image],
+    name: str,
+    clustering: Clustering,
+    grid: int,
+    known: dict[int, tuple[str, float, str]],
+) -> Figure:
+    """Figure 2: for each of some clusters its clearest patches, outlined, in their surroundings.
+
+    known: {cluster: (what its patches show, how pure it is, its most frequent label)} or {}: then the purest clusters
+    are shown, at most two of a label.
+    """
+    rows, captions = [], []
+    order = clustering.clearest(EXAMPLES, {cluster: purity for cluster, (_, purity, _) in known.items()})
+    if known:
+        labels = [known[cluster][2] for cluster in order]
+        order = [cluster for i, cluster in enumerate(order) if labels[:i].count(labels[i]) < 2]
+    for cluster in order[:MOST_CLUSTERS]:
+        places = clustering.examples(cluster, EXAMPLES)
+        rows.append([("", crop(images[number], place, grid)) for number, place in places])
+        count = int((clustering.assignment == cluster).sum())
+        captions.append(f"pattern {cluster} ({count} patches) {known[cluster][0] if known else ''}")
+    explanation = (
+        f"Each row is one of the {len(clustering.assignment.unique())} clusters in use: its clearest patches, "
+        "outlined, with their surroundings, at most two of an image. The "
+        f"{'purest' if known else 'clearest'} ones are shown."
+    )
+    return sheet(f"Figure 2: patches that have the same pattern ({name})", explanation, rows, captions)
+
+
+def layouts(images: Sequence[Image.Image], captions: Sequence[str], clusterings: dict[str, Clustering]) -> Figure:
+    """Figure 3: each patch in the color of its pattern; the legend is that of the first clustering."""
+    columns, legend = {"image": list(map(picture, images))}, None
+    for name, clustering in clusterings.items():
+        patterns = clustering.assignment[: len(images)]
+        colors = colors_of(by_frequency(patterns))
+        columns[name] = [layout(*pair, colors) for pair in zip(images, patterns, strict=True)]
+        legend = legend or legend_of(patterns, colors)
+    explanation = "Each patch has the color of its pattern; one color is one pattern in all images of a column."
+    return sheet("Figure 3: pattern layout of whole images", explanation, rows_of(columns), captions, legend)
+
+
+def predictions(
+    images: Sequence[Image.Image], captions: Sequence[str], masks: Tensor, targets: Tensor, choices: Tensor
+) -> Figure:
+    """What the student predicts at masked patches, beside the teacher's patterns.
+
+    masks: [B, N] bool; targets, choices: [B, M] patterns at the masked patches, from left to right, top to bottom
+    """
+    columns = {"image": list(map(picture, images)), "what the student sees": list(map(hidden, images, masks))}
+    colors = colors_of(by_frequency(torch.cat([targets, choices])))
+    for heading, patterns in (("the teacher's patterns", targets), ("the student's predictions", choices)):
+        shown = torch.full(masks.shape, -1).masked_scatter(masks, patterns)
+        columns[heading] = [layout(*pair, colors) for pair in zip(images, shown, strict=True)]
+    same = (targets == choices).sum(1).tolist()
+    captions = [f"{caption} ({n} of {targets.shape[1]} agree)" for caption, n in zip(captions, same, strict=True)]
+    explanation = (
+        "The student sees the image without the gray patches, and the caption; the teacher sees all of it. A color is "
+        f"a pattern; {sum(same) / targets.numel():.0%} of these {targets.numel()} predictions equal the teacher's."
+    )
+    title = "Predictions at masked patches beside their targets"
+    return sheet(title, explanation, rows_of(columns), captions, legend_of(targets, colors))
