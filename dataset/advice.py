@@ -3,17 +3,15 @@
 Everything here is judged by some thousands of texts, or by numbers that are known already, in well under a second.
 """
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from dataset.text import Tokenizer
 
 MANY_CUT = 0.1  # a share of the texts
-MANY_SPELLED = 0.05  # a share of the words; BERT's own vocabulary spells less than 0.1% of English captions'
+MANY_UNKNOWN = 0.05  # a share of the words
 MANY_PIECES = 1.5  # a word; BERT's own vocabulary needs 1.1 to 1.2 for English captions, 1.6 to 5 for other languages
 FEW_WORDS, PROBES = 100, 10_000  # fewer words are not judged, more texts not looked at
-WORD = re.compile("[\u3400-\u9fff\uf900-\ufaff]|[^\\W_\u3400-\u9fff\uf900-\ufaff]+")  # BERT splits ideographs
 QUEUE_TURNS = 10
 MANY_PASSES = 100  # over a training set: one seen so often is known by heart
 
@@ -31,12 +29,12 @@ class Texts(NamedTuple):
     max_words: int | None = None
 
     def probes(self) -> list[str]:
-        """PROBES of the texts, evenly spaced over all."""
-        return [self.texts[i] for i in range(0, len(self.texts), max(1, -(-len(self.texts) // PROBES)))]
+        """PROBES of the texts, evenly spaced over all, as they are cleaned."""
+        return [self.clean(self.texts[i]) for i in range(0, len(self.texts), max(1, -(-len(self.texts) // PROBES)))]
 
     def share_cut(self, tokenizer: Tokenizer) -> float:
         """The share of the texts that are longer than a limit."""
-        texts = [self.clean(text) for text in self.probes()]
+        texts = self.probes()
         cut = [
             len(ids) > self.room or (self.max_words is not None and len(text.split()) > self.max_words)
             for text, ids in zip(texts, tokenizer.word_pieces(texts), strict=True)
@@ -49,25 +47,17 @@ def text_advice(columns: Sequence[Texts], shares: Sequence[float], tokenizer: To
     for column, share in zip(columns, shares, strict=True):
         if share > MANY_CUT:
             yield f"{share:.0%} of {column.name} are cut; raise what stands in the brackets"
-    words = [word for text in columns[0].probes()[::5] for word in WORD.findall(text.lower())]
-    if len(words) < FEW_WORDS:
-        return
+    words = tokenizer.words(columns[0].probes()[::5])
     pieces = dict(zip(words, tokenizer.word_pieces(words), strict=True))
-    spelled = [word for word in words if _is_spelled(tokenizer, pieces[word])]
-    share, mean = len(spelled) / len(words), sum(len(pieces[word]) for word in words) / len(words)
-    if share > MANY_SPELLED or mean > MANY_PIECES:
-        examples = list(dict.fromkeys(spelled)) or sorted(pieces, key=lambda word: -len(pieces[word]))
+    unknown = sum(tokenizer.unk_id in pieces[word] for word in words) / max(1, len(words))
+    mean = sum(len(pieces[word]) for word in words) / max(1, len(words))
+    if len(words) >= FEW_WORDS and (unknown > MANY_UNKNOWN or mean > MANY_PIECES):
+        examples = sorted(pieces, key=lambda word: (tokenizer.unk_id not in pieces[word], -len(pieces[word])))
         yield (
-            f"text.vocab {tokenizer.vocab_file}: {share:.0%} of the words are unknown or spelled letter by letter, and "
-            f"a word takes {mean:.1f} pieces (such as {', '.join(examples[:3])}); it was made for other texts: take "
-            "the vocab.txt of a BERT in their language (configs/bert/vocab.txt for English)"
+            f"text.vocab {tokenizer.vocab_file}: {unknown:.0%} of the words are unknown, and a word takes {mean:.1f} "
+            f"pieces (such as {', '.join(examples[:3])}); it was made for other texts: take the vocab.txt of a BERT in "
+            "their language (configs/bert/vocab.txt for English)"
         )
-
-
-def _is_spelled(tokenizer: Tokenizer, ids: Sequence[int]) -> bool:
-    """Whether a word is unknown, or three letters or more in as many pieces."""
-    names = [name.removeprefix("##") for name in tokenizer.names(ids)]
-    return tokenizer.unk_id in ids or (len(names) > 2 and all(len(name) == 1 for name in names))
 
 
 def size_advice(entries: int, images: int, global_batch: int, cfg: Any) -> Iterator[str]:
@@ -86,11 +76,6 @@ def size_advice(entries: int, images: int, global_batch: int, cfg: Any) -> Itera
         yield (
             f"a batch of {global_batch} holds more than half of the {images} images: the same ones meet in every step; "
             "lower train.batch_size or train.accumulation"
-        )
-    if (left := entries % global_batch) * 10 > entries:
-        yield (
-            f"{left} of {entries} entries are left out of every epoch (others each time), for only whole batches of "
-            f"{global_batch} are made; lower train.batch_size"
         )
     if itc.get("negatives") == "queue" and (size := itc["queue_size"]) > QUEUE_TURNS * images:
         yield (

@@ -10,9 +10,9 @@
      "object_label": "dog&&frisbee", "ocr": [[position, token], ...]}                 VQA (ALBEF, mPLUG)
     {"question_id", "question", "image_id"}                                           VQA's official question files
 
-They stand in the files of dataset.files or in tar shards. Without an `image_id`, an image's path is its id. Of
-Karpathy's files only the entries of the asked `split` are taken (train: restval too), as of captioning's other entries
-if they name one; these may carry `object_label` too. VQA's entries are read by dataset.questions.
+They stand in the files of dataset.files or in tar shards. Without an `image_id`, an image's path is its id. For
+retrieval and captioning, of entries that name a `split` only those of the asked one are taken (train: restval too).
+VQA's entries are read by dataset.questions.
 """
 
 import json
@@ -39,19 +39,20 @@ Columns = tuple[pa.Array, pa.Array, np.ndarray]  # see `pair_chunks`
 
 TEXT, TEXTS, IDENTIFIER = (str,), (str, list), (str, int)  # kinds of values; a list is one of texts
 NAMES = {str: "a string", list: "a list of strings", int: "a whole number"}
-# The keys that an entry must have, and those that may be missing or null; other keys are kept as they are.
+# The keys that an entry must have, and those that may be missing or empty; other keys are kept as they are.
 KINDS: dict[str, dict[str, tuple[type, ...]]] = {
     "pretrain": {"image": TEXT, "caption": TEXTS},
     "retrieval_train": {"image": TEXT, "caption": TEXTS},
     "retrieval_eval": {"image": TEXT, "caption": TEXTS},
+    "caption": {"image": TEXT},
     "vqa_train": {"image": TEXT, "question": TEXT, "answer": TEXTS},
     "vqa_eval": {"image": TEXT, "question": TEXT, "question_id": IDENTIFIER},
-    "caption": {"image": TEXT},
 }
 OPTIONAL: dict[str, dict[str, tuple[type, ...]]] = {
     "retrieval_train": {"image_id": IDENTIFIER},
-    "vqa_train": {"dataset": TEXT, "question_id": IDENTIFIER},
-    "vqa_eval": {"dataset": TEXT, "answer_type": TEXT, "question_type": TEXT},
+    "caption": {"caption": TEXTS, "image_id": IDENTIFIER, "object_label": TEXT, "domain": TEXT},
+    "vqa_train": {"dataset": TEXT, "question_id": IDENTIFIER, "object_label": TEXT},
+    "vqa_eval": {"dataset": TEXT, "object_label": TEXT, "answer_type": TEXT, "question_type": TEXT},
 }
 READ = frozenset(  # all keys that something is read of
     "image caption sentences filename filepath dataset domain object_label ocr image_id img_id cocoid imgid question "
@@ -106,19 +107,29 @@ def load_annotations(source: Source, kind: str) -> list[dict]:
 
 
 def located_entries(
-    source: Source, kind: str, convert: Callable[[dict, Place], list[dict]] | None = None
+    source: Source,
+    kind: str,
+    convert: Callable[[dict, Place], list[dict]] | None = None,
+    split: str | None = None,
 ) -> Iterator[tuple[Place, dict]]:
     """(place, entry) of all files, `image` replaced by the path to open.
 
     kind: a key of KINDS: which keys an entry must have. convert: for files of other layouts, called first with an entry
     and its place: what it is in this layout, as one entry, several, or none; its ValueErrors say what an entry lacks.
+    split: "train", "val" or "test": of the entries that name a `split`, those of this one alone; at least one.
     Raises UserError naming the file, the entry's number and the key.
     """
-    folders = image_folders(source.image_root)
+    folders, found = image_folders(source.image_root), False
+    splits = official.KARPATHY_SPLITS.get(split)
     for file, number, read in _elements(source, kind):
         where = file._replace(number=number)
-        for entry in _entries(read, where, kind, folders, source, convert):
-            yield where, entry
+        check_texts(read, where)
+        if splits is None or "split" not in read or read["split"] in splits:
+            for entry in _entries(read, where, kind, folders, source, convert):
+                found = True
+                yield where, entry
+    if splits and not found:
+        raise UserError(f"{source.files}: no entry has the split {' or '.join(splits)}")
 
 
 def pair_chunks(source: Source) -> Iterator[Columns]:
@@ -131,7 +142,9 @@ def pair_chunks(source: Source) -> Iterator[Columns]:
         columns, entries = _plain_columns(chunk, folders) if plain else None, []
         if columns is None:
             for file, number, read in chunk:
-                entries += _entries(read, file._replace(number=number), "pretrain", folders, source)
+                where = file._replace(number=number)
+                check_texts(read, where)
+                entries += _entries(read, where, "pretrain", folders, source)
             columns = _columns(entries)
         yield columns
 
@@ -144,7 +157,7 @@ def _columns(entries: list[dict]) -> Columns:
 
 
 def _plain_columns(chunk: list[tuple[Place, int | str, Any]], root: Path | None) -> Columns | None:
-    """As `_columns`, of elements of one file that all have an image and one caption; else None.
+    """As `_columns`, of elements of one file that all have an image, spelled plainly, and one caption; else None.
 
     Arrow takes no column with anything but strings that can be encoded: no entry needs to be looked at by itself.
     """
@@ -156,10 +169,11 @@ def _plain_columns(chunk: list[tuple[Place, int | str, Any]], root: Path | None)
         )
         start, separator = (pa.scalar(text, pa.large_string()) for text in (folder, ""))
         inside = pc.binary_join_element_wise(start, images, separator)
+        has_dots = any(pc.any(pc.match_substring(images, mark)).as_py() for mark in ("./", "//"))
     except (KeyError, TypeError, ValueError, pa.ArrowException):
         return None
     is_complete = not images.null_count + captions.null_count and pc.min(pc.binary_length(images)).as_py() > 0
-    if not is_complete or any(file is not first for file, _, _ in chunk):
+    if has_dots or not is_complete or any(file is not first for file, _, _ in chunk):
         return None
     paths = pc.if_else(pc.starts_with(images, os.sep), images, inside)
     return paths.cast(pa.large_binary()), captions, np.ones(len(chunk), dtype=np.int64)
@@ -179,7 +193,7 @@ def _elements(source: Source, kind: str) -> Iterator[tuple[Place, int | str, Any
     """(a place in the file, the number for it, element) of every list, table, folder and shard: a place of its own for
     each of millions of elements would take as long as to read them."""
     for name in file_list(source.files):
-        path = Path(find_file(name, "annotation file"))
+        path = Path(os.path.abspath(find_file(name, "annotation file")))
         if shards := shard_files(path):
             for shard, key, entry in shard_entries(shards, source.max_bad_share):
                 yield Place(shard, "sample", key, complete=True), key, entry
@@ -216,34 +230,31 @@ def _official_list(path: Path) -> tuple[dict[str, str], list]:
     """(the texts beside the list, the list) of Karpathy's files and VQA's question files."""
     content = read_json(path)
     lists = [key for key in ("images", "questions", "annotations") if isinstance(content.get(key), list)]
-    if lists == ["annotations"]:
-        raise UserError(f"{path}: holds annotations without their questions; name the question file in its place")
-    if "annotations" in lists:
-        raise UserError(f"{path}: images and captions lie apart, as COCO publishes them; see tools/prepare")
-    if not lists:
-        raise UserError(f"{path}: holds an object, not a list; annotation files are JSON lists of objects")
+    if lists not in (["images"], ["questions"]):
+        raise UserError(
+            f"{path}: an object with {' and '.join(lists) or 'no list'} is no list of entries; name the questions "
+            "instead of their annotations; COCO's captions are read by tools.prepare"
+        )
     return {key: value for key, value in content.items() if isinstance(value, str)}, content[lists[0]]
 
 
 # ------------------------------------------------------------------------------------------------- checks
 
 
-def _entries(read: Any, where: Place, kind: str, folders, source: Source, convert=None) -> list[dict]:
+def _entries(read: dict, where: Place, kind: str, folders, source: Source, convert=None) -> list[dict]:
     """The entries that an element of a file is, checked, and with the paths to open as their `image`; folders: of
     `image_folders`."""
-    check_texts(read, where)
     read = {**read, **{key: read[name] for key, name in source.columns.items() if name in read}}
     try:
         entries = convert(read, where) if convert else [read]
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
+    needed, optional = KINDS[kind], OPTIONAL.get(kind, {})
     for entry in entries:
-        for key, types in KINDS[kind].items():
-            if key not in entry:
-                raise UserError(f"{where} has no {key!r}; a {kind} entry needs {', '.join(KINDS[kind])}")
-            check_kind(entry[key], key, types, where)
-        for key, types in OPTIONAL.get(kind, {}).items():
-            if entry.get(key) is not None:
+        if missing := next((key for key in needed if key not in entry), None):
+            raise UserError(f"{where} has no {missing!r}; a {kind} entry needs {', '.join(needed)}")
+        for key, types in {**needed, **optional}.items():
+            if key in needed or entry.get(key) not in (None, []):
                 check_kind(entry[key], key, types, where)
         if not entry["image"]:
             raise UserError(f"{where}: 'image' is empty")
@@ -253,6 +264,7 @@ def _entries(read: Any, where: Place, kind: str, folders, source: Source, conver
 
 
 def _image_path(entry: dict, where: Place, folders, prefixes: Mapping[str, str]) -> str:
+    """The path to open, absolute and without . and ..: an image has one path, however the files spell it."""
     folder, image = where.path.parent if folders is None else folders, entry["image"]
     if isinstance(folders, dict):
         name = entry.get("dataset")
@@ -262,10 +274,10 @@ def _image_path(entry: dict, where: Place, folders, prefixes: Mapping[str, str])
                 f"{where} has the dataset {shown(name)}, but data.image_root names only {known}; add it there"
             )
         if isinstance(folders[name], str):
-            folders[name] = find_file(folders[name], f"data.image_root.{name}")
+            folders[name] = Path(os.path.abspath(find_file(folders[name], f"data.image_root.{name}")))
         folder = folders[name]
     old = max((prefix for prefix in prefixes if image.startswith(prefix)), key=len, default="")
-    return os.path.join(folder, prefixes.get(old, old) + image[len(old) :])  # an absolute `image` stays as it is
+    return os.path.normpath(os.path.join(folder, prefixes.get(old, old) + image[len(old) :]))
 
 
 def check_kind(value, key: str, types: tuple[type, ...], where: Place | str) -> None:
@@ -286,15 +298,8 @@ def check_texts(entry: Any, where: Place | str) -> None:
         value = entry[key]
         if isinstance(value, str) and value.isascii():
             continue
-        try:
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        except RecursionError:
-            raise UserError(f"{where}: {key!r} is nested too deeply") from None
-        if HALF_SURROGATE.search(text):
-            raise UserError(
-                f"{where}: {key!r} holds half of a surrogate pair, which is no character: {shown(value)}; "
-                "write the whole character, or leave it out"
-            )
+        if HALF_SURROGATE.search(json.dumps(value, ensure_ascii=False)):
+            raise UserError(f"{where}: {key!r} holds half of a surrogate pair, which is no character: {shown(value)}")
 
 
 def image_folders(image_root: str | Path | Mapping[str, str] | None) -> Path | dict[str, str | Path] | None:
@@ -302,30 +307,18 @@ def image_folders(image_root: str | Path | Mapping[str, str] | None) -> Path | d
     entry names them."""
     if isinstance(image_root, Mapping):
         return {key: str(path) for key, path in image_root.items()}
-    return None if image_root is None else Path(find_file(image_root, "data.image_root"))
-
-
-def _in_split(entry: dict, split: str) -> bool:
-    """Whether an entry is of a split ("train", "val" or "test"); one that names none is."""
-    return "split" not in entry or entry["split"] in official.KARPATHY_SPLITS[split]
-
-
-def _some(entries: list[dict], source: Source, split: str) -> list[dict]:
-    """The entries, if there are any."""
-    if not entries:
-        raise UserError(f"{source.files}: no entry has the split {' or '.join(official.KARPATHY_SPLITS[split])}")
-    return entries
+    return None if image_root is None else Path(os.path.abspath(find_file(image_root, "data.image_root")))
 
 
 def _one_image_per_id(located: Iterable[tuple[Place, dict]], one_id_per_image: bool = False) -> list[dict]:
     """The entries, after checking that no `image_id` stands for two images (and, if asked, no image for two ids)."""
     entries, image_of, id_of = [], {}, {}
     for where, entry in located:
-        identifier, image = entry["image_id"], os.path.normpath(entry["image"])
-        first, known = image_of.setdefault(identifier, (where, image))
-        if known != image:
+        identifier, image = entry["image_id"], entry["image"]
+        first, other = image_of.setdefault(identifier, (where, image))
+        if other != image:
             raise UserError(
-                f"{where}: image_id {shown(identifier)} names {image}, but {known} in {first}; over all files, "
+                f"{where}: image_id {shown(identifier)} names {image}, but {other} in {first}; over all files, "
                 "an id must stand for one image (have two files counted from 0?)"
             )
         first, other = id_of.setdefault(image, (where, identifier))
@@ -343,42 +336,26 @@ def _one_image_per_id(located: Iterable[tuple[Place, dict]], one_id_per_image: b
 
 def load_pairs(source: Source) -> list[dict]:
     """The entries to fine-tune retrieval on; each `image_id` (else: path) names one image, and each image has one."""
-    convert = partial(_karpathy_retrieval, split="train")
-    located = list(located_entries(source, "retrieval_train", convert))
+    located = list(located_entries(source, "retrieval_train", partial(_for_retrieval, split="train"), "train"))
     for _, entry in located:
         if entry.get("image_id") is None:
-            entry["image_id"] = os.path.normpath(entry["image"])
-    return _some(_one_image_per_id(located, one_id_per_image=True), source, "train")
+            entry["image_id"] = entry["image"]
+    return _one_image_per_id(located, one_id_per_image=True)
 
 
 def load_candidates(source: Source, split: str) -> list[dict]:
     """The entries {image, caption} of retrieval's "val" or "test", whose captions are ranked for the images."""
-    convert = partial(_karpathy_retrieval, split=split)
-    return _some([entry for _, entry in located_entries(source, "retrieval_eval", convert)], source, split)
+    convert = partial(_for_retrieval, split=split)
+    return [entry for _, entry in located_entries(source, "retrieval_eval", convert, split)]
 
 
-def _karpathy_retrieval(entry: dict, where: Place, split: str) -> list[dict]:
-    """A plain entry as it is; Karpathy's as pairs (train) or as one image with its captions, if it is of the split.
-
-    An image whose captions are all blank is left out, as `prepare karpathy` leaves it out.
-    """
+def _for_retrieval(entry: dict, where: Place, split: str) -> list[dict]:
+    """A plain entry as it is; Karpathy's as pairs (train) or as one image with its captions, if it has any."""
     if not official.is_karpathy(entry):
         return [entry]
-    if not _in_split(entry, split):
-        return []
-    _check_karpathy_kinds(entry, where)
     name = official.karpathy_set(entry, where.header)
-    if split == "train":
-        found = official.karpathy_pairs(entry, name, official.karpathy_folder(name))
-    else:
-        found = [official.karpathy_candidates(entry, name, official.karpathy_folder(name))]
+    found = official.karpathy_pairs(entry, name) if split == "train" else [official.karpathy_image(entry, name)]
     return [item for item in found if item["caption"]]
-
-
-def _check_karpathy_kinds(entry: dict, where: Place) -> None:
-    for name in ("filename", "filepath", "dataset"):
-        if entry.get(name) is not None:
-            check_kind(entry[name], name, TEXT, where)
 
 
 # ------------------------------------------------------------------------------------------------- captioning
@@ -389,14 +366,18 @@ def load_captions(source: Source, split: str, need_ids: bool = False) -> list[di
 
     image: the path to open; captions: list of str, as they stand (empty if a test set publishes none); image_id: the
     entry's, else COCO's number in the file name, else the image as its file names it; labels: list of str; domain: one
-    of DOMAINS or missing. need_ids: no two images may have the same `image_id`.
+    of DOMAINS or None. need_ids: no two images may have the same `image_id`.
     """
-
-    def convert(entry: dict, where: Place) -> list[dict]:
-        return [_captioned(entry, where)] if _in_split(entry, split) else []
-
-    located = located_entries(source, "caption", convert)
-    return _some(_one_image_per_id(located) if need_ids else [entry for _, entry in located], source, split)
+    located = []
+    for where, entry in located_entries(source, "caption", _for_captioning, split):
+        domain = entry.get("domain") and entry["domain"].removesuffix("-domain")
+        if domain not in (None, *DOMAINS):
+            raise UserError(f"{where}: 'domain' is {shown(domain)}, it must be one of {', '.join(DOMAINS)}")
+        caption, labels = entry.get("caption"), split_labels(entry.get("object_label") or "")
+        kept = {"image": entry["image"], "image_id": entry["image_id"]}
+        captions = [] if caption is None else strings(caption)
+        located.append((where, {**kept, "captions": captions, "labels": labels, "domain": domain}))
+    return _one_image_per_id(located) if need_ids else [entry for _, entry in located]
 
 
 def split_labels(object_label: str) -> list[str]:
@@ -404,31 +385,11 @@ def split_labels(object_label: str) -> list[str]:
     return list(dict.fromkeys(label.strip() for label in object_label.split("&&") if label.strip()))
 
 
-def _captioned(entry: dict, where: Place) -> dict:
-    """Any of the three kinds of entry in the form that `load_captions` returns; Karpathy's without blank captions."""
-    image, captions, dataset = entry.get("image"), entry.get("caption", []), entry.get("dataset")
+def _for_captioning(entry: dict, where: Place) -> list[dict]:
+    """An entry of any layout with `image`, `caption` and `image_id`; Karpathy's without blank captions."""
     if official.is_karpathy(entry):
-        _check_karpathy_kinds(entry, where)
-        dataset = official.karpathy_set(entry, where.header)
-        captions = [caption for caption in official.karpathy_captions(entry) if caption]
-        image = official.karpathy_path(entry, official.karpathy_folder(dataset))
-    if image is None:
-        raise UserError(f"{where} has no 'image', and no 'filename' with 'sentences'; see dataset/annotations.py")
-    if captions != []:
-        check_kind(captions, "caption", TEXTS, where)
-    labels = entry.get("object_label") or ""
-    check_kind(labels, "object_label", TEXT, where)
+        entry = {**entry, **official.karpathy_image(entry, official.karpathy_set(entry, where.header))}
+    image = entry.get("image")
+    ids = [entry[key] for key in ("image_id", "img_id", "cocoid", "imgid") if entry.get(key) is not None]
     number = COCO_NAME.search(str(image))
-    image_id = int(number[1]) if number else image
-    for key in ("imgid", "cocoid", "img_id", "image_id"):  # the last one counts
-        if entry.get(key) is not None:
-            check_kind(entry[key], key, IDENTIFIER, where)
-            image_id = entry[key]
-    domain = entry.get("domain")
-    if domain is not None and (domain := str(domain).removesuffix("-domain")) not in DOMAINS:
-        raise UserError(
-            f"{where}: 'domain' is {shown(domain)}, it must be one of {', '.join(DOMAINS)}, or in-domain, ..."
-        )
-    plain = {"image": image, "dataset": dataset, "captions": strings(captions), "labels": split_labels(labels)}
-    plain |= {"image_id": image_id, "domain": domain}
-    return {key: value for key, value in plain.items() if value is not None}
+    return [{**entry, "image_id": ids[0] if ids else int(number[1]) if number else image}]

@@ -1,4 +1,4 @@
-"""What data sets keep in memory, in large blocks that processes share: strings, pre-training's entries, decoded images.
+"""What data sets keep in memory, in blocks that processes share: strings, pre-training's entries, decoded images.
 
 Millions of Python strings take ten times the memory of their text, and forked data workers copy them page by page,
 because counting references writes to them. Arrow's arrays are shared as they are. The entries of large files are also
@@ -30,8 +30,9 @@ log = logging.getLogger("semmim")
 pa.set_memory_pool(pa.system_memory_pool())  # others keep what was needed to read millions of entries
 
 CACHED_FROM = 50_000_000  # bytes of annotation files; fewer are read in seconds
-VERSION = 2  # of what the Arrow file holds: to be raised with every change of what is read, checked or stored
+VERSION = 3  # of what the Arrow file holds: to be raised with every change of what is read, checked or stored
 SHARE_OF_MEMORY = 0.25  # that decoded images may take
+AT_ONCE = 1000  # images decoded before their size is looked at
 
 
 class StringTable:
@@ -143,52 +144,31 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
 
 
 class ImageCache:
-    """Decoded RGB images in a few large blocks of memory, indexed like `paths`; a broken image raises its ImageError
-    at every visit. UserError if they take more than a quarter of the machine's memory, divided among its processes."""
-
-    BLOCK = 1000  # images
+    """Decoded RGB images, indexed like `paths`; a broken image raises its ImageError at every visit. UserError if they
+    take more than a quarter of the machine's memory, divided among its processes."""
 
     def __init__(self, paths: StringTable):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        self._limit = memory * SHARE_OF_MEMORY / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        self._errors: dict[int, ImageError] = {}
-        self._blocks: list[np.ndarray] = []
-        self._sizes = np.zeros((len(paths), 2), dtype=np.int64)  # height, width
-        self._starts = np.zeros(len(paths), dtype=np.int64)  # in the image's block
-        started = time.monotonic()
+        limit = memory * SHARE_OF_MEMORY / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        self._images: list[np.ndarray | ImageError] = []
+        started, size = time.monotonic(), 0
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for first in range(0, len(paths), self.BLOCK):
-                numbers = range(first, min(first + self.BLOCK, len(paths)))
-                self._add_block(first, pool.map(_decode, [paths[i] for i in numbers]))
-        total, seconds = sum(block.size for block in self._blocks) / 1e6, time.monotonic() - started
-        log.info("cached %d images (%.0f MB) in %.1f s", len(paths) - len(self._errors), total, seconds)
-
-    def _add_block(self, first: int, images: Iterable["np.ndarray | ImageError"]) -> None:
-        arrays, size = [], 0
-        for i, image in enumerate(images, first):
-            if isinstance(image, ImageError):
-                self._errors[i] = image
-                continue
-            self._sizes[i], self._starts[i] = image.shape[:2], size
-            arrays.append(image.reshape(-1))
-            size += image.size
-        self._blocks.append(np.concatenate([np.empty(0, dtype=np.uint8), *arrays]))
-        if sum(block.size for block in self._blocks) > self._limit:
-            raise UserError(
-                f"data.cache_images: the decoded images take more than {self._limit / 1e9:.2f} GB (a quarter of the "
-                "memory, over all processes here); set it to false"
-            )
-
-    def __len__(self) -> int:
-        return len(self._sizes)
+            for first in range(0, len(paths), AT_ONCE):
+                images = pool.map(_decode, [paths[i] for i in range(first, min(first + AT_ONCE, len(paths)))])
+                self._images += images
+                size += sum(image.size for image in self._images[first:] if isinstance(image, np.ndarray))
+                if size > limit:
+                    raise UserError(
+                        f"data.cache_images: the decoded images take more than {limit / 1e9:.2f} GB (a quarter of the "
+                        "memory, over all processes here); set it to false"
+                    )
+        log.info("cached %d images (%.0f MB) in %.1f s", len(paths), size / 1e6, time.monotonic() - started)
 
     def __getitem__(self, index: int) -> Image.Image:
-        if index in self._errors:
-            raise ImageError(self._errors[index].path, self._errors[index].reason)
-        height, width = (int(n) for n in self._sizes[index])
-        start = self._starts[index]
-        pixels = self._blocks[index // self.BLOCK][start : start + height * width * 3]
-        return Image.frombytes("RGB", (width, height), pixels)
+        image = self._images[index]
+        if isinstance(image, ImageError):
+            raise ImageError(image.path, image.reason)
+        return Image.fromarray(image)
 
 
 def _decode(path: str) -> np.ndarray | ImageError:

@@ -11,7 +11,7 @@ from torch import Tensor
 from dataset.advice import Texts
 from dataset.annotations import Source, load_captions
 from dataset.cache import StringTable
-from dataset.common import Collate, EmptyCaption, EvalDataset, TrainDataset, may_flip, sample_rng, starts
+from dataset.common import CaptionedDataset, Collate, EmptyCaption, EvalDataset, may_flip, starts
 from dataset.text import Tokenizer, has_word
 from dataset.transforms import Augment, stack_pixels
 from utils import IGNORE, UserError, one_line
@@ -27,7 +27,7 @@ def prompt_text(prompt: str, labels: Sequence[str]) -> str:
     return " ".join([prompt.strip(), *labels]).strip().lower()
 
 
-class CaptionTrainDataset(TrainDataset):
+class CaptionTrainDataset(CaptionedDataset):
     """Images and captions to learn from.
 
     per: "caption", an epoch visits every (image, caption); "image", every image with one of its captions
@@ -52,40 +52,29 @@ class CaptionTrainDataset(TrainDataset):
             raise UserError(f"{source.files}: no entry has a caption to learn from")
         captions = [entry["captions"] for entry in entries]
         self.prompts = StringTable(prompt_text(prompt, entry["labels"] if object_labels else ()) for entry in entries)
-        self.captions = StringTable(text for group in captions for text in group)
         self.start = starts(captions)  # [images + 1], an image's captions
-        self.image_of_caption = np.repeat(np.arange(len(entries)), np.diff(self.start))
-        self.transform, self.per = transform, per
-        super().__init__((entry["image"] for entry in entries), seed)
-
-    def __len__(self) -> int:
-        return len(self.captions) if self.per == "caption" else len(self.paths)
-
-    def caption_length(self, epoch: int, index: int) -> int:
-        """Characters of the caption of this visit, for sorting by length."""
-        return len(self.captions[self._draw(index, sample_rng(self.seed, epoch, index))[1]])
+        self.transform = transform
+        images = np.repeat(np.arange(len(entries)), np.diff(self.start))
+        texts = StringTable(text for group in captions for text in group)
+        groups = self.start if per == "image" else None
+        super().__init__((entry["image"] for entry in entries), texts, images, groups, seed=seed)
 
     def references(self, image: int) -> list[str]:
         """All captions of an image (by its number in `paths`), as they stand."""
         return [self.captions[i] for i in range(self.start[image], self.start[image + 1])]
 
-    def _draw(self, index: int, rng: random.Random) -> tuple[int, int]:
-        """(image, caption) of a visit"""
-        if self.per == "caption":
-            return int(self.image_of_caption[index]), index
-        return index, rng.randrange(self.start[index], self.start[index + 1])
-
     def _sample(self, index: int, rng: random.Random) -> dict:
-        number, caption = self._draw(index, rng)
-        path, references = self.paths[number], self.references(number)
+        caption = self.draw_caption(index, rng)
+        image = int(self.image_of_caption[caption])
+        path, references = self.paths[image], self.references(image)
         text = target_text(self.captions[caption])
         if not has_word(text):
             raise EmptyCaption(f"{one_line(path, 1000)}: an empty caption")
         allow_flip = all(may_flip(reference.lower()) for reference in references)
         return {
-            "image": self.transform(self.read_image(number), rng, allow_flip),
+            "image": self.transform(self.read_image(image), rng, allow_flip),
             "caption": text,
-            "prompt": self.prompts[number],
+            "prompt": self.prompts[image],
             "references": references,
             "path": path,
         }

@@ -56,6 +56,46 @@ class TrainDataset(Dataset):
         return open_image(self.paths[number]) if self.cache is None else self.cache[number]
 
 
+class CaptionedDataset(TrainDataset):
+    """Images with captions, for pre-training, retrieval and captioning.
+
+    captions, image_of_caption [captions]: the texts as they stand, and the number of each one's image in `paths`.
+    groups [visits + 1]: a visit draws a caption from a group, which begins there among the captions, or among `order`
+    [captions] if they do not stand together; None: a visit is of one caption.
+    """
+
+    def __init__(
+        self,
+        paths: Iterable[str],
+        captions: StringTable,
+        image_of_caption: np.ndarray,
+        groups: np.ndarray | None,
+        order: np.ndarray | None = None,
+        *,
+        seed: int,
+        cache_images: bool = False,
+    ):
+        self.captions, self.image_of_caption = captions, image_of_caption
+        self.groups, self.order = groups, order
+        super().__init__(paths, seed, cache_images)
+
+    def __len__(self) -> int:
+        return len(self.captions) if self.groups is None else len(self.groups) - 1
+
+    def caption_length(self, epoch: int, index: int) -> int:
+        """Characters of the caption of this visit, for sorting by length."""
+        if self.groups is not None and self.groups[index + 1] - self.groups[index] == 1 and self.order is None:
+            return len(self.captions[self.groups[index]])  # no need to draw
+        return len(self.captions[self.draw_caption(index, sample_rng(self.seed, epoch, index))])
+
+    def draw_caption(self, index: int, rng: random.Random) -> int:
+        """The caption of a visit, to be drawn before anything else: `caption_length` draws the same one."""
+        if self.groups is None:
+            return index
+        place = rng.randrange(self.groups[index], self.groups[index + 1])
+        return place if self.order is None else int(self.order[place])
+
+
 class EvalDataset(Dataset):
     """The images of a split: `dataset[i]` is (image i as float32 [3,S,S], i); none is replaced, so that results stay
     comparable: one that cannot be read is a UserError."""

@@ -17,12 +17,11 @@ import json
 import logging
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils import UserError, one_line, open_file, shown
+from utils import UserError, one_line, open_file
 
 log = logging.getLogger("semmim")
 
@@ -59,20 +58,24 @@ def json_elements(path: Path, key: str | None = None) -> Iterator[Any]:
     given, of the list under it. Memory holds some megabytes of the text."""
     decode, number, text, at = json.JSONDecoder().raw_decode, 0, "", 0
 
-    def read_on() -> None:
+    def read_on(problem: ValueError) -> None:
+        """Add a piece to the text that is left, as large as that: a long value is tried a few times only."""
         nonlocal text, at
-        piece = file.read(max(PIECE, len(text) - at))  # as much as waits: a long value is tried a few times only
+        piece = file.read(max(PIECE, len(text) - at))
         if not piece:
-            raise ValueError("the file ends")
+            raise problem
         text = text[at:] + piece
         at = SPACE.match(text).end()
 
-    def skip(count: int) -> None:
-        """Past `count` characters and the white space behind them."""
+    def character(marks: str) -> str:
+        """The next character, which is passed if it is one of `marks`."""
         nonlocal at
-        at = SPACE.match(text, at + count).end()
         while at == len(text):
-            read_on()
+            read_on(ValueError("the file ends"))
+        found = text[at]
+        if found in marks:
+            at = SPACE.match(text, at + 1).end()
+        return found
 
     def value(marks: str) -> tuple[Any, str]:
         """The next value and the mark behind it, one of `marks`, which is passed too."""
@@ -83,26 +86,20 @@ def json_elements(path: Path, key: str | None = None) -> Iterator[Any]:
                 if (mark := MARK.match(text, end)) and mark[1] in marks:
                     at = mark.end()
                     return found, mark[1]
-                if mark or SPACE.match(text, end).end() < len(text) - 10:  # 1.5 may be 1.5e10
-                    raise ValueError(f"no {' or '.join(marks)} follows a value")
-            except json.JSONDecodeError as error:  # broken, or does the text in memory end within the value?
-                if error.pos < len(text) - 10 and not error.msg.startswith("Unterminated string"):
-                    raise
-            read_on()
+                problem = ValueError(f"no {' or '.join(marks)} follows a value")
+            except json.JSONDecodeError as error:
+                problem = error
+            read_on(problem)  # the text in memory may end within the value
 
     with io.TextIOWrapper(open_file(path), "utf-8-sig") as file:
         try:
-            skip(0)
-            if is_object := key is not None and text[at] == "{":
-                skip(1)
+            if is_object := key is not None and character("{") == "{":
                 while value(":")[0] != key:
                     if value(",}")[1] == "}":
                         raise UserError(f"{path}: has no {key!r}; is it the official file?")
-                skip(0)
-            if text[at] != "[":
+            if character("[") != "[":
                 raise UserError(f"{path}: holds no JSON list; is it the right file?")
-            skip(1)
-            mark = "]" if text[at] == "]" else ","
+            mark = "]" if character("]") == "]" else ","
             while mark == ",":
                 element, mark = value(",]")
                 yield element
@@ -111,8 +108,7 @@ def json_elements(path: Path, key: str | None = None) -> Iterator[Any]:
                 raise ValueError("more follows the list")
         except (ValueError, RecursionError, OSError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else one_line(error)
-            problem = f"entry {number}: not valid JSON ({reason})"
-            raise UserError(f"{path}: {problem}; an incomplete download?") from None
+            raise UserError(f"{path}: entry {number}: not valid JSON ({reason}); an incomplete download?") from None
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
@@ -122,9 +118,10 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             if line.strip():
                 yield number, json.loads(line)
         except (ValueError, RecursionError) as error:
-            hint = "a list? name the file .json" if number == 1 and line.lstrip().startswith("[") else "one a line"
             reason = error.msg if isinstance(error, json.JSONDecodeError) else one_line(error)
-            raise UserError(f"{path}: line {number} is no JSON object ({reason}); {hint}") from None
+            raise UserError(
+                f"{path}: line {number} is no JSON object ({reason}); a list? name the file .json"
+            ) from None
 
 
 # ------------------------------------------------------------------------------------------------- lines and tables
@@ -139,10 +136,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
                 yield number, (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).decode("utf-8")
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
-        raise UserError(
-            f"{path}: line {number}: byte 0x{byte:02x} is not UTF-8 text; save the file as UTF-8 "
-            "(iconv -f latin1 -t utf-8, say)"
-        ) from None
+        raise UserError(f"{path}: line {number}: byte 0x{byte:02x} is not UTF-8 text; save the file as UTF-8") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
@@ -154,8 +148,9 @@ def token_lines(path: Path) -> Iterator[tuple[int, dict]]:
         if tab:
             yield number, {"image": CAPTION_NUMBER.sub("", name.strip()), "caption": caption.strip()}
         elif line.strip():
-            hint = "; a table? name the file .csv" if number == 1 and "," in line else ""
-            raise UserError(f"{path}: line {number} has no TAB between the image's name and its caption{hint}")
+            raise UserError(
+                f"{path}: line {number} has no TAB between the image's name and its caption; a table? name it .csv"
+            )
 
 
 def table_rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict]]:
@@ -170,14 +165,19 @@ def table_rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict]]:
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST_CELL))
     rows, line = csv.reader((line for _, line in text_lines(path)), delimiter=separator, strict=True), 1
     try:
-        columns = _columns(path, next((row for row in rows if row), []), needed)
+        columns = [name.strip() for name in next((row for row in rows if row), [])]
+        found = one_line(", ".join(map(repr, columns))) or "none"
+        if missing := [name for name in needed if name not in columns]:
+            raise UserError(f"{path}: line 1 must name a column {missing[0]!r}, the columns are {found}")
+        if len(set(filter(None, columns))) < len(list(filter(None, columns))):
+            raise UserError(f"{path}: line 1 names a column twice ({found}); a caption more is a row more")
         line = rows.line_num + 1
         for row in rows:
             if any(map(str.strip, row)):  # else a blank line
                 if len(row) != len(columns):
                     raise UserError(
-                        f"{path}: line {line} has {len(row)} cells, but there are {len(columns)} columns "
-                        f"({one_line(', '.join(columns))}); a cell with {separator!r} in it needs quotes"
+                        f"{path}: line {line} has {len(row)} cells, but there are {len(columns)} columns ({found}); "
+                        f"a cell with {separator!r} in it needs quotes"
                     )
                 yield line, {name: _value(name, cell) for name, cell in zip(columns, row, strict=True) if cell}
             line = rows.line_num + 1
@@ -186,19 +186,6 @@ def table_rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict]]:
             f"{path}: line {line} is no row ({error}); a cell that begins with a quote needs quotes around it, and "
             "two for each in it"
         ) from None
-
-
-def _columns(path: Path, row: list[str], needed: Sequence[str]) -> list[str]:
-    """The names of the columns; UserError if one of `needed` is not among them."""
-    columns = [name.strip() for name in row]
-    for name, count in Counter(columns).items():
-        if count > 1 and name:
-            raise UserError(f"{path}: line 1 names the column {shown(name)} twice; a caption more is a row more")
-    for name in needed:
-        if name not in columns:
-            found = ", ".join(shown(other) for other in columns[:12]) or "none"
-            raise UserError(f"{path}: line 1 must name a column {name!r}, the columns are {found}; rename one of them")
-    return columns
 
 
 def _value(name: str, cell: str) -> str | int | list:
@@ -245,13 +232,10 @@ def folder_entries(folder: Path) -> Iterator[tuple[Path, int, dict]]:
         without += [] if lines else [image]
         for number, caption in lines:
             yield text, number, {"image": image, "caption": caption}
-    if not captions and not without:
-        hint = f"; {found}: {PARQUET_PROBLEM}" if (found := next(folder.rglob("*.parquet"), None)) else ""
-        raise UserError(f"{folder}: holds neither images ({', '.join(IMAGES)}) nor tar shards{hint}")
     if not captions:
         raise UserError(
-            f"{folder}: none of its {len(without)} images has a .txt with captions beside it, a caption a line "
-            f"({Path(without[0]).with_suffix('.txt').name} for {without[0]})"
+            f"{folder}: holds no tar shard, and none of its {len(without)} images has a .txt beside it, a caption a "
+            f"line; {PARQUET_PROBLEM}"
         )
     if without:
         what = one_line(f"{folder}: {len(without)} images without a caption in a .txt beside them", 1000)

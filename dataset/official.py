@@ -24,10 +24,7 @@ COCO_NUMBER = re.compile(r"(?:^|/)(?:COCO_\w+_)?0*(\d+)\.\w+$")
 def tidy(text: str) -> str:
     """White space runs to one space, HTML entities resolved (SBU has `&amp;amp;`), halves of surrogate pairs to ?."""
     for _ in range(3):
-        plain = html.unescape(text)
-        if plain == text:
-            break
-        text = plain
+        text = html.unescape(text)
     return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
 
 
@@ -56,21 +53,16 @@ def is_karpathy(entry: Mapping) -> bool:
 
 
 def karpathy_set(entry: Mapping, header: Mapping) -> str:
-    """The data set of an entry: its own `dataset`, else the file's; "karpathy" where nothing tells."""
-    name = entry.get("dataset") or header.get("dataset")
-    return name or ("coco" if "cocoid" in entry else "karpathy")
+    """The data set of an entry: its own `dataset`, else the file's; "karpathy" if nothing says it."""
+    return entry.get("dataset") or header.get("dataset") or ("coco" if "cocoid" in entry else "karpathy")
 
 
-def karpathy_folder(name: str) -> str:
-    """Where a data set's images lie whose entries have no `filepath`."""
-    return FLICKR30K_FOLDER if name == "flickr30k" else ""
-
-
-def karpathy_path(entry: Mapping, folder: str = "") -> str:
-    """Path of an image below the images' root: its `filepath` (COCO: train2014, val2014), else `folder`."""
-    name = needed(entry, "filename", str)
-    parent = needed(entry, "filepath", str) if entry.get("filepath") else folder
-    return f"{parent}/{name}" if parent else name
+def karpathy_path(entry: Mapping, name: str) -> str:
+    """Path of an image of the data set `name` below the images' root: in its `filepath` (COCO: train2014, val2014),
+    else in the folder of that data set's download."""
+    file = needed(entry, "filename", str)
+    folder = needed(entry, "filepath", str) if entry.get("filepath") else FLICKR30K_FOLDER * (name == "flickr30k")
+    return f"{folder}/{file}" if folder else file
 
 
 def karpathy_captions(entry: Mapping) -> list[str]:
@@ -81,19 +73,17 @@ def karpathy_captions(entry: Mapping) -> list[str]:
     return [sentence["raw"].strip() for sentence in sentences]
 
 
-def karpathy_pairs(entry: Mapping, name: str, folder: str = "") -> list[dict]:
+def karpathy_pairs(entry: Mapping, name: str) -> list[dict]:
     """Retrieval training entries, one a caption that is not blank; image_id as ALBEF's: coco_391895, flickr30k_17."""
     number = needed(entry, "imgid" if entry.get("cocoid") is None else "cocoid", int)
-    image = karpathy_path(entry, folder)
-    captions = [tidy(caption) for caption in karpathy_captions(entry)]
-    pair = {"image": image, "image_id": f"{name}_{number}", "dataset": name}
-    return [{**pair, "caption": caption} for caption in captions if caption]
+    pair = {"image": karpathy_path(entry, name), "image_id": f"{name}_{number}", "dataset": name}
+    return [{**pair, "caption": text} for caption in karpathy_captions(entry) if (text := tidy(caption))]
 
 
-def karpathy_candidates(entry: Mapping, name: str, folder: str = "") -> dict:
-    """A retrieval evaluation entry: the image with all captions that are not blank, as they stand."""
+def karpathy_image(entry: Mapping, name: str) -> dict:
+    """The image with all captions that are not blank, as they stand."""
     captions = [caption for caption in karpathy_captions(entry) if caption]
-    return {"image": karpathy_path(entry, folder), "caption": captions, "dataset": name}
+    return {"image": karpathy_path(entry, name), "caption": captions, "dataset": name}
 
 
 # ------------------------------------------------------------------------------------------------ VQA v2
@@ -119,18 +109,16 @@ def vqa_annotation_name(file_name: str) -> str:
     return file_name.replace("OpenEnded_", "").replace("_questions", "_annotations")
 
 
-def vqa_path(image_id: int, split: str) -> str:
-    """train2014/COCO_train2014_000000458752.jpg; test-dev2015's images are test2015's."""
-    folder = "test2015" if split.startswith("test") else split
-    return f"{folder}/COCO_{folder}_{image_id:012d}.jpg"
-
-
 def vqa_entry(question: Mapping, annotation: Mapping | None, split: str) -> dict:
-    """A question with its annotation (None for the test sets): the ten answers, answer_type and question_type."""
+    """A question with its annotation (None for the test sets): the ten answers, answer_type and question_type.
+
+    Its image is train2014/COCO_train2014_000000458752.jpg; test-dev2015's images are test2015's.
+    """
+    folder = "test2015" if split.startswith("test") else split
     entry = {
         "question_id": needed(question, "question_id", int),
         "question": tidy(needed(question, "question", str)),
-        "image": vqa_path(needed(question, "image_id", int), split),
+        "image": f"{folder}/COCO_{folder}_{needed(question, 'image_id', int):012d}.jpg",
         "dataset": "vqa",
     }
     if annotation is not None:

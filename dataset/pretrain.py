@@ -3,18 +3,19 @@
 import random
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dataset.advice import Texts
 from dataset.annotations import Source
 from dataset.cache import load_pairs
-from dataset.common import Collate, TrainDataset, caption_id, may_flip, sample_rng, usable_caption
+from dataset.common import CaptionedDataset, Collate, caption_id, may_flip, usable_caption
 from dataset.text import Tokenizer, clean_caption
 from dataset.transforms import PretrainViews, stack_pixels
 
 
-class PretrainDataset(TrainDataset):
+class PretrainDataset(CaptionedDataset):
     """Pairs of the pre-training files; an epoch visits every entry once, a list of captions gives one per visit.
 
     views: what is made of an image; max_words: of a caption; cache_images: keep the decoded images in memory.
@@ -34,28 +35,16 @@ class PretrainDataset(TrainDataset):
         cache_images: bool = False,
     ):
         pairs = load_pairs(source)
-        self.image_id, self.caption_start, self.captions = pairs.image_id, pairs.caption_start, pairs.captions
         self.views, self.max_words = views, max_words
-        super().__init__(pairs.paths, seed, cache_images)
-
-    def __len__(self) -> int:
-        return len(self.image_id)
-
-    def caption_length(self, epoch: int, index: int) -> int:
-        """Characters of the caption that this visit draws, for sorting by length."""
-        first, end = self.caption_start[index], self.caption_start[index + 1]
-        if end - first == 1:  # no need to draw
-            return len(self.captions[first])
-        return len(self._draw_caption(index, sample_rng(self.seed, epoch, index)))
-
-    def _draw_caption(self, index: int, rng: random.Random) -> str:
-        return self.captions[rng.randrange(self.caption_start[index], self.caption_start[index + 1])]
+        image_of_caption = np.repeat(pairs.image_id, np.diff(pairs.caption_start))
+        captions = pairs.captions, image_of_caption, pairs.caption_start
+        super().__init__(pairs.paths, *captions, seed=seed, cache_images=cache_images)
 
     def _sample(self, index: int, rng: random.Random) -> dict:
-        image_id = int(self.image_id[index])
+        number = self.draw_caption(index, rng)
+        image_id = int(self.image_of_caption[number])
         path = self.paths[image_id]
-        raw = self._draw_caption(index, rng)  # first, so that `caption_length` draws the same one
-        caption = usable_caption(raw, self.max_words, path)
+        caption = usable_caption(self.captions[number], self.max_words, path)
         views = self.views(self.read_image(image_id), rng, allow_flip=may_flip(caption))
         return {**views, "caption": caption, "image_id": image_id, "path": path}
 
@@ -78,7 +67,7 @@ class PretrainCollate(Collate):
         batch["caption_id"] = torch.tensor([caption_id(caption) for caption in captions], dtype=torch.int64)
         return batch
 
-    def texts(self, dataset: TrainDataset) -> list[Texts]:
+    def texts(self, dataset: CaptionedDataset) -> list[Texts]:
         words, clean = dataset.max_words, partial(clean_caption, max_words=None)
         name = f"captions (data.max_words {words}, text.max_tokens {self.max_tokens})"
         return [Texts(name, dataset.captions, self.max_tokens - 1 - self.tokenizer.sep, clean, words)]

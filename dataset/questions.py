@@ -5,7 +5,6 @@ v2_mscoco_val2014_annotations.json). Answers to validate with may also lie in fu
 LXMERT's and mPLUG's minival file ({"question_id", "label": {answer: score}}).
 """
 
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -25,7 +24,7 @@ from dataset.annotations import (
     located_entries,
     strings,
 )
-from dataset.files import read_json
+from dataset.files import json_elements, read_json
 from dataset.official import ANNOTATORS, is_vqa_question, vqa_annotation_name, vqa_entry, vqa_split
 from dataset.text import clean_question, has_word
 from utils import UserError, find_file, shown
@@ -43,7 +42,7 @@ def load_training_questions(source: Source, left_out: Files = (), official: File
     held_ids, held_words, image_of = set(), set(), {}
     alone = partial(_official_question, annotations=lambda path: {})
     for where, entry in located_entries(replace(source, files=left_out), "vqa_eval", alone):
-        identifier, image = str(entry["question_id"]), os.path.normpath(entry["image"])
+        identifier, image = str(entry["question_id"]), entry["image"]
         held_ids.add((identifier, image))
         held_words.add((clean_question(entry["question"]), image))
         image_of[entry.get("dataset"), identifier] = image, where
@@ -51,22 +50,23 @@ def load_training_questions(source: Source, left_out: Files = (), official: File
     answers = cache(partial(_training_answers, official=official))
     answered = partial(_official_question, annotations=answers, required=True)
     for where, entry in located_entries(source, "vqa_train", answered):
-        if problem := check_question(entry):
-            raise UserError(f"{where}: {problem}")
+        problem = check_question(entry)
         if not any(map(has_word, strings(entry["answer"]))):
-            raise UserError(f"{where}: 'answer' is blank")
-        image = os.path.normpath(entry["image"])
-        if entry.get("question_id") is None:
+            problem = "'answer' is blank"
+        image, number = entry["image"], entry.get("question_id")
+        if number is None:
             held_out = bool(held_words) and (clean_question(entry["question"]), image) in held_words
         else:
-            identifier = str(entry["question_id"])
-            held_out = (identifier, image) in held_ids
-            if not held_out and (other := image_of.get((entry.get("dataset"), identifier))):
-                raise UserError(
-                    f"{where}: question_id {shown(entry['question_id'])} asks about {image}, but about {other[0]} in "
-                    f"{other[1]}: a data set's ids must be unique over data.train and data.val, so that validation is "
-                    "never trained on (data.train_on_minival: true trains on all and skips this check)"
+            held_out = (str(number), image) in held_ids
+            other, place = image_of.get((entry.get("dataset"), str(number)), (image, ""))
+            if not held_out and other != image:
+                problem = (
+                    f"question_id {shown(number)} asks about {image}, but about {other} in {place}: a data set's ids "
+                    "must be unique over data.train and data.val, so that validation is never trained on "
+                    "(data.train_on_minival: true trains on all)"
                 )
+        if problem:
+            raise UserError(f"{where}: {problem}")
         count += held_out
         if not held_out:
             entries.append(entry)
@@ -83,11 +83,8 @@ def load_questions(source: Source) -> list[dict]:
     for where, entry in located_entries(source, "vqa_eval", convert):
         identifier = entry["question_id"]
         problem = _answers_problem(entry.get("answer"), identifier) or check_question(entry)
-        if problem is None and first.setdefault(identifier, where) != where:
-            problem = (
-                f"question_id {shown(identifier)} occurs more than once, first in {first[identifier]}; each question "
-                "of a split needs its own"
-            )
+        if first.setdefault(identifier, where) != where:
+            problem = f"question_id {shown(identifier)} occurs more than once, first in {first[identifier]}"
         if problem:
             raise UserError(f"{where}: {problem}")
         entries.append(entry)
@@ -95,11 +92,9 @@ def load_questions(source: Source) -> list[dict]:
 
 
 def check_question(entry: dict) -> str | None:
-    """What is wrong with an entry beyond missing keys, or None."""
+    """What is wrong with an entry beyond the kinds of its values, or None."""
     if not has_word(clean_question(entry["question"])):
         return f"the question {shown(entry['question'])} has no word"
-    if not isinstance(entry.get("object_label") or "", str):
-        return "'object_label' must be labels joined by &&, such as \"dog&&frisbee\""
     ocr = entry.get("ocr") or []
     if not isinstance(ocr, list):
         return "'ocr' must be a list of [position, token]"
@@ -115,13 +110,13 @@ def read_answer_list(path: str | Path) -> list[str]:
     answers = read_json(path)
     if not isinstance(answers, list) or not answers:
         raise UserError(f"{path}: an answer list is a JSON list of strings with at least one")
-    first: dict[str, int] = {}
     for number, answer in enumerate(answers):
-        if not isinstance(answer, str) or not answer.strip():
-            raise UserError(f"{path}: entry {number} ({shown(answer)}) is no answer")
         check_texts({"answer": answer}, f"{path}: entry {number}")
-        if first.setdefault(answer, number) != number:
-            raise UserError(f"{path}: {shown(answer)} stands there twice (entries {first[answer]} and {number})")
+        check_kind(answer, "answer", TEXT, f"{path}: entry {number}")
+        if not answer.strip():
+            raise UserError(f"{path}: entry {number} is blank")
+    if twice := [answer for answer, count in Counter(answers).items() if count > 1]:
+        raise UserError(f"{path}: {shown(twice[0])} stands there twice")
     return answers
 
 
@@ -211,8 +206,7 @@ def _official_reference(entry: dict) -> dict:
 
 
 def _score_reference(entry: dict) -> dict:
-    scores = entry["label"].values()
-    if not all(type(score) in (int, float) and 0 <= score < float("inf") for score in scores):
+    if not all(type(score) in (int, float) and 0 <= score < float("inf") for score in entry["label"].values()):
         raise ValueError("label maps an answer to something that is no score")
     return _reference(entry, entry["label"])
 
@@ -233,14 +227,9 @@ def _answers_problem(answers, identifier: str | int) -> str | None:
 
 def _by_id(files: Files, key: str | None, convert: Callable[[dict], dict]) -> dict:
     """{question id: convert(entry)} of the files' lists (under `key`, if any)."""
-    found, first = {}, {}
-    for name in file_list(files):
-        path = find_file(name, "annotation file")
-        content = read_json(path)
-        entries = content.get(key) if key and isinstance(content, dict) else content
-        if not isinstance(entries, list):
-            raise UserError(f"{path}: holds no list{f' under {key!r}' if key else ''}; is it the right file?")
-        for index, entry in enumerate(entries):
+    found = {}
+    for path in (find_file(name, "annotation file") for name in file_list(files)):
+        for index, entry in enumerate(json_elements(path, key)):
             where = f"{path}: entry {index}"
             check_texts(entry, where)
             try:
@@ -249,12 +238,7 @@ def _by_id(files: Files, key: str | None, convert: Callable[[dict], dict]) -> di
                 raise UserError(f"{where} is not as expected ({shown(error)})") from None
             check_kind(identifier, "question_id", IDENTIFIER, where)
             for kind in ("answer_type", "question_type"):
-                if entry.get(kind) is not None:
-                    check_kind(entry[kind], kind, TEXT, where)
+                check_kind(entry.get(kind) or "", kind, TEXT, where)
             if found.setdefault(identifier, reference) != reference:
-                raise UserError(
-                    f"{where}: question_id {shown(identifier)} occurs more than once with different answers, first in "
-                    f"{first[identifier]}"
-                )
-            first.setdefault(identifier, where)
+                raise UserError(f"{where}: question_id {shown(identifier)} has other answers in an earlier entry")
     return found

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dataset.annotations import Source, load_candidates, load_pairs, strings
 from dataset.cache import StringTable
-from dataset.common import EvalDataset, TrainDataset, may_flip, numbered, sample_rng, usable_caption
+from dataset.common import CaptionedDataset, EvalDataset, may_flip, numbered, usable_caption
 from dataset.text import clean_caption, has_word
 from dataset.transforms import Augment
 from utils import UserError
@@ -18,15 +18,14 @@ from utils import UserError
 log = logging.getLogger("semmim")
 
 
-class RetrievalTrainDataset(TrainDataset):
-    """(image, caption) pairs; those with the same `image_id` are positives of each other.
+class RetrievalTrainDataset(CaptionedDataset):
+    """(image, caption) pairs; those of the same image are positives of each other.
 
-    max_words: of a caption; per: "caption", an epoch visits every pair; "image", every `image_id` with one of its
-    pairs drawn; cache_images: keep the decoded images in memory.
+    max_words: of a caption; per: "caption", an epoch visits every pair; "image", every image with one of its captions
+    drawn; cache_images: keep the decoded images in memory.
 
     `dataset[(epoch, index)]` (or `dataset[index]` for epoch 0) is a dict: image [3,S,S], caption (cleaned),
-    image_id (number of the entry's `image_id` in order of first appearance), path, bad (as PretrainDataset;
-    PretrainCollate makes batches of both).
+    image_id (index of the image's path), path, bad (as PretrainDataset; PretrainCollate makes batches of both).
     """
 
     def __init__(
@@ -40,40 +39,25 @@ class RetrievalTrainDataset(TrainDataset):
         cache_images: bool = False,
     ):
         entries = load_pairs(source)
-        captions = [strings(entry["caption"]) for entry in entries]
-        ids, paths = (numbered(entry[key] for entry in entries) for key in ("image_id", "image"))
-        if len(ids) < 2:
-            raise UserError(f"data.train: all entries have the image_id {next(iter(ids))!r}: matching has no negative")
-        each = [len(group) for group in captions]
-        self.image_id = np.repeat([ids[entry["image_id"]] for entry in entries], each)  # [pairs]
-        self.path_id = np.repeat([paths[entry["image"]] for entry in entries], each)  # [pairs], in `paths`
-        self.captions = StringTable(text for group in captions for text in group)
-        order = np.argsort(self.image_id, kind="stable")  # the pairs of an image_id stand together in it
-        self.pairs_of_image = order, np.searchsorted(self.image_id[order], np.arange(len(ids) + 1))
-        self.transform, self.per, self.max_words = transform, per, max_words
-        super().__init__(paths, seed, cache_images)
-
-    def __len__(self) -> int:
-        return len(self.image_id) if self.per == "caption" else len(self.pairs_of_image[1]) - 1
-
-    def caption_length(self, epoch: int, index: int) -> int:
-        """Characters of the caption of this visit, for sorting by length."""
-        return len(self.captions[self._draw(index, sample_rng(self.seed, epoch, index))])
-
-    def _draw(self, index: int, rng: random.Random) -> int:
-        """The pair of a visit."""
-        if self.per == "caption":
-            return index
-        order, start = self.pairs_of_image
-        return int(order[rng.randrange(start[index], start[index + 1])])
+        paths = numbered(entry["image"] for entry in entries)
+        if len(paths) < 2:
+            raise UserError(f"data.train: all entries have the image {next(iter(paths))}: matching has no negative")
+        texts = [(paths[entry["image"]], text) for entry in entries for text in strings(entry["caption"])]
+        image_of_caption = np.array([image for image, _ in texts])
+        order = np.argsort(image_of_caption, kind="stable")  # the captions of an image stand together in it
+        groups = np.searchsorted(image_of_caption[order], np.arange(len(paths) + 1))
+        drawn = (groups, order) if per == "image" else (None,)
+        self.transform, self.max_words = transform, max_words
+        captions = StringTable(text for _, text in texts)
+        super().__init__(paths, captions, image_of_caption, *drawn, seed=seed, cache_images=cache_images)
 
     def _sample(self, index: int, rng: random.Random) -> dict:
-        pair = self._draw(index, rng)  # first, so that `caption_length` draws the same one
-        path_id = int(self.path_id[pair])
-        path = self.paths[path_id]
-        caption = usable_caption(self.captions[pair], self.max_words, path)
-        image = self.transform(self.read_image(path_id), rng, may_flip(caption))
-        return {"image": image, "caption": caption, "image_id": int(self.image_id[pair]), "path": path}
+        number = self.draw_caption(index, rng)
+        image_id = int(self.image_of_caption[number])
+        path = self.paths[image_id]
+        caption = usable_caption(self.captions[number], self.max_words, path)
+        image = self.transform(self.read_image(image_id), rng, may_flip(caption))
+        return {"image": image, "caption": caption, "image_id": image_id, "path": path}
 
 
 class RetrievalEvalDataset(EvalDataset):

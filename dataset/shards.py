@@ -16,19 +16,16 @@ import re
 import statistics
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from dataset.files import IMAGES
-from utils import UserError, one_line, open_file, reason
+from utils import UserError, one_line, open_file
 
 log = logging.getLogger("semmim")
 
 TEXTS = ("json", "txt")
 MEMBER = re.compile(r"(.+\.tar)/([^/]+)@(\d+)\+(\d+)", re.DOTALL)
-LONGEST_TEXT = 1 << 22  # bytes of a .json or .txt
-LONGEST_HEADER = 1 << 14  # bytes of a file's name and attributes; tarfile takes quadratic time over them
 
 
 def shard_files(path: Path) -> list[Path]:
@@ -63,7 +60,7 @@ def shard_entries(shards: list[Path], max_bad_share: float) -> Iterator[tuple[Pa
     found, lost = 0, 0  # samples
     whole: list[int] = []  # samples of each whole shard
     damaged: list[tuple[Path, int, str]] = []  # shard, samples before the damage, what it is
-    for shard in map(Path.absolute, shards):
+    for shard in shards:
         usable = unusable = 0
         try:
             for key, files in _samples(shard):
@@ -87,10 +84,10 @@ def shard_entries(shards: list[Path], max_bad_share: float) -> Iterator[tuple[Pa
         lost += missing
         log.warning("%s: damaged (%s), about %d samples are lost", one_line(shard, 1000), damage, missing)
     if lost > max_bad_share * (found + lost) or not found:
-        first = "; ".join(f"{shard}: {damage}" for shard, _, damage in damaged[:3])
+        first = "".join(f" ({shard}: {damage})" for shard, _, damage in damaged[:1])
         raise UserError(
             f"{shards[0].parent}: {lost} of {found + lost} samples of {len(shards)} shard(s) cannot be read, "
-            f"data.max_bad_share allows {max_bad_share:g}{f' ({first})' if first else ''}; get the shards again"
+            f"data.max_bad_share allows {max_bad_share:g}{first}; get the shards again"
         )
 
 
@@ -110,7 +107,7 @@ def _samples(shard: Path) -> Iterator[tuple[str, dict]]:
             ending = ending.lower()
             if ending in IMAGES and size:
                 files["image"] = f"{shard}/{base}@{start}+{size}"
-            elif ending in TEXTS and size <= LONGEST_TEXT:
+            elif ending in TEXTS:
                 file.seek(start)
                 files[ending] = file.read(size)
     if files:
@@ -139,35 +136,16 @@ def shard_members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
     """
     size, at = file.seek(0, 2), file.seek(0)
     try:
-        archive = tarfile.TarFile(fileobj=_Headers(file), encoding="utf-8", errors="surrogateescape")
+        archive = tarfile.TarFile(fileobj=file, encoding="utf-8", errors="surrogateescape")
         while member := archive.next():
             archive.members.clear()  # it would keep them all
             if member.offset_data + member.size > size:
                 raise EOFError(f"ends within a file that begins at byte {at}")
-            if not at < archive.offset:
-                raise ValueError(f"the file at byte {at} has a negative size")
             if member.isreg() and not member.issparse():
                 yield member.name, member.offset_data, member.size
             at = archive.offset
-    except (EOFError, ValueError, OSError):
-        raise
-    except Exception as error:  # tarfile raises nearly anything on damaged headers
-        raise ValueError(reason(error)) from None
+    except tarfile.TarError as error:
+        raise ValueError(one_line(error)) from None
     file.seek(at)
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes anything for the end
         raise EOFError(f"ends within or after the file before byte {at}")
-
-
-@dataclass
-class _Headers:
-    """A tar archive of which tarfile reads headers alone, none of them longer than LONGEST_HEADER."""
-
-    file: BinaryIO
-
-    def read(self, size: int) -> bytes:
-        if not 0 <= size <= LONGEST_HEADER:
-            raise ValueError(f"the header of a file has {size} bytes")
-        return self.file.read(size)
-
-    def __getattr__(self, name: str):
-        return getattr(self.file, name)

@@ -12,13 +12,11 @@ from torch import Tensor
 
 from utils import UserError, find_file, open_file
 
-# The Rust tokenizer's own threads would warn about, and may hang in, forked data workers; batches here are
-# small.
+# The Rust tokenizer's own threads would warn about, and may hang in, forked data workers; batches here are small.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 PUNCTUATION = re.compile(r"[,.'!?\"()*#:;~]")
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-NO_WORD = re.compile("|".join(map(re.escape, (*SPECIAL_TOKENS, "\ufffd"))), re.IGNORECASE)
 IGNORED = {"Cc", "Cf", "Co", "Cs", "Mn", "Zl", "Zp", "Zs"}  # Unicode's categories that BERT's tokenizer leaves out
 
 
@@ -36,9 +34,8 @@ def clean_question(text: str, max_words: int | None = None) -> str:
 
 
 def has_word(text: str) -> bool:
-    """Whether a tokenizer makes word pieces of a text: it has more than white space, control characters, accents and
-    names of special tokens."""
-    return any(unicodedata.category(character) not in IGNORED for character in NO_WORD.sub("", text))
+    """Whether a tokenizer makes word pieces of a text: it has more than white space, control characters and accents."""
+    return any(character != "\ufffd" and unicodedata.category(character) not in IGNORED for character in text)
 
 
 def _strip_punctuation(text: str) -> str:
@@ -81,6 +78,12 @@ class Tokenizer:
             return [encoding.ids for encoding in self._backend.encode_batch(list(texts), add_special_tokens=False)]
         except TypeError:  # of a configuration or command line; annotations are checked
             raise UserError("a text holds half of a surrogate pair, which is no character") from None
+
+    def words(self, texts: Sequence[str]) -> list[str]:
+        """The words that word pieces are made of, without punctuation: lower case, no accents, ideographs alone."""
+        plain = map(self._backend.normalizer.normalize_str, texts)
+        words = (word for text in plain for word, _ in self._backend.pre_tokenizer.pre_tokenize_str(text))
+        return [word for word in words if word.isalnum()]
 
     def names(self, ids: Sequence[int]) -> list[str]:
         """The word pieces as the vocabulary writes them: dog, ##s."""
@@ -160,4 +163,5 @@ def _word_pieces(path: Path, vocab: dict[str, int]):
         raise UserError(f"transformers read {path} differently than line by line; use transformers 5.17 or newer")
     backend.no_padding()
     backend.no_truncation()
+    backend.encode_special_tokens = True  # a text that says [SEP] means these five characters
     return backend

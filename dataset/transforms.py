@@ -35,8 +35,6 @@ CODEBOOK_IMAGE = "codebook_image"  # its key in samples and batches
 
 BICUBIC = Image.Resampling.BICUBIC
 BILINEAR = Image.Resampling.BILINEAR
-FLIP = Image.Transpose.FLIP_LEFT_RIGHT
-
 
 # Raster formats that image data sets come in. PIL would open more, some of them by starting another program
 # (PostScript), whatever a file is called. JPEG includes phones' multi-image files (MPO).
@@ -303,7 +301,7 @@ def _crop(image: Image.Image | Tensor, box: tuple[int, int, int, int], size: int
         view = Image.fromarray(crop[0].permute(1, 2, 0).numpy())
     else:
         view = image.resize((size, size), BICUBIC, box=box)
-    return view.transpose(FLIP) if flipped else view
+    return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else view
 
 
 class PretrainViews:

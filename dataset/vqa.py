@@ -1,7 +1,6 @@
 """Visual question answering: questions with OCR tokens and object labels, weighted answers, and their references."""
 
 import random
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
@@ -18,10 +17,9 @@ from dataset.annotations import Files, Source, strings
 from dataset.cache import StringTable
 from dataset.common import Collate, TrainDataset, may_flip, numbered, read_for_evaluation, starts
 from dataset.questions import load_questions, load_references, load_training_questions
-from dataset.text import SPECIAL_TOKENS, Tokenizer, clean_question
+from dataset.text import Tokenizer, clean_question
 from dataset.transforms import Augment, stack_pixels
 
-SPECIAL = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
 Parts = tuple[str, str, str]  # question, OCR tokens, object labels; each may be ""
 
 
@@ -141,11 +139,11 @@ class VQACollate(Collate):
     def texts(self, dataset: VQATrainDataset) -> list[Texts]:  # an answer's end counts as a piece
         names = ("questions (text.max_question_tokens", "OCR (text.max_ocr_tokens", "labels (text.max_label_tokens")
         parts = [
-            Texts(f"{name} {limit})", column, limit, plain)
+            Texts(f"{name} {limit})", column, limit)
             for name, limit, column in zip(names, self.limits, dataset.parts, strict=True)
         ]
         limit = self.max_answer_tokens
-        return [*parts, Texts(f"answers (text.max_answer_tokens {limit})", dataset.answers, limit - 1, plain)]
+        return [*parts, Texts(f"answers (text.max_answer_tokens {limit})", dataset.answers, limit - 1)]
 
 
 def question_limits(cfg: Any) -> tuple[int, int, int]:
@@ -159,7 +157,7 @@ def encode_questions(tokenizer: Tokenizer, parts: Sequence[Parts], limits: Seque
     limits: word pieces of the three parts, each cut by itself: no label costs a question its end. An empty part has
     no [SEP] either, as in mPLUG.
     """
-    pieces = [tokenizer.word_pieces([plain(text) for text in column]) for column in zip(*parts, strict=True)]
+    pieces = map(tokenizer.word_pieces, zip(*parts, strict=True))
     rows = []
     for three in zip(*pieces, strict=True):
         row = [tokenizer.cls_id]
@@ -174,15 +172,9 @@ def encode_answers(tokenizer: Tokenizer, answers: Sequence[str], max_tokens: int
 
     max_tokens: of the target; a longer answer is cut, and then does not end in [SEP].
     """
-    targets = [[*ids, tokenizer.sep_id][:max_tokens] for ids in tokenizer.word_pieces([plain(a) for a in answers])]
+    targets = [[*ids, tokenizer.sep_id][:max_tokens] for ids in tokenizer.word_pieces(answers)]
     inputs, mask = tokenizer.pad([[tokenizer.cls_id, *row[:-1]] for row in targets])
     return inputs, tokenizer.pad(targets)[0], mask
-
-
-def plain(text: str) -> str:
-    """The text without what the tokenizer cannot take: halves of surrogate pairs, and the names of special tokens."""
-    text = text.encode("utf-8", "replace").decode("utf-8")
-    return SPECIAL.sub(lambda found: f"[ {found[0][1:-1]} ]", text)
 
 
 # ------------------------------------------------------------------------------------------------- evaluation

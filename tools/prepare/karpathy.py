@@ -6,12 +6,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from dataset.official import (
-    FLICKR30K_FOLDER,
     KARPATHY_TRAIN,
     coco_number,
-    karpathy_candidates,
     karpathy_captions,
-    karpathy_folder,
+    karpathy_image,
     karpathy_pairs,
     karpathy_path,
     tidy,
@@ -82,7 +80,7 @@ def read_entries(job: Job, path: Path) -> list[dict]:
         numbers.add(entry.get("imgid", index))
         split, where = SPLIT_OF[entry["split"]], f"{path.name} entry {index}"
         captions[split] += len(texts)
-        count_odd(job, entry, texts, f"{where} ({karpathy_path(entry, karpathy_folder(job.name))})")
+        count_odd(job, entry, texts, f"{where} ({karpathy_path(entry, job.name)})")
         entry["sentences"] = [  # without the tokens, which are most of the file
             {key: value for key, value in sentence.items() if key != "tokens"}
             for sentence, text in zip(entry["sentences"], texts, strict=True)
@@ -100,12 +98,12 @@ def read_entries(job: Job, path: Path) -> list[dict]:
         job.count(what, images[split], PUBLISHED[job.name][split], first=missing)
     first = job.first_odd(FEW) or missing
     job.count("captions, train", captions["train"], PUBLISHED[job.name]["captions"], first=first)
-    return [entry for entry in entries if job.has(karpathy_path(entry, karpathy_folder(job.name)))]
+    return [entry for entry in entries if job.has(karpathy_path(entry, job.name))]
 
 
 def check_entry(job: Job, entry) -> list[str]:
     """The captions of an entry, which gets COCO's id if it has none. Raises ValueError for what is no such entry."""
-    captions, path = karpathy_captions(entry), karpathy_path(entry, karpathy_folder(job.name))
+    captions, path = karpathy_captions(entry), karpathy_path(entry, job.name)
     if entry.get("split") not in SPLIT_OF:
         raise ValueError(f"has the split {entry.get('split')!r}")
     if job.name == "coco":
@@ -136,17 +134,16 @@ def held_out_entry(job: Job, entry: dict, photos: dict[int, int]) -> dict:
     if job.name == "coco":
         number = entry["cocoid"]
         ids = {"coco_id": number, "flickr_id": photos.get(number)}
-        return {"image": karpathy_path(entry), "split": entry["split"], **ids}
+        return {"image": karpathy_path(entry, job.name), "split": entry["split"], **ids}
     stem = Path(entry["filename"]).stem
     photo = int(stem) if stem.isdigit() else None  # Flickr30K's files are named by the photo
-    return {"image": karpathy_path(entry, FLICKR30K_FOLDER), "split": entry["split"], "flickr_id": photo}
+    return {"image": karpathy_path(entry, job.name), "split": entry["split"], "flickr_id": photo}
 
 
 # ------------------------------------------------------------------------------------------------ writing
 
 
 def write_retrieval(job: Job, entries: list[dict]) -> None:
-    folder = karpathy_folder(job.name)
     for split in ("train", "val", "test"):
         part = [entry for entry in entries if SPLIT_OF[entry["split"]] == split]
         if not part:
@@ -154,9 +151,9 @@ def write_retrieval(job: Job, entries: list[dict]) -> None:
             continue
         with job.writing(f"{job.name}/annotations/{job.name}_{split}.json") as write:
             for entry in part:
-                pairs = karpathy_pairs(entry, job.name, folder)
-                for pair in pairs if split == "train" else [karpathy_candidates(entry, job.name, folder)]:
-                    write(pair)
+                is_train = split == "train"
+                for made in karpathy_pairs(entry, job.name) if is_train else [karpathy_image(entry, job.name)]:
+                    write(made)
 
 
 def write_captioning(job: Job, entries: list[dict], official: Path) -> None:
@@ -174,10 +171,10 @@ def write_pretraining(job: Job, entries: list[dict], photos: dict[int, int]) -> 
     """One entry a caption of train and restval, without images that are also Flickr30K's or (by content) held out."""
     held_out = HeldOut(job, "flickr30k")
     train = [entry for entry in entries if entry["split"] in KARPATHY_TRAIN]
-    held_out.find_copies(karpathy_path(entry) for entry in train)
+    held_out.find_copies(karpathy_path(entry, job.name) for entry in train)
     with job.writing("pretrain/coco.json") as write:
         for entry in train:
-            image = karpathy_path(entry)
+            image = karpathy_path(entry, job.name)
             if held_out.allows(image, None, photos.get(entry["cocoid"])):
                 for pair in karpathy_pairs(entry, "coco"):
                     write({"image": job.pretrain_path(image), "caption": pair["caption"]})
