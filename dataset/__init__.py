@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch.utils.data import Dataset
 
-from dataset.advice import size_advice, text_advice
+from dataset.advice import size_advice, split_texts, text_advice
 from dataset.annotations import Source
 from dataset.caption import CaptionEvalDataset, CaptionTrainDataset
 from dataset.common import Collate
@@ -72,26 +72,15 @@ def create_train_loader(dataset: Dataset, cfg, collate: Collate, device: torch.d
 
     It logs how many texts `collate` cuts, and warns if texts, their number and the settings do not fit.
     """
-    columns, tokenizer = collate.texts(dataset), collate.tokenizer
+    tokenizer, data, batch_size = collate.tokenizer, cfg.data, cfg.train.batch_size
+    columns = split_texts(dataset, cfg, tokenizer)
     shares = [column.share_cut(tokenizer) for column in columns]
     cut = ", ".join(f"{share:.1%} of {column.name}" for column, share in zip(columns, shares, strict=True))
     log.info("training texts that are longer than their limits and cut: %s", cut)
-    global_batch = cfg.train.batch_size * cfg.train.accumulation * world_size()
-    sizes = size_advice(len(dataset), len(dataset.paths), global_batch, cfg)
+    sizes = size_advice(len(dataset), len(dataset.paths), batch_size * cfg.train.accumulation * world_size(), cfg)
     for line in [*text_advice(columns, shares, tokenizer), *sizes]:
         log.warning("warning: %s", line)
-    batches = BatchIndices(
-        dataset,
-        cfg.train.batch_size,
-        seed=cfg.seed,
-        rank=rank(),
-        world_size=world_size(),
-        bucket_batches=cfg.data.bucket_batches,
-    )
-    return Loader(
-        batches,
-        collate,
-        num_workers=cfg.data.num_workers,
-        pin_memory=device.type == "cuda",
-        max_bad_share=cfg.data.max_bad_share,
-    )
+    ranks = {"rank": rank(), "world_size": world_size()}
+    batches = BatchIndices(dataset, batch_size, seed=cfg.seed, bucket_batches=data.bucket_batches, **ranks)
+    workers = {"num_workers": data.num_workers, "pin_memory": device.type == "cuda"}
+    return Loader(batches, collate, max_bad_share=data.max_bad_share, **workers)

@@ -4,9 +4,13 @@ Everything here is judged by some thousands of texts, or by numbers that are kno
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
-from dataset.text import Tokenizer
+from dataset.caption import target_text
+from dataset.text import Tokenizer, clean_caption
+from dataset.vqa import question_limits
 
 MANY_CUT = 0.1  # a share of the texts
 MANY_UNKNOWN = 0.05  # a share of the words
@@ -17,7 +21,7 @@ MANY_PASSES = 100  # over a training set: one seen so often is known by heart
 
 
 class Texts(NamedTuple):
-    """A training set's texts of one kind and their limits: `room` word pieces and, after `clean`, `max_words` words.
+    """A data set's texts of one kind and their limits: `room` word pieces and, after `clean`, `max_words` words.
 
     name: what they are and, in brackets, the keys of the limits.
     """
@@ -40,6 +44,29 @@ class Texts(NamedTuple):
             for text, ids in zip(texts, tokenizer.word_pieces(texts), strict=True)
         ]
         return sum(cut) / max(1, len(cut))
+
+
+def split_texts(dataset: Any, cfg: Any, tokenizer: Tokenizer) -> list[Texts]:
+    """The texts of any stage's data set, for training or evaluation, the main ones first."""
+    text, sep = cfg.text, tokenizer.sep
+    if hasattr(dataset, "parts"):
+        names = ("questions (text.max_question_tokens", "OCR (text.max_ocr_tokens", "labels (text.max_label_tokens")
+        trains = hasattr(dataset, "answers")
+        columns = dataset.parts if trains else zip(*dataset.parts, strict=True)
+        rows = zip(names, columns, question_limits(cfg), strict=True)
+        found = [Texts(f"{name} {limit})", column, limit) for name, column, limit in rows]
+        limit = text.max_answer_tokens  # in it, an answer's end counts as a piece, as a caption's
+        return found + [Texts(f"answers (text.max_answer_tokens {limit})", dataset.answers, limit - 1)] * trains
+    if hasattr(dataset, "prompts"):
+        captions = dataset.captions if hasattr(dataset, "captions") else list(chain.from_iterable(dataset.references))
+        room = text.max_prompt_tokens - 1 - sep
+        return [
+            Texts(f"captions (text.max_tokens {text.max_tokens})", captions, text.max_tokens - 1, target_text),
+            Texts(f"prompts (text.max_prompt_tokens {text.max_prompt_tokens})", dataset.prompts, room),
+        ]
+    words, clean = cfg.data.max_words, partial(clean_caption, max_words=None)
+    name = f"captions (data.max_words {words}, text.max_tokens {text.max_tokens})"
+    return [Texts(name, dataset.captions, text.max_tokens - 1 - sep, clean, words)]
 
 
 def text_advice(columns: Sequence[Texts], shares: Sequence[float], tokenizer: Tokenizer) -> Iterator[str]:

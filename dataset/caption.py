@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dataset.advice import Texts
 from dataset.annotations import Source, load_captions
 from dataset.cache import StringTable
 from dataset.common import CaptionedDataset, Collate, EmptyCaption, EvalDataset, may_flip, starts
@@ -135,14 +134,6 @@ class CaptionCollate(Collate):
             "target": target,
             "references": [sample["references"] for sample in samples],
         }
-
-    def texts(self, dataset: CaptionTrainDataset) -> list[Texts]:  # a caption's end counts as a piece
-        captions = f"captions (text.max_tokens {self.max_tokens})"
-        prompts = f"prompts (text.max_prompt_tokens {self.max_prompt_tokens})"
-        return [
-            Texts(captions, dataset.captions, self.max_tokens - 1, target_text),
-            Texts(prompts, dataset.prompts, self.max_prompt_tokens - 1 - self.tokenizer.sep),
-        ]
 
 
 def caption_tokens(tokenizer: Tokenizer, captions: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:

@@ -114,7 +114,7 @@ class Collate:
     """List of samples -> batch dict, with `paths` and `bad` (lists of str); of samples without a replacement only
     these and `unusable`: the loader then stops the run.
 
-    A subclass has `batch(samples) -> dict` and `texts(dataset) -> list[Texts]`: the data set's texts and their limits.
+    A subclass has `tokenizer` and `batch(samples) -> dict`.
     """
 
     def __call__(self, samples: list[dict]) -> dict:

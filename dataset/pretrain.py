@@ -1,17 +1,15 @@
 """Image-text pairs for pre-training: two random views of an image and one of its captions."""
 
 import random
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dataset.advice import Texts
 from dataset.annotations import Source
 from dataset.cache import load_pairs
 from dataset.common import CaptionedDataset, Collate, caption_id, may_flip, usable_caption
-from dataset.text import Tokenizer, clean_caption
+from dataset.text import Tokenizer
 from dataset.transforms import PretrainViews, stack_pixels
 
 
@@ -66,8 +64,3 @@ class PretrainCollate(Collate):
         batch["image_id"] = torch.tensor([sample["image_id"] for sample in samples], dtype=torch.int64)
         batch["caption_id"] = torch.tensor([caption_id(caption) for caption in captions], dtype=torch.int64)
         return batch
-
-    def texts(self, dataset: CaptionedDataset) -> list[Texts]:
-        words, clean = dataset.max_words, partial(clean_caption, max_words=None)
-        name = f"captions (data.max_words {words}, text.max_tokens {self.max_tokens})"
-        return [Texts(name, dataset.captions, self.max_tokens - 1 - self.tokenizer.sep, clean, words)]

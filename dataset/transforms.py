@@ -264,44 +264,35 @@ class Augment:
         self.ops, self.magnitude = ops, magnitude
         self.codebook_size = codebook_size
 
-    def __call__(self, image: Image.Image | Tensor, rng: random.Random, allow_flip: bool = True) -> Tensor:
-        """RGB image (or what `source` makes of it) to uint8 [3,S,S]."""
+    def __call__(self, image: Image.Image, rng: random.Random, allow_flip: bool = True) -> Tensor:
+        """RGB image to uint8 [3,S,S]."""
         return self.with_codebook(image, rng, allow_flip)[0]
 
-    def source(self, image: Image.Image) -> Image.Image | Tensor:
-        """What views are cut from, made once for all of them: the image, or for torch its pixels [H,W,3] uint8."""
-        return torch.from_numpy(np.array(image)) if self.resize == "torch" else image
-
     def with_codebook(
-        self, image: Image.Image | Tensor, rng: random.Random, allow_flip: bool = True
+        self, image: Image.Image, rng: random.Random, allow_flip: bool = True
     ) -> tuple[Tensor, Tensor | None]:
         """The view [3,S,S] and, with a codebook_size, the same crop, flip and geometric operations without
         the photometric ones as [3,C,C], uint8 as well: its codes must belong to the places of the view's
         patches."""
-        if isinstance(image, Image.Image):
-            image = self.source(image)
-        width, height = image.shape[1::-1] if isinstance(image, Tensor) else image.size
-        box = random_crop(width, height, self.crop_scale, rng)
+        box = random_crop(*image.size, self.crop_scale, rng)
         flipped = rng.random() < 0.5 and self.flip and allow_flip  # draw always: later draws stay the same
         drawn = draw_operations(rng, self.ops, self.magnitude, self.image_size)
-        view = to_pixels(apply_operations(_crop(image, box, self.image_size, flipped), drawn))
+        view = to_pixels(apply_operations(self._crop(image, box, self.image_size, flipped), drawn))
         if self.codebook_size is None:
             return view, None
         geometric = [(name, value) for name, value in drawn if name in GEOMETRIC]
-        plain = _crop(image, box, self.codebook_size, flipped)
+        plain = self._crop(image, box, self.codebook_size, flipped)
         return view, to_pixels(apply_operations(plain, geometric))
 
-
-def _crop(image: Image.Image | Tensor, box: tuple[int, int, int, int], size: int, flipped: bool) -> Image.Image:
-    if isinstance(image, Tensor):
-        left, upper, right, lower = box
-        # The batch's dimension comes first, so that torch sees bytes with the channels last and has its fast kernel.
-        crop = image[None, upper:lower, left:right].permute(0, 3, 1, 2)  # [1,3,h,w]
-        crop = F.interpolate(crop, (size, size), mode="bicubic", antialias=True)
-        view = Image.fromarray(crop[0].permute(1, 2, 0).numpy())
-    else:
-        view = image.resize((size, size), BICUBIC, box=box)
-    return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else view
+    def _crop(self, image: Image.Image, box: tuple[int, int, int, int], size: int, flipped: bool) -> Image.Image:
+        if self.resize == "torch":
+            # Of a batch with the channels last in memory, for which torch has a fast kernel.
+            pixels = torch.from_numpy(np.array(image.crop(box)))[None].permute(0, 3, 1, 2)  # [1,3,h,w]
+            crop = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True)
+            view = Image.fromarray(crop[0].permute(1, 2, 0).numpy())
+        else:
+            view = image.resize((size, size), BICUBIC, box=box)
+        return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else view
 
 
 class PretrainViews:
@@ -313,7 +304,6 @@ class PretrainViews:
     def __call__(self, image: Image.Image, rng: random.Random, allow_flip: bool = True) -> dict[str, Tensor]:
         """RGB image to uint8 pixels: image1 [3,S,S], image2 [3,S,S] (with two views), codebook_image [3,C,C] (if
         asked)."""
-        image = self.augment.source(image)
         first = random.Random(rng.getrandbits(64))  # view 1 is the same whether or not view 2 is made
         views = {"image1": self.augment(image, first, allow_flip)}
         if self.two_views:

@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dataset.advice import Texts
 from dataset.annotations import Files, Source, strings
 from dataset.cache import StringTable
 from dataset.common import Collate, TrainDataset, may_flip, numbered, read_for_evaluation, starts
@@ -135,15 +134,6 @@ class VQACollate(Collate):
             "answer_rows": torch.arange(len(samples)).repeat_interleave(counts),
             "answer_weights": torch.tensor([weight for sample in samples for weight in sample["weights"]]),
         }
-
-    def texts(self, dataset: VQATrainDataset) -> list[Texts]:  # an answer's end counts as a piece
-        names = ("questions (text.max_question_tokens", "OCR (text.max_ocr_tokens", "labels (text.max_label_tokens")
-        parts = [
-            Texts(f"{name} {limit})", column, limit)
-            for name, limit, column in zip(names, self.limits, dataset.parts, strict=True)
-        ]
-        limit = self.max_answer_tokens
-        return [*parts, Texts(f"answers (text.max_answer_tokens {limit})", dataset.answers, limit - 1)]
 
 
 def question_limits(cfg: Any) -> tuple[int, int, int]:

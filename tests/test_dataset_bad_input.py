@@ -1,9 +1,9 @@
 """What no stage may stumble over: each of these is one line that names file, entry and key, before the work."""
 
 import os
-import signal
 
 import annotated
+import conftest
 import pytest
 from annotated import EVAL, TRAIN, entry, make, write
 from torch.utils.data import DataLoader
@@ -11,76 +11,55 @@ from torch.utils.data import DataLoader
 from utils import UserError, user_message
 
 folder = annotated.folder
+pytestmark = pytest.mark.usefixtures("no_hanging")
 
 HALF = "a dog \ud83d"
 
 
-@pytest.fixture(autouse=True)
-def no_hanging():
-    """Ends the test run where something waits without end."""
-    signal.alarm(60)
-    yield
-    signal.alarm(0)
-
-
-def refused(stage, files, message, **options):
-    """The line that the user sees."""
-    with pytest.raises(UserError, match=message) as caught:
-        make(stage, files, **options)
-    line = str(caught.value)
-    assert "\n" not in line and len(line) < 1000
-    line.encode("utf-8")  # can be printed and logged
-    return line
+def refused(stage, files, *parts, **options):
+    return conftest.refused(lambda: make(stage, files, **options), *parts)
 
 
 # ------------------------------------------------------------------------------------------------- files
 
 
 NO_LISTS = {
-    "[" * 100_000 + "]" * 100_000: "split.json: entry 0: not valid JSON .*recursion",
-    '[{"image_id": ' + "7" * 5000 + "}]": "split.json: entry 0: not valid JSON .*4300",
-    '[{"image": "a.png"': "split.json: entry 0: not valid JSON .the file ends.; an incomplete download",
-    "": "split.json: entry 0: not valid JSON .the file ends",
-    '"text"': "split.json: holds no JSON list",
-    "[]": "split.json: holds no entry",
-    '{"a": 1}': "split.json: holds an object, not a list",
-    '{"annotations": []}': "split.json: holds annotations without their questions",
-    '{"annotations": [], "images": []}': "split.json: images and captions lie apart, .*tools/prepare",
-    "[null]": "split.json: entry 0 is NoneType, not an object",
+    "[" * 100_000 + "]" * 100_000: "entry 0: not valid JSON (maximum recursion",
+    '[{"image_id": ' + "7" * 5000 + "}]": "entry 0: not valid JSON (Exceeds the limit (4300",
+    '[{"image": "a.png"': "entry 0: not valid JSON (Expecting ',' delimiter); an incomplete download",
+    "": "entry 0: not valid JSON (the file ends)",
+    '"text"': "holds no JSON list",
+    "[]": "holds no entry",
+    '{"a": 1}': "an object with no list is no list of entries",
+    '{"annotations": []}': "an object with annotations is no list of entries; name the questions instead",
+    '{"annotations": [], "images": []}': "an object with images and annotations is no list of entries",
+    "[null]": "entry 0 is NoneType, not an object",
 }
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "caption_train", "vqa_eval"])  # three ways through the readers
+@pytest.mark.parametrize("stage", ["pretrain", "vqa_eval"])  # two ways through the readers
 @pytest.mark.parametrize(("content", "message"), NO_LISTS.items(), ids=range(len(NO_LISTS)))
 def test_json_that_is_no_list_of_entries(folder, stage, content, message):
-    refused(stage, write(folder, content), message)
+    refused(stage, write(folder, content), f"split.json: {message}")
 
 
 @pytest.mark.parametrize("name", ["p.json", "p.jsonl", "p.csv", "p.token", "p.tar"])
 def test_a_pipe_and_a_device_are_waited_for_in_no_format(folder, name):
     for make_it in (os.mkfifo, lambda path: os.symlink("/dev/zero", path)):
         make_it(folder / name)
-        refused("pretrain", folder / name, f"{name}: cannot be read .not a regular file")
+        refused("pretrain", folder / name, f"{name}: cannot be read (not a regular file)")
         (folder / name).unlink()
 
 
 def test_files_that_are_missing_folders_or_no_text(folder):
     (folder / "folder.json").mkdir()
     (folder / "latin.json").write_bytes('[{"image": "é.png"}]'.encode("latin-1"))
-    refused("pretrain", folder / "gone.json", "annotation file: .*gone.json does not exist")
-    refused("pretrain", folder / "folder.json", "folder.json: holds neither images .* nor tar shards")
-    refused("pretrain", folder / "latin.json", "latin.json: entry 0: not valid JSON .'utf-8' codec")
+    refused("pretrain", folder / "gone.json", "annotation file: ", "gone.json does not exist")
+    refused("pretrain", folder / "folder.json", "folder.json: holds no tar shard, and none of its 0 images has a .txt")
+    refused("pretrain", folder / "latin.json", "latin.json: entry 0: not valid JSON ('utf-8' codec")
     split = write(folder, [entry(0)])
-    refused("pretrain", split, "data.image_root: .*gone does not exist", image_root=folder / "gone")
-    refused("vqa_eval", split, "data.image_root.vqa: .*gone does not exist", image_root={"vqa": str(folder / "gone")})
-
-
-def test_a_table_of_100_000_columns_is_refused_at_once(folder):
-    names = ",".join(map(str, range(100_000)))
-    refused("pretrain", write(folder, f"{names}\n{names}\n", "t.csv"), "t.csv: line 1 must name a column 'image'")
-    refused(
-        "pretrain", write(folder, f"image,caption,{names}\na.png,x\n", "t.csv"), "line 2 has 2 cells, but there are"
-    )
+    refused("pretrain", split, "data.image_root: ", "gone does not exist", image_root=folder / "gone")
+    refused("vqa_eval", split, "data.image_root.vqa: ", "does not exist", image_root={"vqa": str(folder / "gone")})
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -89,17 +68,16 @@ def test_an_image_that_cannot_be_read_stops_evaluation_with_one_line(folder, sta
     (folder / "b.png").unlink()
     os.mkfifo(folder / "b.png")
     data = make(stage, write(folder, [entry(0), entry(1)]))
-    with pytest.raises(UserError, match="b.png: not a regular file; evaluation needs every image") as caught:
+    with pytest.raises(UserError) as caught:
         list(DataLoader(data, batch_size=None, num_workers=workers))
-    assert user_message(caught.value) == (
-        f"{folder / 'b.png'}: not a regular file; evaluation needs every image (check data.image_root)"
-    )
+    expected = f"{folder / 'b.png'}: not a regular file; evaluation needs every image (check data.image_root)"
+    assert user_message(caught.value) == expected
 
 
 # ------------------------------------------------------------------------------------------------- texts
 
 
-@pytest.mark.parametrize("text", ["", " ", "\x00\x1b", "\u200b \ufeff", "[PAD]", "[unk] [CLS]", "\ufffd"])
+@pytest.mark.parametrize("text", ["", " ", "\x00\x1b", "\u200b \ufeff", "\ufffd"])
 @pytest.mark.parametrize("stage", TRAIN[:3])
 def test_captions_without_a_word_are_replaced_and_named(folder, stage, text):
     data = make(stage, write(folder, [entry(0), entry(1, caption=text), entry(2)]))
@@ -130,16 +108,15 @@ HALVES = [
     ("filename", {**sentences("fine"), "filename": HALF}, "retrieval_eval"),
     *((key, {key: HALF}, "caption_eval") for key in ("object_label", "image_id")),
     *((key, {key: HALF}, "vqa_train") for key in ("question", "answer", "object_label", "question_id")),
-    ("answer", {"answer": [HALF] * 10}, "vqa_eval"),
     ("ocr", {"ocr": [[[0, 0], "stop"], [[1, 1], HALF]]}, "vqa_eval"),
-    *((key, {key: HALF}, "vqa_eval") for key in ("question_type", "answer_type")),
+    ("answer_type", {"answer_type": HALF}, "vqa_eval"),
 ]
 
 
 @pytest.mark.parametrize(("key", "changes", "stage"), HALVES)
 def test_half_of_a_surrogate_pair_is_named(folder, stage, key, changes):
-    line = refused(stage, write(folder, [entry(0), entry(1, **changes)]), "holds half of a surrogate pair")
-    assert line.startswith(f"{folder / 'split.json'}: entry 1: {key!r} holds half of a surrogate pair")
+    file = write(folder, [entry(0), entry(1, **changes)])
+    refused(stage, file, f"{file}: entry 1: {key!r} holds half of a surrogate pair")
 
 
 # ------------------------------------------------------------------------------------------------- values
@@ -151,70 +128,64 @@ VALUES = [
     ("retrieval_eval", {"caption": None}, " has no 'caption'"),
     ("pretrain", {"caption": []}, ": 'caption' must be a list of strings with at least one"),
     ("pretrain", {"caption": ["x", 1]}, ": 'caption' must be a list of strings"),
-    ("retrieval_train", {"image_id": [1]}, ": 'image_id' is list, it must be a string or a whole number"),
-    ("retrieval_train", {"image_id": True}, ": 'image_id' is bool"),
+    ("retrieval_train", {"image_id": True}, ": 'image_id' is bool, it must be a string or a whole number"),
     ("caption_train", {"image_id": float("nan")}, ": 'image_id' is float"),
-    ("caption_eval", {"image_id": None, "img_id": [1]}, ": 'img_id' is list"),
-    ("caption_eval", {"image": None}, " has no 'image', and no 'filename' with 'sentences'"),
+    ("caption_eval", {"image_id": None, "img_id": [1]}, ": 'image_id' is list"),
+    ("caption_eval", {"image": None}, " has no 'image'; a caption entry needs image"),
     ("caption_eval", {"caption": 3}, ": 'caption' is int, it must be a string or a list of strings"),
     ("caption_eval", {"object_label": ["dog"]}, ": 'object_label' is list, it must be a string"),
-    ("caption_eval", {"filename": 3, "sentences": []}, ": 'filename' is int, it must be a string"),
+    ("caption_eval", {"filename": 3, "sentences": []}, ": 'filename' is int"),
     ("caption_eval", {"filename": "b.png", "filepath": ["x"], "sentences": []}, ": 'filepath' is list"),
     ("retrieval_eval", {"filename": "b.png", "sentences": "a dog"}, ": 'sentences' is str"),
     ("caption_eval", {"filename": "b.png", "sentences": [{"raw": 3}]}, ": 'sentences' must be"),
-    ("caption_eval", {"domain": ["in"]}, ": 'domain' is .*in.*, it must be one of in, near, out"),
-    ("vqa_train", {"question": None}, " has no 'question'"),
-    ("vqa_train", {"question": " ?! "}, ": the question ' \\?! ' has no word"),
-    ("vqa_train", {"answer": []}, ": 'answer' must be a list of strings with at least one"),
+    ("caption_eval", {"domain": "inside"}, ": 'domain' is 'inside', it must be one of in, near, out"),
+    ("vqa_train", {"question": " ?! "}, ": the question ' ?! ' has no word"),
     ("vqa_train", {"answer": [" ", "\x00"]}, ": 'answer' is blank"),
-    ("vqa_train", {"object_label": ["dog"]}, ": 'object_label' must be"),
     ("vqa_train", {"ocr": "stop"}, ": 'ocr' must be a list"),
-    ("vqa_train", {"question_id": [1]}, ": 'question_id' is list, it must be a string or a whole number"),
     ("vqa_train", {"dataset": ["vqa"]}, ": 'dataset' is list, it must be a string"),
     ("vqa_eval", {"question_id": None}, " has no 'question_id'"),
-    ("vqa_eval", {"answer_type": ["other"]}, ": 'answer_type' is list, it must be a string"),
     ("vqa_eval", {"answer": [1] * 10}, ": 'answer' must be a string or a list of strings"),
-    ("vqa_eval", {"answer": ["yes"] * 9, "question_id": "9" * 4000}, ": question '999.* has 9 answers"),
-    ("vqa_eval", {"ocr": [["x" * 4000]]}, ": 'ocr' must hold \\[position, token\\] pairs, not \\['xxx"),
-    ("vqa_eval", {"question": "?" * 4000}, ": the question '\\?\\?"),
+    ("vqa_eval", {"answer": ["yes"] * 9, "question_id": "9" * 4000}, "has 9 answers"),
+    ("vqa_eval", {"ocr": [["x" * 4000]]}, ": 'ocr' must hold [position, token] pairs, not ['xxx"),
+    ("vqa_eval", {"question_id": 0}, ": question_id 0 occurs more than once, first in"),
 ]
 
 
 @pytest.mark.parametrize(("stage", "changes", "message"), VALUES)
 def test_values_of_another_kind_are_named(folder, stage, changes, message):
-    refused(stage, write(folder, [entry(0), entry(1, **changes)]), f"split.json: entry 1{message}")
+    refused(stage, write(folder, [entry(0), entry(1, **changes)]), "split.json: entry 1", message)
 
 
-@pytest.mark.parametrize("name", [["vqa"], 3, None, "gqa"])
+@pytest.mark.parametrize("name", [["vqa"], None, "gqa"])
 def test_a_data_set_that_image_root_does_not_know(folder, name):
-    message = "entry 1: 'dataset' is|entry 1 has the dataset"
     for stage in TRAIN + EVAL:
-        refused(stage, write(folder, [entry(0), entry(1, dataset=name)]), message, image_root={"vqa": str(folder)})
+        file = write(folder, [entry(0), entry(1, dataset=name)])
+        refused(stage, file, "split.json: entry 1", "dataset", image_root={"vqa": str(folder)})
 
 
 @pytest.mark.parametrize("stage", ["retrieval_train", "retrieval_eval", "caption_train", "caption_eval"])
 def test_a_file_without_the_asked_split_is_refused(folder, stage):
-    split = "test" if stage.endswith("train") else "train"
+    split, wanted = ("test", "train or restval") if stage.endswith("train") else ("train", "val")
     content = {"images": [{"filename": "a.png", "imgid": 0, "split": split, "sentences": [{"raw": "a"}]}]}
-    refused(stage, write(folder, content), "split.json.*no entry has the split (train or restval|val)")
+    for file in (write(folder, content), write(folder, [entry(0, split=split)])):
+        refused(stage, file, f"split.json: no entry has the split {wanted}")
 
 
 BAD_SCORES = [
-    ([{"label": {"a": 1}}], "entry 0 is not as expected \\(KeyError\\('question_id'\\)\\)"),
+    ([{"label": {"a": 1}}], "entry 0 is not as expected (KeyError('question_id'))"),
     ([{"question_id": [0], "label": {"a": 1}}], "entry 0: 'question_id' is list"),
-    ([{"question_id": 0}], "entry 0 is not as expected"),
-    ([{"question_id": 0, "label": {"a": float("nan")}}], "entry 0 is not as expected .*no score"),
+    ([{"question_id": 0, "label": {"a": float("nan")}}], "no score"),
     ([{"question_id": 0, "label": {HALF: 1}}], "entry 0: 'label' holds half"),
     ([{"question_id": 0, "label": {}, "question_type": [1]}], "entry 0: 'question_type' is list"),
-    ([{"question_id": 0, "label": {"a": 1}}, {"question_id": 0, "label": {"b": 1}}], "entry 1: question_id 0 occ"),
-    ({"annotations": []}, "holds no list"),
+    ([{"question_id": 0, "label": {"a": 1}}, {"question_id": 0, "label": {"b": 1}}], "question_id 0 has other answers"),
+    ({"annotations": []}, "holds no JSON list"),
 ]
 
 
 @pytest.mark.parametrize(("content", "message"), BAD_SCORES)
 def test_files_of_scores_are_checked(folder, content, message):
     scores = write(folder, content, "scores.json")
-    refused("vqa_eval", write(folder, [entry(0)]), f"scores.json: {message}", score_files=[scores])
+    refused("vqa_eval", write(folder, [entry(0)]), "scores.json: ", message, score_files=[scores])
 
 
 # ------------------------------------------------------------------------------------------------- ids
@@ -231,8 +202,7 @@ def karpathy(folder, file, names, start=0):
 
 def test_two_karpathy_files_that_both_count_from_zero_are_refused(folder):
     files = [karpathy(folder, "one.json", "ab"), karpathy(folder, "two.json", "cd")]
-    line = refused("caption_eval", files, "image_id 0 names")
-    assert f"{folder / 'two.json'}: entry 0: image_id 0 names {folder / 'c.png'}" in line
+    line = refused("caption_eval", files, f"{folder / 'two.json'}: entry 0: image_id 0 names {folder / 'c.png'}")
     assert f"but {folder / 'a.png'} in {folder / 'one.json'}: entry 0" in line
     files[1] = karpathy(folder, "two.json", "cd", start=2)
     assert make("caption_eval", files).ids == [0, 1, 2, 3]
@@ -240,10 +210,9 @@ def test_two_karpathy_files_that_both_count_from_zero_are_refused(folder):
 
 def test_a_retrieval_id_stands_for_one_image_and_an_image_has_one(folder):
     one, two = write(folder, [entry(0), entry(1)], "one.json"), write(folder, [entry(2, image_id=0)], "two.json")
-    line = refused("retrieval_train", [one, two], "image_id 0 names")
-    assert f"{two}: entry 0" in line and f"{one}: entry 0" in line
-    line = refused("retrieval_train", write(folder, [entry(0), entry(1), entry(0, image_id=5)]), "has the image_id 5")
-    assert "entry 2: " in line and "but 0 in" in line and "entry 0;" in line
+    refused("retrieval_train", [one, two], f"{two}: entry 0: image_id 0 names", f"{one}: entry 0")
+    file = write(folder, [entry(0), entry(1), entry(0, image_id=5)])
+    refused("retrieval_train", file, "entry 2: ", "has the image_id 5, but 0 in", "entry 0;")
 
 
 # ------------------------------------------------------------------------------------------------- validation
@@ -261,18 +230,15 @@ def test_validation_without_its_data_set_named_is_not_trained_on(folder):
     assert len(data) == 1 and data.left_out == 24
 
 
-def test_a_training_question_without_an_id_is_recognised_by_its_words_and_image(folder):
+def test_a_training_question_without_an_id_is_recognized_by_its_words_and_image(folder):
     train = [entry(0, question_id=None), entry(0, question_id=None, question="is it big?"), entry(1, question_id=None)]
     data = held(folder, train, [entry(0, question_id=7, question="Is it RED?")])
     assert len(data) == 2 and data.left_out == 1
 
 
-def test_the_same_id_in_another_data_set_is_another_question(folder):
+def test_the_same_id_in_another_data_set_is_another_question_and_in_the_same_one_an_error(folder):
     assert len(held(folder, [entry(0, question_id=7)], [entry(1, question_id=7, dataset="vg")])) == 1
-
-
-@pytest.mark.parametrize("name", ["vqa", None])
-def test_an_id_that_names_another_image_in_validation_is_refused(folder, name):
-    train, val = [entry(0), entry(1, dataset=name)], [entry(2, question_id=1, dataset=name)]
-    with pytest.raises(UserError, match="train.json: entry 1: question_id 1 asks about .*b.png, but about .*c.png in "):
-        held(folder, train, val)
+    for name in ("vqa", None):
+        train, val = [entry(0), entry(1, dataset=name)], [entry(2, question_id=1, dataset=name)]
+        line = conftest.refused(lambda t=train, v=val: held(folder, t, v), "train.json: entry 1: question_id 1 asks")
+        assert "b.png, but about " in line and "c.png in " in line

@@ -59,8 +59,8 @@ def test_caching_changes_no_sample(tmp_path):
         assert plain[i]["bad"] == cached[i]["bad"]
 
 
-def test_cached_images_are_the_opened_ones_across_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache.ImageCache, "BLOCK", 2)
+def test_cached_images_are_the_opened_ones_however_many_are_read_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "AT_ONCE", 2)
     data = pairs_set(write_pairs(tmp_path, pairs(5)), image_size=16, cache_images=True)
     assert all(data.cache[i] == open_image(data.paths[i]) for i in range(5))
 

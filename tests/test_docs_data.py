@@ -69,7 +69,7 @@ def test_the_keys_are_those_of_the_readers():
     )
     known = {key for keys in (*annotations.KINDS.values(), *annotations.OPTIONAL.values()) for key in keys}
     assert known <= listed
-    assert listed - known == {"split", "object_label", "domain", "ocr"}
+    assert listed - known == {"split", "ocr"}
 
 
 def test_the_columns_of_parquet_are_those_of_the_reader():
