@@ -75,7 +75,7 @@ def test_settings_that_do_not_fit_the_size_of_the_set_are_reported(entries, imag
 
 
 CUT = [
-    ("pretrain", "Pretrain", "text.max_tokens=6", "captions (data.max_words 30, text.max_tokens 6)"),
+    ("pretrain", "Pretrain", "text.max_tokens=6", "captions (data.max_words 40, text.max_tokens 6)"),
     ("caption_train", "Caption", "text.max_tokens=6", "captions (text.max_tokens 6)"),
     ("vqa_train", "VQA", "text.max_question_tokens=5", "questions (text.max_question_tokens 5)"),
 ]

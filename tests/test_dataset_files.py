@@ -7,26 +7,16 @@ import logging
 import os
 import random
 
-import numpy as np
 import pytest
-import torch
 from conftest import refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch import Tensor
 
 from dataset import cache, files
-from dataset.annotations import Source, load_annotations, load_captions
-from dataset.caption import CaptionCollate, CaptionEvalDataset, CaptionTrainDataset
-from dataset.loader import BatchIndices, Loader
-from dataset.pretrain import PretrainCollate, PretrainDataset
-from dataset.retrieval import RetrievalEvalDataset, RetrievalTrainDataset
-from dataset.text import Tokenizer
-from dataset.transforms import Augment, PretrainViews
-from dataset.transforms import test_transform as square  # not collected as a test
-from dataset.vqa import EvalBatches, VQACollate, VQAEvalDataset, VQATrainDataset
-from utils import ROOT, UserError
+from dataset.annotations import Source, load_annotations, load_candidates, load_captions, load_pairs, strings
+from dataset.questions import load_questions, load_training_questions
+from utils import UserError
 
 CAPTIONS = {
     "a.png": ["A dog, on the left.", 'the "good" dog'],
@@ -46,9 +36,8 @@ FORMATS = ["json", "jsonl", "csv", "tsv", "semicolons", "token", "folder"]
 def folder(tmp_path):
     folder = tmp_path / "images"
     (folder / "sub").mkdir(parents=True)
-    for number, name in enumerate(CAPTIONS):
-        pixels = np.random.default_rng(number).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / name)
+    for name in CAPTIONS:
+        Image.new("RGB", (3, 2)).save(folder / name)
     return folder
 
 
@@ -83,68 +72,30 @@ def stored(folder, entries, kind):
     return path
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return Tokenizer(ROOT / "configs/bert/vocab.txt")
-
-
-def batches(dataset, collate):
-    loader = Loader(BatchIndices(dataset, 2, seed=1, bucket_batches=2), collate)
-    return list(loader)
-
-
-def same(one, other):
-    """Whether two structures of tensors, lists and values are equal."""
-    if isinstance(one, Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
-
-
-def training_batches(files, tokenizer):
-    source, collate = Source(files), PretrainCollate(tokenizer, 20)
-    yield batches(PretrainDataset(source, PretrainViews(Augment(16)), seed=3), collate)
-    yield batches(RetrievalTrainDataset(source, Augment(16), seed=3), collate)
-    yield batches(CaptionTrainDataset(source, Augment(16), seed=3), CaptionCollate(tokenizer, 20, 5))
+def entries_of_all_stages(path):
+    """What the stages make of a file's captions; the paths of their images below the file's folder."""
+    source, root = Source(path), path if path.is_dir() else path.parent
+    pairs = cache.load_pairs(source)
+    yield [(pairs.paths[i], pairs.captions[n]) for n, i in enumerate(pairs.image_id)]
+    for entry in (*load_pairs(source), *load_candidates(source, "val"), *load_captions(source, "train")):
+        captions = entry["captions"] if "captions" in entry else strings(entry["caption"])
+        yield entry["image"], captions, os.path.relpath(root / entry.get("image_id", entry["image"]), root)
 
 
 @pytest.mark.parametrize("kind", FORMATS[1:])
-def test_the_same_captions_give_the_same_batches(folder, tokenizer, kind):
-    expected = list(training_batches(stored(folder, ENTRIES, "json"), tokenizer))
-    found = list(training_batches(stored(folder, ENTRIES, kind), tokenizer))
-    assert len(expected[0]) == 3
-    assert same(found, expected)
-
-
-@pytest.mark.parametrize("kind", FORMATS[1:])
-def test_the_same_captions_give_the_same_evaluation(folder, kind):
-    sets = []
-    for stored_in in (stored(folder, ENTRIES, "json"), stored(folder, ENTRIES, kind)):
-        ranked = RetrievalEvalDataset(Source(stored_in), square(16), "val")
-        written = CaptionEvalDataset(Source(stored_in), square(16), "val")
-        sets.append([ranked.images, ranked.captions, ranked.image_of_caption, written.images, written.references])
-        sets[-1].append([written[i][0] for i in range(len(written))])
-        ids = [os.path.relpath(folder / name, folder) for name in written.ids]
-        assert ids == list(CAPTIONS)  # without an image_id, the image's name is its id
-    assert same(*sets)
-    assert sets[0][4] == list(CAPTIONS.values())
+def test_the_same_captions_give_the_same_entries(folder, kind):
+    expected = list(entries_of_all_stages(stored(folder, ENTRIES, "json")))
+    assert expected[0] == [(str(folder / entry["image"]), entry["caption"]) for entry in ENTRIES]
+    assert len(expected) == 1 + 3 * len(ENTRIES)
+    assert list(entries_of_all_stages(stored(folder, ENTRIES, kind))) == expected
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "semicolons"])
-def test_the_same_questions_give_the_same_batches(folder, tokenizer, kind):
-    found = []
-    for stored_in in (stored(folder, QUESTIONS, "json"), stored(folder, QUESTIONS, kind)):
-        train = VQATrainDataset(Source(stored_in), Augment(16), seed=3)
-        judged = VQAEvalDataset(Source(stored_in), square(16))
-        limits = (10, 5, 5)
-        answered = EvalBatches(judged, tokenizer, limits, 2)
-        found.append([batches(train, VQACollate(tokenizer, limits, 5)), [answered[i] for i in range(len(answered))]])
-        found[-1] += [judged.ids, judged.references]
-    assert same(*found)
-    assert found[0][2] == [7, 8, 9]  # numbers, as the answers' file will have them
+def test_the_same_questions_give_the_same_entries(folder, kind):
+    expected, found = (Source(stored(folder, QUESTIONS, name)) for name in ("json", kind))
+    assert load_questions(found) == load_questions(expected)
+    assert load_training_questions(found) == load_training_questions(expected)
+    assert [entry["question_id"] for entry in load_questions(found)] == [7, 8, 9]  # numbers, as the results will have
 
 
 def test_one_line_of_data_train_may_be_a_folder_and_another_a_table(folder, tmp_path):

@@ -41,10 +41,7 @@ numbers = st.integers() | st.floats() | st.integers(10**310, 10**310 + 3)
 scalars = st.none() | st.booleans() | numbers | texts
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3))
 yaml_pieces = st.sampled_from(
-    [
-        *("&a ", "*a", "<<: ", "- ", "? ", ": ", "\n", "\n  ", "\t", "|\n"),
-        *("[", "]", "{", "}", ",", "!!set ", "'", '"'),
-    ]
+    [*("&a ", "*a", "<<: ", "- ", "? ", ": ", "\n", "\n  ", "\t", "|\n", "[", "]", "{", "}", ",", "!!set ", "'", '"')]
 )
 yaml_texts = st.lists(yaml_pieces | st.text(string.printable, max_size=4), max_size=30).map("".join)
 
@@ -118,19 +115,14 @@ def test_any_text_is_yaml_or_one_line(tmp_path, text):
 
 
 @SETTINGS
-@given(st.binary(max_size=60))
-def test_any_bytes_are_a_map_or_one_line(tmp_path, content):
+@given(st.binary(max_size=60), st.text(st.characters(exclude_categories=()), max_size=60))
+def test_any_bytes_and_any_override_are_a_map_or_one_line(tmp_path, content, text):
     path = tmp_path / "drawn.yaml"
     path.write_bytes(content)
     try:
         assert isinstance(read_yaml(path), dict)
     except UserError as error:
         one_line(error, "drawn.yaml")
-
-
-@SETTINGS
-@given(st.text(st.characters(exclude_categories=()), max_size=60))
-def test_any_override_is_one_line(text):
     try:
         load_config(STAGES["vqa"].schema, [text], STAGES["vqa"])
     except UserError as error:
@@ -178,20 +170,7 @@ def test_the_metrics_of_any_answers_are_percentages(rows):
 # ------------------------------------------------------------------------------------------------- captions
 
 captions = st.text(max_size=30) | st.sampled_from(
-    [
-        "",
-        " ",
-        ".",
-        "a dog",
-        "a dog on a bed .",
-        "A DOG!",
-        "men's 10:30 u.s. (x)",
-        "can't",
-        "\u2028",
-        "<eos>",
-        "\0",
-        "ı İ",
-    ]
+    ["", ".", "a dog", "a dog on a bed .", "A DOG!", "men's 10:30 u.s. (x)", "can't", "\u2028", "<eos>", "\0", "ı İ"]
 )
 splits = st.lists(st.tuples(captions, st.lists(captions, min_size=1, max_size=3)), min_size=1, max_size=5)
 
