@@ -68,20 +68,19 @@ def test_reading_and_mapping_give_the_entries_of_the_files(files, options, monke
     assert [second.paths[i] for i in range(len(second.paths))] == list(dict.fromkeys(paths))
 
 
-@pytest.mark.parametrize("change", ["size", "time", "version", "cut", "garbage"])
+@pytest.mark.parametrize("change", ["time", "version", "cut"])
 def test_a_file_made_of_something_else_is_made_anew(files, tmp_path, monkeypatch, change):
     source, file = Source(files), files[1]
     os.utime(file, ns=(10**18, 10**18))
     cache.load_pairs(source)
     (made,) = kept(tmp_path)
-    if change in ("size", "time"):
-        file.write_text(file.read_text().replace("another", "an other" if change == "size" else "one mor"))
-        os.utime(file, ns=(10**18, 10**18 + (change == "time")))
+    if change == "time":
+        file.write_text(file.read_text().replace("another", "one mor"))
+        os.utime(file, ns=(10**18, 10**18 + 1))
     elif change == "version":
         monkeypatch.setattr(cache, "VERSION", cache.VERSION + 1)
     else:
-        whole = made.read_bytes()
-        made.write_bytes(whole[:-64] if change == "cut" else b"x" * len(whole))
+        made.write_bytes(made.read_bytes()[:-64])
     assert listed(cache.load_pairs(source)) == expected(source)
     monkeypatch.setattr(cache, "read_pairs", refuse)
     assert listed(cache.load_pairs(source)) == expected(source)

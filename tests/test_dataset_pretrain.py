@@ -11,7 +11,7 @@ from dataset.common import may_flip
 from dataset.loader import BatchIndices, Loader
 from dataset.pretrain import PretrainCollate, PretrainDataset
 from dataset.text import Tokenizer
-from dataset.transforms import Augment, PretrainViews, open_image
+from dataset.transforms import Augment, PretrainViews
 from utils import UserError
 
 VOCAB = "configs/bert/vocab.txt"
@@ -50,19 +50,12 @@ def test_a_sample_has_two_views_a_clean_caption_and_ids(tmp_path):
     assert sample["bad"] == []
 
 
-def test_caching_changes_no_sample(tmp_path):
-    path = write_pairs(tmp_path, pairs(5), broken=("2.png",))
-    plain = pairs_set(path, image_size=16)
-    cached = pairs_set(path, image_size=16, cache_images=True)
-    for i in range(5):
-        assert torch.equal(plain[i]["image2"], cached[i]["image2"])
-        assert plain[i]["bad"] == cached[i]["bad"]
-
-
-def test_cached_images_are_the_opened_ones_however_many_are_read_at_once(tmp_path, monkeypatch):
+def test_caching_changes_no_sample_however_many_are_read_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "AT_ONCE", 2)
-    data = pairs_set(write_pairs(tmp_path, pairs(5)), image_size=16, cache_images=True)
-    assert all(data.cache[i] == open_image(data.paths[i]) for i in range(5))
+    path = write_pairs(tmp_path, pairs(5), broken=("2.png",))
+    plain, cached = pairs_set(path, image_size=16), pairs_set(path, image_size=16, cache_images=True)
+    for i in range(5):
+        assert torch.equal(plain[i]["image2"], cached[i]["image2"]) and plain[i]["bad"] == cached[i]["bad"]
 
 
 def test_a_cache_larger_than_its_share_of_memory_is_refused(tmp_path, monkeypatch):
@@ -90,7 +83,6 @@ def test_broken_images_and_empty_captions_are_replaced_and_reported(tmp_path):
     sample = data[1]
     assert sample["path"] != str(tmp_path / "1.png")
     assert f"{tmp_path / '1.png'}: not an image in JPEG, PNG, WEBP, GIF, BMP, TIFF or PPM format" in sample["bad"]
-    assert data[4]["path"] != str(tmp_path / "4.png")
     assert "4.png: nothing is left of the caption '?!'" in data[4]["bad"][0]
     assert data[1]["path"] == sample["path"]  # the replacement is drawn from the sample's own seed
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import refused
 from PIL import Image
 
 from dataset.annotations import Source
@@ -20,7 +21,6 @@ from dataset.vqa import (
     encode_questions,
     question_parts,
 )
-from utils import UserError
 
 TOKENIZER = Tokenizer("configs/bert/vocab.txt")
 LIMITS = (30, 25, 22)
@@ -65,19 +65,12 @@ def words(ids):
     return " ".join(vocab[i] for i in ids.tolist())
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Questions
+# ------------------------------------------------------------------------------------------------- # Questions
 
 
 def test_question_ocr_and_labels_are_joined_by_separators():
-    parts = question_parts(
-        {
-            "question": "What does it say?",
-            "ocr": [[[0, 0], "STOP!"], [[1, 1], "Sign"]],
-            "object_label": "dog&&red sign",
-        },
-        *(True, True, 30),
-    )
+    ocr = [[[0, 0], "STOP!"], [[1, 1], "Sign"]]
+    parts = question_parts({"question": "What does it say?", "ocr": ocr, "object_label": "dog&&red sign"})
     ids, mask = encode_questions(TOKENIZER, [parts], LIMITS)
     assert words(ids[0]) == "[CLS] what does it say [SEP] stop sign [SEP] dog red sign"
     assert mask.all()
@@ -93,8 +86,7 @@ def test_an_empty_part_has_no_separator():
     ]
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Training
+# ------------------------------------------------------------------------------------------------- # Training
 
 
 def test_answers_weigh_what_their_share_of_annotators_is(folder):
@@ -138,8 +130,7 @@ def test_a_batch_has_every_answer_beside_its_question(folder):
     assert len(batch["paths"]) == 2 and batch["bad"] == []
 
 
-# ------------------------------------------------------------------------------------------------------------
-# References
+# ------------------------------------------------------------------------------------------------- # References
 
 
 def official(folder, ids, name="official.json"):
@@ -184,23 +175,21 @@ def test_eval_batches_hold_every_question_once_and_every_image_once(folder):
             assert words(ids).split()[-1] == question.split()[-1]
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Bad input
+# ------------------------------------------------------------------------------------------------- # Bad input
 
 
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        (["yes", "no", "yes"], "'yes' stands there twice"),
-        (["yes", " "], "entry 1 is blank"),
-        (["yes", 2], "entry 1: 'answer' is int"),
-        ([], "with at least one"),
-        ({"yes": 1}, "is a JSON list"),
-    ],
-)
+ANSWER_LISTS = [
+    (["yes", "no", "yes"], "'yes' stands there twice"),
+    (["yes", " "], "entry 1 is blank"),
+    (["yes", 2], "entry 1: 'answer' is int"),
+    ([], "with at least one"),
+    ({"yes": 1}, "is a JSON list"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), ANSWER_LISTS)
 def test_a_bad_answer_list_is_refused(folder, content, message):
-    with pytest.raises(UserError, match=f"answers.json: .*{message}"):
-        read_answer_list(write(folder, content, "answers.json"))
+    refused(lambda: read_answer_list(write(folder, content, "answers.json")), "answers.json: ", message)
 
 
 @pytest.mark.parametrize(
