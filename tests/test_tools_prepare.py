@@ -79,7 +79,7 @@ def test_the_outputs_are_where_the_configurations_look_and_their_readers_take_th
     assert len(official.open_set("caption_train")) == 15 and judged.ids == [391895, 60623]
     official.save(tmp_path / "data/coco/images" / TRAIN[0], 1)
     pairs = official.open_set("pretrain", "data.train=[data/pretrain/coco.json]")
-    own = next(i for i in range(len(pairs)) if pairs.paths[pairs.image_id[i]].endswith(TRAIN[0]))
+    own = next(i for i in range(len(pairs)) if pairs.paths[pairs.image_of_caption[i]].endswith(TRAIN[0]))
     assert pairs[own]["bad"] == []
 
 

@@ -154,7 +154,7 @@ def items(sequence) -> Iterator:
 def entries_of_image(dataset) -> dict[str, int]:
     """{path: entries with it} of a training set."""
     paths = list(image_paths(dataset))
-    names = ("path_id", "image_of_caption", "image_id")  # the number of each entry's image
+    names = ("image_of_caption", "image_id")  # the number of each entry's image
     numbers = next((getattr(dataset, name) for name in names if hasattr(dataset, name)), range(len(paths)))
     counts = dict.fromkeys(paths, 0)
     for number in numbers:
