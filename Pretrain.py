@@ -70,7 +70,7 @@ class PretrainTask(Task):
         self.tokenizer, self.cfg, self.run, self.device = tokenizer, cfg, run, device
         self.notes = {"description": model.backbone.description, "stage": PRETRAIN.name}
         self.latest: dict[str, float | dict] = {}  # for metrics.json
-        self.watch = MatchingWatch(cfg.itm, cfg.train.batch_size * cfg.train.accumulation * world_size())
+        self.watch = MatchingWatch(cfg.train.batch_size * cfg.train.accumulation * world_size())
         self.validation = None
         if cfg.data.val:
             self.validation = Validation(create_dataset("pretrain_eval", cfg, "val"), tokenizer, cfg, device, run)

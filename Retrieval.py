@@ -56,7 +56,7 @@ class RetrievalTask(Finetuning):
         super().__init__(model)
         self.ranker, self.cfg = ranker, cfg
         ranker.dataset("val")  # read, and checked, before the first step
-        self.watch = MatchingWatch(cfg.itm, cfg.train.batch_size * cfg.train.accumulation * world_size())
+        self.watch = MatchingWatch(cfg.train.batch_size * cfg.train.accumulation * world_size())
 
     def loss(self, model: nn.Module, batch: dict, progress: Progress) -> tuple[torch.Tensor, dict]:
         alpha = alpha_at(progress.step, progress.steps_per_epoch, self.cfg.itc.alpha, progress.done)

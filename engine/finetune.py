@@ -34,10 +34,9 @@ def start_stage(args: argparse.Namespace, cfg: Config, decoder: bool) -> tuple[S
         source,
         image_size=cfg.image_size,
         decoder=decoder,
-        checkpointing=cfg.checkpointing,
-        text_checkpointing=cfg.text_checkpointing,
         loaded=resume_from,
     )
+    backbone.set_checkpointing(cfg.checkpointing, cfg.text_checkpointing)
     for line in lines:
         logger.info(line)
     return backbone, rest["description"], run, resume_from

@@ -209,13 +209,10 @@ def itm_loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 
 
 class MatchingWatch:
-    """Warns once in a run, after 10,000 pairs, if matching has learned next to nothing, with the remedy.
+    """Warns once in a run, after 10,000 pairs of all ranks, if matching has learned next to nothing."""
 
-    itm: the configuration's `itm`; pairs_per_step: of all ranks, in one optimizer step.
-    """
-
-    def __init__(self, itm: Config, pairs_per_step: int):
-        self.easy_first, self.pairs_per_step, self.said = itm.temperature is not None, pairs_per_step, False
+    def __init__(self, pairs_per_step: int):
+        self.pairs_per_step, self.said = pairs_per_step, False
 
     def line(self, step: int, loss: float) -> str | None:
         """A warning or None; `loss`: the mean ITM loss of the last steps, after `step` optimizer steps.
@@ -227,10 +224,8 @@ class MatchingWatch:
         if self.said or pairs < 10_000 or loss < 0.98 * constant:
             return None
         self.said = True
-        remedy = "its negatives are those that ITC finds most alike. Begin with easier ones (itm.temperature=1.0)"
-        if self.easy_first:
-            remedy = "take more steps with fewer pairs each (train.batch_size), or harden later (itm.harden)"
         return (
             f"warning: matching has learned next to nothing from {pairs} pairs (loss {loss:.3f}, a constant answer has "
-            f"{constant:.3f}): {remedy}, and re-rank with rerank.score=itm+itc/t, which loses nothing meanwhile"
+            f"{constant:.3f}): begin with easier negatives (itm.temperature=1.0, a later itm.harden), take smaller "
+            "batches, and re-rank with rerank.score=itm+itc/t, which loses nothing meanwhile"
         )

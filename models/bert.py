@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models.tensors import fp32
 from models.weights import check_value, find_weights, load_exactly, read_architecture, read_weights
 from utils import UserError, shown
 
@@ -77,7 +78,7 @@ class BertConfig:
     def from_file(cls, path: str | PathLike, overrides: dict | None = None) -> BertConfig:
         """Read a published `config.json` and replace the keys in `overrides`; what else it holds changes nothing here.
 
-        Raises UserError for an unknown key in `overrides`, one that is missing, and relative positions.
+        Raises UserError for an unknown key in `overrides` and one that is missing.
         """
         fields, overrides = {f.name: f for f in dataclasses.fields(cls)}, overrides or {}
         if unknown := sorted(set(overrides) - set(fields)):
@@ -86,8 +87,6 @@ class BertConfig:
         required = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
         if required:
             raise UserError(f"{path}: key {required[0]!r} is missing; add it to the file or to model.bert.args")
-        if values.get("position_embedding_type", "absolute") != "absolute":
-            raise UserError(f"{path}: position_embedding_type must be 'absolute'")
         return cls(**{k: v for k, v in values.items() if k in fields})
 
 
@@ -248,18 +247,6 @@ class Attention(nn.Module):
         return self.output(out.transpose(1, 2).flatten(2), x)
 
 
-class Intermediate(nn.Module):
-    """The first half of the feed-forward: dense and GELU."""
-
-    def __init__(self, config: BertConfig):
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[R, L, D] -> [R, L, inner]"""
-        return F.gelu(self.dense(x))
-
-
 class BertLayer(nn.Module):
     """Self-attention, cross-attention if the stack has one, feed-forward; LayerNorm after each."""
 
@@ -268,7 +255,7 @@ class BertLayer(nn.Module):
         self.attention = Attention(config)
         if cross:
             self.crossattention = Attention(config)
-        self.intermediate = Intermediate(config)
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.intermediate_size)})
         self.output = AttentionOutput(config, inner=config.intermediate_size)
 
     def forward(
@@ -287,7 +274,7 @@ class BertLayer(nn.Module):
         x = self.attention(x, mask, cache, index, keep, causal)  # [R, L, D]
         if memory is not None:
             x = self.crossattention.cross(x, memory, memory_mask, rows)
-        return self.output(self.intermediate(x), x)
+        return self.output(F.gelu(self.intermediate["dense"](x)), x)
 
 
 class Layers(nn.Module):
@@ -473,6 +460,16 @@ class TextDecoder(nn.Module):
     def lm_logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., D] -> scores of the next token [..., V]"""
         return self.cls["predictions"](hidden, self.embeddings.word_embeddings.weight)
+
+    def written_logits(
+        self, input_ids: Tensor, written: Tensor, memory: Memory, memory_mask: Tensor | None, rows: Tensor | None = None
+    ) -> Tensor:
+        """Scores of the next token at the N positions where `written` [R, T] is True, in order: [N, V] float32.
+
+        Nothing is computed over the vocabulary for padding. The other arguments are `forward`'s.
+        """
+        hidden = self(input_ids, memory=memory, memory_mask=memory_mask, rows=rows)
+        return fp32(self.lm_logits(hidden[written]))
 
 
 def init_weights(module: nn.Module, std: float) -> None:

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.bert import Memory, SpecialTokens
+from models.bert import SpecialTokens
 from models.generation import Generation, generate, written_tokens
 from models.losses import global_count, token_mean
 from models.semmim import SemMIM
-from models.tensors import fp32
+from models.tensors import sum_written
 from utils import IGNORE, UserError
 
 BASELINES = ("mean", "greedy")
@@ -49,15 +49,6 @@ class CaptionModel(nn.Module):
         memory, memory_mask = self.backbone.encode_memory(batch["image"], batch["prompt_ids"], batch["prompt_mask"])
         return objective(self, batch, memory, memory_mask)
 
-    def logits(self, input_ids: Tensor, said: Tensor, projected: Memory, memory_mask: Tensor | None) -> Tensor:
-        """Scores of the next token at the N positions where `said` is True, in the order of the rows: [N, V] float32.
-
-        input_ids, said: [R, T]; R a multiple of the images, an image's rows side by side. Nothing is computed over the
-        vocabulary for padding.
-        """
-        hidden = self.backbone.decoder(input_ids, memory=projected, memory_mask=memory_mask)
-        return fp32(self.backbone.decoder.lm_logits(hidden[said]))
-
 
 def count_tokens(batch: dict) -> Tensor:
     """How many tokens the captions of a batch have, to weigh an optimizer step's micro-batches by."""
@@ -77,10 +68,10 @@ class CrossEntropy:
     def __call__(
         self, model: CaptionModel, batch: dict, memory: Tensor, memory_mask: Tensor | None
     ) -> tuple[Tensor, dict]:
-        projected = model.backbone.decoder.project_memory(memory)
-        said = batch["target"] != IGNORE  # [B, T]
-        target = batch["target"][said]  # [N]
-        logits = model.logits(batch["input_ids"], said, projected, memory_mask)  # [N, V]
+        decoder, written = model.backbone.decoder, batch["target"] != IGNORE  # [B, T]
+        target = batch["target"][written]  # [N]
+        projected = decoder.project_memory(memory)
+        logits = decoder.written_logits(batch["input_ids"], written, projected, memory_mask)  # [N, V]
         everywhere = global_count(target.new_full((), len(target)))
         loss = token_mean(logits, target, everywhere, self.label_smoothing)
         accuracy = (logits.argmax(-1) == target).float().mean()
@@ -128,16 +119,16 @@ class SelfCritical:
         spent = time.perf_counter() - start
         rewards, baseline = rewards.to(memory.device), baseline.to(memory.device)  # [B, n] each
 
-        projected = model.backbone.decoder.project_memory(memory)
+        decoder, sep_id = model.backbone.decoder, model.tokens.sep_id
         inputs = torch.cat([sequences.new_full((len(sequences), 1), model.tokens.cls_id), sequences[:, :-1]], 1)
-        said = written_tokens(sequences, model.tokens.sep_id)  # [B * n, T]
-        logits = model.logits(inputs, said, projected, memory_mask)  # [N, V]
-        log_probs = sentence_log_probs(logits, sequences, said, model.tokens.sep_id, self.options.min_tokens)
+        written = written_tokens(sequences, sep_id)  # [B * n, T]
+        logits = decoder.written_logits(inputs, written, decoder.project_memory(memory), memory_mask)  # [N, V]
+        log_probs = sentence_log_probs(logits, sequences, written, sep_id, self.options.min_tokens)
         if self.log_prob == "mean":
-            log_probs = log_probs / said.sum(1)
+            log_probs = log_probs / written.sum(1)
         loss = self_critical_loss(log_probs.view_as(rewards), rewards, baseline)
         spread = rewards.std(dim=1, unbiased=False).mean()
-        values = {"reward": rewards.mean(), "reward_spread": spread, "tokens": said.sum(1).float().mean()}
+        values = {"reward": rewards.mean(), "reward_spread": spread, "tokens": written.sum(1).float().mean()}
         return loss, {**values, "time/reward_seconds": spent}
 
     def sentences(
@@ -173,16 +164,16 @@ def self_critical_loss(log_probs: Tensor, rewards: Tensor, baseline: Tensor) -> 
     return -((rewards - baseline) * log_probs).mean()
 
 
-def sentence_log_probs(logits: Tensor, sequences: Tensor, said: Tensor, sep_id: int, min_tokens: int = 0) -> Tensor:
+def sentence_log_probs(logits: Tensor, sequences: Tensor, written: Tensor, sep_id: int, min_tokens: int = 0) -> Tensor:
     """Log-probability of whole sentences under the policy that drew them, [SEP] included.
 
-    logits: [N, V] float32 at the N True entries of said [R, T]; sequences: [R, T]; min_tokens: the tokens before which
-    [SEP] could not be drawn, so that its probability belongs to the others. -> [R]
+    logits: [N, V] float32 at the N True entries of written [R, T]; sequences: [R, T]; min_tokens: the tokens before
+    which [SEP] could not be drawn, so that its probability belongs to the others. -> [R]
     """
-    token = sequences[said]  # [N]
+    token = sequences[written]  # [N]
     log_p = -F.cross_entropy(logits, token, reduction="none")
-    early = said.nonzero()[:, 1] < min_tokens  # [N]
+    early = written.nonzero()[:, 1] < min_tokens  # [N]
     normalizer = logits.gather(1, token[:, None])[:, 0] - log_p
     sep = (logits[:, sep_id] - normalizer).clamp(max=-1e-6).exp()  # its probability
     log_p = log_p - torch.where(early, torch.log1p(-sep), 0.0)
-    return log_p.new_zeros(said.shape).masked_scatter(said, log_p).sum(1)
+    return sum_written(log_p, written)

@@ -11,7 +11,6 @@ stopping rule.
 Shapes: A images at work, g rows (beams or samples) of each, R = A * g rows, t tokens so far, V words.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -97,7 +96,7 @@ def generate(
         scores: [B * num_return] float32, by the model's own distribution whatever the sampling options.
 
     Raises:
-        UserError: more beams than the vocabulary has first tokens to compare.
+        UserError: more beams than the vocabulary has first tokens to compare; scores that are not finite.
     """
     words = decoder.embeddings.word_embeddings.num_embeddings
     if options.mode == "beam" and 2 * options.beams > words:
@@ -109,16 +108,14 @@ def generate(
     try:
         rows = Rows(decoder, memory, memory_mask, tokens.cls_id)
         if options.mode == "beam":
-            return beam_search(rows, tokens, options)
-
-        def choose(log_probs: Tensor) -> Tensor:  # [R, V] -> [R]
-            if options.mode == "greedy":
-                return log_probs.argmax(-1)
-            return draw(filter_logits(log_probs, options.top_k, options.top_p, options.temperature), generator)
-
-        return write_rows(rows, tokens, options, choose)
+            sequences, scores = beam_search(rows, tokens, options)
+        else:
+            sequences, scores = write_rows(rows, tokens, options, generator)
     finally:
         decoder.train(training)
+    if not scores.isfinite().all():
+        raise UserError("what is written has no finite probability: training has diverged, or the weights are damaged")
+    return sequences, scores
 
 
 class Rows:
@@ -156,9 +153,9 @@ class Rows:
 
 
 def write_rows(
-    rows: Rows, tokens: SpecialTokens, options: Generation, choose: Callable[[Tensor], Tensor]
+    rows: Rows, tokens: SpecialTokens, options: Generation, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """`num_return` independent sentences per image; `choose` gives a token [R] for log-probabilities [R, V]."""
+    """`num_return` independent sentences per image, greedy or drawn."""
     device, copies, max_tokens = rows.tokens.device, options.num_return, options.max_tokens
     total = len(rows.tokens) * copies
     sequences = torch.full((total, max_tokens), tokens.pad_id, dtype=torch.int64, device=device)
@@ -173,7 +170,10 @@ def write_rows(
             log_probs = log_probs[repeated]
         if step <= options.min_tokens:
             log_probs[:, tokens.sep_id] = -torch.inf
-        token = choose(log_probs)
+        if options.mode == "greedy":
+            token = log_probs.argmax(-1)  # [R]
+        else:
+            token = draw(filter_logits(log_probs, options.top_k, options.top_p, options.temperature), generator)
         sums[owner] += log_probs.gather(1, token[:, None])[:, 0].masked_fill(~alive, 0.0)
         lengths[owner] += alive
         sequences[owner, step - 1] = token.masked_fill(~alive, tokens.pad_id)
@@ -232,7 +232,7 @@ def draw(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
     uniform = torch.rand(total.shape, device=logits.device, generator=generator) * total
     # below the total whatever rounding does: the first entry above is then a token of positive probability
     uniform = torch.minimum(uniform, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulated, uniform, right=True)[:, 0]
+    return torch.searchsorted(cumulated, uniform, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)  # beyond it: NaN
 
 
 # -------------------------------------------------------------------------------------------------------- beam search

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.tensors import fp32, full_precision, take
-from models.weights import check_weights, find_weights, load_exactly, read_architecture, read_weights
+from models.weights import find_weights, load_exactly, read_architecture, read_weights
 from utils import UserError, all_reduce_sum, find_file, reason
 
 DALLE_EPSILON = 0.1  # DALL-E's `map_pixels`: [0, 1] -> [0.1, 0.9], the input range its encoder was trained on
@@ -208,22 +208,12 @@ class CodebookTarget(nn.Module):
                 "(config.json and model.safetensors, e.g. facebook/flava-image-codebook downloaded)"
             )
         path, config_file = find_weights(str(find_file(folder, "mim.codebook")))
-        if config_file is None:
-            raise UserError(f"mim.codebook: {path} has no config.json beside it; give the whole folder")
-        weights = read_weights(path)
-        values = read_architecture(config_file)
+        values = read_architecture(config_file or f"{folder}/config.json")
         try:
-            config = FlavaImageCodebookConfig.from_dict(values)
-            if config.num_groups * config.num_blocks_per_group > len(weights):
-                raise UserError(f"it has more blocks than the {len(weights)} weights of {path}")
-            with torch.device("meta"):  # shapes alone, however large they are said to be
-                shapes = FlavaImageCodebook(config).state_dict()
+            self.codebook = FlavaImageCodebook(FlavaImageCodebookConfig.from_dict(values))
         except Exception as error:  # transformers checks little: any of its parts may stumble over a value
             raise UserError(f"mim.codebook: {config_file} is no FlavaImageCodebook's ({reason(error)})") from None
-        advice = "take the weights that its config.json was made for"
-        check_weights(shapes, weights, path, advice)
-        self.codebook = FlavaImageCodebook(config)
-        load_exactly(self.codebook, weights, path, advice)
+        load_exactly(self.codebook, read_weights(path), path, "take the weights that its config.json was made for")
         self.codebook.eval().requires_grad_(False)
         self.vocab_size = self.codebook.vocab_size
 

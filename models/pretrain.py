@@ -86,12 +86,13 @@ class PretrainModel(nn.Module):
                 f"text.vocab: {tokens.vocab_size} word pieces, but the text model has embeddings for "
                 f"{backbone.description['bert']['vocab_size']}; set model.bert.args.vocab_size: {tokens.vocab_size}"
             )
-        self.itc, self.itm, self.mlm, self.mim, self.momentum = cfg.itc, cfg.itm, cfg.mlm, cfg.mim, cfg.momentum
-        self.tokens = tokens
-        self.backbone = backbone
-        encoder = backbone.image_encoder
-
+        self.itm, self.mlm, self.mim, self.momentum = cfg.itm, cfg.mlm, cfg.mim, cfg.momentum
+        self.tokens, self.backbone, encoder = tokens, backbone, backbone.image_encoder
         target, head = cfg.mim.target, cfg.mim.head
+        self.uses_queue = cfg.itc.negatives == "queue"  # momentum features (ALBEF), else the batch's own (CLIP)
+        self.second_view = target != "none"  # whether there is a second augmented view: all targets need one
+        self.guided = self.second_view and cfg.mim.masking == "text_guided"  # the caption chooses the masked patches
+        self.teacher_sees = self.uses_queue or target == "encoding" or self.guided  # its image encoder is needed
         self.codebook = CodebookTarget(cfg.mim.codebook) if target == "dvae" else None
         if target == "none":
             self.head = None
@@ -106,26 +107,6 @@ class PretrainModel(nn.Module):
 
         self.queue = FeatureQueue(cfg.itc.queue_size if self.uses_queue else 0, backbone.description["embed_dim"])
         self.teacher = MomentumTeacher(self.students())
-
-    @property
-    def uses_queue(self) -> bool:
-        """Whether ITC compares with momentum features and a queue (ALBEF), or with the batch's own features (CLIP)."""
-        return self.itc.negatives == "queue"
-
-    @property
-    def second_view(self) -> bool:
-        """Whether the step looks at a second augmented view (all MIM targets do)."""
-        return self.mim.target != "none"
-
-    @property
-    def guided(self) -> bool:
-        """Whether the caption chooses the masked patches."""
-        return self.second_view and self.mim.masking == "text_guided"
-
-    @property
-    def teacher_sees(self) -> bool:
-        """Whether anything needs the teacher's image encoder."""
-        return self.uses_queue or self.mim.target == "encoding" or self.guided
 
     def students(self) -> dict[str, nn.Module]:
         """The modules that the momentum teacher copies under this configuration."""

@@ -48,28 +48,16 @@ class SemMIM(nn.Module):
 
     decoder, mlm_head: whether to have these parts (retrieval needs neither).
     image_weights: see ImageEncoder; everything else starts at random here, `build_backbone` loads BERT's weights.
-    checkpointing, text_checkpointing: recompute the layers of the image encoder, or of the text encoder, fusion encoder
-        and decoder, in the backward pass instead of keeping their activations: less memory, more time.
     """
 
-    def __init__(
-        self,
-        description: dict,
-        decoder: bool = True,
-        mlm_head: bool = True,
-        image_weights: str = "random",
-        checkpointing: bool = False,
-        text_checkpointing: bool = False,
-    ):
+    def __init__(self, description: dict, decoder: bool = True, mlm_head: bool = True, image_weights: str = "random"):
         # Here, because timm takes two seconds to import, for which only who builds a model should wait
         from models.vit import ImageEncoder
 
         super().__init__()
         self.description = description
         bert = BertConfig(**description["bert"])
-        self.image_encoder = ImageEncoder(
-            **description["image_encoder"], weights=image_weights, checkpointing=checkpointing
-        )
+        self.image_encoder = ImageEncoder(**description["image_encoder"], weights=image_weights)
         width = self.image_encoder.width
         if width != bert.hidden_size:
             raise UserError(
@@ -81,14 +69,20 @@ class SemMIM(nn.Module):
         self.fusion_encoder = FusionEncoder(bert, description["fusion_layers"])
         self.decoder = TextDecoder(bert, description["decoder_layers"]) if decoder else None
         self.mlm_head = LMHead(bert) if mlm_head else None
-        for stack in (self.text_encoder, self.fusion_encoder, self.decoder):
-            if stack is not None:
-                stack.encoder.checkpointing = text_checkpointing
         self.vision_proj = nn.Linear(width, description["embed_dim"])
         self.text_proj = nn.Linear(width, description["embed_dim"])
         self.itm_head = nn.Linear(width, 2)  # index 1: the pair matches
         # The logarithm is learned: a raw temperature moves by about one learning rate a step, far too fast at 1e-3.
         self.log_temperature = nn.Parameter(torch.tensor(math.log(description["temperature"])))
+
+    def set_checkpointing(self, image: bool, text: bool) -> None:
+        """Whether to recompute the layers of the image encoder, or of the text encoder, fusion encoder and decoder, in
+        the backward pass instead of keeping their activations: less memory, more time.
+        """
+        self.image_encoder.checkpointing = image
+        for stack in (self.text_encoder, self.fusion_encoder, self.decoder):
+            if stack is not None:
+                stack.encoder.checkpointing = text
 
     def temperature(self) -> Tensor:
         """The learnable temperature of the ITC space, a scalar."""
@@ -168,8 +162,8 @@ def build_backbone(
     """
     encoder, bert = cfg.model.image_encoder, cfg.model.bert
     weights = encoder.weights if initial_weights else "random"
-    checkpointing = {"checkpointing": encoder.checkpointing, "text_checkpointing": bert.checkpointing}
-    net = SemMIM(describe(cfg), decoder, mlm_head, image_weights=weights, **checkpointing)
+    net = SemMIM(describe(cfg), decoder, mlm_head, image_weights=weights)
+    net.set_checkpointing(encoder.checkpointing, bert.checkpointing)
     if not initial_weights:
         return net, []
     if encoder.weights == "random" and encoder.positions == "sincos":
@@ -186,8 +180,6 @@ def load_backbone(
     image_size: int | None = None,
     decoder: bool = False,
     mlm_head: bool = False,
-    checkpointing: bool = False,
-    text_checkpointing: bool = False,
     loaded: dict | None = None,
 ) -> tuple[SemMIM, dict, list[str]]:
     """Rebuild the backbone of a checkpoint of any stage, at its own or another resolution.
@@ -211,8 +203,7 @@ def load_backbone(
     if image_size is not None:
         image_encoder = {**description["image_encoder"], "image_size": image_size}
         description = {**description, "image_encoder": image_encoder}
-    options = {"checkpointing": checkpointing, "text_checkpointing": text_checkpointing}
-    backbone = SemMIM(description, decoder, mlm_head, **options)
+    backbone = SemMIM(description, decoder, mlm_head)
     state, resized = backbone.image_encoder.resize_positions(state, POSITIONS, path)
     load_exactly(backbone, state, path, ADVICE, extra=True)
     own = backbone.state_dict()

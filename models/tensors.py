@@ -35,6 +35,11 @@ def take(rows: Tensor, index: Tensor) -> Tensor:
     return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))
 
 
+def sum_written(values: Tensor, written: Tensor) -> Tensor:
+    """The sum of each row's values, of N tokens in all. [N], [R, T] bool with N entries True -> [R]"""
+    return values.new_zeros(written.shape).masked_scatter(written, values).sum(1)
+
+
 def interleave(first: Tensor, second: Tensor) -> Tensor:
     """Rows of two tensors by turns: [B, ...], [B, ...] -> [2B, ...], so that rows of one image stand together."""
     return torch.stack([first, second], 1).flatten(0, 1)

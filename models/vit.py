@@ -49,20 +49,13 @@ class ImageEncoder(nn.Module):
     weights: "random"; "openai" (timm's hub weights of that tag) or "hub" (the name's default tag); or a file, a
         folder or a model of the Hugging Face hub, see `load_vit_weights`. Positions are resized to
         `image_size`.
-    checkpointing: recompute each layer in the backward pass instead of keeping its activations.
+    checkpointing (an attribute): recompute each layer in the backward pass instead of keeping its activations.
     """
 
-    def __init__(
-        self,
-        name: str,
-        image_size: int,
-        args: dict | None = None,
-        weights: str = "random",
-        checkpointing: bool = False,
-    ):
+    def __init__(self, name: str, image_size: int, args: dict | None = None, weights: str = "random"):
         super().__init__()
         self.vit = create_vit(name, image_size, dict(args or {}), weights)
-        self.image_size, self.checkpointing = image_size, checkpointing
+        self.image_size, self.checkpointing = image_size, False
         self.width, self.depth = self.vit.embed_dim, len(self.vit.blocks)
         self.patch_size = self.vit.patch_embed.patch_size[0]
         self.grid = image_size // self.patch_size
@@ -259,19 +252,23 @@ def check_arguments(name: str, image_size: int, args: dict) -> None:
 # start of the name: a classifier or a pooling head, CLIP's text tower and its projections into the common space.
 # Anything else that is left over, or missing, is an error.
 IGNORED = (
-    r"head\.|fc_norm\.|attn_pool\.|pre_logits\."
+    r"head\.|fc_norm\.|attn_pool\.|pre_logits\.|proj$"
     r"|text_model\.|text_projection\.|visual_projection\.|logit_scale$|vision_model\.embeddings\.position_ids$"
 )
-HUGGING_FACE_NAMES = [
-    (r"^embeddings\.patch_embedding\.", "patch_embed.proj."),
-    (r"^embeddings\.class_embedding$", "cls_token"),
-    (r"^embeddings\.position_embedding\.weight$", "pos_embed"),
-    (r"^pre_layrnorm\.", "norm_pre."),  # the published name has this misspelling
-    (r"^post_layernorm\.", "norm."),
-    (r"^encoder\.layers\.", "blocks."),
-    (r"\.layer_norm([12])\.", r".norm\1."),
-    (r"\.self_attn\.out_proj\.", ".attn.proj."),
+# timm's names for those of CLIP at Hugging Face | at OpenAI
+CLIP_NAMES = [
+    (r"^(embeddings\.patch_embedding|conv1)\.", "patch_embed.proj."),
+    (r"^(embeddings\.)?class_embedding$", "cls_token"),
+    (r"^(embeddings\.position_embedding\.weight|positional_embedding)$", "pos_embed"),
+    (r"^(pre_layrnorm|ln_pre)\.", "norm_pre."),  # the published name has this misspelling
+    (r"^(post_layernorm|ln_post)\.", "norm."),
+    (r"^(encoder\.layers|transformer\.resblocks)\.", "blocks."),
+    (r"\.(?:layer_norm|ln_)([12])\.", r".norm\1."),
+    (r"\.(self_attn|attn)\.out_proj\.", ".attn.proj."),
     (r"\.self_attn\.([qkv])_proj\.", r".attn.\1."),
+    (r"\.attn\.in_proj_", ".attn.qkv."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
 ]
 # One name for each activation, of the names of timm's classes and of Hugging Face's `hidden_act`, in lower case.
 QUICK, EXACT, TANH = "quick_gelu", "gelu", "gelu_tanh"
@@ -281,9 +278,10 @@ ACTIVATIONS = {"quickgelu": QUICK, "gelu_python": EXACT, "gelutanh": TANH, "gelu
 def load_vit_weights(encoder: ImageEncoder, source: str) -> None:
     """Load the ViT of `encoder` from a .safetensors, .pt or .pth file (`source`: see `weights.find_weights`).
 
-    Known layouts: timm's; Hugging Face's CLIPModel and CLIPVisionModel. Entries in IGNORED are skipped; anything else
-    missing, left over or of another shape is a UserError, and so is a file whose config.json says that it was made with
-    another activation. Positions are resized.
+    Known layouts: timm's; Hugging Face's CLIPModel and CLIPVisionModel; OpenAI's CLIP, its archives (ViT-B-16.pt) or
+    their state dicts, as open_clip has them. Entries in IGNORED are skipped; anything else missing, left over or of
+    another shape is a UserError, and so is a file whose config.json says that it was made with another activation.
+    Positions are resized.
     """
     path, config_file = find_weights(source)
     weights = to_timm(read_weights(path), path)
@@ -294,17 +292,19 @@ def load_vit_weights(encoder: ImageEncoder, source: str) -> None:
 
 
 def to_timm(weights: dict[str, Tensor], source: str = "state dict") -> dict[str, Tensor]:
-    """A state dict in timm's names and fp32 from either layout, without what IGNORED lists."""
+    """A state dict in timm's names and fp32 from any of the layouts, without what IGNORED lists."""
+    if any(key.startswith("visual.") for key in weights):  # of OpenAI, whose text tower has no name of its own
+        weights = {key.removeprefix("visual."): value for key, value in weights.items() if key.startswith("visual.")}
     weights = {key.removeprefix("vision_model."): v.float() for key, v in weights.items() if not re.match(IGNORED, key)}
     if "patch_embed.proj.weight" in weights:
         return weights
-    if "embeddings.class_embedding" not in weights or "embeddings.position_embedding.weight" not in weights:
-        raise UserError(f"{source}: neither timm's nor Hugging Face's names of a Vision Transformer")
     result = {}
     for key, value in weights.items():
-        for pattern, replacement in HUGGING_FACE_NAMES:
+        for pattern, replacement in CLIP_NAMES:
             key = re.sub(pattern, replacement, key)
         result[key] = value
+    if "cls_token" not in result or "pos_embed" not in result:
+        raise UserError(f"{source}: neither timm's nor Hugging Face's nor OpenAI's names of a Vision Transformer")
     result["cls_token"] = result["cls_token"].view(1, 1, -1)
     result["pos_embed"] = result["pos_embed"].unsqueeze(0)
     for key in [key for key in result if ".attn.q." in key]:

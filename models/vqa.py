@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models.bert import Memory, SpecialTokens, TextDecoder
 from models.generation import Generation, generate
 from models.semmim import SemMIM
-from models.tensors import fp32
+from models.tensors import fp32, sum_written
 
 ROWS_AT_ONCE = 1024  # answers of one decoder pass in ranking: their scores over the whole vocabulary are large
 
@@ -93,11 +93,9 @@ def answer_log_probs(
     memory: `decoder.project_memory` of B questions; ids, target, mask: [A, T]; rows: [A] the question of each answer,
     None: those of a question are neighbors, equally many each.
     """
-    hidden = decoder(ids, memory=memory, memory_mask=memory_mask, rows=rows)  # [A, T, D]
     written = mask.bool()
-    logits = fp32(decoder.lm_logits(hidden[written]))  # [tokens, V]
-    log_probs = -F.cross_entropy(logits, target[written], reduction="none")
-    return log_probs.new_zeros(mask.shape).masked_scatter(written, log_probs).sum(1)
+    logits = decoder.written_logits(ids, written, memory, memory_mask, rows)  # [tokens, V]
+    return sum_written(-F.cross_entropy(logits, target[written], reduction="none"), written)
 
 
 def answer_loss(log_probs: Tensor, weights: Tensor, questions: int) -> Tensor:

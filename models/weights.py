@@ -3,8 +3,11 @@
 import importlib.util
 import json
 import os
+import pickle
 import sys
-from collections.abc import Callable, Mapping
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from safetensors.torch import load_file
@@ -76,6 +79,10 @@ def read_weights(path: str) -> dict[str, Tensor]:
     try:
         if str(path).endswith(".safetensors"):
             weights = load_file(path)
+        elif zipfile.is_zipfile(path) and any(
+            name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()
+        ):
+            weights = dict(tensors(ScriptArchive(path).load()))
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors, zipfile and pickle have errors of their own for a broken file
@@ -88,6 +95,44 @@ def read_weights(path: str) -> dict[str, Tensor]:
     weights = {str(k).removeprefix("module."): v for k, v in weights.items() if isinstance(v, Tensor)}
     check_plain(weights, path)
     return weights
+
+
+class ScriptArchive(pickle.Unpickler):
+    """A TorchScript archive, as OpenAI published CLIP, as plain objects with the modules' attributes.
+
+    torch.jit.load would run what the archive's own `__setstate__` says, which may write files; none of its code is
+    compiled or run here, and nothing is made but tensors and empty objects.
+    """
+
+    DTYPES = {"HalfStorage": torch.half, "FloatStorage": torch.float, "LongStorage": torch.long}
+
+    def __init__(self, path: str):
+        self.archive = zipfile.ZipFile(path)
+        self.folder = self.archive.namelist()[0].split("/")[0]
+        super().__init__(self.archive.open(f"{self.folder}/data.pkl"))
+
+    def find_class(self, module: str, name: str):
+        if module.split(".")[0] == "__torch__":
+            return type(name, (), {})
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return lambda values, offset, size, stride, *_: values.as_strided(size, stride, offset)
+        known = {"collections": {"OrderedDict": OrderedDict}, "torch": self.DTYPES}
+        if name not in known.get(module, ()):
+            raise pickle.UnpicklingError(f"it holds {module}.{name}, which is no tensor")
+        return known[module][name]
+
+    def persistent_load(self, pid: tuple) -> Tensor:
+        """The values of ("storage", dtype, name of the file, device, number of values)."""
+        return torch.frombuffer(bytearray(self.archive.read(f"{self.folder}/data/{pid[2]}")), dtype=pid[1])
+
+
+def tensors(module: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of a module that `ScriptArchive` has read, and of the modules in it."""
+    for name, value in vars(module).items():
+        if isinstance(value, Tensor):
+            yield prefix + name, value
+        elif hasattr(value, "__dict__"):
+            yield from tensors(value, f"{prefix}{name}.")
 
 
 def read_architecture(path: str | os.PathLike) -> dict:

@@ -14,10 +14,6 @@ LEARNED = {
     "vqa": "fine-tuned for visual question answering",
     CONVERTED: "of ALBEF's released weights",
 }
-# Numbers of a training's last log line that describe its machine and its schedule, not the model
-INTERNAL = re.compile(
-    r"lr_\w+|itm/temperature|itm/rows_left_out|grad_norm|data_wait|tflops|mfu|memory_gib|(eta_|pairs_per_|captions_per_)?seconds?|done|minutes"
-)
 MARKUP = re.compile(r"[\\`*{}\[\]()#+!|<>~&$@]")
 USE = {
     "match": """texts = ["a red bus"]
@@ -77,11 +73,14 @@ def card(content: Content, tasks: tuple[str, ...]) -> str:
 
 
 def results(metrics: dict) -> str:
-    """A table of the numbers in metrics.json, without those about the machine and the schedule."""
+    """A table of the splits' numbers in metrics.json without times; what stands beside the splits is of the training's
+    last step.
+    """
+    splits = {name: value for name, value in metrics.items() if isinstance(value, dict)}
     rows = [
         f"| {plain(name)} | {value:,{'.2f' if isinstance(value, float) else ''}} |"
-        for name, value in numbers(metrics)
-        if not INTERNAL.fullmatch(name)
+        for name, value in numbers(splits)
+        if not name.endswith(("second", "seconds"))
     ]
     if not rows:
         return "No evaluation was recorded beside the checkpoint."

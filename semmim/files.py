@@ -70,14 +70,14 @@ def read(source: str | Path, image_size: int | None = None, **hub) -> Content:
     image_size: another resolution than the model's, in pixels; hub: options of huggingface_hub.snapshot_download.
     Raises UserError if there is none, or a file of it is absent or broken.
     """
-    path = locate(source, **hub)
+    path = locate(a_path(source), **hub)
     loaded, about, vocabulary = read_folder(path) if path.is_dir() else read_checkpoint(path)
     stage, step, best, settings = (about.get(key) for key in ("stage", "step", "best", "settings"))
     best = {} if best is None else best
     sound = {
         "stage": stage in (*STAGES, CONVERTED),
         "step": step is None or (type(step) is int and step >= 0),
-        "best": isinstance(best, dict) and best.get("order") in (None, "itc", *SCORES) and _is_plain(best),
+        "best": isinstance(best, dict) and best.get("order") in (None, "itc", *SCORES),
         "settings": isinstance(settings, dict),
     }
     if wrong := [key for key, right in sound.items() if not right]:
@@ -95,6 +95,13 @@ def read(source: str | Path, image_size: int | None = None, **hub) -> Content:
     name = path.name if path.is_dir() else f"{run.name}/{path.name}"
     tokenizer = checkpoint_tokenizer(vocabulary, rest["description"])
     return Content(backbone, tokenizer, used, stage, step, best, read_metrics(run / METRICS), name)
+
+
+def a_path(value: str | Path) -> str | Path:
+    """UserError if it is none."""
+    if not isinstance(value, str | Path):
+        raise UserError(f"{utils.shown(value)} is no path; give a file, a folder or a name on the hub")
+    return value
 
 
 def locate(source: str | Path, **hub) -> Path:
@@ -184,11 +191,6 @@ def read_metrics(path: Path) -> dict:
     return metrics if isinstance(metrics, dict) else {}
 
 
-def _is_plain(values: dict) -> bool:
-    """Whether it is a map of words to words and numbers."""
-    return all(isinstance(k, str) and isinstance(v, str | int | float | None) for k, v in values.items())
-
-
 # ---------------------------------------------------------------------------------------------------------- writing
 
 
@@ -197,7 +199,7 @@ def write(content: Content, folder: str | Path, card: str) -> Path:
 
     Raises UserError, and writes nothing, if the folder holds something else than an exported model.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(a_path(folder)).expanduser()
     if folder.is_dir() and any(folder.iterdir()) and not _is_ours(folder):
         raise UserError(f"{folder}: holds something else than an exported model; name a new folder")
     utils.make_folder(folder)
@@ -205,9 +207,12 @@ def write(content: Content, folder: str | Path, card: str) -> Path:
     config = {**KIND, "stage": content.stage, "step": content.step, "best": content.best}
     config |= {"description": content.backbone.description, "settings": content.settings.to_dict()}
     vocabulary = content.tokenizer.vocab_file.read_bytes()  # before anything is written: it may be the folder's own
+    if not (folder / CONFIG).exists():  # before all else: by it the next export knows what a kill has left as its own
+        utils.write_json(folder / CONFIG, config)
     with utils.replacing(folder / WEIGHTS) as temporary:
         save_file(state, temporary, metadata={"format": "pt"})
-    utils.write_json(folder / CONFIG, config)
+        (folder / WEIGHTS).unlink(missing_ok=True)  # at no time old weights beside new settings
+        utils.write_json(folder / CONFIG, config)
     for name, data in ((VOCAB, vocabulary), (CARD, card.encode())):
         with utils.replacing(folder / name) as temporary:
             temporary.write_bytes(data)

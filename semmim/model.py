@@ -34,7 +34,7 @@ from semmim.inputs import (
     several_images,
     several_texts,
 )
-from semmim.search import Hit, search
+from semmim.search import Hit, encode, rerank, search
 from utils import UserError
 
 TEMPLATES = ("{}", "a {}", "an image of a {}", "a photo of a {}")  # of zero-shot classification
@@ -75,6 +75,7 @@ class SemMIM(nn.Module):
         self.precision, self.batch_size = precision, batch_size
         transform = test_transform(self.backbone.image_encoder.image_size)
         self.preprocess: Callable[..., Preprocessed] = partial(read_image, transform=transform)  # -> [3, S, S]
+        self._warned: set[str] = set()  # tasks
         self.requires_grad_(False)
         self.eval()
 
@@ -150,14 +151,23 @@ class SemMIM(nn.Module):
     @torch.no_grad()
     def encode_image(self, images: Images) -> Tensor:
         """[N, E] float32, L2-normalized: a product with `encode_text`'s is the cosine that ITC was trained on."""
-        self._needs("match")
-        return self._features([self._encode_images(batch)[1] for batch, _ in self._read(images)])
+        self.needs("match")
+        found = []
+        for batch, _ in self._read(images):
+            with self._autocast():
+                found.append(self.backbone.encode_image(batch)[1])
+        return self._features(found)
 
     @torch.no_grad()
     def encode_text(self, texts: Texts) -> Tensor:
         """[N, E] float32, L2-normalized; see `encode_image`."""
-        self._needs("match")
-        return self._features([feat for _, _, feat in self._encode_texts(texts)])
+        self.needs("match")
+        cleaned, size, found = self.clean(texts), 4 * self.batch_size, []
+        for start in range(0, len(cleaned), size):
+            rows = self.tokenizer.encode(cleaned[start : start + size], self.settings.retrieval.text.max_tokens)
+            with self._autocast():
+                found.append(self.backbone.encode_text(*(x.to(self.device) for x in rows))[1])
+        return self._features(found)
 
     @torch.no_grad()
     def match(self, images: Images, texts: Texts) -> Tensor:
@@ -165,16 +175,13 @@ class SemMIM(nn.Module):
 
         Every pair is fused: for many candidates use `search`.
         """
-        self._needs("match")
-        columns = list(self._encode_texts(texts))
-        rows, width = [], sum(len(mask) for _, mask, _ in columns)
-        for batch, _ in self._read(images):
-            image_embeds, _ = self._encode_images(batch)
-            with self._autocast():
-                memory = self.backbone.fusion_encoder.project_memory(image_embeds)
-            found = [self._match(memory, len(batch), *column[:2]) for column in columns]
-            rows.append(torch.cat([torch.zeros(len(batch), 0), *found], 1))
-        return self._finite(rows, width)
+        self.needs("match")
+        texts = self.clean(texts)
+        places, encoded = encode(self, self._read(images), texts, tokens=True)
+        if encoded is None:
+            return torch.zeros(len(places), len(texts))
+        every = torch.arange(len(texts)).expand(len(places), -1)
+        return rerank(self, encoded, every, torch.zeros(every.shape), True, "itm+itc/t").sigmoid()  # of the log-odds
 
     @torch.no_grad()
     def search(
@@ -191,7 +198,7 @@ class SemMIM(nn.Module):
         images_ask: the texts for each image instead; k: 0 for the cosine alone, None: see `order`; left_out: see
         `batches`.
         """
-        self._needs("match")
+        self.needs("match")
         k = self.order()[1] if k is None else k
         check_value("k", k, int, low=0)
         return search(self, self._read(images, left_out), self.clean(texts), images_ask, k)
@@ -219,8 +226,12 @@ class SemMIM(nn.Module):
 
         classes: their names, two or more, or what `class_features` made of them.
         """
-        features = classes if isinstance(classes, Tensor) else self.class_features(classes, templates)
-        return (self.encode_image(images) @ features.T / self.temperature).softmax(-1)
+        features, width = classes, self.backbone.description["embed_dim"]
+        if not isinstance(features, Tensor):
+            features = self.class_features(classes, templates)
+        if features.ndim != 2 or len(features) < 2 or features.shape[1] != width or not features.isfinite().all():
+            raise UserError(f"classes: {tuple(features.shape)} is not [C, {width}] of two classes or more, all finite")
+        return (self.encode_image(images) @ features.to("cpu", torch.float32).T / self.temperature).softmax(-1)
 
     @property
     def temperature(self) -> float:
@@ -240,7 +251,7 @@ class SemMIM(nn.Module):
         length_penalty, top_k, top_p, temperature and num_return of models.generation.Generation, by default the
         checkpoint's own.
         """
-        self._needs("caption")
+        self.needs("caption")
         settings = self.settings.caption
         written = generation_options(options, {**settings.generation, "num_return": 1})
         prompt = settings.text.prompt if prompt is None else "".join(several_texts(prompt, "prompt"))
@@ -270,7 +281,7 @@ class SemMIM(nn.Module):
         labels: names of objects, a list or "dog&&frisbee"; ocr: words written in the image; answers: two or more to
         choose from, None: the answer is written; options: beams, min_tokens, max_tokens, length_penalty of writing.
         """
-        self._needs("answer")
+        self.needs("answer")
         settings, images = self.settings.vqa, list(several_images(images))
         own = {key: settings.answer[key] for key in ("beams", "min_tokens", "max_tokens", "length_penalty")}
         written = generation_options(options, own)
@@ -328,19 +339,11 @@ class SemMIM(nn.Module):
             raise UserError(f"text {utils.shown(empty[0])}: nothing is left of it after cleaning; use words")
         return cleaned
 
-    def unlearned(self, task: str) -> str | None:
-        """A line if the model can do `task` ("match", "caption" or "answer"), but was never trained for it; UserError
-        if it cannot."""
-        self._needs(task)
-        if task in LEARNED[self.stage]:
-            return None
-        doing = {"caption": "to write captions", "answer": "to answer questions"}[task]
-        return f"{self.content.name} (stage: {self.stage}): never learned {doing}; do not expect much"
-
-    def _needs(self, task: str) -> None:
-        """UserError, naming the checkpoint to take, if the training of this one lost what `task` needs."""
-        who = f"{self.content.name} (stage: {self.stage})"
-        if task == "match" and task not in LEARNED[self.stage]:
+    def needs(self, task: str) -> None:
+        """UserError, naming the checkpoint to take, if the training of this one lost what `task` ("match", "caption",
+        "answer") needs; one line of warning if the model can do it and was never trained for it."""
+        who, learned = f"{self.content.name} (stage: {self.stage})", task in LEARNED[self.stage]
+        if task == "match" and not learned:
             raise UserError(
                 f"{who}: its training moved the encoders and left projections and matching head behind; for features, "
                 "matches and classes take a checkpoint of Pretrain.py or Retrieval.py"
@@ -350,6 +353,9 @@ class SemMIM(nn.Module):
                 f"{who}: has no decoder, which writing text needs; take a checkpoint of Pretrain.py, Caption.py or "
                 "VQA.py"
             )
+        if not learned and task not in self._warned:
+            self._warned.add(task)
+            utils.logger.warning("%s: never trained to %s; do not expect much", who, task)
 
     def _read(self, images: Images, left_out=None) -> Iterator[tuple[Tensor, list[int]]]:
         """(images [B, 3, S, S] on the device, their places)"""
@@ -360,38 +366,9 @@ class SemMIM(nn.Module):
                 raise UserError(f"a preprocessed image must be [3, {size}, {size}], finite numbers")
             yield batch.as_subclass(Tensor).to(self.device, torch.float32), places
 
-    def _encode_images(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        with self._autocast():
-            return self.backbone.encode_image(batch)
-
-    def _encode_texts(self, texts: Texts) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(text_embeds [B, L, D], mask [B, L], text_feat [B, E]) on the device, in batches"""
-        cleaned, size = self.clean(texts), 4 * self.batch_size
-        for start in range(0, len(cleaned), size):
-            encoded = self.tokenizer.encode(cleaned[start : start + size], self.settings.retrieval.text.max_tokens)
-            ids, mask = (x.to(self.device) for x in encoded)
-            with self._autocast():
-                embeds, feat = self.backbone.encode_text(ids, mask)
-            yield embeds, mask, feat
-
-    def _match(self, memory: list, images: int, text_embeds: Tensor, mask: Tensor) -> Tensor:
-        """[B, T] of B images' keys and values and T texts; as many pairs at once as keep a forward small."""
-        found, width = [], max(1, 16 * self.batch_size // images)
-        with self._autocast():
-            for embeds, some in zip(text_embeds.split(width), mask.split(width), strict=True):
-                # the texts of an image are neighbors: no row of keys and values is copied
-                fused = self.backbone.fusion_encoder(
-                    embeds.repeat(images, 1, 1), some.repeat(images, 1), memory, keep=1
-                )
-                found.append(self.backbone.itm_logits(fused).float().softmax(-1)[:, 1].view(images, -1).cpu())
-        return torch.cat(found, 1)
-
     def _features(self, parts: list[Tensor]) -> Tensor:
-        return self._finite(parts, self.backbone.description["embed_dim"])
-
-    def _finite(self, parts: list[Tensor], width: int) -> Tensor:
-        """The rows of all batches, [N, width] float32 on the CPU."""
-        found = torch.cat([torch.zeros(0, width), *(part.float().cpu() for part in parts)])
+        """The rows of all batches, [N, E] float32 on the CPU."""
+        found = torch.cat([torch.zeros(0, self.backbone.description["embed_dim"]), *(x.float().cpu() for x in parts)])
         if not found.isfinite().all():
             raise UserError(f"{self.content.name}: gives results that are not finite; its weights are damaged")
         return found

@@ -279,7 +279,6 @@ def test_config_reads_a_published_file_and_takes_overrides(tmp_path):
     [
         ({"hidden_size": 33}, "not divisible by num_attention_heads"),
         ({"hidden_act": "relu"}, "hidden_act"),
-        ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ({"vocab_size": None}, "'vocab_size' is missing"),
         ({"layer_norm_eps": "x"}, "layer_norm_eps is 'x'"),
     ],

@@ -8,6 +8,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from tiny import tiny_config
+from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
 from models.semmim import build_backbone
@@ -100,6 +101,59 @@ def test_hugging_face_clip_model_loads_whole(tmp_path, strip):
     encoder = tiny(weights=str(tmp_path / "model.safetensors"))
     key = next(k for k in weights if k.endswith("embeddings.patch_embedding.weight"))
     assert torch.equal(encoder.vit.patch_embed.proj.weight, weights[key])
+
+
+class Node(nn.Module):
+    """A tree of parameters with the dotted names of a state dict, which TorchScript compiles."""
+
+    def __init__(self, weights):
+        super().__init__()
+        for name in dict.fromkeys(key.split(".")[0] for key in weights):
+            below = {key[len(name) + 1 :]: value for key, value in weights.items() if key.split(".")[0] == name}
+            if "" in below:
+                self.register_parameter(name, nn.Parameter(below[""]))
+            else:
+                self.add_module(name, Node(below))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def as_openai(clip):
+    """The weights of a CLIPVisionModel under the names of OpenAI's file, beside some of its text tower."""
+    own = {key.removeprefix("vision_model."): value for key, value in clip.state_dict().items()}
+    names = {"conv1.weight": "embeddings.patch_embedding.weight", "class_embedding": "embeddings.class_embedding"}
+    names |= {"positional_embedding": "embeddings.position_embedding.weight"}
+    for kind in ("weight", "bias"):
+        names |= {f"ln_pre.{kind}": f"pre_layrnorm.{kind}", f"ln_post.{kind}": f"post_layernorm.{kind}"}
+        for i in range(clip.config.num_hidden_layers):
+            parts = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "attn.out_proj": "self_attn.out_proj"}
+            for mine, theirs in (parts | {"mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}).items():
+                names[f"transformer.resblocks.{i}.{mine}.{kind}"] = f"encoder.layers.{i}.{theirs}.{kind}"
+    weights = {f"visual.{mine}": own[theirs] for mine, theirs in names.items()}
+    for i in range(clip.config.num_hidden_layers):
+        for kind in ("weight", "bias"):
+            parts = [own[f"encoder.layers.{i}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
+            weights[f"visual.transformer.resblocks.{i}.attn.in_proj_{kind}"] = torch.cat(parts)
+    text = {"positional_embedding": torch.ones(7, 16), "transformer.resblocks.0.ln_1.weight": torch.ones(16)}
+    return {**weights, **text, "visual.proj": torch.ones(32, 16), "logit_scale": torch.ones(())}
+
+
+@pytest.mark.parametrize("form", ["archive", "half archive", "state dict"])
+def test_openais_own_file_gives_the_tokens_of_transformers_clip(tmp_path, form, monkeypatch):
+    clip, path = random_clip(clip_config()), tmp_path / "ViT-B-16.pt"
+    if "half" in form:
+        clip.half().float()
+    weights = as_openai(clip)
+    if form == "state dict":
+        torch.save(weights, path)
+    else:
+        scripted = torch.jit.script(Node({key: value.clone() for key, value in weights.items()}))
+        (scripted.half() if "half" in form else scripted).save(path)
+    monkeypatch.setattr(torch.jit, "load", None)  # nothing of the archive runs
+    encoder, images = tiny(weights=str(path)), inputs()[0]
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(images), clip_tokens(clip, images), atol=1e-5, rtol=0)
 
 
 def test_timm_weights_load_back_and_give_the_same_tokens(tmp_path):
@@ -207,7 +261,8 @@ def test_the_gradient_reaches_text_and_mask_token():
 def test_checkpointing_changes_no_gradient():
     gradients = []
     for checkpointing in (False, True):
-        encoder, (images, text, text_mask) = tiny(checkpointing=checkpointing).train(), inputs()
+        encoder, (images, text, text_mask) = tiny().train(), inputs()
+        encoder.checkpointing = checkpointing
         encoder(images, text=text, text_mask=text_mask, inject_from=2).square().sum().backward()
         gradients.append({k: p.grad for k, p in encoder.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
@@ -217,7 +272,8 @@ def test_checkpointing_changes_no_gradient():
 
 @pytest.mark.parametrize("training", [True, False])  # the engine's rehearsal of a step is in eval mode
 def test_checkpointing_recomputes_every_layer_in_the_backward_pass(training):
-    encoder, (images, *_) = tiny(checkpointing=True).train(training), inputs()
+    encoder, (images, *_) = tiny().train(training), inputs()
+    encoder.checkpointing = True
     calls = []
     for number, block in enumerate(encoder.vit.blocks):
         block.register_forward_pre_hook(lambda *_, number=number: calls.append(number))

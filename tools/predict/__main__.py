@@ -118,8 +118,7 @@ def load(args: argparse.Namespace, task: str) -> SemMIM:
     """The model that the options name; UserError if it cannot do `task`."""
     options = {"device": args.device, "precision": args.precision, "batch_size": args.batch_size}
     model = SemMIM.from_pretrained(args.checkpoint, **options)
-    if line := model.unlearned(task):
-        note(f"note: {line}")
+    model.needs(task)
     return model
 
 
