@@ -2,6 +2,8 @@
 
 import os
 import signal
+import socket
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -12,7 +14,8 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
-from utils import UserError  # noqa: E402
+from engine.distributed import init_distributed  # noqa: E402
+from utils import UserError, leave_group  # noqa: E402
 
 torch.set_num_threads(1)
 # The same examples at every run: drawn anew, they would make the test command a lottery. Edge cases are among them.
@@ -42,6 +45,28 @@ def refused(call, *parts):
     assert len(line.splitlines()) == 1 and len(line) < 700 and line.isprintable(), line
     assert all(str(part) in line for part in parts), line
     return line
+
+
+def in_ranks(count: int, function, *arguments) -> None:
+    """function(rank, *arguments) in `count` processes of one group (gloo); an error in one of them is raised here.
+
+    They are forked from this process, which has imported everything already, if it uses no GPU.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    method = "fork" if sys.platform == "linux" and not torch.cuda.is_available() else "spawn"
+    torch.multiprocessing.start_processes(_rank, (count, port, function, arguments), count, start_method=method)
+
+
+def _rank(rank: int, count: int, port: int, function, arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in {**address, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count}.items():
+        os.environ[name] = str(value)
+    init_distributed("cpu")
+    function(rank, *arguments)
+    leave_group()
 
 
 def pytest_configure():

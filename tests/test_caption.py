@@ -1,14 +1,16 @@
 """The captioning model and its losses; Caption.py as a user runs it."""
 
+import datetime
+import functools
 import json
-import os
-import subprocess
-import sys
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from conftest import in_ranks
 from test_cli import pretrain
 from tiny import NO_DROPOUT, TOKENIZER, make_batch, tiny_config
 from torch import nn
@@ -29,7 +31,7 @@ from models.caption import (
 )
 from models.semmim import build_backbone
 from tools.demo import __main__ as make_demo_data
-from utils import IGNORE, ROOT, UserError, as_config, load_checkpoint
+from utils import IGNORE, UserError, as_config, load_checkpoint
 
 
 def tiny_captioner(seed=0):
@@ -290,20 +292,14 @@ def test_a_pre_trained_checkpoint_captions_zero_shot(data, tmp_path):
     assert json.loads((tmp_path / "run/metrics.json").read_text())["val"]["images"] == 9
 
 
-SLOW_JUDGE = """
-import datetime, functools, time
-import torch.distributed as dist
-dist.init_process_group = functools.partial(dist.init_process_group, timeout=datetime.timedelta(seconds=8))
-from evaluation import caption
-judge = caption.caption_metrics
-delays = [10]
-caption.caption_metrics = lambda *given, **options: time.sleep(delays and delays.pop() or 0) or judge(*given, **options)
-import Caption, utils
-utils.run_main(Caption.main)
-"""
+def caption_in_rank(_rank, *args):
+    Caption.main(arguments(*args[:-1], **args[-1]))
 
 
-def test_two_processes_train_and_caption_every_image_once_and_a_long_judgement_keeps_no_process_waiting(data, tmp_path):
+@pytest.mark.usefixtures("no_java")
+def test_two_processes_train_and_caption_every_image_once_and_a_long_judgement_keeps_no_process_waiting(
+    data, tmp_path, monkeypatch
+):
     """Nine and seven images in batches of four; scst and cross-entropy reach every weight, or training would stop.
 
     The first split is judged for longer than a collective of the group waits.
@@ -313,27 +309,24 @@ def test_two_processes_train_and_caption_every_image_once_and_a_long_judgement_k
         "flags": ["--checkpoint", data / "pretrain/checkpoint_last.pth"],
         "config": "configs/demo/Caption_scst.yaml",
     }
-    (tmp_path / "script.py").write_text(SLOW_JUDGE)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    # no Java: seconds less
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": "", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*command, str(tmp_path / "script.py"), *arguments(data, tmp_path / "two", *overrides, **options)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    judge, delays = caption_evaluation.caption_metrics, [6]
+
+    def slowly(*given, **options):
+        time.sleep(delays.pop() if delays else 0)
+        return judge(*given, **options)
+
+    with monkeypatch.context() as patch:
+        join = functools.partial(dist.init_process_group, timeout=datetime.timedelta(seconds=4))
+        patch.setattr(dist, "init_process_group", join)
+        patch.setattr(caption_evaluation, "caption_metrics", slowly)
+        in_ranks(2, caption_in_rank, data, tmp_path / "two", *overrides, options)
     numbers = json.loads((tmp_path / "two/metrics.json").read_text())
     for name, split, count in (("caption_result", "test", 7), ("caption_result_val", "val", 9)):
         ids = [entry["image_id"] for entry in json.loads((tmp_path / f"two/{name}.json").read_text())]
         wanted = [entry["image_id"] for entry in json.loads((data / f"data/caption_{split}.json").read_text())]
         assert ids == wanted and len(ids) == count and isinstance(numbers[split]["cider"], float)
     options["flags"] = ["--evaluate", "--checkpoint", tmp_path / "two/checkpoint_best.pth"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(caption_evaluation.shutil, "which", lambda name: None)
-        caption(data, tmp_path / "one", *overrides, **options)
+    caption(data, tmp_path / "one", *overrides, **options)
     for name in ("caption_result.json", "caption_result_val.json"):
         assert json.loads((tmp_path / "one" / name).read_text()) == json.loads((tmp_path / "two" / name).read_text())
 

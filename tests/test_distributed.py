@@ -1,4 +1,8 @@
-"""Two processes (gloo), of one node and of two, against one process with the same global batch, draws and negatives."""
+"""Two processes (gloo), of one node and of two, against one process with the same global batch, draws and negatives.
+
+Everything is in fp64: AdamW divides by the root of the squared gradient, which blows rounding noise up to whole steps
+where the exact gradient is zero (the biases of attention keys).
+"""
 
 import multiprocessing
 import os
@@ -11,89 +15,137 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from conftest import ROOT, in_ranks
+from tiny import NO_DROPOUT, draws_part, make_batch, make_draws, tiny_config, tiny_model
 
-from engine.distributed import init_distributed
-from utils import gather_objects, leave_group
+from engine.distributed import compile_layers, init_distributed, wrap_ddp
+from models import alignment
+from models.retrieval import RetrievalModel
+from optim import create_optimizer
+from utils import all_reduce_sum, gather_objects, is_main, leave_group, rank, unwrap, world_size
 
-SCRIPT = Path(__file__).parent / "distributed_steps.py"
+GLOBAL_BATCH = 8
+CASES = {
+    "pretrain": ("pretrain", 5),
+    "negatives of the batch": ("pretrain", 5, "itc.negatives=batch"),
+    "pixels": ("pretrain", 5, "mim.target=pixels"),
+    "retrieval": ("retrieval", 5),
+    "retrieval, negatives of the batch": ("retrieval", 5, "itc.negatives=batch"),
+    "compiled": ("pretrain", 2, "train.compile=true"),
+}
 
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+def train(out: Path, stage: str, steps: int, *overrides: str) -> None:
+    """Optimizer steps of a tiny model on fixed data and draws, in one process or several; what they leave."""
+    cfg, cpu = tiny_config(*overrides), torch.device("cpu")
+    model = tiny_model(*NO_DROPOUT, *overrides).double()
+    if stage == "retrieval":
+        model.backbone.decoder = model.backbone.mlm_head = None
+        model = RetrievalModel(model.backbone, cfg).double()
+    if cfg.train.compile:  # traced as ever, and run without the minutes that a C++ compiler takes
+        compile_layers(model, cpu, "eager")
+    wrapped = wrap_ddp(model, cpu)
+    optimizer = create_optimizer(model, lr=1e-3, lr_vit=1e-4, weight_decay=0.02)
+    history = []
+    for step in range(steps):
+        batch = make_batch(GLOBAL_BATCH, seed=step)
+        draws = make_draws(batch, seed=step)
+        size = GLOBAL_BATCH // world_size()
+        rows = slice(rank() * size, (rank() + 1) * size)
+        length = int(batch["attention_mask"][rows].sum(1).max())  # each rank pads to its own longest caption
+        mine = {name: value[rows] for name, value in batch.items()}
+        for name in ("input_ids", "attention_mask"):
+            mine[name] = mine[name][:, :length]
+        mine = {name: x.double() if x.is_floating_point() else x for name, x in mine.items()}
+        if stage == "retrieval":
+            mine["image"], draws_mine = mine["image1"], torch.stack([draws.itm_image, draws.itm_text])[:, rows]
+        else:
+            draws_mine = draws_part(draws, rows, length)
+        loss, logs = wrapped(mine, 0.4, draws=draws_mine)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        unwrap(wrapped).after_step()
+        losses = [value for name, value in sorted(logs.items()) if name.startswith("loss/")]
+        history.append(all_reduce_sum(torch.stack(losses)) / world_size())
+    if is_main():
+        compiled = sum(module._compiled_call_impl is not None for module in model.modules())
+        torch.save({"losses": torch.stack(history), "state": model.state_dict(), "compiled": compiled}, out)
 
 
-def run_steps(stage: str, out: Path, processes: int, *overrides: str, nodes: int = 1) -> dict:
-    """What the steps leave behind; with several `nodes`, each is an agent of torchrun's on this machine."""
-    starts = [[sys.executable]]
-    if nodes > 1:
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=steps"]
-        # as `--rdzv-endpoint` of docs/speed.md: the first node's host holds the store
-        holders = [["--local-addr=localhost", "--rdzv-conf", f"is_host={node == 0}"] for node in range(nodes)]
-        options = [f"--nnodes={nodes}", f"--nproc_per_node={processes // nodes}", *meeting]
-        starts = [[*TORCHRUN, *options, *holder] for holder in holders]
-    elif processes > 1:
-        starts = [[*TORCHRUN, "--standalone", f"--nproc_per_node={processes}"]]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{SCRIPT.parent.parent}:{SCRIPT.parent}"}
-    command = [str(SCRIPT), stage, str(out), "2", *overrides]
-    agents = [
-        subprocess.Popen([*start, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-        for start in starts
-    ]
-    said = [agent.communicate()[1] for agent in agents]
-    assert not any(agent.returncode for agent in agents), said[0][-3000:] + said[-1][-3000:]
-    return torch.load(out, weights_only=True)
+def train_all(_rank: int, folder: Path) -> None:
+    for name, case in CASES.items():
+        train(folder / f"{name}.pth", *case)
+
+
+def results(path: Path) -> dict:
+    return torch.load(path, weights_only=True)
 
 
 @pytest.fixture(scope="module")
-def one_node(tmp_path_factory):
-    return run_steps("pretrain", tmp_path_factory.mktemp("one_node") / "out.pth", 2)
+def two_ranks(tmp_path_factory):
+    """The results of all cases in two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    in_ranks(2, train_all, folder)
+    return {name: results(folder / f"{name}.pth") for name in CASES}
 
 
-@pytest.mark.parametrize(
-    "stage, overrides",
-    [
-        ("pretrain", ()),
-        ("pretrain", ("itc.negatives=batch",)),
-        ("pretrain", ("mim.target=pixels",)),
-        ("retrieval", ()),
-        ("retrieval", ("itc.negatives=batch",)),
-    ],
-)
-def test_two_processes_equal_one(tmp_path, stage, overrides, one_node):
-    plain = (stage, overrides) == ("pretrain", ())
-    two = one_node if plain else run_steps(stage, tmp_path / "two.pth", 2, *overrides)
-    one = run_steps(stage, tmp_path / "one.pth", 1, *overrides)
+@pytest.mark.parametrize("name", [name for name in CASES if name != "compiled"])
+def test_two_processes_equal_one(tmp_path, monkeypatch, two_ranks, name):
+    everywhere = alignment.legal_negatives
+
+    def on_the_same_rank(image_id, caption_id):
+        owner = torch.arange(len(image_id)) * 2 // len(image_id)
+        return everywhere(image_id, caption_id) & (owner[:, None] == owner)
+
+    monkeypatch.setattr(alignment, "legal_negatives", on_the_same_rank)
+    train(tmp_path / "one.pth", *CASES[name])
+    one, two = results(tmp_path / "one.pth"), two_ranks[name]
     assert torch.allclose(two["losses"], one["losses"], atol=1e-5, rtol=0)
     for name, value in one["state"].items():  # weights, teacher, queues and centers alike
         assert torch.allclose(two["state"][name].double(), value.double(), atol=1e-5, rtol=0), name
 
 
-def test_two_nodes_of_one_process_equal_one_node_of_two_to_the_last_bit(tmp_path, one_node):
-    two = run_steps("pretrain", tmp_path / "out.pth", 2, nodes=2)
-    assert torch.equal(one_node["losses"], two["losses"])
+def test_compiled_layers_train_alike_in_two_processes(two_ranks):
+    compiled, plain = two_ranks["compiled"], two_ranks["pretrain"]
+    assert compiled["compiled"] and not plain["compiled"]
+    torch.testing.assert_close(compiled["losses"], plain["losses"][:2], atol=1e-5, rtol=0)
+
+
+def test_two_nodes_of_one_process_equal_one_node_of_two_to_the_last_bit(tmp_path, two_ranks):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    agents = []
+    for node in range(2):  # as docs/speed.md: the first node's host holds the store
+        meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=steps"]
+        options = ["--nnodes=2", "--nproc_per_node=1", "--local-addr=localhost", "--rdzv-conf", f"is_host={node == 0}"]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", *meeting, *options]
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+        agents.append(
+            subprocess.Popen(
+                [*torchrun, __file__, tmp_path / "out.pth"], stderr=subprocess.PIPE, text=True, env=environment
+            )
+        )
+    said = [agent.communicate()[1] for agent in agents]
+    assert not any(agent.returncode for agent in agents), said[0][-3000:] + said[-1][-3000:]
+    one_node, two_nodes = two_ranks["pretrain"], results(tmp_path / "out.pth")
+    assert torch.equal(one_node["losses"], two_nodes["losses"])
     for name, value in one_node["state"].items():
-        assert torch.equal(two["state"][name], value), name
+        assert torch.equal(two_nodes["state"][name], value), name
 
 
-def test_compiled_layers_train_alike_in_two_processes(tmp_path, one_node):
-    compiled = run_steps("pretrain", tmp_path / "out.pth", 2, "train.compile=true")
-    assert compiled["compiled"] and not one_node["compiled"]
-    torch.testing.assert_close(compiled["losses"], one_node["losses"], atol=1e-5, rtol=0)
-    torch.testing.assert_close(compiled["state"], one_node["state"], atol=1e-5, rtol=0)
-
-
-def join(rank: int, restarts: int, port: int) -> None:
+def join(number: int, restarts: int, port: int) -> None:
     """A process that torchrun has started: it meets the other one, and one of the two is killed."""
     agent = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": restarts, "GROUP_WORLD_SIZE": 1}
     address = {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    for name, value in {**agent, **address, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2}.items():
+    for name, value in {**agent, **address, "RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": 2}.items():
         os.environ[name] = str(value)
-    time.sleep(0.3 * (restarts % 2 == rank))  # the other one looks first for who is there
+    time.sleep(0.3 * (restarts % 2 == number))  # the other one looks first for who is there
     init_distributed("cpu")
-    assert gather_objects((rank, restarts)) == [(0, restarts), (1, restarts)]
-    if rank == restarts % 2:
+    assert gather_objects((number, restarts)) == [(0, restarts), (1, restarts)]
+    if number == restarts % 2:
         os._exit(0)
     leave_group()
 
@@ -102,10 +154,17 @@ def test_processes_that_torchrun_restarts_do_not_wait_for_those_before_them():
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)  # of the agent, for all restarts
     fork = multiprocessing.get_context("fork")
     for restarts in range(6):
-        ranks = [fork.Process(target=join, args=(rank, restarts, store.port)) for rank in range(2)]
-        for rank in ranks:
-            rank.start()
-        for rank in ranks:
-            rank.join(20)
-            rank.kill()
-        assert [rank.exitcode for rank in ranks] == [0, 0], restarts
+        processes = [fork.Process(target=join, args=(number, restarts, store.port)) for number in range(2)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(20)
+            process.kill()
+        assert [process.exitcode for process in processes] == [0, 0], restarts
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    init_distributed("cpu")
+    train(Path(sys.argv[1]), *CASES["pretrain"])
+    leave_group()

@@ -2,10 +2,10 @@ import json
 import math
 import os
 import signal
-import socket
 
 import pytest
 import torch
+from conftest import in_ranks
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -13,7 +13,7 @@ import utils
 from engine import window
 from engine.checkpoint import load_last
 from engine.config import Config
-from engine.distributed import init_distributed, wrap_ddp
+from engine.distributed import wrap_ddp
 from engine.loop import Progress, Task, Training, fit, position
 from engine.run import Run
 from models.losses import global_count, rank_share
@@ -325,21 +325,13 @@ def test_resume_with_another_batch_size_or_model_is_an_error(tmp_path):
 
 
 def in_processes(count, function, folder):
-    """Run function(rank, folder) in `count` gloo processes and return what each gave."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_worker, (count, function, folder, port), nprocs=count)
+    """What function(rank, folder) returns in each of `count` processes."""
+    in_ranks(count, _saved, function, folder)
     return [torch.load(folder / f"result{rank}.pt") for rank in range(count)]
 
 
-def _worker(rank, count, function, folder, port):
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    init_distributed("cpu")
+def _saved(rank, function, folder):
     torch.save(function(rank, folder), folder / f"result{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 def _two_processes(rank, folder):

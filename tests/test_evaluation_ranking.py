@@ -1,17 +1,13 @@
 """Two-stage retrieval against slow, obvious references: a pair, a query at a time, sorted in Python."""
 
-import os
-import socket
-
 import pytest
 import torch
-import torch.multiprocessing as mp
+from conftest import in_ranks
 from test_evaluation_retrieval import validation_numbers
 from tiny import NO_DROPOUT, tiny_model
 from torch import nn
 
 import utils
-from engine.distributed import init_distributed
 from evaluation import ranking, retrieval
 from evaluation.sharded import eval_batches
 
@@ -257,24 +253,15 @@ def test_bf16_runs_and_stays_near_fp32():
     assert (full["tr"][1][:, 0] - half["tr"][1][:, 0]).abs().max() < 0.2
 
 
-def _worker(rank, world, port, path):
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    init_distributed("cpu")
+def in_rank(rank, path):
     torch.save([run_tiny(tiny_backbone(), precision) for precision in ("fp32", "bf16")], f"{path}/{rank}.pt")
     (path / f"val{rank}").mkdir()
     torch.save(validation_numbers(path / f"val{rank}"), f"{path}/val{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 def test_three_processes_give_the_results_of_one(tmp_path):
     """11 images are 2 batches: one process has no image; 27 texts are 7 batches."""
-    torch.set_num_threads(1)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_worker, (3, port, tmp_path), nprocs=3)
+    in_ranks(3, in_rank, tmp_path)
     expected = [run_tiny(tiny_backbone(), precision) for precision in ("fp32", "bf16")]
     for rank in range(3):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected, atol=0, rtol=0)

@@ -1,12 +1,10 @@
 """Answering against slow, obvious references; VQA.py as a command, in one to three processes."""
 
 import json
-import os
-import socket
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from conftest import in_ranks
 from tiny import NO_DROPOUT, TINY, TOKENIZER, tiny_config
 
 import utils
@@ -244,20 +242,13 @@ def test_ranking_answers_come_from_the_list(project, tmp_path):
     assert all(row["answer"] in known for row in read(tmp_path / "vqa_result.json"))
 
 
-def answer_in_process(rank, world, port, project, out):
-    """VQA.py --evaluate as one of `world` processes."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
+def answer(_rank, project, out):
     VQA.main(arguments(project, out, flags=EVALUATE))
 
 
 def test_two_processes_write_the_result_of_one(project, tmp_path):
     """21 questions are 5 batches: unequal shares."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(answer_in_process, (2, port, project, tmp_path / "many"), nprocs=2)
+    in_ranks(2, answer, project, tmp_path / "many")
     VQA.main(arguments(project, tmp_path / "one", flags=EVALUATE))
     for name in ("vqa_result.json", "vqa_result_val.json", "metrics.json"):
         assert (tmp_path / "many" / name).read_text() == (tmp_path / "one" / name).read_text()
