@@ -235,16 +235,16 @@ def check_images(datasets: dict, spared: dict, cfg: Config, workers: int, findin
 
     spared: data sets of other configurations whose images training should not have.
     """
-    known, bad = KnownImages(), {}
+    marks, bad = {}, {}
     own = {split: dataset for split, dataset in datasets.items() if split != "train"}
     held_out = {split: list(dict.fromkeys(image_paths(dataset))) for split, dataset in {**own, **spared}.items()}
     every = list(dict.fromkeys(chain.from_iterable(held_out.values())))
-    marks = fingerprints(every, workers)
-    for path, mark in progress(marks, "opening validation and test images", "images", len(every)):
+    found = fingerprints(every, workers)
+    for path, mark in progress(found, "opening validation and test images", "images", len(every)):
         if isinstance(mark, ImageError):
             bad[path] = mark.reason
         else:
-            known.add(mark, path)
+            marks[path] = mark
     for split, paths in held_out.items():
         report_bad(split, paths, bad, findings)
         first = next((path for path in paths if path in bad), None)
@@ -252,7 +252,7 @@ def check_images(datasets: dict, spared: dict, cfg: Config, workers: int, findin
             findings.stop(split, f"evaluation needs every image: {first}: {bad[first]} (check data.image_root)")
     if "train" not in datasets:
         return
-    copies = check_training_images(datasets["train"], known, cfg.data.max_bad_share, workers, findings)
+    copies = check_training_images(datasets["train"], KnownImages(marks), cfg.data.max_bad_share, workers, findings)
     for split, paths in held_out.items():
         shared = [(path, copies[path]) for path in paths if path in copies]
         for what in (SAME_PATH, COPY, LOOK_ALIKE):
@@ -269,11 +269,11 @@ def check_training_images(
     """
     counts, bad, copies = entries_of_image(dataset), {}, {}
     marks = fingerprints(list(counts), workers)
-    for path, mark in progress(marks, "opening training images", "images", len(counts)):
-        if isinstance(mark, ImageError):
-            bad[path] = mark.reason
-        elif found := known.find(mark):
-            copy, how = next(iter(found.items()))
+    for path, found in known.find(progress(marks, "opening training images", "images", len(counts))):
+        if isinstance(found, ImageError):
+            bad[path] = found.reason
+        elif found:
+            copy, how = found
             same = os.path.abspath(path) == os.path.abspath(copy)
             copies.setdefault(copy, (path, SAME_PATH if same else how))
     report_bad("train", list(counts), bad, findings)

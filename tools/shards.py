@@ -27,7 +27,7 @@ from dataset.annotations import Source
 from dataset.cache import Pairs, load_pairs
 from dataset.files import IMAGES
 from dataset.transforms import ImageError, opened
-from tools.prepare.common import check_output, progress, warn, whole_folder
+from tools.prepare.common import progress, warn, whole_folder
 from tools.prepare.image_hash import image_bytes
 from tools.prepare.parquet import (
     CAPTION_COLUMNS,
@@ -38,7 +38,7 @@ from tools.prepare.parquet import (
     open_tables,
     read_tables,
 )
-from utils import UserError, find_file, make_folder, run_main, write_json
+from utils import UserError, find_file, run_main, write_json
 
 EXAMPLES = 3  # of what is left out, in the error
 
@@ -58,11 +58,9 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--per_shard is {args.per_shard}; it must be at least 1")
     if not 0 <= args.max_bad_share <= 1:
         raise UserError(f"--max_bad_share is {args.max_bad_share:g}; it must be from 0 to 1")
-    check_output(args.output)
-    make_folder(args.output.resolve().parent)
-    total, samples = find_samples(args)
-    packing = Packing(samples, total, args.max_bad_share)
     with whole_folder(args.output) as partial:
+        total, samples = find_samples(args)
+        packing = Packing(samples, total, args.max_bad_share)
         packing.write(partial, args.per_shard)
     print(f"{packing.report()} in {args.output}")
     if repeats := packing.repeats():

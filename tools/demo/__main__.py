@@ -17,7 +17,7 @@ from pathlib import Path
 
 from dataset.files import read_json
 from tools.demo import scenes
-from tools.prepare.common import check_output, progress, whole_folder
+from tools.prepare.common import progress, whole_folder
 from utils import UserError, in_processes, run_main, write_json
 
 META = "meta.json"
@@ -50,7 +50,6 @@ def main(argv: list[str] | None = None) -> None:
     if (args.output / META).is_file() and read_json(args.output / META) == meta:
         print(f"demo data is already in {args.output}")
         return
-    check_output(args.output)
     with whole_folder(args.output) as folder:
         boxes = {}
         for split, indices in scenes.plan(args.seed, counts).items():

@@ -14,9 +14,9 @@
 SOURCE holds the official files under their official names (or in folders directly in it); the error for missing files
 says where they are published. Run coco and flickr30k before the sets for pre-training, which leave out their validation
 and test images: by id always, and with --check-leaks by what the image files show. Counts of the files are printed
-beside the published ones, and differences are warnings; odd entries are counted and named, not fatal. Files are in
-place only when they are whole, and a file that the tool did not write is never replaced. docs/reproduce.md has every
-step with its addresses.
+beside the published ones, and differences are warnings; what is left out is counted and named. Files are in place only
+when they are whole, and a file that the tool did not write is never replaced. docs/reproduce.md has every step with its
+addresses.
 """
 
 import argparse
@@ -37,18 +37,19 @@ OFFICIAL = {  # name: (module, folder of the images below OUTPUT, what it is)
     "nocaps": (nocaps, "nocaps/images", "NoCaps' validation set: captioning"),
     "vqa": (vqa, "coco/images", "VQA v2: questions, answers, object labels, OCR tokens"),
 }
-SMALL = {  # name: (module, folder of the images below OUTPUT, what it is), of sets with their own arguments
+SMALL = {  # of sets with their own arguments
     "easyvqa": (easyvqa, "images", "easy-VQA, a small data set on PyPI"),
     "emoji": (emoji, "images", "emoji of two artists, from npm"),
     "folder": (folder, "", "images of one's own with captions"),
 }
+SETS = {**OFFICIAL, **SMALL}
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m tools.prepare", description=__doc__, formatter_class=raw)
-    commands = parser.add_subparsers(dest="set", required=True, metavar="SET")
-    for name, (module, images, what) in {**OFFICIAL, **SMALL}.items():
+    commands = parser.add_subparsers(dest="set", required=True, metavar="SET", prog=parser.prog)
+    for name, (module, images, what) in SETS.items():
         command = commands.add_parser(name, help=what, description=module.__doc__, formatter_class=raw)
         if name in OFFICIAL:
             add_common(command, images)
@@ -69,32 +70,28 @@ def add_common(parser: argparse.ArgumentParser, images: str) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     options = parse_arguments(argv)
-    check_options(options)
-    module, images, _ = {**OFFICIAL, **SMALL}[options.set]
-    job = Job(options, getattr(options, "images", None) or options.output / images)
+    if getattr(options, "workers", 1) < 1:
+        raise UserError(f"--workers {options.workers}: must be at least 1")
+    given = getattr(options, "images", None)
+    if given and not given.is_dir():
+        raise UserError(f"--images {given}: no such folder")
+    module, images, _ = SETS[options.set]
+    job = Job(options, given or options.output / images)
     start = time.monotonic()
     try:
         module.prepare(job)
         record = {"entries": {str(path): count for path, count in job.files.items()}}
-        keys = ("counts", "odd_entries", "notes", "warnings")
-        job.write_json(f"prepared/{options.set}.json", record | {key: getattr(job, key) for key in keys})
+        job.write_json(
+            f"prepared/{job.name}.json", {**record, "counts": job.counts, "left_out": job.left_out, "lines": job.lines}
+        )
     except OSError as error:
-        raise UserError(f"{options.set}: {error.filename or options.output}: {error.strerror or error}") from None
+        raise UserError(f"{job.name}: {error.filename or job.output}: {error.strerror or error}") from None
     finally:  # what was found explains a failure too
-        if job.counts or job.odd_entries:
+        if job.counts or job.left_out:
             print(job.report(), flush=True)
     for path, count in job.files.items():
         print(f"{path}: {count:,} entries")
-    print(f"{options.set}: prepared in {time.monotonic() - start:.0f} s")
-
-
-def check_options(options: argparse.Namespace) -> None:
-    if getattr(options, "workers", 1) < 1:
-        raise UserError(f"--workers {options.workers}: must be at least 1")
-    if getattr(options, "images", None) and not options.images.is_dir():
-        raise UserError(f"--images {options.images}: no such folder")
-    if options.output.exists() and not options.output.is_dir():
-        raise UserError(f"--output {options.output}: is a file, name a folder")
+    print(f"{job.name}: prepared in {time.monotonic() - start:.0f} s")
 
 
 if __name__ == "__main__":

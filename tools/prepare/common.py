@@ -1,4 +1,4 @@
-"""What the preparations share: finding official files, writing only what is whole and ours, counting what is odd."""
+"""What the preparations share: official files in, lists out, and a count of whatever is left out on the way."""
 
 import argparse
 import contextlib
@@ -9,14 +9,15 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from dataset.files import json_elements, text_lines
-from utils import UserError, make_folder, one_line, replacing, write_json
+from dataset.files import json_elements
+from utils import UserError, make_folder, one_line, own_folder, replacing, write_json
 
-SHOWN = 3  # places that are named of a kind of odd entry
-UNFINISHED = ".unfinished"  # marks a folder as one that `whole_folder` made
+SHOWN = 3  # places that are named of a kind of entry that is left out
+MALFORMED = "entry that is not as published"
 
 
 def find_official(source: Path, names: dict[str, str], optional: dict[str, str] | None = None) -> dict[str, Path]:
@@ -27,23 +28,12 @@ def find_official(source: Path, names: dict[str, str], optional: dict[str, str] 
     """
     if not source.is_dir():
         raise UserError(f"--source {source}: no such folder; it holds the official files under their official names")
-    found = {name: path for name in {**names, **(optional or {})} if (path := _locate(source, name))}
-    missing = [name for name in names if name not in found]
+    places = {name: [source / name, *sorted(source.glob(f"*/{name}"))] for name in {**names, **(optional or {})}}
+    found = {name: path for name, paths in places.items() if (path := next(filter(Path.is_file, paths), None))}
+    missing = [f"{name} ({address})" for name, address in names.items() if name not in found]
     if missing:
-        listed = ", ".join(f"{name} ({names[name]}{_packed_hint(source, name)})" for name in missing)
-        raise UserError(f"--source {source} lacks {listed}")
+        raise UserError(f"--source {source} lacks {', '.join(missing)}; unpack archives first")
     return found
-
-
-def _locate(source: Path, name: str) -> Path | None:
-    places = [source / name, *sorted(source.glob(f"*/{name}"))]
-    return next((place for place in places if place.is_file()), None)
-
-
-def _packed_hint(source: Path, name: str) -> str:
-    packed = [f"{name}.zip", f"{name}.gz", f"{name}.tar.gz"]
-    there = next((other for other in packed if _locate(source, other)), None)
-    return f"; {there} is there: unpack it" if there else ""
 
 
 def progress(items: Iterable, label: str, unit: str, total: int | None = None) -> Iterable:
@@ -52,61 +42,35 @@ def progress(items: Iterable, label: str, unit: str, total: int | None = None) -
     return tqdm(items, one_line(label), total, unit=f" {unit}", mininterval=every, delay=1, leave=False)
 
 
-def read_list(path: Path, key: str | None = None) -> Iterable:
-    """`json_elements` of an official file, with a progress line."""
-    return progress(json_elements(path, key), f"reading {path.name}", "entries")
-
-
 def warn(line: str) -> None:
     """A line on stderr that explains the result and stops nothing."""
     print(f"warning: {one_line(line, 1000)}", file=sys.stderr, flush=True)
 
 
-# ------------------------------------------------------------------------------------------------ writing
-
-
-def check_output(output: Path) -> None:
-    """UserError if a whole folder cannot become `output`: anything but an empty folder is there."""
-    try:
-        if not os.path.lexists(output) or output.is_dir() and not any(output.iterdir()) and not os.path.ismount(output):
-            return
-    except OSError as error:
-        raise UserError(f"--output {output}: cannot be read ({error.strerror or error})") from None
-    raise UserError(f"--output {output}: must be a new or an empty folder (no mount point); name another")
-
-
 @contextlib.contextmanager
 def whole_folder(output: Path) -> Iterator[Path]:
-    """Gives the folder OUTPUT.partial, which becomes `output` when the block ends without error: what an interrupted
-    run leaves is never taken for the whole, and the next run replaces it."""
+    """Gives the folder OUTPUT.partial, which becomes `output`, a new or an empty folder, when the block ends without
+    error: what an interrupted run leaves is never taken for the whole, and the next run replaces it."""
     output = output.resolve()  # of a link to another disk the folder there
-    partial = output.with_name(f"{output.name}.partial")
-    if os.path.lexists(partial):
-        if partial.is_symlink() or not (partial / UNFINISHED).is_file():
-            raise UserError(f"{partial}: not left by an earlier try of this tool; move it away")
-        warn(f"{partial} is left by an earlier try, and is replaced")
+    partial, program = output.with_name(f"{output.name}.partial"), "unfinished"
     try:
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-        (partial / UNFINISHED).touch()
-    except OSError as error:
-        raise UserError(f"{partial}: cannot be made ({error.strerror or error})") from None
-    try:
+        if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir()) or output.is_mount()):
+            raise UserError(f"--output {output}: must be a new or an empty folder (no mount point); name another")
+        shutil.rmtree(own_folder(partial, program))
+        own_folder(partial, program)
         yield partial
-    except BaseException:
-        if os.listdir(partial) == [UNFINISHED]:
-            shutil.rmtree(partial)
-        raise
-    try:
-        (partial / UNFINISHED).unlink()
+        (partial / f".{program}").unlink()
         partial.replace(output)
     except OSError as error:
-        raise UserError(f"{partial}: whole, but cannot be renamed to {output.name} ({one_line(error)})") from None
+        raise UserError(f"{error.filename or partial}: cannot be written ({error.strerror or error})") from None
+    except UserError:
+        if partial.is_dir() and os.listdir(partial) == [f".{program}"]:
+            shutil.rmtree(partial)
+        raise
 
 
 class Job:
-    """One preparation: where things are, what it wrote, what it counted.
+    """One preparation: where things are, what it wrote, counted and left out.
 
     source: folder of the official files; output: the folder that configurations call data/; images: folder of the
     images; options: the command's arguments; files: {path: entries} of the lists written so far.
@@ -120,21 +84,34 @@ class Job:
         self.source, self.output, self.images = options.source, options.output, images
         self.files: dict[Path, int] = {}
         self.counts: list[dict] = []
-        self.odd_entries: dict[str, dict] = {}
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
+        self.left_out: dict[str, dict] = {}
+        self.lines: list[str] = []  # notes and warnings
         self._listings: dict[str, frozenset[str]] = {}
         self._record = self.output / "prepared" / "written.jsonl"
-        self._written: set[tuple[str, int, int]] = set()
+        self._written: set[tuple] = set()
         if os.path.lexists(self._record):
-            for _, line in text_lines(self._record):
+            for line in self._record.read_text(encoding="utf-8", errors="replace").splitlines():
                 with contextlib.suppress(ValueError, TypeError):  # a full disk may have cut a line
-                    name, size, time = json.loads(line)
-                    self._written.add((name, size, time))
+                    self._written.add(tuple(json.loads(line)))
             if not self._written:
                 raise UserError(f"{self._record}: not written by tools.prepare; move it away")
 
     # -------------------------------------------------------------------------------------------- files
+
+    def read(self, path: Path, key: str | None, convert: Callable[[Any], Any]) -> Iterator[tuple[str, Any]]:
+        """(place, what `convert` makes of it) of the elements of an official file, or of the list under its `key`.
+
+        The one door of malformed entries: what `convert` raises about an element leaves it out.
+        """
+        elements = progress(json_elements(path, key), f"reading {path.name}", "entries")
+        for number, element in enumerate(elements):
+            where = f"{path.name} entry {number}"
+            try:
+                converted = convert(element)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                self.leave_out(MALFORMED, f"{where} {error if isinstance(error, ValueError) else repr(error)}")
+            else:
+                yield where, converted
 
     def owns(self, path: Path) -> bool:
         """Whether a file stands there as a preparation wrote it."""
@@ -158,24 +135,18 @@ class Job:
         found = file.lstat()
         return os.path.relpath(path, self.output), found.st_size, int(found.st_mtime)
 
-    @contextlib.contextmanager
-    def writing(self, name: str) -> Iterator[Callable[[object], None]]:
-        """A function that appends an entry to the JSON list OUTPUT/name, an entry a line; the file is in place only
-        when the block has ended. Raises UserError if no entry was written."""
+    def write(self, name: str, entries: Iterable) -> int:
+        """Write the JSON list OUTPUT/name, an entry a line, which is in place only when it is whole; its length.
+        Raises UserError if there is no entry."""
         path, count = self.output / name, 0
-        with self.replacing(path) as temporary:
-            with open(temporary, "w", encoding="utf-8") as file:
-
-                def write(entry) -> None:
-                    nonlocal count
-                    file.write((",\n" if count else "[\n") + json.dumps(entry))
-                    count += 1
-
-                yield write
-                file.write("\n]\n")
+        with self.replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+            for count, entry in enumerate(entries, 1):
+                file.write(("[\n" if count == 1 else ",\n") + json.dumps(entry))
+            file.write("\n]\n")
             if not count:
                 raise UserError(f"{path}: no entry is left to write; see the counts above")
         self.files[path] = count
+        return count
 
     def write_json(self, name: str, content: dict) -> None:
         with self.replacing(self.output / name) as temporary:
@@ -187,7 +158,7 @@ class Job:
         """Whether an image (a path in the images' folder) may be written: with --require-images it must exist."""
         if not self.options.require_images or self.exists(image):
             return True
-        self.odd("image that is not on disk, left out", image)
+        self.leave_out("image that is not on disk", image)
         return False
 
     def exists(self, image: str) -> bool:
@@ -197,47 +168,34 @@ class Job:
             self._listings[folder] = frozenset(os.listdir(path)) if path.is_dir() else frozenset()
         return name in self._listings[folder]
 
-    def pretrain_path(self, image: str) -> str:
-        """An image's path as pre-training files name it: relative to their folder, or absolute if the images are not
-        below OUTPUT."""
-        return f"{self._pretrain_prefix}/{image}"
-
     @functools.cached_property
-    def _pretrain_prefix(self) -> str:
+    def pretrain_prefix(self) -> str:
+        """The images' folder as pre-training files name it: relative to their own, or absolute if the images are not
+        below OUTPUT."""
         images, folder = self.images.resolve(), (self.output / "pretrain").resolve()
         return os.path.relpath(images, folder) if images.is_relative_to(self.output.resolve()) else str(images)
 
     # -------------------------------------------------------------------------------------------- what was found
 
-    def count(self, what: str, number: int, published: int | None = None, rounded: int = 1, first: str = "") -> None:
-        """A number of the files; a difference from the published one (known to `rounded`) is a warning.
-
-        first: the first entry known to be missing or too much.
-        """
+    def count(self, what: str, number: int, published: int | None = None, rounded: int = 1) -> None:
+        """A number of the files; a difference from the published one (known to `rounded`) is a warning."""
         self.counts.append({"what": what, "files": number, "published": published})
-        if published is None or abs(number - published) <= rounded // 2:
-            return
-        difference = f"{abs(number - published):,} {'more' if number > published else 'fewer'}"
-        which = f"; first: {first}" if first else ""
-        self.warn(f"{what}: {number:,}, {difference} than the published {published:,}{which}")
+        if published is not None and abs(number - published) > rounded // 2:
+            difference = f"{abs(number - published):,} {'more' if number > published else 'fewer'}"
+            self.warn(f"{what}: {number:,}, {difference} than the published {published:,}")
 
-    def odd(self, kind: str, where: str) -> None:
-        """One more entry of a kind of odd ones; the first places are kept."""
-        found = self.odd_entries.setdefault(one_line(kind), {"count": 0, "first": []})
+    def leave_out(self, kind: str, where: str) -> None:
+        """One more entry that is left out; the first places of a kind are kept."""
+        found = self.left_out.setdefault(one_line(kind), {"count": 0, "first": []})
         found["count"] += 1
         if found["count"] <= SHOWN:
             found["first"].append(one_line(where))
 
-    def first_odd(self, *kinds: str) -> str:
-        """The first odd entry of these kinds, for the warnings of counts; "" without one."""
-        kind = next((kind for kind in kinds if kind in self.odd_entries), None)
-        return f"{self.odd_entries[kind]['first'][0]} ({kind})" if kind else ""
+    def note(self, line: str) -> None:
+        self.lines.append(one_line(line, 1000))
 
     def warn(self, line: str) -> None:
-        self.warnings.append(one_line(line, 1000))
-
-    def note(self, line: str) -> None:
-        self.notes.append(one_line(line, 1000))
+        self.note(f"warning: {line}")
 
     def report(self) -> str:
         """What was counted, as a table and lines."""
@@ -246,6 +204,6 @@ class Job:
         for count in self.counts:
             known = "" if count["published"] is None else f"{count['published']:,}"
             lines.append(f"{count['what']:{width}}{count['files']:>12,}{known:>12}")
-        for kind, found in self.odd_entries.items():
-            lines.append(f"odd: {found['count']:,} x {kind}; first: {', '.join(found['first'])}")
-        return "\n".join([*lines, *self.notes, *(f"warning: {line}" for line in self.warnings)])
+        for kind, found in self.left_out.items():
+            lines.append(f"left out: {found['count']:,} x {kind}; first: {', '.join(found['first'])}")
+        return "\n".join(lines + self.lines)

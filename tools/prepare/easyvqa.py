@@ -10,13 +10,12 @@ their own questions and answers alone. `--source` names the folder of the packag
 
 import argparse
 import importlib.util
-import json
 import random
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
-from dataset.files import read_json
 from tools.prepare.common import Job
 from utils import UserError
 
@@ -33,28 +32,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def prepare(job: Job) -> None:
     source, val = job.source or installed_data(), job.options.val
-    train, test = read_questions(source, "train"), read_questions(source, "test")
-    pictures = sorted({picture for _, _, picture in train})
+    train, test = (read_questions(job, source, split) for split in ("train", "test"))
+    pictures = sorted({entry["image"] for entry in train}, key=lambda image: int(Path(image).stem))
     if not 1 <= val < len(pictures):
         raise UserError(f"--val {val}: must be from 1 to {len(pictures) - 1}, some of the training pictures")
     held_out = set(random.Random(0).sample(pictures, val))
-
     for split in ("train", "test"):
         for image in sorted((source / split / "images").iterdir()):
             with job.replacing(job.images / split / image.name) as temporary:
                 shutil.copyfile(image, temporary)
-    asked = list(zip(entries(train, "train"), train, strict=True))
-    files = {
-        "vqa_train.json": [entry for entry, question in asked if question[2] not in held_out],
-        "vqa_val.json": [entry for entry, question in asked if question[2] in held_out],
-        "vqa_test.json": entries(test, "test"),
-        "answer_list.json": sorted({answer for _, answer, _ in train}),
-        "pretrain.json": captioned([question for question in train if question[2] not in held_out]),
-    }
-    for name, content in files.items():
-        with job.replacing(job.output / name) as temporary:
-            temporary.write_text(json.dumps(content, indent=0) + "\n", encoding="utf-8")
-        job.files[job.output / name] = len(content)
+    asked = [entry for entry in train if entry["image"] not in held_out]
+    job.write("vqa_train.json", asked)
+    job.write("vqa_val.json", (entry for entry in train if entry["image"] in held_out))
+    job.write("vqa_test.json", test)
+    job.write("answer_list.json", sorted({entry["answer"] for entry in train}))
+    job.write("pretrain.json", captioned(asked))
 
 
 def installed_data() -> Path:
@@ -64,17 +56,10 @@ def installed_data() -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / "data"
 
 
-def read_questions(source: Path, split: str) -> list[tuple[str, str, int]]:
-    """[(question, answer, number of the picture), ...] as the package holds them."""
+def read_questions(job: Job, source: Path, split: str) -> list[dict]:
+    """VQA entries of the package's [question, answer, number of the picture]; the ids of a split count from 1, those of
+    the test split from 1,000,001."""
     path = source / split / "questions.json"
-    try:
-        return [(str(question), str(answer), int(picture)) for question, answer, picture in read_json(path)]
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: not easy-VQA's questions ({error}); --source is its folder `data`") from None
-
-
-def entries(questions: list[tuple[str, str, int]], split: str) -> list[dict]:
-    """VQA entries; the ids of a split count from 1, those of the test split from 1,000,001."""
     first = 1 if split == "train" else 1_000_001
     return [
         {
@@ -86,7 +71,7 @@ def entries(questions: list[tuple[str, str, int]], split: str) -> list[dict]:
             "question_type": question_type(question),
             "answer_type": "yes/no" if answer in ("yes", "no") else "other",
         }
-        for number, (question, answer, picture) in enumerate(questions, first)
+        for number, (_, (question, answer, picture)) in enumerate(job.read(path, None, tuple), first)
     ]
 
 
@@ -97,21 +82,20 @@ def question_type(question: str) -> str:
     return "is there not" if NEGATION.search(question) else "is there"
 
 
-def captioned(questions: list[tuple[str, str, int]]) -> list[dict]:
+def captioned(entries: list[dict]) -> Iterator[dict]:
     """Pre-training entries: every picture whose color or shape its own questions give, with what they give."""
-    known: dict[int, dict[str, str]] = {}
-    absent: dict[int, set[str]] = {}
-    for question, answer, picture in questions:
-        facts, missing = known.setdefault(picture, {}), absent.setdefault(picture, set())
-        kind, asked = question_type(question), named(question)
+    known: dict[str, dict[str, str]] = {}
+    absent: dict[str, set[str]] = {}
+    for entry in sorted(entries, key=lambda entry: int(Path(entry["image"]).stem)):
+        facts, missing = known.setdefault(entry["image"], {}), absent.setdefault(entry["image"], set())
+        kind, asked = entry["question_type"], named(entry["question"])
         if kind.startswith("what"):  # the question names the color of "what is the ... shape?", or the shape
-            facts |= {kind.removeprefix("what "): answer, **asked}
-        elif (answer == "yes") != (kind == "is there not"):
+            facts |= {kind.removeprefix("what "): entry["answer"], **asked}
+        elif (entry["answer"] == "yes") != (kind == "is there not"):
             facts |= asked
         else:
             missing |= set(asked.values())
-    written = ((picture, sentences(facts, absent[picture])) for picture, facts in sorted(known.items()))
-    return [{"image": f"images/train/{picture}.png", "caption": captions} for picture, captions in written if captions]
+    return ({"image": image, "caption": sentences(facts, absent[image])} for image, facts in known.items() if facts)
 
 
 def named(question: str) -> dict[str, str]:
@@ -123,9 +107,7 @@ def named(question: str) -> dict[str, str]:
 
 
 def sentences(facts: dict[str, str], missing: set[str]) -> list[str]:
-    """Captions of one picture; [] if neither its color nor its shape is known."""
-    if not facts:
-        return []
+    """Captions of one picture."""
     name = f"{facts.get('color', '')} {facts.get('shape', 'shape')}".strip()
     captions = [f"a {name}", f"a picture of a {name}", f"there is a {name} in the image"]
     return captions + [f"a {name} and no {one if one in SHAPES else f'{one} shape'}" for one in sorted(missing)]

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tools.prepare.common import Job, find_official
-from utils import UserError, one_line
+from utils import UserError
 
 REGISTRY = "https://registry.npmjs.org"
 ARTISTS = {  # name here: (package, its folder of images)
@@ -31,7 +31,6 @@ HELD_OUT = Path(__file__).with_name("emoji_held_out.txt")
 TAGS = 3  # keywords of an image, at most
 COUNTS = {"noto": 3786, "twemoji": 3786, "train": 6993, "pairs": 30_345, "val": 226, "test": 353}  # of these packages
 NO_TEXT_STYLE = "-fe0f"  # a selector that the packages write in different places
-LARGEST = 1 << 26  # bytes of a file in a package
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,31 +43,25 @@ def prepare(job: Job) -> None:
     packages = [NAMES[0], *(package for package, _ in ARTISTS.values())]
     found = find_official(job.source, {file: f"{REGISTRY}/{file.rpartition('-')[0]}/-/{file}" for file in packages})
     captions = read_captions(found[NAMES[0]])
-    images = [image for name in ARTISTS for image in unpack(job, name, found[ARTISTS[name][0]], captions)]
     splits: dict[str, list[dict]] = {"train": [], "val": [], "test": []}
     split_of = held_out()
-    for image in sorted(images):
-        artist, stem = image.removeprefix("images/").removesuffix(".png").split("/")
-        split = split_of.get(stem, "train") if artist == "twemoji" else "train"
-        entry = {"image": image, "image_id": f"{artist}/{stem}", "caption": captions[key_of(stem)]}
-        splits[split].append(entry)
+    for artist, (package, folder) in ARTISTS.items():
+        names = unpack(job, artist, members(found[package], folder), captions)
+        job.count(f"images, {artist}", len(names), COUNTS[artist])
+        for name in sorted(names):
+            stem = name.removesuffix(".png")
+            split = split_of.get(stem, "train") if artist == "twemoji" else "train"
+            image = {"image": f"images/{artist}/{name}", "image_id": f"{artist}/{stem}"}
+            splits[split].append({**image, "caption": captions[key_of(stem)]})
     train = splits["train"]
-    write_list(job, "pretrain", [{"image": entry["image"], "caption": entry["caption"]} for entry in train])
-    pairs = [{**entry, "caption": caption} for entry in train for caption in entry["caption"]]
-    write_list(job, "retrieval_train", pairs)
-    for split in ("val", "test"):
-        first = [{**entry, "caption": entry["caption"][:1]} for entry in splits[split]]
-        write_list(job, f"retrieval_{split}", first)
-        write_list(job, f"caption_{split}", splits[split])
+    job.write("pretrain.json", ({"image": entry["image"], "caption": entry["caption"]} for entry in train))
+    pairs = ({**entry, "caption": caption} for entry in train for caption in entry["caption"])
+    job.count("pairs, train", job.write("retrieval_train.json", pairs), COUNTS["pairs"])
     for split, entries in splits.items():
         job.count(f"images, {split}", len(entries), COUNTS[split])
-    job.count("pairs, train", len(pairs), COUNTS["pairs"])
-
-
-def write_list(job: Job, name: str, entries: list[dict]) -> None:
-    with job.writing(f"{name}.json") as write:
-        for entry in entries:
-            write(entry)
+        if split != "train":
+            job.write(f"retrieval_{split}.json", ({**entry, "caption": entry["caption"][:1]} for entry in entries))
+            job.write(f"caption_{split}.json", entries)
 
 
 def key_of(name: str) -> str:
@@ -83,8 +76,6 @@ def members(package: Path, folder: str) -> Iterator[tuple[str, bytes]]:
             for member in tar:
                 name = member.name.removeprefix(folder)
                 if member.isfile() and member.name.startswith(folder) and "/" not in name:
-                    if not 0 <= member.size <= LARGEST:
-                        raise UserError(f"{package}: {one_line(member.name)} has {member.size:,} bytes; get it again")
                     yield name, tar.extractfile(member).read()
     except (tarfile.TarError, EOFError) as error:
         raise UserError(f"{package}: not a whole .tgz ({error}); get it again") from None
@@ -105,21 +96,18 @@ def read_captions(package: Path) -> dict[str, list[str]]:
     return captions
 
 
-def unpack(job: Job, artist: str, package: Path, captions: dict[str, list[str]]) -> list[str]:
-    """Writes an artist's images whose names are known; their paths below OUTPUT."""
-    images = []
-    for name, content in members(package, ARTISTS[artist][1]):
+def unpack(job: Job, artist: str, files: Iterator[tuple[str, bytes]], captions: dict) -> list[str]:
+    """Write an artist's images whose names are known; their files' names."""
+    names = []
+    for name, content in files:
         stem, _, ending = name.rpartition(".")
-        if ending != "png":
-            continue
-        if key_of(stem) not in captions:
-            job.odd("image whose name is not known, left out", f"{artist}/{name}")
-            continue
-        with job.replacing(job.images / artist / name) as temporary:
-            temporary.write_bytes(content)
-        images.append(f"images/{artist}/{name}")
-    job.count(f"images, {artist}", len(images), COUNTS[artist])
-    return images
+        if ending == "png" and key_of(stem) in captions:
+            with job.replacing(job.images / artist / name) as temporary:
+                temporary.write_bytes(content)
+            names.append(name)
+        elif ending == "png":
+            job.leave_out("image whose name is not known", f"{artist}/{name}")
+    return names
 
 
 def held_out() -> dict[str, str]:

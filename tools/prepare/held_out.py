@@ -5,12 +5,13 @@ what is in there: by COCO's id (Visual Genome names it), by the number of the Fl
 and in SBU's and Visual Genome's addresses), and with --check-leaks by what the image files show.
 """
 
+import itertools
 import pickle
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from dataset.files import read_json, text_lines
+from dataset.files import read_json
 from dataset.official import coco_number
 from dataset.transforms import ImageError
 from tools.prepare.common import Job, progress
@@ -18,6 +19,7 @@ from tools.prepare.image_hash import KnownImages, fingerprints
 from utils import UserError, open_file
 
 FLICKR_URL = re.compile(r"flickr\.com/\d+/(\d+)_")  # static.flickr.com/SERVER/PHOTO_SECRET.jpg, in all its hosts
+BLOCK = 20_000  # images that are compared at a time
 
 
 def flickr_photo(url: str | None) -> int | None:
@@ -38,10 +40,10 @@ def write_held_out(job: Job, images: list[dict]) -> None:
 
 
 class HeldOut:
-    """The held-out images that earlier preparations in the same OUTPUT left, and how many images they kept out.
+    """The held-out images that earlier preparations in the same OUTPUT left.
 
     coco, flickr: {id: split}, splits such as "coco test". With --check-leaks the held-out images that are on disk are
-    read, and `find_copies` finds their copies.
+    read, and `spare` finds their copies.
     """
 
     def __init__(self, job: Job, *wanted: str):
@@ -49,92 +51,84 @@ class HeldOut:
         self.job = job
         self.coco: dict[int, str] = {}
         self.flickr: dict[int, str] = {}
-        self.known = KnownImages()
-        self.copies: dict[str, str] = {}  # image -> what it is a copy of
         self.by_id = self.by_content = 0
-        files = {}
+        files: dict[str, str] = {}  # path: split
         for name in ("coco", "flickr30k"):
             if held_out_file(job.output, name).is_file():
-                files |= self._read(read_json(held_out_file(job.output, name)))
+                content = read_json(held_out_file(job.output, name))
+                for image in content["images"]:
+                    split = f"{content['name']} {image['split']}"
+                    files[str(Path(content["folder"], image["image"]))] = split
+                    self.coco[image.get("coco_id")] = self.flickr[image.get("flickr_id")] = split
             elif name in wanted:
                 job.warn(f"{name}'s test images are not known here: run tools.prepare {name} with this --output first")
-        if job.options.check_leaks:
-            self._read_images(files)
+        self.coco.pop(None, None)
+        self.flickr.pop(None, None)
+        self.known = self._read_images(files) if job.options.check_leaks else KnownImages({})
 
-    def _read(self, content: Mapping) -> dict[str, str]:
-        """Take in the ids of a held-out file; {path: split} of its images."""
-        files = {}
-        for image in content["images"]:
-            split = f"{content['name']} {image['split']}"
-            for ids, key in ((self.coco, "coco_id"), (self.flickr, "flickr_id")):
-                if image.get(key) is not None:
-                    ids[image[key]] = split
-            files[str(Path(content["folder"]) / image["image"])] = split
-        return files
-
-    def _read_images(self, files: Mapping[str, str]) -> None:
-        marks, missing = fingerprints(list(files), self.job.options.workers), 0
-        for path, mark in progress(marks, "reading the held-out images", "images", len(files)):
-            if isinstance(mark, ImageError):
-                missing += 1
-            else:
-                self.known.add(mark, f"{files[path]} {Path(path).name}")
-        self.job.count("held-out images compared by content", len(self.known))
-        if missing:
+    def _read_images(self, files: dict[str, str]) -> KnownImages:
+        marks = fingerprints(list(files), self.job.options.workers)
+        found = dict(progress(marks, "reading the held-out images", "images", len(files)))
+        usable = {f"{files[p]} {Path(p).name}": m for p, m in found.items() if not isinstance(m, ImageError)}
+        self.job.count("held-out images compared by content", len(usable))
+        if len(usable) < len(files):
+            missing = len(files) - len(usable)
             self.job.warn(f"{missing:,} of {len(files):,} held-out images are not on disk or not readable")
-        if not len(self.known):
+        if not usable:
             self.job.warn("--check-leaks compared nothing: prepare coco and flickr30k first, with their images")
+        return KnownImages(usable)
 
-    def find_copies(self, images: Iterable[str]) -> None:
-        """Compare images (paths in the images' folder) with the held-out ones, if --check-leaks asks for it."""
-        if not len(self.known):
-            return
-        present = {str(self.job.images / image): image for image in images if self.job.exists(image)}
-        marks = fingerprints(list(present), self.job.options.workers)
-        for path, mark in progress(marks, "comparing images with the held-out ones", "images", len(present)):
-            if isinstance(mark, ImageError):
-                self.job.odd("image that cannot be compared (missing or unreadable)", str(mark))
-            elif found := self.known.find(mark):
-                name, how = next(iter(found.items()))
-                self.copies[present[path]] = f"{how} of {name}"
+    def spare(self, photos: Iterable[dict]) -> Iterator[dict]:
+        """The photos that pre-training may see; the others are counted.
 
-    def allows(
-        self, image: str, coco_id: int | None = None, flickr_id: int | None = None, sha256: str | None = None
-    ) -> bool:
-        """Whether pre-training may see an image; those that it may not are counted."""
-        split = self.coco.get(coco_id) or self.flickr.get(flickr_id)
-        copy = self.copies.get(image) or self.known.find_bytes(sha256)
-        if split:
-            self.by_id += 1
-            self.job.odd("image of a validation or test set (by id), left out", f"{image} = {split}")
-        elif copy:
-            self.by_content += 1
-            self.job.odd("image of a validation or test set (by content), left out", f"{image}: {copy}")
-        return not split and not copy
+        photos: {"image": path in the images' folder, and if known "coco_id", "flickr_id" and "sha256", that of the
+        file at its address, which a download tool has resized}
+        """
+        photos = iter(photos)
+        while block := list(itertools.islice(photos, BLOCK)):
+            copies = self._copies({photo["image"] for photo in block}) if len(self.known) else {}
+            for photo in block:
+                image, original = photo["image"], self.known.by_bytes.get(photo.get("sha256"))
+                split = self.coco.get(photo.get("coco_id")) or self.flickr.get(photo.get("flickr_id"))
+                if split:
+                    self.by_id += 1
+                    self.job.leave_out("image of a validation or test set (by id)", f"{image} = {split}")
+                elif copy := copies.get(image) or original:
+                    self.by_content += 1
+                    self.job.leave_out("image of a validation or test set (by content)", f"{image} = {copy}")
+                else:
+                    yield photo
 
     def report(self) -> None:
         self.job.count("validation and test images left out, by id", self.by_id)
         if self.job.options.check_leaks:
             self.job.count("validation and test images left out, by content", self.by_content)
 
+    def _copies(self, images: set[str]) -> dict[str, str]:
+        """{image: the held-out one that it shows}"""
+        paths = {str(self.job.images / image): image for image in sorted(images) if self.job.exists(image)}
+        marks = fingerprints(list(paths), self.job.options.workers)
+        copies = {}
+        for path, found in self.known.find(progress(marks, "comparing with held-out images", "images", len(paths))):
+            if isinstance(found, ImageError):
+                self.job.leave_out("comparison of an image that is unreadable", str(found))
+            elif found:
+                copies[paths[path]] = f"{found[1]} of {found[0]}"
+        return copies
+
 
 # ------------------------------------------------------------------------------------------------ lists of ids
 
 
 def read_coco_ids(path: Path, wanted: Callable[[dict], bool] = lambda entry: True) -> set[int]:
-    """COCO's image ids from whatever names them: a text file (one a line), a JSON list of ids or file names, a list of
-    objects (LXMERT's and ALBEF's files), COCO's and Karpathy's layout, or RefCOCO's refs(unc).p.
+    """COCO's image ids from what names them: a JSON list of ids, of file names or of objects (LXMERT's and ALBEF's
+    files), COCO's and Karpathy's layout, or RefCOCO's refs(unc).p.
 
     wanted: which objects count.
     """
-    if path.suffix == ".txt":
-        entries = [word for _, line in text_lines(path) for word in line.split()]
-    elif path.suffix == ".p":
-        entries = read_refs(path)
-    else:
-        entries = read_json(path)
-        if isinstance(entries, dict):
-            entries = entries.get("images")
+    entries = read_refs(path) if path.suffix == ".p" else read_json(path)
+    if isinstance(entries, dict):
+        entries = entries.get("images")
     if not isinstance(entries, list):
         raise UserError(f"{path}: holds no list of images")
     found = {_coco_id(entry) for entry in entries if not isinstance(entry, dict) or wanted(entry)}
@@ -147,10 +141,8 @@ def _coco_id(entry) -> int | None:
     if isinstance(entry, dict):
         keys = ("cocoid", "image_id", "img_id", "id", "image", "file_name", "filename")
         return next((_coco_id(entry[key]) for key in keys if key in entry), None)
-    if isinstance(entry, int) and not isinstance(entry, bool):
-        return entry
     text = str(entry)
-    return int(text) if text.isdigit() else coco_number(text if "." in text else f"{text}.jpg")
+    return int(text) if text.isdecimal() else coco_number(text if "." in text else f"{text}.jpg")
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -164,9 +156,6 @@ def read_refs(path: Path) -> list[dict]:
     """RefCOCO's refs(unc).p: [{"image_id", "split": train | val | testA | testB, ...}]."""
     try:
         with open_file(path) as file:
-            refs = _PlainUnpickler(file, encoding="latin1").load()
+            return _PlainUnpickler(file, encoding="latin1").load()
     except (EOFError, pickle.UnpicklingError, ValueError, AttributeError, IndexError) as error:
         raise UserError(f"{path}: not RefCOCO's references ({error})") from None
-    if not isinstance(refs, list) or not all(isinstance(ref, dict) and "image_id" in ref for ref in refs):
-        raise UserError(f"{path}: not RefCOCO's references (a list of objects with image_id)")
-    return refs

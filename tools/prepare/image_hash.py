@@ -1,47 +1,58 @@
 """Which images are the same: by the bytes of their files, and by what they show, whatever their size and compression.
 
-Web images are resized and compressed anew by every download tool, so that equal bytes find few of the copies. A
-difference hash finds them: of the image as a small gray one, whether each pixel is brighter than its left neighbor.
-The 64-bit hash finds candidates (at most 3 bits apart, so that one of its four 16-bit parts is equal), the 256-bit
-hash decides. Unlike imagehash.dhash it ignores differences that are only the noise of compression in even areas.
+Web images are resized and compressed anew by every download tool, so that equal bytes find few of the copies. What an
+image shows is the low frequencies (DCT) of a small gray one, without its mean and of length 1. These are the numbers of
+which imagehash.phash keeps only whether each is above their median; that many smooth images, such as X-rays, have in
+common. Copies (resized, JPEG at quality 40 to 80, brighter by 5%) are at most 0.035 apart, different X-rays at least
+0.15.
 """
 
 import hashlib
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from scipy.fft import dctn
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import KDTree
 
 from dataset.shards import read_member
 from dataset.transforms import ImageError, opened, to_rgb
 from utils import in_processes
 
-MARGIN = 3  # gray levels: smaller differences are noise
-SHORT_BITS, LONG_BITS = 3, 16  # of 64 and of 256: how far copies may be apart
-MIN_EDGES = 24  # bits that must be set among the 256: a nearly even image looks like every other
+SIDE, LOW = 32, 8  # pixels of the small image, frequencies that are kept of each axis
+RADIUS = 0.05  # how far copies may be apart
+MIN_CONTRAST = 4  # gray levels (standard deviation): a nearly even image looks like every other
+NEIGHBORS = 8  # look-alikes of an image that are looked at
+BLOCK = 10_000  # images compared at a time
 NO_FILE = "no such file"
 COPY, LOOK_ALIKE = "a copy", "a look-alike"  # the same bytes; the same image in other bytes
 
 
 class Fingerprint(NamedTuple):
-    """sha256 of the file; the 64-bit and the 256-bit difference hash, or None if the image is nearly even."""
+    """sha256 of the file; what the image shows, [63] of length 1, or None if it is nearly even."""
 
     sha256: str
-    short: int | None
-    long: int | None
+    look: np.ndarray | None
+
+
+Found = tuple[str, Fingerprint | ImageError]  # an image's path, and its fingerprint or why it has none
 
 
 def fingerprint(path: str | Path) -> Fingerprint:
     """Of an image file or an image in a shard. Raises ImageError if it is missing or no image."""
     with opened(path) as image:
         image.draft("RGB", (128, 128))  # a JPEG decoder then skips most of its work
-        gray = to_rgb(image).convert("L")
-    sha256, long = hashlib.sha256(image_bytes(path)).hexdigest(), _differences(gray, 16)
-    even = long.bit_count() < MIN_EDGES
-    return Fingerprint(sha256, None if even else _differences(gray, 8), None if even else long)
+        gray = to_rgb(image).convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    waves = dctn(np.asarray(gray, dtype=np.float32), norm="ortho")[:LOW, :LOW].ravel()[1:]
+    length = np.linalg.norm(waves)
+    look = waves / length if length >= MIN_CONTRAST * SIDE else None
+    return Fingerprint(hashlib.sha256(image_bytes(path)).hexdigest(), look)
 
 
 def image_bytes(path: str | Path) -> bytes:
@@ -53,19 +64,12 @@ def image_bytes(path: str | Path) -> bytes:
         raise ImageError(path, str(error)) from None
 
 
-def _differences(gray: Image.Image, side: int) -> int:
-    """Bits of a side x side table: is a pixel of the shrunk image brighter than its left neighbor?"""
-    small = np.asarray(gray.resize((side + 1, side), Image.Resampling.BILINEAR), dtype=np.int16)  # [side, side + 1]
-    bits = small[:, 1:] > small[:, :-1] + MARGIN
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
-
-
-def fingerprints(paths: Sequence[str], workers: int) -> Iterator[tuple[str, Fingerprint | ImageError]]:
-    """(path, its fingerprint or why there is none) in the paths' order, computed by `workers` processes."""
+def fingerprints(paths: Sequence[str], workers: int) -> Iterator[Found]:
+    """Those of images in the paths' order, computed by `workers` processes."""
     return in_processes(_try_fingerprint, paths, workers)
 
 
-def _try_fingerprint(path: str) -> tuple[str, Fingerprint | ImageError]:
+def _try_fingerprint(path: str) -> Found:
     try:
         return path, fingerprint(path)
     except ImageError as error:
@@ -73,44 +77,55 @@ def _try_fingerprint(path: str) -> tuple[str, Fingerprint | ImageError]:
 
 
 class KnownImages:
-    """Images to be found again: `find` names those that another image is a copy of."""
+    """Images to be found again; marks: {name: fingerprint}. `by_bytes`: {sha256: name}, of equal ones the first."""
 
-    def __init__(self):
-        self._by_bytes: dict[str, str] = {}  # sha256 -> name
-        self._by_part: dict[tuple[int, int], list[tuple[Fingerprint, str]]] = {}  # (place, 16 bits) -> images
+    def __init__(self, marks: Mapping[str, Fingerprint]):
+        self.by_bytes = {mark.sha256: name for name, mark in reversed(marks.items())}
+        self._names = [name for name, mark in marks.items() if mark.look is not None]
+        self._looks = KDTree([marks[name].look for name in self._names]) if self._names else None
 
     def __len__(self) -> int:
-        return len(self._by_bytes)
+        return len(self.by_bytes)
 
-    def add(self, mark: Fingerprint, name: str) -> None:
-        self._by_bytes.setdefault(mark.sha256, name)
-        for part in _parts(mark):
-            self._by_part.setdefault(part, []).append((mark, name))
+    def find(self, images: Iterable[Found]) -> Iterator[tuple[str, ImageError | tuple[str, str] | None]]:
+        """(path, (name, COPY or LOOK_ALIKE) of the known image that shows the same, else None) of images; an image
+        that has no fingerprint keeps its error."""
+        images = iter(images)
+        while block := list(itertools.islice(images, BLOCK)):
+            alike = dict(self._look_alikes([mark for _, mark in block]))
+            for place, (path, mark) in enumerate(block):
+                if isinstance(mark, ImageError):
+                    yield path, mark
+                elif mark.sha256 in self.by_bytes:
+                    yield path, (self.by_bytes[mark.sha256], COPY)
+                else:
+                    yield path, (self._names[alike[place]], LOOK_ALIKE) if place in alike else None
 
-    def find(self, mark: Fingerprint) -> dict[str, str]:
-        """{name: COPY or LOOK_ALIKE} of all that show the same; of those with the same bytes only the first added."""
-        same = self.find_bytes(mark.sha256)
-        found = {} if same is None else {same: COPY}
-        for part in _parts(mark):
-            for other, name in self._by_part.get(part, ()):
-                if _alike(mark, other):
-                    found.setdefault(name, LOOK_ALIKE)
-        return found
-
-    def find_bytes(self, sha256: str | None) -> str | None:
-        """The name of the image with this sum, for a file of which only the sum is known (img2dataset keeps that of
-        the original)."""
-        return self._by_bytes.get(sha256)
-
-
-def _alike(one: Fingerprint, other: Fingerprint) -> bool:
-    """Few bits apart, also for the number of edges that the images have: skies over horizons are no copies."""
-    if (one.short ^ other.short).bit_count() > SHORT_BITS:
-        return False
-    edges = min(one.long.bit_count(), other.long.bit_count())
-    return (one.long ^ other.long).bit_count() <= min(LONG_BITS, edges // 4)
+    def _look_alikes(self, marks: list) -> Iterator[tuple[int, int]]:
+        """(place in `marks`, place of the nearest known image) of those that are near enough."""
+        places = [place for place, mark in enumerate(marks) if getattr(mark, "look", None) is not None]
+        if places and self._looks:
+            _, nearest = self._looks.query([marks[place].look for place in places], distance_upper_bound=RADIUS)
+            yield from ((at, near) for at, near in zip(places, nearest, strict=True) if near < self._looks.n)
 
 
-def _parts(mark: Fingerprint) -> list[tuple[int, int]]:
-    """(place, 16 bits) of the four parts of the short hash; none of a nearly even image."""
-    return [] if mark.short is None else [(place, mark.short >> (16 * place) & 0xFFFF) for place in range(4)]
+def group_images(marks: Sequence[Fingerprint], most: int) -> tuple[np.ndarray, list[int]]:
+    """([n]: the number of each image's group of the same images, sizes of groups that are too large).
+
+    Groups of look-alikes with more than `most` images are not believed: in them only equal bytes count.
+    """
+    _, same = np.unique([mark.sha256 for mark in marks], return_inverse=True)
+    places = np.array([place for place, mark in enumerate(marks) if mark.look is not None], dtype=int)
+    first = np.unique(same, return_index=True)[1][same]  # links to the first of the same bytes
+    links = [np.stack([np.arange(len(marks)), first])]
+    if len(places):
+        looks = np.stack([marks[place].look for place in places])
+        _, near = KDTree(looks).query(looks, NEIGHBORS + 1, distance_upper_bound=RADIUS, workers=-1)
+        row, column = np.nonzero(near < len(looks))
+        links.append(np.stack([places[row], places[near[row, column]]]))
+    start, end = np.concatenate(links, axis=1)
+    graph = coo_array((np.ones(len(start), dtype=bool), (start, end)), shape=(len(marks), len(marks)))
+    _, group = connected_components(graph, directed=False)
+    sizes = np.bincount(group)
+    large = sizes > most
+    return np.where(large[group], len(sizes) + same, group), sizes[large].tolist()

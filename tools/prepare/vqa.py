@@ -1,16 +1,18 @@
-"""VQA v2: official questions and annotations, with object labels and OCR tokens of a detector, if given."""
+"""VQA v2: official questions and annotations, with object labels and OCR tokens of a detector, if given, and Visual
+Genome's questions, if image_data.json and question_answers.json are in SOURCE too."""
 
 import argparse
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from dataset.files import read_json
 from dataset.official import ANNOTATORS, coco_number, vqa_entry
 from dataset.text import clean_question
 from evaluation.vqa import leave_one_out, normalize_answer
 from tools.prepare import visual_genome
-from tools.prepare.common import Job, find_official, read_list
+from tools.prepare.common import Job, find_official
 from tools.prepare.held_out import held_out_file, read_coco_ids
 from utils import UserError
 
@@ -24,6 +26,7 @@ OFFICIAL = {
     **{QUESTIONS.format(split): VQA_URL for split in (*ANSWERED, "test2015")},
     **{ANNOTATIONS.format(split): VQA_URL for split in ANSWERED},
 }
+GENOME = dict.fromkeys((visual_genome.IMAGES, visual_genome.QUESTIONS), visual_genome.GENOME_URL)
 MINIVAL = "minival.json"
 MINIVAL_URL = "https://nlp.cs.unc.edu/data/lxmert_data/vqa/minival.json"
 PUBLISHED = {  # questions, images
@@ -44,24 +47,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare(job: Job) -> None:
-    genome = dict.fromkeys((visual_genome.IMAGES, visual_genome.QUESTIONS), visual_genome.GENOME_URL)
-    found = find_official(job.source, OFFICIAL, {TEST_DEV: VQA_URL, MINIVAL: MINIVAL_URL, **genome})
+    found = find_official(job.source, OFFICIAL, {TEST_DEV: VQA_URL, MINIVAL: MINIVAL_URL, **GENOME})
     minival = minival_images(job, job.options.minival or found.get(MINIVAL))
     extras = Extras(job)
     answers = Counter()  # the most frequent answer of each question
-    write_train(job, found, extras, answers)
-    validation = write_val(job, found, extras, answers, minival)
-    write_tests(job, found, extras)
+    write_part(job, "train", usable(job, annotated(job, found, "train2014", answers), training=True), extras)
+    parts: dict[bool, list[dict]] = {True: [], False: []}  # of the minival's images?
+    for entry in annotated(job, found, "val2014", answers):
+        parts[coco_number(entry["image"]) in minival].append(entry)
+    validation = list(usable(job, parts[True], training=False))
+    write_part(job, "nominival", usable(job, parts[False], training=True), extras)
+    write_part(job, "minival", validation, extras)
+    for split, name in (("test2015", "test"), ("test-dev2015", "testdev")):
+        if (file := QUESTIONS.format(split)) in found:
+            write_part(job, name, usable(job, read_questions(job, found[file], split, None), training=False), extras)
     write_minival_scores(job, validation, minival)
     write_answer_list(job, answers)
     extras.report()
-    if genome.keys() <= found.keys():
+    if GENOME.keys() <= found.keys():
         images = visual_genome.read_images(job, found[visual_genome.IMAGES])
-        allowed = {n: image for n, image in images.items() if image["coco_id"] not in minival}
-        visual_genome.write_questions(job, allowed, images, found[visual_genome.QUESTIONS])
-    elif (job.output / visual_genome.VG_QA).is_file():
-        # tools.prepare vg left out the images of Karpathy's val, which a minival's need not be
-        visual_genome.leave_out_questions(job, job.output / visual_genome.VG_QA, minival)
+        visual_genome.write_questions(job, images, minival, found[visual_genome.QUESTIONS])
+    else:
+        job.warn(f"{' or '.join(GENOME)} is not in SOURCE: {visual_genome.VG_QA} is not written")
 
 
 def minival_images(job: Job, path: Path | None) -> set[int]:
@@ -69,15 +76,14 @@ def minival_images(job: Job, path: Path | None) -> set[int]:
     karpathy = held_out_file(job.output, "coco")
     if path is not None:
         images = read_coco_ids(path)
-        job.note(f"validation images: {path}")
     elif karpathy.is_file():
         images = {image["coco_id"] for image in read_json(karpathy)["images"] if image["split"] == "val"}
-        job.note("validation images: Karpathy's val")
     else:
         raise UserError(
             f"the 5,000 validation images are not known: put {MINIVAL} ({MINIVAL_URL}) into --source {job.source}, "
             f"or run tools.prepare coco with --output {job.output} first (then Karpathy's val is taken)"
         )
+    job.note(f"validation images: {path or 'Karpathy' + chr(39) + 's val'}")
     job.count("images, minival", len(images), MINIVAL_IMAGES)
     return images
 
@@ -85,130 +91,86 @@ def minival_images(job: Job, path: Path | None) -> set[int]:
 # ------------------------------------------------------------------------------------------------ questions
 
 
-def write_train(job: Job, found: dict[str, Path], extras: "Extras", answers: Counter) -> None:
-    with job.writing(PART.format("train")) as write:
-        for entry in annotated(job, found, "train2014", answers):
-            if job.has(entry["image"]) and usable(job, entry, training=True):
-                write(extras.added(entry))
-    count_written(job, "train")
-
-
-def write_val(
-    job: Job, found: dict[str, Path], extras: "Extras", answers: Counter, minival: set[int]
-) -> dict[int, tuple[int, list[str]]]:
-    """val2014's questions, those of the minival's images apart, which are returned: {question: (COCO id, answers)}."""
-    validation = {}
-    with job.writing(PART.format("nominival")) as write_rest, job.writing(PART.format("minival")) as write_minival:
-        for entry in annotated(job, found, "val2014", answers):
-            number = coco_number(entry["image"])
-            if not job.has(entry["image"]) or not usable(job, entry, training=number not in minival):
-                continue
-            (write_minival if number in minival else write_rest)(extras.added(entry))
-            if number in minival:
-                validation[entry["question_id"]] = number, entry["answer"]
-    count_written(job, "nominival")
-    count_written(job, "minival")
-    return validation
-
-
-def count_written(job: Job, part: str) -> None:
-    job.count(f"questions written, {part}", job.files[job.output / PART.format(part)])
-
-
-def write_tests(job: Job, found: dict[str, Path], extras: "Extras") -> None:
-    for split, name in (("test2015", "test"), ("test-dev2015", "testdev")):
-        if QUESTIONS.format(split) not in found:
-            continue
-        with job.writing(PART.format(name)) as write:
-            for entry in read_questions(job, found[QUESTIONS.format(split)], split, None):
-                if job.has(entry["image"]) and usable(job, entry, training=False):
-                    write(extras.added(entry))
-
-
 def annotated(job: Job, found: dict[str, Path], split: str, answers: Counter) -> Iterator[dict]:
     """Questions with their ten answers; `answers` counts each question's most frequent one."""
-    path, annotations = found[ANNOTATIONS.format(split)], {}
     shared: dict[str, dict] = {}  # equal answers are one object, or 443,757 x 10 of them fill the memory
-    for index, annotation in enumerate(read_list(path, "annotations")):
-        try:
-            given = [item["answer"] for item in annotation["answers"]]
-            slim = {key: annotation[key] for key in ("image_id", "answer_type", "question_type") if key in annotation}
-            slim["answers"] = [shared.setdefault(answer, {"answer": answer}) for answer in given]
-            annotations[annotation["question_id"]] = slim
-            answers[normalize_answer(annotation["multiple_choice_answer"]).replace(",", "")] += 1
-        except (KeyError, TypeError, AttributeError) as error:
-            job.odd("annotation that is not as VQA's", f"{path.name} annotation {index} ({error!r})")
+
+    def slim(annotation: dict) -> tuple[int, dict]:
+        kept = {key: annotation[key] for key in ("image_id", "answer_type", "question_type") if key in annotation}
+        given = [item["answer"] for item in annotation["answers"]]
+        kept["answers"] = [shared.setdefault(answer, {"answer": answer}) for answer in given]
+        answers[normalize_answer(annotation["multiple_choice_answer"]).replace(",", "")] += 1
+        return annotation["question_id"], kept
+
+    annotations = dict(pair for _, pair in job.read(found[ANNOTATIONS.format(split)], "annotations", slim))
     yield from read_questions(job, found[QUESTIONS.format(split)], split, annotations)
     for number in annotations:  # those that questions took are gone
-        job.odd("annotation without a question", f"{path.name} question {number}")
+        job.leave_out("annotation without a question", f"question {number}")
 
 
 def read_questions(job: Job, path: Path, split: str, annotations: dict | None) -> Iterator[dict]:
     """The entries of a question file; annotations: {question id: annotation}, which are taken out, None of test."""
-    count, images = 0, set()
-    for count, question in enumerate(read_list(path, "questions"), 1):
-        where = f"{path.name} question {count - 1}"
-        try:
-            annotation = None if annotations is None else annotations.pop(question["question_id"], None)
-            entry = vqa_entry(question, annotation, split)
-        except (ValueError, KeyError, TypeError) as error:
-            job.odd("question that is not as VQA's, left out", f"{where} {error}")
-            continue
-        images.add(question["image_id"])
-        if annotations is not None and annotation is None:
-            job.odd("question without an annotation, left out", where)
+
+    def convert(question: dict) -> dict:
+        if annotations is not None and question["question_id"] not in annotations:
+            raise ValueError("has no annotation")
+        annotation = None if annotations is None else annotations.pop(question["question_id"])
+        return vqa_entry(question, annotation, split)
+
+    images = Counter()  # and their questions
+    for _, entry in job.read(path, "questions", convert):
+        images[entry["image"]] += 1
+        if job.has(entry["image"]):
+            yield entry
+    job.count(f"questions, {split}", images.total(), PUBLISHED[split][0])
+    job.count(f"  images, {split}", len(images), PUBLISHED[split][1])
+
+
+def usable(job: Job, entries: Iterator[dict], training: bool) -> Iterator[dict]:
+    """Those with a word in the question and, in training, in an answer; validation needs all ten answers."""
+    for entry in entries:
+        answers, kind = entry.get("answer"), None
+        if not clean_question(entry["question"]):
+            kind = "question without a word"
+        elif training and not any(answer.strip() for answer in answers):
+            kind = "question of training whose answers are all blank"
+        elif not training and answers is not None and len(answers) != ANNOTATORS:
+            kind = f"question of validation with another number of answers than {ANNOTATORS}"
+        if kind:
+            job.leave_out(kind, f"question {entry['question_id']}")
         else:
             yield entry
-    first = f"question {next(iter(annotations))} has an annotation only" if annotations else ""
-    job.count(f"questions, {split}", count, PUBLISHED[split][0], first=first)
-    job.count(f"  images, {split}", len(images), PUBLISHED[split][1], first=first)
 
 
-def usable(job: Job, entry: dict, training: bool) -> bool:
-    where = f"question {entry['question_id']}"
-    if not clean_question(entry["question"]):
-        job.odd("question without a word, left out", where)
-        return False
-    answers = entry.get("answer")
-    if answers is None:
-        return True
-    answered = any(answer.strip() for answer in answers)
-    if len(answers) != ANNOTATORS:
-        job.odd(f"question with another number of answers than {ANNOTATORS}", where)
-        return training and answered
-    if not answered:
-        job.odd("question whose answers are all blank, left out of training", where)
-    return answered or not training
+def write_part(job: Job, part: str, entries: Iterator[dict], extras: "Extras") -> None:
+    job.count(f"questions written, {part}", job.write(PART.format(part), map(extras.added, entries)))
 
 
 # ------------------------------------------------------------------------------------------------ answers
 
 
-def soft_scores(answers: Iterable[str]) -> dict[str, float]:
+def soft_scores(answers: list[str]) -> dict[str, float]:
     """{answer: the official accuracy that saying it would have}, of ten annotators: 0.3, 0.6, 0.9, then 1."""
     return {answer: round(leave_one_out(count), 6) for answer, count in Counter(answers).items()}
 
 
-def write_minival_scores(job: Job, validation: dict[int, tuple[int, list[str]]], minival: set[int]) -> None:
+def write_minival_scores(job: Job, validation: list[dict], minival: set[int]) -> None:
     """vqa/minival.json, {"question_id", "label": {answer: score}}, as LXMERT and mPLUG publish it."""
-    absent = sorted(minival - {image for image, _ in validation.values()})
+    absent = minival - {coco_number(entry["image"]) for entry in validation}
     if absent:
-        job.warn(f"{len(absent):,} images of the minival have no question in val2014; first: {absent[0]}")
-    with job.writing("vqa/minival.json") as write:
-        for number, (_, answers) in validation.items():
-            write({"question_id": number, "label": soft_scores(answers)})
+        job.warn(f"{len(absent):,} images of the minival have no question in val2014; first: {min(absent)}")
+    scores = ({"question_id": entry["question_id"], "label": soft_scores(entry["answer"])} for entry in validation)
+    job.write("vqa/minival.json", scores)
 
 
 def write_answer_list(job: Job, answers: Counter) -> None:
     """The answers that are the most frequent one of at least nine questions of train and val, most common first."""
     common = [answer for answer, count in answers.most_common() if answer and count >= MIN_OCCURRENCES]
     job.count("answers in the list", len(common), ANSWERS)
-    if not common:
+    if common:
+        job.write("vqa/answer_list.json", common)
+    else:
         job.warn(f"no answer occurs {MIN_OCCURRENCES} times: vqa/answer_list.json is not written")
-        return
-    with job.writing("vqa/answer_list.json") as write:
-        for answer in common:
-            write(answer)
 
 
 # ------------------------------------------------------------------------------------------------ labels and words
@@ -218,65 +180,55 @@ class Extras:
     """Object labels and OCR tokens by image; images are recognized by COCO's id, whatever path names them."""
 
     def __init__(self, job: Job):
-        self.job = job
-        self.labels = self._read(job.options.objects, "object_label", _labels)
-        self.words = self._read(job.options.ocr, "ocr", _words)
-        self.used = Counter()
+        self.job, self.used = job, Counter()
+        files = {"object_label": (job.options.objects, read_labels), "ocr": (job.options.ocr, read_words)}
+        self.known = {key: self._read(paths, key, convert) for key, (paths, convert) in files.items() if paths}
 
-    def _read(self, paths: list[Path], key: str, convert: Callable) -> dict:
+    def _read(self, paths: list[Path], key: str, convert) -> dict[int, Any]:
         """{COCO id: what `convert` makes of the value}"""
         result = {}
         for path in paths:
             content = read_json(path)
-            if isinstance(content, list):
-                content = {str(entry.get("image")): entry.get(key) for entry in content if isinstance(entry, dict)}
-            if not isinstance(content, dict):
-                raise UserError(f"{path}: is neither a map of images nor a list of entries")
-            for image, value in content.items():
-                number = int(image) if image.isdecimal() else coco_number(image)
+            try:
+                if isinstance(content, list):
+                    content = {entry["image"]: entry.get(key) for entry in content}
+                values = content.items()
+            except (KeyError, TypeError, AttributeError):
+                raise UserError(f"{path}: is neither a map of images nor a list of entries with 'image'") from None
+            for image, value in values:
                 try:
-                    result[number] = convert(value)
-                except (TypeError, ValueError) as error:
-                    self.job.odd(f"image whose {key} cannot be read", f"{path.name}: {image} ({error})")
+                    result[int(image) if image.isdecimal() else coco_number(image)] = convert(value or [])
+                except (TypeError, ValueError, AttributeError) as error:
+                    self.job.leave_out(f"{key} that cannot be read", f"{path.name}: {image} ({error})")
         return result
 
     def added(self, entry: dict) -> dict:
         """The entry with what is known of its image."""
         number = coco_number(entry["image"])
-        for key, known in (("object_label", self.labels), ("ocr", self.words)):
+        for key, known in self.known.items():
             if known.get(number):
                 self.used[key] += 1
                 entry[key] = known[number]
         return entry
 
     def report(self) -> None:
-        for name, key, known in (("object labels", "object_label", self.labels), ("OCR tokens", "ocr", self.words)):
-            if known:
-                self.job.count(f"questions with {name}", self.used[key])
-                if not self.used[key]:
-                    self.job.warn(f"no question's image is among those with {name}: are they named as COCO's files?")
+        for key in self.known:
+            self.job.count(f"questions with {key}", self.used[key])
+            if not self.used[key]:
+                self.job.warn(f"no question's image is among those with {key}: are they named as COCO's files?")
 
 
-def _labels(value) -> str:
+def read_labels(value) -> str:
     """mPLUG's "dog&&frisbee" from itself, a list of names, or a detector's list of {"label"} or {"class"}."""
-    if value is None or isinstance(value, str):
-        return value or ""
-    if not isinstance(value, list):
-        raise TypeError("neither a string nor a list")
+    if isinstance(value, str):
+        return value
     names = [item.get("label", item.get("class")) if isinstance(item, dict) else item for item in value]
-    if not all(isinstance(name, str) for name in names):
-        raise TypeError("a label that is no string")
     return "&&".join(name.replace("&&", " ").strip() for name in names if name.strip())
 
 
-def _words(value) -> list:
+def read_words(value) -> list:
     """[[box, word], ...]; words alone get no box."""
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise TypeError("no list")
-    result = [[None, item] if isinstance(item, str) else list(item) for item in value]
-    for item in result:
-        if len(item) != 2 or not isinstance(item[1], str):
-            raise ValueError("not [box, word]")
-    return result
+    pairs = [[None, item] if isinstance(item, str) else list(item) for item in value]
+    if not all(len(pair) == 2 and isinstance(pair[1], str) for pair in pairs):
+        raise ValueError("not [box, word]")
+    return pairs

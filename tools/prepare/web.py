@@ -1,19 +1,31 @@
-"""Conceptual Captions 3M and SBU Captions: lists of addresses with captions, and what was downloaded of them."""
+"""Conceptual Captions 3M and SBU Captions: lists of addresses with captions, and what was downloaded of them.
+
+    python -m tools.prepare cc3m --source downloads/cc3m --output data --addresses
+    img2dataset --url_list data/cc3m/addresses.parquet --input_format parquet ... --output_folder data/cc3m/images
+    python -m tools.prepare cc3m --source downloads/cc3m --output data --check-leaks
+
+The images are as img2dataset leaves them (github.com/rom1504/img2dataset): folders or tar shards of key.jpg + key.json,
+beside each a SHARD_stats.json with the status of every address; or they are named by the last part of the address, as
+torchvision's SBU stores them.
+"""
 
 import argparse
 import hashlib
-import itertools
-from array import array
+import os
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-import numpy as np
+import pyarrow
+import pyarrow.parquet
 
 from dataset.files import read_json
-from dataset.official import tidy
+from dataset.official import needed, tidy
+from dataset.shards import shard_members
 from dataset.text import clean_caption
-from tools.prepare import img2dataset
-from tools.prepare.common import Job, find_official, progress
+from tools.prepare.common import Job, find_official, progress, whole_folder
 from tools.prepare.held_out import HeldOut, flickr_photo
 from utils import UserError, open_file
 
@@ -24,103 +36,75 @@ SBU_NAME = "sbu-captions-all.json"
 SBU_LINES = ("SBU_captioned_photo_dataset_urls.txt", "SBU_captioned_photo_dataset_captions.txt")
 PUBLISHED = {"cc3m": 3_318_333, "sbu": 1_000_000}
 REASONS_SHOWN = 5
-NO_PAIR = "line that is no caption and address, left out"
-NOT_TEXT = "line that is not UTF-8, left out"
-BLOCK = 20_000  # pairs whose images are compared with the held-out ones at a time
+SHARD = re.compile(r"\d{5,}")
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--shard-size",
-        type=int,
-        default=img2dataset.SHARD_SIZE,
-        help="img2dataset's number_sample_per_shard, for the paths of images that are not there yet (%(default)s)",
-    )
+    parser.add_argument("--addresses", action="store_true", help="write OUTPUT/SET/addresses.parquet for img2dataset")
 
 
 def prepare(job: Job) -> None:
-    shard_size = job.options.shard_size
-    if shard_size < 1:
-        raise UserError(f"--shard-size {shard_size}: must be at least 1")
-    listed = array("Q")  # hashes of the addresses of the official list
-    rows = usable_rows(job, cc3m_rows(job) if job.name == "cc3m" else sbu_rows(job), listed)
-    predicted = False
-    if img2dataset.shard_names(job.images):
-        for _ in rows:
-            pass
-        pairs = downloaded_pairs(job)
-    elif job.options.require_images or job.images.is_dir() and any(path.is_file() for path in job.images.iterdir()):
-        # named by the last part of the address, as torchvision's SBU stores them
-        named = ((url.rsplit("/", 1)[-1].split("?")[0], caption, url) for _, caption, url in rows)
-        pairs = (pair(name, caption, url) for name, caption, url in named if name and job.exists(name))
+    rows = list(progress(cc3m_rows(job) if job.name == "cc3m" else sbu_rows(job), "reading the list", "pairs"))
+    job.count("pairs listed", len(rows), PUBLISHED[job.name])
+    if job.options.addresses:
+        write_addresses(job, rows)
+        return
+    if shard_names(job.images):
+        photos = img2dataset_photos(job)
+    elif job.images.is_dir() and any(path.is_file() for path in job.images.iterdir()):
+        photos = named_photos(job, rows)
     else:
-        job.note(f"no image in {job.images}: paths are those that img2dataset will give")
-        pairs = (pair(img2dataset.predicted_path(row, shard_size), caption, url) for row, caption, url in rows)
-        predicted = True
-    read = write_pairs(job, pairs)
-    unlisted = int((~np.isin(np.frombuffer(read, dtype=np.uint64), np.frombuffer(listed, dtype=np.uint64))).sum())
-    if unlisted:
-        job.warn(f"{unlisted:,} downloaded images have an address that the list does not name")
-    job.count("pairs listed", len(listed), PUBLISHED[job.name], first=job.first_odd(NO_PAIR, NOT_TEXT))
-    job.count("pairs written for pre-training", job.files[job.output / f"pretrain/{job.name}.json"])
-    missing = len(listed) if predicted else max(len(listed) - len(read), 0)
+        raise UserError(
+            f"{job.images}: holds no image; the same command with --addresses writes the list for img2dataset, "
+            "which downloads them (docs/reproduce.md)"
+        )
+    held_out = HeldOut(job, "coco", "flickr30k")
+    prefix, found = job.pretrain_prefix, Counter()
+    allowed = held_out.spare(usable(job, photos, found))
+    pairs = ({"image": f"{prefix}/{photo['image']}", "caption": photo["caption"]} for photo in allowed)
+    written = job.write(f"pretrain/{job.name}.json", pairs)
+    held_out.report()
+    job.count("pairs written for pre-training", written)
+    missing = max(len(rows) - found["images"], 0)
     job.count("listed pairs without an image", missing)
-    job.note(f"without an image: {100 * missing / max(len(listed), 1):.1f}% of the list")
-
-
-def pair(image: str, caption: str, url: str) -> dict:
-    return {"image": image, "caption": caption, "url": url}
+    job.note(f"without an image: {100 * missing / max(len(rows), 1):.1f}% of the list")
 
 
 # ------------------------------------------------------------------------------------------------ the list
 
 
-def usable_rows(job: Job, rows: Iterator, listed: array) -> Iterator[tuple[int, str, str]]:
-    """(row, caption, address) of the official list; `listed` collects the addresses' hashes. Rows that are not as they
-    should be are counted and left out; their number stays free."""
-    for row, (caption, url) in enumerate(rows):
-        if isinstance(caption, UnicodeDecodeError):
-            job.odd(NOT_TEXT, f"row {row} ({caption})")
-        elif not isinstance(caption, str) or not isinstance(url, str):
-            job.odd(NO_PAIR, f"row {row}")
-        else:
-            listed.append(short_hash(url))
-            yield row, caption, url
-
-
-def cc3m_rows(job: Job) -> Iterator[tuple[str | UnicodeDecodeError, str | None]]:
-    """(caption, address) of every line; of one that is no such pair (it, None), of one that is no text (why, None)."""
+def cc3m_rows(job: Job) -> Iterator[tuple[str, str]]:
+    """(caption, address) of every line; quotation marks are characters like any other."""
     path = find_official(job.source, {CC3M_NAME: CC3M_URL})[CC3M_NAME]
     with open_file(path) as file:
-        for number, content in enumerate(progress(file, f"reading {path.name}", "lines")):
+        for number, content in enumerate(file):
             try:
-                text = content.decode("utf-8-sig" if number == 0 else "utf-8")
-            except UnicodeDecodeError as error:
-                yield error, None
+                caption, address = content.decode("utf-8-sig").rstrip("\r\n").split("\t")
+            except ValueError as error:  # no UTF-8, or not two parts
+                job.leave_out("line that is no caption and address", f"row {number} ({error})")
                 continue
-            parts = text.rstrip("\r\n").split("\t")
-            if number == 0 and parts == ["caption", "url"]:  # as img2dataset's guide puts it on top
-                continue
-            yield (parts[0], parts[1].strip()) if len(parts) == 2 else (text, None)
+            if (caption, address) != ("caption", "url"):  # as img2dataset's guide puts it on top
+                yield caption, address.strip()
 
 
 def sbu_rows(job: Job) -> Iterator[tuple[str, str]]:
     """(caption, address) of every pair of one of the two published layouts."""
     found = find_official(job.source, {}, dict.fromkeys((SBU_NAME, *SBU_LINES), SBU_URL))
     if SBU_NAME in found:
-        content = read_json(found[SBU_NAME])
-        columns = [content.get(key) if isinstance(content, dict) else None for key in ("captions", "image_urls")]
-        if not all(isinstance(column, list) for column in columns) or len(columns[0]) != len(columns[1]):
-            raise UserError(f"{found[SBU_NAME]}: lacks the equally long lists captions and image_urls")
-        return zip(*columns, strict=True)
-    if not found.keys() >= set(SBU_LINES):
+        path, content = found[SBU_NAME], read_json(found[SBU_NAME])
+        try:
+            captions, addresses = (needed(content, key, list) for key in ("captions", "image_urls"))
+        except ValueError as error:
+            raise UserError(f"{path}: {error}; is it the official file?") from None
+    elif found.keys() >= set(SBU_LINES):
+        path = found[SBU_LINES[0]]
+        addresses, captions = (read_lines(found[name]) for name in SBU_LINES)
+    else:
         find_official(job.source, {SBU_NAME: f"{SBU_URL}sbu-captions-all.tar.gz; or {' and '.join(SBU_LINES)}"})
-    urls, captions = (read_lines(found[name]) for name in SBU_LINES)
-    if len(urls) != len(captions):
-        raise UserError(
-            f"{found[SBU_LINES[0]]} has {len(urls)} lines, {SBU_LINES[1]} {len(captions)}: they do not match"
-        )
-    return zip(captions, urls, strict=True)
+    if len(captions) != len(addresses):
+        raise UserError(f"{path}: {len(addresses)} addresses and {len(captions)} captions do not match")
+    return zip(captions, addresses, strict=True)
 
 
 def read_lines(path: Path) -> list[str]:
@@ -130,44 +114,111 @@ def read_lines(path: Path) -> list[str]:
     return lines if lines[-1] else lines[:-1]
 
 
-# ------------------------------------------------------------------------------------------------ pairs
+def write_addresses(job: Job, rows: list[tuple[str, str]]) -> None:
+    """A parquet file with the columns url and caption: of a .tsv img2dataset takes a quotation mark for the start of a
+    cell that may hold line ends, and stops."""
+    captions, addresses = zip(*rows, strict=True)
+    path = job.output / job.name / "addresses.parquet"
+    with job.replacing(path) as temporary:
+        pyarrow.parquet.write_table(pyarrow.table({"url": addresses, "caption": captions}), temporary)
+    job.files[path] = len(rows)
 
 
-def downloaded_pairs(job: Job) -> Iterator[dict]:
-    """What img2dataset downloaded; captions and addresses are those that it kept beside each image."""
-    img2dataset.unpack_shards(job)
-    reasons = img2dataset.failures(job)
-    if reasons:
-        job.count("addresses that failed, by img2dataset", sum(reasons.values()))
-        shown = ", ".join(f"{count:,} x {reason}" for reason, count in reasons.most_common(REASONS_SHOWN))
-        job.note(f"why: {shown}")
-    yield from img2dataset.samples(job)
+# ------------------------------------------------------------------------------------------------ photos
 
 
-def write_pairs(job: Job, pairs: Iterator[dict]) -> array:
-    """pretrain/<set>.json, without blank captions, repeated pairs and held-out images; returns the hashes of the
-    addresses of all pairs."""
-    held_out = HeldOut(job, "coco", "flickr30k")
-    seen: set[int] = set()
-    read = array("Q")
-    with job.writing(f"pretrain/{job.name}.json") as write:
-        while block := list(itertools.islice(pairs, BLOCK)):
-            held_out.find_copies(pair["image"] for pair in block)
-            for pair in block:
-                image, url, caption = pair["image"], pair["url"], tidy(pair["caption"])
-                read.append(short_hash(url))
-                mark = short_hash(f"{url} {pair['caption']}")
-                if not clean_caption(caption, 1):
-                    job.odd("caption without a word, left out", image)
-                elif mark in seen:
-                    job.odd("pair that is listed again, left out", image)
-                elif held_out.allows(image, None, flickr_photo(url), pair.get("sha256")):
-                    write({"image": job.pretrain_path(image), "caption": caption})
-                seen.add(mark)
-    held_out.report()
-    return read
+def usable(job: Job, photos: Iterator[dict], found: Counter) -> Iterator[dict]:
+    """Photos {"image", "caption", "url", ...} without blank captions and repeated pairs, with the number of the Flickr
+    photo; found["images"] counts all."""
+    seen: set[bytes] = set()
+    for photo in photos:
+        found["images"] += 1
+        caption = tidy(photo["caption"])
+        mark = hashlib.blake2b(f"{photo['url']} {caption}".encode(), digest_size=8).digest()
+        if not clean_caption(caption, 1):
+            job.leave_out("caption without a word", photo["image"])
+        elif mark in seen:
+            job.leave_out("pair that is listed again", photo["image"])
+        else:
+            yield {**photo, "caption": caption, "flickr_id": flickr_photo(photo["url"])}
+        seen.add(mark)
 
 
-def short_hash(text: str) -> int:
-    """64 bits, which no two of some million texts share but by a rare chance."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+def named_photos(job: Job, rows: list[tuple[str, str]]) -> Iterator[dict]:
+    """Images that are named by the last part of their address."""
+    for caption, address in rows:
+        name = address.rpartition("/")[2].partition("?")[0]
+        if name and job.exists(name):
+            yield {"image": name, "caption": caption, "url": address}
+
+
+def img2dataset_photos(job: Job) -> Iterator[dict]:
+    """The images of img2dataset's shards, with the captions and addresses that it kept beside each, and "sha256", that
+    of the file at the address, from before it was resized."""
+    unpack_shards(job)
+    count_failures(job)
+    for shard in progress(shard_names(job.images), "reading shards", "shards"):
+        names = set(os.listdir(job.images / shard))
+        for name in sorted(name for name in names if name.endswith(".json")):
+            try:
+                photo = read_photo(job.images / shard, name.removesuffix(".json"), names)
+            except (UserError, ValueError, AttributeError) as error:
+                job.leave_out("sample that img2dataset left incomplete", f"{shard}/{name} ({error})")
+                continue
+            if photo:
+                yield {**photo, "image": f"{shard}/{photo['image']}"}
+
+
+def read_photo(folder: Path, key: str, names: set[str]) -> dict | None:
+    """A sample; None of a failed download. Raises UserError, ValueError or AttributeError if it is incomplete."""
+    content = read_json(folder / f"{key}.json")
+    if content.get("status", "success") != "success":
+        return None
+    image = next((key + ending for ending in IMAGE_ENDINGS if key + ending in names), None)
+    if image is None or not (folder / image).stat().st_size:
+        raise ValueError("its image is missing or empty")
+    caption = "" if content.get("caption") is None else needed(content, "caption", str)
+    return {"image": image, "caption": caption, "url": str(content.get("url")), "sha256": content.get("sha256")}
+
+
+def shard_names(folder: Path) -> list[str]:
+    """Names of the shards in a folder, whether unpacked or tar files."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    found = {Path(name).stem for name in names if name.endswith(".tar") or (folder / name).is_dir()}
+    return sorted(name for name in found if SHARD.fullmatch(name))
+
+
+def unpack_shards(job: Job) -> None:
+    """SHARD.tar -> SHARD/ in the images' folder, each whole or not at all; what is unpacked already is left alone."""
+    packed = [name for name in shard_names(job.images) if not (job.images / name).is_dir()]
+    for name in progress(packed, "unpacking tar shards", "shards"):
+        path = job.images / f"{name}.tar"
+        with open_file(path) as file, whole_folder(job.images / name) as partial:
+            unpack(job, path, file, partial)
+
+
+def unpack(job: Job, path: Path, file: BinaryIO, folder: Path) -> None:
+    """The plain files at the top of a tar file without compression, which cannot hold more than its own size."""
+    try:
+        for name, start, size in shard_members(file):
+            if os.path.basename(name) != name:
+                job.leave_out("file of a tar shard that is not at its top", f"{path.name}: {name}")
+            elif name.endswith((*IMAGE_ENDINGS, ".json")):
+                file.seek(start)
+                (folder / name).write_bytes(file.read(size))
+    except (EOFError, ValueError) as error:
+        job.leave_out("rest of a damaged tar shard", f"{path.name} ({error})")
+
+
+def count_failures(job: Job) -> None:
+    """Says what could not be downloaded, from the shards' statistics."""
+    reasons: Counter = Counter()
+    for path in (job.images / f"{name}_stats.json" for name in shard_names(job.images)):
+        try:
+            reasons.update(read_json(path)["status_dict"] if path.is_file() else {})
+        except (UserError, KeyError, TypeError) as error:
+            job.warn(f"{path.name}: the statistics cannot be read ({error})")
+    reasons.pop("success", None)
+    job.count("addresses that failed, by img2dataset", sum(reasons.values()))
+    for reason, count in reasons.most_common(REASONS_SHOWN):
+        job.note(f"failed: {count:,} x {reason}")
