@@ -83,7 +83,7 @@ def test_the_packages_become_the_lists_that_the_configurations_name(source, tmp_
         f"{name}.png" for name in IMAGES
     )
     assert (output / "images/noto/1f0cf.png").read_bytes() == png((0, 0, 0, 255))
-    assert "odd: 1 x image whose name is not known, left out; first: twemoji/ffff.png" in out
+    assert "left out: 1 x image whose name is not known; first: twemoji/ffff.png" in out
     assert "warning: images, noto: 4, 3,782 fewer than the published 3,786" in out
 
 

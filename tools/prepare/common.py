@@ -52,7 +52,7 @@ def whole_folder(output: Path) -> Iterator[Path]:
     """Gives the folder OUTPUT.partial, which becomes `output`, a new or an empty folder, when the block ends without
     error: what an interrupted run leaves is never taken for the whole, and the next run replaces it."""
     output = output.resolve()  # of a link to another disk the folder there
-    partial, program = output.with_name(f"{output.name}.partial"), "unfinished"
+    partial, program = output.with_name(f"{output.name}.partial"), "semmim"
     try:
         if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir()) or output.is_mount()):
             raise UserError(f"--output {output}: must be a new or an empty folder (no mount point); name another")
