@@ -25,7 +25,7 @@ from models.bert import BertConfig
 from models.semmim import PREFIX, SemMIM
 from models.weights import check_weights, read_weights
 from semmim.files import CONVERTED
-from utils import UserError, make_folder, new_file, run_main, save_checkpoint
+from utils import UserError, make_folder, new_file, one_line, run_main, save_checkpoint
 
 TEXT_LAYERS = FUSION_LAYERS = 6  # of ALBEF's BERT; the latter have cross-attention
 HEAD_WIDTH = 64  # of ViT-B and BERT-base, which no tensor's shape says
@@ -59,7 +59,9 @@ def convert(weights: dict[str, Tensor], source: str) -> tuple[dict, dict[str, in
     Raises UserError, with ALBEF's name of the weight, for one that has no place, is missing or has an unexpected shape
     or value.
     """
-    pairs = prefixes("text_encoder.bert." if any(key.startswith("text_encoder.bert.") for key in weights) else None)
+    pairs = prefixes(
+        "text_encoder.bert." if any(key.startswith("text_encoder.bert.") for key in weights) else "text_encoder."
+    )
     back = [(own, albefs) for albefs, own in pairs]
     state, dropped = {}, {}
     for key, value in weights.items():
@@ -69,14 +71,12 @@ def convert(weights: dict[str, Tensor], source: str) -> tuple[dict, dict[str, in
             raise UserError(f"{source}: unknown weight {key}; {KNOWN}")
         else:
             state[name] = value.float()
-    if "log_temperature" not in state or "image_encoder.vit.pos_embed" not in state:
-        raise UserError(
-            f"{source}: no ALBEF checkpoint (no temp or visual_encoder.pos_embed); give ALBEF.pth or the like"
-        )
     try:
         description = describe(state)
-    except WrongWeight as error:
-        raise UserError(f"{source}: {renamed(error.name, back)} {error.problem}; {KNOWN}") from None
+    except KeyError as error:
+        raise UserError(f"{source}: {renamed(error.args[0], back)} is missing; {KNOWN}") from None
+    except (ValueError, IndexError, TypeError, RuntimeError) as error:
+        raise UserError(f"{source}: not the shapes of an ALBEF checkpoint ({one_line(error)}); {KNOWN}") from None
     # ALBEF masks no patches; the model has the token, evaluation never reads it
     state["image_encoder.mask_token"] = torch.zeros(description["image_encoder"]["args"]["embed_dim"])
     has_mlm_head = any(name.startswith("mlm_head.") for name in state)
@@ -88,9 +88,8 @@ def convert(weights: dict[str, Tensor], source: str) -> tuple[dict, dict[str, in
     return {"model": model, "description": description, "stage": CONVERTED}, dropped
 
 
-def prefixes(bert: str | None) -> list[tuple[str, str]]:
-    """How names begin: (ALBEF's, this project's). bert: ALBEF's prefix of its BERT, None: of a fine-tuned model."""
-    bert = bert or "text_encoder."
+def prefixes(bert: str) -> list[tuple[str, str]]:
+    """How names begin: (ALBEF's, this project's). bert: ALBEF's prefix of its BERT, another in fine-tuned models."""
     layers = [(f"{bert}encoder.layer.{i}.", f"text_encoder.encoder.layer.{i}.") for i in range(TEXT_LAYERS)]
     for i in range(FUSION_LAYERS):
         layers.append((f"{bert}encoder.layer.{TEXT_LAYERS + i}.", f"fusion_encoder.encoder.layer.{i}."))
@@ -109,45 +108,25 @@ def renamed(name: str, pairs: list[tuple[str, str]]) -> str | None:
     return next((new + name.removeprefix(old) for old, new in pairs if name.startswith(old)), None)
 
 
-class WrongWeight(Exception):
-    """A weight that does not say what the architecture is: its name and the problem."""
-
-    def __init__(self, name: str, problem: str):
-        super().__init__(name, problem)
-        self.name, self.problem = name, problem
-
-
 def describe(state: dict[str, Tensor]) -> dict:
-    """The architecture, read off the shapes of the renamed weights (and the temperature, not yet a logarithm)."""
-
-    def shape(name: str, dimensions: int) -> torch.Size:
-        if name not in state:
-            raise WrongWeight(name, "is missing")
-        if state[name].ndim != dimensions:
-            raise WrongWeight(name, f"has the shape {list(state[name].shape)} instead of {dimensions} dimensions")
-        return state[name].shape
-
-    def heads(name: str, width: int) -> int:
-        if width % HEAD_WIDTH:
-            raise WrongWeight(name, f"is {width} wide, no multiple of the {HEAD_WIDTH} of an attention head")
-        return width // HEAD_WIDTH
-
-    patches, words = "image_encoder.vit.patch_embed.proj.weight", "text_encoder.embeddings.word_embeddings.weight"
-    width, _, patch, _ = shape(patches, 4)
-    grid = round((shape("image_encoder.vit.pos_embed", 3)[1] - 1) ** 0.5)
+    """The architecture, read off the shapes of the renamed weights (and the temperature, not yet a logarithm). Raises
+    KeyError for one that is missing."""
+    width, _, patch, _ = state["image_encoder.vit.patch_embed.proj.weight"].shape
+    grid = round((state["image_encoder.vit.pos_embed"].shape[1] - 1) ** 0.5)
     blocks = [re.match(r"image_encoder\.vit\.blocks\.(\d+)\.", name) for name in state]
-    vocab_size, hidden_size = shape(words, 2)
-    shape("log_temperature", 0)
+    vocab_size, hidden_size = state["text_encoder.embeddings.word_embeddings.weight"].shape
     temperature = float(state["log_temperature"])
     if not 0 < temperature < math.inf:  # nor NaN
-        raise WrongWeight("log_temperature", f"is {temperature}, not a positive number")
+        raise ValueError(f"temp is {temperature}, not a positive number")
+    if width % HEAD_WIDTH or hidden_size % HEAD_WIDTH:
+        raise ValueError(f"{width} and {hidden_size} wide, no multiples of the {HEAD_WIDTH} of an attention head")
     bert = BertConfig(
         vocab_size=vocab_size,
         hidden_size=hidden_size,
-        num_attention_heads=heads(words, hidden_size),
-        intermediate_size=shape("text_encoder.encoder.layer.0.intermediate.dense.weight", 2)[0],
-        max_position_embeddings=shape("text_encoder.embeddings.position_embeddings.weight", 2)[0],
-        type_vocab_size=shape("text_encoder.embeddings.token_type_embeddings.weight", 2)[0],
+        num_attention_heads=hidden_size // HEAD_WIDTH,
+        intermediate_size=len(state["text_encoder.encoder.layer.0.intermediate.dense.weight"]),
+        max_position_embeddings=len(state["text_encoder.embeddings.position_embeddings.weight"]),
+        type_vocab_size=len(state["text_encoder.embeddings.token_type_embeddings.weight"]),
     )
     return {
         "image_encoder": {
@@ -155,9 +134,9 @@ def describe(state: dict[str, Tensor]) -> dict:
             "image_size": grid * patch,
             "args": {
                 "embed_dim": width,
-                "mlp_ratio": shape("image_encoder.vit.blocks.0.mlp.fc1.weight", 2)[0] / width,
+                "mlp_ratio": len(state["image_encoder.vit.blocks.0.mlp.fc1.weight"]) / width,
                 "depth": len({found[1] for found in blocks if found}),
-                "num_heads": heads(patches, width),
+                "num_heads": width // HEAD_WIDTH,
                 "patch_size": patch,
             },
         },
@@ -165,7 +144,7 @@ def describe(state: dict[str, Tensor]) -> dict:
         "text_layers": TEXT_LAYERS,
         "fusion_layers": FUSION_LAYERS,
         "decoder_layers": 0,
-        "embed_dim": shape("vision_proj.weight", 2)[0],
+        "embed_dim": len(state["vision_proj.weight"]),
         "temperature": temperature,
         "sep": False,  # ALBEF's tokenizer ends no text with [SEP]
     }

@@ -12,7 +12,6 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-from scipy.stats import rankdata, spearmanr
 
 from tools.report.runs import Run, Stat, paired_difference, stat
 from tools.report.tables import DASH, PAPER, Table, Value, metric, paper_rows, paper_values, printed, show, vqa_accuracy
@@ -185,11 +184,15 @@ def agreement(published: list[float], ours: list[dict[int, float]]) -> list[str]
 
 def ranks(values: Sequence[float]) -> np.ndarray:
     """1 for the smallest; values that are equal but for rounding share the mean of their ranks."""
+    from scipy.stats import rankdata
+
     return rankdata(np.round(np.asarray(values, dtype=float), 9))
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
     """Spearman's; None if all values of one are equal."""
+    from scipy.stats import spearmanr
+
     first, second = ranks(first), ranks(second)
     return float(spearmanr(first, second).statistic) if np.ptp(first) and np.ptp(second) else None
 

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from scipy import stats
-
 from dataset.files import read_json
 from engine.config import read_yaml
 from utils import UserError, one_line
@@ -185,6 +183,8 @@ class Stat:
 
     def differs_from_zero(self) -> bool:
         """By a two-sided t test at 5%; of paired differences it is the paired test. False with one value."""
+        from scipy import stats  # takes a second, which most commands need not wait for
+
         if self.count < 2:
             return False
         return abs(self.mean) * self.count**0.5 > stats.t.ppf(0.975, self.count - 1) * self.spread
