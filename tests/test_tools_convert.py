@@ -221,16 +221,7 @@ def test_the_word_scores_of_a_pre_training_file_are_albefs(tmp_path):
     [
         ({"text_decoder.bert.embeddings.word_embeddings.weight": torch.zeros(2)}, "text_decoder"),
         ({"visual_encoder.extra": torch.zeros(2)}, r"visual_encoder\.extra has no place"),
-        (
-            {"visual_encoder.blocks.x.norm1.bias": torch.zeros(2)},
-            r"visual_encoder\.blocks\.x\.norm1\.bias has no place",
-        ),
-        ({"itm_head.weight": None}, r"itm_head\.weight is missing"),
         ({"vision_proj.weight": None}, r"vision_proj\.weight is missing"),  # the description needs this one
-        (
-            {"text_encoder.encoder.layer.11.output.dense.bias": None},
-            r"text_encoder\.encoder\.layer\.11\.output\.dense\.b",
-        ),
         (dict.fromkeys(FUSION), r"text_encoder\.encoder\.layer\.6\.\S* is missing"),
         ({"itm_head.bias": torch.zeros(3)}, r"itm_head\.bias has the shape \[3\] instead of \[2\]"),
         ({"visual_encoder.pos_embed": torch.zeros(1, 8, WIDTH)}, r"visual_encoder\.pos_embed has the shape"),
@@ -260,11 +251,3 @@ def test_retrieval_evaluates_a_converted_file_at_another_resolution(tmp_path):
     start = ["--config", "configs/Retrieval_coco.yaml", "--output_dir", str(tmp_path / "run"), "--device", "cpu"]
     Retrieval.main([*start, "--checkpoint", str(path), "--evaluate", "--override", *files, *settings])
     assert json.loads((tmp_path / "run/metrics.json").read_text())["test"]["itm_ir_r10"] == 100
-
-
-def test_a_file_that_exists_is_not_replaced(tmp_path):
-    torch.save(albef_state(grid=3, fine_tuned=False), tmp_path / "albef.pth")
-    before = (tmp_path / "albef.pth").read_bytes()
-    with pytest.raises(UserError, match="exists already"):
-        albef.main([str(tmp_path / "albef.pth"), str(tmp_path / "albef.pth")])
-    assert (tmp_path / "albef.pth").read_bytes() == before

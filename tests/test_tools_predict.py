@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +11,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, top_k_accuracy_score
 from tiny import TOKENIZER, tiny_config
@@ -209,19 +207,15 @@ def test_every_commands_rows_are_what_it_prints(folder, run, tmp_path, command):
     "arguments, message",
     [
         (["caption", "a.png", "--output", "x.txt"], "--output x.txt: the name must end in .jsonl or .csv"),
-        (["caption", "a.png", "--batch_size", "0"], "batch_size is 0"),
-        (["caption", "a.png", "--beams", "0"], "beams"),
+        (
+            ["caption", "a.png", "--output", "absent/x.csv"],
+            "--output absent/x.csv: give a file in a folder that exists",
+        ),
         (["caption", "absent.png"], "absent.png"),
         (["vqa", "a.png"], "no question"),
-        (["vqa", "a.png", "--question", ""], "question"),
         (["retrieve", "a.png"], "no sentence"),
-        (["retrieve", "a.png", "--text", "!?"], "nothing is left"),
         (["retrieve", "pre.pth", "--text", "x"], "none of the 1 images can be read"),
-        (["retrieve", "a.png", "--text", "x", "--k", "-1"], "k is -1"),
         (["retrieve", "a.png", "--text", "x", "--top", "0"], "--top is 0"),
-        (["retrieve", "a.png", "--text", "x", "--output", "absent/sheet.html"], "--output absent/sheet.html"),
-        (["classify", "a.png", "--classes", "dog"], "no choice"),
-        (["classify", "a.png", "--classes", "dog", "bus", "--template", "a photo"], "{}"),
         (["embed", "a.png"], "--output is missing"),
         (["embed", "--output", "x.npz"], "nothing to embed"),
         (["evaluate", "zero-shot", "a.png"], "not a folder"),
@@ -231,34 +225,6 @@ def test_wrong_options_are_one_line(folder, run, arguments, message):
     places = {"a.png": folder / "images" / "a.png", "pre.pth": folder / "pre.pth"}
     with pytest.raises(UserError, match=re.escape(message)):
         run(*(places.get(word, word) for word in arguments))
-
-
-@pytest.mark.parametrize("command", [["retrieve", "--text", "x"], ["embed", "--output", "x.npz"], ["classify"]])
-def test_a_captioning_checkpoint_refuses_what_its_training_left_behind(folder, run, command):
-    options = ["--classes", "dog", "bus"] if command == ["classify"] else command[1:]
-    with pytest.raises(UserError, match="take a checkpoint of Pretrain.py or Retrieval.py"):
-        run(command[0], folder / "images", *options, checkpoint="caption.pth")
-
-
-@pytest.mark.parametrize("name", ["pipe.txt", "/dev/zero"])
-@pytest.mark.parametrize(
-    "option, command",
-    [
-        ("--questions", ["vqa", "a.png"]),
-        ("--answers", ["vqa", "a.png", "what?"]),
-        ("--texts", ["retrieve", "a.png"]),
-        ("--class_file", ["classify", "a.png"]),
-        ("--names", ["evaluate", "zero-shot", "classes"]),
-        ("--output", ["caption", "a.png"]),
-    ],
-)
-def test_files_without_an_end_are_refused(folder, run, classes, tmp_path, option, command, name):
-    name = "pipe.csv" if option == "--output" else name
-    if not name.startswith("/"):
-        os.mkfifo(tmp_path / name)
-    places = {"a.png": folder / "images" / "a.png", "classes": classes}
-    with pytest.raises(UserError, match=f"{option}|{name}"):
-        run(*(places.get(word, word) for word in command), option, tmp_path / name)
 
 
 def test_a_cell_that_would_be_a_formula_is_text(tmp_path):
@@ -282,13 +248,6 @@ def test_names_reach_the_terminal_as_plain_text(folder, tmp_path, capsys):
     assert "\x1b" not in printed.out + printed.err + page
     for text in (printed.out, page):
         assert r"a\x1b[31m\nb.png" in text and (len(names) == 1 or r"\udcff.png" in text)
-
-
-def test_arguments_that_are_not_utf8_are_one_line(folder, tmp_path):
-    command = [sys.executable, "-m", "tools.predict", "vqa", str(folder / "images"), "--device", "cpu"]
-    command += ["--checkpoint", str(folder / "pre.pth"), "--output", str(tmp_path / "x.jsonl"), "--question", b"\xff?"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 2 and run.stderr.splitlines()[-1] == r"error: question '\udcff?': is not UTF-8"
 
 
 # ------------------------------------------------------------------------------------------------------------- sheet

@@ -14,6 +14,7 @@ from scipy import stats
 from engine.config import PRETRAIN, load_config, save_config
 from evaluation.retrieval import chance_metrics
 from evaluation.vqa import vqa_metrics
+from models.semmim import describe
 from tools.report import __main__ as report
 from tools.report import ablation, formats, runs, tables
 from tools.report.ablation import Ablations
@@ -25,6 +26,7 @@ PARAMETERS = {"image_encoder": 80_000_000, "encoding_head": 5_000_000, "total": 
 RETRIEVAL = {"rerank": {"k": 4}, "seed": 42}
 COCO, FLICKR = "data/coco/annotations/coco_test.json", "data/flickr30k/annotations/flickr30k_test.json"
 DEMO = "output/demo/data/retrieval_test.json"
+MODEL = json.loads(json.dumps(describe(load_config(PRETRAIN.schema, (), PRETRAIN))))  # the paper's
 STUDIES = sorted((Path(__file__).parent.parent / "docs/study").glob("ablation*.jsonl"))
 
 
@@ -34,18 +36,18 @@ def parameters(monkeypatch):
 
 
 def make_run(folder: Path, test_file: str, metrics: dict, config: dict | None = None, trained: bool = True, **files):
-    """A run's folder as the scripts leave it."""
+    """A run's folder as the scripts leave it, of the paper's model if the metrics name no other."""
     folder.mkdir(parents=True)
     settings = {**(RETRIEVAL if config is None else config), "data": {"test": [test_file]}}
     (folder / "config.yaml").write_text(json.dumps(settings))  # JSON is YAML
-    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "metrics.json").write_text(json.dumps(metrics and {"run": {"model": MODEL}, **metrics}))
     entries = [{"step": 5, "split": "train", "loss": 3.5, "loss/cls": 1.0, "pairs_per_second": 40.0}] if trained else []
     (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
 
 
-def recalls(value: float) -> dict:
+def recalls(value: float, images: int = 5000) -> dict:
     """metrics.json of retrieval: r1 = value, r5 = value + 1, r10 = value + 2; image retrieval 10 lower."""
     row = {
         f"{side}_r{k}": value + place - 10 * (side == "ir")
@@ -54,7 +56,7 @@ def recalls(value: float) -> dict:
     }
     row["r_mean"] = statistics.fmean(row.values())
     stages = {f"{stage}_{key}": x for stage in ("itm", "itc", "chance") for key, x in row.items()}
-    return {"test": {**stages, "images": 10, "texts": 50, "seconds": 2.0}}
+    return {"test": {**stages, "images": images, "texts": 50, "seconds": 2.0}}
 
 
 def make_ablation(folder: Path, name: str, seed: int, tr: float, vqa: float) -> None:
@@ -175,7 +177,7 @@ def test_seeds_share_a_row_and_other_settings_and_repeated_seeds_get_their_own(t
         make_run(tmp_path / f"a{seed}", COCO, recalls(value), {**RETRIEVAL, "seed": seed})
     make_run(tmp_path / "again", COCO, recalls(99.0), {**RETRIEVAL, "seed": 2})
     make_run(tmp_path / "b", COCO, recalls(70.0), {"rerank": {"k": 9}, "seed": 1})
-    make_run(tmp_path / "f", FLICKR, recalls(90.0))
+    make_run(tmp_path / "f", FLICKR, recalls(90.0, 1000))
     ours = [cells for cells in all_tables(tmp_path)[0].rows if cells[0].startswith("this code")]
     assert [cells[2] for cells in ours] == ["80.5 ± 0.7 (2)", "99.0", "70.0"]
     assert [cells[8] for cells in ours] == ["90.0", "not run", "not run"]
@@ -191,22 +193,62 @@ def test_zero_shot_and_other_data_stand_apart_from_the_papers_columns(tmp_path):
     assert shown == [["demo", "fine-tuned", "20.0"], ["coco", "zero-shot", "60.0"]]
 
 
+SCORES = {"bleu4": 39.0, "meteor": 30.0, "cider": 131.0, "spice": "not computed: it needs Java"}
+ANSWERS = {"val": {"accuracy": 75.0, "constant": 40.0}, "test": {"questions": 9}}
+VQA = "data/vqa/vqa_test_ocr.json"
+
+
 def test_captioning_and_question_answering_fill_their_columns(tmp_path):
-    scores = {"bleu4": 39.0, "meteor": 30.0, "cider": 131.0, "spice": "not computed: it needs Java"}
     for name, objective in (("ce", "xe"), ("scst", "scst")):
-        make_run(tmp_path / name, COCO, {"test": scores}, {"scst": {}, "train": {"objective": objective}})
-    nocaps = {"val": {**scores, "cider": 98.0}}
+        scores = {"test": {**SCORES, "images": 5000}}
+        make_run(tmp_path / name, COCO, scores, {"scst": {}, "train": {"objective": objective}})
+    nocaps = {"val": {**SCORES, "cider": 98.0, "images": 4500}}
     make_run(tmp_path / "nocaps", "data/nocaps/nocaps_val.json", nocaps, {"scst": {}, "train": {}}, trained=False)
     server = {"test_dev": 78.0, "test_std": 78.5}
-    answers = {"val": {"accuracy": 75.0, "constant": 40.0}, "test": {"questions": 9}}
-    make_run(tmp_path / "vqa", "data/vqa/vqa_test_ocr.json", answers, {"answer": {}}, server=server)
+    make_run(tmp_path / "vqa", VQA, ANSWERS, {"answer": {}}, server=server)
     by_title = {table.title[:7]: table for table in reversed(all_tables(tmp_path))}
     captions, questions = row(by_title["Table 2"], "this code"), row(by_title["Table 3"], "this code")
     assert [captions[name] for name in ("CE C", "CIDEr opt. C", "NoCaps C")] == ["131.0", "131.0", "98.0"]
-    assert captions["CE S"] == "not run"
+    assert captions["CE S"] == "not computed"
+    assert f"CE S of {tmp_path.name}/ce: not computed: it needs Java" in by_title["Table 2"].notes
     assert [questions["test-dev"], questions["test-std"]] == ["78.00", "78.50"]
     difference = row(by_title["Table 3"], "difference to the paper")
     assert [difference["test-dev"], difference["test-std"]] == ["-0.12", "+0.32"]
+
+
+@pytest.mark.parametrize(
+    "metrics, why",
+    [
+        (recalls(80.5, 10), "10 images"),
+        ({"val": recalls(80.5)["test"]}, "no test"),
+        ({**recalls(80.5), "run": {"model": {**MODEL, "text_layers": 2}}}, "another model"),
+        ({**recalls(80.5), "run": {}}, "unknown model"),
+    ],
+)
+def test_other_images_and_other_models_stand_apart_from_the_papers_columns(tmp_path, metrics, why):
+    make_run(tmp_path / "coco", COCO, metrics)
+    make_run(tmp_path / "vqa", VQA, {**metrics, **ANSWERS}, {"answer": {}}, server={"test_dev": 78.0})
+    found = all_tables(tmp_path)
+    costs = next(table for table in found if table.title.startswith("Table 8."))
+    assert row(found[0], "this code")["COCO TR R@1"] == row(costs, "this code")["COCO TR R@1"] == "not run"
+    assert found[1].rows[0][1:4] == [f"coco, {why}", "fine-tuned", "80.5"]
+    if "model" in why:
+        table = next(table for table in found if table.title.startswith("Table 3:"))
+        assert [cells[1:5] for cells in table.rows] == [
+            [f"vqa, {why}", "fine-tuned", "val", "75.00"],
+            [f"vqa, {why}", "fine-tuned", "test-dev", "78.00"],
+            [f"vqa, {why}", "fine-tuned", "test-std", "not scored"],
+        ]
+
+
+def test_an_ablation_without_answers_of_the_test_set_shows_vals_accuracy_and_says_so(tmp_path):
+    make_ablation(tmp_path, "semmim", 1, 50.0, 70.0)
+    (tmp_path / "semmim/seed_1/vqa/metrics.json").write_text(json.dumps(ANSWERS))
+    config = {"answer": {}, "data": {"test": [VQA]}, "seed": 1}
+    (tmp_path / "semmim/seed_1/vqa/config.yaml").write_text(json.dumps(config))
+    table = next(table for table in all_tables(tmp_path) if table.title.startswith("Table 4."))
+    assert row(table, "encoding (the paper)")["ours"] == "75.00" and "vqa on vqa" in table.notes[0]
+    assert "unknown model, val;" in table.notes[0] and row(table, "w/o MIM")["ours"] == "not run"
 
 
 def test_table_8_counts_parameters_and_days(tmp_path):
@@ -216,7 +258,7 @@ def test_table_8_counts_parameters_and_days(tmp_path):
     assert ours["parameters"] == "85.0M" and ours["GPU days"] == "11.8" and ours["COCO TR R@1"] == "80.5"
     assert row(parameters, "total without the encoding head")["parameters"] == "80,000,000"
     assert "36.9 pairs/s per GPU" in costs.notes[0]
-    assert [cells[3] for cells in speed.rows] == ["40.0 pairs/s", "10 images x 50 texts in 2.0 s"]
+    assert [cells[3] for cells in speed.rows] == ["40.0 pairs/s", "5,000 images x 50 texts in 2.0 s"]
     assert row(all_tables(tmp_path)[-3], "this code")["GPU days"] == "not run"
 
 
@@ -238,7 +280,7 @@ def test_ablation_effects_are_paired_by_seed(tmp_path):
     shared, missing = (next(r for r in found["Table 7"].rows if r[0] == name) for name in ("9", "6"))
     assert shared[3] == guided[3] and missing[3:5] == ["not run", "-"] and shared[4] == "+0.0 ± 0.0 (3)"
     (note,) = found["Table 5"].notes
-    assert "Ours: retrieval on demo, fine-tuned and re-ranked; vqa on demo; of the test" in note
+    assert "Ours: retrieval on demo, fine-tuned and re-ranked; vqa on demo, test; of the test" in note
     assert "of 20 effects that are 0, one is expected to have an asterisk by chance" in note
 
 

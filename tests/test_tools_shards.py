@@ -3,7 +3,6 @@
 import io
 import itertools
 import json
-import os
 import tarfile
 
 import numpy as np
@@ -140,11 +139,6 @@ def test_columns_of_other_names_are_named(tmp_path):
     line = refused(tmp_path, "x.parquet: no column image or jpg or jpeg or png or webp holds images' bytes", path)
     assert "its columns are id (int64), thumb (binary), title (string); --image_column names the one" in line
     refused(tmp_path, "or captions or txt or TEXT holds texts .*--caption", path, image_column="thumb")
-    refused(tmp_path, "no column title holds images' bytes", path, image_column="title")
-    refused(tmp_path, "no column id holds texts", path, image_column="thumb", caption_column="id")
-    twice = pyarrow.table([[picture()], ["a dog"], ["a cat"]], ["image", "title", "title"])
-    pq.write_table(twice, tmp_path / "y.parquet")
-    refused(tmp_path, "y.parquet: no column title holds texts", tmp_path / "y.parquet", caption_column="title")
     packed = dataset(pack(tmp_path, path, image_column="thumb", caption_column="title"))
     assert packed[0]["caption"] == "a dog"
 
@@ -215,15 +209,14 @@ def test_failed_downloads_are_counted_apart_and_are_no_bad_rows(tmp_path, capsys
 # ------------------------------------------------------------------------------------------------ what is refused
 
 
-def test_parquet_that_is_cut_or_none_or_a_pipe_is_named_before_the_work(tmp_path):
+def test_parquet_that_is_cut_or_none_is_named_before_the_work(tmp_path):
     whole = write(tmp_path / "a.parquet", [picture()], ["a dog"])
     odd = whole.read_bytes().replace(b"caption", b"\xffaption")
     for name, content in {"cut": whole.read_bytes()[:-20], "none": b"PAR1 no table", "empty": b"", "name": odd}.items():
         (tmp_path / f"{name}.parquet").write_bytes(content)
-        line = refused(tmp_path, f"{name}.parquet: not a readable parquet file", whole, tmp_path / f"{name}.parquet")
-        assert line.endswith("; an incomplete download?")
-    os.mkfifo(tmp_path / "pipe.parquet")
-    refused(tmp_path, r"pipe.parquet: cannot be read \(not a regular file\)", whole, tmp_path / "pipe.parquet")
+        refused(
+            tmp_path, f"{name}.parquet: not a readable .*; an incomplete download", whole, tmp_path / f"{name}.parquet"
+        )
     refused(tmp_path, "--data: .*gone.parquet does not exist", whole, tmp_path / "gone.parquet")
     no_rows = pyarrow.array([], pyarrow.binary()), pyarrow.array([], pyarrow.string())
     refused(tmp_path, "y.parquet: has no row", write(tmp_path / "y.parquet", *no_rows))
@@ -242,19 +235,6 @@ def test_parquet_that_is_damaged_within_is_named(tmp_path):
     refused(tmp_path, "x.parquet: not a readable parquet file .*an incomplete download", path, per_shard=7)
     (partial,) = tmp_path.glob("shards*.partial")
     assert sorted(file.name for file in partial.glob("*_stats.json")) == ["00000_stats.json", "00001_stats.json"]
-
-
-def test_the_output_is_a_new_or_an_empty_folder(tmp_path):
-    pairs, empty, link = listed(tmp_path), tmp_path / "empty", tmp_path / "link"
-    empty.mkdir()
-    link.symlink_to(empty)  # as to another disk
-    make_shards.main(["--data", str(pairs), "--output", str(link)])
-    assert link.is_symlink() and len(dataset(empty)) == 7
-    for path in (empty, pairs, tmp_path):
-        with pytest.raises(UserError, match="must be a new or an empty folder"):
-            make_shards.main(["--data", str(tmp_path / "gone.parquet"), "--output", str(path)])
-    with pytest.raises(UserError, match="pairs.json.* cannot be made"):
-        make_shards.main(["--data", str(pairs), "--output", str(pairs / "in_a_file")])
 
 
 def test_an_interrupted_packing_leaves_no_output_and_the_next_replaces_it(tmp_path, monkeypatch):
@@ -278,13 +258,12 @@ def test_an_interrupted_packing_leaves_no_output_and_the_next_replaces_it(tmp_pa
 # ------------------------------------------------------------------------------------------------ memory
 
 
-@pytest.mark.parametrize("rows", [64, 1024])
-def test_memory_holds_a_few_rows_and_a_page_not_the_file_and_no_row_group(tmp_path, rows):
+def test_memory_holds_a_few_rows_and_a_page_not_the_file_and_no_row_group(tmp_path):
     bitmap = picture(0, "BMP", 100)
     images = structs(bitmap + i.to_bytes(2, "big") for i in range(1024))  # no two are the same
     plain = {"compression": "none", "use_dictionary": False}
     path = tmp_path / "x.parquet"  # 32 MB in pages of 1 MB
-    write(path, images, ["a dog"] * 1024, row_group_size=rows, write_batch_size=16, **plain)
+    write(path, images, ["a dog"] * 1024, row_group_size=1024, write_batch_size=16, **plain)
     before, peak, count = pyarrow.total_allocated_bytes(), 0, 0
     for _ in read_tables(open_tables([path], None, None)):
         peak, count = max(peak, pyarrow.total_allocated_bytes() - before), count + 1

@@ -25,10 +25,9 @@ from tools.report.ablation import Ablations, ablation_tables
 from tools.report.formats import FORMATS
 from tools.report.runs import Run, find_runs
 from tools.report.summary import summaries
-from tools.report.tables import Table, caption_tables, cost_tables, retrieval_tables, vqa_tables
+from tools.report.tables import BASE, Table, caption_tables, cost_tables, retrieval_tables, vqa_tables
 from utils import UserError, find_file, make_folder, new_file, replacing, run_main
 
-BASE = "configs/Pretrain.yaml"  # the paper's size
 ENDINGS = {"html": ".html", "chart": ".png"}  # of the files that these formats need
 
 

@@ -13,8 +13,20 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from tools.report.runs import Run, Stat, paired_difference, stat
-from tools.report.tables import DASH, PAPER, Table, Value, metric, paper_rows, paper_values, printed, show, vqa_accuracy
+from tools.report.runs import Run, Stat, is_number, paired_difference
+from tools.report.tables import (
+    DASH,
+    PAPER,
+    Table,
+    Value,
+    cell,
+    data_label,
+    metric,
+    paper_rows,
+    paper_values,
+    printed,
+    vqa_accuracy,
+)
 
 NUMBERS = ("4", "5", "6", "7")
 BY_CHANCE = "of 20 effects that are 0, one is expected to have an asterisk by chance"
@@ -55,7 +67,7 @@ class Ablations:
 
     def where(self) -> str:
         """The data and the kind of the retrieval that was run: `retrieval on demo, zero-shot`."""
-        data = sorted({run.data for run in self.all if run.stage == "retrieval"})
+        data = sorted({data_label(run) for run in self.all if run.stage == "retrieval"})
         return f"retrieval on {' and '.join(data)}, {self.kind}"
 
 
@@ -77,14 +89,19 @@ def ablation_table(number: str, found: Ablations) -> Table:
         for (key, _, decimals), value, best in zip(paper["columns"], row["values"], paper_values(paper), strict=True):
             stage, measure = COLUMNS[key]
             published = DASH if row.get("paper") else f"{value - best:+.{decimals}f}"
-            ours = show(stat(found.of(row["config"], stage), measure), decimals)
+            ours = cell(found.of(row["config"], stage), measure, decimals)
             cells += [printed(value, decimals), published, ours, effect_cell(row, found, stage, measure, decimals)]
         rows.append(cells)
     where = [f"{found.where()} and re-ranked"] if any(run.stage == "retrieval" for run in found.all) else []
-    where += sorted({f"vqa on {run.data}" for run in found.all if run.stage == "vqa"})
+    where += sorted({f"vqa on {vqa_data(run)}" for run in found.all if run.stage == "vqa"})
     ours = f"{'; '.join(where)}; of the test split, or of val without one" if where else "not run (tools.ablate)"
     note = f"Effect: difference to the paper's model, for ours the mean over the seeds of both. Ours: {ours}. {MARKS}"
     return Table(f"Table {number}. {paper['title']}", columns, rows, [note], paper=paper_rows(paper))
+
+
+def vqa_data(run: Run) -> str:
+    """The data and the split of `vqa_accuracy`."""
+    return f"{data_label(run)}, {'test-dev' if 'test_dev' in run.server else run.split_of('accuracy')}"
 
 
 def effect_cell(row: dict, found: Ablations, stage: str, value: Callable, decimals: int) -> str:
@@ -104,7 +121,7 @@ def mean_recall_table(number: str, found: Ablations) -> list[Table]:
     for row in paper["rows"]:
         mine, cells = found.of(row["config"], "retrieval"), [row["name"]]
         for split in ("val", "test"):
-            cells += [show(stat(mine, metric(f"{order}_r_mean", split)), 1) for order in ("itc", "itm")]
+            cells += [cell(mine, metric(f"{order}_r_mean", split), 1) for order in ("itc", "itm")]
             cells.append(effect_cell(row, found, "retrieval", metric("itm_r_mean", split), 1))
         rows.append(cells)
     note = (
@@ -159,7 +176,7 @@ def effects(numbers: str, found: Ablations, split: str) -> tuple[list[float], li
         by_seed = {
             run.seed: value(run) - of_base[run.seed]
             for run in runs
-            if value(run) is not None and of_base.get(run.seed) is not None
+            if is_number(value(run)) and is_number(of_base.get(run.seed))
         }
         if by_seed and counted.isdisjoint(run.folder for run in runs):
             counted.update(run.folder for run in runs)

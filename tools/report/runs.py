@@ -39,11 +39,14 @@ class Run:
     server: dict = field(default_factory=dict)  # server.json: test_dev and test_std of the VQA evaluation server
     pairs_per_second: float | None = None  # median of the training's log
 
-    @property
-    def split(self) -> dict:
-        """The numbers of the test split, or of val if test was not evaluated."""
-        splits = [self.metrics[name] for name in ("test", "val") if isinstance(self.metrics.get(name), dict)]
-        return splits[0] if splits else {}
+    def split_of(self, name: str) -> str | None:
+        """Which split has a number of that name: test, or val if test has none, as of questions without answers."""
+        return next((split for split in ("test", "val") if name in (self.metrics.get(split) or {})), None)
+
+    def number(self, name: str, split: str | None = None) -> float | str | None:
+        """A number of a split, by default of `split_of`; a text that says why there is none; None if it was not asked
+        for."""
+        return (self.metrics.get(split or self.split_of(name)) or {}).get(name)
 
     def record(self, root: Path) -> dict:
         """The run as a line of a study's table; its folder is named from the study's own on."""
@@ -197,13 +200,16 @@ class Stat:
 
 
 def stat(runs: Sequence[Run], value: Callable[[Run], object]) -> Stat | None:
-    """Over the runs that have a number; a line that says why there is none counts as none."""
-    values = (value(run) for run in runs)
-    return Stat.of(x for x in values if isinstance(x, int | float) and abs(x) < float("inf"))
+    """Over the runs that have a number."""
+    return Stat.of(x for x in map(value, runs) if is_number(x))
 
 
 def paired_difference(runs: Sequence[Run], others: Sequence[Run], value: Callable) -> Stat | None:
     """value(run) - value(other) over the seeds that both have: what the seeds share cancels."""
     by_seed = {run.seed: value(run) for run in others}
     pairs = [(value(run), by_seed.get(run.seed)) for run in runs]
-    return Stat.of(mine - theirs for mine, theirs in pairs if mine is not None and theirs is not None)
+    return Stat.of(mine - theirs for mine, theirs in pairs if is_number(mine) and is_number(theirs))
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < float("inf")

@@ -1,26 +1,35 @@
 """The paper's tables with this code's numbers beside the published ones.
 
-MSCOCO, Flickr30K, NoCaps and VQA v2 fill the paper's columns; other data and zero-shot runs have tables of their own.
-Runs that differ in nothing but their seed are one row, with mean and spread.
+The paper's model on all images of MSCOCO's, Flickr30K's and NoCaps' splits and on VQA v2 fills the paper's columns; all
+else, zero-shot runs too, has tables of its own. Runs that differ in nothing but their seed are one row, with mean and
+spread. A cell says "not run" if nothing was run for it, and otherwise why a number is missing.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tools.report.runs import Run, Stat, groups, run_name, stat
+from engine.config import PRETRAIN, load_config
+from models.semmim import describe
+from tools.report.runs import Run, groups, run_name, stat
 
+BASE = "configs/Pretrain.yaml"  # the paper's model
+SPLITS = {"coco": ("test", 5000), "flickr": ("test", 1000), "nocaps": ("val", 4500)}  # that the paper reports: images
 NOT_RUN, DASH = "not run", "-"
+NOT_SCORED = "not scored: upload vqa_result.json to the evaluation server and write its answer into server.json"
+SPLIT = "Of the test split, or of val without one."
+VQA_COLUMNS = ("accuracy", "best constant answers")
 RECALLS = tuple(f"{side}_r{k}" for side in ("tr", "ir") for k in (1, 5, 10))
 ORDERS = {"itm": "re-ranked", "itc": "contrast alone", "chance": "a random order"}
 CAPTIONS, EPOCHS = 5.1e6, 20  # of the paper's pre-training (Sections 4.1 and 4.2)
 SECONDS_A_DAY = 86400
 PAPER = json.loads((Path(__file__).parent / "paper_tables.json").read_text(encoding="utf-8"))["tables"]
-Value = Callable[[Run], float | None]
+Value = Callable[[Run], float | str | None]  # a text says why there is no number
 
 
 @dataclass
@@ -33,8 +42,16 @@ class Table:
     paper: set[int] = field(default_factory=set)  # rows with the paper's own
 
 
-def show(value: Stat | None, decimals: int) -> str:
-    return NOT_RUN if value is None else value.show(decimals)
+def cell(runs: Sequence[Run], value: Value, decimals: int) -> str:
+    """Mean and spread over the runs; without any number, why."""
+    if found := stat(runs, value):
+        return found.show(decimals)
+    return next(iter(reasons(runs, value)), DASH).partition(":")[0] if runs else NOT_RUN
+
+
+def reasons(runs: Sequence[Run], value: Value) -> list[str]:
+    """Why runs have no number, each reason once."""
+    return list(dict.fromkeys(why for run in runs if isinstance(why := value(run), str)))
 
 
 def printed(value: float | str | None, decimals: int) -> str:
@@ -59,19 +76,54 @@ def paper_rows(paper: dict) -> set[int]:
     return {place for place, row in enumerate(paper["rows"]) if row.get("paper")}
 
 
+def missing(group: Sequence[Run], columns: dict[str, Value]) -> list[str]:
+    """A note for each reason why a group of runs lacks numbers; columns: {name: its value}."""
+    names: dict[str, list[str]] = {}
+    for name, value in columns.items():
+        for why in reasons(group, value):
+            names.setdefault(why, []).append(name)
+    return [f"{', '.join(found)} of {run_name(group)}: {why}" for why, found in names.items()]
+
+
 def metric(name: str, split: str | None = None) -> Value:
-    """A run's number of that name on a split (None: on test or else on val); None if it was not evaluated."""
-
-    def value(run: Run) -> float | None:
-        numbers = run.metrics.get(split) if split else run.split
-        return numbers.get(name) if isinstance(numbers, dict) else None
-
-    return value
+    """`Run.number` of that name."""
+    return lambda run: run.number(name, split)
 
 
-def vqa_accuracy(run: Run) -> float | None:
+def vqa_accuracy(run: Run) -> float | str | None:
     """The server's test-dev if it is known, else the test (or val) accuracy of the run."""
-    return run.server.get("test_dev", run.split.get("accuracy"))
+    return run.server.get("test_dev", run.number("accuracy"))
+
+
+@functools.cache
+def paper_model() -> dict:
+    """The architecture of the paper's model, as `architecture` gives that of a run."""
+    return architecture(describe(load_config(BASE, (), PRETRAIN)))
+
+
+def architecture(description: dict) -> dict:
+    """A model's description without what changes from stage to stage: image size, and the temperature's start."""
+    image = {key: value for key, value in description["image_encoder"].items() if key != "image_size"}
+    return {**description, "image_encoder": image, "temperature": None}
+
+
+def apart(run: Run) -> str | None:
+    """Why a run's numbers do not belong into the paper's columns; None if they do."""
+    model = run.metrics.get("run", {}).get("model")
+    if run.data in SPLITS:
+        split, images = SPLITS[run.data]
+        found = run.number("images", split)
+        if found != images:
+            return f"{found:,} images" if found else f"no {split}"
+    if model is None or architecture(model) != paper_model():
+        return "another model" if model else "unknown model"
+    return None
+
+
+def data_label(run: Run) -> str:
+    """A run's data set; one of the paper's with what sets the run apart from the paper's."""
+    why = apart(run) if run.data in (*SPLITS, "vqa") else None
+    return f"{run.data}, {why}" if why else run.data
 
 
 # --------------------------------------------------------------------------------------------------- Tables 1 to 3
@@ -79,51 +131,54 @@ def vqa_accuracy(run: Run) -> float | None:
 
 def retrieval_tables(runs: list[Run]) -> list[Table]:
     kinds = {"coco": "fine-tuned", "flickr": "fine-tuned"}
-    table = published("1", runs, "retrieval", kinds, lambda column: metric(f"itm_{column.split('_', 1)[1]}"))
+    table = published("1", runs, "retrieval", kinds, lambda column: metric(f"itm_{column.split('_', 1)[1]}", "test"))
     table.notes.append("Two-stage ranking: the first candidates by contrast, re-ranked by the fusion encoder.")
     names = [f"{side.upper()} R@{k}" for side, k in (key.split("_r") for key in RECALLS)]
-    rows = []
+    other = Table("Table 1 on other data, and zero-shot", ["run", "data", "kind", *names, "mean"], [], [SPLIT])
     for group in groups(runs, "retrieval"):
-        if group[0].data in kinds and group[0].kind == "fine-tuned":
+        if kinds.get(group[0].data) == group[0].kind and not apart(group[0]):
             continue
-        lead = [f"{run_name(group)} {ORDERS['itm']}", group[0].data, group[0].kind]
+        lead = [f"{run_name(group)} {ORDERS['itm']}", data_label(group[0]), group[0].kind]
         for order, name in ORDERS.items():
-            cells = [show(stat(group, metric(f"{order}_{key}")), 1) for key in (*RECALLS, "r_mean")]
-            rows.append([*(lead if order == "itm" else [name, "", ""]), *cells])
-    columns = ["run", "data", "kind", *names, "mean"]
-    return [table, *other_data("Table 1 on other data, and zero-shot", columns, rows)]
+            cells = [cell(group, metric(f"{order}_{key}"), 1) for key in (*RECALLS, "r_mean")]
+            other.rows.append([*(lead if order == "itm" else [name, "", ""]), *cells])
+    return [table, *if_filled(other)]
 
 
 def caption_tables(runs: list[Run]) -> list[Table]:
     kinds = {"ce": "CE", "scst": "CIDEr opt.", "nocaps": "zero-shot"}
-    table = published("2", runs, "caption", kinds, lambda column: metric(column.split("_", 1)[1]))
+
+    def value(column: str) -> Value:
+        part, name = column.split("_", 1)
+        return metric(name, "val" if part == "nocaps" else "test")
+
+    table = published("2", runs, "caption", kinds, value)
     columns = {"bleu4": "B@4", "meteor": "M", "cider": "C", "spice": "S"}
-    rows = [
-        [run_name(group), group[0].data, group[0].kind, *(show(stat(group, metric(key)), 1) for key in columns)]
-        for group in groups(runs, "caption")
-        if group[0].data not in ("coco", "nocaps") or (group[0].kind == "zero-shot") != (group[0].data == "nocaps")
-    ]
-    return [table, *other_data("Table 2 on other data", ["run", "data", "kind", *columns.values()], rows)]
+    other = Table("Table 2 on other data", ["run", "data", "kind", *columns.values()], [], [SPLIT])
+    for group in groups(runs, "caption"):
+        first = group[0]
+        if (first.kind == "zero-shot") != (first.data == "nocaps") or first.data not in SPLITS or apart(first):
+            cells = [cell(group, metric(key), 1) for key in columns]
+            other.rows.append([run_name(group), data_label(first), first.kind, *cells])
+            other.notes += missing(group, {name: metric(key) for key, name in columns.items()})
+    return [table, *if_filled(other)]
 
 
 def vqa_tables(runs: list[Run]) -> list[Table]:
     def server(column: str) -> Value:
-        return lambda run: run.server.get(column.removeprefix("vqa_"))
+        return lambda run: run.server.get(column.removeprefix("vqa_"), NOT_SCORED)
 
     table = published("3", runs, "vqa", {"vqa": "fine-tuned"}, server)
-    table.notes.append(
-        "test-dev and test-std are scored by the evaluation server: upload vqa_result.json, and write its answer "
-        'beside it as server.json, {"test_dev": ..., "test_std": ...}.'
-    )
-    rows = []
+    other = Table("Table 3: validation, and other data", ["run", "data", "kind", "split", *VQA_COLUMNS], [])
     for group in groups(runs, "vqa"):
+        lead = [run_name(group), data_label(group[0]), group[0].kind]
         for split in ("val", "test"):
-            numbers = [stat(group, metric(key, split)) for key in ("accuracy", "constant")]
-            if numbers[0] is not None:
-                cells = [show(number, 2) for number in numbers]
-                rows.append([run_name(group), group[0].data, group[0].kind, split, *cells])
-    columns = ["run", "data", "kind", "split", "accuracy", "best constant answers"]
-    return [table, *other_data("Table 3: validation, and other data", columns, rows)]
+            if stat(group, metric("accuracy", split)):
+                cells = [cell(group, metric(key, split), 2) for key in ("accuracy", "constant")]
+                other.rows.append([*lead, split, *cells])
+        if apart(group[0]) and group[0].server:
+            other.rows += [[*lead, label, cell(group, server(key), 2), DASH] for key, label, _ in PAPER["3"]["columns"]]
+    return [table, *if_filled(other)]
 
 
 def published(number: str, runs: list[Run], stage: str, kinds: dict[str, str], value: Callable[[str], Value]) -> Table:
@@ -137,23 +192,30 @@ def published(number: str, runs: list[Run], stage: str, kinds: dict[str, str], v
     columns = [paper["name"], "data", *(label for _, label, _ in paper["columns"])]
     table = Table(f"Table {number}. {paper['title']}", columns, rows, paper=paper_rows(paper))
     data = {"ce": "coco", "scst": "coco"}  # of a part, if not its own name
-    by_part = {part: groups(runs, stage, kind, data.get(part, part)) for part, kind in kinds.items()}
+    like_the_papers = [run for run in runs if not apart(run)]
+    by_part = {part: groups(like_the_papers, stage, kind, data.get(part, part)) for part, kind in kinds.items()}
     experiments = list(itertools.zip_longest(*by_part.values(), fillvalue=[])) or [()]
     for experiment in experiments:
         found = dict(zip(by_part, experiment, strict=False))
         ours, differences = [], []
         for (column, _, decimals), theirs in zip(paper["columns"], paper_values(paper), strict=True):
-            mine = stat(found.get(column.split("_")[0], []), value(column))
-            ours.append(show(mine, decimals))
+            group = found.get(column.split("_")[0], [])
+            mine = stat(group, value(column))
+            ours.append(cell(group, value(column), decimals))
             differences.append(DASH if mine is None else f"{mine.mean - theirs:+.{decimals}f}")
+        for part, group in found.items():
+            labels = {label: value(key) for key, label, _ in paper["columns"] if key.split("_")[0] == part}
+            table.notes += missing(group, labels)
         name = "this code" if len(experiments) == 1 else f"this code: {run_name([r for g in experiment for r in g])}"
         table.ours |= {len(rows), len(rows) + 1}
         rows += [[name, "", *ours], ["difference to the paper", "", *differences]]
     return table
 
 
-def other_data(title: str, columns: list[str], rows: list[list[str]]) -> list[Table]:
-    return [Table(title, columns, rows, ours=set(range(len(rows))))] if rows else []
+def if_filled(table: Table) -> list[Table]:
+    """A table of this code's rows, if there are any."""
+    table.ours = set(range(len(table.rows)))
+    return [table] if table.rows else []
 
 
 # --------------------------------------------------------------------------------------------------------- Table 8
@@ -177,8 +239,8 @@ def cost_tables(runs: list[Run], parameters: dict[str, int], pairs_per_second: f
     paper = PAPER["8"]
     rows = [[row["name"], *printed_row(paper, row)] for row in paper["rows"]]
     days = NOT_RUN if pairs_per_second is None else f"{gpu_days(pairs_per_second, gpus):.1f}"
-    coco = next(iter(groups(runs, "retrieval", "fine-tuned", "coco")), [])
-    recalls = [show(stat(coco, metric(f"itm_{side}_r1")), 1) for side in ("tr", "ir")]
+    coco = next(iter(groups([run for run in runs if not apart(run)], "retrieval", "fine-tuned", "coco")), [])
+    recalls = [cell(coco, metric(f"itm_{side}_r1", "test"), 1) for side in ("tr", "ir")]
     rows.append(["this code", f"{parameters['total'] / 1e6:.1f}M", days, *recalls])
     printed_days = paper_values(paper)[1]
     measured = "Measure pairs/s at the paper's size and give it by --pairs_per_second X --gpus N."
@@ -211,13 +273,13 @@ def speed_table(runs: list[Run]) -> list[Table]:
     """What the runs themselves measured: training pairs and captions per second, and the time of a ranking."""
     rows = []
     for run in runs:
-        numbers, lead = run.split, [run_name([run]), run.stage]
+        lead = [run_name([run]), run.stage]
         if run.pairs_per_second:
             rows.append([*lead, "training", f"{run.pairs_per_second:.1f} pairs/s"])
-        if numbers.get("captions_per_second"):
-            rows.append([*lead, "captions", f"{numbers['captions_per_second']:,} captions/s"])
-        if run.stage == "retrieval" and numbers.get("seconds"):
-            what = f"{numbers['images']:,} images x {numbers['texts']:,} texts in {numbers['seconds']:,} s"
+        if speed := run.number("captions_per_second"):
+            rows.append([*lead, "captions", f"{speed:,} captions/s"])
+        if run.stage == "retrieval" and (seconds := run.number("seconds")):
+            what = f"{run.number('images'):,} images x {run.number('texts'):,} texts in {seconds:,} s"
             rows.append([*lead, "two-stage ranking", what])
     note = "On the machine and with the model of each run: medians of the log, beside whatever else ran there."
     return [Table("Speed of the runs", ["run", "stage", "what", "speed"], rows, [note])] if rows else []
