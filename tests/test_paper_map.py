@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from engine.config import STAGES, load_config
-from tools.ablate.plan import flatten
 
 ROOT = Path(__file__).resolve().parent.parent
 LABELS = ("Eq. 1", "Eq. 2", "Eq. 3", "Eq. 4", "Section 3.2.2")
@@ -59,11 +58,16 @@ def test_no_other_equation_has_a_bare_number():
         assert set(numbers) <= set(LABELS), path
 
 
+def keys_of(config: dict, prefix: str = "") -> set[str]:
+    parts = [keys_of(v, f"{prefix}{k}.") if isinstance(v, dict) and v else {f"{prefix}{k}"} for k, v in config.items()]
+    return set().union(*parts)
+
+
 def test_every_key_that_the_decisions_name_exists():
     lines = (ROOT / "docs/paper.md").read_text(encoding="utf-8").splitlines()
     named_keys = {
         key for line in lines if line.startswith("| ") for key in re.findall(r"`([^`]+)`", line.split("|")[-2])
     }
-    keys = {key for stage in STAGES.values() for key in flatten(load_config(stage.schema, (), stage))}
+    keys = {key for stage in STAGES.values() for key in keys_of(load_config(stage.schema, (), stage))}
     unknown = {name for name in named_keys - {"--checkpoint"} if not any(fnmatch(key, f"{name}*") for key in keys)}
     assert len(named_keys) > 15 and not unknown

@@ -1,5 +1,6 @@
 """tools.ablate: which rows it runs, that none is run twice, and that it resumes what was stopped."""
 
+import importlib
 import json
 import os
 import signal
@@ -7,47 +8,51 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from test_cli import call
+import torch
+from conftest import ROOT
 from tiny import TINY
 
 from tools.ablate import __main__ as ablate
-from tools.ablate import plan as ablate_plan
-from tools.ablate import running as ablate_running
+from tools.ablate import plan, running
 from tools.demo import __main__ as make_demo_data
-from utils import Stopped, UserError
+from utils import Stopped, UserError, make_folder
 
 BASE = "configs/demo/Pretrain.yaml"
 ROWS = ["semmim", "table4_none", "table4_pixels", "table5_random", "table6_15", "table6_45"]
 ROWS += ["table7_none", "table7_1", "table7_6", "table7_9"]
 
 
-class FakeLauncher:
-    """Stands in for the scripts: writes metrics.json, or fails where `fails` says so."""
+class Stages:
+    """Stands in for the scripts: writes metrics.json, or fails if `fails` names row and stage."""
 
-    def __init__(self, fails=()):
-        self.calls, self.fails = [], set(fails)
+    def __init__(self):
+        self.calls, self.fails = [], set()
 
-    def __call__(self, run, stage, slot):
+    def start(self, run, stage, gpus, threads, device):
         self.calls.append((run.row, run.seed, stage.name))
-        if self.calls[-1] in self.fails or (run.row, stage.name) in self.fails:
-            (run.folder / f"{stage.name}.log").write_text("error: no luck\n")
-            return 2
-        output = run.folder / stage.name
-        output.mkdir()
-        (output / "metrics.json").write_text(json.dumps({"test": {"itm_tr_r1": 1.0}}))
-        return 0
+        code = 2 if (run.row, stage.name) in self.fails else 0
+        log = make_folder(run.folder) / f"{stage.name}.log"
+        log.write_text("error: no luck\n" if code else "")
+        if not code:
+            metrics = make_folder(run.folder / stage.name) / "metrics.json"
+            metrics.write_text(json.dumps({"test": {"itm_tr_r1": 1.0}}))
+        return ended(code)
 
-    def stop(self):
-        pass
+
+def ended(code):
+    """A process that has ended."""
+    return SimpleNamespace(poll=lambda: code, returncode=code, terminate=lambda: None, wait=lambda: code)
 
 
 @pytest.fixture
 def fake(monkeypatch):
-    launcher = FakeLauncher()
-    monkeypatch.setattr(ablate, "Launcher", lambda device: launcher)
-    return launcher
+    stages = Stages()
+    monkeypatch.setattr(running, "start_stage", stages.start)
+    return stages
 
 
 def arguments(tmp_path, *more) -> list[str]:
@@ -55,30 +60,16 @@ def arguments(tmp_path, *more) -> list[str]:
 
 
 def test_start_layers_scale_with_depth():
-    assert [ablate_plan.scaled_layer(layer, 12) for layer in (1, 6, 9, 12)] == [1, 6, 9, 12]
-    assert [ablate_plan.scaled_layer(layer, 6) for layer in (1, 6, 9, 12)] == [1, 3, 5, 6]
-    assert [ablate_plan.scaled_layer(layer, 24) for layer in (1, 6, 9, 12)] == [2, 12, 18, 24]
-    assert [ablate_plan.scaled_layer(layer, 2) for layer in (1, 6, 9, 12)] == [1, 1, 2, 2]
+    assert [plan.scaled_layer(layer, 12) for layer in (1, 6, 9, 12)] == [1, 6, 9, 12]
+    assert [plan.scaled_layer(layer, 6) for layer in (1, 6, 9, 12)] == [1, 3, 5, 6]
+    assert [plan.scaled_layer(layer, 24) for layer in (1, 6, 9, 12)] == [2, 12, 18, 24]
+    assert [plan.scaled_layer(layer, 2) for layer in (1, 6, 9, 12)] == [1, 1, 2, 2]
 
 
 def test_all_tables_run_each_row_once_a_seed_and_the_papers_model_first(tmp_path, fake):
     ablate.main(arguments(tmp_path, "all", "--seeds", 2))
     expected = [(row, seed, stage) for seed in (42, 43) for row in ROWS for stage in ("pretrain", "retrieval", "vqa")]
     assert fake.calls == expected
-
-
-def test_rows_that_scaling_makes_equal_share_their_runs(tmp_path, fake):
-    depth = "model.image_encoder.args={embed_dim: 192, depth: 2, num_heads: 3, patch_size: 12}"
-    ablate.main(arguments(tmp_path, 7, "--seeds", 1, "--override", depth, "mim.inject_from=2"))
-    rows = json.loads((tmp_path / "out/rows.json").read_text())["rows"]
-    assert rows == {
-        "semmim": "semmim",
-        "table7_none": "table7_none",
-        "table7_1": "table7_1",
-        "table7_6": "table7_1",
-        "table7_9": "semmim",
-    }
-    assert {row for row, _, _ in fake.calls} == {"semmim", "table7_none", "table7_1"}
 
 
 def test_a_second_call_and_another_table_run_nothing_twice(tmp_path, fake):
@@ -107,38 +98,27 @@ def test_finished_stages_of_other_settings_are_refused(tmp_path, fake):
         ablate.main(arguments(tmp_path, 5, "--seeds", 1, "--override", "train.epochs=1"))
 
 
-@pytest.mark.parametrize("name", ["rows.json", "table5_random/seed_42/result.json"])
-def test_a_damaged_result_is_one_line(tmp_path, fake, name):
-    ablate.main(arguments(tmp_path, 5, "--seeds", 1))
-    (tmp_path / "out" / name).write_text('{"rows": ')
-    with pytest.raises(UserError, match=f"{name}: not valid JSON"):
-        ablate.main(arguments(tmp_path, 5, "--seeds", 1))
-
-
 def test_a_run_whose_folder_cannot_be_made_leaves_the_others_alone(tmp_path, fake):
     (tmp_path / "out").mkdir()
     for name in ("table5_random", ".tools.ablate"):
         (tmp_path / "out" / name).touch()
-    with pytest.raises(UserError, match="1 runs failed: table5_random seed 42: .*(File exists|Not a directory)"):
+    with pytest.raises(UserError, match="1 runs failed: table5_random seed 42: .*this folder cannot be made"):
         ablate.main(arguments(tmp_path, 5, "--seeds", 1))
     assert ("semmim", 42, "vqa") in fake.calls
 
 
-def test_a_folder_that_holds_files_of_others_is_refused_and_so_is_a_second_program(tmp_path, fake):
-    ablate.main(arguments(tmp_path, 5, "--seeds", 1))
-    code = "import sys; from engine.run import lock; from pathlib import Path; file = lock(Path(sys.argv[1])); "
-    code += "print('locked', flush=True); sys.stdin.read()"
-    command = [sys.executable, "-c", code, str(tmp_path / "out/.tools.ablate")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout.readline()
-        with pytest.raises(UserError, match=f"out: in use by process {other.pid}"):
-            ablate.main(arguments(tmp_path, 5, "--seeds", 1))
-        other.stdin.close()
+def test_a_folder_that_holds_files_of_others_is_refused_and_so_is_a_second_program(tmp_path, fake, monkeypatch):
+    def second(*_):
+        command = [sys.executable, "-m", "tools.ablate", *arguments(tmp_path, 5, "--seeds", 1)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stderr
+
+    monkeypatch.setattr(ablate, "run_all", lambda *_: [second()])
+    with pytest.raises(UserError, match=f"out: in use by process {os.getpid()}"):
+        ablate.main(arguments(tmp_path, 5, "--seeds", 1))
     (tmp_path / "own").mkdir()
-    (tmp_path / "own/rows.json").write_text("the user's")
+    (tmp_path / "own/thesis.tex").touch()
     with pytest.raises(UserError, match="own: holds files that tools.ablate did not write"):
         ablate.main([*arguments(tmp_path, 5), "--output", str(tmp_path / "own")])
-    assert (tmp_path / "own/rows.json").read_text() == "the user's"
 
 
 def test_the_dvae_row_is_left_out_without_its_weights(tmp_path, fake, capsys):
@@ -149,17 +129,18 @@ def test_the_dvae_row_is_left_out_without_its_weights(tmp_path, fake, capsys):
     assert ("table4_dvae", 42, "pretrain") in fake.calls
 
 
-def test_cores_are_divided_among_the_runs(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 3, 5, 7}, raising=False)
-    assert [slot.cores for slot in ablate.make_slots(2, "cpu")] == [(0, 2), (3, 5, 7)]
-    monkeypatch.setattr(ablate_running, "visible_gpus", lambda: ["0", "1", "2", "3", "4"])
-    assert [slot.gpus for slot in ablate.make_slots(2)] == [("0", "1"), ("2", "3")]
+def test_the_gpus_are_divided_evenly_among_the_runs(monkeypatch):
+    monkeypatch.setattr(running, "cores", lambda: 5)
+    assert running.divide_gpus(2, "cpu") == [(), ()]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,3,4,5,6")
+    assert running.divide_gpus(2, "auto") == [("7", "3"), ("4", "5")]
     with pytest.raises(UserError, match="--jobs 6: there are only 5 CPU cores"):
-        ablate.make_slots(6, "cpu")
+        running.divide_gpus(6, "cpu")
 
 
 def test_the_global_batch_of_every_stage_is_printed(tmp_path, monkeypatch, fake, capsys):
-    monkeypatch.setattr(ablate, "make_slots", lambda jobs, device: [ablate_running.Slot((1,), ("1", "2"))])
+    monkeypatch.setattr(ablate, "divide_gpus", lambda jobs, device: [("1", "2")])
     sizes = ["--override", "train.batch_size=8", "train.accumulation=4", "--retrieval_override", "train.batch_size=6"]
     sizes += ["train.accumulation=1", "--vqa_override", "train.batch_size=500", "train.accumulation=2"]
     ablate.main(arguments(tmp_path, 5, "--seeds", 1, "--stages", "zeroshot", "retrieval", "vqa", *sizes))
@@ -167,25 +148,25 @@ def test_the_global_batch_of_every_stage_is_printed(tmp_path, monkeypatch, fake,
 
 
 def test_as_many_runs_as_slots_go_side_by_side(tmp_path, monkeypatch, fake):
-    monkeypatch.setattr(ablate, "make_slots", lambda jobs, device: [ablate_running.Slot((n,)) for n in range(jobs)])
-    together = threading.Barrier(2, timeout=10)
-    original = FakeLauncher.__call__
+    monkeypatch.setattr(ablate, "divide_gpus", lambda jobs, device: [()] * jobs)
+    started, both = [], {"semmim", "table5_random"}
 
-    def meet(self, run, stage, slot):
+    def start(run, stage, *args):  # pre-training ends when both rows are at it
+        process = fake.start(run, stage, *args)
         if stage.name == "pretrain":
-            together.wait()  # breaks unless two runs are here at once
-        return original(self, run, stage, slot)
+            started.append(run.row)
+            process.poll = lambda: 0 if set(started) == both else None
+        return process
 
-    monkeypatch.setattr(FakeLauncher, "__call__", meet)
+    monkeypatch.setattr(running, "start_stage", start)
     ablate.main(arguments(tmp_path, 5, "--seeds", 1, "--jobs", 2))
-    assert len(fake.calls) == 6
+    assert set(started) == both and len(fake.calls) == 6
 
 
-def test_a_stage_uses_its_slot_and_resumes_from_its_checkpoint(tmp_path):
+def test_a_stage_uses_its_gpus_and_resumes_from_its_checkpoint(tmp_path):
     parsed = ablate.parse_arguments(arguments(tmp_path, 5, "--seeds", 1, "--stages", "zeroshot", "retrieval"))
-    run = ablate.plan(parsed)[0][1]
-    slot = ablate_running.Slot((0,), ("2", "5"))
-    pretrain, zeroshot, retrieval = (ablate_running.command(run, stage, slot, "auto") for stage in run.stages)
+    run = plan.plan(parsed)[0][1]
+    pretrain, zeroshot, retrieval = (running.command(run, stage, 2, "auto") for stage in run.stages)
     assert run.row == "table5_random" and 'mim.masking="random"' in pretrain
     assert "--nproc_per_node=2" in pretrain and "--checkpoint" not in pretrain and "--resume" in pretrain
     checkpoint = str(run.folder / "pretrain/checkpoint_last.pth")
@@ -197,7 +178,7 @@ PROGRAM = """
 import json, os, pathlib, signal, sys, time
 output = pathlib.Path(sys.argv[sys.argv.index("--output_dir") + 1])
 output.mkdir(exist_ok=True)
-print(sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None, flush=True)
+print(os.environ["OMP_NUM_THREADS"], os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
 if output.name == "pretrain" and not (output / "checkpoint_last.pth").exists():
     def stop(*_):
         time.sleep(0.5)
@@ -212,20 +193,19 @@ if output.name == "pretrain" and not (output / "checkpoint_last.pth").exists():
 
 @pytest.mark.parametrize("signals", [("TERM",), ("INT", "INT"), ("HUP", "TERM")], ids="-".join)
 def test_signals_end_the_running_stage_start_no_other_and_the_next_call_resumes(tmp_path, monkeypatch, signals):
-    real = ablate_running.command
-    monkeypatch.setattr(ablate_running, "command", lambda *a: [sys.executable, "-c", PROGRAM, *real(*a)[2:]])
-    monkeypatch.setattr(ablate_plan, "rows_of", lambda tables: ["semmim", "table5_random"])
+    real = running.command
+    monkeypatch.setattr(running, "command", lambda *a: [sys.executable, "-c", PROGRAM, *real(*a)[2:]])
+    monkeypatch.setattr(ablate, "divide_gpus", lambda jobs, device: [("4",)])
     started = [tmp_path / f"out/{row}/seed_42/pretrain/started" for row in ("semmim", "table5_random")]
     stop_when(started[0].exists, *signals)
     with pytest.raises(Stopped):
         ablate.main(arguments(tmp_path, 5, "--seeds", 1))
     assert not started[1].exists() and not (tmp_path / "out/semmim/seed_42/result.json").exists()
     assert (tmp_path / "out/semmim/seed_42/pretrain/checkpoint_last.pth").exists()  # its process was waited for
-    monkeypatch.setattr(ablate_plan, "rows_of", lambda tables: ["semmim"])
+    monkeypatch.setattr(plan, "rows_of", lambda tables: ["semmim"])
     ablate.main(arguments(tmp_path, 5, "--seeds", 1))
-    cores = ablate.make_slots(1, "cpu")[0].cores
     lines = (tmp_path / "out/semmim/seed_42/pretrain.log").read_text().splitlines()
-    assert lines == [str(list(cores) if hasattr(os, "sched_getaffinity") else None)] * 2
+    assert lines == [f"{running.cores()} 4"] * 2
     assert len(json.loads((tmp_path / "out/semmim/seed_42/result.json").read_text())["stages"]) == 3
 
 
@@ -243,23 +223,30 @@ def stop_when(ready, *names: str) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def test_the_real_scripts_go_on_where_they_stopped_and_end_with_numbers(tmp_path, monkeypatch):
+def test_the_real_scripts_resume_where_they_stopped_and_end_with_numbers(tmp_path, monkeypatch):
+    def start(run, stage, gpus, threads, device):  # the script in this process: what a process does is tested above
+        script, *words = running.command(run, stage, len(gpus), device)[1:]
+        make_folder(run.folder)
+        importlib.import_module(Path(script).stem).main(words)
+        return ended(0)
+
     data = tmp_path / "data"
-    call(make_demo_data, "--output", data, "--train", 24, "--val", 12, "--test", 12, "--size", 32, "--workers", 1)
-    monkeypatch.setattr(ablate_plan, "rows_of", lambda tables: ["semmim"])
+    make_demo_data.main(["--output", str(data), *"--train 24 --val 12 --test 12 --size 32 --workers 1".split()])
+    monkeypatch.setattr(running, "start_stage", start)
+    monkeypatch.setattr(plan, "rows_of", lambda tables: ["semmim"])
     line = arguments(tmp_path, 5, "--seeds", 1, "--stages", "zeroshot")
     line += ["--override", *TINY, f"data.train=[{data / 'pretrain.json'}]", "data.bucket_batches=0"]
     line += ["train.epochs=10", "train.precision=fp32", "train.log_every=1", "train.images=false"]
-    line += ["model.bert.args.vocab_size=273", "--retrieval_override", "image_size=32", "rerank.k=4"]
+    line += ["model.bert.args.vocab_size=273", "data.num_workers=0"]
+    line += ["--retrieval_override", "image_size=32", "rerank.k=4", "data.num_workers=0"]
     line += [f"data.{split}=[{data / f'retrieval_{split}.json'}]" for split in ("train", "val", "test")]
     folder = tmp_path / "out/semmim/seed_42"
     log = folder / "pretrain/log.jsonl"
-    stop_when(lambda: log.is_file() and log.read_text().count("\n") > 2, "TERM", "INT")
+    stop_when(lambda: log.is_file() and log.read_text().count("\n") > 2, "TERM")
     with pytest.raises(Stopped):
         ablate.main(line)
     assert 2 < log.read_text().count("\n") < 40 and not (folder / "result.json").exists()
     ablate.main(line)
-    assert "resumed at" in (folder / "pretrain.log").read_text()
     assert [json.loads(entry)["step"] for entry in log.read_text().splitlines()] == list(range(1, 41))
     stages = json.loads((folder / "result.json").read_text())["stages"]
     assert 0 <= stages["zeroshot"]["metrics"]["test"]["itm_tr_r1"] <= 100

@@ -6,8 +6,8 @@
 
 The rows are those of configs/ablation/: a row is --base with the row's four switches (target, masking, mask ratio,
 start layer) in the place of the base's own. Start layers are the paper's of 12 and scale with the depth of the base's
-image encoder (1, 6, 9, 12 become 1, 3, 5, 6 of 6). The paper's model is a row of all four tables and is run once, as
-are rows that scaling makes equal. Seeds are the base's own and the following; a seed's rows come before the next seed.
+image encoder (1, 6, 9, 12 become 1, 3, 5, 6 of 6). The paper's model is a row of all four tables and is run once.
+Seeds are the base's own and the following; a seed's rows come before the next seed.
 
 OUTPUT/ROW/seed_N/ holds a folder and a console log per stage, and result.json with the numbers of the finished stages.
 Finished stages are skipped, interrupted ones resume from their checkpoints; Ctrl-C stops all runs with a checkpoint.
@@ -22,31 +22,27 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataset.files import read_json
 from engine.run import lock
 from tools.ablate.plan import STAGES, Stage, plan
-from tools.ablate.running import Launcher, check_same, make_slots, run_all, say
-from utils import UserError, own_folder, run_main, write_json
+from tools.ablate.running import divide_gpus, read_stages, run_all, say
+from utils import UserError, own_folder, run_main
 
 TABLES = ("4", "5", "6", "7")
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
-    runs, rows, left_out = plan(args)
+    runs, left_out = plan(args)
     if not runs:
-        raise UserError("; ".join(left_out) or "no row is left to run")
-    slots = make_slots(args.jobs, args.device)
+        raise UserError("; ".join(left_out))
+    slots, stages = divide_gpus(args.jobs, args.device), runs[0].stages
     with lock(own_folder(args.output, "tools.ablate") / ".tools.ablate"):
-        shared = args.output / "rows.json"
-        known = read_json(shared)["rows"] if shared.is_file() else {}
-        write_json(shared, {"base": args.base, "rows": {**known, **rows}})
-        done = sum(check_same(run) for run in runs)
-        names = ", ".join(stage.name for stage in runs[0].stages)
+        done = sum(len(read_stages(run)) for run in runs)
+        names = ", ".join(stage.name for stage in stages)
         say(*left_out, f"{len(runs)} runs of {names}, {len(slots)} side by side; {done} stages are done already")
-        batches = global_batches(runs[0].stages, max(1, len(slots[0].gpus)))
+        batches = global_batches(stages, max(1, len(slots[0])))
         say("global batch: " + ", ".join(f"{name} {batch:,}" for name, batch in batches.items()))
-        failed = run_all(runs, slots, Launcher(args.device))
+        failed = run_all(runs, slots, args.device)
     if failed:  # everything else is done
         raise UserError(f"{len(failed)} runs failed: {'; '.join(failed)}; the same command tries them again")
     say(f"done; python -m tools.report {args.output} --format text shows the tables")
@@ -81,7 +77,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def global_batches(stages: Sequence[Stage], processes: int) -> dict[str, int]:
     """{stage: samples of an optimizer step}, without the zero-shot stage, which trains nothing."""
     return {
-        stage.name: stage.settings["train.batch_size"] * stage.settings["train.accumulation"] * processes
+        stage.name: stage.settings.train.batch_size * stage.settings.train.accumulation * processes
         for stage in stages
         if stage.name != "zeroshot"
     }

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from engine import config as settings
-from utils import ROOT, UserError, find_file
+from utils import ROOT, Config, UserError, find_file
 
 PAPER_DEPTH = 12  # layers of the image encoder whose numbers Table 7 names
-SWITCHES = ("mim.target", "mim.masking", "mim.mask_ratio", "mim.inject_from")
+SWITCHES = ("target", "masking", "mask_ratio", "inject_from")  # of mim: what a row is
 KINDS = {"Pretrain.py": settings.PRETRAIN, "Retrieval.py": settings.RETRIEVAL, "VQA.py": settings.VQA}
 STAGES = {"pretrain": "Pretrain.py", "zeroshot": "Retrieval.py", "retrieval": "Retrieval.py", "vqa": "VQA.py"}
-# Settings that change no number: finished stages stay finished when one of them differs.
-HARMLESS = ("data.num_workers", "data.cache_images", "train.log_every", "train.checkpoint_every")
 
 
 @dataclass
@@ -29,7 +26,7 @@ class Stage:
     name: str
     config: str
     overrides: list[str]
-    settings: dict  # dotted key -> value
+    settings: Config
 
 
 @dataclass
@@ -40,28 +37,35 @@ class AblationRun:
     seed: int
     folder: Path
     stages: list[Stage]
-    notes: dict = field(default_factory=dict)  # for result.json
+    switches: dict
 
     @property
     def name(self) -> str:
         return f"{self.row} seed {self.seed}"
 
 
-def plan(args: argparse.Namespace) -> tuple[list[AblationRun], dict[str, str], list[str]]:
-    """-> (the runs in order, {row: the row whose runs it shares}, lines about rows that cannot be run)."""
+def plan(args: argparse.Namespace) -> tuple[list[AblationRun], list[str]]:
+    """-> (the runs, a seed's before the next seed's, lines about rows that cannot be run)."""
     base = settings.load_config(args.base, args.override, settings.PRETRAIN)
-    depth = image_depth(base)
-    rows, first, switches_of, left_out = {}, {}, {}, []
+    fine_tuning, rows, left_out = [], {}, []
+    for name in args.stages:
+        kind = "vqa" if name == "vqa" else "retrieval"
+        config = getattr(args, kind) or beside(args.base, STAGES[name])
+        fine_tuning.append(make_stage(name, config, getattr(args, f"{kind}_override")))
     for row in rows_of(args.tables):
-        switches = switches_of[row] = row_switches(row, depth, base.mim.codebook)
-        folder = switches.get("mim.codebook")
-        if folder is not None and not any(Path(where, folder).expanduser().is_dir() for where in (".", ROOT)):
-            left_out.append(f"{row}: left out, {folder} does not exist: give it by --override mim.codebook=FOLDER")
+        switches = row_switches(row, base)
+        codebook = switches.get("mim.codebook")
+        if codebook and not any(Path(where, codebook).expanduser().is_dir() for where in (".", ROOT)):
+            left_out.append(f"{row}: left out, {codebook} does not exist: give it by --override mim.codebook=FOLDER")
             continue
-        rows[row] = first.setdefault(json.dumps(switches, sort_keys=True), row)
-    seeds = range(base.seed, base.seed + args.seeds)
-    runs = [make_run(args, row, switches_of[row], seed) for seed in seeds for row in dict.fromkeys(rows.values())]
-    return runs, rows, left_out
+        changed = [f"{key}={'none' if value is None else json.dumps(value)}" for key, value in switches.items()]
+        rows[row] = switches, [make_stage("pretrain", args.base, [*args.override, *changed]), *fine_tuning]
+    runs = [
+        AblationRun(row, seed, args.output / row / f"seed_{seed}", stages, switches)
+        for seed in range(base.seed, base.seed + args.seeds)
+        for row, (switches, stages) in rows.items()
+    ]
+    return runs, left_out
 
 
 def rows_of(tables: Sequence[str]) -> list[str]:
@@ -71,17 +75,14 @@ def rows_of(tables: Sequence[str]) -> list[str]:
     return sorted(names, key=lambda name: name != "semmim")
 
 
-def row_switches(row: str, depth: int, codebook: str | None = None) -> dict:
-    """{dotted key: value} that makes a row of a base whose image encoder has `depth` layers.
-
-    codebook: the base's own folder of dVAE weights, which goes before the row file's.
-    """
-    values = read_settings(f"configs/ablation/{row}.yaml", (), "Pretrain.py")
-    switches = {key: values[key] for key in SWITCHES}
-    if switches["mim.inject_from"] is not None:
-        switches["mim.inject_from"] = scaled_layer(switches["mim.inject_from"], depth)
-    if switches["mim.target"] == "dvae":
-        switches["mim.codebook"] = codebook or values["mim.codebook"]
+def row_switches(row: str, base: Config) -> dict:
+    """{dotted key: value} that makes a row of a base. The base's own codebook goes before the row file's."""
+    mim = settings.load_config(f"configs/ablation/{row}.yaml", (), settings.PRETRAIN).mim
+    switches = {f"mim.{key}": mim[key] for key in SWITCHES}
+    if mim.inject_from is not None:
+        switches["mim.inject_from"] = scaled_layer(mim.inject_from, image_depth(base))
+    if mim.target == "dvae":
+        switches["mim.codebook"] = base.mim.codebook or mim.codebook
     return switches
 
 
@@ -90,7 +91,7 @@ def scaled_layer(layer: int, depth: int) -> int:
     return max(1, (2 * layer * depth + PAPER_DEPTH) // (2 * PAPER_DEPTH))
 
 
-def image_depth(config) -> int:
+def image_depth(config: Config) -> int:
     """Number of layers of a configuration's image encoder; built without memory for its weights."""
     from models.vit import ImageEncoder  # here: timm takes two seconds to import
 
@@ -99,27 +100,11 @@ def image_depth(config) -> int:
         return ImageEncoder(encoder.name, encoder.image_size, dict(encoder.args)).depth
 
 
-def make_run(args: argparse.Namespace, row: str, switches: dict, seed: int) -> AblationRun:
-    overrides = [f"{key}={'none' if value is None else json.dumps(value)}" for key, value in switches.items()]
-    stages = [make_stage("pretrain", args.base, [*args.override, *overrides])]
-    for name in args.stages:
-        kind = "vqa" if name == "vqa" else "retrieval"
-        chosen = getattr(args, kind) or beside(args.base, STAGES[name])
-        stages.append(make_stage(name, chosen, getattr(args, f"{kind}_override")))
-    notes = {"row": row, "seed": seed, "base": str(args.base), "switches": switches}
-    return AblationRun(row, seed, args.output / row / f"seed_{seed}", stages, notes)
-
-
 def make_stage(name: str, config: str, overrides: list[str]) -> Stage:
-    values = dict(read_settings(str(config), tuple(overrides), STAGES[name]))
-    if values.get("mim.target") != "dvae":
-        values.pop("mim.codebook", None)  # read by that target alone
-    return Stage(name, str(config), list(overrides), values)
-
-
-@functools.cache  # seeds and rows ask for the same files again and again
-def read_settings(config: str, overrides: tuple[str, ...], script: str) -> dict:
-    return flatten(settings.load_config(config, overrides, KINDS[script]))
+    values = settings.load_config(config, overrides, KINDS[STAGES[name]])
+    if name == "pretrain" and values.mim.target != "dvae":
+        values.mim.codebook = None  # read by that target alone
+    return Stage(name, str(config), overrides, values)
 
 
 def beside(base: str, script: str) -> str:
@@ -131,15 +116,3 @@ def beside(base: str, script: str) -> str:
             return str(folder / name)
     option = "--vqa" if script == "VQA.py" else "--retrieval"
     raise UserError(f"{option} is missing: {folder} holds no {' or '.join(names)}")
-
-
-def flatten(config: dict, prefix: str = "") -> dict:
-    """{"a": {"b": 1}} -> {"a.b": 1}, without what changes no number and without the seed."""
-    found = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and value:
-            found |= flatten(value, f"{name}.")
-        elif name not in (*HARMLESS, "seed"):
-            found[name] = value
-    return found
