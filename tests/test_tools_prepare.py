@@ -96,7 +96,7 @@ def test_only_images_on_disk_are_written_where_they_are_required(run, tmp_path):
         official.save(folder / name, number)
     refused(lambda: run("coco", "--images", str(tmp_path / "gone")), "--images", "no such folder")
     official.save(folder / "val2014/COCO_val2014_000000318219.jpg", 3)
-    out = run("coco", "--require-images", "--images", str(folder))
+    out = run("coco", "--require_images", "--images", str(folder))
     notes = tmp_path / "data/coco/annotations"
     assert {entry["image"] for entry in read(notes / "coco_train.json")} == {TRAIN[0]}
     assert [entry["image"] for entry in read(notes / "coco_test.json")] == ["val2014/COCO_val2014_000000391895.jpg"]

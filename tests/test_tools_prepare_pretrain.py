@@ -38,7 +38,7 @@ def test_visual_genomes_filters_are_albefs_and_each_is_counted(run, source, tmp_
     refs = [{"image_id": 57870, "split": "train", "ref_id": 0}, {"image_id": 222016, "split": "testA", "ref_id": 1}]
     (source / "refcoco+").mkdir()
     (source / "refcoco+" / "refs(unc).p").write_bytes(pickle.dumps(refs))
-    out = run("vg", "--min-area", "0.05")
+    out = run("vg", "--min_area", "0.05")
     pairs = read(tmp_path / "data/pretrain/vg.json")
     assert pairs == [
         {"image": f"../visual_genome/VG_100K_2/{number}.jpg", "caption": caption}
@@ -68,7 +68,7 @@ def test_the_smallest_region_follows_from_the_number_of_captions(run, source, tm
     assert "smallest region for 2 captions: 0.6400 of the image" in out  # the larger region of the repeated sentence
     run("vg")  # 769,000: more than there are, no region is too small
     assert len(read(tmp_path / "data/pretrain/vg.json")) == 6
-    run("vg", "--all-regions")
+    run("vg", "--all_regions")
     captions = [pair["caption"] for pair in read(tmp_path / "data/pretrain/vg.json")]
     assert captions == [tidy(text) for text, _ in official.PHRASES[:5]] * 2
 
@@ -78,7 +78,7 @@ def test_visual_genome_needs_cocos_test_images(run, source):
     refused(lambda: run("vg"), "run tools.prepare coco with --output")
     run("coco")
     assert "refs(unc).p of RefCOCO+ is not there" in run("vg")
-    refused(lambda: run("vg", "--min-area", "2"), "--min-area 2.0")
+    refused(lambda: run("vg", "--min_area", "2"), "--min_area 2.0")
 
 
 def test_visual_genomes_malformed_entries_are_counted(run, source, tmp_path):
@@ -161,7 +161,7 @@ def test_without_images_no_list_names_any_and_the_addresses_can_be_downloaded(ru
     captions = ['"a quotation mark that nothing closes', 'and a "pair" of them', "an apostrophe's", 'tail"']
     rows = [f"{caption}\thttp://x.org/{i}.jpg" for i, caption in enumerate(captions)]
     (source / "Train_GCC-training.tsv").write_text("\n".join([*rows, "a line without an address"]) + "\n")
-    for options in ([], ["--require-images"]):
+    for options in ([], ["--require_images"]):
         refused(lambda options=options: run("cc3m", *options), "cc3m/images: holds no image", "--addresses")
     assert not (tmp_path / "data/pretrain/cc3m.json").exists()
     out = run("cc3m", "--addresses")
@@ -232,7 +232,7 @@ def test_planted_copies_of_test_images_are_found_and_left_out(run, source, tmp_p
     official.save(coco / "val2014/COCO_val2014_000000184613.jpg", 2, (640, 480), 95)  # val
     official.save(coco / "train2014/COCO_train2014_000000057870.jpg", 3)
     leaked = official.save(coco / "train2014/COCO_train2014_000000222016.jpg", 1, (640, 480), 95)
-    out = run("coco", "--check-leaks")
+    out = run("coco", "--check_leaks")
     images = {pair["image"] for pair in read(tmp_path / "data/pretrain/coco.json")}
     assert not any(image.endswith(leaked.name) for image in images) and len(images) == 2
     assert counts(tmp_path, "coco")["validation and test images left out, by content"] == 1
@@ -244,8 +244,8 @@ def test_planted_copies_of_test_images_are_found_and_left_out(run, source, tmp_p
     official.save(genome / "VG_100K_2/3.jpg", 9, (500, 375), 70)
     (genome / "VG_100K_2/5.jpg").write_bytes(b"no image")
     run("vg")
-    assert len(read(tmp_path / "data/pretrain/vg.json")) == 9  # without --check-leaks
-    out = run("vg", "--check-leaks")
+    assert len(read(tmp_path / "data/pretrain/vg.json")) == 9  # without --check_leaks
+    out = run("vg", "--check_leaks")
     assert {p["image"][-5] for p in read(tmp_path / "data/pretrain/vg.json")} == {"3", "5"}
     assert "VG_100K_2/1.jpg = a look-alike of coco val COCO_val2014_000000184613.jpg" in out
     assert "1 x comparison of an image that is unreadable" in out
@@ -262,7 +262,7 @@ def test_downloaded_copies_are_found_by_their_pixels_and_by_the_sum_of_the_origi
     samples["000000002.json"] = json.dumps({**meta, "sha256": fingerprint(original).sha256}).encode()
     official.img2dataset_shard(tmp_path / "data/cc3m/images", 0, samples, {}, tar=True)
     cc3m_list(source)
-    run("cc3m", "--check-leaks")
+    run("cc3m", "--check_leaks")
     assert [pair["caption"] for pair in read(tmp_path / "data/pretrain/cc3m.json")] == ["thing 1"]
     assert counts(tmp_path, "cc3m")["validation and test images left out, by content"] == 2
 

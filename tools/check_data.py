@@ -82,7 +82,9 @@ def check(args: argparse.Namespace) -> Findings:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m tools.check_data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--config", required=True, help="configuration of any stage")
     add("--override", nargs="*", action="extend", default=[], metavar="KEY.SUB=VALUE", help="as in training")

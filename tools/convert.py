@@ -39,7 +39,9 @@ KNOWN = "known are ALBEF.pth, mscoco.pth and flickr30k.pth"
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m tools.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", help="ALBEF's file")
     parser.add_argument("target", help="file to write")
     args = parser.parse_args(argv)

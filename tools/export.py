@@ -14,7 +14,9 @@ from utils import UserError, one_line, run_main
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m tools.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint", help="file, or a run's folder: its best checkpoint, else its last")
     parser.add_argument("folder", help="new or empty folder, or one that was exported before")
     parser.add_argument(

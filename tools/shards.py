@@ -44,7 +44,9 @@ EXAMPLES = 3  # of what is left out, in the error
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m tools.shards", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--data", nargs="+", required=True, metavar="FILE", help="annotation files, shards, or parquet")
     add("--image_root", help="folder of relative image paths (default: the annotation file's)")

@@ -13,7 +13,7 @@
 
 SOURCE holds the official files under their official names (or in folders directly in it); the error for missing files
 says where they are published. Run coco and flickr30k before the sets for pre-training, which leave out their validation
-and test images: by id always, and with --check-leaks by what the image files show. Counts of the files are printed
+and test images: by id always, and with --check_leaks by what the image files show. Counts of the files are printed
 beside the published ones, and differences are warnings; what is left out is counted and named. Files are in place only
 when they are whole, and a file that the tool did not write is never replaced. docs/reproduce.md has every step with its
 addresses.
@@ -63,8 +63,8 @@ def add_common(parser: argparse.ArgumentParser, images: str) -> None:
     add("--source", type=Path, required=True, help="folder of the official files")
     add("--output", type=Path, required=True, help="folder that the configurations call data/")
     add("--images", type=Path, help=f"folder of the images (default: OUTPUT/{images})")
-    add("--require-images", action="store_true", help="write only what has its image on disk")
-    add("--check-leaks", action="store_true", help="also find held-out images by the content of their files")
+    add("--require_images", action="store_true", help="write only what has its image on disk")
+    add("--check_leaks", action="store_true", help="also find held-out images by the content of their files")
     add("--workers", type=int, default=os.cpu_count(), help="processes that compare images (default: %(default)s)")
 
 

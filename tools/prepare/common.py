@@ -155,7 +155,7 @@ class Job:
     # -------------------------------------------------------------------------------------------- images
 
     def has(self, image: str) -> bool:
-        """Whether an image (a path in the images' folder) may be written: with --require-images it must exist."""
+        """Whether an image (a path in the images' folder) may be written: with --require_images it must exist."""
         if not self.options.require_images or self.exists(image):
             return True
         self.leave_out("image that is not on disk", image)

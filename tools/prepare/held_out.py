@@ -2,7 +2,7 @@
 
 `tools.prepare coco` and `tools.prepare flickr30k` write OUTPUT/prepared/held_out_<set>.json. The other sets leave out
 what is in there: by COCO's id (Visual Genome names it), by the number of the Flickr photo (in Flickr30K's file names,
-and in SBU's and Visual Genome's addresses), and with --check-leaks by what the image files show.
+and in SBU's and Visual Genome's addresses), and with --check_leaks by what the image files show.
 """
 
 import itertools
@@ -42,7 +42,7 @@ def write_held_out(job: Job, images: list[dict]) -> None:
 class HeldOut:
     """The held-out images that earlier preparations in the same OUTPUT left.
 
-    coco, flickr: {id: split}, splits such as "coco test". With --check-leaks the held-out images that are on disk are
+    coco, flickr: {id: split}, splits such as "coco test". With --check_leaks the held-out images that are on disk are
     read, and `spare` finds their copies.
     """
 
@@ -75,7 +75,7 @@ class HeldOut:
             missing = len(files) - len(usable)
             self.job.warn(f"{missing:,} of {len(files):,} held-out images are not on disk or not readable")
         if not usable:
-            self.job.warn("--check-leaks compared nothing: prepare coco and flickr30k first, with their images")
+            self.job.warn("--check_leaks compared nothing: prepare coco and flickr30k first, with their images")
         return KnownImages(usable)
 
     def spare(self, photos: Iterable[dict]) -> Iterator[dict]:
@@ -99,10 +99,16 @@ class HeldOut:
                 else:
                     yield photo
 
-    def report(self) -> None:
+    def write_pairs(self, pairs: Iterable[tuple[str, str]], published: int | None = None) -> int:
+        """Write OUTPUT/pretrain/SET.json of (image, caption), whose images `spare` gave; their number."""
+        prefix = self.job.pretrain_prefix
+        entries = ({"image": f"{prefix}/{image}", "caption": caption} for image, caption in pairs)
+        written = self.job.write(f"pretrain/{self.job.name}.json", entries)
         self.job.count("validation and test images left out, by id", self.by_id)
         if self.job.options.check_leaks:
             self.job.count("validation and test images left out, by content", self.by_content)
+        self.job.count("pairs written for pre-training", written, published, rounded=1_000)
+        return written
 
     def _copies(self, images: set[str]) -> dict[str, str]:
         """{image: the held-out one that it shows}"""

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -47,14 +47,15 @@ def prepare(job: Job) -> None:
     path = find_official(job.source, {name: KARPATHY_URL + hint})[name]
     photos = {} if not is_coco else dict(pair for file in files.values() for pair in flickr_photos(job, file))
     entries = read_entries(job, path)
-    write_held_out(
-        job, [held_out_entry(job, entry, photos) for entry in entries if SPLIT_OF[entry["split"]] != "train"]
-    )
+    write_held_out(job, [photo_of(job, entry, photos) for entry in entries if entry["split"] not in KARPATHY_TRAIN])
     write_retrieval(job, entries)
     if is_coco:
         write_captioning(job, entries, path)
         held_out = HeldOut(job, "flickr30k")
-        write_pretraining(job, held_out, karpathy_pretraining(entries, photos, held_out))
+        train = (entry for entry in entries if entry["split"] in KARPATHY_TRAIN)
+        allowed = held_out.spare({**photo_of(job, entry, photos), "entry": entry} for entry in train)
+        pairs = (pair for photo in allowed for pair in karpathy_pairs(photo["entry"], job.name))
+        held_out.write_pairs((pair["image"], pair["caption"]) for pair in pairs)
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -101,13 +102,13 @@ def flickr_photos(job: Job, path: Path) -> Iterator[tuple[int, int | None]]:
     return (pair for _, pair in found)
 
 
-def held_out_entry(job: Job, entry: dict, photos: dict[int, int]) -> dict:
+def photo_of(job: Job, entry: dict, photos: dict[int, int]) -> dict:
+    """{"image", "split", "coco_id", "flickr_id"}; Flickr30K's files are named by the photo."""
+    image = {"image": karpathy_path(entry, job.name), "split": entry["split"]}
     if job.name == "coco":
-        ids = {"coco_id": entry["cocoid"], "flickr_id": photos.get(entry["cocoid"])}
-    else:  # Flickr30K's files are named by the photo
-        stem = Path(entry["filename"]).stem
-        ids = {"flickr_id": int(stem) if stem.isdecimal() else None}
-    return {"image": karpathy_path(entry, job.name), "split": entry["split"], **ids}
+        return {**image, "coco_id": entry["cocoid"], "flickr_id": photos.get(entry["cocoid"])}
+    stem = Path(entry["filename"]).stem
+    return {**image, "flickr_id": int(stem) if stem.isdecimal() else None}
 
 
 # ------------------------------------------------------------------------------------------------ writing
@@ -135,24 +136,6 @@ def write_captioning(job: Job, entries: list[dict], official: Path) -> None:
         job.write("coco/dataset_coco.json", ({"dataset": job.name, **entry} for entry in entries))
 
 
-def karpathy_pretraining(entries: list[dict], photos: dict[int, int], held_out: HeldOut) -> Iterator[tuple[str, str]]:
-    """(image, caption) of train and restval."""
-    train = [entry for entry in entries if entry["split"] in KARPATHY_TRAIN]
-    ids = ({"coco_id": entry["cocoid"], "flickr_id": photos.get(entry["cocoid"]), "entry": entry} for entry in train)
-    for photo in held_out.spare({"image": karpathy_path(own["entry"], "coco"), **own} for own in ids):
-        for pair in karpathy_pairs(photo["entry"], "coco"):
-            yield photo["image"], pair["caption"]
-
-
-def write_pretraining(job: Job, held_out: HeldOut, pairs: Iterable[tuple[str, str]]) -> None:
-    """pairs: (image, caption) without images that are also Flickr30K's or (by content) held out."""
-    prefix = job.pretrain_prefix
-    entries = ({"image": f"{prefix}/{image}", "caption": caption} for image, caption in pairs)
-    number = job.write("pretrain/coco.json", entries)
-    held_out.report()
-    job.count("pairs written for pre-training", number)
-
-
 # ------------------------------------------------------------------------------------------------ COCO's own files
 
 
@@ -166,7 +149,8 @@ def from_coco_captions(job: Job, files: dict[str, Path]) -> None:
     if not files:
         raise UserError(f"--source {job.source}: files of 2017 need dataset_coco.json ({KARPATHY_URL})")
     job.note("retrieval and captioning files need dataset_coco.json: only pre-training is written")
-    write_pretraining(job, held_out, (pair for item in files.items() for pair in coco_captions(job, held_out, *item)))
+    pairs = (pair for item in files.items() for pair in coco_captions(job, held_out, *item))
+    held_out.write_pairs(pairs)
 
 
 def coco_captions(job: Job, held_out: HeldOut, split: str, path: Path) -> Iterator[tuple[str, str]]:

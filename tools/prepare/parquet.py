@@ -10,7 +10,6 @@ tools.shards packs them into tar shards, and says why they are not trained from 
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +26,7 @@ from utils import UserError, one_line, open_file, reason, shown
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp")
 CAPTION_COLUMNS = ("caption", "text", "captions", "txt", "TEXT")
 STATUS, SUCCESS = "status", "success"  # img2dataset's
+BYTES, TEXT = ("binary", "large_binary", "binary_view"), ("string", "large_string", "string_view")  # Arrow's types
 BATCH_ROWS = 16  # decoded at a time; beside them memory holds the page of the file that they are in
 READ_BYTES = 1 << 20  # of the file at a time; pyarrow would read the images of a whole row group
 ENDINGS = {"JPEG": "jpg", "MPO": "jpg"}  # of PIL's formats; the others' are their names
@@ -49,8 +49,7 @@ class FailedDownload:
     """In the place of a sample whose image could not be downloaded when the data set was made: nothing is wrong now."""
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """A parquet file with `rows` rows and the names of its columns of images and of captions.
 
     columns: what is read: these, of a struct its fields "image.bytes" and "image.path" alone, and img2dataset's status
@@ -76,26 +75,48 @@ def open_tables(files: Sequence[Path], image_column: str | None, caption_column:
             names = file.schema_arrow.names  # two of a name cannot be distinguished
             kinds = {field.name: field.type for field in file.schema_arrow if names.count(field.name) == 1}
             rows = file.metadata.num_rows
-        images = [image_column] if image_column else IMAGE_COLUMNS
-        captions = [caption_column] if caption_column else CAPTION_COLUMNS
-        image = next((name for name in images if name in kinds and _holds_bytes(kinds[name])), None)
-        caption = next((name for name in captions if name in kinds and _holds_texts(kinds[name])), None)
-        if image is None:
-            raise UserError(f"{path}: no column {' or '.join(images)} holds images' bytes, {_remedy(kinds, 'image')}")
-        if caption is None:
-            texts = "texts or lists of them"
-            raise UserError(f"{path}: no column {' or '.join(captions)} holds {texts}, {_remedy(kinds, 'caption')}")
+        image = _column(path, kinds, "image", [image_column] if image_column else IMAGE_COLUMNS)
+        caption = _column(path, kinds, "caption", [caption_column] if caption_column else CAPTION_COLUMNS)
         fields = [f"{image}.{name}" for name in _fields(kinds[image]) if name in ("bytes", "path")]
-        status = [STATUS] if STATUS in kinds and _is_text(kinds[STATUS]) else []
+        status = [STATUS] if STATUS in kinds and _is(TEXT, kinds[STATUS]) else []
         tables.append(Table(path, rows, image, caption, [*(fields or [image]), caption, *status]))
     if not any(table.rows for table in tables):
         raise UserError(f"{files[0]}: has no row{', nor have the others' if len(files) > 1 else ''}")
     return tables
 
 
-def _remedy(kinds: dict[str, Any], what: str) -> str:
+def _column(path: Path, kinds: dict[str, Any], what: str, names: Sequence[str]) -> str:
+    """The first of the columns `names` that holds images' bytes or captions. UserError if none does."""
+    holds = _holds_bytes if what == "image" else _holds_texts
+    for name in names:
+        if name in kinds and holds(kinds[name]):
+            return name
+    content = "images' bytes" if what == "image" else "texts or lists of them"
     columns = one_line(", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "none", 600)
-    return f"its columns are {columns}; --{what}_column names the one to read"
+    raise UserError(
+        f"{path}: no column {' or '.join(names)} holds {content}, its columns are {columns}; "
+        f"--{what}_column names the one to read"
+    )
+
+
+def _holds_bytes(kind: Any) -> bool:
+    """Whether an Arrow type is bytes, or a struct with bytes of that name."""
+    return _is(BYTES, _fields(kind).get("bytes", kind))
+
+
+def _holds_texts(kind: Any) -> bool:
+    """Whether an Arrow type is text or a list of texts."""
+    return _is(TEXT, kind.value_type if types.is_list(kind) or types.is_large_list(kind) else kind)
+
+
+def _is(names: Sequence[str], kind: Any) -> bool:
+    """Whether an Arrow type, or that of the values of a dictionary, is one of `names`."""
+    return str(kind.value_type if types.is_dictionary(kind) else kind) in names
+
+
+def _fields(kind: Any) -> dict[str, Any]:
+    """The Arrow types of a struct's fields; none of another type."""
+    return {field.name: field.type for field in kind} if types.is_struct(kind) else {}
 
 
 def read_tables(tables: Sequence[Table]) -> Iterator[Sample | LeftOut | FailedDownload]:
@@ -135,54 +156,24 @@ def _read_rows(tables: Sequence[Table]) -> Iterator[Sample | LeftOut | FailedDow
 
 def _sample(where: str, image: Any, caption: Any) -> Sample | LeftOut:
     """image, caption: a row's values as Arrow holds them; where: the row, as errors name it."""
-    content, outside = image.as_py(), None
-    if isinstance(content, dict):
-        content, outside = content["bytes"], content.get("path")
+    content = image.as_py()
     try:
-        if content is None and outside:
-            raise ImageError(where, f"holds no image but the path of one, {shown(outside)}, outside the parquet file")
+        if isinstance(content, dict):
+            if content["bytes"] is None and content.get("path"):
+                raise ImageError(where, f"holds no image but the path of one, {shown(content['path'])}")
+            content = content["bytes"]
         if not content:
             raise ImageError(where, "holds no image")
         with opened(where, content) as picture:
             ending = ENDINGS.get(picture.format, picture.format.lower())
-        texts = _texts(where, caption)
+        texts = [text for text in strings(caption.as_py() or []) if text and clean_caption(text, 1)]
+        if not texts:
+            raise EmptyCaption(f"{where}: holds no caption with a word in it")
     except (ImageError, EmptyCaption) as error:
         return error
-    return Sample(content, ending, [texts[0] if len(texts) == 1 else texts])
-
-
-def _texts(where: str, caption: Any) -> list[str]:
-    """The captions that have a word left after training's cleaning; EmptyCaption if none has."""
-    try:
-        found = strings(caption.as_py() or [])
     except UnicodeDecodeError:  # pyarrow takes a file's word for it that its texts are UTF-8
-        raise EmptyCaption(f"{where}: the caption is not UTF-8 text") from None
-    texts = [text for text in found if text and clean_caption(text, 1)]
-    if not texts:
-        raise EmptyCaption(f"{where}: holds no caption with a word in it")
-    return texts
-
-
-def _fields(kind: Any) -> dict[str, Any]:
-    """The Arrow types of a struct's fields; none of another type."""
-    return {field.name: field.type for field in kind} if types.is_struct(kind) else {}
-
-
-def _holds_bytes(kind: Any) -> bool:
-    """Whether an Arrow type is bytes, or a struct with bytes of that name."""
-    kind = _fields(kind).get("bytes", kind)
-    kind = kind.value_type if types.is_dictionary(kind) else kind
-    return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
-
-
-def _holds_texts(kind: Any) -> bool:
-    """Whether an Arrow type is text or a list of texts."""
-    return _is_text(kind) or (types.is_list(kind) or types.is_large_list(kind)) and _is_text(kind.value_type)
-
-
-def _is_text(kind: Any) -> bool:
-    kind = kind.value_type if types.is_dictionary(kind) else kind  # a dictionary has values that come often once
-    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+        return EmptyCaption(f"{where}: the caption is not UTF-8 text")
+    return Sample(content, ending, [texts[0] if len(texts) == 1 else texts])
 
 
 @contextlib.contextmanager

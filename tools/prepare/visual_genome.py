@@ -30,9 +30,9 @@ ALBEF_CAPTIONS = 769_000
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--all-regions", action="store_true", help="keep all 5.4M descriptions but those of held-out images")
-    add("--min-words", type=int, default=3, help="shortest sentence in words (default: %(default)s; ours)")
-    add("--min-area", type=float, help="smallest region, a share of the image (default: so that --captions are left)")
+    add("--all_regions", action="store_true", help="keep all 5.4M descriptions but those of held-out images")
+    add("--min_words", type=int, default=3, help="shortest sentence in words (default: %(default)s; ours)")
+    add("--min_area", type=float, help="smallest region, a share of the image (default: so that --captions are left)")
     add("--captions", type=int, default=ALBEF_CAPTIONS, help="sentences to keep (default: %(default)s, ALBEF's number)")
     add("--refcoco", type=Path, help=f"RefCOCO+'s {REFS}, or a list of its evaluation images (default: in SOURCE)")
 
@@ -40,15 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def prepare(job: Job) -> None:
     options = job.options
     if options.min_area is not None and not 0 <= options.min_area <= 1:
-        raise UserError(f"--min-area {options.min_area}: is a share of the image, from 0 to 1")
+        raise UserError(f"--min_area {options.min_area}: is a share of the image, from 0 to 1")
     if options.captions < 1:
         raise UserError("--captions must be at least 1")
     found = find_official(job.source, dict.fromkeys((IMAGES, REGIONS), GENOME_URL), {REFS: REFCOCO_URL})
     images = read_images(job, found[IMAGES])
     held_out = held_out_images(job, options.refcoco or found.get(REFS))
     allowed = held_out.spare(image for image in images.values() if job.has(image["image"]))
-    write_regions(job, {image["image_id"]: image for image in allowed}, found[REGIONS])
-    held_out.report()
+    write_regions(job, {image["image_id"]: image for image in allowed}, held_out, found[REGIONS])
 
 
 def held_out_images(job: Job, refs: Path | None) -> HeldOut:
@@ -107,7 +106,7 @@ def elements(job: Job, path: Path, key: str, convert) -> Iterator[tuple[str, int
 # ------------------------------------------------------------------------------------------------ regions
 
 
-def write_regions(job: Job, images: dict[int, dict], path: Path) -> None:
+def write_regions(job: Job, images: dict[int, dict], held_out: HeldOut, path: Path) -> None:
     """pretrain/vg.json: the sentences of `images` that pass the filters."""
     options, counts = job.options, Counter()
     kept: list[tuple[int, str, float]] = []
@@ -126,19 +125,17 @@ def write_regions(job: Job, images: dict[int, dict], path: Path) -> None:
         smallest = smallest_region(shares, options.captions)
         job.note(f"smallest region for {options.captions:,} captions: {smallest:.4f} of the image")
     large = ((images[number]["image"], phrase) for number, phrase, share in kept if share >= smallest)
-    prefix = job.pretrain_prefix
-    written = job.write("pretrain/vg.json", ({"image": f"{prefix}/{image}", "caption": text} for image, text in large))
+    written = held_out.write_pairs(large, None if options.all_regions else ALBEF_CAPTIONS)
     job.count("region descriptions", counts["listed"], 5_400_000, rounded=100_000)
     job.count("  filter: of images left out", counts["left out"])
     job.count(f"  filter: fewer than {options.min_words} words", counts["short"])
     job.count("  filter: repeated at the same image", counts["repeated"])
     job.count(f"  filter: region below {smallest:.4f} of the image", len(kept) - written)
-    job.count("pairs written for pre-training", written, None if options.all_regions else ALBEF_CAPTIONS, rounded=1_000)
 
 
 def sentences(job: Job, regions: list, where: str, counts: Counter) -> list[tuple[str, float]]:
     """(phrase, pixels of its largest region) of an image's sentences that are neither short nor repeated, which are
-    counted; with --all-regions of all that hold a word."""
+    counted; with --all_regions of all that hold a word."""
     kept: dict[str, tuple[str, float]] = {}
     for place, (phrase, area) in enumerate(regions):
         words = clean_caption(phrase, 10_000)

@@ -2,7 +2,7 @@
 
     python -m tools.prepare cc3m --source downloads/cc3m --output data --addresses
     img2dataset --url_list data/cc3m/addresses.parquet --input_format parquet ... --output_folder data/cc3m/images
-    python -m tools.prepare cc3m --source downloads/cc3m --output data --check-leaks
+    python -m tools.prepare cc3m --source downloads/cc3m --output data --check_leaks
 
 The images are as img2dataset leaves them (github.com/rom1504/img2dataset): folders or tar shards of key.jpg + key.json,
 beside each a SHARD_stats.json with the status of every address; or they are named by the last part of the address, as
@@ -60,12 +60,9 @@ def prepare(job: Job) -> None:
             "which downloads them (docs/reproduce.md)"
         )
     held_out = HeldOut(job, "coco", "flickr30k")
-    prefix, found = job.pretrain_prefix, Counter()
+    found = Counter()
     allowed = held_out.spare(usable(job, photos, found))
-    pairs = ({"image": f"{prefix}/{photo['image']}", "caption": photo["caption"]} for photo in allowed)
-    written = job.write(f"pretrain/{job.name}.json", pairs)
-    held_out.report()
-    job.count("pairs written for pre-training", written)
+    held_out.write_pairs((photo["image"], photo["caption"]) for photo in allowed)
     missing = max(len(rows) - found["images"], 0)
     job.count("listed pairs without an image", missing)
     job.note(f"without an image: {100 * missing / max(len(rows), 1):.1f}% of the list")
