@@ -10,7 +10,7 @@ from tiny import NO_DROPOUT, TINY, TOKENIZER, tiny_config
 from engine.config import PRETRAIN, load_config
 from tools.benchmark import __main__ as benchmark
 from tools.benchmark import model, pretrain, retrieval
-from utils import ROOT, UserError
+from utils import UserError
 
 
 def run(capsys, *words):
@@ -22,7 +22,9 @@ def run(capsys, *words):
 
 
 def test_base_size_has_the_parameters_computed_from_the_shapes(capsys):
-    counts = run(capsys, "params")["trainable_parameters"]
+    found = run(capsys, "params")
+    assert found["gflop_of_a_pair_by_tokens"] == {"14": 321.8, "25": 356.4}  # docs/speed.md
+    counts = found["trainable_parameters"]
     dim, ffn, vocab = 768, 3072, 30522
     linear = dim * dim + dim
     layer = 4 * linear + 2 * dim * ffn + ffn + dim + 2 * 2 * dim  # attention, feed-forward, two norms
@@ -64,21 +66,10 @@ def test_two_settings_are_timed_by_turns(capsys):
     assert found["B_to_A"]["pairs_per_second"] > 0
 
 
-def test_equal_settings_have_equal_losses_and_a_file_is_a_setting(capsys, tmp_path):
-    (tmp_path / "own.yaml").write_text(f"base: {ROOT / 'configs/Pretrain.yaml'}\ntrain: {{clip_grad: 0.5}}\n")
+def test_equal_settings_have_equal_losses(capsys):
     words = ["pretrain", "--device", "cpu", "--rounds", 1, "--batches", 1, "--override"]
-    words += [*TINY, *NO_DROPOUT, "train.precision=fp32", "--compare", "", tmp_path / "own.yaml"]
+    words += [*TINY, *NO_DROPOUT, "train.precision=fp32", "--compare", "", "train.clip_grad=0.5"]
     assert run(capsys, *words)["B_to_A"]["difference_of_first_loss"] == 0
-
-
-def test_predictions_are_those_of_the_formula(capsys):
-    found = run(capsys, "pretrain", "--device", "cpu", "--rounds", 0, "--batches", 1, "--override", *TINY)
-    found = found["predicted_not_measured"]
-    speed = 8 * 0.4 * 989e12 / (found["gflop_of_a_pair"] * 1e9)  # dense bf16 peak of an H100
-    assert found["8 x H100"]["pairs_per_second"]["40%"] == pytest.approx(speed, rel=0.5)  # GFLOP has one digit here
-    speed = found["64 x A100"]["pairs_per_second"]["30%"]
-    hours = 5.1e6 * 20 / speed / 3600
-    assert found["64 x A100"]["hours_of_5.1M_captions_x_20_epochs"]["30%"] == pytest.approx(hours, abs=0.051)
 
 
 def test_captions_are_as_long_as_real_ones_and_sorting_spares_padding():
@@ -106,7 +97,7 @@ def test_reranking_is_timed_against_the_loop_over_queries_with_equal_scores(caps
     words = "retrieval --device cpu --images 12 --k 5 --queries 12 --repeats 2 --override train.precision=fp32".split()
     found = run(capsys, *words, *TINY)
     assert found["texts"] == 60 and found["pairs"] == 12 * 5 + 60 * 5
-    assert found["ratio"] > 0 and len(found["ratio_of_each_round"]) == 2
+    assert found["ratio"] > 0
     assert found["largest_score_difference"] <= 1e-3 and found["score_spread"] > 0
     monkeypatch.setattr(retrieval, "rerank_by_query", lambda *args: torch.full((12 * 5,), 9.0))
     with pytest.raises(RuntimeError, match="differ"):

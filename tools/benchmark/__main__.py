@@ -7,12 +7,11 @@
     python -m tools.benchmark loader
     python -m tools.benchmark all
 
-params: trainable parameters of the pre-training model per module and in total. The model is built without memory for
-its weights (torch's meta device): it takes seconds, fits any machine and downloads no weights.
+params: trainable parameters of the pre-training model per module and in total, and operations of a pair. The model is
+built without memory for its weights (torch's meta device): it takes seconds, fits any machine, downloads no weights.
 
 pretrain: pairs per second of whole pre-training steps on noise with captions of real lengths, operations per pair, the
-share of the peak that is reached (MFU), peak memory; `--compare A B` alternates two settings in one process. It also
-predicts 1, 8 and 64 GPUs at an assumed share of their peak; `--rounds 0` does that alone.
+share of the peak that is reached (MFU), peak memory; `--compare A B` alternates two settings in one process.
 
 retrieval: (image, text) pairs per second of re-ranking as one batched job, beside the loop over queries (ALBEF's way,
 every text padded to 30 tokens) on equal weights and candidates, whose scores must agree.
@@ -69,9 +68,8 @@ GPU = {  # at the paper's size; the longest takes a few minutes
     "retrieval_base": f"retrieval --config {BASE} --images 200 --override model.image_encoder.image_size=384",
     "caption": "caption --override model.image_encoder.image_size=384",
 }
-CPU = {  # at the demo's size, at which a step takes a second; what is counted, at the paper's
+CPU = {  # at the demo's size, at which a step takes a second; parameters at the paper's
     "params": "params",
-    "predictions": "pretrain --rounds 0 --override train.batch_size=128",
     "pretrain": f"pretrain --config {DEMO}",
     "pretrain_sorted_by_length": f"pretrain --config {DEMO} --compare data.bucket_batches=0 data.bucket_batches=8",
     "loader": "loader",
@@ -84,9 +82,9 @@ ON_THE_CPU = ("params", "loader")  # whatever the device
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     logging.basicConfig(stream=sys.stderr)  # standard output holds nothing but the JSON
-    for name in ("images", "k", "batch_size", "batches", "queries", "repeats", "pairs", "beams"):
-        if getattr(args, name, 1) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: must be 1 or more")
+    for name, value in vars(args).items():
+        if isinstance(value, int) and value < (name not in ("rounds", "workers")):
+            raise UserError(f"--{name} {value}: must be 1 or more")
     print(json.dumps(RUN[args.command](args) if args.command in RUN else run_all(args), indent=2))
 
 
@@ -111,8 +109,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     repeats = (3, "runs of each; the fastest counts")
     command("params", BASE)
     pretrain = command("pretrain", BASE, rounds=(3, "times that all batches are timed"), batches=(8, "of a round"))
-    help_compare = "two settings by turns in this process, each overrides or a YAML file in one argument"
-    pretrain.add_argument("--compare", nargs=2, metavar=("A", "B"), help=help_compare)
+    pretrain.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two settings by turns, overrides in quotes")
     sizes = {"images": (600, "with five captions each"), "k": (64, "candidates of a query")}
     sizes |= {"batch_size": (512, "pairs of one forward of ours"), "queries": (120, "that the loop is timed on")}
     command("retrieval", DEMO, **sizes, repeats=repeats)

@@ -10,7 +10,7 @@ import utils
 from models.bert import TextDecoder
 from models.generation import Generation, generate
 from models.semmim import build_backbone
-from tools.benchmark.model import machine, random_config, timed, tokenizer_of
+from tools.benchmark.model import by_turns, machine, random_config, tokenizer_of
 
 
 @torch.random.fork_rng()
@@ -23,20 +23,21 @@ def run_caption(args: argparse.Namespace) -> dict:
     tokens = tokenizer_of(cfg)
     torch.manual_seed(0)
     backbone = build_backbone(cfg, mlm_head=False)[0].to(device).eval()
-    decoder, image_encoder = backbone.decoder, backbone.image_encoder
-    memory = torch.randn(args.images, 2 + image_encoder.num_patches, decoder.config.hidden_size, device=device)
+    decoder = backbone.decoder
+    memory_tokens = 2 + backbone.image_encoder.num_patches  # [CLS] of the image and of the empty prompt
+    memory = torch.randn(args.images, memory_tokens, decoder.config.hidden_size, device=device)
     mask = torch.ones(memory.shape[:2], dtype=torch.int64, device=device)
     theirs = transformers_decoder(decoder).to(device)
-    start = torch.full((args.images, 1), tokens.cls_id, device=device)
+    sentences = {}
 
     def ours():
         options = Generation(beams=args.beams, max_tokens=args.max_tokens)
-        return generate(decoder, memory, mask, tokens, options)[0]
+        sentences["ours"] = generate(decoder, memory, mask, tokens, options)[0]
 
     @torch.no_grad()
     def reference():
-        return theirs.generate(
-            input_ids=start,
+        sentences["transformers"] = theirs.generate(
+            input_ids=torch.full((args.images, 1), tokens.cls_id, device=device),
             encoder_hidden_states=memory,
             encoder_attention_mask=mask,
             past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()),
@@ -49,18 +50,14 @@ def run_caption(args: argparse.Namespace) -> dict:
             pad_token_id=tokens.pad_id,
         )[:, 1:]
 
-    sides = {"ours": ours, "transformers": reference}
-    sentences, seconds = {name: function() for name, function in sides.items()}, {name: [] for name in sides}
-    for _ in range(args.repeats):  # in turns, so that both meet the same load of the machine
-        for name, function in sides.items():
-            seconds[name].append(timed(function, device)[0])
-    speed = {name: args.images / min(times) for name, times in seconds.items()}
+    times = by_turns({"ours": ours, "transformers": reference}, args.repeats + 1, device)  # one warms up
+    speed = {name: args.images / seconds for name, (seconds, _) in times.items()}
     same = (sentences["ours"][:, : sentences["transformers"].shape[1]] == sentences["transformers"]).float().mean()
     return {
-        "config": str(args.config),
+        "config": args.config,
         "machine": machine(device),
         "images": args.images,
-        "memory_tokens": memory.shape[1],
+        "memory_tokens": memory_tokens,
         "beams": args.beams,
         "tokens": sentences["ours"].shape[1],
         "captions_per_second": round(speed["ours"], 3),

@@ -18,13 +18,10 @@ from dataset.loader import BatchIndices, Loader
 from dataset.pretrain import PretrainCollate, PretrainDataset
 from dataset.text import Tokenizer
 from dataset.transforms import Augment, PretrainViews
-from utils import UserError
 
 
 def run_loader(args: argparse.Namespace) -> dict:
     """CPU time is that of the process and its workers together, without normalizing on the device."""
-    if args.batch_size > args.pairs:
-        raise UserError("--batch_size: at most --pairs")
     with tempfile.TemporaryDirectory() as folder:
         write_images(Path(folder), args)
         views = PretrainViews(Augment(args.image_size, resize=args.resize))

@@ -11,9 +11,10 @@ import torch
 import utils
 from dataset.text import Tokenizer
 from engine.config import PRETRAIN, Config, load_config
-from models.pretrain import build_pretrain_model
+from models.pretrain import PretrainModel, build_pretrain_model, operations
 
 # The backbone's parts that are counted by themselves; its other parameters are the heads of ITC, ITM and MLM.
+MEAN_TOKENS = 14  # of a row of captions sorted by length, padding included
 ENCODERS = ("image_encoder", "text_encoder", "fusion_encoder", "decoder")
 
 
@@ -28,20 +29,27 @@ def tokenizer_of(config: Config) -> Tokenizer:
 
 
 def run_params(args: argparse.Namespace) -> dict:
-    counts = trainable_parameters(args.config, args.override)
-    return {"config": str(args.config), "trainable_parameters": counts}
+    """Trainable parameters, and operations of a pair with captions of MEAN_TOKENS and of the longest."""
+    model, config = meta_model(args.config, args.override)
+    operations_of = {n: round(operations(model, 1, n) / 1e9, 1) for n in (MEAN_TOKENS, config.text.max_tokens)}
+    return {
+        "config": args.config,
+        "trainable_parameters": trainable_parameters(args.config, args.override),
+        "gflop_of_a_pair_by_tokens": operations_of,
+    }
+
+
+def meta_model(config: str, overrides: Iterable[str] = ()) -> tuple[PretrainModel, Config]:
+    """The pre-training model without memory for its weights (torch's meta device)."""
+    cfg = random_config(config, overrides)
+    with torch.device("meta"):
+        return build_pretrain_model(cfg, tokenizer_of(cfg))[0], cfg
 
 
 def trainable_parameters(config: str, overrides: Iterable[str] = ()) -> dict[str, int]:
-    """Of the pre-training model by module; a tied tensor counts once, in its first module.
-
-    The model is built without memory for its weights (torch's meta device).
-    """
-    cfg = random_config(config, overrides)
-    with torch.device("meta"):
-        model, _ = build_pretrain_model(cfg, tokenizer_of(cfg))
+    """Of the pre-training model by module; a tied tensor counts once, in its first module."""
     counts = dict.fromkeys((*ENCODERS, "heads", "encoding_head"), 0)
-    for name, parameter in model.named_parameters():  # yields a shared tensor once
+    for name, parameter in meta_model(config, overrides)[0].named_parameters():  # yields a shared tensor once
         if parameter.requires_grad:
             owner, _, rest = name.partition(".")
             part = rest.partition(".")[0] if owner == "backbone" else "encoding_head"
@@ -57,6 +65,15 @@ def timed(function: Callable, device: torch.device) -> tuple[float, float]:
     function()
     synchronize(device)
     return time.perf_counter() - start, time.process_time() - cpu_start
+
+
+def by_turns(sides: dict[str, Callable], repeats: int, device: torch.device) -> dict[str, tuple[float, float]]:
+    """{side: (seconds, of CPU time) of its fastest call}: in turns, so that all meet the same load of the machine."""
+    times = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, function in sides.items():
+            times[name].append(timed(function, device))
+    return {name: tuple(map(min, zip(*calls, strict=True))) for name, calls in times.items()}
 
 
 def synchronize(device: torch.device) -> None:

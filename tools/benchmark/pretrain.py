@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import shlex
 import statistics
-from collections.abc import Sequence
 
 import torch
 
@@ -14,15 +13,13 @@ from dataset.text import Tokenizer
 from engine.config import Config
 from engine.distributed import Transfer, compile_layers
 from engine.loop import Progress, Task, train_step
-from engine.window import PEAKS, Window, peak_tflops
+from engine.window import Window, peak_tflops
 from models.pretrain import PretrainModel, build_pretrain_model, operations
 from optim import create_optimizer
 from tools.benchmark.model import machine, random_config, timed, tokenizer_of
 
 # Mean and deviation of ln(word pieces), [CLS] included: 12.8 on average, as COCO's and the web's captions
 LENGTHS = (2.45, 0.45)
-CAPTIONS, EPOCHS = 5.1e6, 20  # the paper's pre-training
-SHARES = (0.3, 0.4, 0.5)  # of the peak, assumed if nothing is measured
 
 
 @torch.random.fork_rng()
@@ -33,45 +30,35 @@ def run_pretrain(args: argparse.Namespace) -> dict:
     the median over the rounds; the first round warms up.
     """
     device = torch.device(utils.choose_device(args.device))
-    specs = args.compare or [""]
-    cases = [Case(args.config, args.override, spec, args.batches, device) for spec in specs]
-    result = {"machine": machine(device), "config": str(args.config), "override": args.override}
-    if args.rounds:
-        for _ in range(args.rounds + 1):
-            for number in range(args.batches):
-                for case in cases:
-                    case.step(number)
-        found = [case.figures() for case in cases]
-        result |= found[0] if len(found) == 1 else {"A": found[0], "B": found[1], "B_to_A": ratios(*found)}
-        if device.type == "cuda":  # of both, if there are two
-            result["peak_memory_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
-    result["predicted_not_measured"] = predictions(cases[-1])
+    cases = [Case(args, setting, device) for setting in args.compare or [""]]
+    for _ in range(args.rounds + 1):
+        for number in range(args.batches):
+            for case in cases:
+                case.step(number)
+    found = [case.figures() for case in cases]
+    result = {"machine": machine(device), "config": args.config, "override": args.override}
+    result |= found[0] if len(found) == 1 else {"A": found[0], "B": found[1], "B_to_A": ratios(*found)}
+    if device.type == "cuda":  # of both, if there are two
+        result["peak_memory_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
     return result
 
 
 class Case(Task):
-    """A model with its optimizer, batches and figures. spec: overrides, or a YAML file and overrides, in one string."""
+    """A model with its optimizer, batches and figures. setting: overrides of its own, in one string."""
 
-    def __init__(self, config: str, overrides: Sequence[str], spec: str, batches: int, device: torch.device):
-        words = shlex.split(spec)
-        if words and words[0].endswith((".yaml", ".yml")):
-            config = words.pop(0)
-        self.spec, self.device = spec, device
-        self.cfg = random_config(config, [*overrides, *words])
-        if self.cfg.mim.target == "dvae":
-            raise utils.UserError("mim.target: dvae needs a codebook's files; measure encoding, pixels or none")
-        tokenizer = tokenizer_of(self.cfg)
+    def __init__(self, args: argparse.Namespace, setting: str, device: torch.device):
+        self.setting, self.device = setting, device
+        self.cfg = random_config(args.config, [*args.override, *shlex.split(setting)])
+        tokenizer, train = tokenizer_of(self.cfg), self.cfg.train
         torch.manual_seed(0)
         self.model = build_pretrain_model(self.cfg, tokenizer)[0].to(device).train()
-        train = self.cfg.train
-        self.optimizer = create_optimizer(
-            self.model, lr=train.lr, lr_vit=train.lr_vit, weight_decay=train.weight_decay, betas=train.betas
-        )
+        rates = {"lr": train.lr, "lr_vit": train.lr_vit, "weight_decay": train.weight_decay, "betas": train.betas}
+        self.optimizer = create_optimizer(self.model, **rates)
         if train.compile:
             compile_layers(self.model, device)
         precision = utils.resolve_precision(train.precision, device)
         self.progress = Progress(steps_per_epoch=1000, total_steps=1000, precision=precision)
-        self.batches = make_batches(self.cfg, tokenizer, batches, pin=device.type == "cuda")
+        self.batches = make_batches(self.cfg, tokenizer, args.batches, pin=device.type == "cuda")
         self.transfer, self.window = Transfer(device), Window(None, device)
         self.times: list[list[tuple[float, float]]] = [[] for _ in self.batches]  # (seconds, of CPU time) of each step
         self.first_loss: float | None = None
@@ -96,25 +83,24 @@ class Case(Task):
         return loss, values
 
     def figures(self) -> dict:
-        train, device = self.cfg.train, self.device
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-        peak = peak_tflops(name, self.progress.precision)
-        pairs = train.batch_size * train.accumulation
-        counted_steps = [zip(*times[1:], strict=True) for times in self.times]  # the first round warms up
-        seconds, cpu = (statistics.mean(map(statistics.median, parts)) for parts in zip(*counted_steps, strict=True))
-        lengths = [batch["input_ids"].shape[1] for batch in self.batches]
-        counted = statistics.mean(operations(self.model, pairs, length) for length in lengths)
+        size, lengths = self.cfg.train.batch_size, [batch["input_ids"].shape[1] for batch in self.batches]
+        pairs = size * self.cfg.train.accumulation
+        counted = statistics.mean(operations(self.model, size, length) for length in lengths) / size  # of a pair
+        timed_steps = [zip(*times[1:], strict=True) for times in self.times]  # the first round warms up
+        seconds, cpu = (statistics.mean(map(statistics.median, parts)) for parts in zip(*timed_steps, strict=True))
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        peak, reached = peak_tflops(name, self.progress.precision), counted * pairs / seconds / 1e12
         return {
-            "settings": self.spec,
+            "settings": self.setting,
             "precision": self.progress.precision,
             "pairs_of_a_step": pairs,
             "tokens_of_a_row": round(statistics.mean(lengths), 2),
             "seconds_of_a_step": round(seconds, 4),
             "cpu_seconds_of_a_step": round(cpu, 4),
             "pairs_per_second": round(pairs / seconds, 2),
-            "gflop_of_a_pair": round(counted / pairs / 1e9, 2),
-            "tflops": round(counted / seconds / 1e12, 4),
-            "mfu": round(counted / seconds / 1e12 / peak, 4) if peak else None,
+            "gflop_of_a_pair": round(counted / 1e9, 2),
+            "tflops": round(reached, 4),
+            "mfu": round(reached / peak, 4) if peak else None,
             "first_loss": self.first_loss,
         }
 
@@ -158,20 +144,3 @@ def make_batches(cfg: Config, tokenizer: Tokenizer, count: int, pin: bool = Fals
             batch = {key: value.pin_memory() for key, value in batch.items()}
         batches.append(batch | {"padded": not mask.all().item()})
     return batches
-
-
-def predictions(case: Case) -> dict:
-    """{GPUs: pairs/s and hours of the paper's pre-training at each assumed share of their peak}, by counted operations.
-
-    pairs/s = GPUs x share x peak / operations of a pair.
-    """
-    lengths = [batch["input_ids"].shape[1] for batch in case.batches]
-    counted = statistics.mean(operations(case.model, 1, length) for length in lengths)
-    table = {}
-    for gpu in ("A100", "H100"):
-        for count in (1, 8, 64):
-            speeds = {f"{share:.0%}": count * share * PEAKS[gpu][0] * 1e12 / counted for share in SHARES}
-            hours = {share: round(CAPTIONS * EPOCHS / speed / 3600, 1) for share, speed in speeds.items()}
-            speeds = {share: round(speed) for share, speed in speeds.items()}
-            table[f"{count} x {gpu}"] = {"pairs_per_second": speeds, "hours_of_5.1M_captions_x_20_epochs": hours}
-    return {"gflop_of_a_pair": round(counted / 1e9, 1), **table}

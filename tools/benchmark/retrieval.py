@@ -11,7 +11,7 @@ from dataset.text import Tokenizer
 from evaluation import ranking
 from evaluation.sharded import eval_batches
 from models.semmim import SemMIM, build_backbone
-from tools.benchmark.model import machine, random_config, timed, tokenizer_of
+from tools.benchmark.model import by_turns, machine, random_config, tokenizer_of
 from tools.demo import scenes
 
 MAX_TOKENS = 30  # ALBEF pads every text of an evaluation to this length
@@ -43,27 +43,24 @@ def run_retrieval(args: argparse.Namespace) -> dict:
     def loop() -> None:
         scores["loop"] = rerank_by_query(backbone, image_embeds, *padded, tr, ir, queries, precision)
 
-    times = [[timed(side, device) for side in (ours, loop)] for _ in range(args.repeats)]  # (seconds, CPU seconds)
+    times = by_turns({"ours": ours, "loop": loop}, args.repeats, device)
     difference = float((scores["ours"] - scores["loop"]).abs().max())
     if not difference <= TOLERANCE[precision]:
         raise RuntimeError(f"the scores of re-ranking and of the loop differ by {difference:.2g}: no fair comparison")
-    pairs = tr.ids.numel() + ir.ids.numel(), len(scores["loop"])
-    wall = [[count / seconds for count, (seconds, _) in zip(pairs, turn, strict=True)] for turn in times]
-    cpu = [count / sum(turn[side][1] for turn in times) for side, count in enumerate(pairs)]
-    mine, theirs = (max(speed) for speed in zip(*wall, strict=True))
+    pairs = {"ours": tr.ids.numel() + ir.ids.numel(), "loop": len(scores["loop"])}
+    speed, cpu_speed = ({side: pairs[side] / times[side][clock] for side in pairs} for clock in (0, 1))
     return {
-        "config": str(args.config),
+        "config": args.config,
         "machine": machine(device),
         "precision": precision,
         "images": args.images,
         "texts": len(ir.ids),
         "k": [tr.ids.shape[1], ir.ids.shape[1]],  # of text retrieval, of image retrieval
-        "pairs": pairs[0],
-        "pairs_per_second": round(mine),
-        "pairs_per_second_by_query": round(theirs),
-        "ratio": round(mine / theirs, 2),
-        "ratio_of_each_round": [round(ours / loop, 2) for ours, loop in wall],
-        "ratio_of_cpu_time": round(cpu[0] / cpu[1], 2) if device.type == "cpu" else None,
+        "pairs": pairs["ours"],
+        "pairs_per_second": round(speed["ours"]),
+        "pairs_per_second_by_query": round(speed["loop"]),
+        "ratio": round(speed["ours"] / speed["loop"], 2),
+        "ratio_of_cpu_time": round(cpu_speed["ours"] / cpu_speed["loop"], 2) if device.type == "cpu" else None,
         "largest_score_difference": float(f"{difference:.2g}"),
         "score_spread": round(float(scores["loop"].std()), 5),
     }
