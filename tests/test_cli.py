@@ -1,8 +1,6 @@
 """Pretrain.py as a user runs it: on demo scenes, with a resume, with every MIM switch, and with wrong input."""
 
 import json
-import os
-import signal
 import sys
 
 import pytest
@@ -12,7 +10,7 @@ from tiny import TINY
 import Pretrain
 import Retrieval
 from tools.demo import __main__ as make_demo_data
-from utils import Stopped, UserError, load_checkpoint, run_main
+from utils import UserError, load_checkpoint, run_main
 
 
 @pytest.fixture(scope="module")
@@ -43,18 +41,8 @@ def pretrain(data, out, *overrides, flags=()) -> None:
         "train.precision=fp32",
         *overrides,
     ]
-    call(
-        Pretrain,
-        "--config",
-        "configs/Pretrain.yaml",
-        "--output_dir",
-        out,
-        "--device",
-        "cpu",
-        *flags,
-        "--override",
-        *settings,
-    )
+    arguments = ["--config", "configs/Pretrain.yaml", "--output_dir", out, "--device", "cpu", *flags]
+    Pretrain.main([*map(str, arguments), "--override", *settings])
 
 
 def refuse(capsys, *arguments) -> str:
@@ -85,26 +73,6 @@ def test_pretraining_writes_what_a_run_promises_and_retrieval_evaluates_it(data,
     assert numbers["test"]["images"] == 12 and 0 <= numbers["test"]["itm_tr_r1"] <= 100
 
 
-def test_resumed_run_ends_with_the_same_weights(data, tmp_path, monkeypatch):
-    pretrain(data, tmp_path / "straight", "train.epochs=2")
-    after = Pretrain.PretrainTask.after_step
-
-    def stop_after_three(task, progress):
-        after(task, progress)
-        if progress.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(Pretrain.PretrainTask, "after_step", stop_after_three)
-        pretrain(data, tmp_path / "broken")
-    assert load_checkpoint(tmp_path / "broken/checkpoint_last.pth")["progress"]["step"] == 3
-    pretrain(data, tmp_path / "broken", flags=["--resume"])
-    straight, resumed = (
-        load_checkpoint(tmp_path / name / "checkpoint_last.pth")["model"] for name in ("straight", "broken")
-    )
-    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
-
-
 @pytest.mark.parametrize("target", ["pixels", "none", "dvae"])
 def test_mim_targets_train_from_the_command_line(data, tmp_path, target):
     overrides = [f"mim.target={target}", "train.epochs=1"]
@@ -129,10 +97,6 @@ def test_a_new_run_starts_from_the_weights_of_a_checkpoint(data, tmp_path):
     first, second = (load_checkpoint(tmp_path / name / "checkpoint_last.pth")["model"] for name in ("first", "second"))
     trained = [name for name in first if name.startswith("backbone.")]
     assert all(torch.allclose(first[name], second[name]) for name in trained)
-
-
-def test_resolution_that_the_patch_does_not_divide_is_refused(data, tmp_path, capsys):
-    assert "not divisible" in refuse(capsys, data, tmp_path / "run", "model.image_encoder.image_size=36")
 
 
 def test_one_image_in_all_entries_is_refused(data, tmp_path, capsys):
@@ -191,16 +155,3 @@ def test_a_diverged_run_stops_and_keeps_a_state_to_go_on_from(data, tmp_path):
         pretrain(data, tmp_path / "run", *rates, "train.checkpoint_every=1", flags=["--resume"])
     steps = [load_checkpoint(path)["progress"]["step"] for path in sorted((tmp_path / "run").glob("checkpoint_last*"))]
     assert 4 in steps  # the end of the first epoch, before the rate was raised
-
-
-def test_resuming_with_another_number_of_processes_is_said(data, tmp_path, capsys, caplog):
-    pretrain(data, tmp_path / "run", "train.epochs=1")
-    checkpoint = torch.load(tmp_path / "run/checkpoint_last.pth", weights_only=True)
-    checkpoint["rng"] *= 2  # as two processes leave it
-    torch.save(checkpoint, tmp_path / "run/checkpoint_last.pth")
-    with pytest.raises(SystemExit):
-        run_main(lambda: pretrain(data, tmp_path / "run", flags=["--resume"]))
-    assert "the checkpoint is of 2 processes" in capsys.readouterr().err
-    with caplog.at_level("INFO", "semmim"):
-        pretrain(data, tmp_path / "run", flags=["--resume", "--other_ranks"])
-    assert "order of the data and random draws are new" in caplog.text
