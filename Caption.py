@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     args = arguments(__doc__, argv, CAPTION.schema, "output/caption")
     with distributed(args.device) as device:
         cfg = load_config(args.config, args.override, CAPTION)
-        backbone, description, run, resume_from = start_stage(args, cfg, decoder=True)
+        backbone, description, run, resume_from = start_stage(args, cfg, device, decoder=True)
         tokenizer = checkpoint_tokenizer(cfg.text.vocab, description)
         model = CaptionModel(backbone, tokenizer).to(device)
         captioner = Captioner(cfg, tokenizer, device, run)

@@ -56,6 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         for line in lines:
             logger.info(line)
         pretrained_vit = cfg.model.image_encoder.weights != "random" or args.checkpoint is not None
+        run.describe(device, model.backbone.description)
         with run:
             train(model.to(device), tokenizer, cfg, device, run, resume_from, pretrained_vit)
 
@@ -131,6 +132,7 @@ def train(
         task.best = BestCheckpoint(run.dir, SCORE, {**task.notes, "config": cfg.to_dict()}, resume_from)
     training = start_training(model, loader, cfg, device, resume_from, pretrained_vit)
     run.open()
+    run.about["precision"] = training.progress.precision
     fit(training, task, run)
     if "loss" in task.latest or not (run.dir / "metrics.json").exists():  # else --resume found no step left to make
         run.write_metrics(task.latest)

@@ -35,9 +35,8 @@ def main(argv: list[str] | None = None) -> None:
     args = arguments(__doc__, argv, RETRIEVAL.schema, "output/retrieval")
     with distributed(args.device) as device:
         cfg = load_config(args.config, args.override, RETRIEVAL)
-        backbone, description, run, resume_from = start_stage(args, cfg, decoder=False)
+        backbone, description, run, resume_from = start_stage(args, cfg, device, decoder=False)
         tokenizer = checkpoint_tokenizer(cfg.text.vocab, description)
-        backbone.to(device)
         ranker = Ranker(cfg, tokenizer, device, run)
         with run:
             if args.evaluate:

@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     args = arguments(__doc__, argv, VQA.schema, "output/vqa")
     with distributed(args.device) as device:
         cfg = load_config(args.config, args.override, VQA)
-        backbone, description, run, resume_from = start_stage(args, cfg, decoder=True)
+        backbone, description, run, resume_from = start_stage(args, cfg, device, decoder=True)
         tokenizer = checkpoint_tokenizer(cfg.text.vocab, description)
         model = VQAModel(backbone, tokenizer).to(device)
         answerer = Answerer(cfg, tokenizer, device, run)

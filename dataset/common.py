@@ -51,6 +51,18 @@ class TrainDataset(Dataset):
                 index = rng.randrange(len(self))
         return {"bad": bad}
 
+    def fingerprint(self) -> str:
+        """Of all texts and numbers in the order of the entries, which a resumed run must find as they were; not of the
+        images' paths, which may have moved."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, value in sorted(vars(self).items()):
+            for column in value if isinstance(value, list) else [value]:
+                if isinstance(column, StringTable) and name != "paths":
+                    digest.update(column.ends), digest.update(column.bytes)
+                elif isinstance(column, np.ndarray):
+                    digest.update(np.ascontiguousarray(column))
+        return digest.hexdigest()
+
     def read_image(self, number: int) -> Image.Image:
         """The image with this number in `paths`, as RGB; ImageError if it cannot be used."""
         return open_image(self.paths[number]) if self.cache is None else self.cache[number]

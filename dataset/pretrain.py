@@ -9,7 +9,7 @@ from torch import Tensor
 from dataset.annotations import Source
 from dataset.cache import load_pairs
 from dataset.common import CaptionedDataset, Collate, caption_id, may_flip, usable_caption
-from dataset.text import Tokenizer
+from dataset.text import Tokenizer, clean_caption
 from dataset.transforms import PretrainViews, stack_pixels
 
 
@@ -19,8 +19,9 @@ class PretrainDataset(CaptionedDataset):
     views: what is made of an image; max_words: of a caption; cache_images: keep the decoded images in memory.
 
     `dataset[(epoch, index)]` (or `dataset[index]` for epoch 0) is a dict: image1, image2 [3,S,S], codebook_image
-    [3,C,C] (see PretrainViews), caption (cleaned), image_id (index of the image's path), path, and bad: one line for
-    each image or caption that could not be used and was replaced by another entry.
+    [3,C,C] (see PretrainViews), caption (cleaned), cut (whether words of it are missing), image_id (index of the
+    image's path), path, and bad: one line for each image or caption that could not be used and was replaced by another
+    entry.
     """
 
     def __init__(
@@ -43,14 +44,15 @@ class PretrainDataset(CaptionedDataset):
         image_id = int(self.image_of_caption[number])
         path = self.paths[image_id]
         caption = usable_caption(self.captions[number], self.max_words, path)
+        cut = len(clean_caption(self.captions[number], None)) > len(caption)
         views = self.views(self.read_image(image_id), rng, allow_flip=may_flip(caption))
-        return {**views, "caption": caption, "image_id": image_id, "path": path}
+        return {**views, "caption": caption, "cut": cut, "image_id": image_id, "path": path}
 
 
 class PretrainCollate(Collate):
     """List of samples -> batch dict: every image key stacked to [B,3,...] (uint8: `normalized` follows on the device),
     input_ids and attention_mask [B,L], padded (whether that mask has a 0), image_id [B] int64, caption_id [B] int64
-    (equal for equal captions), paths and bad (lists of str)."""
+    (equal for equal captions), caption_cut [B] bool (whether its end is missing), paths and bad (lists of str)."""
 
     def __init__(self, tokenizer: Tokenizer, max_tokens: int):
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
@@ -59,7 +61,11 @@ class PretrainCollate(Collate):
         images = [key for key, value in samples[0].items() if isinstance(value, Tensor)]
         batch = {key: stack_pixels([sample[key] for sample in samples]) for key in images}
         captions = [sample["caption"] for sample in samples]
-        batch["input_ids"], batch["attention_mask"] = self.tokenizer.encode(captions, self.max_tokens)
+        pieces = self.tokenizer.word_pieces(captions)
+        batch["input_ids"], batch["attention_mask"] = self.tokenizer.encode_pieces(pieces, self.max_tokens)
+        room = self.tokenizer.room(self.max_tokens)
+        cut = [sample.get("cut", False) or len(ids) > room for sample, ids in zip(samples, pieces, strict=True)]
+        batch["caption_cut"] = torch.tensor(cut)
         batch["padded"] = not batch["attention_mask"].all().item()  # asked here: a GPU would be waited for
         batch["image_id"] = torch.tensor([sample["image_id"] for sample in samples], dtype=torch.int64)
         batch["caption_id"] = torch.tensor([caption_id(caption) for caption in captions], dtype=torch.int64)

@@ -94,9 +94,16 @@ class Tokenizer:
 
         `max_tokens` counts the special tokens; longer texts lose their last word pieces, never [CLS] or [SEP].
         """
+        return self.encode_pieces(self.word_pieces(texts), max_tokens)
+
+    def encode_pieces(self, pieces: Sequence[Sequence[int]], max_tokens: int) -> tuple[Tensor, Tensor]:
+        """`encode` of texts whose word pieces are known."""
         tail = [self.sep_id] if self.sep else []
-        room = max_tokens - 1 - len(tail)
-        return self.pad([[self.cls_id, *ids[:room], *tail] for ids in self.word_pieces(texts)])
+        return self.pad([[self.cls_id, *ids[: self.room(max_tokens)], *tail] for ids in pieces])
+
+    def room(self, max_tokens: int) -> int:
+        """The word pieces of a text that `max_tokens` leave room for."""
+        return max_tokens - 1 - self.sep
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Lists of ids to (ids [B,L] int64, padded to the longest; mask [B,L] int64, 1 = token)."""

@@ -18,11 +18,13 @@ from models.semmim import SemMIM, load_backbone
 from utils import UserError, logger, seed_everything
 
 
-def start_stage(args: argparse.Namespace, cfg: Config, decoder: bool) -> tuple[SemMIM, dict, Run, dict | None]:
+def start_stage(
+    args: argparse.Namespace, cfg: Config, device: torch.device, decoder: bool
+) -> tuple[SemMIM, dict, Run, dict | None]:
     """How a fine-tuning script begins: from --checkpoint, or with --resume from its own last checkpoint.
 
-    args: of `arguments`; decoder: whether the stage writes text. Returns (backbone, its description, the run,
-    whose folder nothing has touched yet, the checkpoint to resume from or None).
+    args: of `arguments`; decoder: whether the stage writes text. Returns (backbone on the device, its description, the
+    run, whose folder nothing has touched yet, the checkpoint to resume from or None).
     """
     run, resume_from = begin(args, cfg)
     last = run.dir / LAST
@@ -39,7 +41,8 @@ def start_stage(args: argparse.Namespace, cfg: Config, decoder: bool) -> tuple[S
     backbone.set_checkpointing(cfg.checkpointing, cfg.text_checkpointing)
     for line in lines:
         logger.info(line)
-    return backbone, rest["description"], run, resume_from
+    run.describe(device, backbone.description)
+    return backbone.to(device), rest["description"], run, resume_from
 
 
 class Finetuning(Task):

@@ -11,8 +11,10 @@ import os
 import re
 import shutil
 import socket
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -21,6 +23,7 @@ from engine.checkpoint import last_path, load_last, put_aside, random_state_kept
 from engine.config import MAY_CHANGE, Config, differences, save_config
 from models.weights import check_value
 from utils import (
+    ROOT,
     UserError,
     gather_objects,
     is_main,
@@ -29,6 +32,7 @@ from utils import (
     one_line,
     reason,
     replacing,
+    resolve_precision,
     world_size,
     write_json,
 )
@@ -158,7 +162,7 @@ class Run:
     ):
         self.dir, self.config = Path(output_dir).expanduser(), config
         self.resume, self.step, self.damaged = resume, step, list(damaged)
-        self.start = time.time()
+        self.start, self.about = time.time(), {}
         self._lock = self._log = None
         self._boards: dict[str, object] = {}  # TensorBoard's writers by folder
         self._failed: set[str] = set()  # files whose failure has been logged
@@ -238,10 +242,20 @@ class Run:
             (self.dir / "images").mkdir(exist_ok=True)
             save_image(image, self.dir / "images" / f"{name}_{step:07}.png")
 
+    def describe(self, device: torch.device, model: dict) -> None:
+        """Note what numbers depend on beside the data and the weights, for metrics.json; model: its description."""
+        self.about = {
+            "precision": resolve_precision(self.config.train.precision, device),
+            "batch_size": self.config.eval.batch_size,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "version": code_version(),
+            "model": model,
+        }
+
     def write_metrics(self, metrics: dict) -> None:
-        """metrics.json: the numbers of the last evaluation."""
+        """metrics.json: the numbers of the last evaluation, and under `run` what `describe` has noted."""
         if is_main():
-            write_json(self.dir / "metrics.json", metrics)
+            write_json(self.dir / "metrics.json", {**metrics, "run": self.about})
 
     def info(self, message: str) -> None:
         """A line for the console (rank 0)."""
@@ -279,6 +293,18 @@ class Run:
                 self._failed.add(name)
                 why = error.strerror or error
                 logger.warning("%s: cannot be written (%s); the run continues", self.dir / name, why)
+
+
+def code_version() -> str:
+    """The commit of the code, with a + if files differ from it; without git the package's version."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+    with contextlib.suppress(OSError):  # no git
+        done = subprocess.run(git, capture_output=True, text=True)
+        if done.returncode == 0 and (ROOT / ".git").exists():
+            return done.stdout.strip()
+    with contextlib.suppress(PackageNotFoundError):
+        return version("semmim")
+    return "unknown"
 
 
 def forget_steps_after(step: int, log: Path) -> None:

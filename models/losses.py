@@ -61,12 +61,19 @@ def mask_tokens(
 
 
 def split_prefix(
-    input_ids: Tensor, attention_mask: Tensor, pieces: Tensor, uniform: Tensor, cls_id: int, sep_id: int
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    pieces: Tensor,
+    uniform: Tensor,
+    cls_id: int,
+    sep_id: int,
+    cut: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """PLM cuts each caption at a random place: the encoders read the prefix T^p, the decoder writes the suffix T^s.
 
     k, the length of the prefix in word pieces, is uniform in 0..n-1 for a caption of n pieces (k = 0 trains captioning
-    from the image alone). input_ids: [B, L] = [CLS] X ..., pieces: [B] = n, uniform: [B] draws.
+    from the image alone). input_ids: [B, L] = [CLS] X ..., pieces: [B] = n, uniform: [B] draws, cut: [B] bool, captions
+    of which only the beginning is there (None: none): they are not taught to end, as in mPLUG's captioning.
     Returns (prefix mask [B, L]: [CLS] and the first k pieces; decoder input [B, L]: [CLS] and the suffix;
     decoder target [B, L]: the suffix and [SEP], IGNORE elsewhere).
     """
@@ -80,5 +87,6 @@ def split_prefix(
     decoder_input = torch.where(position == 0, cls_id, shifted)
     following = torch.cat([shifted[:, 1:], shifted[:, -1:]], 1)
     target = torch.where(position < remaining, following, IGNORE)
-    target = torch.where(position == remaining, sep_id, target)
+    end = position == remaining
+    target = torch.where(end if cut is None else end & ~cut[:, None], sep_id, target)
     return prefix_mask, decoder_input, target

@@ -125,8 +125,8 @@ class PretrainModel(nn.Module):
         """Eq. 4: L = L_cls + L_patch + L_itc + L_itm + L_mlm + L_plm of a micro-batch -> (L, values to log).
 
         batch: image1, image2 (the paper's I_1, I_2) [B, 3, S, S], input_ids, attention_mask [B, L], image_id,
-        caption_id [B], and padded: whether that mask has a 0 (dataset.pretrain.PretrainCollate). alpha: weight of ITC's
-        soft targets now; done: share of the training that is over, see `negative_temperature`.
+        caption_id, caption_cut [B], and padded: whether that mask has a 0 (dataset.pretrain.PretrainCollate). alpha:
+        weight of ITC's soft targets now; done: share of the training that is over, see `negative_temperature`.
         """
         net, ids, mask = self.backbone, batch["input_ids"], batch["attention_mask"]
         padding = text_mask(batch)  # [B, L] or None
@@ -138,7 +138,8 @@ class PretrainModel(nn.Module):
         # the encoders, and not in the middle of the step.
         pieces = self.word_pieces(ids, mask)  # [B, L]
         mlm_ids, mlm_places, mlm_target = self.prepare_mlm(ids, pieces, draws)
-        prefix_mask, decoder_ids, plm_places, plm_target = self.prepare_plm(ids, mask, pieces, draws)
+        plm = self.prepare_plm(ids, mask, pieces, draws, batch.get("caption_cut"))
+        prefix_mask, decoder_ids, plm_places, plm_target = plm
         rows = matching_rows(batch["image_id"], batch["caption_id"])
         tokens = (rows.new_full((), len(target)) for target in (mlm_target, plm_target))
         itm_rows, mlm_tokens, plm_tokens = global_count(torch.stack([rows, *tokens])).unbind()  # one all-reduce
@@ -207,11 +208,11 @@ class PretrainModel(nn.Module):
         return masked, places, ids.flatten()[places]
 
     def prepare_plm(
-        self, ids: Tensor, mask: Tensor, pieces: Tensor, draws: Draws
+        self, ids: Tensor, mask: Tensor, pieces: Tensor, draws: Draws, cut: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(prefix mask [B, L], decoder input [B, L], the R places in the flattened [B * L] to write at, what [R])"""
         special = self.tokens.cls_id, self.tokens.sep_id
-        prefix_mask, decoder_ids, target = split_prefix(ids, mask, pieces.sum(1), draws.plm_split, *special)
+        prefix_mask, decoder_ids, target = split_prefix(ids, mask, pieces.sum(1), draws.plm_split, *special, cut)
         target = target.flatten()
         places = (target != IGNORE).nonzero()[:, 0]
         return prefix_mask, decoder_ids, places, target[places]

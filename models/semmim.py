@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.bert import BertConfig, FusionEncoder, LMHead, TextDecoder, TextEncoder, load_bert_weights
-from models.tensors import fp32
+from models.tensors import full_precision
 from models.weights import check_plain, check_value, check_weights, load_exactly
 from utils import Config, UserError, find_file, load_checkpoint, reason, shown
 
@@ -143,14 +143,16 @@ class SemMIM(nn.Module):
         """[..., D] -> [..., V] with the text encoder's word embeddings as output layer"""
         return self.mlm_head(fused, self.text_encoder.embeddings.word_embeddings.weight)
 
+    @full_precision
     def itm_logits(self, fused: Tensor) -> Tensor:
-        """[R, L, D] -> [R, 2] from the fused [CLS]"""
+        """[R, L, D] -> [R, 2] from the fused [CLS]; in fp32, because they rank: in bf16 many would be equal"""
         return self.itm_head(fused[:, 0])
 
 
+@full_precision
 def project(layer: nn.Linear, tokens: Tensor) -> Tensor:
-    """Project into the ITC space and L2-normalize (in fp32). [..., D] -> [..., E]"""
-    return F.normalize(fp32(layer(tokens)), dim=-1)
+    """Project into the ITC space and L2-normalize, in fp32, because their cosines rank. [..., D] -> [..., E]"""
+    return F.normalize(layer(tokens), dim=-1)
 
 
 def build_backbone(

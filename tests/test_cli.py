@@ -67,9 +67,14 @@ def test_pretraining_writes_what_a_run_promises_and_retrieval_evaluates_it(data,
         *("--config", "configs/demo/Retrieval.yaml", "--output_dir", tmp_path / "zeroshot", "--evaluate"),
         *("--checkpoint", tmp_path / "run/checkpoint_last.pth", "--device", "cpu", "--override", "image_size=32"),
         *(f"data.{split}=[{data / f'retrieval_{split}.json'}]" for split in ("val", "test")),
-        *("rerank.k=4", "data.num_workers=0", "text.vocab=configs/bert/vocab.txt"),
+        *("rerank.k=4", "data.num_workers=0", "text.vocab=configs/bert/vocab.txt", "train.precision=fp32"),
     )
     numbers = json.loads((tmp_path / "zeroshot/metrics.json").read_text())
+    of_training = json.loads((tmp_path / "run/metrics.json").read_text())
+    for metrics, batch_size in ((numbers, 64), (of_training, 64)):
+        about = metrics["run"]
+        assert (about["precision"], about["device"], about["batch_size"]) == ("fp32", "cpu", batch_size)
+        assert about["version"] and about["model"]["embed_dim"] == 16
     assert numbers["test"]["images"] == 12 and 0 <= numbers["test"]["itm_tr_r1"] <= 100
 
 
@@ -140,6 +145,33 @@ def test_a_start_that_fails_touches_nothing_of_an_earlier_run(data, trained, cap
         run_main(lambda: pretrain(data, trained, *overrides, flags=flags))
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("error: ") and listing(trained) == before
+
+
+def test_a_finished_run_that_is_made_longer_warns_that_its_rate_rises(data, tmp_path, caplog):
+    pretrain(data, tmp_path / "run", "train.epochs=1")
+    with caplog.at_level("INFO", "semmim"):
+        pretrain(data, tmp_path / "run", "train.epochs=1", flags=["--resume"])
+        assert "the learning rate rises" not in caplog.text
+        pretrain(data, tmp_path / "run", "train.epochs=2", flags=["--resume"])
+    # the cosine at (3 - 2) / (4 - 2) of its way, and at (4 - 2) / (8 - 2); peak 1e-4, end 1e-6
+    rise = "the learning rate rises 1.49 times, from 5.05e-05 to 7.52e-05"
+    assert sum(rise in line for line in caplog.messages) == 1
+
+
+def test_other_entries_or_another_order_of_them_are_refused_on_resume(data, tmp_path, capsys):
+    entries = json.loads((data / "pretrain.json").read_text())
+    for entry in entries:
+        entry["image"] = str(data / entry["image"])
+    file = tmp_path / "pairs.json"
+    file.write_text(json.dumps(entries))
+    own = f"data.train=[{file}]"
+    pretrain(data, tmp_path / "run", own, "train.epochs=1")
+    file.write_text(json.dumps(entries[::-1]))
+    with pytest.raises(SystemExit):
+        run_main(lambda: pretrain(data, tmp_path / "run", own, flags=["--resume"]))
+    assert "--resume: data.train has other entries, or another order of them" in capsys.readouterr().err
+    file.write_text(json.dumps(entries, indent=1))  # the same entries, in other words
+    pretrain(data, tmp_path / "run", own, flags=["--resume"])
 
 
 def test_a_diverged_run_stops_and_keeps_a_state_to_go_on_from(data, tmp_path):

@@ -101,6 +101,28 @@ def test_the_batch_holds_tensors_ids_and_paths(tmp_path):
     assert batch["bad"] == []
 
 
+@pytest.mark.parametrize(("max_words", "max_tokens", "sep"), [(4, 25, False), (30, 5, False), (30, 6, True)])
+def test_a_caption_that_loses_words_or_pieces_is_known_as_cut(tmp_path, max_words, max_tokens, sep):
+    captions = ["a red dog runs", "a red dog runs!", "a red dog runs away", "a red", "a b c d e f g h"]
+    entries = [{"image": f"{i}.png", "caption": caption} for i, caption in enumerate(captions)]
+    data = pairs_set(write_pairs(tmp_path, entries), image_size=8, max_words=max_words)
+    batch = PretrainCollate(Tokenizer(VOCAB, sep=sep), max_tokens)([data[i] for i in range(len(captions))])
+    assert batch["caption_cut"].tolist() == [False, False, True, False, True]
+
+
+def test_the_fingerprint_is_of_texts_and_their_order_and_not_of_where_images_lie(tmp_path):
+    def fingerprint(name, entries):
+        (tmp_path / name).mkdir()
+        return pairs_set(write_pairs(tmp_path / name, entries), image_size=8).fingerprint()
+
+    entries = pairs(4)
+    assert fingerprint("a", entries) == fingerprint("b", entries)
+    changed = [{**entries[0], "caption": "Another."}, *entries[1:]]
+    again = [{**entry, "image": "0.png"} for entry in entries]
+    others = [entries[::-1], entries[:3], changed, again]
+    assert len({fingerprint(f"c{i}", other) for i, other in enumerate([entries, *others])}) == 5
+
+
 def test_the_run_stops_past_the_allowed_share_of_bad_samples(tmp_path, caplog):
     entries = pairs(40)
     broken = [f"{i}.png" for i in range(20)]

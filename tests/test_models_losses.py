@@ -52,6 +52,18 @@ def test_split_prefix_on_every_cut_of_a_caption():
         assert target[0].tolist() == [*pieces[k:], SEP] + [IGNORE] * (5 - length)
 
 
+def test_a_caption_whose_end_is_missing_is_not_taught_to_end():
+    ids = torch.tensor([[CLS, 11, 12, 13]]).expand(2, -1)
+    cut = torch.tensor([True, False])
+    for k in range(3):
+        draws = torch.full((2,), (k + 0.5) / 3)
+        given = ids, torch.ones_like(ids), torch.tensor([3, 3]), draws, CLS, SEP
+        (prefix, decoder_input, target), expected = split_prefix(*given, cut), split_prefix(*given)
+        assert torch.equal(prefix, expected[0]) and torch.equal(decoder_input, expected[1])
+        suffix = [11, 12, 13][k:]
+        assert target.tolist() == [[*suffix, *[IGNORE] * (k + 1)], [*suffix, SEP, *[IGNORE] * k]]
+
+
 def test_split_prefix_is_uniform_over_cuts_and_leaves_at_least_one_piece():
     ids = torch.tensor([[CLS, 11, 12, 13, 14, SEP, PAD]]).expand(8000, -1)
     uniform = torch.rand(8000, generator=torch.Generator().manual_seed(0))

@@ -11,7 +11,7 @@ import torch
 
 from engine.config import PRETRAIN, load_config
 from models.bert import BertConfig
-from models.semmim import SemMIM, build_backbone, load_backbone
+from models.semmim import SemMIM, build_backbone, load_backbone, project
 from utils import UserError
 
 DESCRIPTION = {
@@ -159,6 +159,17 @@ def test_a_tampered_weight_is_one_line_that_names_it(weights, case):
     with pytest.raises(UserError, match=f"^a.pth: {name} .*{words}") as error:
         load(DESCRIPTION, weights | {f"backbone.{name}": change(weights[f"backbone.{name}"])})
     assert "\n" not in str(error.value)
+
+
+def test_heads_that_rank_compute_in_fp32_under_autocast():
+    """In bf16 the matching logits of 4,000 pairs that are alike have some hundred values."""
+    net, draws = SemMIM(DESCRIPTION), torch.Generator().manual_seed(0)
+    fused = (torch.randn(1, 1, net.itm_head.in_features) + 0.01 * torch.randn(4000, 1, 32, generator=draws)).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert len(net.itm_head(fused)[..., 1].unique()) < 1000
+        logits, cosines = net.itm_logits(fused), project(net.text_proj, fused)
+    assert torch.equal(logits, net.itm_logits(fused.float()))
+    assert torch.equal(cosines, project(net.text_proj, fused.float())) and len(logits[:, 1].unique()) > 3500
 
 
 def test_weights_that_the_description_does_not_have_are_refused(weights):
