@@ -1,14 +1,15 @@
 """Kills and stops real training runs and compares what they end with.
 
-    python tests/drill.py                     the long form, about an hour on 2 cores: every line of the table below
-    python tests/drill.py kill --stage pretrain --ranks 3 --workers 2 --kills 20
-    python tests/drill.py stop --signal USR1 --ranks 2 --workers 2
-    python tests/drill.py fail --stage retrieval      every kind of error with 0, 1, 4 workers and 1, 2 ranks
+    python -m tests.drill                     the long form, about an hour on 2 cores: every line of the table below
+    python -m tests.drill kill --stage pretrain --ranks 3 --workers 2 --kills 20
+    python -m tests.drill stop --signal USR1 --ranks 2 --workers 2
+    python -m tests.drill fail --stage retrieval      every kind of error with 0, 1, 4 workers and 1, 2 ranks
 
-`kill`: SIGKILL to the whole run at random moments, each time started again with the same command (--resume), until it
-is done; every tensor of its last checkpoint must be bit-identical to an undisturbed run's. `stop`: a stop signal to the
-process group; the run must end with exit code 130 and a checkpoint of the very step it was in. `fail`: an error; every
-process must end within seconds, with exit code 2. tests/test_drill.py runs a short form of all three.
+`kill`: SIGKILL to the whole run, every other time within a checkpoint's write and else at a random moment, each time
+started again with the same command (--resume), until it is done; every tensor of its last checkpoint must be
+bit-identical to an undisturbed run's. `stop`: a stop signal to the process group; the run must end with exit code 130
+and a checkpoint of the very step it was in. `fail`: an error; every process must end within seconds, with exit code 2.
+tests/test_drill.py runs a short form of all three.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import importlib
 import itertools
 import json
 import os
 import random
 import re
 import resource
-import shutil
 import signal
 import socket
 import subprocess
@@ -35,8 +36,8 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+from tools.demo.__main__ import main as make_demo_data
+from utils import ROOT, STOP_SIGNALS
 
 MODEL = [  # a model for which a step takes a fraction of a second
     "model.image_encoder.image_size=32",
@@ -47,12 +48,13 @@ MODEL = [  # a model for which a step takes a fraction of a second
     "itc.negatives=queue",
     "itc.queue_size=20",
 ]
-SCRIPTS = {
-    "pretrain": ("Pretrain.py", "configs/demo/Pretrain.yaml", "train.batch_size=6"),
-    "retrieval": ("Retrieval.py", "configs/demo/Retrieval.yaml", "train.batch_size=6"),
-    "caption": ("Caption.py", "configs/demo/Caption.yaml", "train.batch_size=6"),
-    "scst": ("Caption.py", "configs/demo/Caption_scst.yaml", "train.batch_size=6"),
-    "vqa": ("VQA.py", "configs/demo/VQA.yaml", "train.batch_size=6"),
+CAPTIONS = ["eval.spice=false", "generation.max_tokens=6", "generation.min_tokens=1", "scst.samples=2"]
+SCRIPTS = {  # script, configuration, settings
+    "pretrain": ("Pretrain", "configs/demo/Pretrain.yaml", "train.images=false", *MODEL),
+    "retrieval": ("Retrieval", "configs/demo/Retrieval.yaml", "image_size=32"),
+    "caption": ("Caption", "configs/demo/Caption.yaml", "image_size=32", *CAPTIONS),
+    "scst": ("Caption", "configs/demo/Caption_scst.yaml", "image_size=32", *CAPTIONS),
+    "vqa": ("VQA", "configs/demo/VQA.yaml", "image_size=32"),
 }
 FAILURES = ("key", "training image", "evaluation image", "loss", "disk")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": os.environ.get("PATH", "")}
@@ -73,53 +75,44 @@ class Drill:
     """Demo data and starting checkpoints in a folder, and the runs on them."""
 
     def __init__(self, folder: Path, scenes: int = 48):
-        self.folder = folder
-        self.data = folder / "data"
+        self.folder, self.data = folder, folder / "data"
         if not self.data.exists():
-            sizes = ("--train", scenes, "--val", 8, "--test", 8, "--size", 32, "--workers", 1)
-            self._call("-m", "tools.demo", "--output", self.data, *sizes)
-
-    def _call(self, *command) -> None:
-        done = subprocess.run(
-            [sys.executable, *map(str, command)], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
-        )
-        if done.returncode:
-            raise RuntimeError(f"{command} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+            sizes = {"--train": scenes, "--val": 8, "--test": 8, "--size": 32, "--workers": 1}
+            make_demo_data(["--output", str(self.data), *(str(word) for size in sizes.items() for word in size)])
 
     def pretrained(self) -> Path:
         """A checkpoint that the fine-tuning stages start from."""
         path = self.folder / "pretrained"
         if not (path / "checkpoint_last.pth").exists():
-            self._call(*self.command(Setting(epochs=1), path)[1:])
+            self.run_here(Setting(epochs=1), path)
         return path / "checkpoint_last.pth"
 
-    def command(self, setting: Setting, out: Path, extra: Sequence[str] = ()) -> list[str]:
-        """The one command of first start and restart."""
-        script, config, *settings = SCRIPTS[setting.stage]
-        launcher = [sys.executable]
-        if setting.ranks > 1:
-            launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={setting.ranks}"]
+    def arguments(self, setting: Setting, out: Path, extra: Sequence[str] = ()) -> list[str]:
+        """The arguments of first start and restart."""
+        _, config, *settings = SCRIPTS[setting.stage]
         start = [] if setting.stage == "pretrain" else ["--checkpoint", str(self.pretrained())]
-        files = {
-            "pretrain": {"train": "pretrain"},
-            "retrieval": {split: f"retrieval_{split}" for split in ("train", "val", "test")},
-            "vqa": {split: f"vqa_{split}" for split in ("train", "val", "test")},
-        }
-        caption = {split: f"caption_{split}" for split in ("train", "val", "test")}
-        for split, name in files.get(setting.stage, caption).items():
-            settings.append(f"data.{split}=[{self.data / name}.json]")
         if setting.stage == "pretrain":
-            settings += MODEL
+            settings.append(f"data.train=[{self.data}/pretrain.json]")
         else:
-            settings.append("image_size=32")
-        if setting.stage in ("caption", "scst"):
-            settings += ["eval.spice=false", "generation.max_tokens=6", "generation.min_tokens=1", "scst.samples=2"]
+            task = setting.stage.replace("scst", "caption")
+            settings += [f"data.{split}=[{self.data}/{task}_{split}.json]" for split in ("train", "val", "test")]
         settings += [
             *(f"train.epochs={setting.epochs}", f"data.num_workers={setting.workers}", "train.warmup_steps=2"),
             *("train.log_every=5", f"train.checkpoint_every={setting.checkpoint_every}", "train.precision=fp32"),
         ]
         options = ["--config", config, "--output_dir", str(out), "--device", "cpu", "--resume", *start]
-        return [*launcher, script, *options, "--override", *settings, *extra]
+        return [*options, "--override", "train.batch_size=6", *settings, *extra]
+
+    def run_here(self, setting: Setting, out: Path, extra: Sequence[str] = ()) -> None:
+        """A run in this process."""
+        importlib.import_module(SCRIPTS[setting.stage][0]).main(self.arguments(setting, out, extra))
+
+    def command(self, setting: Setting, out: Path, extra: Sequence[str] = ()) -> list[str]:
+        """A run in processes of its own, by torchrun if there are several."""
+        several = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={setting.ranks}"]
+        launcher = [*several, "--max-restarts=9"] if setting.ranks > 1 else []
+        script = f"{SCRIPTS[setting.stage][0]}.py"
+        return [sys.executable, *launcher, script, *self.arguments(setting, out, extra)]
 
     def start(self, setting: Setting, out: Path, extra: Sequence[str] = ()) -> subprocess.Popen:
         """Start a run in a process group of its own; its output goes on at OUT.txt."""
@@ -136,42 +129,39 @@ class Drill:
     def undisturbed(self, setting: Setting) -> Path:
         """The last checkpoint of a run that nobody disturbs."""
         out = self.folder / f"straight_{setting.stage}_{setting.ranks}_{setting.workers}_{setting.epochs}"
-        if not (out / "done").exists():
-            shutil.rmtree(out, ignore_errors=True)
-            if code := self.start(setting, out).wait():
-                raise RuntimeError(f"{out}: exit code {code}: {Path(f'{out}.txt').read_text()[-2000:]}")
-            (out / "done").touch()
+        if code := self.start(setting, out).wait():
+            raise RuntimeError(f"{out}: exit code {code}: {Path(f'{out}.txt').read_text()[-2000:]}")
         return out / "checkpoint_last.pth"
 
-    def kill(self, setting: Setting, kills: int, seed: int = 0) -> dict:
-        """Kill a run `kills` times at random moments and let it end; returns what it took and which tensors differ."""
-        expected = self.undisturbed(setting)
-        out, rng, times = self.folder / f"killed_{os.getpid()}_{seed}", random.Random(seed), []
-        shutil.rmtree(out, ignore_errors=True)
-        Path(f"{out}.txt").unlink(missing_ok=True)
-        inside = 0
-        while True:
-            process = self.start(setting, out)
-            if len(times) < kills:
-                # Every other kill comes within a checkpoint's write, the others up to two seconds after a step.
-                if len(times) % 2:
-                    wait_for(process, lambda: any(out.glob("checkpoint_last.pth.tmp*")), seconds=240)
-                    inside += any(out.glob("checkpoint_last.pth.tmp*"))
-                else:
-                    wait_for(process, lambda: (out / "run.lock").exists(), seconds=240)
-                    time.sleep(rng.uniform(0, 2))
+    def kill(self, setting: Setting, kinds: Sequence[str], expected: Path) -> dict:
+        """Kill a run once for each of the kinds and let it end; returns how often, and which tensors differ.
+
+        kinds: all processes within a checkpoint's "write" or at any "moment" of the two seconds after the run took its
+        folder, or one "rank", after which torchrun starts them again; expected: an undisturbed run's checkpoint.
+        """
+        out, rng = Path(tempfile.mkdtemp(prefix="killed_", dir=self.folder)) / "run", random.Random(0)
+        lock, opened, process, kills = out / "run.lock", None, None, 0
+        for kind in kinds:
+            process = process or self.start(setting, out)
+            wait_for(process, lambda opened=opened: lock.exists() and lock.read_text() != opened, seconds=240)
+            if kind == "write":
+                wait_for(process, lambda: any(out.glob("checkpoint_last.pth.tmp*")), seconds=240)
+            else:
+                time.sleep(rng.uniform(0, 2))
+            if process.poll() is not None:  # it was quicker
+                break
+            opened, kills = lock.read_text(), kills + 1
+            if kind == "rank":
+                os.kill(rng.choice(children(process.pid)), signal.SIGKILL)
+            else:
                 kill_session(process)
                 process.wait()
-                times.append(last_step(out))
-                if process.returncode == 0:
-                    break
-            elif (code := process.wait()) == 0:
-                break
-            else:
-                raise RuntimeError(f"exit code {code}: {Path(f'{out}.txt').read_text()[-2000:]}")
+                process = None
+        if code := (process or self.start(setting, out)).wait():
+            raise RuntimeError(f"exit code {code}: {Path(f'{out}.txt').read_text()[-2000:]}")
         different = differing(expected, out / "checkpoint_last.pth")
         leftovers = sorted(path.name for path in out.iterdir() if ".tmp" in path.name)
-        return {"kills": len(times), "inside_a_write": inside, "different": different, "leftovers": leftovers}
+        return {"kills": kills, "different": different, "leftovers": leftovers}
 
     def stop(self, setting: Setting, number: signal.Signals) -> dict:
         """Stop a run by a signal in its third step or later; returns exit code, seconds, step and saved step.
@@ -181,8 +171,6 @@ class Drill:
         it has logged it and not yet looked for a signal: the checkpoint must be of one of these two.
         """
         out = self.folder / f"stopped_{os.getpid()}_{number.name}_{setting.ranks}_{setting.workers}"
-        shutil.rmtree(out, ignore_errors=True)
-        Path(f"{out}.txt").unlink(missing_ok=True)
         process = self.start(setting, out, ["train.log_every=1", "train.checkpoint_every=0"])
         wait_for(process, lambda: logged_step(out) >= 3, seconds=240)
         start, below = time.monotonic(), descendants(process.pid)
@@ -202,12 +190,25 @@ class Drill:
         seconds = time.monotonic() - start
         return {"code": code, "seconds": round(seconds, 1), "step": before, "saved": last_step(out), "out": str(out)}
 
+    def start_alone(self, setting: Setting, out: Path, extra: Sequence[str] = (), **options) -> tuple[list, list]:
+        """Start the ranks of a run without torchrun, which ends all of them when one fails; -> (logs, processes)"""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        command = self.command(dataclasses.replace(setting, ranks=1), out, extra)
+        logs, ranks = [Path(f"{out}_{rank}.txt") for rank in range(setting.ranks)], []
+        for rank, path in enumerate(logs):
+            group |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(setting.ranks)}
+            environment = ENVIRONMENT | (group if setting.ranks > 1 else {})
+            with open(path, "w", encoding="utf-8") as log:
+                ranks.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, **options))
+        return logs, ranks
+
     def fail(self, setting: Setting, kind: str) -> dict:
         """Make a run fail; returns its ranks' exit codes, the seconds from the first error line until all processes
         have ended, how many have not after 60, and the line. Without torchrun, which would end the other ranks itself.
         """
-        out = self.folder / f"failed_{os.getpid()}"
-        shutil.rmtree(out, ignore_errors=True)
+        out = Path(tempfile.mkdtemp(prefix="failed_", dir=self.folder)) / "run"
         extra, limit = ["train.log_every=1"], None
         if kind == "key":
             extra.append("train.no_such_key=1")
@@ -219,18 +220,7 @@ class Drill:
             split = "train" if kind == "training image" else "test"
             extra.append(f"data.{split}=[{self.without_images(setting, split)}]")
             extra += ["eval.batch_size=1", "--evaluate"] if split == "test" else []
-        one = dataclasses.replace(setting, ranks=1, epochs=100)
-        command, ranks, logs = self.command(one, out, extra), [], []
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-        for rank in map(str, range(setting.ranks)):
-            logs.append(Path(f"{out}_{rank}.txt"))
-            group |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(setting.ranks)}
-            environment = ENVIRONMENT | (group if setting.ranks > 1 else {})
-            with open(logs[-1], "w", encoding="utf-8") as log:
-                options = {"cwd": ROOT, "env": environment, "stdout": log, "stderr": log, "preexec_fn": limit}
-                ranks.append(subprocess.Popen(command, **options))
+        logs, ranks = self.start_alone(dataclasses.replace(setting, epochs=100), out, extra, preexec_fn=limit)
         wait_for(ranks[0], lambda: any("error" in log.read_text() for log in logs), seconds=240)
         start = time.monotonic()
         processes = [pid for rank in ranks for pid in (rank.pid, *descendants(rank.pid))]
@@ -394,7 +384,7 @@ def main() -> int:
                     "ok " if passed else "BAD", args.stage, kind, f"ranks {ranks} workers {workers}", result, flush=True
                 )
     for setting, count in kills:
-        result = drill.kill(setting, count)
+        result = drill.kill(setting, (["moment", "write"] * count)[:count], drill.undisturbed(setting))
         passed = not result["different"] and not result["leftovers"]
         failed += not passed
         shown = {**result, "different": f"{len(result['different'])} entries"}
