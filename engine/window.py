@@ -69,10 +69,11 @@ class Window:
 
     def _not_finite(self, step: int) -> UserError:
         """The error of a step with a loss or gradient that is not finite; its batch goes into nonfinite.json."""
-        mine = []  # this process's micro-batches of that step: (files, names of what is not finite)
-        for at, paths, scalars in self.batches:
-            if at == step:
-                mine.append((paths, [key for key, item in scalars.items() if not math.isfinite(float(item))]))
+        mine = [  # this process's micro-batches of that step: (files, names of what is not finite)
+            (paths, [key for key, item in scalars.items() if not math.isfinite(float(item))])
+            for at, paths, scalars in self.batches
+            if at == step
+        ]
         batches = [item for items in gather_objects(mine) for item in items]
         batches = [item for item in batches if item[1]] or batches
         terms = sorted({name for _, names in batches for name in names}) or ["the gradient (but no loss)"]
@@ -152,10 +153,7 @@ def utilization(tflops: float, device: torch.device, precision: str) -> dict[str
 
 def peak_tflops(device_name: str, precision: str) -> float | None:
     """A GPU's peak of matrix products in `precision` (bf16 | fp32), None if it is not known."""
-    for name, (bf16, fp32) in PEAKS.items():
-        if name in device_name:
-            return bf16 if precision == "bf16" else fp32
-    return None
+    return next((peak[precision != "bf16"] for name, peak in PEAKS.items() if name in device_name), None)
 
 
 def peak_memory(device: torch.device) -> float:
