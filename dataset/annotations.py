@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 
 from dataset import official
 from dataset.files import LINES, PARQUET_PROBLEM, folder_entries, json_elements, read_json
-from dataset.shards import shard_entries, shard_files
+from dataset.shards import member_name, shard_entries, shard_files
 from utils import HALF_SURROGATE, UserError, find_file, one_line, open_file, shown
 
 Files = str | Path | Sequence[str | Path]
@@ -59,7 +59,7 @@ READ = frozenset(  # all keys that something is read of
     "question_id answer answers label answer_type question_type".split()
 )
 DOMAINS = ("in", "near", "out")  # of NoCaps; its files say "near-domain"
-COCO_NAME = re.compile(r"COCO_\w+_0*(\d{1,18})\.\w+$")
+COCO_NAME = re.compile(r"(?:COCO_\w+_|(?:^|/)(?=\d{12}\.))0*(\d{1,18})\.\w+$")  # of 2014, and of 2017: twelve digits
 CHUNK = 512  # entries of pre-training checked at a time; with more, Python's garbage collector goes through them
 
 
@@ -310,9 +310,9 @@ def image_folders(image_root: str | Path | Mapping[str, str] | None) -> Path | d
     return None if image_root is None else Path(os.path.abspath(find_file(image_root, "data.image_root")))
 
 
-def _one_image_per_id(located: Iterable[tuple[Place, dict]], one_id_per_image: bool = False) -> list[dict]:
-    """The entries, after checking that no `image_id` stands for two images (and, if asked, no image for two ids)."""
-    entries, image_of, id_of = [], {}, {}
+def _one_image_per_id(located: list[tuple[Place, dict]]) -> None:
+    """UserError if an `image_id` stands for two images, or an image has two."""
+    image_of, id_of = {}, {}
     for where, entry in located:
         identifier, image = entry["image_id"], entry["image"]
         first, other = image_of.setdefault(identifier, (where, image))
@@ -322,13 +322,24 @@ def _one_image_per_id(located: Iterable[tuple[Place, dict]], one_id_per_image: b
                 "an id must stand for one image (have two files counted from 0?)"
             )
         first, other = id_of.setdefault(image, (where, identifier))
-        if one_id_per_image and other != identifier:
+        if other != identifier:
             raise UserError(
                 f"{where}: {image} has the image_id {shown(identifier)}, but {shown(other)} in {first}; "
-                "an image needs one id, or it would be its own negative"
+                "an image needs one id, or it would count as two"
             )
-        entries.append(entry)
-    return entries
+
+
+def _each_once(located: list[tuple[Place, dict]]) -> None:
+    """UserError if a file or an entry stands there twice: if all entries of an image do. A caption that was published
+    twice among others of its image stays."""
+    places: dict[str, dict[tuple[str, ...], list[Place]]] = {}
+    for where, entry in located:
+        captions = tuple(strings(entry.get("caption") or []))
+        places.setdefault(entry["image"], {}).setdefault(captions, []).append(where)
+    for image, groups in places.items():
+        if min(map(len, groups.values())) > 1:
+            first, second = next(iter(groups.values()))[:2]
+            raise UserError(f"{second}: {image} and its captions stand in {first} already; evaluate each entry once")
 
 
 # ------------------------------------------------------------------------------------------------- retrieval
@@ -340,13 +351,15 @@ def load_pairs(source: Source) -> list[dict]:
     for _, entry in located:
         if entry.get("image_id") is None:
             entry["image_id"] = entry["image"]
-    return _one_image_per_id(located, one_id_per_image=True)
+    _one_image_per_id(located)
+    return [entry for _, entry in located]
 
 
 def load_candidates(source: Source, split: str) -> list[dict]:
     """The entries {image, caption} of retrieval's "val" or "test", whose captions are ranked for the images."""
-    convert = partial(_for_retrieval, split=split)
-    return [entry for _, entry in located_entries(source, "retrieval_eval", convert, split)]
+    located = list(located_entries(source, "retrieval_eval", partial(_for_retrieval, split=split), split))
+    _each_once(located)
+    return [entry for _, entry in located]
 
 
 def _for_retrieval(entry: dict, where: Place, split: str) -> list[dict]:
@@ -361,23 +374,26 @@ def _for_retrieval(entry: dict, where: Place, split: str) -> list[dict]:
 # ------------------------------------------------------------------------------------------------- captioning
 
 
-def load_captions(source: Source, split: str, need_ids: bool = False) -> list[dict]:
+def load_captions(source: Source, split: str) -> list[dict]:
     """The entries of a split ("train", "val" or "test") as {image, captions, image_id, labels, domain}.
 
     image: the path to open; captions: list of str, as they stand (empty if a test set publishes none); image_id: the
-    entry's, else COCO's number in the file name, else the image as its file names it; labels: list of str; domain: one
-    of DOMAINS or None. need_ids: no two images may have the same `image_id`.
+    entry's, else COCO's number in the file name, else the image as its file names it first; labels: list of str;
+    domain: one of DOMAINS or None. To be evaluated, an image must have one id, and no entry may stand there twice.
     """
-    located = []
-    for where, entry in located_entries(source, "caption", _for_captioning, split):
-        domain = entry.get("domain") and entry["domain"].removesuffix("-domain")
-        if domain not in (None, *DOMAINS):
-            raise UserError(f"{where}: 'domain' is {shown(domain)}, it must be one of {', '.join(DOMAINS)}")
-        caption, labels = entry.get("caption"), split_labels(entry.get("object_label") or "")
-        kept = {"image": entry["image"], "image_id": entry["image_id"]}
-        captions = [] if caption is None else strings(caption)
-        located.append((where, {**kept, "captions": captions, "labels": labels, "domain": domain}))
-    return _one_image_per_id(located) if need_ids else [entry for _, entry in located]
+    located, names = list(located_entries(source, "caption", _for_captioning, split)), {}
+    for where, entry in located:
+        entry["domain"] = entry.get("domain") and entry["domain"].removesuffix("-domain")
+        if entry["domain"] not in (None, *DOMAINS):
+            raise UserError(f"{where}: 'domain' is {shown(entry['domain'])}, it must be one of {', '.join(DOMAINS)}")
+        if entry["image_id"] is None:
+            entry["image_id"] = names.setdefault(entry["image"], entry["name"])
+        entry["captions"] = [] if entry.get("caption") is None else strings(entry["caption"])
+        entry["labels"] = split_labels(entry.get("object_label") or "")
+    if split != "train":
+        _one_image_per_id(located)
+        _each_once(located)
+    return [{key: entry[key] for key in ("image", "image_id", "captions", "labels", "domain")} for _, entry in located]
 
 
 def split_labels(object_label: str) -> list[str]:
@@ -386,10 +402,11 @@ def split_labels(object_label: str) -> list[str]:
 
 
 def _for_captioning(entry: dict, where: Place) -> list[dict]:
-    """An entry of any layout with `image`, `caption` and `image_id`; Karpathy's without blank captions."""
+    """An entry of any layout with `image`, `caption`, `image_id` (None if it has none) and `name`, its id then;
+    Karpathy's without blank captions."""
     if official.is_karpathy(entry):
         entry = {**entry, **official.karpathy_image(entry, official.karpathy_set(entry, where.header))}
-    image = entry.get("image")
     ids = [entry[key] for key in ("image_id", "img_id", "cocoid", "imgid") if entry.get(key) is not None]
-    number = COCO_NAME.search(str(image))
-    return [{**entry, "image_id": ids[0] if ids else int(number[1]) if number else image}]
+    name = os.path.normpath(member_name(str(entry.get("image"))))
+    number = COCO_NAME.search(name)
+    return [{**entry, "image_id": ids[0] if ids else None, "name": int(number[1]) if number else name}]

@@ -94,7 +94,7 @@ class CaptionEvalDataset(EvalDataset):
         prompt: str = "",
         object_labels: bool = False,
     ):
-        entries = _merged(load_captions(source, split, need_ids=True), "image_id")
+        entries = _merged(load_captions(source, split), "image_id")
         self.ids = [entry["image_id"] for entry in entries]
         super().__init__([entry["image"] for entry in entries], transform)
         self.references = [entry["captions"] for entry in entries]

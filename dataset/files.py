@@ -30,7 +30,7 @@ IMAGE_ENDINGS = tuple(f".{ending}" for ending in IMAGES)
 SEPARATORS = {".csv": ",;\t|", ".tsv": "\t"}  # the first of these that the line of names holds
 CAPTION_NUMBER = re.compile(r"#\d+$")  # 1000092795.jpg#0: the first of an image's captions
 IDENTIFIERS = ("question_id", "image_id", "img_id", "cocoid", "imgid")  # columns whose whole numbers are numbers
-WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}")
+WHOLE_NUMBER = re.compile(r"(0|-?[1-9][0-9]{0,17})(?:\.0+)?")  # pandas writes 139.0 if a cell of the column is empty
 PARQUET_PROBLEM = "parquet is not read here; pack it into tar shards with tools.shards (VQA: write JSON lines)"
 LONGEST_CELL = 1 << 22  # characters; Python's own limit is 131,072
 PIECE = 1 << 20  # characters of a JSON list that are read at a time
@@ -174,6 +174,12 @@ def table_rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict]]:
         line = rows.line_num + 1
         for row in rows:
             if any(map(str.strip, row)):  # else a blank line
+                lines = separator.join(row).split("\n")
+                if sum(text.count(separator) >= len(columns) - 1 for text in lines) > 1:
+                    raise UserError(
+                        f"{path}: lines {line} to {rows.line_num} are one row by their quotation marks, but look like "
+                        'several; write "" for a mark inside a quoted cell, or JSON lines'
+                    )
                 if len(row) != len(columns):
                     raise UserError(
                         f"{path}: line {line} has {len(row)} cells, but there are {len(columns)} columns ({found}); "
@@ -192,7 +198,8 @@ def _value(name: str, cell: str) -> str | int | list:
     if cell.startswith(('["', "[[")):
         with contextlib.suppress(ValueError, RecursionError):
             return json.loads(cell)
-    return int(cell) if name in IDENTIFIERS and WHOLE_NUMBER.fullmatch(cell) else cell
+    number = WHOLE_NUMBER.fullmatch(cell.strip()) if name in IDENTIFIERS else None
+    return int(number[1]) if number else cell
 
 
 LINES = {  # ending: reader(path, needed columns) -> (line, entry) of a file of lines

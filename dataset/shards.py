@@ -2,7 +2,7 @@
 
 A shard holds samples, files of one key: `key.jpg` (or another image) and `key.json` or `key.txt`. The JSON is an entry
 without `image`: {"caption": text | [texts], ...}, or {"captions": [...]} for an image of several entries; `key.txt` is
-a caption. The headers of a shard are read once. An image's path becomes
+a caption. The key ends at the first dot; see `_samples` for names with several. An image's path becomes
 
     /data/00012.tar/000120345.jpg@51200+20481      (shard, file in it, where its bytes begin, their number)
 
@@ -12,10 +12,13 @@ number of processes and workers, and resumed anywhere.
 
 import json
 import logging
+import os
 import re
 import statistics
 import tarfile
+from collections import defaultdict
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,7 +28,9 @@ from utils import UserError, one_line, open_file
 log = logging.getLogger("semmim")
 
 TEXTS = ("json", "txt")
+SHOWN = 3  # examples of samples that are left out
 MEMBER = re.compile(r"(.+\.tar)/([^/]+)@(\d+)\+(\d+)", re.DOTALL)
+KEY = re.compile(r"((?:.*/)?[^./]+)\.[^/]+$", re.DOTALL)  # the first dot of a file's name ends it, as in webdataset
 
 
 def shard_files(path: Path) -> list[Path]:
@@ -49,6 +54,12 @@ def read_member(path: str) -> bytes | None:
     return content
 
 
+def member_name(path: str) -> str:
+    """The path without where its bytes are, that of a file as it is."""
+    found = MEMBER.fullmatch(path)
+    return f"{found[1]}/{found[2]}" if found else path
+
+
 def shard_entries(shards: list[Path], max_bad_share: float) -> Iterator[tuple[Path, str, dict]]:
     """(shard, key, entry) of all samples, in the order of the shards and of the files in them; an entry's `image` is
     the path that `read_member` reads.
@@ -60,58 +71,61 @@ def shard_entries(shards: list[Path], max_bad_share: float) -> Iterator[tuple[Pa
     found, lost = 0, 0  # samples
     whole: list[int] = []  # samples of each whole shard
     damaged: list[tuple[Path, int, str]] = []  # shard, samples before the damage, what it is
+    problems: list[str] = []  # the first samples that are lost, and damaged shards
     for shard in shards:
-        usable = unusable = 0
+        usable = 0
         try:
-            for key, files in _samples(shard):
-                entries = _entries(files)
-                if entries and "image" in files:
+            for key, image, texts, problem in _samples(shard):
+                if entries := [] if problem else _entries(texts):
                     usable += 1
-                    yield from ((shard, key, {**entry, "image": files["image"]}) for entry in entries)
+                    yield from ((shard, key, {**entry, "image": image}) for entry in entries)
                     continue
-                unusable += 1
-                if unusable <= 3:
-                    missing = "image" if "image" not in files else "caption"
-                    log.warning("%s has no %s", one_line(f"{shard}: sample {key}", 1000), missing)
+                lost += 1
+                if len(problems) < SHOWN:
+                    problems.append(one_line(f"{shard}: sample {key} has {problem or 'no caption'}", 1000))
             whole.append(usable)
         except (OSError, EOFError, ValueError) as error:
             damaged.append((shard, usable, one_line(error)))
         found += usable
-        lost += unusable
     expected = round(statistics.median(whole)) if whole else max((count for _, count, _ in damaged), default=0) + 1
     for shard, count, damage in damaged:
         missing = max(1, expected - count)
         lost += missing
-        log.warning("%s: damaged (%s), about %d samples are lost", one_line(shard, 1000), damage, missing)
+        problems.append(one_line(f"{shard}: damaged ({damage}), about {missing} samples are lost", 1000))
+    total = f"{shards[0].parent}: {lost} of {found + lost} samples of {len(shards)} shard(s) cannot be used"
     if lost > max_bad_share * (found + lost) or not found:
-        first = "".join(f" ({shard}: {damage})" for shard, _, damage in damaged[:1])
-        raise UserError(
-            f"{shards[0].parent}: {lost} of {found + lost} samples of {len(shards)} shard(s) cannot be read, "
-            f"data.max_bad_share allows {max_bad_share:g}{first}; get the shards again"
-        )
+        raise UserError(f"{total}, data.max_bad_share allows {max_bad_share:g} ({'; '.join(problems[:1])})")
+    if lost:
+        log.warning("%s, left out: %s", total, "; ".join(problems))
 
 
-def _samples(shard: Path) -> Iterator[tuple[str, dict]]:
-    """(key, files) of a shard's samples: `image` (its path), `json` and `txt` (their bytes)."""
-    key, files = None, {}
+def _samples(shard: Path) -> Iterator[tuple[str, str, dict[str, bytes], str]]:
+    """(key, path of the image, {"json" | "txt": its bytes}, what is wrong with them or "") of a shard's samples.
+
+    Between the key and the ending a name may have a part: 001.image.jpg with 001.caption.txt is one sample, IMG_2.1.jpg
+    with IMG_2.1.txt and IMG_2.2.jpg with IMG_2.2.txt are two, and 001.mask.png belongs to the sample 001.jpg and
+    001.txt, which leaves it out.
+    """
     with open_file(shard) as file:
-        for name, start, size in shard_members(file):
-            folder, slash, base = name.rpartition("/")
-            stem, _, ending = base.partition(".")
-            if not stem:  # .DS_Store and the like
-                continue
-            if folder + slash + stem != key:
-                if files:
-                    yield key, files
-                key, files = folder + slash + stem, {}
-            ending = ending.lower()
-            if ending in IMAGES and size:
-                files["image"] = f"{shard}/{base}@{start}+{size}"
-            elif ending in TEXTS:
-                file.seek(start)
-                files[ending] = file.read(size)
-    if files:
-        yield key, files
+        keyed = ((found[1], member) for member in shard_members(file) if (found := KEY.match(member[0])))
+        for key, members in groupby(keyed, lambda pair: pair[0]):
+            images, texts = defaultdict(list), []  # by part; (part, ending, bytes)
+            for _, (name, start, size) in members:
+                part, _, ending = name.removeprefix(key).rpartition(".")
+                if ending.lower() in IMAGES and size:
+                    images[part].append(f"{shard}/{os.path.basename(name)}@{start}+{size}")
+                elif ending.lower() in TEXTS:
+                    file.seek(start)
+                    texts.append((part, ending.lower(), file.read(size)))
+            if "" in images and any(part == "" for part, *_ in texts):
+                images = {"": images[""]}
+            for part, paths in images.items():
+                own = [text for text in texts if text[0] == part] or (texts if len(images) == 1 else [])
+                found = {ending: text for _, ending, text in own}
+                problem = "two images or texts of one name" if len(paths) > 1 or len(found) < len(own) else ""
+                yield key + part, paths[0], found, problem
+            if not images:
+                yield key, "", {}, "no image"
 
 
 def _entries(files: dict) -> list[dict]:

@@ -215,6 +215,68 @@ def test_a_retrieval_id_stands_for_one_image_and_an_image_has_one(folder):
     refused("retrieval_train", file, "entry 2: ", "has the image_id 5, but 0 in", "entry 0;")
 
 
+SPELLINGS = ("a.png", "./a.png", "../{0}/a.png", "//{1}/a.png", "b/../a.png", "{1}/./a.png")
+
+
+def spelled(folder, **changes):
+    """Entries of one image, each with its own spelling of the path and its own caption."""
+    for number, name in enumerate(SPELLINGS):
+        values = {"image": name.format(folder.name, folder), "caption": f"dog {number}", "image_id": None}
+        yield entry(number=0, **{**values, "question_id": number, **changes})
+
+
+def test_an_image_is_one_however_its_path_is_spelled(folder):
+    count = len(SPELLINGS)
+    file = write(folder, [*spelled(folder), entry(1, image_id=None, question_id=count)])
+    for stage in TRAIN:
+        data = make(stage, file)
+        assert [data.paths[i] for i in range(len(data.paths))] == [str(folder / name) for name in ("a.png", "b.png")]
+    assert [data["image_id"] for data in map(make("pretrain", file).__getitem__, range(count))] == [0] * count
+    assert len(make("caption_train", file)[0]["references"]) == count
+    ranked, written = make("retrieval_eval", file), make("caption_eval", file)
+    assert ranked.image_of_caption == [0] * count + [1] and written.ids == ["a.png", "b.png"]
+    assert [len(references) for references in written.references] == [count, 1]
+    assert set(make("vqa_eval", file).paths) == set(ranked.images)
+
+
+def test_validation_is_left_out_of_training_however_its_paths_are_spelled(folder):
+    data = held(folder, [*spelled(folder), entry(1, question_id=77)], list(spelled(folder)))
+    assert len(data) == 1 and data.left_out == len(SPELLINGS)
+
+
+def test_files_and_entries_that_stand_there_twice_are_not_evaluated(folder):
+    entries = [entry(0, caption=["a dog", "a dog", "two"]), entry(1), entry(1, caption="another")]
+    files = [write(folder, entries), write(folder, entries[1:], "again.json")]
+    (folder / "link.json").symlink_to(files[0])
+    for stage in ("retrieval_eval", "caption_eval"):
+        assert len(make(stage, files[0])) == 2
+        assert len(make(stage, write(folder, [*entries, entry(1)], "once.json"))) == 2  # as published, one repeated
+        for twice in ([files[0]] * 2, files, [files[0], folder / "link.json"]):
+            refused(stage, twice, "stand in ", "already; evaluate each entry once")
+    refused("vqa_eval", [files[0]] * 2, "occurs more than once")
+
+
+IDS = [
+    ("val2017/000000000139.png", 139),
+    ("COCO_val2014_000000391895.jpg", 391895),
+    ("000000000140.webp", 140),
+    ("./sub/18.png", "sub/18.png"),
+    ("0013ea2087020901.jpg", "0013ea2087020901.jpg"),
+]
+
+
+def test_without_an_id_an_image_has_cocos_number_or_its_name(folder):
+    rows = "".join(f"{name},a caption\n" for name, _ in IDS)
+    assert make("caption_eval", write(folder, f"image,caption\n{rows}", "t.csv")).ids == [number for _, number in IDS]
+
+
+def test_ids_of_tables_are_numbers_also_as_pandas_writes_them(folder):
+    cells = {"139": 139, "140.0": 140, " 141": 141, "0": 0, "007": "007", "1e3": "1e3", "142.5": "142.5"}
+    rows = "".join(f"{number}.png,a caption,{cell}\n" for number, cell in enumerate(cells))
+    ids = make("caption_eval", write(folder, f"image,caption,image_id\n{rows}", "t.csv")).ids
+    assert ids == list(cells.values()) and [type(i) for i in ids] == [type(i) for i in cells.values()]
+
+
 # ------------------------------------------------------------------------------------------------- validation
 
 

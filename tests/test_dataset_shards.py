@@ -7,6 +7,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from conftest import refused
 from PIL import Image
 
 from dataset.annotations import Source
@@ -116,7 +117,7 @@ def cut(path, share):
 
 def test_a_shard_that_is_cut_gives_the_samples_before_the_cut(folder, caplog):
     cut(folder / "00002.tar", 0.45)
-    with pytest.raises(UserError, match=r"samples of 5 shard\(s\) cannot be read.*00002.tar: ends within"):
+    with pytest.raises(UserError, match=r"samples of 5 shard\(s\) cannot be used.*00002.tar: damaged .ends within"):
         dataset(folder)
     data = dataset(folder, max_bad_share=0.2)
     kept = [text for text in captions(data) if 20 <= int(text.split()[1]) < 30]
@@ -133,7 +134,7 @@ def test_what_is_no_shard_counts_with_the_samples_that_it_should_have_had(folder
     assert "00004.tar: damaged" in caplog.text and "about 10 samples" in caplog.text
     with pytest.raises(UserError, match=r"10 of 50 samples of 5 shard"):
         dataset(folder, max_bad_share=0.19)
-    with pytest.raises(UserError, match=r"of 1 shard\(s\) cannot be read"):
+    with pytest.raises(UserError, match=r"of 1 shard\(s\) cannot be used"):
         dataset(folder / "00004.tar", max_bad_share=1.0)
 
 
@@ -152,6 +153,32 @@ def test_damage_after_the_headers_were_read_is_a_bad_sample(folder):
     path.unlink()
     with pytest.raises(ImageError, match="no such file"):
         open_image(data.paths[13])
+
+
+NAMES = [  # files of a shard (images are named by their ending), captions of its samples, how many are lost
+    ("IMG_2.1.jpg IMG_2.1.txt IMG_2.2.jpg IMG_2.2.txt", ["IMG_2.1.txt", "IMG_2.2.txt"], 0),
+    ("001.image.jpg 001.caption.txt 002.image.jpg 002.caption.txt", ["001.caption.txt", "002.caption.txt"], 0),
+    ("001.jpg 001.txt 001.mask.png 001.cls", ["001.txt"], 0),
+    ("001.mask.png 001.txt 001.jpg 001.meta.json", ["001.txt"], 0),
+    ("a/b.c/001.jpg a/b.c/001.txt .DS_Store 002.JPEG 002.TXT", ["a/b.c/001.txt", "002.TXT"], 0),
+    ("0.jpg 0.txt 001.jpg 001.png 001.txt", ["0.txt"], 1),  # which is the mask?
+    ("0.jpg 0.txt 001.a.txt 001.b.txt 001.jpg", ["0.txt"], 1),
+    ("0.jpg 0.txt 3.1.jpg 3.1.txt 3.2.jpg", ["0.txt", "3.1.txt"], 1),
+    ("0.jpg 0.txt 001.heic 001.txt 002.heic", ["0.txt"], 2),
+    ("0.jpg 0.txt 1.jpg 2.jpg 1.txt 2.txt", ["0.txt"], 4),  # the files of a sample are not side by side
+]
+
+
+@pytest.mark.parametrize(("names", "kept", "lost"), NAMES)
+def test_names_with_several_dots_and_images_lose_no_sample_uncounted(tmp_path, caplog, names, kept, lost):
+    content = {"txt": str.encode, "json": lambda name: b"{}"}
+    files = {name: content.get(name.lower().rpartition(".")[2], lambda name: jpeg())(name) for name in names.split()}
+    path = write_tar(tmp_path / "x.tar", files)
+    data = dataset(path, max_bad_share=1.0)
+    assert captions(data) == kept and not any("mask" in data.paths[i] for i in range(len(data.paths)))
+    assert (f"{lost} of {lost + len(kept)} samples of 1 shard(s) cannot be used, left out" in caplog.text) == (lost > 0)
+    if lost:
+        refused(lambda: dataset(path), f"{lost} of {lost + len(kept)} samples")
 
 
 def test_samples_without_image_or_caption_are_left_out_within_the_share(tmp_path):

@@ -76,7 +76,7 @@ def test_every_image_is_in_one_split_and_every_stage_reads_the_lists(run, photos
     for split in ("val", "test"):
         ranked, written = (
             load_candidates(Source(own / f"{split}.json"), split),
-            load_captions(Source(own / f"{split}.json"), split, need_ids=True),
+            load_captions(Source(own / f"{split}.json"), split),
         )
         assert [entry["caption"] for entry in ranked] == [entry["captions"] for entry in written]
         assert {entry["image_id"] for entry in written} <= {str(p.relative_to(photos)) for p in photos.rglob("*.png")}
