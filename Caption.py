@@ -84,7 +84,7 @@ def train(
         )
     task = CaptionTask(model, captioner, create_objective(cfg, dataset, captioner.tokenizer, run), run)
     collate = CaptionCollate(captioner.tokenizer, cfg.text.max_tokens, cfg.text.max_prompt_tokens)
-    finetune(task, dataset, collate, cfg, run, device, resume_from)
+    finetune(task, dataset, collate, cfg, run, device, resume_from, captioner.datasets)
 
 
 def create_objective(cfg, dataset, tokenizer, run):

@@ -65,6 +65,7 @@ class PretrainTask(Task):
     """All losses of pre-training; after an epoch an image of its masks and, with `data.val`, a validation."""
 
     best: BestCheckpoint | None = None
+    validation: Validation | None = None
 
     def __init__(self, model: PretrainModel, dataset, loader, tokenizer: Tokenizer, cfg: Config, run: Run, device):
         self.model, self.dataset, self.loader = model, dataset, loader
@@ -72,9 +73,6 @@ class PretrainTask(Task):
         self.notes = {"description": model.backbone.description, "stage": PRETRAIN.name}
         self.latest: dict[str, float | dict] = {}  # for metrics.json
         self.watch = MatchingWatch(cfg.train.batch_size * cfg.train.accumulation * world_size())
-        self.validation = None
-        if cfg.data.val:
-            self.validation = Validation(create_dataset("pretrain_eval", cfg, "val"), tokenizer, cfg, device, run)
 
     def loss(self, model: nn.Module, batch: dict, progress: Progress) -> tuple[torch.Tensor, dict]:
         alpha = alpha_at(progress.step, progress.steps_per_epoch, self.cfg.itc.alpha, progress.done)
@@ -124,10 +122,13 @@ def train(
     """
     grid = model.backbone.image_encoder.grid
     dataset = create_dataset("pretrain", cfg, codebook_size=8 * grid if cfg.mim.target == "dvae" else None)
-    loader = create_train_loader(dataset, cfg, PretrainCollate(tokenizer, cfg.text.max_tokens), device)
+    held_out = {"val": create_dataset("pretrain_eval", cfg, "val")} if cfg.data.val else {}
+    loader = create_train_loader(dataset, cfg, PretrainCollate(tokenizer, cfg.text.max_tokens), device, held_out)
     if len(dataset.paths) < 2:
         raise UserError(f"data.train: all {len(dataset)} entries name one image, which leaves matching no negative")
     task = PretrainTask(model, dataset, loader, tokenizer, cfg, run, device)
+    if held_out:
+        task.validation = Validation(held_out["val"], tokenizer, cfg, device, run)
     if cfg.train.best == "val":
         task.best = BestCheckpoint(run.dir, SCORE, {**task.notes, "config": cfg.to_dict()}, resume_from)
     training = start_training(model, loader, cfg, device, resume_from, pretrained_vit)

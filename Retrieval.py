@@ -81,7 +81,7 @@ def train(
     """Fine-tune; the model ends with the weights of the epoch with the best validation recall (mean of six columns)."""
     dataset = create_dataset("retrieval_train", cfg)
     collate = PretrainCollate(ranker.tokenizer, cfg.text.max_tokens)
-    finetune(RetrievalTask(model, ranker, cfg), dataset, collate, cfg, run, device, resume_from)
+    finetune(RetrievalTask(model, ranker, cfg), dataset, collate, cfg, run, device, resume_from, ranker.datasets)
 
 
 if __name__ == "__main__":

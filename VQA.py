@@ -73,7 +73,8 @@ def train(
     if val is not None and all(map(is_empty, val.dataset.references)):
         raise UserError("data.val: all references are empty, which leaves nothing to choose the best epoch by")
     collate = VQACollate(answerer.tokenizer, question_limits(cfg), cfg.text.max_answer_tokens)
-    finetune(VQATask(model, answerer), dataset, collate, cfg, run, device, resume_from)
+    held_out = {split: batches.dataset for split, batches in answerer.batches.items()}
+    finetune(VQATask(model, answerer), dataset, collate, cfg, run, device, resume_from, held_out)
 
 
 if __name__ == "__main__":

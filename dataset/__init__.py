@@ -1,19 +1,20 @@
 """The data sets and the training loader of a stage, made from its configuration."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
 from torch.utils.data import Dataset
 
-from dataset.advice import size_advice, split_texts, text_advice
+from dataset.advice import cut_texts, shared_images, size_advice, split_texts, text_advice
 from dataset.annotations import Source
 from dataset.caption import CaptionEvalDataset, CaptionTrainDataset
 from dataset.common import Collate
 from dataset.loader import BatchIndices, Loader
 from dataset.pretrain import PretrainDataset
 from dataset.retrieval import RetrievalEvalDataset, RetrievalTrainDataset
+from dataset.text import Tokenizer
 from dataset.transforms import Augment, PretrainViews, test_transform
 from dataset.vqa import VQAEvalDataset, VQATrainDataset, question_parts
 from utils import rank, world_size
@@ -67,10 +68,20 @@ def _question_parts(cfg) -> Callable:
     return partial(question_parts, ocr=cfg.data.ocr, labels=cfg.data.labels, max_ocr_words=words)
 
 
-def create_train_loader(dataset: Dataset, cfg, collate: Collate, device: torch.device) -> Loader:
+def warn_of_cut_texts(datasets: Mapping[str, Dataset], cfg, tokenizer: Tokenizer) -> None:
+    """Log how many texts of the evaluation's `datasets` {split: data set} are cut, if any are."""
+    for split, dataset in datasets.items():
+        for line in cut_texts(split, dataset, cfg, tokenizer):
+            log.warning("warning: %s", line)
+
+
+def create_train_loader(
+    dataset: Dataset, cfg, collate: Collate, device: torch.device, held_out: Mapping[str, Dataset] | None = None
+) -> Loader:
     """This process's loader of a stage's training set, with the configuration's `data`, `train` and `seed`.
 
-    It logs how many texts `collate` cuts, and warns if texts, their number and the settings do not fit.
+    It logs how many texts `collate` cuts, and warns if texts, their number and the settings do not fit, or if splits of
+    `held_out` {split: data set} have images of training.
     """
     tokenizer, data, batch_size = collate.tokenizer, cfg.data, cfg.train.batch_size
     columns = split_texts(dataset, cfg, tokenizer)
@@ -78,7 +89,7 @@ def create_train_loader(dataset: Dataset, cfg, collate: Collate, device: torch.d
     cut = ", ".join(f"{share:.1%} of {column.name}" for column, share in zip(columns, shares, strict=True))
     log.info("training texts that are longer than their limits and cut: %s", cut)
     sizes = size_advice(len(dataset), len(dataset.paths), batch_size * cfg.train.accumulation * world_size(), cfg)
-    for line in [*text_advice(columns, shares, tokenizer), *sizes]:
+    for line in [*text_advice(columns, shares, tokenizer), *sizes, *shared_images(dataset, held_out or {})]:
         log.warning("warning: %s", line)
     ranks = {"rank": rank(), "world_size": world_size()}
     batches = BatchIndices(dataset, batch_size, seed=cfg.seed, bucket_batches=data.bucket_batches, **ranks)

@@ -3,14 +3,20 @@
 Everything here is judged by some thousands of texts, or by numbers that are known already, in well under a second.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from dataset.caption import target_text
 from dataset.text import Tokenizer, clean_caption
 from dataset.vqa import question_limits
+from utils import one_line
 
 MANY_CUT = 0.1  # a share of the texts
 MANY_UNKNOWN = 0.05  # a share of the words
@@ -51,22 +57,42 @@ def split_texts(dataset: Any, cfg: Any, tokenizer: Tokenizer) -> list[Texts]:
     text, sep = cfg.text, tokenizer.sep
     if hasattr(dataset, "parts"):
         names = ("questions (text.max_question_tokens", "OCR (text.max_ocr_tokens", "labels (text.max_label_tokens")
-        trains = hasattr(dataset, "answers")
+        trains, limit = hasattr(dataset, "answers"), text.max_answer_tokens
         columns = dataset.parts if trains else zip(*dataset.parts, strict=True)
         rows = zip(names, columns, question_limits(cfg), strict=True)
-        found = [Texts(f"{name} {limit})", column, limit) for name, column, limit in rows]
-        limit = text.max_answer_tokens  # in it, an answer's end counts as a piece, as a caption's
-        return found + [Texts(f"answers (text.max_answer_tokens {limit})", dataset.answers, limit - 1)] * trains
+        found = [Texts(f"{name} {room})", column, room) for name, column, room in rows]
+        if trains:  # an answer's end counts as a piece, as a caption's
+            found.append(Texts(f"answers (text.max_answer_tokens {limit})", dataset.answers, limit - 1))
+        return found
     if hasattr(dataset, "prompts"):
-        captions = dataset.captions if hasattr(dataset, "captions") else list(chain.from_iterable(dataset.references))
-        room = text.max_prompt_tokens - 1 - sep
-        return [
-            Texts(f"captions (text.max_tokens {text.max_tokens})", captions, text.max_tokens - 1, target_text),
-            Texts(f"prompts (text.max_prompt_tokens {text.max_prompt_tokens})", dataset.prompts, room),
-        ]
+        room, limit = text.max_prompt_tokens - 1 - sep, text.max_tokens
+        prompts = Texts(f"prompts (text.max_prompt_tokens {text.max_prompt_tokens})", dataset.prompts, room)
+        if not hasattr(dataset, "captions"):  # references are not cut
+            return [Texts("references", list(chain.from_iterable(dataset.references)), sys.maxsize), prompts]
+        return [Texts(f"captions (text.max_tokens {limit})", dataset.captions, limit - 1, target_text), prompts]
     words, clean = cfg.data.max_words, partial(clean_caption, max_words=None)
     name = f"captions (data.max_words {words}, text.max_tokens {text.max_tokens})"
-    return [Texts(name, dataset.captions, text.max_tokens - 1 - sep, clean, words)]
+    raw = getattr(dataset, "raw_captions", dataset.captions)
+    return [Texts(name, raw, text.max_tokens - 1 - sep, clean, words)]
+
+
+def cut_texts(split: str, dataset: Any, cfg: Any, tokenizer: Tokenizer) -> Iterator[str]:
+    """A line for each kind of texts of which the evaluation of a split cuts some."""
+    for column in split_texts(dataset, cfg, tokenizer):
+        if share := column.share_cut(tokenizer):
+            yield f"{split}: {share:.1%} of {column.name} are longer than that and cut"
+
+
+def shared_images(dataset: Any, held_out: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each split of `held_out`, {split: data set}, that has images of the training set `dataset`."""
+    for split, other in held_out.items():
+        images = set(map(os.fsencode, other.images if hasattr(other, "images") else other.paths))
+        is_shared = pc.is_in(dataset.paths.array, value_set=pa.array(list(images), pa.large_binary()))
+        if shared := dataset.paths.array.filter(is_shared).to_pylist():
+            yield (
+                f"{split}: {len(shared)} of {len(images)} images are in data.train, too: its numbers are not of new images "
+                f"(first: {one_line(os.fsdecode(shared[0]), 1000)})"
+            )
 
 
 def text_advice(columns: Sequence[Texts], shares: Sequence[float], tokenizer: Tokenizer) -> Iterator[str]:

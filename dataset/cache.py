@@ -41,6 +41,7 @@ class StringTable:
     def __init__(self, strings: Iterable[str] | pa.Array = ()):
         if not isinstance(strings, pa.Array):
             strings = pa.array([text.encode("utf-8", "surrogateescape") for text in strings], pa.large_binary())
+        self.array = strings
         _, ends, text = strings.buffers()
         self.ends = np.frombuffer(ends, dtype=np.int64)[: len(strings) + 1] if len(strings) else np.zeros(1, np.int64)
         self.bytes = np.frombuffer(text or b"", dtype=np.uint8)

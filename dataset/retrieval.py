@@ -63,8 +63,9 @@ class RetrievalTrainDataset(CaptionedDataset):
 class RetrievalEvalDataset(EvalDataset):
     """All images and captions of a split ("val" or "test").
 
-    images: paths, each once (entries that repeat an image are merged); captions: cleaned texts, of at most
-    `max_words`; image_of_caption: index of each caption's image. A caption that cleaning leaves empty stays a query.
+    images: paths, each once (entries that repeat an image are merged); raw_captions: as they stand; captions: cleaned
+    texts, of at most `max_words`; image_of_caption: index of each caption's image. A caption that cleaning leaves empty
+    stays a query.
     """
 
     def __init__(self, source: Source, transform: Callable[[Image.Image], Tensor], split: str, *, max_words: int = 30):
@@ -72,7 +73,8 @@ class RetrievalEvalDataset(EvalDataset):
         number = numbered(entry["image"] for entry in entries)
         pairs = [(number[entry["image"]], text) for entry in entries for text in strings(entry["caption"])]
         super().__init__(list(number), transform)
-        self.captions = [clean_caption(text, max_words) for _, text in pairs]
+        self.raw_captions = [text for _, text in pairs]
+        self.captions = [clean_caption(text, max_words) for text in self.raw_captions]
         self.image_of_caption = [image for image, _ in pairs]
         if empty := sum(not has_word(caption) for caption in self.captions):
             log.warning("%s: %d captions have no word left after cleaning", source.files, empty)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -77,13 +77,15 @@ def finetune(
     run: Run,
     device: torch.device,
     resume_from: dict | None = None,
+    held_out: Mapping[str, Dataset] | None = None,
 ) -> None:
     """Train for the configured length; the model ends with the weights of the best epoch by validation.
 
-    The run is opened here, when everything that can be checked has been.
+    held_out: {split: data set} of the evaluation, whose images training should not have. The run is opened here, when
+    everything that can be checked has been.
     """
     model = task.model
-    loader = create_train_loader(dataset, cfg, collate, device)
+    loader = create_train_loader(dataset, cfg, collate, device, held_out)
     notes = {"description": model.backbone.description, "stage": task.stage.name, "config": cfg.to_dict()}
     task.best = BestCheckpoint(run.dir, task.score, notes, resume_from)
     fresh = resume_from is None

@@ -19,7 +19,7 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 from torch import Tensor
 
 import utils
-from dataset import create_dataset
+from dataset import create_dataset, warn_of_cut_texts
 from dataset.annotations import DOMAINS
 from dataset.caption import CaptionEvalDataset
 from dataset.text import Tokenizer
@@ -46,6 +46,7 @@ class Captioner:
         self.cfg, self.tokenizer, self.device, self.run = cfg, tokenizer, device, run
         splits = dict.fromkeys([*cfg.eval.splits, "val"] if cfg.data.val else cfg.eval.splits)
         self.datasets = {split: create_dataset("caption_eval", cfg, split) for split in splits}
+        warn_of_cut_texts(self.datasets, cfg, tokenizer)
         for split, dataset in self.datasets.items():
             count, missing = len(dataset), len(dataset) - len(references_with_words(dataset))
             if missing and any(dataset.references):

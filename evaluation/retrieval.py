@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import utils
-from dataset import create_dataset
+from dataset import create_dataset, warn_of_cut_texts
 from dataset.retrieval import RetrievalEvalDataset
 from dataset.text import Tokenizer
 from evaluation import Record, ranking
@@ -93,6 +93,7 @@ class Ranker:
             if cfg.rerank.k >= len(dataset.images):
                 what = f"rerank.k {cfg.rerank.k} of {len(dataset.images)} images in {split}"
                 run.info(f"warning: {what}: the first stage chooses nothing; take a k of a few percent of the images")
+        warn_of_cut_texts(self.datasets, cfg, tokenizer)
         folds = cfg.eval.folds if "test" in self.datasets else 0
         if folds and (images := len(self.datasets["test"].images)) % folds:
             raise utils.UserError(f"eval.folds: {images} images cannot be cut into {folds} equal parts; 0 is for none")
@@ -220,6 +221,7 @@ class Validation:
         self.cfg, self.device, self.run = cfg, device, run
         shown = f"{len(self.dataset.images)} of {len(dataset.images)} images, {len(self.dataset.captions)} captions"
         run.info(f"val: {shown}")
+        warn_of_cut_texts({"val": dataset}, cfg, tokenizer)
 
     def __call__(self, backbone: nn.Module, step: int, precision: str) -> dict[str, float]:
         """The recalls (percent) of the backbone after `step` steps, which keeps its mode; logged as those of `val`.

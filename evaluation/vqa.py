@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import utils
-from dataset import create_dataset
+from dataset import create_dataset, warn_of_cut_texts
 from dataset.official import ANNOTATORS
 from dataset.questions import read_answer_list
 from dataset.text import Tokenizer
@@ -221,6 +221,7 @@ class Answerer:
     def __init__(self, cfg: utils.Config, tokenizer: Tokenizer, device: torch.device, run: Record):
         self.cfg, self.tokenizer, self.device, self.run = cfg, tokenizer, device, run
         datasets = {split: create_dataset("vqa_eval", cfg, split) for split in ("val", "test") if cfg.data[split]}
+        warn_of_cut_texts(datasets, cfg, tokenizer)
         self.batches = {
             split: EvalBatches(dataset, tokenizer, question_limits(cfg), cfg.eval.batch_size)
             for split, dataset in datasets.items()

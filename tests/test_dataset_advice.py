@@ -3,15 +3,19 @@
 import logging
 from functools import partial
 
+import annotated
 import pytest
 import torch
+from annotated import entry, make, write
 
-from dataset import create_dataset, create_train_loader
-from dataset.advice import Texts, size_advice, text_advice
+from dataset import create_dataset, create_train_loader, warn_of_cut_texts
+from dataset.advice import Texts, shared_images, size_advice, text_advice
 from dataset.pretrain import PretrainCollate
 from dataset.text import Tokenizer, clean_caption
 from engine.config import STAGES, load_config
 from utils import ROOT, as_config
+
+folder = annotated.folder
 
 ENGLISH = [
     "A man with a red helmet on a small moped on a dirt road.",
@@ -97,3 +101,28 @@ def test_a_training_says_it_once_in_its_log(tmp_path, caplog, kind, name, limit,
         assert caplog.text.count("of the words are unknown") == unknown
         assert caplog.text.count("are cut; raise what stands in the brackets") == 1
         assert f"100.0% of {cut}" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["retrieval_eval", "caption_eval", "vqa_eval"])
+def test_an_evaluation_says_which_texts_it_cuts(folder, caplog, kind):
+    """Captions of 100 words that begin with the same 30 are the same query; references and what fits are not cut."""
+    long = " ".join(f"word{i % 3}" for i in range(100))
+    entries = [entry(0, caption=f"{long} one", question=f"{long}?"), entry(1, caption="a dog"), entry(2, caption="two")]
+    stage = kind.partition("_")[0]
+    cfg = load_config(STAGES[stage].schema, [f"text.vocab={BERT.vocab_file}"], STAGES[stage])
+    warn_of_cut_texts({"val": make(kind, write(folder, entries[1:]))}, cfg, BERT)
+    assert caplog.text == ""
+    warn_of_cut_texts({"val": make(kind, write(folder, entries))}, cfg, BERT)
+    key = {"retrieval": "captions (data.max_words", "vqa": "questions (text.max_question_tokens"}.get(stage)
+    assert f"val: 33.3% of {key}" in caplog.text if key else caplog.text == ""
+
+
+@pytest.mark.parametrize("stage", ["retrieval", "caption", "vqa"])
+def test_images_that_training_and_evaluation_share_are_counted(folder, stage):
+    train = make(f"{stage}_train", write(folder, [entry(0), entry(1, image="./b.png")], "train.json"))
+    splits = {"val": [2], "test": [1, 2], "dev": [0, 1]}
+    files = {split: write(folder, [entry(n) for n in numbers], f"{split}.json") for split, numbers in splits.items()}
+    held_out = {split: make(f"{stage}_eval", file) for split, file in files.items()}
+    test, dev = shared_images(train, held_out)
+    assert test.startswith("test: 1 of 2 images are in data.train, too") and str(folder / "b.png") in test
+    assert dev.startswith("dev: 2 of 2 images are in data.train, too")
