@@ -90,7 +90,7 @@ def shared_images(dataset: Any, held_out: Mapping[str, Any]) -> Iterator[str]:
         is_shared = pc.is_in(dataset.paths.array, value_set=pa.array(list(images), pa.large_binary()))
         if shared := dataset.paths.array.filter(is_shared).to_pylist():
             yield (
-                f"{split}: {len(shared)} of {len(images)} images are in data.train, too: its numbers are not of new images "
+                f"{split}: {len(shared)} of {len(images)} images are in data.train: its numbers are not of new ones "
                 f"(first: {one_line(os.fsdecode(shared[0]), 1000)})"
             )
 
