@@ -30,9 +30,9 @@ def test_killed_and_restarted_runs_end_bit_identical(drill):
 
 
 @pytest.mark.parametrize("name, ranks, workers", [("SIGTERM", 1, 2), ("SIGUSR1", 2, 0)])
-def test_a_stop_signal_leaves_a_checkpoint_of_the_next_step(drill, name, ranks, workers):
+def test_a_stop_signal_leaves_a_checkpoint_of_the_last_step(drill, name, ranks, workers):
     result = drill.stop(Setting(ranks=ranks, workers=workers, epochs=100), getattr(signal, name))
-    assert result["saved"] in (result["step"], result["step"] + 1)
+    assert result["before"] <= result["last"] == result["saved"] < 200
     assert result["code"] == (130 if ranks == 1 else -getattr(signal, name))  # torchrun itself dies of SIGUSR1
     assert "continue with --resume" in open(result["out"] + ".txt").read()
 

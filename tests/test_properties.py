@@ -18,26 +18,9 @@ SETTINGS = settings(max_examples=20)  # the rest: conftest.py
 # ------------------------------------------------------------------------------------------------- configurations
 
 texts = st.text(st.characters(exclude_categories=()), max_size=20) | st.sampled_from(
-    [
-        "",
-        "none",
-        "null",
-        "~",
-        "1e400",
-        "0x1",
-        "2026-01-01",
-        "a: b",
-        "*a",
-        "&a",
-        "!!int x",
-        "\ud83d",
-        "\0",
-        "base",
-        "{",
-        "[",
-    ]
+    ["", "a: b", "!!int x", "\ud83d", "\0", *"none null ~ 1e400 0x1 2026-01-01 *a &a base { [".split()]
 )
-numbers = st.integers() | st.floats() | st.integers(10**310, 10**310 + 3)
+numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.integers(10**310, 10**310 + 3)
 scalars = st.none() | st.booleans() | numbers | texts
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3))
 yaml_pieces = st.sampled_from(
@@ -57,18 +40,6 @@ def keys_of(config, prefix=""):
 KEYS = {name: keys_of(load_config(stage.schema, (), stage)) for name, stage in STAGES.items()}
 
 
-def json_text(value) -> str:
-    """JSON is YAML; numbers too long for Python's own printing are written all the same."""
-    long = 10**4299
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > long:
-        return f"{value // long}{'7' * 4299}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(json_text, value))}]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(key)}: {json_text(item)}" for key, item in value.items()) + "}"
-    return {"Infinity": ".inf", "-Infinity": "-.inf", "NaN": ".nan"}.get(json.dumps(value), json.dumps(value))
-
-
 def one_line(error, *parts):
     line = str(error)
     assert len(line.splitlines()) == 1 and len(line) < 1500 and line.isprintable(), line
@@ -82,13 +53,13 @@ def test_a_setting_of_any_value_is_taken_or_refused_in_one_line_that_names_its_k
     @SETTINGS
     @given(st.sampled_from(KEYS[name]), values)
     def check(key, value):
-        override = f"{key}={json_text(value)}"
+        override = f"{key}={json.dumps(value)}"  # JSON is YAML
         try:
             config = load_config(stage.schema, [override], stage)
         except UserError as error:
             return one_line(error, key, key.rpartition(".")[2], "--override")
         save_config(config, tmp_path / "saved.yaml")
-        assert load_config(tmp_path / "saved.yaml", (), stage) == config or "nan" in str(config)
+        assert load_config(tmp_path / "saved.yaml", (), stage) == config
 
     check()
 
@@ -97,7 +68,7 @@ def test_a_setting_of_any_value_is_taken_or_refused_in_one_line_that_names_its_k
 @given(st.dictionaries(st.sampled_from(KEYS["retrieval"]) | texts, values, max_size=3) | values)
 def test_a_file_of_any_values_is_read_or_refused_in_one_line(tmp_path, content):
     path = tmp_path / "drawn.yaml"
-    path.write_bytes(json_text(content).encode("utf-8", "surrogatepass"))
+    path.write_text(json.dumps(content))
     try:
         load_config(path, (), STAGES["retrieval"])
     except UserError as error:
@@ -132,25 +103,7 @@ def test_any_bytes_and_any_override_are_a_map_or_one_line(tmp_path, content, tex
 # ------------------------------------------------------------------------------------------------- answers
 
 words = st.text(max_size=12) | st.sampled_from(
-    [
-        "",
-        " ",
-        "two",
-        "2",
-        "none",
-        "None",
-        "the",
-        "a dog",
-        "dont",
-        "don't",
-        "1,000",
-        "1.5",
-        "new-york",
-        "?",
-        "\n",
-        "İ",
-        "ß",
-    ]
+    ["", " ", "a dog", "\n", *"two 2 none None the dont don't 1,000 1.5 new-york ? İ ß".split()]
 )
 ten = st.lists(words, min_size=10, max_size=10) | words.map(lambda word: [word] * 10)
 references = words | words.map(lambda word: [word]) | ten | st.dictionaries(words, st.floats(0, 1), max_size=4)
