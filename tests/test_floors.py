@@ -42,3 +42,13 @@ def test_optim_and_scheduler_load_no_room_but_utils():
     code = "import sys, optim, scheduler; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) & set(LEVEL) <= {"optim", "scheduler", "utils"}
+
+
+def test_nothing_that_takes_long_to_import_is_imported_before_it_is_used():
+    scripts = ["Pretrain", "Retrieval", "Caption", "VQA", "semmim"]
+    scripts += sorted(f"tools.{path.parent.name}.__main__" for path in ROOT.glob("tools/*/__main__.py"))
+    scripts += sorted(f"tools.{path.stem}" for path in ROOT.glob("tools/*.py") if path.stem != "pages")
+    code = f"import sys, {', '.join(scripts)}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    slow = {"timm", "torchvision", "transformers", "torch._dynamo", "sklearn", "scipy.stats", "matplotlib"}
+    assert len(scripts) > 12 and not slow & set(done.stdout.split())
