@@ -85,20 +85,6 @@ def test_an_ablation_on_one_gpu_a_row_keeps_the_global_batches():
     assert options.jobs == 8 and batches[1] == batches[0] == {"pretrain": 1024, "retrieval": 256, "vqa": 1024}
 
 
-def test_the_codebook_is_downloaded_where_it_is_read_and_the_figures_do_without_it():
-    lines = commands()
-    (download,) = [words for words in lines if words[0] == "hf"]
-    folder = load_config("configs/ablation/table4_dvae.yaml", (), STAGES["pretrain"]).mim.codebook
-    assert download == ["hf", "download", "facebook/flava-image-codebook", "--local-dir", folder]
-    drawn = [words for words in lines if "tools.visualize" in words]
-    (with_codebook,) = [words for words in drawn if "--codebook" in words]
-    at = with_codebook.index("--codebook")
-    assert with_codebook[at + 1] == folder and lines.index(with_codebook) > lines.index(download)
-    assert with_codebook[:at] + with_codebook[at + 2 :] in drawn
-    block = next(block for block in re.findall(r"```\n(.*?)```", DOCUMENT, re.S) if "tools.visualize" in block)
-    assert "--codebook" not in block
-
-
 def test_the_rows_of_tables_1_to_3_are_the_papers():
     one, two, three = (report_tables.printed_row(PAPER[number], {"values": ours(number)}) for number in "123")
     halves = [", ".join(" / ".join(one[start : start + 3]) for start in (at, at + 3)) for at in (0, 6)]

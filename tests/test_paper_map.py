@@ -3,13 +3,12 @@
 import importlib
 import re
 from fnmatch import fnmatch
-from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from engine.config import STAGES, load_config
 
-ROOT = Path(__file__).resolve().parent.parent
 LABELS = ("Eq. 1", "Eq. 2", "Eq. 3", "Eq. 4", "Section 3.2.2")
 
 

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 # Stands in for Python: a step's command is noted, and sleeps where the test wants it to.
 STAND_IN = """#!/usr/bin/env bash
 [[ $* == *"-m pip"* ]] && exit

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from timm.layers.activations import QuickGELU as PlainQuickGELU
-from tiny import CAPTIONS, NO_DROPOUT, TOKENIZER, make_batch, make_draws, tiny_model
+from tiny import NO_DROPOUT, TOKENIZER, make_batch, make_draws, tiny_model
 
 from dataset.pretrain import PretrainCollate
 from dataset.vqa import VQACollate
@@ -33,21 +33,17 @@ def same_step(one, other, atol=1e-5):
 # ---------------------------------------------------------------------------------------------------- QuickGELU
 
 
-def test_quickgelu_has_the_values_and_gradients_of_timm():
+def test_quickgelu_has_the_values_and_gradients_of_timm_and_keeps_one_tensor_for_the_backward_pass():
     x = torch.cat([torch.randn(1000) * 4, torch.tensor([0.0, -100.0, 100.0])])
-    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    result, expected = QuickGELU()(ours), PlainQuickGELU()(theirs)
+    ours, theirs, kept = x.clone().requires_grad_(), x.clone().requires_grad_(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        result = QuickGELU()(ours)
+    expected = PlainQuickGELU()(theirs)
     torch.testing.assert_close(result, expected, atol=1e-6, rtol=1e-6)
     upstream = torch.randn(len(x))
     result.backward(upstream)
     expected.backward(upstream)
     torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-5)
-
-
-def test_quickgelu_keeps_one_tensor_for_the_backward_pass():
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda x: x):
-        QuickGELU()(torch.randn(10, requires_grad=True))
     assert len(kept) == 1
 
 
@@ -91,32 +87,24 @@ def test_causal_attention_equals_the_masked_one_in_value_and_gradient(monkeypatc
         torch.testing.assert_close(ours, masked, atol=1e-5, rtol=0)
 
 
-class Seen:
-    """The calls of scaled_dot_product_attention: whether each had a mask, and whether it was causal."""
-
-    def __init__(self, monkeypatch):
-        self.calls, real = [], F.scaled_dot_product_attention
-
-        def watched(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, **options):
-            self.calls.append((attn_mask is not None, is_causal))
-            return real(q, k, v, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, **options)
-
-        monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
-
-
 def test_a_batch_without_padding_has_masks_only_where_a_prefix_is_cut(monkeypatch):
     model, batch = tiny_model(*NO_DROPOUT).eval(), make_batch(captions=["a red dog", "a blue cat", "the tall man"] * 2)
     assert batch["attention_mask"].all()
-    seen = Seen(monkeypatch)
-    masked = step(model, batch)
-    calls = len(seen.calls)
-    assert sum(mask for mask, _ in seen.calls) == 8  # both texts, both injections, ITM twice, MLM with PLM, memory
-    seen.calls.clear()
+    calls, real = [], F.scaled_dot_product_attention  # of each call: whether it had a mask, and whether it was causal
+
+    def watched(*qkv, attn_mask=None, is_causal=False, **options):
+        calls.append((attn_mask is not None, is_causal))
+        return real(*qkv, attn_mask=attn_mask, is_causal=is_causal, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    masked, of_masked = step(model, batch), list(calls)
+    calls.clear()
     unmasked = step(model, batch | {"padded": False})
-    assert len(seen.calls) == calls
-    assert sum(mask for mask, _ in seen.calls) == 3  # the rows of prefixes: text encoder, fusion encoder, memory
-    assert sum(causal for _, causal in seen.calls) == 1  # the decoder's one layer
     same_step(masked, unmasked)
+    assert len(calls) == len(of_masked)
+    assert sum(mask for mask, _ in of_masked) == 8  # both texts, both injections, ITM twice, MLM with PLM, memory
+    assert sum(mask for mask, _ in calls) == 3  # the rows of prefixes: text encoder, fusion encoder, memory
+    assert sum(causal for _, causal in calls) == 1  # the decoder's one layer
 
 
 def sample(caption):
@@ -158,19 +146,3 @@ def test_checkpointing_of_the_text_stacks_changes_no_gradient(dropout):
         calls.append(len(counted))
     same_step(*results, atol=1e-6)
     assert calls[1] == 2 * calls[0]  # every layer runs again in the backward pass
-
-
-# ---------------------------------------------------------------------------------------------- counts of a step
-
-
-def test_the_counts_of_a_step_travel_together(monkeypatch):
-    from models import losses
-
-    sums, real = [], losses.all_reduce_sum
-    monkeypatch.setattr(losses, "all_reduce_sum", lambda x: sums.append(x.clone()) or real(x))
-    model = tiny_model(*NO_DROPOUT).eval()
-    captions = [*CAPTIONS[:4], CAPTIONS[0], CAPTIONS[1]]
-    batch = make_batch(captions=captions)
-    model(batch, 0.4, draws=make_draws(batch))
-    assert len(sums) == 1 and sums[0].shape == (3,)
-    assert sums[0][0] == 18  # every row has a negative
