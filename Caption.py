@@ -31,6 +31,7 @@ from engine.loop import Progress
 from engine.run import Run
 from evaluation.caption import Captioner, references_with_words
 from evaluation.cider import CiderReward
+from evaluation.written import rewriting
 from models.caption import CaptionModel, CrossEntropy, SelfCritical, count_tokens
 from utils import UserError, run_main
 
@@ -98,7 +99,8 @@ def create_objective(cfg, dataset, tokenizer, run):
             "data.train: one image; CIDEr, the reward of train.objective: scst, weighs words by how many images have "
             "them and needs two or more"
         )
-    reward = CiderReward(tokenizer, map(dataset.references, range(images)), cfg.scst.eos)
+    rewrite = rewriting("rewards on data.train", dataset.captions, tokenizer, run.info)
+    reward = CiderReward(tokenizer, map(dataset.references, range(images)), cfg.scst.eos, rewrite)
     run.info(f"CIDEr-D: n-grams of {images} training images counted in {time.perf_counter() - start:.1f} s")
     return SelfCritical(
         reward,

@@ -14,7 +14,7 @@ from dataset.common import Collate
 from dataset.loader import BatchIndices, Loader
 from dataset.pretrain import PretrainDataset
 from dataset.retrieval import RetrievalEvalDataset, RetrievalTrainDataset
-from dataset.text import Tokenizer
+from dataset.text import Language, Tokenizer
 from dataset.transforms import Augment, PretrainViews, test_transform
 from dataset.vqa import VQAEvalDataset, VQATrainDataset, question_parts
 from utils import rank, world_size
@@ -32,40 +32,44 @@ def create_dataset(kind: str, cfg, split: str | None = None, codebook_size: int 
     """
     data, stage = cfg.data, kind.partition("_")[0]
     source = Source(data[split or "train"], data.image_root, data.image_prefix_map, data.get("max_bad_share", 0.01))
+    language = Language(Tokenizer(cfg.text.vocab).lower, tuple(cfg.augment.direction_words))
     size = cfg.model.image_encoder.image_size if stage == "pretrain" else cfg.image_size
     if kind.endswith("_eval"):
-        return _evaluation_set(stage, cfg, source, split, test_transform(size))
+        return _evaluation_set(stage, cfg, source, split, test_transform(size), language)
     a = cfg.augment
     augment = Augment(size, a.crop_scale, a.flip, a.randaugment_ops, a.randaugment_magnitude, codebook_size, a.resize)
     if stage == "pretrain":
-        views, texts = PretrainViews(augment, two_views=cfg.mim.target != "none"), {"max_words": data.max_words}
+        views, texts = (
+            PretrainViews(augment, two_views=cfg.mim.target != "none"),
+            {"max_words": data.max_words, "language": language},
+        )
         return PretrainDataset(source, views, seed=cfg.seed, cache_images=data.cache_images, **texts)
     if stage == "retrieval":
-        texts = {"max_words": data.max_words, "per": data.per}
+        texts = {"max_words": data.max_words, "per": data.per, "language": language}
         return RetrievalTrainDataset(source, augment, seed=cfg.seed, cache_images=data.cache_images, **texts)
     if stage == "caption":
-        return CaptionTrainDataset(source, augment, seed=cfg.seed, per=data.per, **_prompt(cfg))
+        return CaptionTrainDataset(source, augment, seed=cfg.seed, per=data.per, language=language, **_prompt(cfg))
     files = {"left_out": [] if data.train_on_minival else data.val, "official": data.official}
-    texts = {"parts": _question_parts(cfg), "answer_weight": data.answer_weight}
+    texts = {"parts": _question_parts(cfg, language), "answer_weight": data.answer_weight, "language": language}
     return VQATrainDataset(source, augment, seed=cfg.seed, cache_images=data.cache_images, **files, **texts)
 
 
-def _evaluation_set(stage: str, cfg, source: Source, split: str, transform: Callable) -> Dataset:
+def _evaluation_set(stage: str, cfg, source: Source, split: str, transform: Callable, language: Language) -> Dataset:
     if stage == "caption":
-        return CaptionEvalDataset(source, transform, split, **_prompt(cfg))
+        return CaptionEvalDataset(source, transform, split, language=language, **_prompt(cfg))
     if stage == "vqa":
         references = {"official": cfg.data.official, "score_files": cfg.data.val_scores if split == "val" else []}
-        return VQAEvalDataset(source, transform, _question_parts(cfg), **references)
-    return RetrievalEvalDataset(source, transform, split, max_words=cfg.data.max_words)
+        return VQAEvalDataset(source, transform, _question_parts(cfg, language), **references)
+    return RetrievalEvalDataset(source, transform, split, max_words=cfg.data.max_words, language=language)
 
 
 def _prompt(cfg) -> dict:
     return {"prompt": cfg.text.prompt, "object_labels": cfg.text.object_labels}
 
 
-def _question_parts(cfg) -> Callable:
-    words = cfg.text.max_ocr_words
-    return partial(question_parts, ocr=cfg.data.ocr, labels=cfg.data.labels, max_ocr_words=words)
+def _question_parts(cfg, language: Language) -> Callable:
+    options = {"max_ocr_words": cfg.text.max_ocr_words, "lower": language.lower}
+    return partial(question_parts, ocr=cfg.data.ocr, labels=cfg.data.labels, **options)
 
 
 def warn_of_cut_texts(datasets: Mapping[str, Dataset], cfg, tokenizer: Tokenizer) -> None:
@@ -88,6 +92,10 @@ def create_train_loader(
     shares = [column.share_cut(tokenizer) for column in columns]
     cut = ", ".join(f"{share:.1%} of {column.name}" for column, share in zip(columns, shares, strict=True))
     log.info("training texts that are longer than their limits and cut: %s", cut)
+    written = ", ".join(
+        f"{tokenizer.unwritable(column.probes())[0]:.1%} of {column.name.split(' (')[0]}" for column in columns
+    )
+    log.info("training texts whose letters this vocabulary cannot write: %s", written)
     sizes = size_advice(len(dataset), len(dataset.paths), batch_size * cfg.train.accumulation * world_size(), cfg)
     for line in [*text_advice(columns, shares, tokenizer), *sizes, *shared_images(dataset, held_out or {})]:
         log.warning("warning: %s", line)

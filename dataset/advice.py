@@ -69,8 +69,9 @@ def split_texts(dataset: Any, cfg: Any, tokenizer: Tokenizer) -> list[Texts]:
         prompts = Texts(f"prompts (text.max_prompt_tokens {text.max_prompt_tokens})", dataset.prompts, room)
         if not hasattr(dataset, "captions"):  # references are not cut
             return [Texts("references", list(chain.from_iterable(dataset.references)), sys.maxsize), prompts]
-        return [Texts(f"captions (text.max_tokens {limit})", dataset.captions, limit - 1, target_text), prompts]
-    words, clean = cfg.data.max_words, partial(clean_caption, max_words=None)
+        clean = partial(target_text, lower=tokenizer.lower)
+        return [Texts(f"captions (text.max_tokens {limit})", dataset.captions, limit - 1, clean), prompts]
+    words, clean = cfg.data.max_words, partial(clean_caption, max_words=None, lower=tokenizer.lower)
     name = f"captions (data.max_words {words}, text.max_tokens {text.max_tokens})"
     raw = getattr(dataset, "raw_captions", dataset.captions)
     return [Texts(name, raw, text.max_tokens - 1 - sep, clean, words)]

@@ -10,20 +10,21 @@ from torch import Tensor
 
 from dataset.annotations import Source, load_captions
 from dataset.cache import StringTable
-from dataset.common import CaptionedDataset, Collate, EmptyCaption, EvalDataset, may_flip, starts
-from dataset.text import Tokenizer, has_word
+from dataset.common import CaptionedDataset, Collate, EmptyCaption, EvalDataset, starts
+from dataset.text import LOWER_CASE, Language, Tokenizer, has_word
 from dataset.transforms import Augment, stack_pixels
 from utils import IGNORE, UserError, one_line
 
 
-def target_text(caption: str) -> str:
+def target_text(caption: str, lower: bool = True) -> str:
     """A caption as the decoder learns it: lower case, punctuation kept (mPLUG)."""
-    return " ".join(caption.lower().split())
+    return " ".join((caption.lower() if lower else caption).split())
 
 
-def prompt_text(prompt: str, labels: Sequence[str]) -> str:
+def prompt_text(prompt: str, labels: Sequence[str], lower: bool = True) -> str:
     """What the text encoder reads: the prompt, then the object labels."""
-    return " ".join([prompt.strip(), *labels]).strip().lower()
+    text = " ".join([prompt.strip(), *labels]).strip()
+    return text.lower() if lower else text
 
 
 class CaptionTrainDataset(CaptionedDataset):
@@ -45,13 +46,17 @@ class CaptionTrainDataset(CaptionedDataset):
         per: str = "caption",
         prompt: str = "",
         object_labels: bool = False,
+        language: Language = LOWER_CASE,
     ):
         entries = [entry for entry in _merged(load_captions(source, "train"), "image") if entry["captions"]]
         if not entries:
             raise UserError(f"{source.files}: no entry has a caption to learn from")
         captions = [entry["captions"] for entry in entries]
-        self.prompts = StringTable(prompt_text(prompt, entry["labels"] if object_labels else ()) for entry in entries)
+        self.prompts = StringTable(
+            prompt_text(prompt, entry["labels"] if object_labels else (), language.lower) for entry in entries
+        )
         self.start = starts(captions)  # [images + 1], an image's captions
+        self.language = language
         self.transform = transform
         images = np.repeat(np.arange(len(entries)), np.diff(self.start))
         texts = StringTable(text for group in captions for text in group)
@@ -66,10 +71,10 @@ class CaptionTrainDataset(CaptionedDataset):
         caption = self.draw_caption(index, rng)
         image = int(self.image_of_caption[caption])
         path, references = self.paths[image], self.references(image)
-        text = target_text(self.captions[caption])
+        text = target_text(self.captions[caption], self.language.lower)
         if not has_word(text):
             raise EmptyCaption(f"{one_line(path, 1000)}: an empty caption")
-        allow_flip = all(may_flip(reference.lower()) for reference in references)
+        allow_flip = all(map(self.language.may_flip, references))
         return {
             "image": self.transform(self.read_image(image), rng, allow_flip),
             "caption": text,
@@ -93,13 +98,16 @@ class CaptionEvalDataset(EvalDataset):
         *,
         prompt: str = "",
         object_labels: bool = False,
+        language: Language = LOWER_CASE,
     ):
         entries = _merged(load_captions(source, split), "image_id")
         self.ids = [entry["image_id"] for entry in entries]
         super().__init__([entry["image"] for entry in entries], transform)
         self.references = [entry["captions"] for entry in entries]
         self.domains = [entry.get("domain") for entry in entries]
-        self.prompts = [prompt_text(prompt, entry["labels"] if object_labels else ()) for entry in entries]
+        self.prompts = [
+            prompt_text(prompt, entry["labels"] if object_labels else (), language.lower) for entry in entries
+        ]
 
 
 def _merged(entries: list[dict], key: str) -> list[dict]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import random
-import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import numpy as np
@@ -15,7 +14,6 @@ from dataset.text import clean_caption, has_word
 from dataset.transforms import ImageError, open_image
 from utils import UserError, one_line, shown
 
-DIRECTION = re.compile(r"\b(left|right)(most|wards?|hand(ed)?)?\b")
 REPLACEMENT_TRIES = 20
 
 
@@ -162,17 +160,12 @@ def starts(groups: Sequence[Sequence]) -> np.ndarray:
     return np.cumsum([0, *map(len, groups)], dtype=np.int64)
 
 
-def usable_caption(raw: str, max_words: int, path: str) -> str:
+def usable_caption(raw: str, max_words: int, path: str, lower: bool = True) -> str:
     """The cleaned caption; EmptyCaption naming the image's `path` if no word is left."""
-    caption = clean_caption(raw, max_words)
+    caption = clean_caption(raw, max_words, lower)
     if not has_word(caption):
         raise EmptyCaption(f"{one_line(path, 1000)}: nothing is left of the caption {shown(raw)} after cleaning")
     return caption
-
-
-def may_flip(caption: str) -> bool:
-    """A mirrored image would make a caption with left or right wrong."""
-    return DIRECTION.search(caption) is None
 
 
 def caption_id(caption: str) -> int:

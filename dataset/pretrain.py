@@ -8,8 +8,8 @@ from torch import Tensor
 
 from dataset.annotations import Source
 from dataset.cache import load_pairs
-from dataset.common import CaptionedDataset, Collate, caption_id, may_flip, usable_caption
-from dataset.text import Tokenizer, clean_caption
+from dataset.common import CaptionedDataset, Collate, caption_id, usable_caption
+from dataset.text import LOWER_CASE, Language, Tokenizer, clean_caption
 from dataset.transforms import PretrainViews, stack_pixels
 
 
@@ -31,10 +31,11 @@ class PretrainDataset(CaptionedDataset):
         *,
         seed: int = 0,
         max_words: int = 30,
+        language: Language = LOWER_CASE,
         cache_images: bool = False,
     ):
         pairs = load_pairs(source)
-        self.views, self.max_words = views, max_words
+        self.views, self.max_words, self.language = views, max_words, language
         image_of_caption = np.repeat(pairs.image_id, np.diff(pairs.caption_start))
         captions = pairs.captions, image_of_caption, pairs.caption_start
         super().__init__(pairs.paths, *captions, seed=seed, cache_images=cache_images)
@@ -43,9 +44,9 @@ class PretrainDataset(CaptionedDataset):
         number = self.draw_caption(index, rng)
         image_id = int(self.image_of_caption[number])
         path = self.paths[image_id]
-        caption = usable_caption(self.captions[number], self.max_words, path)
+        caption = usable_caption(self.captions[number], self.max_words, path, self.language.lower)
         cut = len(clean_caption(self.captions[number], None)) > len(caption)
-        views = self.views(self.read_image(image_id), rng, allow_flip=may_flip(caption))
+        views = self.views(self.read_image(image_id), rng, allow_flip=self.language.may_flip(caption))
         return {**views, "caption": caption, "cut": cut, "image_id": image_id, "path": path}
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dataset.annotations import Source, load_candidates, load_pairs, strings
 from dataset.cache import StringTable
-from dataset.common import CaptionedDataset, EvalDataset, may_flip, numbered, usable_caption
-from dataset.text import clean_caption, has_word
+from dataset.common import CaptionedDataset, EvalDataset, numbered, usable_caption
+from dataset.text import LOWER_CASE, Language, clean_caption, has_word
 from dataset.transforms import Augment
 from utils import UserError
 
@@ -36,6 +36,7 @@ class RetrievalTrainDataset(CaptionedDataset):
         seed: int = 0,
         max_words: int = 30,
         per: str = "caption",
+        language: Language = LOWER_CASE,
         cache_images: bool = False,
     ):
         entries = load_pairs(source)
@@ -47,7 +48,7 @@ class RetrievalTrainDataset(CaptionedDataset):
         order = np.argsort(image_of_caption, kind="stable")  # the captions of an image stand together in it
         groups = np.searchsorted(image_of_caption[order], np.arange(len(paths) + 1))
         drawn = (groups, order) if per == "image" else (None,)
-        self.transform, self.max_words = transform, max_words
+        self.transform, self.max_words, self.language = transform, max_words, language
         captions = StringTable(text for _, text in texts)
         super().__init__(paths, captions, image_of_caption, *drawn, seed=seed, cache_images=cache_images)
 
@@ -55,8 +56,8 @@ class RetrievalTrainDataset(CaptionedDataset):
         number = self.draw_caption(index, rng)
         image_id = int(self.image_of_caption[number])
         path = self.paths[image_id]
-        caption = usable_caption(self.captions[number], self.max_words, path)
-        image = self.transform(self.read_image(image_id), rng, may_flip(caption))
+        caption = usable_caption(self.captions[number], self.max_words, path, self.language.lower)
+        image = self.transform(self.read_image(image_id), rng, self.language.may_flip(caption))
         return {"image": image, "caption": caption, "image_id": image_id, "path": path}
 
 
@@ -68,13 +69,21 @@ class RetrievalEvalDataset(EvalDataset):
     stays a query.
     """
 
-    def __init__(self, source: Source, transform: Callable[[Image.Image], Tensor], split: str, *, max_words: int = 30):
+    def __init__(
+        self,
+        source: Source,
+        transform: Callable[[Image.Image], Tensor],
+        split: str,
+        *,
+        max_words: int = 30,
+        language: Language = LOWER_CASE,
+    ):
         entries = load_candidates(source, split)
         number = numbered(entry["image"] for entry in entries)
         pairs = [(number[entry["image"]], text) for entry in entries for text in strings(entry["caption"])]
         super().__init__(list(number), transform)
         self.raw_captions = [text for _, text in pairs]
-        self.captions = [clean_caption(text, max_words) for text in self.raw_captions]
+        self.captions = [clean_caption(text, max_words, language.lower) for text in self.raw_captions]
         self.image_of_caption = [image for image, _ in pairs]
         if empty := sum(not has_word(caption) for caption in self.captions):
             log.warning("%s: %d captions have no word left after cleaning", source.files, empty)

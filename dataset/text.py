@@ -1,10 +1,14 @@
 """Captions and questions: cleaning as ALBEF does, and BERT word pieces without a final [SEP]."""
 
 import io
+import json
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -17,20 +21,62 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 PUNCTUATION = re.compile(r"[,.'!?\"()*#:;~]")
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+IDEOGRAPH = (
+    "[\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"  # and kana
+)
+UNKNOWN = "zzunknownzz"  # stands for [UNK] in what `rewritten` gives: no sentence has this word
+PROBES = 10_000  # texts that a share is measured on
 IGNORED = {"Cc", "Cf", "Co", "Cs", "Mn", "Zl", "Zp", "Zs"}  # Unicode's categories that BERT's tokenizer leaves out
 
 
-def clean_caption(text: str, max_words: int | None) -> str:
+def clean_caption(text: str, max_words: int | None, lower: bool = True) -> str:
     """ALBEF's `pre_caption`: lower case, punctuation out, `-` and `/` to spaces, at most `max_words` words.
 
-    Returns "" if nothing is left (ALBEF raises): the data sets decide what an empty caption means.
+    Returns "" if nothing is left (ALBEF raises): the data sets decide what an empty caption means. lower: false for a
+    vocabulary that has capital letters.
     """
-    return _truncate(_strip_punctuation(text).replace("<person>", "person"), max_words)
+    return _truncate(_strip_punctuation(text, lower).replace("<person>", "person"), max_words)
 
 
-def clean_question(text: str, max_words: int | None = None) -> str:
+def clean_question(text: str, max_words: int | None = None, lower: bool = True) -> str:
     """ALBEF's `pre_question`: the same rules as for captions, without the <person> placeholder."""
-    return _truncate(_strip_punctuation(text), max_words)
+    return _truncate(_strip_punctuation(text, lower), max_words)
+
+
+# Words that say left or right: ar de en es fr hi it nl pl pt ru tr vi, and of scripts without spaces ja ko th zh.
+DIRECTIONS = """
+    left right leftmost rightmost leftward leftwards rightward rightwards lefthand righthand lefthanded righthanded
+    links rechts linke linken linker linkes linkem rechte rechten rechter rechtes rechtem linkse rechtse
+    izquierda izquierdo izquierdas izquierdos derecha derecho derechas derechos
+    gauche gauches droite droites droit droits sinistra sinistro destra destro
+    esquerda esquerdo esquerdas esquerdos direita direito direitas direitos trái phải
+    слева справа налево направо влево вправо левый левая левое левые левой левом левую левого
+    правый правая правое правые правой правом правую правого
+    lewej prawej lewo prawo lewa prawa lewy prawy lewym prawym solda sağda soldaki sağdaki solunda sağında
+    يسار يمين اليسار اليمين बाएं बाईं बायें दाएं दाईं दायें 左 右 왼쪽 오른쪽 왼손 오른손 좌측 우측 ซ้าย ขวา
+""".split()
+WITHIN_WORDS = re.compile(f"{IDEOGRAPH}|[\uac00-\ud7a3\u0e00-\u0eff]")  # of Korean too, which appends particles
+
+
+@dataclass(frozen=True)
+class Language:
+    """How a data set reads its texts. lower: in lower case; directions: words for left and right beside DIRECTIONS."""
+
+    lower: bool = True
+    directions: tuple[str, ...] = ()
+
+    @cached_property
+    def _direction(self) -> re.Pattern:
+        words = [unicodedata.normalize("NFC", word.lower()) for word in (*DIRECTIONS, *self.directions)]
+        forms = [(r"{}" if WITHIN_WORDS.match(word) else r"(?<!\w){}(?!\w)").format(re.escape(word)) for word in words]
+        return re.compile("|".join(forms))
+
+    def may_flip(self, text: str) -> bool:
+        """Whether a mirrored image fits the text, which says neither left nor right."""
+        return self._direction.search(unicodedata.normalize("NFC", text.lower())) is None
+
+
+LOWER_CASE = Language()
 
 
 def has_word(text: str) -> bool:
@@ -38,8 +84,8 @@ def has_word(text: str) -> bool:
     return any(character != "\ufffd" and unicodedata.category(character) not in IGNORED for character in text)
 
 
-def _strip_punctuation(text: str) -> str:
-    return PUNCTUATION.sub("", text.lower()).replace("-", " ").replace("/", " ")
+def _strip_punctuation(text: str, lower: bool) -> str:
+    return PUNCTUATION.sub("", text.lower() if lower else text).replace("-", " ").replace("/", " ")
 
 
 def _truncate(text: str, max_words: int | None) -> str:
@@ -48,7 +94,7 @@ def _truncate(text: str, max_words: int | None) -> str:
 
 
 class Tokenizer:
-    """BERT's uncased word pieces from a local `vocab.txt`, as padded tensors.
+    """BERT's word pieces from a local `vocab.txt`, as padded tensors; case and accents: see `vocabulary_case`.
 
     The encoders see `[CLS] X` without a final [SEP], as in ALBEF and mPLUG: transformers' default adds one,
     and checkpoints trained without it lose points silently when they get it. `sep=True` adds it.
@@ -70,7 +116,8 @@ class Tokenizer:
         self.sep, self.vocab_file = sep, path
         self.vocab_size = len(vocab)
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (vocab[t] for t in SPECIAL_TOKENS)
-        self._backend = _word_pieces(path, vocab)
+        self.case = vocabulary_case(path, vocab)
+        self._backend = _word_pieces(path, vocab, self.case)
 
     def word_pieces(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids without special tokens, unpadded and untruncated; UserError for a text that is none."""
@@ -78,6 +125,11 @@ class Tokenizer:
             return [encoding.ids for encoding in self._backend.encode_batch(list(texts), add_special_tokens=False)]
         except TypeError:  # of a configuration or command line; annotations are checked
             raise UserError("a text holds half of a surrogate pair, which is no character") from None
+
+    @property
+    def lower(self) -> bool:
+        """Whether the vocabulary is of lower case."""
+        return self.case["do_lower_case"]
 
     def words(self, texts: Sequence[str]) -> list[str]:
         """The words that word pieces are made of, without punctuation: lower case, no accents, ideographs alone."""
@@ -119,8 +171,8 @@ class Tokenizer:
         return None if mask.all() else mask
 
     def decode(self, ids: Sequence[int] | Tensor) -> str:
-        """Token ids [L] to text: special tokens dropped, word pieces joined."""
-        return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
+        """Token ids [L] to text: special tokens dropped, word pieces joined, composed characters (NFC)."""
+        return unicodedata.normalize("NFC", self._backend.decode([int(i) for i in ids], skip_special_tokens=True))
 
     def decode_caption(self, ids: Sequence[int] | Tensor) -> str:
         """`decode`, with marks inside words joined again: 10:30 and men's, not 10 : 30 and men ' s."""
@@ -133,9 +185,25 @@ class Tokenizer:
         """`decode_caption`, and b&w without spaces."""
         return AMPERSAND.sub("&", self.decode_caption(ids))
 
+    def rewritten(self, texts: Sequence[str], answers: bool = False) -> list[str]:
+        """The captions, or answers, as a model writes them that makes no mistake; UNKNOWN for what it has no piece."""
+        decode = self.decode_answer if answers else self.decode_caption
+        runs = (
+            [(known, list(run)) for known, run in groupby(ids, lambda i: i != self.unk_id)]
+            for ids in self.word_pieces(texts)
+        )
+        return [" ".join(decode(run) if known else UNKNOWN for known, run in row) for row in runs]
+
+    def unwritable(self, texts: Sequence[str]) -> tuple[float, str]:
+        """(the share of the texts whose letters and digits change as word pieces, "" or an example); case apart."""
+        probes = [texts[i] for i in range(0, len(texts), max(1, -(-len(texts) // PROBES)))]
+        changed = [a for a, b in zip(probes, self.rewritten(probes), strict=True) if _letters(a) != _letters(b)]
+        return len(changed) / max(1, len(probes)), next(iter(changed), "")
+
 
 # Where word pieces are parts of what is written as one word: (pattern, replacement) in order.
 INSIDE_WORDS = (
+    (re.compile(f"(?<={IDEOGRAPH}) | (?={IDEOGRAPH})"), ""),  # they are pieces by themselves and written without spaces
     (re.compile(r"(?<=\w) ?' ?(?=\w)|(?<=s) '(?= |$)"), "'"),  # men's, o'clock, dogs'
     (re.compile(r"(?<=\d) ?([:.,/]) ?(?=\d)"), r"\1"),  # 10:30, 3.5, 1,000, 1/2
     (re.compile(r"(?<=\w) ?([-/]) ?(?=\w)"), r"\1"),  # t-shirt, and/or
@@ -160,12 +228,46 @@ def checkpoint_tokenizer(vocab: str | Path, description: dict) -> Tokenizer:
     return tokenizer
 
 
-def _word_pieces(path: Path, vocab: dict[str, int]):
+def vocabulary_case(path: Path, pieces: Iterable[str]) -> dict[str, bool]:
+    """What the tokenizer_config.json beside a vocab.txt says of case, accents and ideographs, as BertTokenizer's keys;
+    without one, what the pieces show: capitals are kept if one has a capital; accents, and what else BERT's stripping
+    of them takes apart (Hangul), if one has such a character.
+    """
+    pieces = [piece for piece in pieces if piece not in SPECIAL_TOKENS]
+    lower = all(piece == piece.lower() for piece in pieces)
+    accents = any(unicodedata.normalize("NFD", piece) != piece for piece in pieces)
+    case = {"do_lower_case": lower, "strip_accents": lower and not accents, "tokenize_chinese_chars": True}
+    file = path.with_name("tokenizer_config.json")
+    if not file.is_file():
+        return case
+    try:
+        values = json.loads(file.read_text(encoding="utf-8-sig"))
+        kind, lower = values.get("tokenizer_class"), values.get("do_lower_case", True)
+        accents = values.get("strip_accents")
+        ideographs = values.get("tokenize_chinese_chars", True)
+        case = {"do_lower_case": lower, "strip_accents": lower if accents is None else accents}
+        case["tokenize_chinese_chars"] = ideographs
+        if not all(isinstance(value, bool) for value in case.values()):
+            raise ValueError(f"{case} are not all true or false")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{file}: says nothing usable of the vocabulary beside it ({error})") from None
+    if kind == "BertJapaneseTokenizer":
+        raise UserError(f"{file}: {kind} finds words by a dictionary, which is not supported; take another vocabulary")
+    return case
+
+
+def _letters(text: str) -> str:
+    """Letters, their marks and digits in lower case."""
+    text = unicodedata.normalize("NFC", text.lower())
+    return "".join(character for character in text if unicodedata.category(character)[0] in "LMN")
+
+
+def _word_pieces(path: Path, vocab: dict[str, int], case: dict[str, bool]):
     """The Rust tokenizer inside transformers' BertTokenizer, whose `__call__` costs several times what the Rust call
     costs and pads with its own rules."""
     from transformers import BertTokenizerFast
 
-    backend = BertTokenizerFast(vocab=dict(vocab), do_lower_case=True).backend_tokenizer
+    backend = BertTokenizerFast(vocab=dict(vocab), **case).backend_tokenizer
     if backend.token_to_id("[MASK]") != vocab["[MASK]"] or backend.get_vocab_size() != len(vocab):
         raise UserError(f"transformers read {path} differently than line by line; use transformers 5.17 or newer")
     backend.no_padding()

@@ -14,9 +14,9 @@ from torch.utils.data import Dataset
 
 from dataset.annotations import Files, Source, strings
 from dataset.cache import StringTable
-from dataset.common import Collate, TrainDataset, may_flip, numbered, read_for_evaluation, starts
+from dataset.common import Collate, TrainDataset, numbered, read_for_evaluation, starts
 from dataset.questions import load_questions, load_references, load_training_questions
-from dataset.text import Tokenizer, clean_question
+from dataset.text import LOWER_CASE, Language, Tokenizer, clean_question
 from dataset.transforms import Augment, stack_pixels
 
 Parts = tuple[str, str, str]  # question, OCR tokens, object labels; each may be ""
@@ -25,13 +25,15 @@ Parts = tuple[str, str, str]  # question, OCR tokens, object labels; each may be
 # ------------------------------------------------------------------------------------------------- entries
 
 
-def question_parts(entry: dict, ocr: bool = True, labels: bool = True, max_ocr_words: int = 30) -> Parts:
+def question_parts(
+    entry: dict, ocr: bool = True, labels: bool = True, max_ocr_words: int = 30, lower: bool = True
+) -> Parts:
     """The texts that the encoder reads of an entry; without `ocr` or `labels` that part is ""."""
     words = " ".join(token for _, token in entry.get("ocr") or []) if ocr else ""
     names = (entry.get("object_label") or "").split("&&") if labels else []
     return (
-        clean_question(entry["question"]),
-        clean_question(words, max_ocr_words),
+        clean_question(entry["question"], lower=lower),
+        clean_question(words, max_ocr_words, lower),
         " ".join(name.strip() for name in names if name.strip()),
     )
 
@@ -68,6 +70,7 @@ class VQATrainDataset(TrainDataset):
         *,
         seed: int = 0,
         answer_weight: Mapping[str, float] | None = None,
+        language: Language = LOWER_CASE,
         left_out: Files = (),
         official: Files = (),
         cache_images: bool = False,
@@ -81,7 +84,7 @@ class VQATrainDataset(TrainDataset):
         self.answers = StringTable(answer for group in answers for answer in group)
         self.weights = np.array([weight for group in answers for weight in group.values()], dtype=np.float32)
         self.answer_start = starts(answers)  # [entries + 1]
-        self.transform = transform
+        self.transform, self.language = transform, language
         super().__init__(image_ids, seed, cache_images)
 
     def __len__(self) -> int:
@@ -98,7 +101,7 @@ class VQATrainDataset(TrainDataset):
         places = range(self.answer_start[index], self.answer_start[index + 1])
         answers = [self.answers[place] for place in places]
         # a mirror swaps left and right, and spoils what is written in the image
-        allow_flip = not ocr and may_flip(" ".join([question, *answers]).lower())
+        allow_flip = not ocr and self.language.may_flip(" ".join([question, *answers]))
         return {
             "image": self.transform(self.read_image(image_id), rng, allow_flip),
             "parts": (question, ocr, labels),

@@ -291,6 +291,7 @@ FORMS = {  # in words, and as a test
         "[smallest, largest], shares of the area with 0 < smallest <= largest <= 1",
         lambda x: len(x) == 2 and _numbers(x, TINY, 1) and x[0] <= x[1],
     ),
+    "augment.direction_words": ("a list of words", _texts),
     "train.betas": ("two numbers of at least 0 and below 1", lambda x: len(x) == 2 and _numbers(x, 0, 1 - TINY)),
     "eval.splits": ("val, test or both", lambda x: bool(x) and sorted({"val", "test"} & set(x)) == sorted(x)),
 }

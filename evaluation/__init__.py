@@ -3,6 +3,7 @@
     sharded.py                 how all three share an evaluation among processes: every item once, checked
     ranking.py, retrieval.py   the two stages of ranking; recall@k, `Ranker` of splits, `Validation` while pre-training
     cider.py, caption.py       CIDEr-D, as a metric and as a reward; pycocoevalcap's metrics, and `Captioner`
+    written.py                 in other languages: what the vocabulary can write of the references
     vqa.py                     the official accuracy, and `Answerer`
 
 Nothing here imports the scripts or their engine: a `Record` takes the lines, numbers and files.

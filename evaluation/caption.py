@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -24,8 +25,9 @@ from dataset.annotations import DOMAINS
 from dataset.caption import CaptionEvalDataset
 from dataset.text import Tokenizer
 from evaluation import Record
-from evaluation.cider import caption_words, cider
+from evaluation.cider import apart, caption_words, cider
 from evaluation.sharded import eval_loader, evaluating, run_sharded
+from evaluation.written import rewriting
 from models.caption import CaptionModel
 from models.generation import Generation
 
@@ -48,6 +50,8 @@ class Captioner:
         self.datasets = {split: create_dataset("caption_eval", cfg, split) for split in splits}
         warn_of_cut_texts(self.datasets, cfg, tokenizer)
         for split, dataset in self.datasets.items():
+            rewrite = rewriting(split, list(chain.from_iterable(dataset.references)), tokenizer, run.info)
+            dataset.references = [rewrite(captions) for captions in dataset.references]
             count, missing = len(dataset), len(dataset) - len(references_with_words(dataset))
             if missing and any(dataset.references):
                 run.info(f"{split}: {missing} of {count} images have no reference with a word and are not judged")
@@ -88,7 +92,7 @@ class Captioner:
             captions[split] = found = self.caption(model, split)
             speed = round(len(found) / (time.perf_counter() - start), 2)
             numbers[split] = {"images": len(found), "captions_per_second": speed}
-            numbers[split]["words"] = sum(len(caption.split()) for caption in found) / len(found)
+            numbers[split]["words"] = sum(len(apart(caption).split()) for caption in found) / len(found)
             numbers[split]["judged"] = len(references_with_words(self.datasets[split]))
             if utils.is_main():
                 name = "caption_result.json" if split == self.cfg.eval.splits[-1] else f"caption_result_{split}.json"
@@ -191,7 +195,7 @@ def ptb_tokens(references: Mapping, results: Mapping) -> tuple[dict, dict] | Non
 
     def tokenize(texts: dict) -> dict:
         # one line a caption, and none empty: the tokenizer tells captions apart by lines
-        lines = {i: [{"caption": " ".join(text.split()) or "."} for text in group] for i, group in texts.items()}
+        lines = {i: [{"caption": " ".join(apart(text).split()) or "."} for text in group] for i, group in texts.items()}
         return PTBTokenizer().tokenize(lines)
 
     try:

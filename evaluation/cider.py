@@ -5,6 +5,7 @@ The numbers are coco-caption's (whose CIDEr is CIDEr-D) for the same words and d
 
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dataset.text import Tokenizer
+from dataset.text import IDEOGRAPH, Tokenizer
+from evaluation.written import Rewrite
 
 END = "<eos>"  # ends a sentence if that counts as a word; no caption has it, since < and > are words themselves
 NOT_WORDS = frozenset("'' ' `` ` \" -lcb- -rcb- “ ” . ? ! , : - -- ... ;".split())  # what pycocoevalcap does not count
@@ -22,17 +24,23 @@ WORD = re.compile(
     r"n't|'(?:s|m|d|re|ve|ll)(?!\w)|-[lr]rb-|(?:\b[a-z]\.){2,}|\b(?:st|mr|mrs|ms|dr|jr|sr)\.|\d+(?:[.,:]\d+)+"
     r"|\w+(?:[-/’]\w+)*|[^\w\s]"
 )
+WITHOUT_SPACES = re.compile(f"{IDEOGRAPH}|[\u0e00-\u0eff]")  # and Thai, Lao
 ORDERS = 4  # n-grams of one to four words
 SIGMA = 6.0  # of the Gaussian penalty on a difference in length
+
+
+def apart(text: str) -> str:
+    """The text composed (NFC), with spaces around characters that are written without: each counts as a word."""
+    return WITHOUT_SPACES.sub(r" \g<0> ", unicodedata.normalize("NFC", text))
 
 
 def caption_words(text: str) -> str:
     """The words of a caption, separated by spaces, nearly as the PTB tokenizer and pycocoevalcap give them.
 
     Lower case; clitics are words (`do n't`, `man 's`), hyphens stay within words, punctuation is dropped except
-    brackets.
+    brackets. Ideographs and kana are words.
     """
-    words = WORD.findall(CLITIC.sub(r" \1\2", text.lower().translate(BRACKETS)))
+    words = WORD.findall(CLITIC.sub(r" \1\2", apart(text).lower().translate(BRACKETS)))
     return " ".join(word for word in words if word not in NOT_WORDS)
 
 
@@ -109,22 +117,26 @@ def cider(references: Mapping[str | int, Sequence[str]], results: Mapping[str | 
 class CiderReward:
     """CIDEr-D of generated sentences, for models.caption.SelfCritical, with the training set's document frequencies.
 
-    references: the captions of every training image; eos: whether END follows the words of every sentence.
+    references: the captions of every training image; eos: whether END follows the words of every sentence; rewrite: of
+    references, see `written.rewriting`.
     Without END a sentence that breaks off ("... on a bed with a") has n-grams of whole ones only, and is paid for its
     length. With it the n-grams at its end must be those that end a reference. OSCAR, whom the paper follows in
     captioning, ends every sentence so, whether the model ended it or not.
     """
 
-    def __init__(self, tokenizer: Tokenizer, references: Iterable[Sequence[str]], eos: bool = True):
-        self.tokenizer, self.eos = tokenizer, eos
-        self.cider = CiderD(map(self.words, references))
+    def __init__(
+        self, tokenizer: Tokenizer, references: Iterable[Sequence[str]], eos: bool = True, rewrite: Rewrite = list
+    ):
+        self.tokenizer, self.eos, self.rewrite = tokenizer, eos, rewrite
+        self.cider = CiderD(self.words(rewrite(captions)) for captions in references)
 
     def __call__(self, sequences: Tensor, references: Sequence[Sequence[str]]) -> Tensor:
         """[R, T] token ids, an image's R / B sentences side by side; the captions of B images -> [R] rewards to 10"""
         texts = [self.tokenizer.decode_caption(row) for row in sequences.tolist()]
         each = len(texts) // len(references)
         candidates = [self.words(texts[start : start + each]) for start in range(0, len(texts), each)]
-        return torch.tensor(self.cider.scores(candidates, list(map(self.words, references))), dtype=torch.float64)
+        truths = [self.words(self.rewrite(captions)) for captions in references]
+        return torch.tensor(self.cider.scores(candidates, truths), dtype=torch.float64)
 
     def words(self, texts: Sequence[str]) -> list[str]:
         """The texts as words separated by spaces."""

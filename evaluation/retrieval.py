@@ -89,7 +89,8 @@ class Ranker:
         self.precision = utils.resolve_precision(cfg.train.precision, device)
         self.datasets = {split: create_dataset("retrieval_eval", cfg, split) for split in cfg.eval.splits}
         for split, dataset in self.datasets.items():
-            run.info(f"{split}: {len(dataset.images)} images, {len(dataset.captions)} captions")
+            unknown = f"{tokenizer.unwritable(dataset.captions)[0]:.1%} with letters that this vocabulary cannot write"
+            run.info(f"{split}: {len(dataset.images)} images, {len(dataset.captions)} captions, {unknown}")
             if cfg.rerank.k >= len(dataset.images):
                 what = f"rerank.k {cfg.rerank.k} of {len(dataset.images)} images in {split}"
                 run.info(f"warning: {what}: the first stage chooses nothing; take a k of a few percent of the images")
@@ -220,7 +221,8 @@ class Validation:
         self.dataset, self.tokenizer = thinned(dataset, cfg.eval.images), tokenizer
         self.cfg, self.device, self.run = cfg, device, run
         shown = f"{len(self.dataset.images)} of {len(dataset.images)} images, {len(self.dataset.captions)} captions"
-        run.info(f"val: {shown}")
+        unknown = f"{tokenizer.unwritable(self.dataset.captions)[0]:.1%} with letters that this vocabulary cannot write"
+        run.info(f"val: {shown}, {unknown}")
         warn_of_cut_texts({"val": dataset}, cfg, tokenizer)
 
     def __call__(self, backbone: nn.Module, step: int, precision: str) -> dict[str, float]:

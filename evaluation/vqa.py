@@ -20,6 +20,7 @@ from dataset.text import Tokenizer
 from dataset.vqa import EvalBatches, encode_answers, question_limits
 from evaluation import Record
 from evaluation.sharded import eval_loader, evaluating, run_sharded
+from evaluation.written import Rewrite, rewriting, rewritten_answers
 from models.generation import answer_options
 from models.vqa import VQAModel
 
@@ -227,6 +228,7 @@ class Answerer:
             for split, dataset in datasets.items()
         }
         self.precision = utils.resolve_precision(cfg.train.precision, device)
+        self.rewrite: dict[str, Rewrite] = {}  # by split, see evaluation/written.py
         self.answers: list[str] | None = None  # the closed list, in rank mode
         if cfg.answer.mode == "rank":
             self.answers = read_answer_list(cfg.data.answer_list)
@@ -234,7 +236,10 @@ class Answerer:
             self.answer_tensors = [part.to(device) for part in parts]
         for split, dataset in datasets.items():
             run.info(f"{split}: {len(dataset)} questions; answers from: {dataset.source}")
-            if empty := sum(map(is_empty, dataset.references or ())):
+            given = dataset.references or ()
+            every = [answer for one in given for answer in ([one] if isinstance(one, str) else one)]
+            self.rewrite[split] = rewriting(split, every, tokenizer, run.info, answers=True)
+            if empty := sum(map(is_empty, given)):
                 run.info(f"{split}: {empty} of {len(dataset)} references hold no answer; their questions score 0")
 
     def evaluate_all(self, model: VQAModel) -> None:
@@ -258,8 +263,9 @@ class Answerer:
             utils.write_json(self.run.dir / name, [{"question_id": key, "answer": answer} for key, answer in pairs])
         if dataset.references is None:
             return {"questions": len(answers)}
-        types = dataset.answer_types, dataset.question_types
-        numbers = vqa_metrics(answers, dataset.references, *types, self.cfg.eval.scoring)
+        rewrite, types = self.rewrite[split], (dataset.answer_types, dataset.question_types)
+        references = [rewritten_answers(reference, rewrite) for reference in dataset.references]
+        numbers = vqa_metrics(rewrite(answers), references, *types, self.cfg.eval.scoring)
         logged = {key: numbers[key] for key in ("accuracy", "constant")}
         logged |= {f"accuracy/{key}": value for key, value in numbers["by_answer_type"].items()}
         self.run.log(step, logged, split, final)

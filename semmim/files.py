@@ -1,8 +1,9 @@
 """Reading and writing models for use: checkpoints of any stage, and folders as the hub has them.
 
 A folder holds model.safetensors (the backbone's weights under the names that they have in checkpoints), config.json
-(see `write`), vocab.txt, metrics.json if the checkpoint had one beside it, and README.md, the model card. No pickle is
-read or written, and nothing of the training run but what using the model needs: no path of anybody's disk.
+(see `write`), vocab.txt with its tokenizer_config.json, metrics.json if the checkpoint had one beside it, and the model
+card README.md. No pickle is read or written, and nothing of the training run but what using the model needs: no path of
+anybody's disk.
 
 Everything that a file says is checked here, once: the architecture and the weights by `load_backbone`, the settings by
 the rules of their stage's configuration.
@@ -24,7 +25,8 @@ from evaluation.ranking import SCORES
 from models.semmim import PREFIX, SemMIM, load_backbone
 from utils import UserError
 
-CONFIG, WEIGHTS, VOCAB, METRICS, CARD = "config.json", "model.safetensors", "vocab.txt", "metrics.json", "README.md"
+CONFIG, WEIGHTS, VOCAB, CASE = "config.json", "model.safetensors", "vocab.txt", "tokenizer_config.json"
+METRICS, CARD = "metrics.json", "README.md"
 KIND = {"model_type": "semmim", "format": 1}  # what config.json of an exported folder begins with
 BERT_VOCAB = "configs/bert/vocab.txt"  # of a checkpoint that came without a configuration
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -125,7 +127,7 @@ def download(name: str, **hub) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, VOCAB, METRICS], **hub))
+        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, VOCAB, CASE, METRICS], **hub))
     except Exception as error:  # the hub's client has errors of its own for names, rights, network and cache
         why = utils.one_line(error, 160)
         raise UserError(f"{name}: no such file or folder here, and the hub did not give it ({why})") from None
@@ -213,6 +215,7 @@ def write(content: Content, folder: str | Path, card: str) -> Path:
         save_file(state, temporary, metadata={"format": "pt"})
         (folder / WEIGHTS).unlink(missing_ok=True)  # at no time old weights beside new settings
         utils.write_json(folder / CONFIG, config)
+    utils.write_json(folder / CASE, {"tokenizer_class": "BertTokenizer", **content.tokenizer.case})
     for name, data in ((VOCAB, vocabulary), (CARD, card.encode())):
         with utils.replacing(folder / name) as temporary:
             temporary.write_bytes(data)

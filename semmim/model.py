@@ -255,7 +255,7 @@ class SemMIM(nn.Module):
         settings = self.settings.caption
         written = generation_options(options, {**settings.generation, "num_return": 1})
         prompt = settings.text.prompt if prompt is None else "".join(several_texts(prompt, "prompt"))
-        text = prompt_text(prompt, object_labels(labels))
+        text = prompt_text(prompt, object_labels(labels), self.tokenizer.lower)
         ids, _ = self.tokenizer.encode([text], settings.text.max_prompt_tokens)  # one for all: nothing is padded
         model, found, count = CaptionModel(self.backbone, self.tokenizer), [], written.num_return
         for batch, _ in self._read(images):
@@ -303,7 +303,8 @@ class SemMIM(nn.Module):
     def _question(self, entry: dict) -> tuple[str, str, str]:
         if problem := check_question(entry):
             raise UserError(problem)
-        return question_parts(entry, max_ocr_words=self.settings.vqa.text.max_ocr_words)
+        words = self.settings.vqa.text.max_ocr_words
+        return question_parts(entry, max_ocr_words=words, lower=self.tokenizer.lower)
 
     def _answer(self, images: Tensor, parts: list, answers: list[str] | None, options: Generation) -> list[str]:
         """images [B, 3, S, S], or [1, 3, S, S] that all B questions are about."""
@@ -334,7 +335,7 @@ class SemMIM(nn.Module):
     def clean(self, texts: Texts) -> list[str]:
         """The texts as the encoder reads them; UserError if nothing is left of one."""
         texts = several_texts(texts)
-        cleaned = [clean_caption(text, self.settings.retrieval.data.max_words) for text in texts]
+        cleaned = [clean_caption(text, self.settings.retrieval.data.max_words, self.tokenizer.lower) for text in texts]
         if empty := [text for text, left in zip(texts, cleaned, strict=True) if not left]:
             raise UserError(f"text {utils.shown(empty[0])}: nothing is left of it after cleaning; use words")
         return cleaned
