@@ -76,7 +76,7 @@ def results(metrics: dict) -> str:
     """A table of the splits' numbers in metrics.json without times; what stands beside the splits is of the training's
     last step.
     """
-    splits = {name: value for name, value in metrics.items() if isinstance(value, dict)}
+    splits = {name: value for name, value in metrics.items() if isinstance(value, dict) and name != "run"}
     rows = [
         f"| {plain(name)} | {value:,{'.2f' if isinstance(value, float) else ''}} |"
         for name, value in numbers(splits)

@@ -74,8 +74,8 @@ def arguments(project, *more):
 def test_script_writes_metrics_and_rankings_of_both_splits(project):
     Retrieval.main(arguments(project))
     numbers = json.loads((project / "out" / "metrics.json").read_text())
-    assert list(numbers) == ["val", "test"]
-    for split in numbers.values():
+    assert list(numbers) == ["val", "test", "run"]
+    for split in (numbers["val"], numbers["test"]):
         for stage in ("itc", "itm", "chance"):
             assert {f"{stage}_{key}" for key in retrieval.chance_metrics([1])} <= set(split)
         assert (split["images"], split["texts"]) == (7, 14)

@@ -1,7 +1,6 @@
 """Other languages: what a model writes that makes no mistake must score as well as the references allow."""
 
 import json
-import re
 
 import pytest
 import torch
@@ -79,10 +78,9 @@ def test_the_table_in_the_documents_has_these_numbers():
         if cells[0] in CAPTIONS:
             table[cells[0]] = cells[1:]
     assert list(table) == list(LANGUAGES[:7])
-    for language, (share, _, after) in table.items():
+    for language, (_, after) in table.items():
         references, said = faultless(TOKENIZER, CAPTIONS[language])
-        rewritten, line = compared(TOKENIZER, references)
-        assert float(share) == pytest.approx(float(re.search(r"([\d.]+)%", line)[1]), abs=0.51)
+        rewritten, _ = compared(TOKENIZER, references)
         assert float(after) == pytest.approx(cider(rewritten, said), abs=0.51)
 
 
