@@ -127,15 +127,13 @@ def test_a_shard_that_is_cut_gives_the_samples_before_the_cut(folder, caplog):
     assert f"about {10 - len(kept)} samples are lost" in caplog.text
 
 
-@pytest.mark.parametrize("content", [b"", b"oops" * 1000, jpeg()])
+@pytest.mark.parametrize("content", [b"", b"oops" * 1000])
 def test_what_is_no_shard_counts_with_the_samples_that_it_should_have_had(folder, content, caplog):
     (folder / "00004.tar").write_bytes(content)
     assert len(dataset(folder, max_bad_share=0.2)) == 40
     assert "00004.tar: damaged" in caplog.text and "about 10 samples" in caplog.text
-    with pytest.raises(UserError, match=r"10 of 50 samples of 5 shard"):
-        dataset(folder, max_bad_share=0.19)
-    with pytest.raises(UserError, match=r"of 1 shard\(s\) cannot be used"):
-        dataset(folder / "00004.tar", max_bad_share=1.0)
+    refused(lambda: dataset(folder, max_bad_share=0.19), "10 of 50 samples of 5 shard")
+    refused(lambda: dataset(folder / "00004.tar", max_bad_share=1.0), "of 1 shard(s) cannot be used")
 
 
 def test_damage_after_the_headers_were_read_is_a_bad_sample(folder):
@@ -185,7 +183,5 @@ def test_samples_without_image_or_caption_are_left_out_within_the_share(tmp_path
     files = samples(0, 10) | {"only.jpg": jpeg(), "text.txt": b"no image", "both.jpg": jpeg(), "both.txt": b"a dog"}
     files |= {"bad.jpg": jpeg(), "bad.json": b"{", "ups.JPG": jpeg(), "ups.TXT": "ü".encode()}
     path = write_tar(tmp_path / "x.tar", files)
-    data = dataset(path, max_bad_share=0.25)
-    assert captions(data) == [*(f"caption {i}" for i in range(10)), "a dog", "ü"]
-    with pytest.raises(UserError, match="3 of 15 samples"):
-        dataset(path, max_bad_share=0.1)
+    assert captions(dataset(path, max_bad_share=0.25)) == [*(f"caption {i}" for i in range(10)), "a dog", "ü"]
+    refused(lambda: dataset(path, max_bad_share=0.1), "3 of 15 samples")
