@@ -59,6 +59,8 @@ READ = frozenset(  # all keys that something is read of
     "question_id answer answers label answer_type question_type".split()
 )
 DOMAINS = ("in", "near", "out")  # of NoCaps; its files say "near-domain"
+IDENTIFIERS = ("question_id", "image_id", "img_id", "cocoid", "imgid")
+WHOLE_NUMBER = re.compile(r"(0|-?[1-9][0-9]{0,17})(?:\.0+)?")  # pandas writes 139.0 if an id of the column is missing
 COCO_NAME = re.compile(r"(?:COCO_\w+_|(?:^|/)(?=\d{12}\.))0*(\d{1,18})\.\w+$")  # of 2014, and of 2017: twelve digits
 CHUNK = 512  # entries of pre-training checked at a time; with more, Python's garbage collector goes through them
 
@@ -245,6 +247,7 @@ def _entries(read: dict, where: Place, kind: str, folders, source: Source, conve
     """The entries that an element of a file is, checked, and with the paths to open as their `image`; folders: of
     `image_folders`."""
     read = {**read, **{key: read[name] for key, name in source.columns.items() if name in read}}
+    read |= {key: whole_number(read[key]) for key in IDENTIFIERS if key in read}
     try:
         entries = convert(read, where) if convert else [read]
     except ValueError as error:
@@ -287,6 +290,12 @@ def check_kind(value, key: str, types: tuple[type, ...], where: Place | str) -> 
         raise UserError(f"{where}: {key!r} is {type(value).__name__}, it must be {expected}")
     if isinstance(value, list) and not (value and all(isinstance(item, str) for item in value)):
         raise UserError(f"{where}: {key!r} must be a list of strings with at least one")
+
+
+def whole_number(value):
+    """139 of 139, "139", 139.0 and "139.0", as result files must name it; anything else as it is."""
+    found = WHOLE_NUMBER.fullmatch(str(value).strip()) if isinstance(value, str | float) else None
+    return int(found[1]) if found else value
 
 
 def check_texts(entry: Any, where: Place | str) -> None:

@@ -29,8 +29,6 @@ IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")  # e
 IMAGE_ENDINGS = tuple(f".{ending}" for ending in IMAGES)
 SEPARATORS = {".csv": ",;\t|", ".tsv": "\t"}  # the first of these that the line of names holds
 CAPTION_NUMBER = re.compile(r"#\d+$")  # 1000092795.jpg#0: the first of an image's captions
-IDENTIFIERS = ("question_id", "image_id", "img_id", "cocoid", "imgid")  # columns whose whole numbers are numbers
-WHOLE_NUMBER = re.compile(r"(0|-?[1-9][0-9]{0,17})(?:\.0+)?")  # pandas writes 139.0 if a cell of the column is empty
 PARQUET_PROBLEM = "parquet is not read here; pack it into tar shards with tools.shards (VQA: write JSON lines)"
 LONGEST_CELL = 1 << 22  # characters; Python's own limit is 131,072
 PIECE = 1 << 20  # characters of a JSON list that are read at a time
@@ -156,8 +154,7 @@ def token_lines(path: Path) -> Iterator[tuple[int, dict]]:
 def table_rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict]]:
     """(line, entry) of the rows below the line of names, which must hold the columns `needed`.
 
-    A cell holds text, or a JSON list of texts (["a dog", "a black dog"]); an empty one is a missing key; whole numbers
-    in the columns of ids are numbers, as in JSON.
+    A cell holds text, or a JSON list of texts (["a dog", "a black dog"]); an empty one is a missing key.
     """
     separators = SEPARATORS[path.suffix.lower()]
     names = next((line for _, line in text_lines(path) if line.strip()), "")
@@ -185,7 +182,7 @@ def table_rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict]]:
                         f"{path}: line {line} has {len(row)} cells, but there are {len(columns)} columns ({found}); "
                         f"a cell with {separator!r} in it needs quotes"
                     )
-                yield line, {name: _value(name, cell) for name, cell in zip(columns, row, strict=True) if cell}
+                yield line, {name: _value(cell) for name, cell in zip(columns, row, strict=True) if cell}
             line = rows.line_num + 1
     except csv.Error as error:
         raise UserError(
@@ -194,12 +191,11 @@ def table_rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict]]:
         ) from None
 
 
-def _value(name: str, cell: str) -> str | int | list:
+def _value(cell: str) -> str | list:
     if cell.startswith(('["', "[[")):
         with contextlib.suppress(ValueError, RecursionError):
             return json.loads(cell)
-    number = WHOLE_NUMBER.fullmatch(cell.strip()) if name in IDENTIFIERS else None
-    return int(number[1]) if number else cell
+    return cell
 
 
 LINES = {  # ending: reader(path, needed columns) -> (line, entry) of a file of lines
@@ -232,11 +228,12 @@ def captions_beside(text: Path | None) -> list[tuple[int, str]]:
 
 def folder_entries(folder: Path) -> Iterator[tuple[Path, int, dict]]:
     """(text file, line, entry) of a folder of images, an entry a caption; images without one are warned of."""
-    without, captions = [], 0
+    without, captions, first, shared = [], 0, {}, []
     for image, text in folder_images(folder):
         lines = captions_beside(text)
         captions += len(lines)
         without += [] if lines else [image]
+        shared += [image] if lines and first.setdefault(text, image) != image else []
         for number, caption in lines:
             yield text, number, {"image": image, "caption": caption}
     if not captions:
@@ -244,6 +241,8 @@ def folder_entries(folder: Path) -> Iterator[tuple[Path, int, dict]]:
             f"{folder}: holds no tar shard, and none of its {len(without)} images has a .txt beside it, a caption a "
             f"line; {PARQUET_PROBLEM}"
         )
-    if without:
-        what = one_line(f"{folder}: {len(without)} images without a caption in a .txt beside them", 1000)
-        log.warning("%s, left out; first: %s", what, one_line(without[0], 1000))
+    for images, problem in ((without, "have no caption in a .txt beside them, left out"), (shared, "share their .txt")):
+        if images:
+            log.warning(
+                "%s images %s; first: %s", one_line(f"{folder}: {len(images)}", 1000), problem, one_line(images[0])
+            )

@@ -23,6 +23,7 @@ from dataset.annotations import (
     file_list,
     located_entries,
     strings,
+    whole_number,
 )
 from dataset.files import json_elements, read_json
 from dataset.official import ANNOTATORS, is_vqa_question, vqa_annotation_name, vqa_entry, vqa_split
@@ -233,7 +234,7 @@ def _by_id(files: Files, key: str | None, convert: Callable[[dict], dict]) -> di
             where = f"{path}: entry {index}"
             check_texts(entry, where)
             try:
-                reference, identifier = convert(entry), entry["question_id"]
+                reference, identifier = convert(entry), whole_number(entry["question_id"])
             except (KeyError, TypeError, AttributeError, ValueError) as error:
                 raise UserError(f"{where} is not as expected ({shown(error)})") from None
             check_kind(identifier, "question_id", IDENTIFIER, where)

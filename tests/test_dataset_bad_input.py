@@ -1,11 +1,13 @@
 """What no stage may stumble over: each of these is one line that names file, entry and key, before the work."""
 
+import json
 import os
 
 import annotated
 import conftest
 import pytest
 from annotated import EVAL, TRAIN, entry, make, write
+from pycocotools.coco import COCO
 from torch.utils.data import DataLoader
 
 from utils import UserError, user_message
@@ -267,14 +269,23 @@ IDS = [
 
 def test_without_an_id_an_image_has_cocos_number_or_its_name(folder):
     rows = "".join(f"{name},a caption\n" for name, _ in IDS)
-    assert make("caption_eval", write(folder, f"image,caption\n{rows}", "t.csv")).ids == [number for _, number in IDS]
+    ids = make("caption_eval", write(folder, f"image,caption\n{rows}", "t.csv")).ids
+    assert ids == [number for _, number in IDS]
+    numbers = [number for number in ids if isinstance(number, int)]
+    coco = COCO()
+    coco.dataset = {"images": [{"id": number} for number in numbers], "annotations": []}
+    coco.createIndex()
+    assert coco.loadRes([{"image_id": number, "caption": "x"} for number in numbers]).getImgIds() == numbers
 
 
-def test_ids_of_tables_are_numbers_also_as_pandas_writes_them(folder):
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
+def test_ids_are_numbers_also_if_they_are_written_as_text_or_as_pandas_does(folder, name):
     cells = {"139": 139, "140.0": 140, " 141": 141, "0": 0, "007": "007", "1e3": "1e3", "142.5": "142.5"}
     rows = "".join(f"{number}.png,a caption,{cell}\n" for number, cell in enumerate(cells))
-    ids = make("caption_eval", write(folder, f"image,caption,image_id\n{rows}", "t.csv")).ids
-    assert ids == list(cells.values()) and [type(i) for i in ids] == [type(i) for i in cells.values()]
+    lines = [{"image": f"{number}.png", "image_id": cell} for number, cell in enumerate([*cells, 143.0])]
+    text = f"image,caption,image_id\n{rows}8.png,x,143.0\n" if name == "t.csv" else "\n".join(map(json.dumps, lines))
+    ids = make("caption_eval", write(folder, text, name)).ids
+    assert ids == [*cells.values(), 143] and [type(i) for i in ids[:4]] == [int] * 4
 
 
 # ------------------------------------------------------------------------------------------------- validation

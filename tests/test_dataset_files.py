@@ -231,7 +231,10 @@ def test_images_without_captions_are_reported_and_a_folder_without_any_is_refuse
     with caplog.at_level(logging.WARNING, "semmim"):
         entries = load_annotations(Source(folder), "pretrain")
     assert entries == [{"image": str(folder / "b c.jpg"), "caption": "a caption"}]
-    assert "2 images without a caption" in caplog.text
+    assert "2 images have no caption in a .txt beside them" in caplog.text and "share" not in caplog.text
+    (folder / "b c.png").write_bytes((folder / "a.png").read_bytes())
+    load_annotations(Source(folder), "pretrain")
+    assert "1 images share their .txt; first: " in caplog.text
     (folder / "b c.txt").write_bytes(b"good\n\xff\n")
     refused(lambda: load_annotations(Source(folder), "pretrain"), "b c.txt: line 2: byte 0xff is not UTF-8")
 

@@ -147,7 +147,7 @@ def changed(path, change):
     [
         ("questions", lambda c: c["questions"][1].pop("question_id"), "entry 1: 'question_id' is NoneType"),
         ("questions", lambda c: c["questions"][1].update(question_id=77), "entry 1: question_id 77 has no annotation"),
-        ("questions", lambda c: c["questions"][1].update(image_id="9"), "entry 1: 'image_id' is str"),
+        ("questions", lambda c: c["questions"][1].update(image_id="x9"), "entry 1: 'image_id' is str"),
         ("questions", lambda c: c.update(data_type="abstract_v002"), "entry 0: is about abstract_v002"),
         ("annotations", lambda c: c["annotations"][1].pop("answers"), "entry 1 is not as expected"),
         ("annotations", lambda c: c["annotations"][1].update(image_id=9), "entry 1: question and annotation name"),
