@@ -8,4 +8,4 @@ setup_venv requirements.txt tools/requirements.txt tests/requirements.txt tests/
 
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
-exec .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"
+exec .venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"
