@@ -101,12 +101,10 @@ def test_labels_of_patches_follow_the_scene():
             assert shown == {"object": "background", "background": scene.background, "kind": "background"}
 
 
-def test_a_perfect_clustering_is_described_as_such_and_agrees_with_its_labels():
+def test_a_perfect_clustering_agrees_with_its_labels():
     chosen = [scenes.make_scene(2, index) for index in range(12)]
     known = numbers.patch_labels(chosen, [scenes.captions(scene)[0] for scene in chosen], 64, 8)
-    names, flat = np.unique(np.char.add(known["color"], known["background"]), return_inverse=True)
-    for cluster, (text, quality, label) in numbers.describe(flat, known).items():
-        assert quality == 1 and f"100% {label}" in text and label == names[cluster]
+    _, flat = np.unique(np.char.add(known["color"], known["background"]), return_inverse=True)
     found = numbers.agreement(flat, known)
     assert found["nmi_color"] == found["purity_background"] == pytest.approx(1) and found["nmi_class"] < 0.5
 

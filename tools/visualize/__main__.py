@@ -5,7 +5,7 @@
     python -m tools.visualize --checkpoint FILE --codebook data/flava-image-codebook
 
 Writes into --output (default: `figures` beside the checkpoint) PNG files and index.html, which holds all of them:
-figure2_*.png (patches of the purest patterns in their context) and figure3.png (each patch in its pattern's
+figure2_*.png (the clearest patches of some patterns in their context) and figure3.png (each patch in its pattern's
 color) for the encoding head, for k-means of pixels and, with --codebook, for DALL-E's dVAE; masking.png (random and
 text-guided masks, the similarity map, the caption); predictions.png (predictions at masked patches beside their
 targets).
@@ -35,7 +35,7 @@ from models.weights import load_exactly
 from tools.demo import scenes
 from tools.visualize import encodings
 from tools.visualize.encodings import Clustering
-from tools.visualize.scenes import DRAWS, Labels, describe, number_tables, patch_labels, scene_numbers
+from tools.visualize.scenes import DRAWS, Labels, number_tables, patch_labels, scene_numbers
 from utils import UserError, as_config, choose_device, load_checkpoint, own_folder, run_main, write_json
 
 OURS, PIXELS, DVAE = "encoding head", "k-means of pixels", "dVAE"
@@ -60,10 +60,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.codebook:
         clusterings[DVAE] = encodings.dvae_codes(CodebookTarget(args.codebook), images, encoder.grid)
 
-    drawn = {}
-    for name, clustering in clusterings.items():
-        headings = describe(clustering.assignment.flatten().numpy(), known) if known else {}
-        drawn[FIGURE_2[name]] = figures.pattern_figure(images, name, clustering, encoder.grid, headings)
+    drawn = {
+        FIGURE_2[name]: figures.pattern_figure(images, name, clustering, encoder.grid)
+        for name, clustering in clusterings.items()
+    }
     first = slice(args.show)
     inputs = [part[first] for part in inputs]
     drawn |= draw(model, images[first], captions[first], inputs, similarity[first], clusterings, args.seed)

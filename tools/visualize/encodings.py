@@ -38,13 +38,6 @@ class Clustering:
                 chosen.append((number, place))
         return chosen[:count]
 
-    def clearest(self, examples: int, quality: dict[int, float]) -> list[int]:
-        """The clusters that have enough examples, the one of the highest quality (default: mean score) first."""
-        in_use = self.assignment.unique().tolist()
-        large = [cluster for cluster in in_use if len(self.examples(cluster, examples)) == examples] or in_use
-        quality = quality or {c: float(self.score[self.assignment == c].mean()) for c in large}
-        return sorted(large, key=lambda cluster: -quality[cluster])
-
 
 @torch.no_grad()
 def encode(

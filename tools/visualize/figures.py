@@ -21,7 +21,7 @@ from tools.visualize.encodings import Clustering
 
 SIDE = 1.5  # inches of an image
 NAMED = 6  # patterns in a legend
-MOST_CLUSTERS, EXAMPLES = 8, 8  # in Figure 2; patches of a cluster
+SHOWN, EXAMPLES = 8, 8  # clusters in Figure 2, and patches of each
 GOLDEN = 0.61803398875  # steps of hue that never come near an earlier one
 Cell = tuple[str, np.ndarray]  # heading, picture
 Color = tuple[float, float, float]
@@ -175,32 +175,17 @@ def rows_of(columns: dict[str, Sequence[np.ndarray]]) -> list[list[Cell]]:
     return [list(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def pattern_figure(
-    images: Sequence[Image.Image],
-    name: str,
-    clustering: Clustering,
-    grid: int,
-    known: dict[int, tuple[str, float, str]],
-) -> Figure:
-    """Figure 2: for each of some clusters its clearest patches, outlined, in their surroundings.
-
-    known: {cluster: (what its patches show, how pure it is, its most frequent label)} or {}: then the purest clusters
-    are shown, at most two of a label.
-    """
+def pattern_figure(images: Sequence[Image.Image], name: str, clustering: Clustering, grid: int) -> Figure:
+    """Figure 2: for some clusters, from the most to the least frequent, their clearest patches with what is around."""
     rows, captions = [], []
-    order = clustering.clearest(EXAMPLES, {cluster: purity for cluster, (_, purity, _) in known.items()})
-    if known:
-        labels = [known[cluster][2] for cluster in order]
-        order = [cluster for i, cluster in enumerate(order) if labels[:i].count(labels[i]) < 2]
-    for cluster in order[:MOST_CLUSTERS]:
+    in_use = by_frequency(clustering.assignment)
+    for cluster in in_use[:: -(-len(in_use) // SHOWN)]:
         places = clustering.examples(cluster, EXAMPLES)
         rows.append([("", crop(images[number], place, grid)) for number, place in places])
-        count = int((clustering.assignment == cluster).sum())
-        captions.append(f"pattern {cluster} ({count} patches) {known[cluster][0] if known else ''}")
+        captions.append(f"pattern {cluster} ({int((clustering.assignment == cluster).sum())} patches)")
     explanation = (
-        f"Each row is one of the {len(clustering.assignment.unique())} clusters in use: its clearest patches, "
-        "outlined, with their surroundings, at most two of an image. The "
-        f"{'purest' if known else 'clearest'} ones are shown."
+        f"Each row is one of the {len(in_use)} clusters in use, from the most to the least frequent: its clearest "
+        "patches, outlined, with their surroundings, at most two of an image."
     )
     return sheet(f"Figure 2: patches that have the same pattern ({name})", explanation, rows, captions)
 

@@ -80,26 +80,6 @@ def kind_shares(kinds: np.ndarray) -> dict[str, float]:
     return {kind: float((kinds == kind).mean()) for kind in KINDS}
 
 
-def describe(clusters: np.ndarray, known: Labels) -> dict[int, tuple[str, float, str]]:
-    """{cluster: (what its patches show, how pure it is, its most frequent label)}."""
-    result = {}
-    for cluster in np.unique(clusters).tolist():
-        mine = {name: labels[clusters == cluster] for name, labels in known.items()}
-        place, share = most_frequent(mine["object"])
-        found = [most_frequent(mine[name]) for name in (("class", "color") if place == "object" else ("background",))]
-        label, purity = max(found, key=lambda item: item[1])
-        words = ", ".join(f"{part:.0%} {name}" for name, part in found)
-        where = "on objects" if place == "object" else "background"
-        result[cluster] = f"{share:.0%} {where}, of these {words}", share * purity, label
-    return result
-
-
-def most_frequent(labels: np.ndarray) -> tuple[str, float]:
-    """The most frequent label, and its share of those that are not empty."""
-    names, counts = np.unique(labels[labels != ""], return_counts=True)
-    return str(names[counts.argmax()]), float(counts.max() / counts.sum())
-
-
 def number_tables(numbers: dict) -> tuple[list[list[str]], list[list[str]]]:
     """Both tables of `scene_numbers`, each with its headings as the first row."""
     head = [f"{kind} {label}" for kind in ("NMI", "purity") for label in LABELS]
