@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.tensors import fp32
-from models.weights import check_value, find_weights, load_exactly, read_architecture, read_weights
+from models.weights import check_value, check_vocabulary, find_weights, load_exactly, read_architecture, read_weights
 from utils import UserError, shown
 
 Memory = list[tuple[Tensor, Tensor]]  # one (keys, values) pair per layer, each [B, H, S, d]
@@ -495,11 +495,12 @@ def load_bert_weights(
     fusion_encoder: FusionEncoder | None = None,
     decoder: TextDecoder | None = None,
     mlm_head: LMHead | None = None,
+    vocab: str | None = None,
 ) -> list[str]:
     """Fill the given modules from a BERT checkpoint; -> one line for the log on each.
 
     source: a local file or folder (`model.safetensors` or `pytorch_model.bin`), `package:NAME` or a hub name; in
-        BertModel's or BertForMaskedLM's layout, also with the old `gamma`/`beta` names.
+        BertModel's or BertForMaskedLM's layout, also with the old `gamma`/`beta` names. vocab: see `check_vocabulary`.
     The text encoder takes the first layers, the fusion encoder the last ones if the file has enough for both (else it
     starts at random), the decoder the first ones; cross-attention and what the file lacks stay at their initial values.
     Another architecture, or an unknown entry, is a UserError.
@@ -507,8 +508,10 @@ def load_bert_weights(
     path, config_file = find_weights(source)
     if config_file is not None:
         check_architecture(config_file, text_encoder.config)
-    embeddings, layers, head = split_bert(read_weights(path), path)
     below, lines = len(text_encoder.encoder.layer), []
+    if vocab is not None:
+        lines.append(f"text encoder, fusion encoder, decoder: weights of {path}; {check_vocabulary(path, vocab)}")
+    embeddings, layers, head = split_bert(read_weights(path), path)
 
     def load_layers(name: str, module: nn.Module, first: int = 0) -> None:
         own = module.encoder.layer

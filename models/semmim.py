@@ -173,7 +173,9 @@ def build_backbone(
     lines = [f"image encoder: {encoder.name}, weights: {encoder.weights}"]
     if bert.weights == "random":
         return net, [*lines, "text encoder, fusion encoder, decoder: random weights"]
-    lines += load_bert_weights(bert.weights, net.text_encoder, net.fusion_encoder, net.decoder, net.mlm_head)
+    lines += load_bert_weights(
+        bert.weights, net.text_encoder, net.fusion_encoder, net.decoder, net.mlm_head, cfg.text.vocab
+    )
     return net, lines
 
 

@@ -10,11 +10,14 @@ Shapes: B images, N = grid * grid patches, L text tokens, D the width.
 import difflib
 import logging
 import math
+import os
 import re
+from collections.abc import Sequence
 from os import PathLike
 
 import timm
 import torch
+from timm.data import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from timm.layers import resample_abs_pos_embed
 from timm.layers.activations import QuickGELU as SlowQuickGELU
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
@@ -62,8 +65,35 @@ class ImageEncoder(nn.Module):
         self.num_patches = self.grid**2
         self.mask_token = nn.Parameter(torch.empty(self.width))
         nn.init.normal_(self.mask_token, std=0.02)
-        if weights not in ("random", "openai", "hub"):
+        if weights in ("openai", "hub"):
+            self.expect_pixels(self.vit.pretrained_cfg["mean"], self.vit.pretrained_cfg["std"], name)
+        elif weights != "random":
             load_vit_weights(self, weights)
+
+    @torch.no_grad()
+    def expect_pixels(self, mean: Sequence[float], std: Sequence[float], source: str) -> None:
+        """Let weights that were trained on images of another mean and deviation read images of CLIP's, as all are here.
+
+        The patches' projection absorbs the difference: the tokens are those of an image normalized as it was trained.
+        mean, std: of the three colors in [0, 1]; source: names the weights in the line for the log.
+        """
+        mean, std, own_mean, own_std = (torch.tensor(x) for x in (mean, std, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+        if torch.allclose(mean, own_mean, atol=1e-4) and torch.allclose(std, own_std, atol=1e-4):
+            return
+        weight, bias = self.vit.patch_embed.proj.weight, self.vit.patch_embed.proj.bias  # [D, 3, p, p], [D] or None
+        shift = (weight.sum((2, 3)) * ((own_mean - mean) / std)).sum(1)  # [D]
+        weight.mul_((own_std / std)[:, None, None])
+        if bias is not None:
+            bias.add_(shift)
+        else:  # CLIP's has none: what each patch adds goes into the positions, and not into [MASK]
+            self.vit.pos_embed[:, -self.num_patches :].add_(shift)
+            self.mask_token.sub_(shift)
+        shown_mean, shown_std = ([round(x, 4) for x in values.tolist()] for values in (mean, std))
+        log.info(
+            "%s: trained on images of mean %s and deviation %s: the first layer is adapted to CLIP's, by which images "
+            "are normalized here",
+            *(source, shown_mean, shown_std),
+        )
 
     def start_from_sincos(self) -> None:
         """Set the patches' positions [N, D] to MAE's two-dimensional sines and cosines; training goes on from there.
@@ -289,6 +319,30 @@ def load_vit_weights(encoder: ImageEncoder, source: str) -> None:
     weights, _ = encoder.resize_positions(weights, "pos_embed", path)
     advice = "set model.image_encoder.name and args to the architecture that the file was made for"
     load_exactly(encoder.vit, weights, path, advice)
+    if stated := stated_normalization(os.path.dirname(path)):
+        encoder.expect_pixels(*stated, path)
+
+
+def stated_normalization(folder: str) -> tuple[list[float], list[float]] | None:
+    """(mean, deviation) of the pixels that a file beside weights names: Hugging Face's, timm's or open_clip's."""
+    for name, part, keys in (
+        ("preprocessor_config.json", None, ("image_mean", "image_std")),
+        ("config.json", "pretrained_cfg", ("mean", "std")),
+        ("open_clip_config.json", "preprocess_cfg", ("mean", "std")),
+    ):
+        file = os.path.join(folder, name)
+        values = read_architecture(file) if os.path.isfile(file) else {}
+        values = values if part is None else values.get(part)
+        found = [values.get(key) for key in keys] if isinstance(values, dict) else [None]
+        if None in found:
+            continue
+        for key, value in zip(keys, found, strict=True):
+            if not isinstance(value, list) or len(value) != 3:
+                raise UserError(f"{file}: {key} is {shown(value)}; three numbers are needed, or none")
+            for number in value:
+                check_value(f"{file}: {key}", number, float, low=1e-6 if "std" in key else -1000, high=1000)
+        return found[0], found[1]
+    return None
 
 
 def to_timm(weights: dict[str, Tensor], source: str = "state dict") -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Weights: reading the files that others published, found locally or on the hub, and putting them into a module."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -8,6 +9,7 @@ import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from itertools import zip_longest
 
 import torch
 from safetensors.torch import load_file
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from utils import UserError, find_file, one_line, reason, shown
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+BESIDE = ("vocab.txt", "tokenizer.json", "preprocessor_config.json")  # what they say of the weights is checked
 EXTENSIONS = (".safetensors", ".bin", ".pt", ".pth")
 
 
@@ -53,10 +56,15 @@ def find_weights(source: str) -> tuple[str, str | None]:
 def download(name: str) -> tuple[str, str]:
     """-> (weight file, config.json) of the model `name` on the Hugging Face hub, from its cache if it is there."""
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
 
     for file in WEIGHT_FILES:
         try:
-            return hf_hub_download(name, file), hf_hub_download(name, "config.json")
+            found = hf_hub_download(name, file), hf_hub_download(name, "config.json")
+            for beside in BESIDE:
+                with contextlib.suppress(EntryNotFoundError):
+                    hf_hub_download(name, beside)  # into the same folder
+            return found
         except Exception as error:  # offline, unknown name, no such file: each has its own class, none is ours to tell
             why = reason(error)
     raise UserError(
@@ -191,6 +199,36 @@ def check_weights(
             problem = problem or f"has the shape {list(weights[name].shape)} instead of {list(own[name].shape)}"
             more = f" (and {others} more)" if others else ""
             raise UserError(f"{source}: {one_line(shown(name))} {problem}{more}; {advice}")
+
+
+def check_vocabulary(path: str, vocab: str | os.PathLike) -> str:
+    """What is known of the vocabulary that text weights were trained with, as the end of a line for the log.
+
+    UserError if the one beside them is not that of the file `vocab`: of the same size it loads, and every text is
+    gibberish.
+    """
+    beside, whole = (os.path.join(os.path.dirname(path), name) for name in ("vocab.txt", "tokenizer.json"))
+    if os.path.isfile(beside):
+        theirs = read_pieces(beside)
+    elif os.path.isfile(whole):
+        pieces = read_architecture(whole).get("model", {}).get("vocab", {})
+        beside, theirs = whole, sorted(pieces, key=pieces.get) if isinstance(pieces, dict) else []
+    else:
+        return "whether its words are those of text.vocab no file beside it says"
+    ours = read_pieces(find_file(vocab, "text.vocab"))
+    for number, (own, their) in enumerate(zip_longest(ours, theirs)):
+        if own != their:
+            raise UserError(
+                f"{beside}: its word piece {number} is {shown(their)}, that of text.vocab ({vocab}) is {shown(own)}: "
+                "the weights would read other words; set text.vocab to the vocabulary of model.bert.weights"
+            )
+    return "its vocabulary is text.vocab's"
+
+
+def read_pieces(path: str | os.PathLike) -> list[str]:
+    """The word pieces of a vocab.txt."""
+    with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+        return [line.rstrip("\r\n") for line in file.read().rstrip("\n").split("\n")]
 
 
 def check_value(name: str, value, kind: type, low: float = 1, high: float = sys.float_info.max) -> None:

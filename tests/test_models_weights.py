@@ -208,6 +208,27 @@ def test_the_text_weights_that_the_others_vary_are_usable(tmp_path):
         assert load_bert_weights(bert_folder(tmp_path, config), TextEncoder(BERT, 1))
 
 
+@pytest.mark.parametrize("form", ["vocab.txt", "tokenizer.json"])
+@pytest.mark.parametrize("change, part", [(None, ""), ("zebra", "word piece 7 is 'zebra', that of text.vocab")])
+def test_weights_with_another_vocabulary_of_the_same_size_are_refused(tmp_path, form, change, part):
+    pieces = [f"word{i}" for i in range(60)]
+    (tmp_path / "ours.txt").write_text("\r\n".join(pieces) + "\r\n")
+    if change:
+        pieces[7] = change
+    source, vocab = bert_folder(tmp_path), str(tmp_path / "ours.txt")
+    given = {"model": {"vocab": {piece: i for i, piece in enumerate(pieces)}}}
+    (tmp_path / form).write_text("\n".join(pieces) if form == "vocab.txt" else json.dumps(given))
+    if change:
+        refused(lambda: load_bert_weights(source, TextEncoder(BERT, 1), vocab=vocab), tmp_path / form, part)
+        (tmp_path / form).unlink()
+        line = load_bert_weights(source, TextEncoder(BERT, 1), vocab=vocab)[0]
+        assert line.endswith("no file beside it says")
+    else:
+        assert load_bert_weights(source, TextEncoder(BERT, 1), vocab=vocab)[0].endswith(
+            "its vocabulary is text.vocab's"
+        )
+
+
 # ------------------------------------------------------------------------------------------------ ViT's
 
 QUICK, EXACT = "vit_base_patch16_clip_quickgelu_224", "vit_base_patch16_clip_224"
@@ -286,6 +307,57 @@ def test_image_weights_made_with_another_activation(tmp_path, case, caplog):
         with caplog.at_level(logging.WARNING, "semmim"):
             tiny_encoder(name=EXACT if name == QUICK else QUICK, weights=str(tmp_path))  # the other one fits
         assert not caplog.messages
+
+
+HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.25, 1]}
+CLIPS = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
+
+
+@pytest.mark.parametrize("name", [QUICK, "vit_tiny_patch16_224"])  # without and with a bias of the first layer
+@pytest.mark.parametrize(
+    "file, values",
+    [
+        ("preprocessor_config.json", HALF),
+        ("config.json", {"pretrained_cfg": {"mean": HALF["image_mean"], "std": HALF["image_std"]}}),
+        ("open_clip_config.json", {"preprocess_cfg": {"mean": HALF["image_mean"], "std": HALF["image_std"]}}),
+        ("preprocessor_config.json", CLIPS),
+    ],
+)
+def test_weights_that_state_another_mean_and_deviation_see_what_they_were_trained_on(
+    tmp_path, name, file, values, caplog
+):
+    vit = timm.create_model(name, img_size=32, num_classes=0, **SHAPE).eval()
+    torch.save(vit.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / file).write_text(json.dumps(values))
+    with caplog.at_level(logging.INFO, "semmim"):
+        encoder = tiny_encoder(name=name, weights=str(tmp_path)).eval()
+    pixels, theirs = torch.rand(2, 3, 32, 32), CLIPS if values is CLIPS else HALF
+    ours, trained = (
+        (pixels - mean) / std
+        for mean, std in (
+            (torch.tensor(x["image_mean"]).view(3, 1, 1), torch.tensor(x["image_std"]).view(3, 1, 1))
+            for x in (CLIPS, theirs)
+        )
+    )
+    mask = torch.tensor([[True, False, False, True]] * 2)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(ours), vit.forward_features(trained), atol=1e-4, rtol=0)
+        plain = tiny_encoder(name=name)
+        plain.vit.load_state_dict(vit.state_dict())
+        plain.mask_token.copy_(encoder.mask_token)
+        if values is not CLIPS and name == QUICK:
+            plain.mask_token.add_(encoder.vit.pos_embed[0, -1] - vit.pos_embed[0, -1])
+        torch.testing.assert_close(encoder(ours, mask), plain.eval()(trained, mask), atol=1e-4, rtol=0)
+    assert any("the first layer is adapted" in line for line in caplog.messages) == (values is not CLIPS)
+
+
+@pytest.mark.parametrize(
+    "values", [{"image_mean": 0.5, "image_std": [1] * 3}, {"image_mean": [0] * 3, "image_std": [0] * 3}]
+)
+def test_a_mean_and_deviation_that_are_none_are_one_line(tmp_path, values):
+    torch.save(timm_weights(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
+    refused(lambda: tiny_encoder(weights=str(tmp_path)), tmp_path / "preprocessor_config.json: image_")
 
 
 def test_openais_weights_under_a_name_without_quickgelu_are_refused():
