@@ -143,14 +143,14 @@ def same_images(job: Job, captions: dict[str, list[str]]) -> list[list[str]]:
             readable[path] = mark
     if not readable:
         raise UserError(f"--source {job.source}: no image with a caption that can be used; see the counts above")
-    numbers, large = group_images(list(readable.values()), max(FEW, int(LARGE * len(readable))))
+    numbers, crowd = group_images(list(readable.values()), max(FEW, int(LARGE * len(readable))))
     groups: dict[int, list[str]] = {}
     for path, number in zip(readable, numbers.tolist(), strict=True):
         groups.setdefault(number, []).append(path)
-    for size in large:
+    if crowd:
         job.warn(
-            f"{size:,} of {len(readable):,} images look alike, more than a tenth: of these only files with the same "
-            "bytes are kept in one split, so that test images may look like training's"
+            f"{crowd:,} of {len(readable):,} images look alike, in groups of more than a tenth of all: of these only "
+            "files with the same bytes are kept in one split, so that test images may look like training's"
         )
     job.count("images with captions", len(readable))
     job.count("captions", sum(len(captions[image]) for image in readable))

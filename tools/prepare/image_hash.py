@@ -29,6 +29,7 @@ SIDE, LOW = 32, 8  # pixels of the small image, frequencies that are kept of eac
 RADIUS = 0.05  # how far copies may be apart
 MIN_CONTRAST = 4  # gray levels (standard deviation): a nearly even image looks like every other
 NEIGHBORS = 8  # look-alikes of an image that are looked at
+SAMPLE = 100  # images whose look-alikes are counted among all
 BLOCK = 10_000  # images compared at a time
 NO_FILE = "no such file"
 COPY, LOOK_ALIKE = "a copy", "a look-alike"  # the same bytes; the same image in other bytes
@@ -109,17 +110,22 @@ class KnownImages:
             yield from ((at, near) for at, near in zip(places, nearest, strict=True) if near < self._looks.n)
 
 
-def group_images(marks: Sequence[Fingerprint], most: int) -> tuple[np.ndarray, list[int]]:
-    """([n]: the number of each image's group of the same images, sizes of groups that are too large).
+def group_images(marks: Sequence[Fingerprint], most: int) -> tuple[np.ndarray, int]:
+    """([n]: the number of each image's group of the same images, how many images are in groups that are too large).
 
     Groups of look-alikes with more than `most` images are not believed: in them only equal bytes count.
     """
-    _, same = np.unique([mark.sha256 for mark in marks], return_inverse=True)
+    _, first, same = np.unique([mark.sha256 for mark in marks], return_index=True, return_inverse=True)
+    links = [np.stack([np.arange(len(marks)), first[same]])]  # every image to the first of its bytes
     places = np.array([place for place, mark in enumerate(marks) if mark.look is not None], dtype=int)
-    first = np.unique(same, return_index=True)[1][same]  # links to the first of the same bytes
-    links = [np.stack([np.arange(len(marks)), first])]
+    is_crowd = np.zeros(len(marks), dtype=bool)
     if len(places):
-        looks = np.stack([marks[place].look for place in places])
+        looks = np.stack([marks[place].look for place in places])  # [n, 63]
+        some = looks[:: max(1, len(looks) // SAMPLE)]
+        near = looks @ some.T > 1 - RADIUS**2 / 2  # cosines: [n, about SAMPLE]
+        is_crowd[places] = near[:, near.sum(axis=0) > most].any(axis=1)  # to search these would be quadratic
+        looks, places = looks[~is_crowd[places]], places[~is_crowd[places]]
+    if len(places):
         _, near = KDTree(looks).query(looks, NEIGHBORS + 1, distance_upper_bound=RADIUS, workers=-1)
         row, column = np.nonzero(near < len(looks))
         links.append(np.stack([places[row], places[near[row, column]]]))
@@ -127,5 +133,5 @@ def group_images(marks: Sequence[Fingerprint], most: int) -> tuple[np.ndarray, l
     graph = coo_array((np.ones(len(start), dtype=bool), (start, end)), shape=(len(marks), len(marks)))
     _, group = connected_components(graph, directed=False)
     sizes = np.bincount(group)
-    large = sizes > most
-    return np.where(large[group], len(sizes) + same, group), sizes[large].tolist()
+    is_crowd |= sizes[group] > most
+    return np.where(is_crowd, len(sizes) + same, group), int(is_crowd.sum())
