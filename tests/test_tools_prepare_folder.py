@@ -203,3 +203,20 @@ def test_a_split_is_a_number_of_images_or_a_share(run, number, capsys):
     with pytest.raises(SystemExit):
         run("--test", number)
     assert f"argument --test: invalid amount value: '{number}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["COCO_val2014_{:012d}.png", "val2017/{:012d}.png", "own"])
+def test_ids_are_numbers_where_the_files_or_the_list_have_them(run, photos, tmp_path, name):
+    found = sorted(photos.rglob("*.png"))
+    (photos / "val2017").mkdir()
+    rows = ["image,image_id,caption"]
+    for number, path in enumerate(found):
+        new = photos / (f"own {number}.png" if name == "own" else name.format(100 + number))
+        path.rename(new)
+        path.with_suffix(".txt").rename(new.with_suffix(".txt"))
+        rows.append(f"{new.relative_to(photos)},{100 + number},a caption")
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    run(*(["--captions", str(tmp_path / "list.csv")] if name == "own" else []))
+    ids = [entry["image_id"] for entry in lists(tmp_path / "data/own")["test"]]
+    assert len(ids) == 3 and all(isinstance(i, int) and 100 <= i < 130 for i in ids)
+    assert [entry["image_id"] for entry in load_captions(Source(tmp_path / "data/own/test.json"), "test")] == ids

@@ -80,6 +80,8 @@ def main(argv: list[str] | None = None) -> None:
     start = time.monotonic()
     try:
         module.prepare(job)
+        if job.missing:
+            job.note(f"not on disk yet: {len(job.missing):,} images below {job.images}; first: {min(job.missing)}")
         record = {"entries": {str(path): count for path, count in job.files.items()}}
         job.write_json(
             f"prepared/{job.name}.json", {**record, "counts": job.counts, "left_out": job.left_out, "lines": job.lines}

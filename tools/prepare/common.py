@@ -85,6 +85,7 @@ class Job:
         self.files: dict[Path, int] = {}
         self.counts: list[dict] = []
         self.left_out: dict[str, dict] = {}
+        self.missing: set[str] = set()  # images that lists name and the disk lacks
         self.lines: list[str] = []  # notes and warnings
         self._listings: dict[str, frozenset[str]] = {}
         self._record = self.output / "prepared" / "written.jsonl"
@@ -156,10 +157,13 @@ class Job:
 
     def has(self, image: str) -> bool:
         """Whether an image (a path in the images' folder) may be written: with --require_images it must exist."""
-        if not self.options.require_images or self.exists(image):
+        if self.exists(image):
             return True
-        self.leave_out("image that is not on disk", image)
-        return False
+        if self.options.require_images:
+            self.leave_out("image that is not on disk", image)
+            return False
+        self.missing.add(image)
+        return True
 
     def exists(self, image: str) -> bool:
         folder, name = os.path.split(image)

@@ -18,7 +18,7 @@ import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dataset.annotations import KINDS, TEXTS, Source, check_kind, located_entries, strings
+from dataset.annotations import COCO_NAME, KINDS, Source, located_entries, strings
 from dataset.files import IMAGE_ENDINGS, captions_beside, folder_images
 from dataset.official import tidy
 from dataset.text import clean_caption
@@ -65,9 +65,11 @@ def prepare(job: Job) -> None:
     in_file = options.captions not in (ALL_LINES, FIRST_LINE)
     if options.columns and not in_file:
         raise UserError(f"--columns {' '.join(options.columns)}: needs --captions FILE, whose columns they are")
-    found = captions_of_file(job) if in_file else captions_beside_images(job)
+    ids: dict[str, str | int] = {}
+    found = captions_of_file(job, ids) if in_file else captions_beside_images(job)
     captions = usable_captions(job, found)
-    write_splits(job, captions, split(job, same_images(job, captions)))
+    splits = split(job, same_images(job, captions))
+    write_splits(job, captions, image_ids(job, captions) | ids, splits)
 
 
 # ------------------------------------------------------------------------------------------------ captions
@@ -88,8 +90,9 @@ def captions_beside_images(job: Job) -> Iterator[tuple[str, list[str]]]:
         job.leave_out(f"caption without an image ({', '.join(IMAGE_ENDINGS)})", str(text))
 
 
-def captions_of_file(job: Job) -> Iterator[tuple[str, list[str]]]:
-    """(path of an image, its captions as they stand), in the file's order, of a file that names images below SOURCE."""
+def captions_of_file(job: Job, ids: dict[str, str | int]) -> Iterator[tuple[str, list[str]]]:
+    """(path of an image, its captions as they stand), in the file's order, of a file that names images below SOURCE;
+    ids: gets the file's own `image_id`s."""
     path, names = find_file(job.options.captions, "--captions"), {}
     for text in job.options.columns:
         key, _, names[key] = text.partition("=")
@@ -97,10 +100,10 @@ def captions_of_file(job: Job) -> Iterator[tuple[str, list[str]]]:
             raise UserError(f"--columns {text}: must be image=NAME or caption=NAME")
     captions: dict[str, list[str]] = {}
     for where, entry in located_entries(Source(path, job.source, columns=names), "caption"):
-        texts = entry.get("caption") or []  # without one the image is counted, not an end
-        if texts:
-            check_kind(texts, "caption", TEXTS, where)
-        captions.setdefault(os.path.normpath(entry["image"]), []).extend(strings(texts))
+        image = os.path.normpath(entry["image"])
+        captions.setdefault(image, []).extend(strings(entry.get("caption") or []))
+        if entry.get("image_id") is not None and ids.setdefault(image, entry["image_id"]) != entry["image_id"]:
+            raise UserError(f"{where}: {image} has the image_id {entry['image_id']!r}, but {ids[image]!r} before")
     listed = {os.path.abspath(image) for image in captions}
     for image, _ in folder_images(job.source):
         if os.path.abspath(image) not in listed:
@@ -180,9 +183,16 @@ def split(job: Job, groups: list[list[str]]) -> dict[str, list[str]]:
     return {name: sorted(part, key=place.__getitem__) for name, part in splits.items()}
 
 
-def write_splits(job: Job, captions: dict[str, list[str]], splits: dict[str, list[str]]) -> None:
-    """train.json, val.json and test.json; an image's id is its path below SOURCE. Paths are relative to the lists, or
-    absolute if SOURCE is not below OUTPUT's parent folder."""
+def image_ids(job: Job, images: Iterable[str]) -> dict[str, str | int]:
+    """{image: COCO's number in its name, if all have one of their own, else its path below SOURCE}"""
+    below = {image: os.path.relpath(image, job.source) for image in images}
+    numbers = {image: int(found[1]) for image, name in below.items() if (found := COCO_NAME.search(name))}
+    return numbers if len(set(numbers.values())) == len(below) else below
+
+
+def write_splits(job: Job, captions: dict[str, list[str]], ids: dict, splits: dict[str, list[str]]) -> None:
+    """train.json, val.json and test.json. Paths are relative to the lists, or absolute if SOURCE is not below OUTPUT's
+    parent folder."""
     source, output = job.source.resolve(), job.output.resolve()
     folder = os.path.relpath(source, output) if source.is_relative_to(output.parent) else str(source)
     for name, images in splits.items():
@@ -193,8 +203,8 @@ def write_splits(job: Job, captions: dict[str, list[str]], splits: dict[str, lis
             continue
         entries = []
         for image in images:
-            below = os.path.relpath(image, job.source)
-            entry = {"image": os.path.normpath(os.path.join(folder, below)), "image_id": below}
+            path = os.path.normpath(os.path.join(folder, os.path.relpath(image, job.source)))
+            entry = {"image": path, "image_id": ids[image]}
             for texts in captions[image] if name == "train" else [captions[image]]:
                 entries.append({**entry, "caption": texts})
         job.write(f"{name}.json", entries)

@@ -68,7 +68,7 @@ def read_entries(job: Job, path: Path) -> list[dict]:
     for where, entry in job.read(path, "images", partial(karpathy_entry, job.name)):
         split, sentences = SPLIT_OF[entry["split"]], entry["sentences"]
         captions[split] += len(sentences)
-        entry["sentences"] = [sentence for sentence in sentences if sentence["raw"].strip()]
+        entry["sentences"] = [sentence for sentence in sentences if tidy(sentence["raw"])]
         for _ in range(len(sentences) - len(entry["sentences"])):
             job.leave_out("blank caption", where)
         if entry["sentences"]:
