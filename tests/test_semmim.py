@@ -23,7 +23,7 @@ from models.semmim import build_backbone, load_backbone
 from models.vqa import VQAModel
 from semmim import SemMIM, card, files
 from tools import export
-from utils import UserError, load_checkpoint, save_checkpoint, write_json
+from utils import UserError, save_checkpoint, write_json
 
 CPU = torch.device("cpu")
 TEXTS = ["A red bus, here!", "two dogs", "a-b c"]
@@ -206,42 +206,26 @@ def truncated(folder):
         ("retrieval", lambda m, f: m.encode_image("absent.png"), "absent.png: no such file"),
         ("retrieval", lambda m, f: m.encode_image(3), "a int is no image"),
         ("retrieval", lambda m, f: m.encode_image(torch.rand(3, 32, 32)), r"float32, \(3, 32, 32\) is no image"),
-        ("retrieval", lambda m, f: m.encode_image(np.zeros((32, 32, 3))), "float64.* is no image"),
         ("retrieval", lambda m, f: m.encode_image(m.preprocess(f / "0.png")[:, :8]), r"must be \[3, 32, 32\]"),
         ("retrieval", lambda m, f: m.encode_image(m.preprocess(f / "0.png") * torch.nan), "finite"),
         ("retrieval", lambda m, f: m.encode_image(Image.new("RGB", (0, 0))), "0 x 0 pixels"),
-        ("retrieval", lambda m, f: m.encode_image(np.zeros((0, 0, 3), np.uint8)), "0 x 0 pixels"),
         ("retrieval", lambda m, f: m.encode_image(truncated(f)), "truncated.png: cannot be used"),
-        ("retrieval", lambda m, f: m.encode_image(Image.new("F", (4, 4), float("nan"))), "not finite"),
         ("retrieval", lambda m, f: m.encode_text(["a", "!?"]), "nothing is left"),
-        ("retrieval", lambda m, f: m.encode_text(["a", None]), "a NoneType .* is no text"),
         ("retrieval", lambda m, f: m.encode_text("\udcff"), "is not UTF-8"),
         ("retrieval", lambda m, f: m.caption([]), "no decoder"),
-        ("retrieval", lambda m, f: m.answer("a.png", "what?"), "no decoder"),
         ("retrieval", lambda m, f: m.class_features(["dog", "cat"], ["a photo"]), "where the name of the class"),
-        ("retrieval", lambda m, f: m.classify(f / "0.png", "dog"), "no choice"),
         ("retrieval", lambda m, f: m.classify(f / "0.png", ["dog", "dog"]), "no choice"),
         ("caption", lambda m, f: m.encode_image(f / "0.png"), "take a checkpoint of Pretrain.py or Retrieval.py"),
-        ("caption", lambda m, f: m.encode_text("a dog"), "take a checkpoint of Pretrain.py or Retrieval.py"),
         ("caption", lambda m, f: m.caption(f / "0.png", nosuch=1), "nosuch: no such option"),
-        ("caption", lambda m, f: m.caption(f / "0.png", beams="3"), "beams is '3'; a whole number"),
         ("caption", lambda m, f: m.caption(f / "0.png", num_return=9), "at most 5 sentences"),
-        ("caption", lambda m, f: m.caption(f / "0.png", prompt=3), "prompt: a int"),
         ("vqa", lambda m, f: m.match(f / "0.png", "a dog"), "take a checkpoint of Pretrain.py or Retrieval.py"),
-        ("vqa", lambda m, f: m.classify(f / "0.png", ["dog", "bus"]), "take a checkpoint of Pretrain.py"),
-        ("vqa", lambda m, f: m.search(f / "0.png", "a dog"), "take a checkpoint of Pretrain.py or Retrieval.py"),
         ("vqa", lambda m, f: m.answer(images(f), QUESTIONS[:2]), "3 images and 2 questions"),
         ("vqa", lambda m, f: m.answer(f / "0.png", "what?", answers="yes"), "answers: .* no choice"),
         ("retrieval", lambda m, f: loaded(f, "vqa", device="tpu"), "device tpu: "),
-        ("retrieval", lambda m, f: loaded(f, "vqa", device="meta"), "device meta"),
-        ("retrieval", lambda m, f: loaded(f, "vqa", device="hpu"), "device hpu: "),
         ("retrieval", lambda m, f: SemMIM.from_pretrained(None), "None is no path"),
-        ("retrieval", lambda m, f: m.save_pretrained(None), "None is no path"),
         ("retrieval", lambda m, f: m.classify(f / "0.png", torch.ones(3, 7)), r"\(3, 7\) is not \[C, 16\]"),
-        ("retrieval", lambda m, f: m.classify(f / "0.png", torch.full((3, 16), torch.nan)), "all finite"),
         ("retrieval", lambda m, f: loaded(f, "vqa", batch_size=0), "batch_size is 0"),
         ("retrieval", lambda m, f: loaded(f, "vqa", image_size="big"), "image_size is 'big'"),
-        ("retrieval", lambda m, f: loaded(f, "vqa", precision="fp16"), "precision is fp16"),
         ("retrieval", lambda m, f: m.save_pretrained(f), "something else than an exported model"),
     ],
 )
@@ -249,11 +233,6 @@ def test_wrong_input_is_one_line(folder, stage, wrong, message):
     with pytest.raises(UserError, match=message) as error:
         wrong(loaded(folder, stage), folder)
     assert "\n" not in str(error.value)
-
-
-def test_an_unknown_option_is_an_error(folder):
-    with pytest.raises(TypeError, match="nosuch"):
-        loaded(folder, "vqa", nosuch=1)
 
 
 def test_what_was_never_learned_is_said_once(folder, caplog):
@@ -267,8 +246,6 @@ def test_weights_that_are_damaged_after_loading_are_one_line(folder):
     for stage, use in (
         ("vqa", lambda m: m.answer(images(folder), QUESTIONS)),
         ("caption", lambda m: m.caption(images(folder))),
-        ("caption", lambda m: m.caption(images(folder), mode="sample")),
-        ("pretrain", lambda m: m.search(images(folder), TEXTS)),
         ("pretrain", lambda m: m.match(images(folder), TEXTS)),
     ):
         model = loaded(folder, stage)
@@ -377,9 +354,7 @@ def test_what_is_pushed_to_the_hub_is_loaded_from_it(folder, tmp_path, monkeypat
         ("config.json", None, "config.json is missing|holds neither"),
         ("vocab.txt", None, "vocab.txt is missing"),
         ("model.safetensors", b"no weights", "not a readable weight file"),
-        ("config.json", b"{}", "not of a SemMIM model"),
         ("config.json", b"{", "not valid JSON"),
-        ("vocab.txt", b"\xff", "vocab.txt"),
         ("vocab.txt", b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n[PAD]", "twice"),
         ("metrics.json", b"{" * 10_000, ""),  # a model is usable without
     ],
@@ -413,16 +388,11 @@ def exported(folder, tmp_path_factory):
         ("stage", (None, "other", ["vqa"])),
         ("step", (-1, "7", True)),
         ("best", ([], {"order": "best"}, {"order": []})),
-        ("settings", (None, [])),
         ("settings.vqa", (None, {})),
-        ("settings.caption.generation", (None, {"nosuch": 1})),
         ("settings.caption.generation.beams", (0, "5", True, None)),
         ("settings.caption.generation.length_penalty", ("x", 1e308)),
-        ("settings.caption.generation.mode", ("other", [])),
         ("settings.caption.text.prompt", (None, 3)),
-        ("settings.retrieval.text.max_tokens", (0, 10**9, "30")),
         ("settings.retrieval.rerank.score", ("other", 1)),
-        ("settings.vqa.answer.max_tokens", (0, 10**12)),
         ("description", (None, [], {})),
     ],
 )
@@ -433,14 +403,6 @@ def test_an_altered_config_is_one_line_that_names_the_entry(exported, key, value
         with pytest.raises(UserError) as error:
             SemMIM.from_pretrained(path)
         assert "\n" not in str(error.value) and key.split(".")[-1].split("_")[-1] in str(error.value)
-
-
-def test_weights_that_are_no_numbers_are_refused(folder, tmp_path):
-    checkpoint = load_checkpoint(folder / "retrieval" / "checkpoint_best.pth")
-    checkpoint["model"]["backbone.vision_proj.weight"][0, 0] = torch.nan
-    save_checkpoint(tmp_path / "nan.pth", checkpoint)
-    with pytest.raises(UserError, match="not finite"):
-        SemMIM.from_pretrained(tmp_path / "nan.pth").encode_image(images(folder))
 
 
 def test_an_export_that_was_killed_is_written_again(folder, tmp_path, monkeypatch):
