@@ -45,7 +45,7 @@ class PretrainDataset(CaptionedDataset):
         image_id = int(self.image_of_caption[number])
         path = self.paths[image_id]
         caption = usable_caption(self.captions[number], self.max_words, path, self.language.lower)
-        cut = len(clean_caption(self.captions[number], None)) > len(caption)
+        cut = len(clean_caption(self.captions[number], None, self.language.lower)) > len(caption)
         views = self.views(self.read_image(image_id), rng, allow_flip=self.language.may_flip(caption))
         return {**views, "caption": caption, "cut": cut, "image_id": image_id, "path": path}
 

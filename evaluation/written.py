@@ -21,6 +21,8 @@ def rewriting(
 
     name: of the split, for the line; answers: whether they are answers rather than captions.
     """
+    if not references:
+        return list
     share, example = tokenizer.unwritable(references)
     line = f"{name}: {share:.1%} of the references have letters that this vocabulary cannot write"
     if share <= FEW:

@@ -117,9 +117,9 @@ def test_rewards_take_the_same_way(language):
 # ------------------------------------------------------------------------------------------------ answers
 
 
-@pytest.mark.parametrize("answer", ["红色", "été", "3只", "t恤", "빨간색", "đỏ", "größe", "10:30", "l'été"])
+@pytest.mark.parametrize("answer", ["红色", "été", "3只", "t恤", "빨간색", "đỏ", "größe", "10:30", "l'été", "l’été"])
 def test_an_answer_that_the_vocabulary_can_write_is_right(tmp_path, answer):
-    tokenizer = vocabulary(tmp_path, [answer, "10 : 30 l ' 3 t"])
+    tokenizer = vocabulary(tmp_path, [answer, "10 : 30 l ' ’ 3 t"])
     written = tokenizer.decode_answer(tokenizer.word_pieces([answer])[0])
     assert written == answer
     for scoring in ("official", "official_2017"):
