@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, refused
 
 import utils
 from engine.distributed import Console, init_distributed
@@ -18,7 +18,7 @@ from engine.distributed import Console, init_distributed
 
 
 def test_a_disk_that_refuses_is_one_line_and_any_other_trouble_of_the_system_a_traceback(capsys):
-    def refused(error: OSError):
+    def raising(error: OSError):
         def main():
             raise error
 
@@ -30,49 +30,46 @@ def test_a_disk_that_refuses_is_one_line_and_any_other_trouble_of_the_system_a_t
         (OSError(errno.EROFS, "Read-only", b"a.tmp"), "a.tmp: Read-only; name another place"),
     ):
         with pytest.raises(SystemExit) as end:
-            utils.run_main(refused(error))
+            utils.run_main(raising(error))
         assert end.value.code == 2 and capsys.readouterr().err.startswith(f"error: {line}")
     with pytest.raises(ConnectionRefusedError):
-        utils.run_main(refused(ConnectionRefusedError(errno.ECONNREFUSED, "refused")))
+        utils.run_main(raising(ConnectionRefusedError(errno.ECONNREFUSED, "refused")))
 
 
 def test_a_folder_is_made_or_the_error_says_why_not(tmp_path, monkeypatch):
     assert utils.make_folder(tmp_path / "a/b") == utils.make_folder(tmp_path / "a/b") and (tmp_path / "a/b").is_dir()
     (tmp_path / "file").touch()
-    with pytest.raises(utils.UserError, match=r"file: this folder cannot be made \(File exists\); name another$"):
-        utils.make_folder(tmp_path / "file")
-    with pytest.raises(utils.UserError, match=r"file/b: this folder cannot be made \(Not a directory\); name another$"):
-        utils.make_folder(tmp_path / "file/b")
+    refused(
+        lambda: utils.make_folder(tmp_path / "file"), "file: this folder cannot be made (File exists); name another"
+    )
+    refused(lambda: utils.make_folder(tmp_path / "file/b"), "file/b: this folder cannot be made (Not a directory)")
     monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
-    with pytest.raises(utils.UserError, match="a: this folder cannot be written into; name another, or permit it$"):
-        utils.make_folder(tmp_path / "a")
+    refused(lambda: utils.make_folder(tmp_path / "a"), "a: this folder cannot be written into; name another, or permit")
 
 
-def test_an_error_in_a_worker_is_one_line_too(capsys):
+def wrong():
+    raise utils.UserError("a.png: unreadable")
+
+
+@pytest.mark.parametrize(
+    "call, line",
+    [
+        (wrong, "error: a.png: unreadable\n"),
+        (lambda: os.kill(os.getpid(), signal.SIGBUS), "error: a data worker died ("),
+    ],
+    ids=["an error", "its death"],
+)
+def test_what_ends_a_worker_is_one_line(capsys, call, line):
     class Broken(torch.utils.data.Dataset):
         def __len__(self):
             return 1
 
         def __getitem__(self, index):
-            raise utils.UserError("a.png: unreadable")
-
-    with pytest.raises(SystemExit):
-        utils.run_main(lambda: list(torch.utils.data.DataLoader(Broken(), num_workers=1)))
-    assert capsys.readouterr().err == "error: a.png: unreadable\n"
-
-
-def test_a_worker_that_dies_is_one_line(capsys):
-    class Killed(torch.utils.data.Dataset):
-        def __len__(self):
-            return 1
-
-        def __getitem__(self, index):
-            os.kill(os.getpid(), signal.SIGBUS)
+            call()
 
     with pytest.raises(SystemExit) as end:
-        utils.run_main(lambda: list(torch.utils.data.DataLoader(Killed(), num_workers=1)))
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert end.value.code == 2 and line.startswith("error: a data worker died (") and "data.num_workers" in line
+        utils.run_main(lambda: list(torch.utils.data.DataLoader(Broken(), num_workers=1)))
+    assert end.value.code == 2 and capsys.readouterr().err.splitlines(True)[-1].startswith(line)
 
 
 # -------------------------------------------------------------------------------- precision, devices
@@ -98,11 +95,11 @@ def test_asking_for_a_missing_gpu_is_an_error():
 @pytest.mark.parametrize(
     "content, message",
     [
-        (None, "checkpoint: .* does not exist"),
+        (None, "does not exist"),
         (b"", "not a readable checkpoint"),
         (b"no checkpoint at all", "not a readable checkpoint"),
         ("truncated", "not a readable checkpoint"),
-        ({"weights": {}}, "not a checkpoint of this project .*model"),
+        ({"weights": {}}, "not a checkpoint of this project (it has no entry model)"),
         ([1, 2], "not a checkpoint of this project"),
         ({"model": subprocess.Popen}, "not a readable checkpoint"),
     ],
@@ -116,9 +113,7 @@ def test_a_wrong_checkpoint_is_a_one_line_error(tmp_path, content, message):
         path.write_bytes(path.read_bytes()[:300])
     elif content is not None:
         torch.save(content, path)
-    with pytest.raises(utils.UserError, match=message) as error:
-        utils.load_checkpoint(path)
-    assert "\n" not in str(error.value)
+    refused(lambda: utils.load_checkpoint(path), message)
 
 
 def test_any_damage_to_a_checkpoint_is_found_or_leaves_its_content(tmp_path):
