@@ -76,10 +76,10 @@ def read_pairs(source: Source) -> pa.Table:
         images.append(paths.dictionary_encode())
         captions.append(texts)
         counts.append(numbers)
-    image = pa.chunked_array(images).unify_dictionaries().combine_chunks()
+    captions = pa.chunked_array(captions).combine_chunks()  # one after the other: a copy of both would be held
+    images = pa.chunked_array(images).unify_dictionaries().combine_chunks()
     starts = pa.array(np.cumsum(np.concatenate(counts), dtype=np.int64))
-    texts = pa.LargeListArray.from_arrays(starts, pa.chunked_array(captions).combine_chunks())
-    return pa.table({"image": image, "captions": texts})
+    return pa.table({"image": images, "captions": pa.LargeListArray.from_arrays(starts, captions)})
 
 
 def load_pairs(source: Source) -> Pairs:

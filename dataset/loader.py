@@ -105,21 +105,17 @@ class Loader:
         self.max_bad_share = max_bad_share
         self.visited, self.bad = 0, 0
         self.first_bad: list[str] = []
-        options = {}
-        if num_workers > 0:
-            # Forked workers share the annotations and the cached images; other start methods copy them.
-            options = {
-                "persistent_workers": True,
-                "multiprocessing_context": "fork" if sys.platform == "linux" else None,
-            }
+        # Forked workers share the annotations and the cached images; other start methods copy them.
+        context = "fork" if num_workers and sys.platform == "linux" else None
         self._loader = DataLoader(
             self.dataset,
             batch_sampler=batches,
             collate_fn=collate,
             num_workers=num_workers,
+            persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
+            multiprocessing_context=context,
             worker_init_fn=child_signals,
-            **options,
         )
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
@@ -131,16 +127,12 @@ class Loader:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[dict]:
-        batches = iter(self._loader)
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except UserError as error:
-                raise UserError(user_message(error)) from None
-            self._count(batch)
-            yield batch
+        try:
+            for batch in self._loader:
+                self._count(batch)
+                yield batch
+        except UserError as error:  # of a worker, too
+            raise UserError(user_message(error)) from None
 
     def _count(self, batch: dict) -> None:
         self.visited += len(batch["paths"]) + len(batch["bad"])
