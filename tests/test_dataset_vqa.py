@@ -2,62 +2,34 @@
 
 import json
 
-import numpy as np
+import annotated
 import pytest
 import torch
+from annotated import make, write
 from conftest import refused
-from PIL import Image
 
-from dataset.annotations import Source
 from dataset.questions import read_answer_list
 from dataset.text import Tokenizer
-from dataset.transforms import Augment
-from dataset.transforms import test_transform as square  # not collected as a test
-from dataset.vqa import (
-    EvalBatches,
-    VQACollate,
-    VQAEvalDataset,
-    VQATrainDataset,
-    encode_questions,
-    question_parts,
-)
+from dataset.vqa import EvalBatches, VQACollate, encode_questions, question_parts
 
 TOKENIZER = Tokenizer("configs/bert/vocab.txt")
 LIMITS = (30, 25, 22)
 TEN = ["yes"] * 6 + ["no"] * 3 + ["maybe"]
 
-
-@pytest.fixture
-def folder(tmp_path):
-    for root, names in (("coco", "abc"), ("vg", "de")):
-        (tmp_path / root).mkdir()
-        for name in names:
-            pixels = np.random.default_rng(ord(name)).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / root / f"{name}.png")
-    return tmp_path
+folder = annotated.folder
 
 
-def entry(number=1, image="a.png", **changes):
-    values = {"question_id": number, "question": "Is it red?", "image": image, "dataset": "vqa", "answer": TEN}
-    return {key: value for key, value in {**values, **changes}.items() if value is not None}
+def entry(number=1, image=0, **changes):
+    values = {"question_id": number, "question": "Is it red?", "answer": TEN, "object_label": None}
+    return annotated.entry(image, **{**values, **changes})
 
 
-def write(folder, entries, name="vqa.json"):
-    (folder / name).write_text(json.dumps(entries))
-    return folder / name
-
-
-def roots(folder):
-    return {"vqa": str(folder / "coco"), "vg": str(folder / "vg")}
-
-
-def train_set(folder, entries, image_root=None, image_prefix_map=None, **options):
-    source = Source(write(folder, entries), image_root or roots(folder), image_prefix_map or {})
-    return VQATrainDataset(source, Augment(16), **options)
+def train_set(folder, entries, **options):
+    return make("vqa_train", write(folder, entries), **options)
 
 
 def eval_set(folder, entries, **options):
-    return VQAEvalDataset(Source(write(folder, entries), roots(folder)), square(16), **options)
+    return make("vqa_eval", write(folder, entries), **options)
 
 
 def words(ids):
@@ -92,7 +64,7 @@ def test_an_empty_part_has_no_separator():
 def test_answers_weigh_what_their_share_of_annotators_is(folder):
     entries = [
         entry(answer=[*TEN[:-1], " yes "]),
-        entry(2, "d.png", dataset="vg", answer="Blue"),
+        entry(2, 1, dataset="vg", answer="Blue"),
         entry(3, answer=["left", "right"]),
         entry(4, answer="one", dataset="vqa"),
         entry(5, answer=["red", "", "red", "blue"]),
@@ -117,11 +89,11 @@ def test_flips_never_spoil_left_right_or_printed_words(folder):
 
 
 def test_a_batch_has_every_answer_beside_its_question(folder):
-    entries = [entry(), entry(2, "b.png", question="What is it, then?", answer=["t-shirt"] * 10)]
+    entries = [entry(), entry(2, 1, question="What is it, then?", answer=["t-shirt"] * 10)]
     collate = VQACollate(TOKENIZER, LIMITS, 20)
     data = train_set(folder, entries)
     batch = collate([data[0], data[1]])
-    assert batch["image"].shape == (2, 3, 16, 16) and batch["input_ids"].shape == (2, 5)
+    assert batch["image"].shape == (2, 3, 8, 8) and batch["input_ids"].shape == (2, 5)
     assert batch["answer_rows"].tolist() == [0, 0, 0, 1]
     assert batch["answer_weights"].tolist() == pytest.approx([0.6, 0.3, 0.1, 1.0])
     assert words(batch["answer_ids"][3]) == "[CLS] t - shirt"
@@ -160,8 +132,7 @@ def test_references_come_from_official_files_then_entries_then_scores(folder):
 
 
 def test_eval_batches_hold_every_question_once_and_every_image_once(folder):
-    images = ["a.png", "b.png", "a.png", "c.png", "a.png", "b.png", "a.png"]
-    entries = [entry(i, image, question=f"question {i}") for i, image in enumerate(images)]
+    entries = [entry(i, image, question=f"question {i}") for i, image in enumerate([0, 1, 0, 2, 0, 1, 0])]
     data = eval_set(folder, entries)
     batches = EvalBatches(data, TOKENIZER, LIMITS, 3)
     seen = [i for b in range(len(batches)) for i in batches[b]["index"].tolist()]
