@@ -253,14 +253,6 @@ def test_dropout_drops_the_configured_share_of_embeddings_and_attention_weights(
     assert encoder.encoder.layer[0].attention.self.drop() == 0
 
 
-def test_dropout_is_off_when_evaluating_and_on_when_training():
-    decoder, (ids, _) = random_decoder(), text()
-    kv = decoder.project_memory(memory())
-    assert torch.equal(decoder(ids, kv), decoder(ids, kv))
-    decoder.train()
-    assert not torch.equal(decoder(ids, kv), decoder(ids, kv))
-
-
 def test_initial_weights_have_berts_standard_deviation_and_zero_biases():
     encoder = TextEncoder(BertConfig(1000, 64, 2, 128), 1)
     assert encoder.embeddings.word_embeddings.weight.std().item() == pytest.approx(0.02, rel=0.05)

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from conftest import in_ranks
 from tiny import NO_DROPOUT, TINY, TOKENIZER, tiny_config
 
 import utils
@@ -203,9 +202,6 @@ def arguments(project, out, *overrides, flags=("--checkpoint", "model.pth")):
     ]
 
 
-EVALUATE = ("--evaluate", "--checkpoint", "model.pth")
-
-
 def read(path):
     return json.loads(path.read_text())
 
@@ -233,26 +229,10 @@ def test_script_trains_chooses_an_epoch_and_writes_every_answer(project, tmp_pat
 
 
 def test_ranking_answers_come_from_the_list(project, tmp_path):
-    VQA.main(
-        arguments(
-            project, tmp_path, "answer.mode=rank", "answer.k_test=9", flags=("--evaluate", "--checkpoint", "model.pth")
-        )
-    )
+    flags = ("--evaluate", "--checkpoint", "model.pth")
+    VQA.main(arguments(project, tmp_path, "answer.mode=rank", "answer.k_test=9", flags=flags))
     known = read(project / "data/answer_list.json")
     assert all(row["answer"] in known for row in read(tmp_path / "vqa_result.json"))
-
-
-def answer(_rank, project, out):
-    VQA.main(arguments(project, out, flags=EVALUATE))
-
-
-def test_two_processes_write_the_result_of_one(project, tmp_path):
-    """21 questions are 5 batches: unequal shares."""
-    in_ranks(2, answer, project, tmp_path / "many")
-    VQA.main(arguments(project, tmp_path / "one", flags=EVALUATE))
-    for name in ("vqa_result.json", "vqa_result_val.json", "metrics.json"):
-        assert (tmp_path / "many" / name).read_text() == (tmp_path / "one" / name).read_text()
-    assert len(read(tmp_path / "many/vqa_result.json")) == 21
 
 
 def test_a_missing_or_unfit_checkpoint_is_named(project, tmp_path):
