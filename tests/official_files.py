@@ -107,82 +107,36 @@ def karpathy_flickr(folder: Path) -> Path:
 
 
 def coco_captions(folder: Path, split: str, numbers: list[int], photos: dict[int, int] | None = None) -> Path:
-    images = [
-        {
-            "license": 5,
-            "file_name": f"COCO_{split}_{n:012d}.jpg" if split.endswith("2014") else f"{n:012d}.jpg",
-            "coco_url": f"http://images.cocodataset.org/{split}/COCO_{split}_{n:012d}.jpg",
-            "height": 480,
-            "width": 640,
-            "date_captured": "2013-11-14 16:28:13",
-            "flickr_url": f"http://farm5.staticflickr.com/4153/{(photos or {}).get(n, 5000 + n)}_cc378fbbc8_z.jpg",
-            "id": n,
-        }
-        for n in numbers
-    ]
+    images = []
+    for n in numbers:
+        name = f"COCO_{split}_{n:012d}.jpg" if split.endswith("2014") else f"{n:012d}.jpg"
+        photo = (photos or {}).get(n, 5000 + n)
+        address = f"http://farm5.staticflickr.com/4153/{photo}_cc378fbbc8_z.jpg"
+        images.append({"license": 5, "file_name": name, "height": 480, "flickr_url": address, "id": n})
     captions = [{"image_id": n, "id": 10 * n, "caption": f"A thing {n}"} for n in numbers]
     captions += [{"image_id": numbers[0], "id": 7, "caption": "  "}, {"image_id": 999, "id": 8, "caption": "lost"}]
-    info = {"description": "COCO 2014 Dataset", "url": "http://cocodataset.org", "year": 2014}
-    content = {
-        "info": info,
-        "images": images,
-        "licenses": [{"id": 5, "name": "x", "url": "y"}],
-        "annotations": captions,
-    }
+    content = {"info": {"year": 2014}, "images": images, "licenses": [{"id": 5, "name": "x"}], "annotations": captions}
     return write_json(folder / "annotations" / f"captions_{split}.json", content)
 
 
 # ------------------------------------------------------------------------------------------------ Visual Genome
 
 
-def region(number: int, phrase: str, side: int) -> dict:
-    return {
-        "region_id": number,
-        "width": side,
-        "height": side,
-        "image_id": 0,
-        "phrase": phrase,
-        "y": 1,
-        "x": 2,
-        "synsets": [],
-    }
-
-
 def visual_genome(folder: Path, coco_ids: dict[int, int | None], flickr_ids: dict[int, int] | None = None) -> None:
     """One element an image, 100 x 100 pixels, whose regions are the phrases of `PHRASES`."""
-    flickr_ids = flickr_ids or {}
-    images = [
-        {
-            "width": 100,
-            "url": f"https://cs.stanford.edu/people/rak248/VG_100K{'_2' if number % 2 else ''}/{number}.jpg",
-            "height": 100,
-            "image_id": number,
-            "coco_id": coco_id,
-            "flickr_id": flickr_ids.get(number),
-        }
-        for number, coco_id in coco_ids.items()
-    ]
-    regions = [
-        {"regions": [region(100 * n + i, text, side) for i, (text, side) in enumerate(PHRASES)], "id": n}
-        for n in coco_ids
-    ]
-    pairs = [
-        {
-            "id": n,
-            "qas": [
-                {
-                    "a_objects": [],
-                    "question": "What color is the clock?",
-                    "image_id": n,
-                    "qa_id": 1000 + n,
-                    "answer": "Green.",
-                    "q_objects": [],
-                },
-                {"a_objects": [], "question": "Who?", "image_id": n, "qa_id": 2000 + n, "answer": ".", "q_objects": []},
-            ],
-        }
-        for n in coco_ids
-    ]
+    images, regions, pairs = [], [], []
+    for n, coco_id in coco_ids.items():
+        address = f"https://cs.stanford.edu/people/rak248/VG_100K{'_2' if n % 2 else ''}/{n}.jpg"
+        ids = {"image_id": n, "coco_id": coco_id, "flickr_id": (flickr_ids or {}).get(n)}
+        images.append({"width": 100, "url": address, "height": 100, **ids})
+        found = [
+            {"region_id": 100 * n + i, "width": side, "height": side, "phrase": text, "y": 1, "x": 2, "synsets": []}
+            for i, (text, side) in enumerate(PHRASES)
+        ]
+        regions.append({"regions": found, "id": n})
+        clock = {"question": "What color is the clock?", "image_id": n, "qa_id": 1000 + n, "answer": "Green."}
+        who = {"question": "Who?", "image_id": n, "qa_id": 2000 + n, "answer": "."}
+        pairs.append({"id": n, "qas": [clock, who]})
     write_json(folder / "image_data.json", images)
     write_json(folder / "region_descriptions.json", regions)
     write_json(folder / "question_answers.json", pairs)
@@ -204,58 +158,32 @@ PHRASES = [  # phrase, side of its square region in an image of 100 x 100
 def nocaps(folder: Path, count: int = 4) -> Path:
     domains = ["in-domain", "near-domain", "out-domain"]
     images = [
-        {
-            "id": n,
-            "open_images_id": f"{n:016x}",
-            "height": 1024,
-            "width": 732,
-            "coco_url": f"https://s3.amazonaws.com/nocaps/val/{n:016x}.jpg",
-            "file_name": f"{n:016x}.jpg",
-            "license": 0,
-            "date_captured": "2018-11-06 11:04:33",
-            "domain": domains[n % 3],
-        }
+        {"id": n, "open_images_id": f"{n:016x}", "file_name": f"{n:016x}.jpg", "license": 0, "domain": domains[n % 3]}
         for n in range(count)
     ]
     captions = [
         {"image_id": n, "id": 10 * n + i, "caption": f"Thing {n} {i}."} for n in range(count) for i in range(10)
     ]
     captions[3]["caption"] = "\n"
-    info = {"url": "http://nocaps.org", "version": "0.1", "year": 2018}
-    content = {"licenses": [], "info": info, "images": images, "annotations": captions}
+    content = {"licenses": [], "info": {"year": 2018}, "images": images, "annotations": captions}
     return write_json(folder / "nocaps_val_4500_captions.json", content)
 
 
 def vqa_questions(folder: Path, split: str, pairs: list[tuple[int, int, str]]) -> Path:
     """pairs: (question id, image id, question)"""
     questions = [{"image_id": image, "question": text, "question_id": number} for number, image, text in pairs]
-    task = {
-        "info": {"description": "This is v2.0 of the VQA dataset.", "version": "2.0", "year": 2017},
-        "task_type": "Open-Ended",
-        "data_type": "mscoco",
-        "license": {"url": "http://creativecommons.org/licenses/by/4.0/", "name": "CC BY 4.0"},
-        "data_subtype": split,
-        "questions": questions,
-    }
+    task = {"info": {}, "task_type": "Open-Ended", "data_type": "mscoco", "data_subtype": split, "questions": questions}
     return write_json(folder / f"v2_OpenEnded_mscoco_{split}_questions.json", task)
 
 
 def vqa_annotations(folder: Path, split: str, answers: dict[tuple[int, int], list[str]]) -> Path:
     """answers: {(question id, image id): ten answers}"""
-    annotations = [
-        {
-            "question_type": "what is",
-            "multiple_choice_answer": max(given, key=given.count),
-            "answers": [
-                {"answer": answer, "answer_confidence": "yes", "answer_id": i} for i, answer in enumerate(given, 1)
-            ],
-            "image_id": image,
-            "answer_type": "other",
-            "question_id": number,
-        }
-        for (number, image), given in answers.items()
-    ]
-    content = {"info": {}, "license": {}, "data_subtype": split, "annotations": annotations, "data_type": "mscoco"}
+    annotations = []
+    for (number, image), given in answers.items():
+        ten = [{"answer": answer, "answer_confidence": "yes", "answer_id": i} for i, answer in enumerate(given, 1)]
+        kinds = {"question_type": "what is", "answer_type": "other", "question_id": number, "image_id": image}
+        annotations.append({**kinds, "multiple_choice_answer": max(given, key=given.count), "answers": ten})
+    content = {"info": {}, "data_subtype": split, "annotations": annotations, "data_type": "mscoco"}
     return write_json(folder / f"v2_mscoco_{split}_annotations.json", content)
 
 
@@ -263,46 +191,27 @@ def vqa_annotations(folder: Path, split: str, answers: dict[tuple[int, int], lis
 
 
 def img2dataset_sample(key: str, caption: str, url: str, image: bytes) -> dict[str, bytes]:
-    meta = {
-        "caption": caption,
-        "url": url,
-        "key": key,
-        "status": "success",
-        "error_message": None,
-        "width": 96,
-        "height": 72,
-        "original_width": 500,
-        "original_height": 375,
-        "exif": "{}",
-        "sha256": f"of the original {key}",
-    }
+    meta = {"caption": caption, "url": url, "key": key, "status": "success", "sha256": f"of the original {key}"}
     return {f"{key}.jpg": image, f"{key}.txt": caption.encode(), f"{key}.json": json.dumps(meta, indent=4).encode()}
 
 
 def img2dataset_shard(folder: Path, shard: int, samples: dict[str, bytes], failed: dict[str, int], tar: bool) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     count = sum(name.endswith(".json") for name in samples)
-    stats = {
-        "count": count + sum(failed.values()),
-        "successes": count,
-        "failed_to_download": sum(failed.values()),
-        "failed_to_resize": 0,
-        "duration": 1.5,
-        "start_time": 0.0,
-        "end_time": 1.5,
-        "status_dict": {"success": count, **failed},
-    }
-    write_json(folder / f"{shard:05d}_stats.json", stats)
-    if not tar:
+    write_json(folder / f"{shard:05d}_stats.json", {"successes": count, "status_dict": {"success": count, **failed}})
+    if tar:
+        pack(folder / f"{shard:05d}.tar", samples)
+    else:
         for name, content in samples.items():
             (folder / f"{shard:05d}").mkdir(exist_ok=True)
             (folder / f"{shard:05d}" / name).write_bytes(content)
-        return
-    with tarfile.open(folder / f"{shard:05d}.tar", "w") as file:
-        for name, content in samples.items():
+
+
+def pack(path: Path, files: dict[str, bytes], mode: str = "w") -> None:
+    with tarfile.open(path, mode) as tar:
+        for name, content in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
-            file.addfile(member, io.BytesIO(content))
+            tar.addfile(member, io.BytesIO(content))
 
 
 def jpeg(number: int, size: tuple[int, int] = (96, 72), quality: int = 90) -> bytes:

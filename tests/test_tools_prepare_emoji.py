@@ -2,14 +2,14 @@
 
 import io
 import json
-import tarfile
 
+import official_files as official
 import pytest
+from conftest import refused
 from PIL import Image
 
 from tools.prepare import __main__ as prepare
 from tools.prepare import emoji
-from utils import UserError
 
 NAMES = [
     {"hexcode": "1F0CF", "label": "joker", "tags": ["card", "game", "joker", "wildcard", "more"]},
@@ -31,32 +31,22 @@ def png(color):
     return buffer.getvalue()
 
 
-def pack(path, files):
-    with tarfile.open(path, "w:gz") as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-
-
 @pytest.fixture
 def source(tmp_path, monkeypatch):
     """The three packages, and a list of what is held out of them."""
     folder = tmp_path / "downloads"
     folder.mkdir()
-    pack(folder / emoji.NAMES[0], {"package/package.json": b"{}", emoji.NAMES[1]: json.dumps(NAMES).encode()})
+    official.pack(
+        folder / emoji.NAMES[0], {"package/package.json": b"{}", emoji.NAMES[1]: json.dumps(NAMES).encode()}, "w:gz"
+    )
     for number, (package, images) in enumerate(emoji.ARTISTS.values()):
         files = {f"{images}{name}.png": png((50 * number, 9 * place, 0, 255)) for place, name in enumerate(IMAGES)}
         files |= {"package/img/other/1f0cf.png": b"x", f"{images}deep/1f0cf.png": b"x", f"{images}read.me": b"x"}
         files |= {f"{images}ffff.png": png("red")} if number else {}
-        pack(folder / package, files)
+        official.pack(folder / package, files, "w:gz")
     (tmp_path / "held_out.txt").write_text(HELD_OUT)
     monkeypatch.setattr(emoji, "HELD_OUT", tmp_path / "held_out.txt")
     return folder
-
-
-def read(path):
-    return json.loads(path.read_text())
 
 
 def test_the_packages_become_the_lists_that_the_configurations_name(source, tmp_path, capsys):
@@ -64,13 +54,13 @@ def test_the_packages_become_the_lists_that_the_configurations_name(source, tmp_
     prepare.main(["emoji", "--source", str(source), "--output", str(output)])
     out = capsys.readouterr().out
     joker = ["an emoji of joker", "joker", "joker, card", "joker, game", "joker, wildcard"]
-    assert read(output / "caption_val.json") == [
+    assert official.read(output / "caption_val.json") == [
         {"image": "images/twemoji/1f0cf.png", "image_id": "twemoji/1f0cf", "caption": joker}
     ]
-    assert read(output / "retrieval_test.json") == [
+    assert official.read(output / "retrieval_test.json") == [
         {"image": "images/twemoji/1f44b.png", "image_id": "twemoji/1f44b", "caption": ["an emoji of waving hand"]}
     ]
-    train = read(output / "pretrain.json")
+    train = official.read(output / "pretrain.json")
     noto, twemoji = (sorted(f"{name}.png" for name in names) for names in (IMAGES, [IMAGES[1], IMAGES[3]]))
     names = [f"images/noto/{name}" for name in noto] + [f"images/twemoji/{name}" for name in twemoji]
     assert [entry["image"] for entry in train] == names
@@ -78,7 +68,7 @@ def test_the_packages_become_the_lists_that_the_configurations_name(source, tmp_
     light = ["waving hand: light skin tone", "waving hand: light skin tone, bye"]  # the tags are the hand's
     assert next(entry["caption"] for entry in train if "1f3fb" in entry["image"])[1:] == light
     pairs = [(entry["image"], text) for entry in train for text in entry["caption"]]
-    assert [(entry["image"], entry["caption"]) for entry in read(output / "retrieval_train.json")] == pairs
+    assert [(entry["image"], entry["caption"]) for entry in official.read(output / "retrieval_train.json")] == pairs
     assert sorted(path.name for path in (output / "images/twemoji").iterdir()) == sorted(
         f"{name}.png" for name in IMAGES
     )
@@ -97,8 +87,7 @@ def test_the_list_of_held_out_names_is_the_one_of_the_published_numbers():
 def test_a_damaged_package_is_said(source, tmp_path):
     path = source / emoji.ARTISTS["noto"][0]
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(UserError, match="emoji-datasource-google-16.0.0.tgz: not a whole .tgz .*get it again"):
-        prepare.main(["emoji", "--source", str(source), "--output", str(tmp_path / "emoji")])
-    pack(source / emoji.NAMES[0], {"package/package.json": b"{}"})
-    with pytest.raises(UserError, match="has no package/en/data.json; is it emojibase-data-17.0.0.tgz"):
-        prepare.main(["emoji", "--source", str(source), "--output", str(tmp_path / "emoji")])
+    command = ["emoji", "--source", str(source), "--output", str(tmp_path / "emoji")]
+    refused(lambda: prepare.main(command), "emoji-datasource-google-16.0.0.tgz: not a whole .tgz", "get it again")
+    official.pack(source / emoji.NAMES[0], {"package/package.json": b"{}"}, "w:gz")
+    refused(lambda: prepare.main(command), "has no package/en/data.json; is it emojibase-data-17.0.0.tgz")

@@ -8,10 +8,10 @@ and in SBU's and Visual Genome's addresses), and with --check_leaks by what the 
 import itertools
 import pickle
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dataset.files import read_json
+from dataset.files import json_elements, read_json
 from dataset.official import coco_number
 from dataset.transforms import ImageError
 from tools.prepare.common import Job, progress
@@ -126,18 +126,9 @@ class HeldOut:
 # ------------------------------------------------------------------------------------------------ lists of ids
 
 
-def read_coco_ids(path: Path, wanted: Callable[[dict], bool] = lambda entry: True) -> set[int]:
-    """COCO's image ids from what names them: a JSON list of ids, of file names or of objects (LXMERT's and ALBEF's
-    files), COCO's and Karpathy's layout, or RefCOCO's refs(unc).p.
-
-    wanted: which objects count.
-    """
-    entries = read_refs(path) if path.suffix == ".p" else read_json(path)
-    if isinstance(entries, dict):
-        entries = entries.get("images")
-    if not isinstance(entries, list):
-        raise UserError(f"{path}: holds no list of images")
-    found = {_coco_id(entry) for entry in entries if not isinstance(entry, dict) or wanted(entry)}
+def read_coco_ids(path: Path) -> set[int]:
+    """COCO's image ids from a JSON list of ids, of file names, or of objects that hold them (LXMERT's and ALBEF's)."""
+    found = set(map(_coco_id, json_elements(path)))
     if None in found or not found:
         raise UserError(f"{path}: names no COCO image ids (expected numbers, file names or objects that hold them)")
     return found
@@ -145,8 +136,7 @@ def read_coco_ids(path: Path, wanted: Callable[[dict], bool] = lambda entry: Tru
 
 def _coco_id(entry) -> int | None:
     if isinstance(entry, dict):
-        keys = ("cocoid", "image_id", "img_id", "id", "image", "file_name", "filename")
-        return next((_coco_id(entry[key]) for key in keys if key in entry), None)
+        return next((_coco_id(entry[key]) for key in ("image_id", "img_id", "image") if key in entry), None)
     text = str(entry)
     return int(text) if text.isdecimal() else coco_number(text if "." in text else f"{text}.jpg")
 
@@ -158,10 +148,10 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it holds {module}.{name}, which is not plain data")
 
 
-def read_refs(path: Path) -> list[dict]:
-    """RefCOCO's refs(unc).p: [{"image_id", "split": train | val | testA | testB, ...}]."""
+def read_refs(path: Path) -> list[tuple[int, str]]:
+    """(COCO id, split: train | val | testA | testB) of RefCOCO's refs(unc).p."""
     try:
         with open_file(path) as file:
-            return _PlainUnpickler(file, encoding="latin1").load()
-    except (EOFError, pickle.UnpicklingError, ValueError, AttributeError, IndexError) as error:
+            return [(ref["image_id"], ref["split"]) for ref in _PlainUnpickler(file, encoding="latin1").load()]
+    except (EOFError, pickle.UnpicklingError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise UserError(f"{path}: not RefCOCO's references ({error})") from None

@@ -17,7 +17,7 @@ import numpy as np
 from dataset.official import needed, tidy
 from dataset.text import clean_caption, clean_question
 from tools.prepare.common import MALFORMED, Job, find_official
-from tools.prepare.held_out import HeldOut, read_coco_ids
+from tools.prepare.held_out import HeldOut, read_refs
 from utils import UserError
 
 GENOME_URL = "https://homes.cs.washington.edu/~ranjay/visualgenome/api.html"
@@ -34,7 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--min_words", type=int, default=3, help="shortest sentence in words (default: %(default)s; ours)")
     add("--min_area", type=float, help="smallest region, a share of the image (default: so that --captions are left)")
     add("--captions", type=int, default=ALBEF_CAPTIONS, help="sentences to keep (default: %(default)s, ALBEF's number)")
-    add("--refcoco", type=Path, help=f"RefCOCO+'s {REFS}, or a list of its evaluation images (default: in SOURCE)")
 
 
 def prepare(job: Job) -> None:
@@ -45,7 +44,7 @@ def prepare(job: Job) -> None:
         raise UserError("--captions must be at least 1")
     found = find_official(job.source, dict.fromkeys((IMAGES, REGIONS), GENOME_URL), {REFS: REFCOCO_URL})
     images = read_images(job, found[IMAGES])
-    held_out = held_out_images(job, options.refcoco or found.get(REFS))
+    held_out = held_out_images(job, found.get(REFS))
     allowed = held_out.spare(image for image in images.values() if job.has(image["image"]))
     write_regions(job, {image["image_id"]: image for image in allowed}, held_out, found[REGIONS])
 
@@ -59,7 +58,7 @@ def held_out_images(job: Job, refs: Path | None) -> HeldOut:
             "(about half of Visual Genome's images are COCO's)"
         )
     if refs:
-        evaluated = read_coco_ids(refs, lambda entry: entry.get("split") != "train")
+        evaluated = (number for number, split in read_refs(refs) if split != "train")
         held_out.coco = dict.fromkeys(evaluated, "RefCOCO+ evaluation") | held_out.coco
     else:
         job.warn(f"{REFS} of RefCOCO+ is not there ({REFCOCO_URL}): its evaluation images stay in")

@@ -41,14 +41,13 @@ ANSWERS, MIN_OCCURRENCES = 3_129, 9  # the list of Anderson et al. 2018: answers
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add, files = parser.add_argument, {"type": Path, "nargs": "+", "default": [], "metavar": "FILE"}
-    add("--minival", type=Path, help="list of the validation images (default: minival.json in SOURCE, else Karpathy's)")
     add("--objects", help="JSON of objects: image -> labels, or entries with object_label (mPLUG's)", **files)
     add("--ocr", help="JSON of read words: image -> [[box, word], ...], or entries with ocr (mPLUG's)", **files)
 
 
 def prepare(job: Job) -> None:
     found = find_official(job.source, OFFICIAL, {TEST_DEV: VQA_URL, MINIVAL: MINIVAL_URL, **GENOME})
-    minival = minival_images(job, job.options.minival or found.get(MINIVAL))
+    minival = minival_images(job, found.get(MINIVAL))
     extras = Extras(job)
     answers = Counter()  # the most frequent answer of each question
     write_part(job, "train", usable(job, annotated(job, found, "train2014", answers), training=True), extras)
@@ -83,7 +82,7 @@ def minival_images(job: Job, path: Path | None) -> set[int]:
             f"the 5,000 validation images are not known: put {MINIVAL} ({MINIVAL_URL}) into --source {job.source}, "
             f"or run tools.prepare coco with --output {job.output} first (then Karpathy's val is taken)"
         )
-    job.note(f"validation images: {path or 'Karpathy' + chr(39) + 's val'}")
+    job.note(f"validation images: {path or karpathy}")
     job.count("images, minival", len(images), MINIVAL_IMAGES)
     return images
 
