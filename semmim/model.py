@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 import torch.nn.functional as F
@@ -100,7 +99,7 @@ class SemMIM(nn.Module):
 
         Args:
             source: a checkpoint of any stage (.pth), a run's folder, a folder that `save_pretrained` wrote, or the name
-                of a hub repository that `push_to_hub` filled.
+                of a hub repository that holds such a folder.
             device: "cpu", "cuda", "cuda:1" or "auto" (a GPU if there is one); any device later by `to`.
             precision: "fp32", "bf16", or "auto": bf16 if the device has it in hardware. Weights stay in fp32.
             batch_size: images of one forward.
@@ -121,16 +120,6 @@ class SemMIM(nn.Module):
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write safetensors, config.json, vocab.txt and a model card into a new folder, or one of an earlier export."""
         return files.write(self.content, folder, card(self.content, LEARNED[self.stage]))
-
-    def push_to_hub(self, name: str, *, private: bool | None = None, token: str | None = None) -> str:
-        """Upload what `save_pretrained` writes to a repository of the hub; -> the address of the commit."""
-        from huggingface_hub import HfApi
-
-        api = HfApi(token=token)
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            repository = api.create_repo(name, private=private, exist_ok=True).repo_id
-            return str(api.upload_folder(repo_id=repository, folder_path=folder))
 
     @property
     def device(self) -> torch.device:

@@ -108,21 +108,21 @@ def test_python_words_are_those_of_the_ptb_tokenizer(text, expected):
 
 
 @NEEDS_JAVA
-def test_metrics_equal_pycocoevalcap_called_directly(references, results):
-    results = results | {3: "a"}  # pycocoevalcap's own METEOR is given no empty caption
+def test_metrics_equal_pycocoevalcap_called_directly(references, results, monkeypatch):
+    results, scorers = results | {3: "a"}, {"rouge_l": Rouge(), "cider": Cider()}  # METEOR is given no empty caption
+    spaces = " " in os.path.realpath(inspect.getfile(Meteor))  # where METEOR's program does not find its data
+    if not spaces:
+        scorers["meteor"] = Meteor()
+        monkeypatch.setattr(caption, "Meteor", lambda: scorers["meteor"])  # one program, which takes seconds to start
     found = caption.caption_metrics(references, results)
     tokenizer = PTBTokenizer()
     gts = tokenizer.tokenize({i: [{"caption": text} for text in texts] for i, texts in references.items()})
     res = tokenizer.tokenize({i: [{"caption": text}] for i, text in results.items()})
     expected = dict(zip(("bleu1", "bleu2", "bleu3", "bleu4"), Bleu(4).compute_score(gts, res)[0], strict=True))
-    scorers = {"rouge_l": Rouge(), "cider": Cider()}
-    if " " in os.path.realpath(inspect.getfile(Meteor)):  # METEOR's program does not find its data there
-        assert "a path without spaces" in found["meteor"]
-    else:
-        scorers["meteor"] = Meteor()
     expected |= {name: scorer.compute_score(gts, res)[0] for name, scorer in scorers.items()}
     for name, value in expected.items():
         assert found[name] == pytest.approx(100 * value, abs=1e-9), name
+    assert not spaces or "a path without spaces" in found["meteor"]
     assert found["tokenizer"] == "ptb" and found["cider"] > 100
     assert isinstance(found["spice"], float) or "python -m pycocoevalcap.spice.get_stanford_models" in found["spice"]
 

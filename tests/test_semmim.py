@@ -328,22 +328,11 @@ def test_the_model_card_has_the_splits_numbers_without_times_and_takes_names_as_
     assert rows == [r"| val / a\|b\<i\> \# \[x\]\(y\) | 50.00 |"]
 
 
-def test_what_is_pushed_to_the_hub_is_loaded_from_it(folder, tmp_path, monkeypatch):
-    from huggingface_hub import HfApi, RepoUrl
-
-    repository = tmp_path / "cache" / "models--me--small"  # as the hub's cache has it
-
-    def upload(self, *, repo_id, folder_path, **_):
-        shutil.copytree(folder_path, repository / "snapshots" / ("0" * 40))
-        (repository / "refs").mkdir()
-        (repository / "refs" / "main").write_text("0" * 40)
-        return f"https://hub/{repo_id}"
-
-    url = "https://huggingface.co/me/small"
-    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **_: RepoUrl(url))
-    monkeypatch.setattr(HfApi, "upload_folder", upload)
-    model = loaded(folder, "caption")
-    assert model.push_to_hub("me/small") == "https://hub/me/small"
+def test_an_export_in_the_hubs_cache_is_loaded_by_its_name(folder, tmp_path):
+    repository, model = tmp_path / "cache" / "models--me--small", loaded(folder, "caption")
+    model.save_pretrained(repository / "snapshots" / ("0" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
     again = SemMIM.from_pretrained("me/small", cache_dir=tmp_path / "cache", local_files_only=True)
     assert uses(again, images(folder)) == uses(model, images(folder))
 
