@@ -60,7 +60,9 @@ READ = frozenset(  # all keys that something is read of
 )
 DOMAINS = ("in", "near", "out")  # of NoCaps; its files say "near-domain"
 IDENTIFIERS = ("question_id", "image_id", "img_id", "cocoid", "imgid")
-WHOLE_NUMBER = re.compile(r"(0|-?[1-9][0-9]{0,17})(?:\.0+)?")  # pandas writes 139.0 if an id of the column is missing
+WHOLE_NUMBER = re.compile(  # COCO's twelve digits, too; pandas writes 139.0 if an id of the column is missing
+    r"((?=[0-9]{12}$)[0-9]+|0|-?[1-9][0-9]{0,17})(?:\.0+)?"
+)
 COCO_NAME = re.compile(r"(?:COCO_\w+_|(?:^|/)(?=\d{12}\.))0*(\d{1,18})\.\w+$")  # of 2014, and of 2017: twelve digits
 CHUNK = 512  # entries of pre-training checked at a time; with more, Python's garbage collector goes through them
 
@@ -195,7 +197,8 @@ def _elements(source: Source, kind: str) -> Iterator[tuple[Place, int | str, Any
     """(a place in the file, the number for it, element) of every list, table, folder and shard: a place of its own for
     each of millions of elements would take as long as to read them."""
     for name in file_list(source.files):
-        path = Path(os.path.abspath(find_file(name, "annotation file")))
+        path = find_file(name, "annotation file")
+        path = path.resolve() if path.is_dir() else path.parent.resolve() / path.name
         if shards := shard_files(path):
             for shard, key, entry in shard_entries(shards, source.max_bad_share):
                 yield Place(shard, "sample", key, complete=True), key, entry
@@ -267,7 +270,8 @@ def _entries(read: dict, where: Place, kind: str, folders, source: Source, conve
 
 
 def _image_path(entry: dict, where: Place, folders, prefixes: Mapping[str, str]) -> str:
-    """The path to open, absolute and without . and ..: an image has one path, however the files spell it."""
+    """The path to open, absolute, without . and .., in the folder that a link leads to: an image has one path, however
+    the files spell it."""
     folder, image = where.path.parent if folders is None else folders, entry["image"]
     if isinstance(folders, dict):
         name = entry.get("dataset")
@@ -277,7 +281,7 @@ def _image_path(entry: dict, where: Place, folders, prefixes: Mapping[str, str])
                 f"{where} has the dataset {shown(name)}, but data.image_root names only {known}; add it there"
             )
         if isinstance(folders[name], str):
-            folders[name] = Path(os.path.abspath(find_file(folders[name], f"data.image_root.{name}")))
+            folders[name] = find_file(folders[name], f"data.image_root.{name}").resolve()
         folder = folders[name]
     old = max((prefix for prefix in prefixes if image.startswith(prefix)), key=len, default="")
     return os.path.normpath(os.path.join(folder, prefixes.get(old, old) + image[len(old) :]))
@@ -316,7 +320,7 @@ def image_folders(image_root: str | Path | Mapping[str, str] | None) -> Path | d
     entry names them."""
     if isinstance(image_root, Mapping):
         return {key: str(path) for key, path in image_root.items()}
-    return None if image_root is None else Path(os.path.abspath(find_file(image_root, "data.image_root")))
+    return None if image_root is None else find_file(image_root, "data.image_root").resolve()
 
 
 def _one_image_per_id(located: list[tuple[Place, dict]]) -> None:
@@ -358,8 +362,7 @@ def load_pairs(source: Source) -> list[dict]:
     """The entries to fine-tune retrieval on; each `image_id` (else: path) names one image, and each image has one."""
     located = list(located_entries(source, "retrieval_train", partial(_for_retrieval, split="train"), "train"))
     for _, entry in located:
-        if entry.get("image_id") is None:
-            entry["image_id"] = entry["image"]
+        entry["image_id"] = entry["image"] if entry.get("image_id") in (None, "") else entry["image_id"]
     _one_image_per_id(located)
     return [entry for _, entry in located]
 
@@ -415,7 +418,7 @@ def _for_captioning(entry: dict, where: Place) -> list[dict]:
     Karpathy's without blank captions."""
     if official.is_karpathy(entry):
         entry = {**entry, **official.karpathy_image(entry, official.karpathy_set(entry, where.header))}
-    ids = [entry[key] for key in ("image_id", "img_id", "cocoid", "imgid") if entry.get(key) is not None]
+    ids = [entry[key] for key in ("image_id", "img_id", "cocoid", "imgid") if entry.get(key) not in (None, "")]
     name = os.path.normpath(member_name(str(entry.get("image"))))
     number = COCO_NAME.search(name)
     return [{**entry, "image_id": ids[0] if ids else None, "name": int(number[1]) if number else name}]

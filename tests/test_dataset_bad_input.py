@@ -241,6 +241,16 @@ def test_an_image_is_one_however_its_path_is_spelled(folder):
     assert set(make("vqa_eval", file).paths) == set(ranked.images)
 
 
+def test_a_folder_that_links_lead_to_is_one_folder(folder):
+    (folder / "link").symlink_to(folder)
+    file = write(folder, [entry(0), entry(1)])
+    for stage in EVAL[:2]:
+        refused(stage, [file, folder / "link/split.json"], "already; evaluate each entry once")
+    roots = {"vqa": str(folder / "link"), "vg": str(folder)}
+    data = make("retrieval_train", write(folder, [entry(0), entry(0, dataset="vg"), entry(1)]), image_root=roots)
+    assert [data[number]["image_id"] for number in range(3)] == [0, 0, 1]
+
+
 def test_validation_is_left_out_of_training_however_its_paths_are_spelled(folder):
     data = held(folder, [*spelled(folder), entry(1, question_id=77)], list(spelled(folder)))
     assert len(data) == 1 and data.left_out == len(SPELLINGS)
@@ -280,7 +290,8 @@ def test_without_an_id_an_image_has_cocos_number_or_its_name(folder):
 
 @pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
 def test_ids_are_numbers_also_if_they_are_written_as_text_or_as_pandas_does(folder, name):
-    cells = {"139": 139, "140.0": 140, " 141": 141, "0": 0, "007": "007", "1e3": "1e3", "142.5": "142.5"}
+    cells = {"139": 139, "140.0": 140, " 141": 141, "000000000142": 142}
+    cells |= {"007": "007", "1e3": "1e3", "142.5": "142.5", "": "7.png"}
     rows = "".join(f"{number}.png,a caption,{cell}\n" for number, cell in enumerate(cells))
     lines = [{"image": f"{number}.png", "image_id": cell} for number, cell in enumerate([*cells, 143.0])]
     text = f"image,caption,image_id\n{rows}8.png,x,143.0\n" if name == "t.csv" else "\n".join(map(json.dumps, lines))
