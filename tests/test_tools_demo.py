@@ -262,13 +262,6 @@ def test_a_patch_belongs_to_the_object_whose_pixels_fill_it():
     assert compared > 0.8 * 60 * grid**2
 
 
-def test_the_hole_of_a_ring_is_background():
-    ring = scenes.SceneObject("ring", "red", "large", "", "middle", (0.25, 0.25, 0.75, 0.75))
-    scene = scenes.Scene(0, 0, "gray", "plain", (ring,))
-    found = np.array(scenes.patch_objects(scene, 128, 16)).reshape(16, 16)
-    assert (found[7:9, 7:9] == -1).all() and (found[7:9, 4:6] == 0).all()
-
-
 def test_a_caption_names_what_its_words_say():
     for scene, other in zip(MANY[:60], MANY[1:61], strict=True):
         for caption in scenes.captions(scene) + scenes.captions(other):  # its own name all objects, another's few

@@ -11,8 +11,8 @@ text-guided masks, the similarity map, the caption); predictions.png (prediction
 targets).
 
 Without --data the demo's scenes are drawn, those that no training has seen, and each patch's object is known; then
-numbers.json and the page also hold normalized mutual information and purity between patterns and object class, color
-and background, and the share of masked patches on objects that the caption names.
+numbers.json and the page also hold the adjusted mutual information between patterns and object class, color and
+background, and the share of masked patches on objects that the caption names.
 """
 
 from __future__ import annotations

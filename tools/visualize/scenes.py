@@ -35,38 +35,25 @@ def patch_labels(shown: Sequence[scenes.Scene], captions: Sequence[str], size: i
 
 
 def agreement(clusters: np.ndarray, known: Labels) -> dict[str, float]:
-    """{"nmi_NAME", "purity_NAME"} for each labelling, and the number of clusters. clusters: [B * N]
-
-    Normalized mutual information by scikit-learn (arithmetic mean of the entropies); purity: the share of patches that
-    have the most frequent label of their cluster.
-    """
-    from sklearn.metrics import normalized_mutual_info_score  # here: scikit-learn takes two seconds to import
-    from sklearn.metrics.cluster import contingency_matrix
+    """Adjusted mutual information (0 by chance, 1 if equal) with each labelling; the number of clusters, [B * N]."""
+    from sklearn.metrics import adjusted_mutual_info_score  # here: scikit-learn takes two seconds to import
 
     found: dict[str, float] = {"clusters": len(np.unique(clusters))}
     for name in LABELS:
-        labels, group = known[name][known[name] != ""], clusters[known[name] != ""]
-        if len(labels):
-            found[f"nmi_{name}"] = float(normalized_mutual_info_score(labels, group))
-            found[f"purity_{name}"] = float(contingency_matrix(labels, group).max(0).sum() / len(labels))
+        counts = known[name] != ""
+        found[name] = float(adjusted_mutual_info_score(known[name][counts], clusters[counts]))
     return found
 
 
 def scene_numbers(
     known: Labels, similarity: Tensor, clusterings: dict[str, Tensor], masking: tuple[float, float], seed: int
 ) -> dict:
-    """Agreement of each clustering with the labels, the first one beside its shuffled self; where masked patches lie.
+    """Agreement of each clustering with the labels; where masked patches lie.
 
     similarity: [B, N] of each patch with the caption; clusterings: {name: [B, N]}; masking: ratio and temperature of
     the draw.
     """
-    rows = {}
-    for name, clusters in clusterings.items():
-        flat = clusters.flatten()
-        rows[name] = agreement(flat.numpy(), known)
-        if len(rows) == 1:
-            order = torch.randperm(len(flat), generator=torch.Generator().manual_seed(seed))
-            rows[f"{name}, shuffled"] = agreement(flat[order].numpy(), known)
+    rows = {name: agreement(clusters.flatten().numpy(), known) for name, clusters in clusterings.items()}
     kinds = known["kind"].reshape(similarity.shape)
     shares = {"all patches": kind_shares(kinds)}
     uniform = torch.rand((DRAWS, *similarity.shape), generator=torch.Generator().manual_seed(seed))
@@ -82,11 +69,9 @@ def kind_shares(kinds: np.ndarray) -> dict[str, float]:
 
 def number_tables(numbers: dict) -> tuple[list[list[str]], list[list[str]]]:
     """Both tables of `scene_numbers`, each with its headings as the first row."""
-    head = [f"{kind} {label}" for kind in ("NMI", "purity") for label in LABELS]
-    first = [["clusters of patches", "in use", *head]]
+    first = [["clusters of patches", "in use", *LABELS]]
     for name, found in numbers["agreement"].items():
-        cells = [found.get(f"{kind}_{label}") for kind in ("nmi", "purity") for label in LABELS]
-        first.append([name, str(found["clusters"]), *("-" if x is None else f"{x:.3f}" for x in cells)])
+        first.append([name, str(found["clusters"]), *(f"{found[label]:.3f}" for label in LABELS)])
     second = [["patches", "on named objects", "on other objects", "on the background"]]
     second += [[name, *(f"{share[kind]:.1%}" for kind in KINDS)] for name, share in numbers["masked"].items()]
     return first, second
