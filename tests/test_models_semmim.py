@@ -93,13 +93,9 @@ def test_a_missing_or_further_entry_of_a_description_is_one_line(weights, path):
         {"checkpoint_path": "notes.bin"},
         {"pretrained": True},
         {"pretrained_cfg": {"file": "notes.bin"}},
-        {"pretrained_cfg_overlay": {"file": "notes.bin"}},
         {"cache_dir": "here"},
-        {"pruned": True},
         {"features_only": True},
         {"block_fn": "os.system"},
-        {"device": "cuda"},
-        {"use_naflex": True},
     ],
     ids=lambda args: next(iter(args)),
 )
@@ -125,9 +121,7 @@ def test_no_door_lets_an_argument_through_that_loads_or_builds_something_else(we
     "name",
     [
         "hf-hub:timm/vit_tiny_patch16_224",
-        "local-dir:.",
         "./vit_tiny_patch16_224",
-        "resnet18",
         "vit_tiny_patch16_224.a/b",
     ],
 )
@@ -142,12 +136,8 @@ def not_finite(value):
 
 TAMPERED = {
     "not finite": (not_finite, "not finite"),
-    "infinite": (lambda value: value / 0, "not finite"),
     "another shape": (lambda value: value[:1], "has the shape"),
     "sparse": (lambda value: value.to_sparse(), "sparse"),
-    "complex": (lambda value: value.to(torch.complex64), "complex"),
-    "without values": (lambda value: value.to("meta"), "sparse, quantized"),
-    "one value for all": (lambda value: torch.ones(1).expand(value.shape), "expanded"),
     "expanded without bound": (lambda value: torch.ones(1).expand(10**9, 10**6), "expanded"),
 }
 
@@ -191,12 +181,9 @@ def test_the_check_draws_no_random_number_and_a_stage_may_leave_parts_out(weight
 
 CHECKPOINTS = {
     "no model": ({"model": None}, "its entry model is not what"),
-    "a model of text": ({"model": "text"}, "its entry model is not what"),
-    "a model of numbers": ({"model": {"backbone.a": 3}}, "its entry model is not what"),
     "keys that are numbers": ({"model": {3: torch.ones(1)}}, "its entry model is not what"),
     "an empty model": ({"model": {}}, "more layers than the 0 weights"),
     "no description": ({"description": None}, "no SemMIM checkpoint"),
-    "a description of text": ({"description": "text"}, "its entry description is not what"),
 }
 
 

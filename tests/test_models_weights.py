@@ -99,24 +99,15 @@ def cut_off(path):
     path.write_bytes(path.read_bytes()[:-500])
 
 
-def archive(path):
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("readme.txt", "nothing")
-
-
 NO_FILES = {
     "empty": lambda path: path.write_bytes(b""),
     "HTML": lambda path: path.write_text("<!DOCTYPE html><html>Not found</html>" * 100),
     "cut off": cut_off,
-    "another archive": archive,
     "hostile": hostile,
     "hostile, old format": lambda path: hostile(path, _use_new_zipfile_serialization=False),
     "hostile TorchScript": hostile_script,
     "a whole module": lambda path: torch.save(nn.Linear(2, 2), path),
-    "a list": lambda path: torch.save([1, 2], path),
-    "escape codes": lambda path: path.write_bytes(b"\x80\x02c\x1b[31mevil\nsystem\nq\x00."),
     "a pipe": lambda path: os.mkfifo(path),
-    "a folder": lambda path: path.mkdir(),
     "absent": lambda path: None,
 }
 
@@ -172,30 +163,17 @@ def bert_folder(folder, config=(), drop="no weight", **changes):
 WORDS = "embeddings__word_embeddings__weight"
 BERTS = {
     "ReLU": ({"config": {"hidden_act": "relu"}}, "config.json: hidden_act is 'relu', the model's is gelu"),
-    "the tanh GELU": ({"config": {"hidden_act": "gelu_new"}}, "config.json: hidden_act is 'gelu_new'"),
-    "an activation that is a list": ({"config": {"hidden_act": [1]}}, "config.json: hidden_act is [1]"),
     "RoBERTa": ({"config": {"model_type": "roberta"}}, "config.json: model_type is 'roberta', the model's is bert"),
-    "relative positions": (
-        {"config": {"position_embedding_type": "relative"}},
-        "position_embedding_type is 'relative'",
-    ),
     "other heads": ({"config": {"num_attention_heads": 2}}, "num_attention_heads is 2, the model's is 4"),
     "another epsilon": ({"config": {"layer_norm_eps": 1e-5}}, "layer_norm_eps is 1e-05, the model's is 1e-12"),
     "no JSON": ({"config": "{"}, "config.json: a model's configuration that cannot be read"),
-    "a list": ({"config": "[]"}, "config.json: holds list, not the map"),
-    "deep JSON": ({"config": "[" * 100_000}, "config.json: a model's configuration that cannot be read"),
     "another vocabulary": ({WORDS: torch.ones(61, 32)}, "word_embeddings.weight has the shape [61, 32] instead of [60"),
-    "words of one axis": ({WORDS: torch.ones(60)}, "word_embeddings.weight has the shape [60]"),
     "no number": ({WORDS: torch.full((60, 32), torch.nan)}, "word_embeddings.weight holds values that are not finite"),
-    "sparse": ({WORDS: torch.eye(60, 32).to_sparse()}, "word_embeddings.weight is a sparse, quantized"),
-    "a name with escape codes": ({"\x1b[31mred": torch.ones(1)}, "unknown entry '\\x1b[31mred'"),
-    "a further embedding": ({"embeddings__surprise": torch.ones(1)}, "surprise has no place"),
     "a missing weight": ({"drop": "layer.0.output.dense.bias"}, "output.dense.bias is missing"),
     "no weights": ({"drop": ""}, "not a BERT checkpoint"),
 }
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's own of sparse tensors
 @pytest.mark.parametrize("case", BERTS)
 def test_text_weights(tmp_path, case):
     options, part = BERTS[case]
@@ -261,19 +239,14 @@ VITS = {
     "distilled": (lambda: timm_weights(dist_token=torch.ones(1, 1, 32)), "dist_token has no place"),
     "without [CLS]": (lambda: timm_weights(drop=["cls_token"]), "cls_token is missing"),
     "images that are no squares": (lambda: timm_weights(pos_embed=torch.ones(1, 9, 32)), "pos_embed has 9 positions"),
-    "no positions": (lambda: timm_weights(pos_embed=torch.ones(1, 0, 32)), "pos_embed has 0 positions"),
-    "flat positions": (lambda: timm_weights(pos_embed=torch.ones(32)), "pos_embed has the shape [32]"),
-    "wide positions": (lambda: timm_weights(pos_embed=torch.ones(1, 17, 64)), "pos_embed has the shape [1, 17, 64]"),
     "another shape": (lambda: timm_weights(norm__bias=torch.ones(31)), "norm.bias has the shape [31]"),
     "no number": (lambda: timm_weights(norm__bias=torch.full((32,), torch.inf)), "norm.bias holds values that are not"),
-    "complex": (lambda: timm_weights(norm__bias=torch.ones(32, dtype=torch.cfloat)), "norm.bias is a sparse"),
     "keys that are numbers": (lambda: {1: torch.ones(1)}, "neither timm's nor Hugging Face's nor OpenAI's names"),
     "CLIP without positions": (
         lambda: clip_weights(drop=[POSITIONS]),
         "neither timm's nor Hugging Face's nor OpenAI's names",
     ),
     "CLIP without keys": (lambda: clip_weights(drop=[KEYS]), "the queries, keys and values of blocks.0.attn.q.weight"),
-    "CLIP without a norm": (lambda: clip_weights(drop=["pre_layrnorm.bias"]), "norm_pre.bias is missing"),
 }
 
 
@@ -289,8 +262,6 @@ CLIP, TIMM = {"model_type": "clip"}, {"architecture": EXACT}
 ACTIVATIONS = {
     "LAION's CLIP": (QUICK, clip_weights, {**CLIP, "vision_config": {"hidden_act": "gelu"}}, "activation gelu, "),
     "OpenAI's CLIP": (EXACT, clip_weights, {**CLIP, "vision_config": {}}, "activation quick_gelu, "),
-    "the tanh GELU": (QUICK, clip_weights, {**CLIP, "vision_config": {"hidden_act": "gelu_new"}}, "gelu_tanh, "),
-    "ReLU": (EXACT, clip_weights, {"model_type": "clip_vision_model", "hidden_act": "relu"}, "activation relu, "),
     "timm's LAION": (QUICK, timm_weights, TIMM, "activation gelu, "),
     "timm's OpenAI": (EXACT, timm_weights, {**TIMM, "pretrained_cfg": {"tag": "openai"}}, "activation quick_gelu, "),
 }
@@ -303,10 +274,9 @@ def test_image_weights_made_with_another_activation(tmp_path, case, caplog):
     torch.save(make(), tmp_path / "pytorch_model.bin")
     named = f"{tmp_path / 'config.json'}: its weights were made with the activation"
     refused(lambda: tiny_encoder(name=name, weights=str(tmp_path)), named, part)
-    if case not in ("ReLU", "the tanh GELU"):
-        with caplog.at_level(logging.WARNING, "semmim"):
-            tiny_encoder(name=EXACT if name == QUICK else QUICK, weights=str(tmp_path))  # the other one fits
-        assert not caplog.messages
+    with caplog.at_level(logging.WARNING, "semmim"):
+        tiny_encoder(name=EXACT if name == QUICK else QUICK, weights=str(tmp_path))  # the other one fits
+    assert not caplog.messages
 
 
 HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.25, 1]}
@@ -394,13 +364,9 @@ def codebook(folder, config=(), drop=(), **changes):
 BIAS = "blocks.input.bias"
 CODEBOOKS = {
     "hostile": (lambda folder: codebook(folder, extra=Hostile(folder / "made")), "posix.mkdir, which is no tensor"),
-    "no weights": (lambda folder: None, "the folder has none of model.safetensors, pytorch_model.bin"),
     "no configuration": (lambda folder: (codebook(folder), (folder / "config.json").unlink()), "config.json: "),
-    "sizes of text": (lambda folder: codebook(folder, {"hidden_size": "x"}), "config.json"),
-    "groups of null": (lambda folder: codebook(folder, {"num_groups": None}), "config.json"),
     "other sizes": (lambda folder: codebook(folder, {"hidden_size": 16}), "has the shape"),
     "a missing weight": (lambda folder: codebook(folder, drop=[BIAS]), f"{BIAS} is missing"),
-    "a weight too many": (lambda folder: codebook(folder, surprise=torch.ones(1)), "surprise has no place"),
     "no number": (lambda folder: codebook(folder, **{BIAS: torch.full((8,), torch.nan)}), f"{BIAS} holds values that"),
 }
 

@@ -267,22 +267,6 @@ def test_every_switch_trains(overrides):
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
-def test_dvae_target_trains_with_codes_from_a_local_codebook(tmp_path):
-    from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
-
-    torch.manual_seed(0)
-    config = FlavaImageCodebookConfig(hidden_size=8, vocab_size=32, num_blocks_per_group=1)
-    codebook = FlavaImageCodebook(config)
-    codebook.save_pretrained(tmp_path)
-    model = tiny_model("mim.target=dvae", f"mim.codebook={tmp_path}")
-    batch = make_batch()
-    pixels = batch["codebook_image"] * 0.8 + 0.1  # map_pixels of DALL-E, written out
-    assert torch.equal(model.codebook(batch["codebook_image"]), codebook.get_codebook_indices(pixels).flatten(1))
-    loss, logs = step(model, batch)
-    loss.backward()
-    assert logs["loss/patch"].isfinite() and "loss/cls" not in logs
-
-
 def test_queue_is_filled_after_the_optimizer_step_with_momentum_features():
     model = tiny_model()
     batch = make_batch()
