@@ -15,7 +15,7 @@ from torch import nn
 from dataset import create_dataset, create_train_loader
 from dataset.pretrain import PretrainCollate
 from dataset.text import Tokenizer
-from dataset.transforms import CLIP_MEAN, CLIP_STD, normalized
+from dataset.transforms import normalized
 from engine.checkpoint import BestCheckpoint, random_state_kept
 from engine.config import PRETRAIN, Config, arguments, load_config
 from engine.distributed import distributed
@@ -151,16 +151,16 @@ def masking_image(model: PretrainModel, dataset, tokenizer, max_tokens: int, dev
     """
     count = min(SHOWN, len(dataset))
     samples = [dataset[(0, index * len(dataset) // count)] for index in range(count)]
-    batch = normalized(to_device(PretrainCollate(tokenizer, max_tokens)(samples), device))
+    batch = PretrainCollate(tokenizer, max_tokens)(samples)
     with evaluating(model):
-        shown = model.inspect(batch)
+        shown = model.inspect(normalized(to_device(batch, device)))
     from torchvision.transforms.functional import to_pil_image  # here: torchvision takes a second to import
 
     try:
         from tools.visualize.figures import masking_figure, pixels
     except ImportError:
         return None
-    clean, views = (list(map(to_pil_image, denormalize(batch[name]).cpu())) for name in ("image1", "image2"))
+    clean, views = (list(map(to_pil_image, batch[name])) for name in ("image1", "image2"))
     figure = masking_figure(
         views,
         [sample["caption"] for sample in samples],
@@ -170,12 +170,6 @@ def masking_image(model: PretrainModel, dataset, tokenizer, max_tokens: int, dev
         clean=clean,
     )
     return pixels(figure)
-
-
-def denormalize(images: torch.Tensor) -> torch.Tensor:
-    """Back from CLIP's normalization to [0, 1]. [B, 3, S, S]"""
-    mean, std = (torch.tensor(x, device=images.device).view(3, 1, 1) for x in (CLIP_MEAN, CLIP_STD))
-    return (images * std + mean).clamp(0, 1)
 
 
 if __name__ == "__main__":
