@@ -144,7 +144,7 @@ def test_cc3m_as_img2dataset_left_it(run, source, tmp_path, tar, header):
     ]
     for line in (
         "failed: 1 x HTTP Error 404: Not Found",
-        f"left out: 1 x line that is no caption and address; first: row {6 + header}",
+        f"left out: 1 x row that is no caption and address; first: row {6 + header}",
         "left out: 1 x caption without a word; first: 00000/000000002.jpg",
         "left out: 1 x pair that is listed again; first: 00000/000000003.jpg",
         "00000/000000004.jpg = flickr30k test",
@@ -167,7 +167,7 @@ def test_without_images_no_list_names_any_and_the_addresses_can_be_downloaded(ru
     out = run("cc3m", "--addresses")
     table = pyarrow.parquet.read_table(tmp_path / "data/cc3m/addresses.parquet").to_pydict()
     assert table == {"url": [f"http://x.org/{i}.jpg" for i in range(4)], "caption": captions}
-    assert "left out: 1 x line that is no caption and address; first: row 4" in out
+    assert "left out: 1 x row that is no caption and address; first: row 4" in out
 
 
 def test_a_shard_cannot_unpack_to_more_than_its_own_size_and_what_never_ends_is_not_read(run, source, tmp_path):
@@ -208,7 +208,7 @@ def test_sbu_in_both_published_layouts(run, source, tmp_path, layout):
     run("flickr30k")
     captions, urls = zip(*SBU, strict=True)
     if layout == "json":
-        content = {"image_urls": urls, "user_ids": ["1", "2", "3"], "captions": captions}
+        content = {"image_urls": [*urls, "u"], "user_ids": ["1"], "captions": [*captions, None]}
         official.write_json(source / "sbu-captions-all.json", content)
     else:
         folder = source / "dataset"
@@ -217,6 +217,9 @@ def test_sbu_in_both_published_layouts(run, source, tmp_path, layout):
         (folder / "SBU_captioned_photo_dataset_captions.txt").write_text("\r\n".join(captions) + "\n")
     for number, name in enumerate(("4385058960_b0f291553e.jpg", "1007129816_deadbeef.jpg")):
         official.save(tmp_path / "data/sbu/images" / name, number)
+    run("sbu", "--addresses")
+    table = pyarrow.parquet.read_table(tmp_path / "data/sbu/addresses.parquet").to_pydict()
+    assert table == {"url": list(urls), "caption": list(captions)}
     out = run("sbu")
     expected = [{"image": "../sbu/images/4385058960_b0f291553e.jpg", "caption": SBU[0][0]}]
     assert read(tmp_path / "data/pretrain/sbu.json") == expected

@@ -109,7 +109,7 @@ class Job:
             where = f"{path.name} entry {number}"
             try:
                 converted = convert(element)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
                 self.leave_out(MALFORMED, f"{where} {error if isinstance(error, ValueError) else repr(error)}")
             else:
                 yield where, converted

@@ -61,6 +61,10 @@ def read_questions(job: Job, source: Path, split: str) -> list[dict]:
     the test split from 1,000,001."""
     path = source / split / "questions.json"
     first = 1 if split == "train" else 1_000_001
+
+    def asked(item: list) -> tuple[str, str, int]:
+        return str(item[0]), str(item[1]), int(item[2])
+
     return [
         {
             "question_id": number,
@@ -71,7 +75,7 @@ def read_questions(job: Job, source: Path, split: str) -> list[dict]:
             "question_type": question_type(question),
             "answer_type": "yes/no" if answer in ("yes", "no") else "other",
         }
-        for number, (_, (question, answer, picture)) in enumerate(job.read(path, None, tuple), first)
+        for number, (_, (question, answer, picture)) in enumerate(job.read(path, None, asked), first)
     ]
 
 

@@ -67,7 +67,9 @@ def prepare(job: Job) -> None:
         images = visual_genome.read_images(job, found[visual_genome.IMAGES])
         visual_genome.write_questions(job, images, minival, found[visual_genome.QUESTIONS])
     else:
-        job.warn(f"{' or '.join(GENOME)} is not in SOURCE: {visual_genome.VG_QA} is not written")
+        earlier = ", that of an earlier preparation may hold validation images"
+        there = earlier if (job.output / visual_genome.VG_QA).exists() else ""
+        job.warn(f"{' or '.join(GENOME)} is not in SOURCE: {visual_genome.VG_QA} is not written{there}")
 
 
 def minival_images(job: Job, path: Path | None) -> set[int]:

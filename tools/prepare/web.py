@@ -35,6 +35,7 @@ CC3M_NAME = "Train_GCC-training.tsv"
 SBU_NAME = "sbu-captions-all.json"
 SBU_LINES = ("SBU_captioned_photo_dataset_urls.txt", "SBU_captioned_photo_dataset_captions.txt")
 PUBLISHED = {"cc3m": 3_318_333, "sbu": 1_000_000}
+NO_PAIR = "row that is no caption and address"
 REASONS_SHOWN = 5
 SHARD = re.compile(r"\d{5,}")
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
@@ -79,7 +80,7 @@ def cc3m_rows(job: Job) -> Iterator[tuple[str, str]]:
             try:
                 caption, address = content.decode("utf-8-sig").rstrip("\r\n").split("\t")
             except ValueError as error:  # no UTF-8, or not two parts
-                job.leave_out("line that is no caption and address", f"row {number} ({error})")
+                job.leave_out(NO_PAIR, f"row {number} ({error})")
                 continue
             if (caption, address) != ("caption", "url"):  # as img2dataset's guide puts it on top
                 yield caption, address.strip()
@@ -101,7 +102,11 @@ def sbu_rows(job: Job) -> Iterator[tuple[str, str]]:
         find_official(job.source, {SBU_NAME: f"{SBU_URL}sbu-captions-all.tar.gz; or {' and '.join(SBU_LINES)}"})
     if len(captions) != len(addresses):
         raise UserError(f"{path}: {len(addresses)} addresses and {len(captions)} captions do not match")
-    return zip(captions, addresses, strict=True)
+    for number, row in enumerate(zip(captions, addresses, strict=True)):
+        if all(isinstance(text, str) for text in row):
+            yield row
+        else:
+            job.leave_out(NO_PAIR, f"row {number}")
 
 
 def read_lines(path: Path) -> list[str]:
@@ -114,7 +119,8 @@ def read_lines(path: Path) -> list[str]:
 def write_addresses(job: Job, rows: list[tuple[str, str]]) -> None:
     """A parquet file with the columns url and caption: of a .tsv img2dataset takes a quotation mark for the start of a
     cell that may hold line ends, and stops."""
-    captions, addresses = zip(*rows, strict=True)
+    encoded = ([text.encode(errors="replace") for text in column] for column in zip(*rows, strict=True))
+    captions, addresses = (pyarrow.array(column).cast(pyarrow.string()) for column in encoded)
     path = job.output / job.name / "addresses.parquet"
     with job.replacing(path) as temporary:
         pyarrow.parquet.write_table(pyarrow.table({"url": addresses, "caption": captions}), temporary)
@@ -131,7 +137,7 @@ def usable(job: Job, photos: Iterator[dict], found: Counter) -> Iterator[dict]:
     for photo in photos:
         found["images"] += 1
         caption = tidy(photo["caption"])
-        mark = hashlib.blake2b(f"{photo['url']} {caption}".encode(), digest_size=8).digest()
+        mark = hashlib.blake2b(f"{photo['url']} {caption}".encode(errors="replace"), digest_size=8).digest()
         if not clean_caption(caption, 1):
             job.leave_out("caption without a word", photo["image"])
         elif mark in seen:
@@ -175,7 +181,7 @@ def read_photo(folder: Path, key: str, names: set[str]) -> dict | None:
     if image is None or not (folder / image).stat().st_size:
         raise ValueError("its image is missing or empty")
     caption = "" if content.get("caption") is None else needed(content, "caption", str)
-    return {"image": image, "caption": caption, "url": str(content.get("url")), "sha256": content.get("sha256")}
+    return {"image": image, "caption": caption, "url": str(content.get("url")), "sha256": str(content.get("sha256"))}
 
 
 def shard_names(folder: Path) -> list[str]:
