@@ -39,6 +39,7 @@ def pretrain(data, out, *overrides, flags=()) -> None:
         "train.log_every=1",
         "train.warmup_steps=2",
         "train.precision=fp32",
+        "train.images=false",
         *overrides,
     ]
     arguments = ["--config", "configs/Pretrain.yaml", "--output_dir", out, "--device", "cpu", *flags]
@@ -55,7 +56,7 @@ def refuse(capsys, *arguments) -> str:
 
 
 def test_pretraining_writes_what_a_run_promises_and_retrieval_evaluates_it(data, tmp_path):
-    pretrain(data, tmp_path / "run")
+    pretrain(data, tmp_path / "run", "train.images=true")
     assert {"checkpoint_last.pth", "config.yaml", "log.jsonl", "metrics.json", "tensorboard", "images"} <= {
         path.name for path in (tmp_path / "run").iterdir()
     }

@@ -87,6 +87,8 @@ def results(path: Path) -> dict:
 def two_ranks(tmp_path_factory):
     """The results of all cases in two processes."""
     folder = tmp_path_factory.mktemp("two")
+    tiny_model()  # the processes to come have what this imports
+    torch.compiler.reset()
     in_ranks(2, train_all, folder)
     return {name: results(folder / f"{name}.pth") for name in CASES}
 

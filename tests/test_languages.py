@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import ROOT, refused
 from languages import CAPTIONS
+from pycocoevalcap.rouge.rouge import Rouge
 from tiny import TOKENIZER, Notes, gray_images, gray_level
 from tokenizers import normalizers, pre_tokenizers
 from torch import nn
@@ -92,6 +93,7 @@ def test_words_of_scripts_without_spaces_are_their_characters():
 
 @pytest.mark.parametrize("tokens", ["ptb", "python"])
 def test_all_metrics_take_the_same_way(tmp_path, monkeypatch, tokens):
+    monkeypatch.setattr("evaluation.caption.Meteor", Rouge)  # METEOR's program takes ten seconds to start
     if tokens == "python":
         monkeypatch.setattr("evaluation.caption.shutil.which", lambda name: None)
     references, said = faultless(
