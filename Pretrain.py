@@ -14,7 +14,7 @@ from torch import nn
 
 from dataset import create_dataset, create_train_loader
 from dataset.pretrain import PretrainCollate
-from dataset.text import Tokenizer
+from dataset.text import Tokenizer, check_vocabulary
 from dataset.transforms import normalized
 from engine.checkpoint import BestCheckpoint, random_state_kept
 from engine.config import PRETRAIN, Config, arguments, load_config
@@ -49,10 +49,11 @@ def main(argv: list[str] | None = None) -> None:
         run, resume_from = begin(args, cfg)
         seed_everything(cfg.seed, per_rank=False)  # every process builds the same model
         tokenizer = Tokenizer(cfg.text.vocab, sep=cfg.text.sep)
-        start = None if resume_from else args.checkpoint
+        start = None if resume_from or not args.checkpoint else load_checkpoint(args.checkpoint)
+        check_vocabulary(tokenizer, (resume_from or start or {}).get("description") or {})
         model, lines = build_pretrain_model(cfg, tokenizer, initial_weights=not (resume_from or start))
         if start:
-            lines += start_from(model, load_checkpoint(start), start)
+            lines += start_from(model, start, args.checkpoint)
         for line in lines:
             logger.info(line)
         pretrained_vit = cfg.model.image_encoder.weights != "random" or args.checkpoint is not None

@@ -1,5 +1,6 @@
 """Captions and questions: cleaning as ALBEF does, and BERT word pieces without a final [SEP]."""
 
+import hashlib
 import io
 import json
 import os
@@ -122,6 +123,8 @@ class Tokenizer:
         self.vocab_size = len(vocab)
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (vocab[t] for t in SPECIAL_TOKENS)
         self.case = vocabulary_case(path, vocab)
+        # of the pieces and their case: what a checkpoint is compared by
+        self.digest = hashlib.blake2b(repr([*vocab, self.case]).encode(), digest_size=8).hexdigest()
         self._backend = _word_pieces(path, vocab, self.case)
 
     def word_pieces(self, texts: Sequence[str]) -> list[list[int]]:
@@ -236,7 +239,19 @@ def checkpoint_tokenizer(vocab: str | Path, description: dict) -> Tokenizer:
             f"text.vocab: {vocab} has {tokenizer.vocab_size} word pieces, the checkpoint {known}: "
             "use the vocabulary that it was trained with"
         )
+    check_vocabulary(tokenizer, description)
     return tokenizer
+
+
+def check_vocabulary(tokenizer: Tokenizer, description: dict) -> None:
+    """UserError if a checkpoint's description says that it was trained with other word pieces, or in another case: of
+    the same size they load, and every text is gibberish.
+    """
+    if description.get("vocab", tokenizer.digest) != tokenizer.digest:
+        raise UserError(
+            f"text.vocab: {tokenizer.vocab_file}: the checkpoint was trained with other word pieces, or in another "
+            "case (tokenizer_config.json); use the vocabulary that it was trained with"
+        )
 
 
 def vocabulary_case(path: Path, pieces: Iterable[str]) -> dict[str, bool]:

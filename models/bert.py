@@ -40,6 +40,7 @@ class SpecialTokens(Protocol):
     pad_id: int
     mask_id: int
     vocab_size: int
+    digest: str  # of the vocabulary
 
 
 @dataclass

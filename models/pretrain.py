@@ -86,6 +86,7 @@ class PretrainModel(nn.Module):
                 f"text.vocab: {tokens.vocab_size} word pieces, but the text model has embeddings for "
                 f"{backbone.description['bert']['vocab_size']}; set model.bert.args.vocab_size: {tokens.vocab_size}"
             )
+        backbone.description = {**backbone.description, "vocab": tokens.digest}
         self.itm, self.mlm, self.mim, self.momentum = cfg.itm, cfg.mlm, cfg.mim, cfg.momentum
         self.tokens, self.backbone, encoder = tokens, backbone, backbone.image_encoder
         target, head = cfg.mim.target, cfg.mim.head

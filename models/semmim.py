@@ -237,7 +237,7 @@ def check_description(description: dict, state: dict[str, Tensor], path: str | P
     The model is built on the meta device: whatever sizes are described, nothing is allocated for them.
     """
     try:
-        if set(description) != KEYS:
+        if set(description) - {"vocab"} != KEYS or not isinstance(description.get("vocab", ""), str):
             raise UserError(f"its keys are {shown(sorted(description))}")
         for key, kind in {"image_encoder": dict, "bert": dict, "sep": bool}.items():
             if not isinstance(description[key], kind):

@@ -1,5 +1,8 @@
+import json
+
 import pytest
-from conftest import refused
+from conftest import ROOT, refused
+from tiny import tiny_model
 
 from dataset.text import Tokenizer, checkpoint_tokenizer, clean_caption, clean_question
 
@@ -74,6 +77,17 @@ def test_a_checkpoint_with_another_vocabulary_is_refused():
     assert checkpoint_tokenizer(VOCAB, description).vocab_size == 30522
     other = "configs/demo/vocab.txt"
     refused(lambda: checkpoint_tokenizer(other, description), f"{other} has 273 word pieces, the checkpoint 30522")
+
+
+def test_a_checkpoint_trained_with_a_vocabulary_of_the_same_size_or_another_case_is_refused(tmp_path):
+    description = {**tiny_model().backbone.description, "bert": {"vocab_size": 30522}}
+    assert checkpoint_tokenizer(VOCAB, description).digest == description["vocab"] == Tokenizer(VOCAB).digest
+    content = (ROOT / VOCAB).read_text(encoding="utf-8")
+    for case, text in ((None, content.replace("\ndog\n", "\nhund\n")), ({"strip_accents": False}, content)):
+        (tmp_path / "vocab.txt").write_text(text, encoding="utf-8")
+        if case:
+            (tmp_path / "tokenizer_config.json").write_text(json.dumps(case))
+        refused(lambda: checkpoint_tokenizer(tmp_path / "vocab.txt", description), tmp_path, "other word pieces")
 
 
 def test_half_of_a_surrogate_pair_is_an_error_in_one_line(tokenizer):
