@@ -22,9 +22,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 PUNCTUATION = re.compile(r"[,.'!?\"()*#:;~]")
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-IDEOGRAPH = (
-    "[\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"  # and kana
-)
+# Han and kana, which are written without spaces
+IDEOGRAPH = "[\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 WORD = re.compile(r"\w+")
 UNKNOWN = "zzunknownzz"  # stands for [UNK] in what `rewritten` gives: no sentence has this word
 PROBES = 4_000  # texts that a share is measured on
@@ -259,7 +258,7 @@ def vocabulary_case(path: Path, pieces: Iterable[str]) -> dict[str, bool]:
     without one, what the pieces show: capitals are kept if one has a capital; accents, and what else BERT's stripping
     of them takes apart (Hangul), if one has such a character.
     """
-    pieces = [piece for piece in pieces if piece not in SPECIAL_TOKENS]
+    pieces = [piece for piece in pieces if not re.fullmatch(r"\[.+\]", piece)]  # not [CLS], [unused1]
     lower = all(piece == piece.lower() for piece in pieces)
     accents = any(unicodedata.normalize("NFD", piece) != piece for piece in pieces)
     case = {"do_lower_case": lower, "strip_accents": lower and not accents, "tokenize_chinese_chars": True}
