@@ -27,7 +27,7 @@ from dataset.text import Tokenizer
 from evaluation import Record
 from evaluation.cider import apart, caption_words, cider
 from evaluation.sharded import eval_loader, evaluating, run_sharded
-from evaluation.written import rewriting
+from evaluation.written import REWRITTEN, rewriting
 from models.caption import CaptionModel
 from models.generation import Generation
 
@@ -49,8 +49,10 @@ class Captioner:
         splits = dict.fromkeys([*cfg.eval.splits, "val"] if cfg.data.val else cfg.eval.splits)
         self.datasets = {split: create_dataset("caption_eval", cfg, split) for split in splits}
         warn_of_cut_texts(self.datasets, cfg, tokenizer)
+        self.notes: dict[str, dict] = {}  # by split, for metrics.json
         for split, dataset in self.datasets.items():
             rewrite = rewriting(split, list(chain.from_iterable(dataset.references)), tokenizer, run.info)
+            self.notes[split] = {} if rewrite is list else REWRITTEN
             dataset.references = [rewrite(captions) for captions in dataset.references]
             count, missing = len(dataset), len(dataset) - len(references_with_words(dataset))
             if missing and any(dataset.references):
@@ -91,7 +93,7 @@ class Captioner:
             start = time.perf_counter()
             captions[split] = found = self.caption(model, split)
             speed = round(len(found) / (time.perf_counter() - start), 2)
-            numbers[split] = {"images": len(found), "captions_per_second": speed}
+            numbers[split] = {"images": len(found), "captions_per_second": speed, **self.notes[split]}
             numbers[split]["words"] = sum(len(apart(caption).split()) for caption in found) / len(found)
             numbers[split]["judged"] = len(references_with_words(self.datasets[split]))
             if utils.is_main():

@@ -20,7 +20,7 @@ from dataset.text import Tokenizer
 from dataset.vqa import EvalBatches, encode_answers, question_limits
 from evaluation import Record
 from evaluation.sharded import eval_loader, evaluating, run_sharded
-from evaluation.written import Rewrite, rewriting, rewritten_answers
+from evaluation.written import REWRITTEN, Rewrite, rewriting, rewritten_answers
 from models.generation import answer_options
 from models.vqa import VQAModel
 
@@ -266,6 +266,7 @@ class Answerer:
         rewrite, types = self.rewrite[split], (dataset.answer_types, dataset.question_types)
         references = [rewritten_answers(reference, rewrite) for reference in dataset.references]
         numbers = vqa_metrics(rewrite(answers), references, *types, self.cfg.eval.scoring)
+        numbers |= {} if rewrite is list else REWRITTEN
         logged = {key: numbers[key] for key in ("accuracy", "constant")}
         logged |= {f"accuracy/{key}": value for key, value in numbers["by_answer_type"].items()}
         self.run.log(step, logged, split, final)

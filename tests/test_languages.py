@@ -166,6 +166,7 @@ def test_a_split_in_french_is_answered_captioned_and_said(tmp_path, monkeypatch)
     notes, cpu = Notes(tmp_path), torch.device("cpu")
     cfg = load_config("configs/VQA.yaml", [f"data.val=[{tmp_path}/vqa.json]", "data.val_scores=[]", *SETTINGS], VQA)
     numbers = Answerer(cfg, TOKENIZER, cpu, notes).evaluate(Naming(["hotel"] * 8), "val")
+    assert numbers["references"] == "compared as the vocabulary writes them"
     assert numbers["accuracy"] == 100 and any("100.0% of the references" in line for line in notes.lines)
     cfg = load_config(
         "configs/Caption_coco.yaml", [f"data.val=[{tmp_path}/caption.json]", "eval.splits=[val]", *SETTINGS], CAPTION
