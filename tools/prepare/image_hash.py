@@ -3,8 +3,8 @@
 Web images are resized and compressed anew by every download tool, so that equal bytes find few of the copies. What an
 image shows is the low frequencies (DCT) of a small gray one, without its mean and of length 1. These are the numbers of
 which imagehash.phash keeps only whether each is above their median; that many smooth images, such as X-rays, have in
-common. Copies (resized, JPEG at quality 40 to 80, brighter by 5%) are at most 0.035 apart, different X-rays at least
-0.15.
+common. Copies (resized, JPEG at quality 40 to 80, brighter by 5%) are at most 0.03 apart, different X-rays and
+overlapping parts of a photo at least 0.13.
 """
 
 import hashlib
