@@ -59,7 +59,7 @@ READ = frozenset(  # all keys that something is read of
     "question_id answer answers label answer_type question_type".split()
 )
 DOMAINS = ("in", "near", "out")  # of NoCaps; its files say "near-domain"
-IDENTIFIERS = ("question_id", "image_id", "img_id", "cocoid", "imgid")
+IDENTIFIERS = {"question_id", "image_id", "img_id", "cocoid", "imgid"}
 WHOLE_NUMBER = re.compile(  # COCO's twelve digits, too; pandas writes 139.0 if an id of the column is missing
     r"((?=[0-9]{12}$)[0-9]+|0|-?[1-9][0-9]{0,17})(?:\.0+)?"
 )
@@ -249,8 +249,11 @@ def _official_list(path: Path) -> tuple[dict[str, str], list]:
 def _entries(read: dict, where: Place, kind: str, folders, source: Source, convert=None) -> list[dict]:
     """The entries that an element of a file is, checked, and with the paths to open as their `image`; folders: of
     `image_folders`."""
-    read = {**read, **{key: read[name] for key, name in source.columns.items() if name in read}}
-    read |= {key: whole_number(read[key]) for key in IDENTIFIERS if key in read}
+    for key, name in source.columns.items():
+        if name in read:
+            read[key] = read[name]
+    for key in IDENTIFIERS & read.keys():
+        read[key] = whole_number(read[key])
     try:
         entries = convert(read, where) if convert else [read]
     except ValueError as error:
@@ -259,8 +262,10 @@ def _entries(read: dict, where: Place, kind: str, folders, source: Source, conve
     for entry in entries:
         if missing := next((key for key in needed if key not in entry), None):
             raise UserError(f"{where} has no {missing!r}; a {kind} entry needs {', '.join(needed)}")
-        for key, types in {**needed, **optional}.items():
-            if key in needed or entry.get(key) not in (None, []):
+        for key, types in needed.items():
+            check_kind(entry[key], key, types, where)
+        for key, types in optional.items():
+            if key in entry and entry[key] not in (None, []):
                 check_kind(entry[key], key, types, where)
         if not entry["image"]:
             raise UserError(f"{where}: 'image' is empty")
@@ -272,7 +277,7 @@ def _entries(read: dict, where: Place, kind: str, folders, source: Source, conve
 def _image_path(entry: dict, where: Place, folders, prefixes: Mapping[str, str]) -> str:
     """The path to open, absolute, without . and .., in the folder that a link leads to: an image has one path, however
     the files spell it."""
-    folder, image = where.path.parent if folders is None else folders, entry["image"]
+    folder, image = os.path.dirname(where.path) if folders is None else folders, entry["image"]
     if isinstance(folders, dict):
         name = entry.get("dataset")
         if not isinstance(name, str) or name not in folders:
@@ -387,13 +392,24 @@ def _for_retrieval(entry: dict, where: Place, split: str) -> list[dict]:
 
 
 def load_captions(source: Source, split: str) -> list[dict]:
-    """The entries of a split ("train", "val" or "test") as {image, captions, image_id, labels, domain}.
+    """The entries of a split ("train", "val" or "test") with {image, captions, image_id, labels, domain}.
 
     image: the path to open; captions: list of str, as they stand (empty if a test set publishes none); image_id: the
     entry's, else COCO's number in the file name, else the image as its file names it first; labels: list of str;
     domain: one of DOMAINS or None. To be evaluated, an image must have one id, and no entry may stand there twice.
     """
-    located, names = list(located_entries(source, "caption", _for_captioning, split)), {}
+    found = _with_captions(located_entries(source, "caption", _for_captioning, split))
+    if split == "train":  # of which no places are kept: there are many
+        return [entry for _, entry in found]
+    located = list(found)
+    _one_image_per_id(located)
+    _each_once(located)
+    return [entry for _, entry in located]
+
+
+def _with_captions(located: Iterable[tuple[Place, dict]]) -> Iterator[tuple[Place, dict]]:
+    """The entries as `load_captions` returns them."""
+    names: dict[str, str | int] = {}
     for where, entry in located:
         entry["domain"] = entry.get("domain") and entry["domain"].removesuffix("-domain")
         if entry["domain"] not in (None, *DOMAINS):
@@ -402,10 +418,7 @@ def load_captions(source: Source, split: str) -> list[dict]:
             entry["image_id"] = names.setdefault(entry["image"], entry["name"])
         entry["captions"] = [] if entry.get("caption") is None else strings(entry["caption"])
         entry["labels"] = split_labels(entry.get("object_label") or "")
-    if split != "train":
-        _one_image_per_id(located)
-        _each_once(located)
-    return [{key: entry[key] for key in ("image", "image_id", "captions", "labels", "domain")} for _, entry in located]
+        yield where, entry
 
 
 def split_labels(object_label: str) -> list[str]:
@@ -414,11 +427,13 @@ def split_labels(object_label: str) -> list[str]:
 
 
 def _for_captioning(entry: dict, where: Place) -> list[dict]:
-    """An entry of any layout with `image`, `caption`, `image_id` (None if it has none) and `name`, its id then;
+    """An entry of any layout with `image`, `caption` and `image_id` or, if it has none (None), `name`, its id then;
     Karpathy's without blank captions."""
     if official.is_karpathy(entry):
         entry = {**entry, **official.karpathy_image(entry, official.karpathy_set(entry, where.header))}
     ids = [entry[key] for key in ("image_id", "img_id", "cocoid", "imgid") if entry.get(key) not in (None, "")]
+    if ids:
+        return [{**entry, "image_id": ids[0]}]
     name = os.path.normpath(member_name(str(entry.get("image"))))
     number = COCO_NAME.search(name)
-    return [{**entry, "image_id": ids[0] if ids else None, "name": int(number[1]) if number else name}]
+    return [{**entry, "image_id": None, "name": int(number[1]) if number else name}]
