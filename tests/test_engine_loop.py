@@ -212,6 +212,17 @@ def test_a_loss_that_doubles_is_a_jump_and_noise_is_none():
     assert window.usual_if_far([-0.9, 0.8, -0.4, 0.6, 0.1], 1.0) is None  # around 0, as self-critical training has it
 
 
+def test_a_loss_that_jumps_and_stays_there_stops_the_run_and_the_last_good_checkpoint_stays(tmp_path):
+    def loss_fn(model, batch, progress):
+        loss, values = mean_squared_error(model, batch, progress)
+        return loss + 1000.0 * (progress.step >= 7), values
+
+    trained = Trained(tmp_path, loss_fn=loss_fn, checkpoint_every=3)
+    with pytest.raises(utils.UserError, match=r"the loss jumped from [\d.]+ to 100\d in step 7 .* stopped, not saved"):
+        trained.go()
+    assert utils.load_checkpoint(trained.checkpoint)["progress"]["step"] == 6
+
+
 def test_a_gradient_that_is_not_finite_stops_the_run_though_the_loss_is(tmp_path):
     def loss_fn(model, batch, progress):
         zero = (model(batch["x"]) * 0).sum()

@@ -1,6 +1,7 @@
 """What is kept of a run, and what a restart continues from; drill.py kills and stops real runs."""
 
 import argparse
+import errno
 import json
 import math
 import multiprocessing
@@ -16,7 +17,7 @@ from torch import nn
 
 from engine.checkpoint import BestCheckpoint, last_paths, load_last, random_state, save_last, set_random_state
 from engine.config import Config
-from engine.run import Run, begin, check_ranks
+from engine.run import Run, begin, check_ranks, code_version, lock
 from utils import UserError, as_config, load_checkpoint, seed_everything
 
 
@@ -309,3 +310,20 @@ def test_wandb_follows_tensorboard_and_its_failures_end_no_training(tmp_path, mo
     start(tmp_path, cfg).close()
     assert asked_for[0]["sync_tensorboard"] and asked_for[0]["dir"] == str(tmp_path) and "no server" in caplog.text
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_numbers_name_the_code_with_git_and_without(monkeypatch):
+    assert code_version()
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr("engine.run.version", lambda package: f"{package} 1.0")
+    assert code_version() == "semmim 1.0"
+
+
+def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("engine.run.fcntl.lockf", refuse)
+    with caplog.at_level("INFO", "semmim"):
+        lock(tmp_path / "run.lock").close()
+    assert "this file system has no locks" in caplog.text and (tmp_path / "run.lock").read_text()
