@@ -53,12 +53,12 @@ class Ablations:
     base = "semmim"
 
     def __init__(self, runs: Iterable[Run]):
-        self.all = [run for run in runs if run.rows]
+        self.all = [run for run in runs if run.row]
         kinds = {run.kind for run in self.all if run.stage == "retrieval"}
         self.kind = "zero-shot" if kinds == {"zero-shot"} else "fine-tuned"
 
     def of(self, row: str, stage: str) -> list[Run]:
-        runs = [run for run in self.all if row in run.rows and run.stage == stage]
+        runs = [run for run in self.all if run.row == row and run.stage == stage]
         return [run for run in runs if stage != "retrieval" or run.kind == self.kind]
 
     def effect(self, row: str, stage: str, value: Callable) -> Stat | None:
@@ -163,23 +163,19 @@ def order_table(found: Ablations) -> list[Table]:
 
 
 def effects(numbers: str, found: Ablations, split: str) -> tuple[list[float], list[dict[int, float]]]:
-    """Of the rows that have runs of their own: the paper's effects, and ours by seed.
-
-    Rows that share their runs count once, and not at all if the runs are those of the paper's model.
-    """
+    """Of the rows that were run, but the paper's model: the paper's effects, and ours by seed."""
     value = metric("itm_r_mean", split)
-    base = found.of(found.base, "retrieval")
-    of_base = {run.seed: value(run) for run in base}
-    counted, published, ours = {run.folder for run in base}, [], []
+    of_base = {run.seed: value(run) for run in found.of(found.base, "retrieval")}
+    published, ours = [], []
     for paper, row in ((PAPER[number], row) for number in numbers for row in PAPER[number]["rows"]):
-        runs = found.of(row["config"], "retrieval")
+        if row.get("paper"):
+            continue
         by_seed = {
             run.seed: value(run) - of_base[run.seed]
-            for run in runs
+            for run in found.of(row["config"], "retrieval")
             if is_number(value(run)) and is_number(of_base.get(run.seed))
         }
-        if by_seed and counted.isdisjoint(run.folder for run in runs):
-            counted.update(run.folder for run in runs)
+        if by_seed:
             published.append(published_recall_effect(paper, row))
             ours.append(by_seed)
     return published, ours

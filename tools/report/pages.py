@@ -45,7 +45,7 @@ def section(run: Run, folder: Path, path: Path) -> dict:
         "result": headline(run),
         "files": {name: pages.relative(file, path) for name, file in summary.files(run.folder).items()},
         "numbers": "\n".join([*summary.training_lines(run.folder), *summary.evaluation_lines(run)]),
-        "curves": None if run.rows else run_curves(run.folder),
+        "curves": None if run.row else run_curves(run.folder),
         "image": images[-1] if images else None,
         "schema": schema,
         "changed": [[key, *map(shown, pair)] for key, pair in differences(paper, config).items()],

@@ -35,7 +35,7 @@ class Run:
     seed: int
     settings: str  # equal for the seeds of one experiment
     metrics: dict
-    rows: list[str] = field(default_factory=list)  # of the paper's ablations that it stands for, its own first
+    row: str | None = None  # of the paper's ablations
     server: dict = field(default_factory=dict)  # server.json: test_dev and test_std of the VQA evaluation server
     pairs_per_second: float | None = None  # median of the training's log
 
@@ -51,7 +51,7 @@ class Run:
     def record(self, root: Path) -> dict:
         """The run as a line of a study's table; its folder is named from the study's own on."""
         values = {**asdict(self), "folder": self.folder.relative_to(root.parent).as_posix()}
-        return {key: value for key, value in values.items() if value not in ([], {}, None)}
+        return {key: value for key, value in values.items() if value not in ({}, None)}
 
 
 def find_runs(path: Path, unfinished: bool = False) -> list[Run]:
@@ -64,14 +64,7 @@ def find_runs(path: Path, unfinished: bool = False) -> list[Run]:
     folders = [file.parent for file in sorted(path.rglob("config.yaml"))]
     if not folders:
         raise UserError(f"{path}: no run in it (a run's folder holds config.yaml); give a script's --output_dir")
-    runs = [run for folder in folders if (run := read_run(folder)) and (run.metrics or unfinished)]
-    own = {run.rows[0] for run in runs if run.rows}
-    for file in sorted(path.rglob("rows.json")):  # of tools.ablate: which row's runs serve each row
-        for row, source in read_json(file)["rows"].items():
-            for run in runs:
-                if run.rows[:1] == [source] and row not in own:
-                    run.rows.append(row)
-    return runs
+    return [run for folder in folders if (run := read_run(folder)) and (run.metrics or unfinished)]
 
 
 def read_table(path: Path) -> list[Run]:
@@ -103,7 +96,7 @@ def read_run(folder: Path) -> Run | None:
         seed=config.get("seed", 0),
         settings=hashlib.sha1(same.encode()).hexdigest()[:12],
         metrics=metrics,
-        rows=[result["row"]] if result.get("row") else [],
+        row=result.get("row"),
         server=server,
         pairs_per_second=statistics.median(speeds) if speeds else None,
     )
@@ -148,7 +141,7 @@ def groups(runs: Iterable[Run], stage: str, kind: str | None = None, data: str |
     A seed that was run again is an experiment of its own.
     """
     chosen = [r for r in runs if r.stage == stage and kind in (None, r.kind) and data in (None, r.data)]
-    plain = [run for run in chosen if not run.rows] or [run for run in chosen if run.rows[0] == "semmim"]
+    plain = [run for run in chosen if run.row is None] or [run for run in chosen if run.row == "semmim"]
     found: dict[tuple[str, int], list[Run]] = {}
     repeats: dict[tuple[str, int], int] = {}
     for run in plain:
@@ -161,7 +154,7 @@ def run_name(group: Sequence[Run]) -> str:
     """The last parts of a run's folder, of an ablation's with its row; how many more there are."""
     if not group:
         return ""
-    name = one_line("/".join(group[0].folder.parts[-3 if group[0].rows else -2 :]), 1000)  # ROW/seed_N/STAGE
+    name = one_line("/".join(group[0].folder.parts[-3 if group[0].row else -2 :]), 1000)  # ROW/seed_N/STAGE
     return name if len(group) < 2 else f"{name} and {len(group) - 1} more"
 
 
