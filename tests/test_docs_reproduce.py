@@ -1,5 +1,5 @@
 """docs/reproduce.md's commands, in their order, on small stand-ins of the official files: every file that the
-configurations name is then there, and check_data.py finds nothing that would stop a run."""
+configurations name is then there, and tools.check_data finds no fault."""
 
 import json
 import shlex
@@ -126,4 +126,4 @@ def test_the_documents_commands_lead_from_the_downloads_to_sound_data(downloads,
     save_images()
     for step in commands("check_data"):
         check_data.main([*step, "--workers", "1"])  # would leave by SystemExit
-    assert capsys.readouterr().out.count("nothing would stop a run") == 6
+    assert capsys.readouterr().out.count("no fault found") == 6

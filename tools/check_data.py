@@ -4,24 +4,27 @@
     python -m tools.check_data --config configs/Pretrain.yaml --against configs/Retrieval_coco.yaml --workers 16
 
 Reads the annotations exactly as training does, opens every image in parallel, and reports for every split: missing and
-unreadable images, empty texts, the shares that `max_words` and `max_tokens` cut, words that the vocabulary lacks, and
-images of validation and test that are in training too (by path, by the bytes of the file, by what the image shows).
-`--against` takes the validation and test images of further configurations into that comparison.
-Ends with exit code 1 if training or its evaluation would stop, and names why; 0 otherwise.
+unreadable images, empty texts and those that are cut, word pieces that the vocabulary lacks, and images of validation
+and test that are in training too (by path, by the bytes of the file, by what the image shows). `--against` takes the
+validation and test images of further configurations into that comparison.
+Ends with exit code 1, and the reasons, if training or its evaluation would stop, or if more than 1% of a split's images
+are in training too; with 0 otherwise.
 """
 
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable
 from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple
+
+import numpy as np
 
 from dataset import create_dataset
-from dataset.caption import target_text
+from dataset.advice import Texts, split_texts
 from dataset.loader import MIN_BAD
-from dataset.text import Tokenizer, clean_caption
+from dataset.text import Tokenizer
 from dataset.transforms import ImageError
 from engine import config
 from tools.prepare.common import progress
@@ -36,35 +39,36 @@ KINDS = {  # stage: the kind of data set of each split
 }
 SHOWN = 3  # examples of each finding
 SAME_PATH = "the same path"
+MANY_SHARED = 0.01  # of a split's images: its numbers are then those of memory
 BLOCK = 10_000  # texts tokenized at a time
 
 
 class Findings:
-    """The report: lines as they are printed; `stops`: what would end a run; numbers: {split: {what: {count, of,
+    """The report: lines as they are printed; `faults`: what must be mended; numbers: {split: {what: {count, of,
     first}}}, first: examples."""
 
     def __init__(self):
-        self.stops: list[str] = []
+        self.faults: list[str] = []
         self.numbers: dict[str, dict] = {}
 
-    def line(self, split: str, what: str, number: int, total: int, first: Iterable[str] = ()) -> None:
+    def line(self, split: str, what: str, number: int, total: int = 0, first: Iterable[str] = ()) -> None:
         examples = [one_line(text, 1000) for text in islice(first, SHOWN)]
         self.numbers.setdefault(split, {})[what] = {"count": number, "of": total, "first": examples}
         share = f" ({100 * number / total:.2f}% of {total:,})" if total else ""
         shown = f"; first: {', '.join(examples)}" if examples else ""
         print(f"{split:6} {what}: {number:,}{share}{shown}", flush=True)
 
-    def stop(self, split: str, reason: str) -> None:
-        self.stops.append(one_line(f"{split}: {reason}", 1000))
-        print(f"WOULD STOP: {self.stops[-1]}", flush=True)
+    def fault(self, split: str, reason: str) -> None:
+        self.faults.append(one_line(f"{split}: {reason}", 1000))
+        print(f"FAULT: {self.faults[-1]}", flush=True)
 
 
 def main(argv: list[str] | None = None) -> None:
     findings = check(parse_arguments(argv))
-    if findings.stops:
-        print(f"{len(findings.stops)} findings would stop a run:\n  " + "\n  ".join(findings.stops))
+    if findings.faults:
+        print(f"{len(findings.faults)} faults to mend before a run:\n  " + "\n  ".join(findings.faults))
         sys.exit(1)
-    print("nothing would stop a run")
+    print("no fault found")
 
 
 def check(args: argparse.Namespace) -> Findings:
@@ -73,10 +77,10 @@ def check(args: argparse.Namespace) -> Findings:
     print(f"{args.config}: {stage}")
     findings = Findings()
     datasets = read_datasets(stage, cfg, findings)
-    tokenizer = Tokenizer(cfg.text.vocab)
+    tokenizer = Tokenizer(cfg.text.vocab, bool(cfg.text.get("sep")))
     for split, dataset in datasets.items():
-        for texts in text_kinds(stage, cfg, split, dataset):
-            check_texts(split, texts, tokenizer, findings)
+        for number, texts in enumerate(split_texts(dataset, cfg, tokenizer)):
+            check_texts(split, texts, tokenizer, findings, main=number == 0)
     check_images(datasets, others(args.against), cfg, args.workers, findings)
     return findings
 
@@ -117,7 +121,7 @@ def stage_config(path: str, overrides: list[str], stage: str | None = None) -> t
 
 
 def read_datasets(stage: str, cfg: Config, findings: Findings) -> dict:
-    """{split: data set}, made as training makes them; what it would refuse is a finding."""
+    """{split: data set}, made as training makes them; what it would refuse is a fault."""
     if "cache_images" in cfg.data:
         cfg.data.cache_images = False
     datasets = {}
@@ -127,10 +131,10 @@ def read_datasets(stage: str, cfg: Config, findings: Findings) -> dict:
         try:
             datasets[split] = create_dataset(kind, cfg, None if split == "train" else split)
         except UserError as error:
-            findings.stop(split, str(error))
+            findings.fault(split, str(error))
             continue
-        findings.line(split, "samples of an epoch" if split == "train" else "items", len(datasets[split]), 0)
-        findings.line(split, "images", len(set(image_paths(datasets[split]))), 0)
+        findings.line(split, "samples of an epoch" if split == "train" else "items", len(datasets[split]))
+        findings.line(split, "images", len(image_paths(datasets[split])))
     return datasets
 
 
@@ -145,88 +149,28 @@ def others(configs: list[str]) -> dict:
     return datasets
 
 
-def image_paths(dataset) -> Iterator[str]:
-    return items(dataset.paths if hasattr(dataset, "paths") else dataset.images)
+def image_paths(dataset) -> list[str]:
+    """Of a data set's images, each once."""
+    return list(dict.fromkeys(dataset.paths if hasattr(dataset, "paths") else dataset.images))
 
 
-def items(sequence) -> Iterator:
-    return (sequence[i] for i in range(len(sequence)))
-
-
-def entries_of_image(dataset) -> dict[str, int]:
-    """{path: entries with it} of a training set."""
-    paths = list(image_paths(dataset))
-    names = ("image_of_caption", "image_id")  # the number of each entry's image
-    numbers = next((getattr(dataset, name) for name in names if hasattr(dataset, name)), range(len(paths)))
-    counts = dict.fromkeys(paths, 0)
-    for number in numbers:
-        counts[paths[int(number)]] += 1
-    return counts
-
-
-# ------------------------------------------------------------------------------------------------ texts
-
-
-class Texts(NamedTuple):
-    """Texts of one kind: as they stand, how they are cleaned, and what is cut."""
-
-    what: str
-    raw: Iterable[str]
-    clean: Callable[[str], str]
-    max_words: int | None
-    max_pieces: int
-    optional: bool = False  # may be missing altogether
-
-
-def text_kinds(stage: str, cfg: Config, split: str, dataset) -> list[Texts]:
-    """What a split's texts are and how long they may be, in word pieces besides the special tokens."""
-    text, train = cfg.text, split == "train"
-    if stage == "vqa":
-        questions, ocr, labels = dataset.parts if train else zip(*dataset.parts, strict=True)
-        kinds = [
-            Texts("questions", items(questions), str, None, text.max_question_tokens),
-            Texts("OCR tokens", items(ocr), str, None, text.max_ocr_tokens, optional=True),
-            Texts("object labels", items(labels), str, None, text.max_label_tokens, optional=True),
-        ]
-        answers = [Texts("answers", items(dataset.answers), str, None, text.max_answer_tokens - 1)] if train else []
-        return kinds + answers
-    if stage == "caption":
-        if train:
-            return [Texts("captions", items(dataset.captions), target_text, None, text.max_tokens - 1)]
-        references = chain.from_iterable(dataset.references)
-        return [Texts("references", references, target_text, None, text.max_tokens - 1, optional=True)]
-    room = text.max_tokens - 1 - bool(text.get("sep"))
-    return [Texts("captions", items(dataset.captions), _clean_whole, cfg.data.max_words, room, optional=not train)]
-
-
-def _clean_whole(text: str) -> str:
-    return clean_caption(text, sys.maxsize)
-
-
-def check_texts(split: str, texts: Texts, tokenizer: Tokenizer, findings: Findings) -> None:
-    total = empty = long = cut = pieces = unknown = 0
+def check_texts(split: str, texts: Texts, tokenizer: Tokenizer, findings: Findings, main: bool) -> None:
+    """Report all texts of a kind; other kinds than the main one may be missing altogether."""
+    count = Counter()
     examples: list[str] = []
-    raw = iter(texts.raw)
-    while block := list(islice(raw, BLOCK)):
-        cleaned = [texts.clean(text.encode("utf-8", "replace").decode("utf-8")) for text in block]
-        total += len(block)
-        empty += sum(not text.strip() for text in cleaned)
-        if texts.max_words is not None:
-            long += sum(len(text.split()) > texts.max_words for text in cleaned)
-            cleaned = [" ".join(text.split()[: texts.max_words]) for text in cleaned]
-        for text, ids in zip(cleaned, tokenizer.word_pieces(cleaned), strict=True):
-            if len(ids) > texts.max_pieces:
-                cut += 1
+    raw = iter(texts.texts)
+    while block := [texts.clean(text) for text in islice(raw, BLOCK)]:
+        for text, ids in zip(block, tokenizer.word_pieces(block), strict=True):
+            count["empty"] += not text.strip()
+            if len(ids) > texts.room or (texts.max_words is not None and len(text.split()) > texts.max_words):
+                count["cut"] += 1
                 examples = [*examples, repr(text[:60])][:SHOWN]
-            pieces += len(ids)
-            unknown += ids.count(tokenizer.unk_id)
-    if not total or (empty == total and texts.optional):
-        return
-    findings.line(split, f"{texts.what}, empty", empty, total)
-    if texts.max_words is not None:
-        findings.line(split, f"{texts.what} of more than {texts.max_words} words, cut", long, total)
-    findings.line(split, f"{texts.what} of more than {texts.max_pieces} word pieces, cut", cut, total, examples)
-    findings.line(split, f"{texts.what}: word pieces that the vocabulary lacks", unknown, pieces)
+            count.update(pieces=len(ids), unknown=ids.count(tokenizer.unk_id))
+        count["all"] += len(block)
+    if count["all"] and (main or count["empty"] < count["all"]):
+        findings.line(split, f"{texts.name}, empty", count["empty"], count["all"])
+        findings.line(split, f"{texts.name}, cut", count["cut"], count["all"], examples)
+        findings.line(split, f"{texts.name}: word pieces that the vocabulary lacks", count["unknown"], count["pieces"])
 
 
 # ------------------------------------------------------------------------------------------------ images
@@ -239,7 +183,7 @@ def check_images(datasets: dict, spared: dict, cfg: Config, workers: int, findin
     """
     marks, bad = {}, {}
     own = {split: dataset for split, dataset in datasets.items() if split != "train"}
-    held_out = {split: list(dict.fromkeys(image_paths(dataset))) for split, dataset in {**own, **spared}.items()}
+    held_out = {split: image_paths(dataset) for split, dataset in {**own, **spared}.items()}
     every = list(dict.fromkeys(chain.from_iterable(held_out.values())))
     found = fingerprints(every, workers)
     for path, mark in progress(found, "opening validation and test images", "images", len(every)):
@@ -251,15 +195,18 @@ def check_images(datasets: dict, spared: dict, cfg: Config, workers: int, findin
         report_bad(split, paths, bad, findings)
         first = next((path for path in paths if path in bad), None)
         if first and split in own:
-            findings.stop(split, f"evaluation needs every image: {first}: {bad[first]} (check data.image_root)")
+            findings.fault(split, f"evaluation needs every image: {first}: {bad[first]} (check data.image_root)")
     if "train" not in datasets:
         return
     copies = check_training_images(datasets["train"], KnownImages(marks), cfg.data.max_bad_share, workers, findings)
     for split, paths in held_out.items():
-        shared = [(path, copies[path]) for path in paths if path in copies]
+        shared = [(path, *copies[path]) for path in paths if path in copies]
         for what in (SAME_PATH, COPY, LOOK_ALIKE):
-            found = [f"{path} = {copy}" for path, (copy, how) in shared if how == what]
-            findings.line(split, f"images that training has too ({what})", len(found), len(paths), found)
+            same = [f"{path} = {other}" for path, other, how in shared if how == what]
+            findings.line(split, f"images that training has too ({what})", len(same), len(paths), same)
+        wanted = split == "val" and cfg.data.get("train_on_minival")
+        if len(shared) > MANY_SHARED * len(paths) and not wanted:
+            findings.fault(split, f"{len(shared)} of its {len(paths)} images are in training too: they measure memory")
 
 
 def check_training_images(
@@ -269,20 +216,22 @@ def check_training_images(
 
     allowed: the share of entries without a usable image at which training stops.
     """
-    counts, bad, copies = entries_of_image(dataset), {}, {}
-    marks = fingerprints(list(counts), workers)
-    for path, found in known.find(progress(marks, "opening training images", "images", len(counts))):
+    paths, bad, copies = list(dataset.paths), {}, {}
+    marks = fingerprints(paths, workers)
+    for path, found in known.find(progress(marks, "opening training images", "images", len(paths))):
         if isinstance(found, ImageError):
             bad[path] = found.reason
         elif found:
             copy, how = found
-            same = os.path.abspath(path) == os.path.abspath(copy)
-            copies.setdefault(copy, (path, SAME_PATH if same else how))
-    report_bad("train", list(counts), bad, findings)
-    total, unusable = sum(counts.values()), sum(counts[path] for path in bad)
+            copies.setdefault(copy, (path, SAME_PATH if path == copy else how))
+    report_bad("train", paths, bad, findings)
+    image_of_entry = getattr(dataset, "image_of_caption", None)  # VQA's entries are questions
+    image_of_entry = dataset.image_id if image_of_entry is None else image_of_entry
+    unusable = int(np.isin(image_of_entry, [number for number, path in enumerate(paths) if path in bad]).sum())
+    total = len(image_of_entry)
     if unusable == total or unusable >= MIN_BAD and unusable > allowed * total:
-        share = f"{unusable / max(total, 1):.2%} of the entries have no usable image"
-        findings.stop("train", f"{share}, data.max_bad_share allows {allowed:.2%}")
+        share = f"{unusable / total:.2%} of the entries have no usable image"
+        findings.fault("train", f"{share}, data.max_bad_share allows {allowed:.2%}")
     return copies
 
 
