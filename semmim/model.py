@@ -207,6 +207,10 @@ class SemMIM(nn.Module):
             raise UserError(f"template {wrong[0]!r}: write {{}} where the name of the class belongs")
         if not templates:
             raise UserError("template: none is given")
+        read: dict[tuple, str] = {}
+        for name, pieces in zip(classes, self.tokenizer.word_pieces(self.clean(classes)), strict=True):
+            if (other := read.setdefault(tuple(pieces), name)) != name:
+                raise UserError(f"classes: {other!r} and {name!r} read the same with this vocabulary; use other words")
         sentences = [template.replace("{}", name) for name in classes for template in templates]
         return F.normalize(self.encode_text(sentences).view(len(classes), len(templates), -1).mean(1), dim=-1)
 

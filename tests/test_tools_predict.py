@@ -156,6 +156,36 @@ def test_zero_shot_accuracy_is_counted_as_scikit_counts(classes, run, tmp_path):
         run("evaluate", "zero-shot", classes, "--names", tmp_path / "names.json")
 
 
+@pytest.mark.parametrize(
+    "names, refused",
+    [
+        (["n01440764", "n01443537", "n02102040"], True),
+        (["0", "1", "10"], True),
+        (["class_1", "class_2", "dog"], True),
+        (["boeing 737-200", "A310", "DC-10"], False),
+        (["été", "红色", "dog"], False),
+    ],
+)
+def test_folders_that_differ_in_their_numbers_alone_are_no_names_of_classes(tmp_path, names, refused):
+    if not refused:
+        assert predict.class_names(names, None) == names
+        return
+    with pytest.raises(UserError, match="differ in their numbers alone .*; give --names FILE"):
+        predict.class_names(names, None)
+    write_json(tmp_path / "names.json", {name: f"{name} of mine" for name in names})
+    assert predict.class_names(names, str(tmp_path / "names.json")) == [f"{name} of mine" for name in names]
+
+
+def test_names_that_the_vocabulary_cannot_tell_apart_are_refused_and_unknown_ones_are_named(folder, run, capsys):
+    with pytest.raises(UserError, match="'Bus' and 'bus' read the same with this vocabulary"):
+        run("classify", folder / "images", "--classes", "dog", "Bus", "bus")
+    capsys.readouterr()
+    predict.main(
+        ["classify", str(folder / "images"), "--classes", "dog", "🐕", "--checkpoint", str(folder / "pre.pth")]
+    )
+    assert "note: 1 of 2 names have parts that the vocabulary lacks, such as 🐕" in capsys.readouterr().err
+
+
 def test_accuracies_are_scikits_also_of_many_classes_and_equal_probabilities_are_no_gift():
     probabilities = torch.rand(200, 9, generator=torch.Generator().manual_seed(0)).softmax(-1)
     labels = torch.randint(0, 8, (200,), generator=torch.Generator().manual_seed(1))  # none of the last class

@@ -65,6 +65,8 @@ def main(argv: list[str] | None = None) -> None:
         packing = Packing(samples, total, args.max_bad_share)
         packing.write(partial, args.per_shard)
     print(f"{packing.report()} in {args.output}")
+    if packing.examples:
+        warn(f"left out: {'; '.join(packing.examples)}")
     if repeats := packing.repeats():
         warn(f"{repeats} of the images come again further on, not side by side, and count as images of their own")
 

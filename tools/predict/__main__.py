@@ -16,6 +16,8 @@ begins with a quote mark). Progress and images that cannot be read are shown on 
 """
 
 import argparse
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -220,6 +222,9 @@ def probabilities(
 ) -> Iterator[tuple[Path, torch.Tensor]]:
     """(path, probabilities [C]) of every image that can be read."""
     features = model.class_features(classes, templates or TEMPLATES)
+    pieces = model.tokenizer.word_pieces(model.clean(classes))
+    if unknown := [name for name, ids in zip(classes, pieces, strict=True) if model.tokenizer.unk_id in ids]:
+        note(f"note: {len(unknown)} of {len(classes)} names have parts that the vocabulary lacks, such as {unknown[0]}")
     for images, names in batches(model, paths, "classifying"):
         yield from zip(names, model.classify(images, features), strict=True)
 
@@ -275,6 +280,12 @@ def class_names(folders: list[str], names: str | None) -> list[str]:
     if names is not None and missing:
         raise utils.UserError(
             f'--names {names}: must be {{"folder": "name of the class"}}; the folder {missing[0]} is not in it'
+        )
+    count = Counter(re.sub(r"\d+", "", name) for name in folders).most_common(1)[0][1]
+    if names is None and 2 * count > len(folders):  # n01440764, n02102040, or 0, 1, 10
+        raise utils.UserError(
+            f"{count} of {len(folders)} folders differ in their numbers alone ({folders[0]}, ...), a class is found "
+            'by the words of its name; give --names FILE with {"folder": "name of the class"}'
         )
     return choices([given.get(name, name.replace("_", " ")) for name in folders], "names of folders")
 
