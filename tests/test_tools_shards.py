@@ -188,7 +188,7 @@ def test_rows_without_image_or_caption_are_left_out_within_the_share(tmp_path, c
     output = pack(tmp_path, path, max_bad_share=0.6)
     said = capsys.readouterr()
     assert "4 images (6 " in said.out
-    assert f"warning: left out: {path}: row {REASONS[0]}; {path}: row {REASONS[1]}" in said.err
+    assert "warning: left out: " in said.err and all(f"{path}: row {text}" in said.err for text in REASONS[:3])
     packed = dataset(output)
     assert [packed[i]["caption"] for i in range(4)] == [f"caption {i}" for i in (0, 4, 8, 9)]
     line = refused(tmp_path, "6 of 10 images cannot be read or have no caption, .* allows 0.5", path, max_bad_share=0.5)

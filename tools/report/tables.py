@@ -96,15 +96,16 @@ def vqa_accuracy(run: Run) -> float | str | None:
 
 
 @functools.cache
-def paper_model() -> dict:
+def paper_model() -> list:
     """The architecture of the paper's model, as `architecture` gives that of a run."""
     return architecture(describe(load_config(BASE, (), PRETRAIN)))
 
 
-def architecture(description: dict) -> dict:
-    """A model's description without what changes from stage to stage: image size, and the temperature's start."""
-    image = {key: value for key, value in description["image_encoder"].items() if key != "image_size"}
-    return {**description, "image_encoder": image, "temperature": None}
+def architecture(description: dict) -> list:
+    """What a model's description says of its layers: not the image size and the like, which change by stage."""
+    image = description["image_encoder"]
+    parts = ("bert", "text_layers", "fusion_layers", "decoder_layers", "embed_dim")
+    return [image["name"], image["args"], *(description[part] for part in parts)]
 
 
 def apart(run: Run) -> str | None:
