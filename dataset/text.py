@@ -256,11 +256,12 @@ def check_vocabulary(tokenizer: Tokenizer, description: dict) -> None:
 def vocabulary_case(path: Path, pieces: Iterable[str]) -> dict[str, bool]:
     """What the tokenizer_config.json beside a vocab.txt says of case, accents and ideographs, as BertTokenizer's keys;
     without one, what the pieces show: capitals are kept if one has a capital; accents, and what else BERT's stripping
-    of them takes apart (Hangul), if one has such a character.
+    of them takes apart (Hangul) or leaves out (the vowels of Hindi), if one has such a character.
     """
     pieces = [piece for piece in pieces if not re.fullmatch(r"\[.+\]", piece)]  # not [CLS], [unused1]
     lower = all(piece == piece.lower() for piece in pieces)
-    accents = any(unicodedata.normalize("NFD", piece) != piece for piece in pieces)
+    plain = (unicodedata.normalize("NFD", piece) for piece in pieces)
+    accents = any(a != b or "Mn" in map(unicodedata.category, a) for a, b in zip(plain, pieces, strict=True))
     case = {"do_lower_case": lower, "strip_accents": lower and not accents, "tokenize_chinese_chars": True}
     file = path.with_name("tokenizer_config.json")
     if not file.is_file():
