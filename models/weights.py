@@ -56,13 +56,12 @@ def find_weights(source: str) -> tuple[str, str | None]:
 def download(name: str) -> tuple[str, str]:
     """-> (weight file, config.json) of the model `name` on the Hugging Face hub, from its cache if it is there."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
 
     for file in WEIGHT_FILES:
         try:
             found = hf_hub_download(name, file), hf_hub_download(name, "config.json")
             for beside in BESIDE:
-                with contextlib.suppress(EntryNotFoundError):
+                with contextlib.suppress(Exception):  # there is none, or it is not in the cache and the hub not reached
                     hf_hub_download(name, beside)  # into the same folder
             return found
         except Exception as error:  # offline, unknown name, no such file: each has its own class, none is ours to tell

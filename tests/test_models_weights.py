@@ -186,6 +186,21 @@ def test_the_text_weights_that_the_others_vary_are_usable(tmp_path):
         assert load_bert_weights(bert_folder(tmp_path, config), TextEncoder(BERT, 1))
 
 
+def test_weights_of_the_hub_are_compared_with_their_vocabulary_if_it_has_one(tmp_path, monkeypatch):
+    def download(name, file):
+        if not (tmp_path / file).is_file():
+            raise OSError("no such entry")
+        return str(tmp_path / file)
+
+    bert_folder(tmp_path)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    (tmp_path / "ours.txt").write_text("a\nb")
+    for beside, part in ((None, "no file beside it says"), ("a\nb", "its vocabulary is text.vocab's")):
+        if beside:
+            (tmp_path / "vocab.txt").write_text(beside)
+        assert load_bert_weights("me/bert", TextEncoder(BERT, 1), vocab=str(tmp_path / "ours.txt"))[0].endswith(part)
+
+
 @pytest.mark.parametrize("form", ["vocab.txt", "tokenizer.json"])
 @pytest.mark.parametrize("change, part", [(None, ""), ("zebra", "word piece 7 is 'zebra', that of text.vocab")])
 def test_weights_with_another_vocabulary_of_the_same_size_are_refused(tmp_path, form, change, part):
