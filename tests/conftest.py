@@ -1,4 +1,4 @@
-"""Before any test: one thread (the machine may be shared), no network."""
+"""Before any test: one thread (the machine may be shared), no network, signals as a terminal gives them."""
 
 import os
 import signal
@@ -18,6 +18,9 @@ from engine.distributed import init_distributed  # noqa: E402
 from utils import UserError, leave_group  # noqa: E402
 
 torch.set_num_threads(1)
+# Background jobs of a shell ignore SIGINT, and under nohup SIGHUP; the processes of tests would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # The same examples at every run: drawn anew, they would make the test command a lottery. Edge cases are among them.
 settings.register_profile(
     "tests",
