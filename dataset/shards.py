@@ -18,17 +18,20 @@ import statistics
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
 from dataset.files import IMAGES
-from utils import UserError, one_line, open_file
+from utils import UserError, one_line, open_file, reason
 
 log = logging.getLogger("semmim")
 
 TEXTS = ("json", "txt")
 SHOWN = 3  # examples of samples that are left out
+LONGEST_TEXT = 1 << 22  # bytes of a .json or .txt
+LONGEST_HEADER = 1 << 14  # bytes of a file's name and attributes; tarfile takes quadratic time over them
 MEMBER = re.compile(r"(.+\.tar)/([^/]+)@(\d+)\+(\d+)", re.DOTALL)
 KEY = re.compile(r"((?:.*/)?[^./]+)\.[^/]+$", re.DOTALL)  # the first dot of a file's name ends it, as in webdataset
 
@@ -114,7 +117,7 @@ def _samples(shard: Path) -> Iterator[tuple[str, str, dict[str, bytes], str]]:
                 part, _, ending = name.removeprefix(key).rpartition(".")
                 if ending.lower() in IMAGES and size:
                     images[part].append(f"{shard}/{os.path.basename(name)}@{start}+{size}")
-                elif ending.lower() in TEXTS:
+                elif ending.lower() in TEXTS and size <= LONGEST_TEXT:
                     file.seek(start)
                     texts.append((part, ending.lower(), file.read(size)))
             if "" in images and any(part == "" for part, *_ in texts):
@@ -150,16 +153,35 @@ def shard_members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
     """
     size, at = file.seek(0, 2), file.seek(0)
     try:
-        archive = tarfile.TarFile(fileobj=file, encoding="utf-8", errors="surrogateescape")
+        archive = tarfile.TarFile(fileobj=_Headers(file), encoding="utf-8", errors="surrogateescape")
         while member := archive.next():
             archive.members.clear()  # it would keep them all
             if member.offset_data + member.size > size:
                 raise EOFError(f"ends within a file that begins at byte {at}")
+            if not at < archive.offset:
+                raise ValueError(f"the file at byte {at} has a negative size")
             if member.isreg() and not member.issparse():
                 yield member.name, member.offset_data, member.size
             at = archive.offset
-    except tarfile.TarError as error:
-        raise ValueError(one_line(error)) from None
+    except (EOFError, ValueError, OSError):
+        raise
+    except Exception as error:  # tarfile raises nearly anything on damaged headers
+        raise ValueError(reason(error)) from None
     file.seek(at)
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes anything for the end
         raise EOFError(f"ends within or after the file before byte {at}")
+
+
+@dataclass
+class _Headers:
+    """A tar archive of which tarfile reads headers alone, none of them longer than LONGEST_HEADER."""
+
+    file: BinaryIO
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= LONGEST_HEADER:
+            raise ValueError(f"the header of a file has {size} bytes")
+        return self.file.read(size)
+
+    def __getattr__(self, name: str):
+        return getattr(self.file, name)

@@ -136,6 +136,37 @@ def test_what_is_no_shard_counts_with_the_samples_that_it_should_have_had(folder
     refused(lambda: dataset(folder / "00004.tar", max_bad_share=1.0), "of 1 shard(s) cannot be used")
 
 
+def header(kind, size):
+    """A tar header that says that its file has `size` (bytes as they stand there) bytes."""
+    member = tarfile.TarInfo("x")
+    member.type = kind
+    block = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    block[124:136], block[148:156] = size, b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+HOSTILE = {
+    **{f"a negative size, {kind!r}": header(kind, b"-0000001000\0") for kind in (b"0", b"L", b"K", b"x", b"g", b"S")},
+    "a name of 6 GiB": header(b"L", b"60000000000\0"),
+    "attributes of 2 MB": header(b"x", b"00010000000\0") + b"1" * (1 << 21),
+    "names of names": header(b"x", b"00000000000\0") * 5000,
+}
+
+
+@pytest.mark.parametrize("headers", HOSTILE.values(), ids=HOSTILE)
+def test_headers_that_would_be_read_without_end_are_damage(tmp_path, headers, caplog, no_hanging):
+    path = write_tar(tmp_path / "x.tar", samples(0, 2))
+    with open(path, "r+b") as file, tarfile.open(path) as tar:
+        tar.getmembers()
+        file.seek(tar.offset)
+        file.write(headers)
+        file.truncate(tar.offset + (6 << 30) + (1 << 20))  # of which the disk holds nothing
+    data = dataset(path, max_bad_share=1.0)
+    assert captions(data) == ["caption 0"]  # the last sample may be incomplete
+    assert f"{path}: damaged (" in caplog.text
+
+
 def test_damage_after_the_headers_were_read_is_a_bad_sample(folder):
     data = dataset(folder)
     path = folder / "00001.tar"

@@ -215,6 +215,12 @@ def test_captioning_and_question_answering_fill_their_columns(tmp_path):
     assert [difference["test-dev"], difference["test-std"]] == ["-0.12", "+0.32"]
 
 
+def test_captions_of_data_that_the_paper_does_not_caption_stand_in_a_table_of_their_own(tmp_path):
+    make_run(tmp_path / "own", FLICKR, {"test": {**SCORES, "images": 1000}}, {"scst": {}, "train": {"objective": "xe"}})
+    other = next(table for table in all_tables(tmp_path) if table.title == "Table 2 on other data")
+    assert row(other, f"{tmp_path.name}/own")["C"] == "131.0"
+
+
 @pytest.mark.parametrize(
     "metrics, why",
     [

@@ -158,7 +158,8 @@ def caption_tables(runs: list[Run]) -> list[Table]:
     other = Table("Table 2 on other data", ["run", "data", "kind", *columns.values()], [], [SPLIT])
     for group in groups(runs, "caption"):
         first = group[0]
-        if (first.kind == "zero-shot") != (first.data == "nocaps") or first.data not in SPLITS or apart(first):
+        nocaps = first.data == "nocaps"
+        if first.data not in ("coco", "nocaps") or (first.kind == "zero-shot") != nocaps or apart(first):
             cells = [cell(group, metric(key), 1) for key in columns]
             other.rows.append([run_name(group), data_label(first), first.kind, *cells])
             other.notes += missing(group, {name: metric(key) for key, name in columns.items()})
