@@ -243,7 +243,9 @@ class Run:
             save_image(image, self.dir / "images" / f"{name}_{step:07}.png")
 
     def describe(self, device: torch.device, model: dict) -> None:
-        """Note what numbers depend on beside the data and the weights, for metrics.json; model: its description."""
+        """Note for metrics.json, on rank 0, what numbers depend on beside data and weights; model: its description."""
+        if not is_main():
+            return
         self.about = {
             "precision": resolve_precision(self.config.train.precision, device),
             "batch_size": self.config.eval.batch_size,

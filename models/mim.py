@@ -7,6 +7,8 @@ The paper's symbols: I_1, I_2 are the views `image1`, `image2` of a batch; H_I i
 \hat H_I the teacher's (`teacher.head`); a distribution d is the softmax of a head's logits divided by a temperature.
 """
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -208,7 +210,8 @@ class CodebookTarget(nn.Module):
                 "(config.json and model.safetensors, e.g. facebook/flava-image-codebook downloaded)"
             )
         path, config_file = find_weights(str(find_file(folder, "mim.codebook")))
-        values = read_architecture(config_file or f"{folder}/config.json")
+        config_file = config_file or Path(path).parent / "config.json"
+        values = read_architecture(config_file)
         try:
             self.codebook = FlavaImageCodebook(FlavaImageCodebookConfig.from_dict(values))
         except Exception as error:  # transformers checks little: any of its parts may stumble over a value

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from utils import UserError, find_file, one_line, reason, shown
+from utils import UserError, find_file, one_line, open_file, reason, shown
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 BESIDE = ("vocab.txt", "tokenizer.json", "preprocessor_config.json")  # what they say of the weights is checked
@@ -145,10 +145,8 @@ def tensors(module: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
 def read_architecture(path: str | os.PathLike) -> dict:
     """The map in a model's config.json; UserError if there is none."""
     try:
-        if not os.path.isfile(path):  # a pipe would be waited for without end
-            raise OSError("there is no such file")
-        with open(path, encoding="utf-8-sig") as file:
-            values = json.load(file)
+        with open_file(path) as file:
+            values = json.loads(file.read().decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: a model's configuration that cannot be read ({reason(error)})") from None
     if not isinstance(values, dict):

@@ -13,8 +13,8 @@ from dataset.text import Tokenizer
 from engine.config import PRETRAIN, Config, load_config
 from models.pretrain import PretrainModel, build_pretrain_model, operations
 
-# The backbone's parts that are counted by themselves; its other parameters are the heads of ITC, ITM and MLM.
 MEAN_TOKENS = 14  # of a row of captions sorted by length, padding included
+# The backbone's parts that are counted by themselves; its other parameters are the heads of ITC, ITM and MLM.
 ENCODERS = ("image_encoder", "text_encoder", "fusion_encoder", "decoder")
 
 
