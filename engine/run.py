@@ -243,14 +243,13 @@ class Run:
             save_image(image, self.dir / "images" / f"{name}_{step:07}.png")
 
     def describe(self, device: torch.device, model: dict) -> None:
-        """Note for metrics.json, on rank 0, what numbers depend on beside data and weights; model: its description."""
-        if not is_main():
-            return
+        """Note for metrics.json what numbers depend on beside data and weights; called in all processes, which agree on
+        the precision. model: its description."""
         self.about = {
             "precision": resolve_precision(self.config.train.precision, device),
             "batch_size": self.config.eval.batch_size,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            "version": code_version(),
+            "version": code_version() if is_main() else "",  # asks git
             "model": model,
         }
 

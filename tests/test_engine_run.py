@@ -12,7 +12,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, refused
+from conftest import ROOT, in_ranks, refused
 from torch import nn
 
 from engine.checkpoint import BestCheckpoint, last_paths, load_last, random_state, save_last, set_random_state
@@ -327,3 +327,17 @@ def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, cap
     with caplog.at_level("INFO", "semmim"):
         lock(tmp_path / "run.lock").close()
     assert "this file system has no locks" in caplog.text and (tmp_path / "run.lock").read_text()
+
+
+def _describe_and_write(rank, folder):
+    run = Run(folder, as_config({"train": {"precision": "auto"}, "eval": {"batch_size": 4}}))
+    run.describe(torch.device("cpu"), {"depth": 3})
+    run.open()  # the ranks meet again
+    run.write_metrics({"val": {"loss": 1.0}})
+
+
+def test_two_processes_agree_on_the_precision_and_write_one_metrics_file(tmp_path):
+    in_ranks(2, _describe_and_write, tmp_path)
+    found = json.loads((tmp_path / "metrics.json").read_text())["run"]
+    assert found["precision"] in ("bf16", "fp32") and found["version"] == code_version()
+    assert found["batch_size"] == 4 and found["model"] == {"depth": 3}
