@@ -188,6 +188,19 @@ def test_set_up_names_an_interpreter_that_is_too_old(tmp_path):
     assert not (tmp_path / ".venv").exists()
 
 
+def test_set_up_removes_a_broken_environment_only_if_it_made_it(tmp_path):
+    for name in ("requirements.txt", "tests/requirements-no-deps.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("torch\n")
+    kept = tmp_path / ".venv" / "mine.txt"
+    kept.parent.mkdir()
+    kept.write_text("of uv, without pip")
+    result = setup_venv(tmp_path)
+    assert result.returncode == 1 and "error: .venv has no working pip" in result.stderr and kept.exists()
+    kept.with_name(".made-by-setup").touch()  # as after a kill in the middle
+    assert setup_venv(tmp_path).returncode == 0 and not kept.exists()
+
+
 @pytest.mark.parametrize("number", ["0", "1"])
 def test_processes_that_do_not_find_each_other_end_with_one_line(number):
     """Number 0 waits for a process that never comes, number 1 for a store that nobody has."""

@@ -20,8 +20,12 @@ trap end_children EXIT
 trap 'trap "" TERM INT HUP; exit 130' TERM INT HUP
 
 setup_venv() {
-    local python=${PYTHON:-python3} venv=.venv/bin/python file stamp options
+    local python=${PYTHON:-python3} venv=.venv/bin/python ours=.venv/.made-by-setup file stamp options
     if ! "$venv" -m pip --version >/dev/null 2>&1; then
+        if [[ (-e .venv || -L .venv) && ! -e $ours ]]; then
+            echo "error: .venv has no working pip and was not made here: install pip into it, or remove it" >&2
+            return 1
+        fi
         if ! command -v "$python" >/dev/null; then
             echo "error: $python not found: install Python 3.10 or newer, or name one: PYTHON=/path/to/python3" >&2
             return 1
@@ -33,6 +37,7 @@ setup_venv() {
         fi
         echo "making .venv with $("$python" --version 2>&1)"
         rm -rf .venv
+        mkdir .venv && touch "$ours" # before all else: a kill leaves nothing that the next start could not remove
         if ! "$python" -m venv .venv; then
             rm -rf .venv
             echo "error: $python -m venv failed: install its venv module (on Debian and Ubuntu: python3-venv)" >&2
