@@ -9,7 +9,6 @@ Everything that a file says is checked here, once: the architecture and the weig
 the rules of their stage's configuration.
 """
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import utils
 from dataset.files import read_json
 from dataset.text import Tokenizer, checkpoint_tokenizer
 from engine.checkpoint import BEST, LAST
-from engine.config import STAGES, checked_config
+from engine.config import STAGES, checked_config, lookup
 from evaluation.ranking import SCORES
 from models.semmim import PREFIX, SemMIM, load_backbone
 from utils import UserError
@@ -29,7 +28,6 @@ CONFIG, WEIGHTS, VOCAB, CASE = "config.json", "model.safetensors", "vocab.txt", 
 METRICS, CARD = "metrics.json", "README.md"
 KIND = {"model_type": "semmim", "format": 1}  # what config.json of an exported folder begins with
 BERT_VOCAB = "configs/bert/vocab.txt"  # of a checkpoint that came without a configuration
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 CONVERTED = "converted from ALBEF"  # the stage of what tools/convert.py writes
 # What of a stage's configuration is needed to use a model as that stage does.
 KEPT = {
@@ -72,26 +70,18 @@ def read(source: str | Path, image_size: int | None = None, **hub) -> Content:
     image_size: another resolution than the model's, in pixels; hub: options of huggingface_hub.snapshot_download.
     Raises UserError if there is none, or a file of it is absent or broken.
     """
-    path = locate(a_path(source), **hub)
+    path = locate(source, **hub)
     loaded, about, vocabulary = read_folder(path) if path.is_dir() else read_checkpoint(path)
     stage, step, best, settings = (about.get(key) for key in ("stage", "step", "best", "settings"))
     best = {} if best is None else best
-    sound = {
-        "stage": stage in (*STAGES, CONVERTED),
-        "step": step is None or (type(step) is int and step >= 0),
-        "best": isinstance(best, dict) and best.get("order") in (None, "itc", *SCORES),
-        "settings": isinstance(settings, dict),
-    }
-    if wrong := [key for key, right in sound.items() if not right]:
-        found = utils.shown(about.get(wrong[0]))
-        raise UserError(f"{path}: its entry {wrong[0]} ({found}) is not what a script of this project writes")
-    weights = loaded["model"] if isinstance(loaded["model"], dict) else {}
-    decoder = any(str(key).startswith(f"{PREFIX}decoder.") for key in weights)
+    is_sound = stage in (*STAGES, CONVERTED) and isinstance(best, dict) and isinstance(settings, dict)
+    if not is_sound or best.get("order") not in (None, "itc", *SCORES):
+        raise UserError(f"{path}: stage, best or settings are not what a script of this project writes")
+    decoder = any(str(key).startswith(f"{PREFIX}decoder.") for key in loaded["model"])
     used = utils.Config()
     for name in KEPT if decoder else ("retrieval",):
-        what = f"{path}: settings.{name}"
-        own = part(settings[name], KEPT[name], what) if name in settings else {}
-        used[name] = part(checked_config(own, STAGES[name], what), KEPT[name], what)
+        own = part(settings.get(name), KEPT[name])
+        used[name] = part(checked_config(own, STAGES[name], f"{path}: settings.{name}"), KEPT[name])
     backbone, rest, _ = load_backbone(path, image_size, decoder=decoder, loaded=loaded)
     run = path if path.is_dir() else path.parent
     name = path.name if path.is_dir() else f"{run.name}/{path.name}"
@@ -99,20 +89,11 @@ def read(source: str | Path, image_size: int | None = None, **hub) -> Content:
     return Content(backbone, tokenizer, used, stage, step, best, read_metrics(run / METRICS), name)
 
 
-def a_path(value: str | Path) -> str | Path:
-    """UserError if it is none."""
-    if not isinstance(value, str | Path):
-        raise UserError(f"{utils.shown(value)} is no path; give a file, a folder or a name on the hub")
-    return value
-
-
 def locate(source: str | Path, **hub) -> Path:
     """A checkpoint file or a folder of `write`; what is neither here nor in the repository is asked of the hub."""
     try:
         path = utils.find_file(source, "model")
     except UserError:
-        if not HUB_NAME.fullmatch(str(source)) or str(source).endswith((".pth", ".pt", ".safetensors")):
-            raise
         return download(str(source), **hub)
     if not path.is_dir() or (path / CONFIG).is_file():
         return path
@@ -136,21 +117,17 @@ def download(name: str, **hub) -> Path:
 def read_checkpoint(path: Path) -> tuple[dict, dict, str]:
     """(weights and description, what config.json of a folder would say, the vocabulary) of any stage's checkpoint."""
     loaded = utils.load_checkpoint(path)
-    stage, own, progress = (loaded.get(key) for key in ("stage", "config", "progress"))
-    about = {"stage": stage, "best": loaded.get("best"), "settings": {}}
-    about["step"] = progress.get("step") if isinstance(progress, dict) else None
-    if own and isinstance(stage, str):
-        about["settings"][stage] = own
-    return loaded, about, lookup(own, "text.vocab", f"{path}: config") if own else BERT_VOCAB
+    stage, own = loaded.get("stage"), loaded.get("config")
+    about = {"stage": stage, "best": loaded.get("best"), "step": lookup(loaded, "progress.step")}
+    about["settings"] = {str(stage): own}
+    return loaded, about, lookup(own, "text.vocab") or BERT_VOCAB
 
 
 def read_folder(folder: Path) -> tuple[dict, dict, Path]:
     """(weights and description, config.json, the vocabulary) of a folder of `write`."""
-    if missing := [name for name in (CONFIG, WEIGHTS, VOCAB) if not (folder / name).is_file()]:
+    config = own_config(folder)
+    if missing := [name for name in (WEIGHTS, VOCAB) if not (folder / name).is_file()]:
         raise UserError(f"{folder}: {missing[0]} is missing; export the model again (python -m tools.export)")
-    config = read_json(folder / CONFIG)
-    if not is_export(config):
-        raise UserError(f"{folder / CONFIG}: not of a SemMIM model; export it again with python -m tools.export")
     try:
         weights = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
@@ -158,30 +135,22 @@ def read_folder(folder: Path) -> tuple[dict, dict, Path]:
     return {"model": weights, "description": config.get("description")}, config, folder / VOCAB
 
 
-def is_export(config) -> bool:
-    """Whether it is what `write` puts into config.json."""
-    return isinstance(config, dict) and all(config.get(key) == value for key, value in KIND.items())
+def own_config(folder: Path) -> dict:
+    """config.json of a folder of `write`; UserError for any other folder."""
+    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else None
+    if not (isinstance(config, dict) and KIND.items() <= config.items()):
+        raise UserError(f"{folder}: holds something else than an exported model, by its {CONFIG}; name another folder")
+    return config
 
 
-def part(values, keys: tuple[str, ...], source: str) -> utils.Config:
-    """The part of a configuration that the dotted `keys` name."""
+def part(values: dict | None, keys: tuple[str, ...]) -> utils.Config:
+    """The part of a configuration that the dotted `keys` name, as far as it is there."""
     found = utils.Config()
     for key in keys:
-        *path, last = key.split(".")
-        target = found
-        for name in path:
-            target = target.setdefault(name, utils.Config())
-        target[last] = utils.as_config(lookup(values, key, source))
+        if (value := lookup(values, key)) is not None:
+            first, _, second = key.partition(".")
+            found = utils.as_config({**found, first: {**found.get(first, {}), second: value} if second else value})
     return found
-
-
-def lookup(values, key: str, source: str):
-    """values["a"]["b"] for "a.b"; UserError if it is not there."""
-    for name in key.split("."):
-        if not isinstance(values, dict) or name not in values:
-            raise UserError(f"{source}.{key} is missing; export the model again, or take another checkpoint")
-        values = values[name]
-    return values
 
 
 def read_metrics(path: Path) -> dict:
@@ -201,9 +170,9 @@ def write(content: Content, folder: str | Path, card: str) -> Path:
 
     Raises UserError, and writes nothing, if the folder holds something else than an exported model.
     """
-    folder = Path(a_path(folder)).expanduser()
-    if folder.is_dir() and any(folder.iterdir()) and not _is_ours(folder):
-        raise UserError(f"{folder}: holds something else than an exported model; name a new folder")
+    folder = Path(folder).expanduser()
+    if folder.is_dir() and any(folder.iterdir()):
+        own_config(folder)
     utils.make_folder(folder)
     state = {f"{PREFIX}{key}": value.contiguous().cpu() for key, value in content.backbone.state_dict().items()}
     config = {**KIND, "stage": content.stage, "step": content.step, "best": content.best}
@@ -222,10 +191,3 @@ def write(content: Content, folder: str | Path, card: str) -> Path:
     if content.metrics:
         utils.write_json(folder / METRICS, content.metrics)
     return folder
-
-
-def _is_ours(folder: Path) -> bool:
-    try:
-        return is_export(read_json(folder / CONFIG))
-    except UserError:
-        return False

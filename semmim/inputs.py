@@ -1,6 +1,5 @@
 """What people hand to `semmim.SemMIM`, in the one form in which it goes on: each kind is checked here, once."""
 
-import io
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ from torch import Tensor
 
 import utils
 from dataset.annotations import split_labels
-from dataset.transforms import ImageError, open_image, to_rgb
+from dataset.transforms import ImageError, open_image, test_transform, to_rgb
 from models.generation import Generation
 from utils import UserError, reason, shown
 
@@ -27,11 +26,8 @@ Texts = str | Iterable[str]
 
 def several_images(images: Images) -> Iterable[AnyImage]:
     """One image alone as a list of one; an array [N, H, W, 3] or a tensor [N, 3, S, S] is N images."""
-    if isinstance(images, Tensor | np.ndarray) and images.ndim not in (1, 4):
-        return [images]
-    if isinstance(images, str | bytes | Path | Image.Image | io.IOBase) or not isinstance(images, Iterable):
-        return [images]
-    return images
+    is_one = isinstance(images, str | Path | Image.Image) or not isinstance(images, Iterable)
+    return [images] if is_one or getattr(images, "ndim", 1) not in (1, 4) else images
 
 
 class Preprocessed(Tensor):
@@ -39,41 +35,41 @@ class Preprocessed(Tensor):
     its type, so that no other tensor, whatever its scale, is taken for one. torch.stack and indexing keep the type."""
 
 
-def read_image(image: AnyImage, transform: Callable[[Image.Image], Tensor]) -> Preprocessed:
-    """One image as the model takes it, [3, S, S]: a file, a PIL image or an array [H, W, 3] of bytes goes through
-    `transform`; what has been through it already stays as it is.
+def read_image(image: AnyImage, size: int) -> Preprocessed:
+    """One image as the model takes it, [3, size, size]: a file, a PIL image or an array [H, W, 3] of bytes is
+    resized and normalized; what has been through this already stays as it is.
 
     Raises ImageError for an image that cannot be read, UserError for anything else that is no image.
     """
-    if isinstance(image, Preprocessed) and image.ndim == 3:
+    if isinstance(image, Preprocessed) and image.shape == (3, size, size) and image.isfinite().all():
         return image
+    transform = test_transform(size)
     if isinstance(image, str | Path):
-        return transform(open_image(str(image))).as_subclass(Preprocessed)
-    name, is_array = "an array", isinstance(image, np.ndarray)
-    if isinstance(image, Image.Image):
-        name = getattr(image, "filename", "") or "a PIL image"
-    elif not (is_array and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3):
-        shape = f" of {image.dtype}, {tuple(image.shape)}" if isinstance(image, Tensor) or is_array else ""
+        return transform(open_image(image)).as_subclass(Preprocessed)
+    is_array = isinstance(image, np.ndarray) and image.dtype == np.uint8
+    if not is_array and not isinstance(image, Image.Image):
+        shape = f" of {image.dtype}, {tuple(image.shape)}" if hasattr(image, "shape") else ""
         raise UserError(
             f"a {type(image).__name__}{shape} is no image: give a path, a PIL image, an array [H, W, 3] of bytes, or "
-            "what model.preprocess(image) returned"
+            f"what model.preprocess(image) returned, [3, {size}, {size}] of finite numbers"
         )
     try:  # an image that is opened and not yet read may turn out broken
-        image = Image.fromarray(image) if is_array else to_rgb(image)
-        if not all(image.size):  # a resize would invent pixels
-            raise ValueError(f"{image.width} x {image.height} pixels")
-        return transform(image).as_subclass(Preprocessed)
+        picture = to_rgb(Image.fromarray(image) if is_array else image)
+        if not all(picture.size):  # a resize would invent pixels
+            raise ValueError(f"{picture.width} x {picture.height} pixels")
+        return transform(picture).as_subclass(Preprocessed)
     except Exception as error:  # decoders raise nearly anything on broken files
+        name = getattr(image, "filename", "") or f"a {type(image).__name__}"
         raise ImageError(name, f"cannot be used ({reason(error)})") from None
 
 
 def read_batches(
     images: Iterable[AnyImage],
-    transform: Callable[[Image.Image], Tensor],
+    size: int,
     batch_size: int,
     left_out: Callable[[object, ImageError], object] | None = None,
 ) -> Iterator[tuple[Preprocessed, list[int]]]:
-    """Yield (images [n, 3, S, S], their places [n] in `images`); the next batch is read while one is in use.
+    """Yield (images [n, 3, size, size], their places [n] in `images`); the next batch is read while one is in use.
 
     left_out: called with each image that cannot be read, and why, which then has no place in any batch; None: a
     UserError instead. Raises UserError at the end if there are images and none can be read.
@@ -81,7 +77,7 @@ def read_batches(
 
     def read(numbered: tuple[int, AnyImage]) -> tuple[int, AnyImage, Preprocessed | ImageError]:
         try:
-            return *numbered, read_image(numbered[1], transform)
+            return *numbered, read_image(numbered[1], size)
         except ImageError as error:
             return *numbered, error
 
@@ -96,8 +92,6 @@ def read_batches(
                         raise UserError(str(result))
                     left_out(image, result)
             batch = {place: result for place, _, result in results if isinstance(result, Preprocessed)}
-            if len({image.shape for image in batch.values()}) > 1:
-                raise UserError("preprocessed images are of different sizes; give those of one model")
             count, usable = count + len(results), usable + len(batch)
             if batch:
                 yield torch.stack(list(batch.values())), list(batch)
@@ -106,16 +100,11 @@ def read_batches(
 
 
 def several_texts(texts: Texts, what: str = "text") -> list[str]:
-    """One text alone as a list of one; UserError if anything is no text, or no UTF-8. what: its name in the error."""
-    if isinstance(texts, np.ndarray):
-        texts = texts.tolist()
-    texts = [texts] if isinstance(texts, str | bytes) or not isinstance(texts, Iterable) else list(texts)
-    for text in texts:
-        if not isinstance(text, str):
-            raise UserError(f"{what}: a {type(text).__name__} ({shown(text)}) is no text; give a string or several")
-        if utils.HALF_SURROGATE.search(text):
-            raise UserError(f"{what} {ascii(text)[:80]}: is not UTF-8")
-    return texts
+    """One text alone as a list of one; UserError if anything is no text. what: its name in the error."""
+    texts = [texts] if isinstance(texts, str) or not isinstance(texts, Iterable) else list(texts)
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise UserError(f"{what}: {shown(wrong[0])} is no text; give a string or several")
+    return list(map(str, texts))  # NumPy's are strings of another type
 
 
 def choices(texts: Texts, what: str) -> list[str]:

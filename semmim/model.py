@@ -1,6 +1,7 @@
 """`SemMIM`: images and sentences to features, matches, captions and answers, by the model of any stage's checkpoint."""
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 import utils
 from dataset.caption import prompt_text
 from dataset.questions import check_question
-from dataset.text import clean_caption
-from dataset.transforms import ImageError, test_transform
-from dataset.vqa import encode_answers, encode_questions, question_limits, question_parts
+from dataset.text import clean_caption, clean_question
+from dataset.transforms import ImageError
+from dataset.vqa import Parts, encode_answers, encode_questions, question_limits, question_parts
 from models.caption import CaptionModel
 from models.generation import Generation
 from models.vqa import VQAModel
@@ -38,6 +39,7 @@ from utils import UserError
 
 TEMPLATES = ("{}", "a {}", "an image of a {}", "a photo of a {}")  # of zero-shot classification
 K = 64  # candidates that `search` re-ranks
+TAKE = {"match": "Pretrain.py or Retrieval.py", "caption": "Caption.py or Pretrain.py", "answer": "VQA.py"}
 # What a stage's training teaches and keeps: captioning and question answering move the encoders and leave the
 # projections and the matching head behind, so that features and matches of their checkpoints are wrong.
 LEARNED = {
@@ -60,9 +62,6 @@ class SemMIM(nn.Module):
     done in batches of `batch_size` on the device of the model (`model.to("cuda")`); results are on the CPU. Anything
     that cannot be used raises utils.UserError, whose message is one line.
 
-    Which checkpoint for what: features, `match`, `search` and `classify` take one of Pretrain.py or Retrieval.py,
-    `caption` one of Caption.py or Pretrain.py, `answer` one of VQA.py.
-
     (models.semmim.SemMIM is the backbone inside, on tensors: `model.backbone`.)
     """
 
@@ -72,9 +71,8 @@ class SemMIM(nn.Module):
         self.backbone, self.tokenizer = content.backbone, content.tokenizer
         self.settings, self.stage = content.settings, content.stage
         self.precision, self.batch_size = precision, batch_size
-        transform = test_transform(self.backbone.image_encoder.image_size)
-        self.preprocess: Callable[..., Preprocessed] = partial(read_image, transform=transform)  # -> [3, S, S]
-        self._warned: set[str] = set()  # tasks
+        self.preprocess = partial(read_image, size=self.backbone.image_encoder.image_size)
+        self._warned: set[str] = set()
         self.requires_grad_(False)
         self.eval()
 
@@ -93,7 +91,6 @@ class SemMIM(nn.Module):
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
-        force_download: bool = False,
     ) -> "SemMIM":
         """Load a model; no pickle is run.
 
@@ -104,7 +101,7 @@ class SemMIM(nn.Module):
             precision: "fp32", "bf16", or "auto": bf16 if the device has it in hardware. Weights stay in fp32.
             batch_size: images of one forward.
             image_size: another resolution than the model's, in pixels; positions are interpolated.
-            revision, token, cache_dir, local_files_only, force_download: as in huggingface_hub.snapshot_download.
+            revision, token, cache_dir, local_files_only: as in huggingface_hub.snapshot_download.
 
         Raises:
             utils.UserError: nothing of that name, or files that are damaged or of something else.
@@ -113,8 +110,7 @@ class SemMIM(nn.Module):
         check_value("image_size", 1 if image_size is None else image_size, int)
         where = device_of(device)
         precision = utils.resolve_precision(precision, where)
-        hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
-        hub |= {"local_files_only": local_files_only, "force_download": force_download}
+        hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         return cls(files.read(source, image_size, **hub), precision, batch_size).to(where)
 
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -249,6 +245,7 @@ class SemMIM(nn.Module):
         written = generation_options(options, {**settings.generation, "num_return": 1})
         prompt = settings.text.prompt if prompt is None else "".join(several_texts(prompt, "prompt"))
         text = prompt_text(prompt, object_labels(labels), self.tokenizer.lower)
+        self._note_cut("prompts", [text], self.tokenizer.room(settings.text.max_prompt_tokens))
         ids, _ = self.tokenizer.encode([text], settings.text.max_prompt_tokens)  # one for all: nothing is padded
         model, found, count = CaptionModel(self.backbone, self.tokenizer), [], written.num_return
         for batch, _ in self._read(images):
@@ -278,10 +275,10 @@ class SemMIM(nn.Module):
         settings, images = self.settings.vqa, list(several_images(images))
         own = {key: settings.answer[key] for key in ("beams", "min_tokens", "max_tokens", "length_penalty")}
         written = generation_options(options, own)
-        answers = None if answers is None else choices(answers, "answers")
-        entry = {"object_label": "&&".join(object_labels(labels))}
-        entry["ocr"] = [[[], word] for text in several_texts(ocr, "ocr") for word in text.split()]
-        parts = [self._question({**entry, "question": question}) for question in several_texts(questions, "question")]
+        if answers is not None:
+            answers = choices(answers, "answers")
+            self._note_cut("answers", answers, settings.text.max_answer_tokens - 1)
+        parts = self._questions(several_texts(questions, "question"), labels, " ".join(several_texts(ocr, "ocr")))
         if len(parts) == 1:
             parts *= len(images)
         if len(images) not in (1, len(parts)):
@@ -293,11 +290,19 @@ class SemMIM(nn.Module):
             batches = ((batch, [parts[i] for i in places]) for batch, places in self._read(images))
         return [text for batch, group in batches for text in self._answer(batch, group, answers, written)]
 
-    def _question(self, entry: dict) -> tuple[str, str, str]:
-        if problem := check_question(entry):
-            raise UserError(problem)
-        words = self.settings.vqa.text.max_ocr_words
-        return question_parts(entry, max_ocr_words=words, lower=self.tokenizer.lower)
+    def _questions(self, questions: list[str], labels: Texts, ocr: str) -> list[Parts]:
+        """What the encoder reads of each question."""
+        settings, lower = self.settings.vqa, self.tokenizer.lower
+        entry = {"object_label": "&&".join(object_labels(labels)), "ocr": [[[], word] for word in ocr.split()]}
+        entries = [{**entry, "question": question} for question in questions]
+        if problems := list(filter(None, map(check_question, entries))):
+            raise UserError(problems[0])
+        words, limits = settings.text.max_ocr_words, question_limits(settings)
+        parts = [question_parts(entry, max_ocr_words=words, lower=lower) for entry in entries]
+        self._note_cut("questions", [question for question, _, _ in parts], limits[0])
+        self._note_cut("OCR texts", [clean_question(ocr, None, lower)], limits[1], words)
+        self._note_cut("labels", [names for _, _, names in parts[:1]], limits[2])
+        return parts
 
     def _answer(self, images: Tensor, parts: list, answers: list[str] | None, options: Generation) -> list[str]:
         """images [B, 3, S, S], or [1, 3, S, S] that all B questions are about."""
@@ -323,49 +328,48 @@ class SemMIM(nn.Module):
 
         left_out: called with each image that cannot be read, and why; None: a UserError instead.
         """
-        return read_batches(several_images(images), self.preprocess, self.batch_size, left_out)
+        return read_batches(several_images(images), self.backbone.image_encoder.image_size, self.batch_size, left_out)
 
     def clean(self, texts: Texts) -> list[str]:
         """The texts as the encoder reads them; UserError if nothing is left of one."""
-        texts = several_texts(texts)
-        cleaned = [clean_caption(text, self.settings.retrieval.data.max_words, self.tokenizer.lower) for text in texts]
-        if empty := [text for text, left in zip(texts, cleaned, strict=True) if not left]:
-            raise UserError(f"text {utils.shown(empty[0])}: nothing is left of it after cleaning; use words")
-        return cleaned
+        texts, settings = several_texts(texts), self.settings.retrieval
+        cleaned = [clean_caption(text, None, self.tokenizer.lower) for text in texts]
+        if "" in cleaned:
+            empty = texts[cleaned.index("")]
+            raise UserError(f"text {utils.shown(empty)}: nothing is left of it after cleaning; use words")
+        self._note_cut("texts", cleaned, self.tokenizer.room(settings.text.max_tokens), settings.data.max_words)
+        return [clean_caption(text, settings.data.max_words, self.tokenizer.lower) for text in texts]
+
+    def _note_cut(self, what: str, texts: Sequence[str], room: int, max_words: int = sys.maxsize) -> None:
+        """A line of warning if texts are longer than the model reads: `room` word pieces and `max_words` words."""
+        pieces = self.tokenizer.word_pieces(texts)
+        too_long = [len(ids) > room or len(text.split()) > max_words for ids, text in zip(pieces, texts, strict=True)]
+        if any(too_long):
+            first = utils.shown(texts[too_long.index(True)])
+            self._warn(f"{sum(too_long)} of {len(texts)} {what} are longer than the model reads and cut, first {first}")
+
+    def _warn(self, line: str) -> None:
+        if line not in self._warned:
+            self._warned.add(line)
+            utils.logger.warning("%s", line)
 
     def needs(self, task: str) -> None:
         """UserError, naming the checkpoint to take, if the training of this one lost what `task` ("match", "caption",
         "answer") needs; one line of warning if the model can do it and was never trained for it."""
         who, learned = f"{self.content.name} (stage: {self.stage})", task in LEARNED[self.stage]
-        if task == "match" and not learned:
-            raise UserError(
-                f"{who}: its training moved the encoders and left projections and matching head behind; for features, "
-                "matches and classes take a checkpoint of Pretrain.py or Retrieval.py"
-            )
-        if task != "match" and self.backbone.decoder is None:
-            raise UserError(
-                f"{who}: has no decoder, which writing text needs; take a checkpoint of Pretrain.py, Caption.py or "
-                "VQA.py"
-            )
-        if not learned and task not in self._warned:
-            self._warned.add(task)
-            utils.logger.warning("%s: never trained to %s; do not expect much", who, task)
+        if not (learned if task == "match" else self.backbone.decoder):
+            raise UserError(f"{who}: its training did not keep what {task} needs; take a checkpoint of {TAKE[task]}")
+        if not learned:
+            self._warn(f"{who}: never trained to {task}; do not expect much")
 
     def _read(self, images: Images, left_out=None) -> Iterator[tuple[Tensor, list[int]]]:
         """(images [B, 3, S, S] on the device, their places)"""
-        size = self.backbone.image_encoder.image_size
         for batch, places in self.batches(images, left_out):
-            fits = batch.shape[1:] == (3, size, size) and batch.is_floating_point()
-            if not (fits and batch.isfinite().all()):
-                raise UserError(f"a preprocessed image must be [3, {size}, {size}], finite numbers")
             yield batch.as_subclass(Tensor).to(self.device, torch.float32), places
 
     def _features(self, parts: list[Tensor]) -> Tensor:
         """The rows of all batches, [N, E] float32 on the CPU."""
-        found = torch.cat([torch.zeros(0, self.backbone.description["embed_dim"]), *(x.float().cpu() for x in parts)])
-        if not found.isfinite().all():
-            raise UserError(f"{self.content.name}: gives results that are not finite; its weights are damaged")
-        return found
+        return torch.cat([torch.zeros(0, self.backbone.description["embed_dim"]), *(x.float().cpu() for x in parts)])
 
     def _autocast(self):
         return utils.autocast(self.device, self.precision)

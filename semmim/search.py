@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,14 +18,12 @@ if TYPE_CHECKING:
 class Hit:
     """What was found for a query: the place of an image (or text) among those given, and its scores.
 
-    score: what the order is by, None below the first k; cosine: of the two encoders' features; match: the fusion
-    encoder's part of `score`, None below the first k.
+    score: what the order is by, None below the first k; cosine: of the two encoders' features.
     """
 
     number: int
     score: float | None
     cosine: float
-    match: float | None
 
 
 Encoded = tuple[ranking.ImageFeatures, ranking.TextFeatures]
@@ -36,22 +34,25 @@ def encode(
 ) -> tuple[list[int], Encoded | None]:
     """(the images' places, both sides encoded; None if either is empty).
 
-    model: semmim.SemMIM; batches: (images [n, 3, S, S] on its device, their places, in which images that cannot be read
-    leave gaps); texts: cleaned; tokens: whether pairs will be matched.
+    batches: (images [n, 3, S, S] on the model's device, their places, in which images that cannot be read leave gaps);
+    texts: cleaned; tokens: whether pairs will be matched.
     """
-    places, batches = [], iter(batches)
-    first = list(islice(batches, 1))
+    places = []
 
     def numbered() -> Iterator[tuple[Tensor, Tensor]]:  # without gaps
-        for images, some in chain(first, batches):
+        for images, some in batches:
             places.extend(some)
             yield images, torch.arange(len(places) - len(some), len(places))
 
+    found = numbered()
+    first = list(next(found, ()))
     if not first or not texts:
-        return [place for _, some in chain(first, batches) for place in some], None
+        for _ in found:
+            pass
+        return places, None
     rows = model.tokenizer.encode(texts, model.settings.retrieval.text.max_tokens)
     options = {"device": model.device, "precision": model.precision, "tokens": tokens}
-    return places, ranking.extract_features(model.backbone, numbered(), None, *rows, **options)
+    return places, ranking.extract_features(model.backbone, chain([first], found), None, *rows, **options)
 
 
 def rerank(model: "SemMIM", encoded: Encoded, ids: Tensor, cosines: Tensor, images_ask: bool, score: str) -> Tensor:
@@ -77,12 +78,10 @@ def search(
     images, sentences = (part.feats for part in encoded)
     asking, asked = (images, sentences) if images_ask else (sentences, images)
     cosines, ids = (asking @ asked.T).cpu().sort(dim=1, descending=True, stable=True)  # [Q, C]
-    score, _ = model.order()
-    scores = rerank(model, encoded, ids[:, :k], cosines[:, :k], images_ask, score) if k else cosines[:, :0]
-    weight = {"itm": 0.0, "itm+itc": 1.0, "itm+itc/t": 1 / model.temperature}[score]
+    scores = rerank(model, encoded, ids[:, :k], cosines[:, :k], images_ask, model.order()[0]) if k else cosines[:, :0]
     numbers, found = list(range(len(texts))) if images_ask else places, []
     for row, cosine, scored in zip(ids.tolist(), cosines.tolist(), scores.tolist(), strict=True):
-        best = [Hit(numbers[i], s, c, s - weight * c) for i, c, s in zip(row[:k], cosine[:k], scored, strict=True)]
-        rest = [Hit(numbers[i], None, c, None) for i, c in zip(row[k:], cosine[k:], strict=True)]
+        best = [Hit(numbers[i], s, c) for i, c, s in zip(row[:k], cosine[:k], scored, strict=True)]
+        rest = [Hit(numbers[i], None, c) for i, c in zip(row[k:], cosine[k:], strict=True)]
         found.append(sorted(best, key=lambda hit: -hit.score) + rest)  # stable: equal scores by cosine
     return found

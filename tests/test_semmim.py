@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from evaluation.vqa import Answerer
 from models.caption import CaptionModel
 from models.semmim import build_backbone, load_backbone
 from models.vqa import VQAModel
-from semmim import SemMIM, card, files
+from semmim import SemMIM, files
 from tools import export
 from utils import UserError, save_checkpoint, write_json
 
@@ -206,13 +207,13 @@ def truncated(folder):
         ("retrieval", lambda m, f: m.encode_image("absent.png"), "absent.png: no such file"),
         ("retrieval", lambda m, f: m.encode_image(3), "a int is no image"),
         ("retrieval", lambda m, f: m.encode_image(torch.rand(3, 32, 32)), r"float32, \(3, 32, 32\) is no image"),
-        ("retrieval", lambda m, f: m.encode_image(m.preprocess(f / "0.png")[:, :8]), r"must be \[3, 32, 32\]"),
-        ("retrieval", lambda m, f: m.encode_image(m.preprocess(f / "0.png") * torch.nan), "finite"),
+        ("retrieval", lambda m, f: m.encode_image(m.preprocess(f / "0.png")[:, :8]), r"\[3, 32, 32\] of finite"),
+        ("retrieval", lambda m, f: m.encode_image(m.preprocess(f / "0.png") * torch.nan), "of finite numbers"),
         ("retrieval", lambda m, f: m.encode_image(Image.new("RGB", (0, 0))), "0 x 0 pixels"),
         ("retrieval", lambda m, f: m.encode_image(truncated(f)), "truncated.png: cannot be used"),
         ("retrieval", lambda m, f: m.encode_text(["a", "!?"]), "nothing is left"),
-        ("retrieval", lambda m, f: m.encode_text("\udcff"), "is not UTF-8"),
-        ("retrieval", lambda m, f: m.caption([]), "no decoder"),
+        ("retrieval", lambda m, f: m.encode_text("\udcff"), "surrogate"),
+        ("retrieval", lambda m, f: m.caption([]), "take a checkpoint of Caption.py"),
         ("retrieval", lambda m, f: m.class_features(["dog", "cat"], ["a photo"]), "where the name of the class"),
         ("retrieval", lambda m, f: m.classify(f / "0.png", ["dog", "dog"]), "no choice"),
         ("caption", lambda m, f: m.encode_image(f / "0.png"), "take a checkpoint of Pretrain.py or Retrieval.py"),
@@ -222,7 +223,6 @@ def truncated(folder):
         ("vqa", lambda m, f: m.answer(images(f), QUESTIONS[:2]), "3 images and 2 questions"),
         ("vqa", lambda m, f: m.answer(f / "0.png", "what?", answers="yes"), "answers: .* no choice"),
         ("retrieval", lambda m, f: loaded(f, "vqa", device="tpu"), "device tpu: "),
-        ("retrieval", lambda m, f: SemMIM.from_pretrained(None), "None is no path"),
         ("retrieval", lambda m, f: m.classify(f / "0.png", torch.ones(3, 7)), r"\(3, 7\) is not \[C, 16\]"),
         ("retrieval", lambda m, f: loaded(f, "vqa", batch_size=0), "batch_size is 0"),
         ("retrieval", lambda m, f: loaded(f, "vqa", image_size="big"), "image_size is 'big'"),
@@ -235,23 +235,27 @@ def test_wrong_input_is_one_line(folder, stage, wrong, message):
     assert "\n" not in str(error.value)
 
 
+def test_texts_that_are_cut_are_counted_in_one_line(folder, caplog):
+    model = loaded(folder, "retrieval")  # two words
+    for use in (model.encode_text, partial(model.match, images(folder)), partial(model.search, images(folder))):
+        caplog.clear(), model._warned.clear(), use(TEXTS)
+        assert caplog.messages == ["2 of 3 texts are longer than the model reads and cut, first 'a red bus here'"]
+    caplog.clear()
+    model, long = loaded(folder, "vqa"), "dog " * 40
+    for _ in range(2):
+        model.answer(images(folder), [*QUESTIONS[:2], long], ocr=long, labels=long, answers=["cat", long])
+    assert [line.split(" are")[0] for line in caplog.messages] == [
+        *("1 of 2 answers", "1 of 3 questions", "1 of 1 OCR texts", "1 of 1 labels")
+    ]
+    loaded(folder, "caption").caption(images(folder), prompt=long)
+    assert caplog.messages[-1].startswith("1 of 1 prompts")
+
+
 def test_what_was_never_learned_is_said_once(folder, caplog):
     vqa = loaded(folder, "vqa")
     for _ in range(2):
         vqa.caption(images(folder)), vqa.answer(images(folder), QUESTIONS[0])
     assert caplog.messages == ["vqa/checkpoint_best.pth (stage: vqa): never trained to caption; do not expect much"]
-
-
-def test_weights_that_are_damaged_after_loading_are_one_line(folder):
-    for stage, use in (
-        ("vqa", lambda m: m.answer(images(folder), QUESTIONS)),
-        ("caption", lambda m: m.caption(images(folder))),
-        ("pretrain", lambda m: m.match(images(folder), TEXTS)),
-    ):
-        model = loaded(folder, stage)
-        model.backbone.text_encoder.embeddings.LayerNorm.bias.data.fill_(torch.nan)
-        with pytest.raises(UserError, match="finite|NaN"):
-            use(model)
 
 
 def test_probabilities_of_classes_are_the_softmax_of_their_mean_features_cosines(folder):
@@ -277,7 +281,7 @@ def test_search_orders_by_cosine_and_the_first_k_by_log_odds_plus_cosine_over_te
         assert [hit.number for hit in hits] == sorted(first[:2], key=lambda i: -score[i]) + first[2:]
         assert [hit.cosine for hit in hits] == pytest.approx([cosine[row, hit.number].item() for hit in hits], abs=1e-5)
         assert [hit.score for hit in hits[:2]] == pytest.approx([score[hit.number] for hit in hits[:2]], abs=1e-3)
-        assert hits[0].match == pytest.approx(odds[row, hits[0].number].item(), abs=1e-3) and hits[2].score is None
+        assert hits[2].score is None
 
 
 # ------------------------------------------------------------------------------------------------- saving and loading
@@ -316,16 +320,10 @@ def test_the_model_card_holds_the_runs_numbers_and_code_that_runs(folder, tmp_pa
     model = loaded(folder, "retrieval")
     model.save_pretrained(tmp_path)
     text = (tmp_path / "README.md").read_text()
-    assert "| test / itm_tr_r1 | 12.35 |" in text and "library_name: semmim" in text
+    assert '"itm_tr_r1": 12.345' in text and "library_name: semmim" in text
     code = text.split("```python\n")[1].split("```")[0]
     code = code.replace("FOLDER_OR_REPOSITORY", str(tmp_path)).replace("image.jpg", str(images(folder)[0]))
     exec(compile(code, "card", "exec"), {})
-
-
-def test_the_model_card_has_the_splits_numbers_without_times_and_takes_names_as_text():
-    val = {"a|b<i>\n# [x](y)": 50.0, "seconds": 3.5, "captions_per_second": 9.5}
-    rows = card.results({"loss/itc": 0.5, "minutes": 30.0, "val": val}).splitlines()[6:]
-    assert rows == [r"| val / a\|b\<i\> \# \[x\]\(y\) | 50.00 |"]
 
 
 def test_an_export_in_the_hubs_cache_is_loaded_by_its_name(folder, tmp_path):
@@ -340,7 +338,7 @@ def test_an_export_in_the_hubs_cache_is_loaded_by_its_name(folder, tmp_path):
 @pytest.mark.parametrize(
     "name, damage, message",
     [
-        ("config.json", None, "config.json is missing|holds neither"),
+        ("config.json", None, "holds neither config.json"),
         ("vocab.txt", None, "vocab.txt is missing"),
         ("model.safetensors", b"no weights", "not a readable weight file"),
         ("config.json", b"{", "not valid JSON"),
@@ -374,15 +372,12 @@ def exported(folder, tmp_path_factory):
 @pytest.mark.parametrize(
     "key, values",
     [
-        ("stage", (None, "other", ["vqa"])),
-        ("step", (-1, "7", True)),
-        ("best", ([], {"order": "best"}, {"order": []})),
-        ("settings.vqa", (None, {})),
-        ("settings.caption.generation.beams", (0, "5", True, None)),
-        ("settings.caption.generation.length_penalty", ("x", 1e308)),
-        ("settings.caption.text.prompt", (None, 3)),
-        ("settings.retrieval.rerank.score", ("other", 1)),
-        ("description", (None, [], {})),
+        ("stage", (None, "other")),
+        ("best", ([], {"order": "best"})),
+        ("settings", (None,)),
+        ("settings.caption.generation.beams", (0, "5")),
+        ("settings.retrieval.rerank.score", ("other",)),
+        ("description", (None, {})),
     ],
 )
 def test_an_altered_config_is_one_line_that_names_the_entry(exported, key, values):
@@ -419,10 +414,9 @@ def test_only_an_export_is_written_over(folder, tmp_path):
 
 
 def test_a_name_that_is_nowhere_is_one_line(folder, tmp_path):
-    with pytest.raises(UserError, match="absent.pth does not exist"):
-        SemMIM.from_pretrained("absent.pth")
-    with pytest.raises(UserError, match="nobody/nothing: no such file or folder here"):
-        SemMIM.from_pretrained("nobody/nothing", cache_dir=tmp_path, local_files_only=True)
+    for name in ("absent.pth", "output/absent/checkpoint_best.pth", "nobody/nothing"):
+        with pytest.raises(UserError, match=f"{name}: no such file or folder here"):
+            SemMIM.from_pretrained(name, cache_dir=tmp_path, local_files_only=True)
 
 
 def test_it_is_imported_from_anywhere_after_an_editable_install(folder, tmp_path):
