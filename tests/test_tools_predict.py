@@ -152,7 +152,7 @@ def test_zero_shot_accuracy_is_counted_as_scikit_counts(classes, run, tmp_path):
     write_json(tmp_path / "names.json", names)
     assert run("evaluate", "zero-shot", classes, "--names", tmp_path / "names.json")[0] == printed
     write_json(tmp_path / "names.json", {"red_ring": "x"})
-    with pytest.raises(UserError, match="the folder blue_ring is not in it"):
+    with pytest.raises(UserError, match="blue_ring"):
         run("evaluate", "zero-shot", classes, "--names", tmp_path / "names.json")
 
 
@@ -163,6 +163,7 @@ def test_zero_shot_accuracy_is_counted_as_scikit_counts(classes, run, tmp_path):
         (["0", "1", "10"], True),
         (["class_1", "class_2", "dog"], True),
         (["boeing 737-200", "A310", "DC-10"], False),
+        (["7 up", "737 boeing", "dog"], False),
         (["été", "红色", "dog"], False),
     ],
 )
@@ -174,6 +175,12 @@ def test_folders_that_differ_in_their_numbers_alone_are_no_names_of_classes(tmp_
         predict.class_names(names, None)
     write_json(tmp_path / "names.json", {name: f"{name} of mine" for name in names})
     assert predict.class_names(names, str(tmp_path / "names.json")) == [f"{name} of mine" for name in names]
+
+
+def test_what_numbers_the_folders_of_classes_is_no_part_of_their_names():
+    birds = ["001.Black_footed_Albatross", "002.Laysan_Albatross"]
+    assert predict.class_names(birds, None) == ["Black footed Albatross", "Laysan Albatross"]
+    assert predict.class_names(["n02085620-Chihuahua", "n02085782-pug"], None) == ["Chihuahua", "pug"]
 
 
 def test_names_that_the_vocabulary_cannot_tell_apart_are_refused_and_unknown_ones_are_named(folder, run, capsys):
@@ -290,18 +297,17 @@ def test_the_sheet_shows_what_was_searched_and_both_scores(tmp_path):
     names = [tmp_path / "shown" / name for name in ("a & b.png", LONG, "wide.png", "unreadable.png")]
     for name, size in zip(names, ((60, 40), (30, 30), (400, 20)), strict=False):
         Image.new("RGB", size, "teal").save(name)
-    found = [Hit(1, 5.5, 0.25, 0.5), Hit(0, 5.0, 0.50, -5.0), Hit(2, None, -0.125, None)]
+    found = [Hit(1, 5.5, 0.25), Hit(0, 5.0, 0.50), Hit(2, None, -0.125)]
     model = SimpleNamespace(order=lambda: ("itm+itc/t", 64), stage="retrieval")
     write_sheet(tmp_path / "sheet.html", "x" * 99, model, 2, ["a <red> bus", "x" * 200], names, [found, found], top=3)
     text = (tmp_path / "sheet.html").read_text()
     head, first, second = re.split(r'<h2 id="q\d">', text)
     words = " ".join(re.sub(r"<[^>]*>", " ", head).split())
-    assert "3 images (1 more could not be read), by each of 2 queries" in words
-    assert "match + contrast / temperature , of the first 2 of 3 by contrast" in words
+    assert "3 images searched (1 more could not be read), by each of 2 queries" in words
+    assert "match + cosine / temperature" in words and "of the first 2 by cosine" in words
     assert "a &lt;red&gt; bus" in first and "<red>" not in text
     cards = re.findall(r"<li class=card>.*?</li>", first, re.S)
-    assert f'title="{tmp_path / "shown" / LONG}"' in cards[0] and 'href="shown/a%20%26%20b.png"' in cards[1]
-    numbers = [re.sub(r"<[^>]*>", " ", card).split() for card in cards]
-    assert numbers[0][2:] == "match 0.50 contrast 0.250 together 5.50".split()
-    assert numbers[2][2:] == "match - contrast -0.125".split()
+    assert f'title="{LONG}"' in cards[0] and 'href="shown/a%20%26%20b.png"' in cards[1]
+    numbers = [re.sub(r"<[^>]*>", " ", card).split()[-4:] for card in cards]
+    assert numbers[0] == "score 5.50 cosine 0.250".split() and numbers[2][-2:] == "cosine -0.125".split()
     assert second.count("<li class=card>") == 3 and text.count("data:image/jpeg") == 6

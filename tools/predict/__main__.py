@@ -30,21 +30,12 @@ from models.weights import check_value
 from semmim import SemMIM
 from semmim.inputs import choices
 from semmim.model import TEMPLATES, K
-from tools.predict.files import (
-    find_images,
-    images_in,
-    left_out,
-    note,
-    output_path,
-    progress,
-    read_lines,
-    write_features,
-    write_rows,
-)
+from tools.predict.files import find_images, note, output_path, read_lines, write_features, write_rows
 from tools.predict.sheet import write_sheet
+from tools.prepare.common import progress
 
 ROWS = (".jsonl", ".csv")  # files of rows
-FEATURES = (".npz",)
+NUMBER = re.compile(r"n?\d+[-._ ]+(?=.*[^\W\d_])")  # 001.Black_footed_Albatross, n02085620-Chihuahua
 WRITING = ("mode", "beams", "min_tokens", "max_tokens", "length_penalty", "top_k", "top_p", "temperature")
 
 
@@ -95,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--k", type=int, help=f"candidates to re-rank by fusion, 0: none (default: {K}, or what was best on val)"
     )
     retrieving("--top", type=int, default=20, help="results to show (default: %(default)s)")
-    embedding = command(embed, "write features of images and sentences", "arrays", endings=FEATURES, images="*")
+    embedding = command(embed, "write features of images and sentences", "arrays", endings=(".npz",), images="*")
     for add in (retrieving, embedding):
         add("--text", action="append", default=[], help="a sentence; may be given several times")
         add("--texts", help="file with a sentence a line")
@@ -126,8 +117,12 @@ def load(args: argparse.Namespace, task: str) -> SemMIM:
 
 def batches(model: SemMIM, paths: list[Path], label: str) -> Iterator[tuple[torch.Tensor, list[Path]]]:
     """(preprocessed images [n, 3, S, S], their paths), with progress; those that cannot be read are left out."""
-    for images, places in model.batches(progress(paths, label), left_out):
+    for images, places in model.batches(progress(paths, label, "images"), left_out):
         yield images, [paths[place] for place in places]
+
+
+def left_out(_, error: Exception) -> None:
+    note(f"left out: {error}")
 
 
 # ------------------------------------------------------------------------------- the commands, each giving its rows
@@ -151,10 +146,6 @@ def vqa(args: argparse.Namespace) -> Iterator[dict]:
     if not questions:
         raise utils.UserError("no question: give it after the image, or --question QUESTION, or --questions FILE")
     paths, answers, model = find_images(args.images), read_lines("--answers", args.answers), load(args, "answer")
-    used = model.settings.vqa.data
-    for given, option, trained in ((args.objects, "--objects", used.labels), (args.ocr, "--ocr", used.ocr)):
-        if given and model.stage == "vqa" and not trained:
-            note(f"note: {option}: this checkpoint was trained without")
     options = {"labels": args.objects, "ocr": args.ocr, "answers": answers or None}
     for images, names in batches(model, paths, "answering"):
         if len(questions) == 1:
@@ -174,8 +165,8 @@ def retrieve(args: argparse.Namespace) -> Iterator[dict]:
         raise utils.UserError("no sentence: give --text SENTENCE or --texts FILE")
     # What was named decides, not what can be read: a folder of one image is still ranked for each sentence.
     images_ask = len(texts) > 1 and len(args.images) == 1 and not utils.find_file(args.images[0]).is_dir()
-    model = load(args, "match")
-    found = model.search(progress(paths, "encoding"), texts, images_ask=images_ask, k=args.k, left_out=left_out)
+    model, images = load(args, "match"), progress(paths, "encoding", "images")
+    found = model.search(images, texts, images_ask=images_ask, k=args.k, left_out=left_out)
     queries, items = (paths, texts) if images_ask else (texts, paths)
     if args.output and args.output.suffix.lower() == ".html":
         write_sheet(args.output, args.checkpoint, model, args.k, queries, items, found, args.top)
@@ -264,30 +255,31 @@ def accuracies(probabilities: torch.Tensor, labels: torch.Tensor) -> tuple[dict[
 def class_folders(name: str) -> dict[str, list[Path]]:
     """{name of a sub-folder: its images} of those that hold some, at least two, by name."""
     folder = utils.find_file(name, "folder")
-    if not folder.is_dir():
-        raise utils.UserError(f"{folder}: not a folder; give one that holds a folder a class")
-    found = {path.name: images_in(path) for path in sorted(folder.iterdir()) if path.is_dir()}
-    found = {name: images for name, images in found.items() if images and not name.startswith(".")}
+    found: dict[str, list[Path]] = {}
+    for path in find_images([folder]) if folder.is_dir() else ():
+        found.setdefault(path.relative_to(folder).parts[0], []).append(path)
+    found = {name: images for name, images in found.items() if (folder / name).is_dir() and name[0] != "."}
     if len(found) < 2:
-        raise utils.UserError(f"{folder}: holds {len(found)} folders with images; at least two classes are needed")
+        raise utils.UserError(f"{folder}: not a folder that holds a folder of images for each of two or more classes")
     return found
 
 
-def class_names(folders: list[str], names: str | None) -> list[str]:
-    """What the classes of the folders are called."""
-    given = {} if names is None else read_json(utils.find_file(names, "--names"))
-    missing = [name for name in folders if name not in given] if isinstance(given, dict) else folders
-    if names is not None and missing:
-        raise utils.UserError(
-            f'--names {names}: must be {{"folder": "name of the class"}}; the folder {missing[0]} is not in it'
-        )
+def class_names(folders: list[str], file: str | None) -> list[str]:
+    """What the classes of the folders are called: as the file says, else as the folders without what numbers them."""
+    if file is not None:
+        names = read_json(utils.find_file(file, "--names"))
+        if missing := [name for name in folders if not isinstance(names, dict) or name not in names]:
+            raise utils.UserError(f'--names {file}: not {{"folder": "name of the class"}} with {missing[0]}')
+        return choices([names[name] for name in folders], "--names")
     count = Counter(re.sub(r"\d+", "", name) for name in folders).most_common(1)[0][1]
-    if names is None and 2 * count > len(folders):  # n01440764, n02102040, or 0, 1, 10
+    if 2 * count > len(folders):  # n01440764, n02102040, or 0, 1, 10
         raise utils.UserError(
             f"{count} of {len(folders)} folders differ in their numbers alone ({folders[0]}, ...), a class is found "
             'by the words of its name; give --names FILE with {"folder": "name of the class"}'
         )
-    return choices([given.get(name, name.replace("_", " ")) for name in folders], "names of folders")
+    if all(map(NUMBER.match, folders)):
+        folders = [NUMBER.sub("", name, count=1) for name in folders]
+    return choices([name.replace("_", " ") for name in folders], "names of folders")
 
 
 if __name__ == "__main__":

@@ -18,20 +18,15 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what begins a formula in a spreads
 
 
 def find_images(names: Sequence[str | Path]) -> list[Path]:
-    """The files named, and those in the folders named in order of name, each once."""
+    """The files named, and those in the folders named and their sub-folders, in order of name, each once."""
     found: list[Path] = []
     for name in names:
         path = utils.find_file(name, "image")
-        inside = images_in(path) if path.is_dir() else [path]
+        inside = sorted(Path(image) for image, _ in folder_images(path)) if path.is_dir() else [path]
         if not inside:
             raise utils.UserError(f"{path}: no image in this folder ({', '.join(IMAGE_ENDINGS)})")
         found += inside
     return list(dict.fromkeys(found))
-
-
-def images_in(folder: Path) -> list[Path]:
-    """The image files in a folder and its sub-folders, in order of name."""
-    return sorted(Path(image) for image, _ in folder_images(folder))
 
 
 def read_lines(option: str, name: str | None) -> list[str]:
@@ -82,16 +77,6 @@ def write_features(path: Path, features: dict[str, np.ndarray], names: dict[str,
         np.savez(file, **features, **{key: np.array(values, dtype=str) for key, values in texts.items()})
 
 
-def progress(paths: Sequence[Path], label: str) -> tqdm:
-    """The paths, with a bar on the terminal that advances as they are read."""
-    return tqdm(paths, desc=label, unit=" images", disable=None)
-
-
-def left_out(image: object, error: Exception) -> None:
-    """Report an image that cannot be read, and why."""
-    note(f"left out: {error}")
-
-
-def note(line: str) -> None:
+def note(line: object) -> None:
     """A line that is no result, on stderr."""
-    tqdm.write(utils.printable(line), file=sys.stderr)
+    tqdm.write(utils.printable(str(line)), file=sys.stderr)
