@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import random
@@ -54,8 +55,6 @@ def save_last(folder: Path, checkpoint: dict, keep: int) -> None:
             with contextlib.suppress(OSError):  # a file system without links: the last one is simply replaced
                 last_path(folder, 1).unlink(missing_ok=True)
                 os.link(last, last_path(folder, 1))
-    for path in last_paths(folder)[keep:]:  # of a run that kept more
-        path.unlink()
 
 
 def last_path(folder: Path, number: int = 0) -> Path:
@@ -64,57 +63,41 @@ def last_path(folder: Path, number: int = 0) -> Path:
 
 
 def last_paths(folder: Path) -> list[Path]:
-    """The last checkpoints that exist, the newest first."""
-    older = [path for path in folder.glob("checkpoint_last_*.pth") if path.stem.rsplit("_", 1)[1].isdigit()]
-    newest = [folder / LAST] if (folder / LAST).exists() else []
-    return newest + sorted(older, key=lambda path: int(path.stem.rsplit("_", 1)[1]))
+    """The last checkpoints that exist, the newest first. After a gap in their numbers it is no run that wrote them."""
+    older = itertools.takewhile(Path.exists, (last_path(folder, number) for number in itertools.count(1)))
+    return [path for path in (last_path(folder), *older) if path.exists()]
 
 
-def load_last(folder: Path) -> tuple[dict | None, list[Path]]:
-    """(the newest whole checkpoint of a run's folder or None, the damaged ones that are newer); touches no file.
-
-    Raises UserError if all are damaged.
-    """
-    damaged, problems = [], []
+def load_last(folder: Path) -> dict | None:
+    """The newest whole checkpoint of a run's folder, None if it has none. Raises UserError if all are damaged."""
+    problems = []
     for path in last_paths(folder):
         try:
-            return load_checkpoint(path.resolve(), required=ENTRIES), damaged
+            return load_checkpoint(path.resolve(), required=ENTRIES)
         except UserError as error:
-            damaged.append(path)
             problems.append(str(error))
             logger.info("warning: %s; the one before is tried", error)
     if problems:
         raise UserError(f"--resume: no whole checkpoint is left: {'; '.join(problems)}")
-    return None, []
-
-
-def put_aside(damaged: list[Path], folder: Path) -> None:
-    """Rename damaged checkpoints to *_damaged.pth, and let the others close the gaps."""
-    for path in damaged:
-        os.replace(path, path.with_name(f"{path.stem}_damaged.pth"))
-    for number, path in enumerate(last_paths(folder) if damaged else ()):
-        os.replace(path, last_path(folder, number))
+    return None
 
 
 class BestCheckpoint:
     """checkpoint_best.pth: the weights of the epoch with the highest validation score.
 
-    score: its name; notes: further entries of the file; resume_from: the checkpoint that a run continues.
+    score: its name; notes: further entries of the file; resume_from: the checkpoint that a run continues, which may be
+    older than the file: the epoch that the weights are of is what the file says.
     """
 
     def __init__(self, folder: Path, score: str, notes: dict, resume_from: dict | None = None):
         self.score, self.notes = score, notes
         self.path = folder / BEST
-        self.best = dict((resume_from or {}).get("best", {}))
-        try:
-            if self.best:
-                load_checkpoint(self.path)
-        except UserError as error:
-            epoch = self.best.get("epoch")
-            logger.info(
-                "warning: the best epoch so far (%s) is lost: %s; it is chosen among those to come", epoch, error
-            )
-            self.best = {}
+        self.best: dict = {}
+        if resume_from and resume_from.get("best"):
+            try:
+                self.best = load_checkpoint(self.path, required=("model", "best"))["best"]
+            except UserError as error:
+                logger.info("warning: the best epoch so far is lost: %s; it is chosen among those to come", error)
 
     def offer(self, model: nn.Module, found: dict, step: int, epoch: int) -> None:
         """Keep the model of `epoch` (from 1) if its score is the best so far; called in all processes.

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from dataset import create_train_loader
-from engine.checkpoint import LAST, BestCheckpoint
+from engine.checkpoint import BestCheckpoint, last_paths
 from engine.config import Config, Stage
 from engine.loop import Progress, Task, fit, start_training
 from engine.run import Run, begin
@@ -27,8 +27,7 @@ def start_stage(
     run, whose folder nothing has touched yet, the checkpoint to resume from or None).
     """
     run, resume_from = begin(args, cfg)
-    last = run.dir / LAST
-    source = last if args.resume and last.exists() else args.checkpoint
+    source = next(iter(last_paths(run.dir) if args.resume else ()), args.checkpoint)
     if source is None:
         raise UserError("--checkpoint is missing: name a pre-trained checkpoint, e.g. one that Pretrain.py wrote")
     seed_everything(cfg.seed, per_rank=False)  # every process builds the same model

@@ -13,13 +13,13 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
-from engine.checkpoint import last_path, load_last, put_aside, random_state_kept
+from engine.checkpoint import last_paths, load_last, random_state_kept
 from engine.config import MAY_CHANGE, Config, differences, save_config
 from models.weights import check_value
 from utils import (
@@ -54,9 +54,9 @@ def begin(args: argparse.Namespace, cfg: Config) -> tuple[Run, dict | None]:
     folder = Path(args.output_dir).expanduser()
     on_main(lambda: check_folder(folder, used=args.resume or args.evaluate))
     resume = args.resume and not args.evaluate
-    resume_from, damaged = load_last(folder) if resume else (None, [])
+    resume_from = load_last(folder) if resume else None
     step = resume_from["progress"]["step"] if resume_from else -1
-    if len(steps := set(gather_objects(step))) > 1:  # none renames anything before all have read
+    if len(steps := set(gather_objects(step))) > 1:
         raise UserError(f"--resume: the processes read checkpoints of different steps, {steps}; start once more")
     if args.seed is not None:
         check_value("--seed", args.seed, int, 0, 2**62)
@@ -69,7 +69,7 @@ def begin(args: argparse.Namespace, cfg: Config) -> tuple[Run, dict | None]:
         check_changes(cfg, resume_from["config"], MAY_CHANGE | (BATCH if args.other_ranks else set()))
     elif resume:
         logger.info("--resume: no checkpoint in %s, starting", folder)
-    return Run(folder, cfg, resume=resume, step=step, damaged=damaged), resume_from
+    return Run(folder, cfg, resume=resume, step=step), resume_from
 
 
 BATCH = {"train.batch_size", "train.accumulation"}
@@ -148,20 +148,14 @@ class Run:
     `with run:` closes it, whatever ends the block. Nothing is touched before `open`, so that a start that fails on what
     can be checked leaves an earlier run alone.
 
-    resume: whether the folder may hold an earlier run; step: the one to continue from, -1 for none; damaged: its
-    checkpoints that cannot be read.
+    resume: whether the folder may hold an earlier run; step: the one to continue from, -1 for none.
     """
 
     def __init__(
-        self,
-        output_dir: str | os.PathLike,
-        config: Config | None = None,
-        resume: bool = False,
-        step: int = -1,
-        damaged: Sequence[Path] = (),
+        self, output_dir: str | os.PathLike, config: Config | None = None, resume: bool = False, step: int = -1
     ):
         self.dir, self.config = Path(output_dir).expanduser(), config
-        self.resume, self.step, self.damaged = resume, step, list(damaged)
+        self.resume, self.step = resume, step
         self.start, self.about = time.time(), {}
         self._lock = self._log = None
         self._boards: dict[str, object] = {}  # TensorBoard's writers by folder
@@ -189,13 +183,12 @@ class Run:
                 if UNFINISHED.fullmatch(path.name):
                     path.unlink()
             if self.resume:
-                put_aside(self.damaged, self.dir)
                 forget_steps_after(self.step, self.dir / "log.jsonl")
             self._log = open(self.dir / "log.jsonl", "a", encoding="utf-8")
         except OSError as error:
             raise UserError(f"--output_dir {self.dir}: {error.strerror or error}") from None
         if self.config is not None:
-            of_training = evaluate and last_path(self.dir).exists()
+            of_training = evaluate and last_paths(self.dir)
             save_config(self.config, self.dir / ("config_evaluate.yaml" if of_training else "config.yaml"))
             if not evaluate and self.config.get("train", {}).get("tracker") == "wandb":
                 self._start_wandb()

@@ -17,6 +17,7 @@ from torch import nn
 
 from engine.checkpoint import BestCheckpoint, last_paths, load_last, random_state, save_last, set_random_state
 from engine.config import Config
+from engine.finetune import start_stage
 from engine.run import Run, begin, check_ranks, code_version, lock
 from utils import UserError, as_config, load_checkpoint, seed_everything
 
@@ -71,8 +72,9 @@ def test_the_last_checkpoints_are_kept_newest_first(tmp_path, keep):
         save_last(tmp_path, checkpoint(step), keep)
     assert steps_kept(tmp_path) == [5, 4, 3][:keep]
     assert set(contents(tmp_path)) == {path.name for path in last_paths(tmp_path)}
-    save_last(tmp_path, checkpoint(6), 1)
-    assert steps_kept(tmp_path) == [6]
+    (tmp_path / "checkpoint_last_20000.pth").write_text("a copy that the user made")
+    save_last(tmp_path, checkpoint(6), keep)
+    assert steps_kept(tmp_path) == [6, 5, 4][:keep] and (tmp_path / "checkpoint_last_20000.pth").exists()
 
 
 def test_a_write_that_fails_leaves_all_that_was_kept(tmp_path, monkeypatch):
@@ -94,17 +96,12 @@ def test_flipped_bytes_are_found_and_the_checkpoint_before_is_taken(tmp_path, ca
     refused(lambda: load_checkpoint(tmp_path / "checkpoint_last.pth"), "checkpoint_last.pth: damaged: the checksum of")
     before = contents(tmp_path)
     with caplog.at_level("INFO", "semmim"):
-        found, damaged = load_last(tmp_path)
-    assert found["progress"]["step"] == 1 and "the one before is tried" in caplog.text
-    assert contents(tmp_path) == before  # what fails until the folder is locked leaves it as it was
-    start(tmp_path, resume=True, step=1, damaged=damaged).close()
-    assert (tmp_path / "checkpoint_last_damaged.pth").exists() and steps_kept(tmp_path) == [1]
-    save_last(tmp_path, checkpoint(3), 2)  # the good one is kept beside it
-    assert steps_kept(tmp_path) == [3, 1]
+        assert load_last(tmp_path)["progress"]["step"] == 1 and "the one before is tried" in caplog.text
+    assert contents(tmp_path) == before
 
 
 def test_nothing_whole_is_an_error_and_nothing_at_all_a_beginning(tmp_path):
-    assert load_last(tmp_path) == (None, [])
+    assert load_last(tmp_path) is None
     save_last(tmp_path, checkpoint(2), 2)
     flip(tmp_path / "checkpoint_last.pth")
     refused(lambda: load_last(tmp_path), "no whole checkpoint is left")
@@ -117,10 +114,34 @@ def test_a_missing_best_checkpoint_is_reported_before_training(tmp_path, caplog)
     (tmp_path / "checkpoint_best.pth").unlink()
     with caplog.at_level("INFO", "semmim"):
         resumed = BestCheckpoint(tmp_path, "cider", {}, {"best": best.best})
-    assert "the best epoch so far (1) is lost" in caplog.text and resumed.best == {}
+    assert "the best epoch so far is lost" in caplog.text and resumed.best == {}
     resumed.restore(model)  # keeps the last weights
     resumed.offer(model, {"cider": 40.0}, step=20, epoch=2)
     assert load_checkpoint(tmp_path / "checkpoint_best.pth")["best"] == {"cider": 40.0, "epoch": 2}
+
+
+def test_after_a_kill_between_the_best_checkpoint_and_the_last_the_score_is_that_of_the_weights(tmp_path):
+    best, model = BestCheckpoint(tmp_path, "cider", {}), nn.Linear(2, 2)
+    best.offer(model, {"cider": 50.0}, step=10, epoch=1)
+    last = {"best": dict(best.best)}
+    best.offer(model, {"cider": 60.0}, step=20, epoch=2)
+    resumed = BestCheckpoint(tmp_path, "cider", {}, last)
+    resumed.offer(model, {"cider": 55.0}, step=20, epoch=2)  # with another learning rate
+    assert resumed.best == load_checkpoint(tmp_path / "checkpoint_best.pth")["best"] == {"cider": 60.0, "epoch": 2}
+
+
+def test_a_stage_continues_from_an_older_checkpoint_if_the_last_is_gone(tmp_path, monkeypatch):
+    start(tmp_path).close()
+    save_last(tmp_path, checkpoint(1), 2), save_last(tmp_path, checkpoint(2), 2)
+    (tmp_path / "checkpoint_last.pth").unlink()
+    cfg = as_config({**checkpoint(1)["config"], "image_size": None})
+
+    def load(source, loaded, **_):
+        raise UserError(f"{source} of step {loaded['progress']['step']}")
+
+    monkeypatch.setattr("engine.finetune.load_backbone", load)
+    asked_for = asked(tmp_path, checkpoint=None)
+    refused(lambda: start_stage(asked_for, cfg, torch.device("cpu"), False), "checkpoint_last_1.pth of step 1")
 
 
 def test_random_state_restores_every_generator(tmp_path):
