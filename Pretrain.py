@@ -57,6 +57,8 @@ def main(argv: list[str] | None = None) -> None:
         for line in lines:
             logger.info(line)
         pretrained_vit = cfg.model.image_encoder.weights != "random" or args.checkpoint is not None
+        if resume_from:  # as it began, whatever is asked for again
+            pretrained_vit = resume_from.get("pretrained_vit", pretrained_vit)
         run.describe(device, model.backbone.description)
         with run:
             train(model.to(device), tokenizer, cfg, device, run, resume_from, pretrained_vit)
@@ -128,6 +130,7 @@ def train(
     if len(dataset.paths) < 2:
         raise UserError(f"data.train: all {len(dataset)} entries name one image, which leaves matching no negative")
     task = PretrainTask(model, dataset, loader, tokenizer, cfg, run, device)
+    task.notes["pretrained_vit"] = pretrained_vit
     if held_out:
         task.validation = Validation(held_out["val"], tokenizer, cfg, device, run)
     if cfg.train.best == "val":

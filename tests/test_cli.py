@@ -103,6 +103,10 @@ def test_a_new_run_starts_from_the_weights_of_a_checkpoint(data, tmp_path):
     first, second = (load_checkpoint(tmp_path / name / "checkpoint_last.pth")["model"] for name in ("first", "second"))
     trained = [name for name in first if name.startswith("backbone.")]
     assert all(torch.allclose(first[name], second[name]) for name in trained)
+    # and continued, without naming that checkpoint again, the image encoder still learns at its own rate
+    pretrain(data, tmp_path / "second", "train.epochs=2", "train.lr=1e-4", "train.lr_vit=1e-5", flags=["--resume"])
+    groups = load_checkpoint(tmp_path / "second/checkpoint_last.pth")["optimizer"]["param_groups"]
+    assert {(group["name"], group["peak_lr"]) for group in groups} == {("vit", 1e-5), ("rest", 1e-4)}
 
 
 def test_one_image_in_all_entries_is_refused(data, tmp_path, capsys):
