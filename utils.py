@@ -78,7 +78,7 @@ def reason(error: Exception) -> str:
     message = str(error).strip()
     if found := re.search(r"GLOBAL ([\w.]+)", message):
         return f"it holds {one_line(found[1])}, which is no tensor and could run code"
-    if found := re.search(r"WeightsUnpickler error: *(.+)", message):
+    if found := re.search(r"WeightsUnpickler error:\s*(.+)", message):
         message = found[1]
     return one_line(message.splitlines()[0]) if message else type(error).__name__
 

@@ -41,6 +41,10 @@ from utils import (
 # ------------------------------------------------------------------------------------------------------- the group
 
 
+# What gloo and NCCL say if another process has ended or answers no more; whatever else they say is this one's error.
+LOST = re.compile("(?is)gloo.*(by peer|broken pipe|timed out|timeout|socket closed)|ncclRemoteError")
+
+
 @contextlib.contextmanager
 def distributed(device: str = "auto") -> Iterator[torch.device]:
     """What a script works in: the process group, if torchrun started it, log lines and stop signals; gives the device.
@@ -69,8 +73,9 @@ def distributed(device: str = "auto") -> Iterator[torch.device]:
     except RuntimeError as error:
         if stop_requests:  # another process ended first, at the same signal
             raise KeyboardInterrupt from None
-        if world_size() > 1 and re.search("gloo|NCCL", str(error)):
-            line = f"error (process {rank()}): another process is gone ({one_line(error)}); start again with --resume"
+        if world_size() > 1 and LOST.search(str(error)):
+            why = one_line(error, 1000)
+            line = f"error (process {rank()}): another process is gone ({why}); start again with --resume"
             print(line, file=sys.stderr, flush=True)
             os._exit(2)  # without the group's farewell, which would wait for the lost process
         raise
@@ -85,17 +90,17 @@ def init_distributed(device: str = "auto") -> torch.device:
     CPU tensors travel by gloo, CUDA tensors by NCCL. Without torchrun there is one process and no group.
     """
     device = choose_device(device)
-    try:
-        local = int(os.environ.get("LOCAL_RANK", 0))
-        if device == "cuda":
-            if local >= (gpus := torch.cuda.device_count()):
-                raise UserError(f"process {local} has no GPU: start torchrun with --nproc_per_node={gpus}")
-            torch.cuda.set_device(local)
-        if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
+    if device == "cuda":
+        local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if local >= gpus:
+            raise UserError(f"process {local} has no GPU: start torchrun with --nproc_per_node={gpus}")
+        torch.cuda.set_device(local)
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        try:
             dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", **_restarted())
-    except (TimeoutError, RuntimeError, ValueError) as error:
-        why = one_line(error)
-        raise UserError(f"the processes do not find each other ({why}); start them all again by torchrun") from None
+        except (TimeoutError, RuntimeError, ValueError) as error:
+            why = one_line(error, 1000)
+            raise UserError(f"the processes do not find each other ({why}); start them all again by torchrun") from None
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent(signal.SIGTERM)  # a killed torchrun would leave its processes behind, training on
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=[Console(sys.stdout)])

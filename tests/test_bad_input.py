@@ -48,6 +48,10 @@ def test_torchs_page_of_advice_is_what_it_found():
         "allowed global by default."
     )
     assert reason(ValueError(advice)) == "it holds posix.mkdir, which is no tensor and could run code"
+    unread = ValueError(
+        "Weights only ... WeightsUnpickler error: \n\nUnsupported operand 149\n\nCheck the documentation"
+    )
+    assert reason(unread) == "Unsupported operand 149"
     assert reason(ValueError("\x1b[1mbold\x1b[0m\nnext")) == "bold" and reason(KeyError()) == "KeyError"
     assert one_line("word " * 100, 50) == ("word " * 9 + "word") + " ..." and one_line("x" * 300).endswith("xx ...")
 

@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT, refused
 
 import utils
-from engine.distributed import Console, init_distributed
+from engine.distributed import LOST, Console, init_distributed
 
 # ------------------------------------------------------------------------------------- the end of a script
 
@@ -222,9 +222,35 @@ def test_processes_that_do_not_find_each_other_end_with_one_line(number):
 
 
 def test_a_rank_that_is_no_number_is_an_error(monkeypatch):
-    monkeypatch.setenv("LOCAL_RANK", "x")
+    monkeypatch.setenv("RANK", "x")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(utils.UserError, match="invalid literal for int.*start them all again by torchrun"):
         init_distributed("cpu")
+
+
+def test_a_gpu_that_fails_is_no_process_that_is_not_found(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("CUDA error: device is busy")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", fail)
+    with pytest.raises(RuntimeError, match="CUDA error: device is busy"):
+        init_distributed("cuda")
+
+
+@pytest.mark.parametrize(
+    "text, lost",
+    [
+        ("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [::1]:4711", True),
+        ("[../third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 1800000ms", True),
+        ("NCCL error in: ProcessGroupNCCL.cpp:1, remote process exited\nncclRemoteError: A call failed", True),
+        ("NCCL error in: ProcessGroupNCCL.cpp:1, invalid usage\nncclInvalidUsage: ... Duplicate GPU detected", False),
+        ("Invalid scalar type for gloo", False),
+    ],
+)
+def test_only_what_a_lost_process_causes_is_called_one(text, lost):
+    assert bool(LOST.search(text)) == lost
 
 
 def test_a_log_line_is_one_line_without_control_characters():
