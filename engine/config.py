@@ -134,7 +134,10 @@ def parse_yaml(text: str | bytes, source: str):
     """The value that a YAML text stands for, as JSON can hold it; otherwise UserError, beginning with `source`."""
     try:
         value = YAML(typ="safe", pure=True).load(text)
-        return json.loads(json.dumps(value, ensure_ascii=False).encode())
+        plain = json.loads(json.dumps(value, ensure_ascii=False, allow_nan=False).encode())
+        if plain != value:  # JSON's keys are text, and 1.10 would become "1.1"
+            raise ValueError("a key is no text")
+        return plain
     except Exception as error:  # also what a malformed number, date or tag makes Python raise
         raise UserError(f"{source}: {one_line(error)}; put it in quotes if text is meant") from None
 

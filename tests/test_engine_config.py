@@ -81,7 +81,8 @@ FILES = {
     "data: {image_prefix_map: {a/: 3}}": "data.image_prefix_map: {'a/': 3} must be a map of text to text",
     "mim: {codebook: 3}": "run.yaml: mim.codebook is a number (3); text or null is expected",
     "- a\n- b": "run.yaml: a configuration is a map",
-    "1: 2": "run.yaml: unknown key 1",
+    "1: 2": "run.yaml: not a readable YAML file: a key is no text",
+    "data: {image_prefix_map: {1.10: a}}": "run.yaml: not a readable YAML file: a key is no text",
     "seed: [": "run.yaml: not a readable YAML file",
     "seed: 1\nseed: 2": "run.yaml: not a readable YAML file",
     "seed: " + "[" * 3000: "run.yaml: not a readable YAML file: maximum recursion",
@@ -121,8 +122,8 @@ OVERRIDES = {
     "train.epochs=0": "train.epochs is 0",
     "train.epochs=none": "exactly one of them must have a value",
     "train.minutes=soon": "train.minutes is text ('soon'); a number or null is expected",
-    "train.lr=.nan": "train.lr is nan",
-    "train.lr=1e999": "train.lr is inf",
+    "train.lr=.nan": "--override train.lr=.nan: Out of range float",
+    "train.lr=1e999": "--override train.lr=1e999: Out of range float",
     "train.lr=-1e-4": "train.lr is -0.0001; a number of at least 0 is needed",
     "train.betas=[0.9, 1.0]": "train.betas: [0.9, 1.0] must be two numbers of at least 0 and below 1",
     "augment.crop_scale=[1, 0.2]": "augment.crop_scale: [1, 0.2] must be",
@@ -136,8 +137,8 @@ OF_STAGES = {
     "eval.splits=[val, val]": ("caption", "eval.splits: ['val', 'val'] must be val, test or both"),
     "generation.min_tokens=30": ("caption", "min_tokens 30 is above max_tokens 25"),
     "generation.mode=best": ("caption", "'best' is none of beam, greedy, sample"),
-    "answer.length_penalty=.nan": ("vqa", "length_penalty is nan"),
-    "data.answer_weight={1: -1}": ("vqa", "'1': -1} must be a map of numbers of at least 0"),
+    "answer.length_penalty=x": ("vqa", "answer.length_penalty is text"),
+    "data.answer_weight={a: -1}": ("vqa", "'a': -1} must be a map of numbers of at least 0"),
 }
 
 
