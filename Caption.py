@@ -29,7 +29,7 @@ from engine.distributed import distributed
 from engine.finetune import Finetuning, finetune, start_stage
 from engine.loop import Progress
 from engine.run import Run
-from evaluation.caption import Captioner, references_with_words
+from evaluation.caption import Captioner
 from evaluation.cider import CiderReward
 from evaluation.written import rewriting
 from models.caption import CaptionModel, CrossEntropy, SelfCritical, count_tokens
@@ -78,7 +78,7 @@ def train(
 ) -> None:
     """Fine-tune; the model ends with the weights of the epoch with the best validation CIDEr."""
     dataset = create_dataset("caption_train", cfg)
-    if (count := len(references_with_words(captioner.datasets["val"]))) < 2:
+    if (count := sum(map(bool, captioner.datasets["val"].references))) < 2:
         raise UserError(
             f"data.val: images with captions: {count}; the best epoch is chosen by CIDEr, which weighs words by how "
             "many images have them and needs two or more"

@@ -6,7 +6,7 @@ import io
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -33,7 +33,6 @@ from models.generation import Generation
 
 CAPTION_COLUMNS = ("bleu1", "bleu2", "bleu3", "bleu4", "meteor", "rouge_l", "cider", "spice")
 SPICE_PARSER = Path(inspect.getfile(Spice)).parent / "lib"
-NOT_YET = "not computed: the evaluation ended before it"
 ONE_IMAGE = "not computed: CIDEr weighs words by how many images have them, and is 0 for a single image in any case"
 NO_JAVA = "not computed: it needs Java; install one (Debian, Ubuntu: apt install default-jre-headless)"
 NO_SPICE = (
@@ -53,10 +52,10 @@ class Captioner:
         for split, dataset in self.datasets.items():
             rewrite = rewriting(split, list(chain.from_iterable(dataset.references)), tokenizer, run.info)
             self.notes[split] = {} if rewrite is list else REWRITTEN
-            dataset.references = [rewrite(captions) for captions in dataset.references]
-            count, missing = len(dataset), len(dataset) - len(references_with_words(dataset))
-            if missing and any(dataset.references):
-                run.info(f"{split}: {missing} of {count} images have no reference with a word and are not judged")
+            dataset.references = [list(filter(caption_words, rewrite(captions))) for captions in dataset.references]
+            if 0 < (missing := dataset.references.count([])) < len(dataset):
+                of = f"{missing} of {len(dataset)} images"
+                run.info(f"{split}: {of} have no reference with a word and are not judged")
         self.precision = utils.resolve_precision(cfg.train.precision, device)
 
     def caption(self, model: CaptionModel, split: str) -> list[str]:
@@ -75,7 +74,7 @@ class Captioner:
 
         loader = eval_loader(dataset, cfg.eval.batch_size, num_workers=cfg.data.num_workers, device=self.device)
         with evaluating(model):
-            return run_sharded(loader, write, len(dataset), label=f"captioning {split}", unit="images")
+            return run_sharded(loader, write, len(dataset), label=f"captioning {split}")
 
     def validate(self, model: CaptionModel) -> float:
         """CIDEr (times 100) on the validation split with the Python tokenizer, the same in every process."""
@@ -85,7 +84,7 @@ class Captioner:
         """Caption `eval.splits`, write the result files, and leave the process group; the main process then judges.
 
         Called in all processes as the last thing they do together: METEOR and SPICE can take longer than a collective
-        waits. metrics.json holds what is known so far before each step that may fail or take minutes.
+        waits.
         """
         captions: dict[str, list[str]] = {}
         numbers: dict[str, dict] = {}
@@ -95,7 +94,7 @@ class Captioner:
             speed = round(len(found) / (time.perf_counter() - start), 2)
             numbers[split] = {"images": len(found), "captions_per_second": speed, **self.notes[split]}
             numbers[split]["words"] = sum(len(apart(caption).split()) for caption in found) / len(found)
-            numbers[split]["judged"] = len(references_with_words(self.datasets[split]))
+            numbers[split]["judged"] = sum(map(bool, self.datasets[split].references))
             if utils.is_main():
                 name = "caption_result.json" if split == self.cfg.eval.splits[-1] else f"caption_result_{split}.json"
                 # COCO's submission format, which is NoCaps' too, each image once
@@ -109,18 +108,14 @@ class Captioner:
     def judge(self, split: str, captions: list[str], numbers: dict[str, dict]) -> None:
         """Add `caption_metrics` to the numbers of a split and, by its name, of each of its domains; write and log."""
         dataset, own, spice = self.datasets[split], numbers[split], self.cfg.eval.spice
-
-        def keep(known: dict) -> None:
-            own.update(known)
-            self.run.write_metrics(numbers)
-
         if own["judged"]:
             self.run.info(f"{split}: judging {own['judged']} captions")
-            keep(caption_metrics(*judged(dataset, captions), spice=spice, keep=keep))
+            own |= caption_metrics(*judged(dataset, captions), spice)
             for domain in DOMAINS:
                 references, results = judged(dataset, captions, domain)
                 if results:
-                    keep({domain: {"images": len(results)} | caption_metrics(references, results, spice=spice)})
+                    own[domain] = {"images": len(results)} | caption_metrics(references, results, spice)
+            self.run.write_metrics(numbers)
             self.run.log(0, {key: x for key, x in own.items() if isinstance(x, int | float)}, split, final=True)
             for line in caption_table(split, own):
                 self.run.info(line)
@@ -128,22 +123,13 @@ class Captioner:
             self.run.info(f"{split} {path}: {caption}")
 
 
-def references_with_words(dataset: CaptionEvalDataset, domain: str | None = None) -> dict[str | int, list[str]]:
-    """The captions with a word by image id, of the images that have some and, if given, are of `domain`."""
-    found = {
-        key: [text for text in texts if caption_words(text)]
-        for key, texts, of in zip(dataset.ids, dataset.references, dataset.domains, strict=True)
-        if domain in (None, of)
-    }
-    return {key: texts for key, texts in found.items() if texts}
-
-
 def judged(
     dataset: CaptionEvalDataset, captions: list[str], domain: str | None = None
 ) -> tuple[dict[str | int, list[str]], dict[str | int, str]]:
-    """(references, results) by image id, of the images of `references_with_words`."""
-    references, results = references_with_words(dataset, domain), dict(zip(dataset.ids, captions, strict=True))
-    return references, {key: results[key] for key in references}
+    """(references, results) by image id, of the images that have references and, if given, are of `domain`."""
+    rows = zip(dataset.ids, dataset.references, captions, dataset.domains, strict=True)
+    chosen = [row for row in rows if row[1] and domain in (None, row[3])]
+    return {key: texts for key, texts, *_ in chosen}, {key: caption for key, _, caption, _ in chosen}
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -151,17 +137,13 @@ def judged(
 
 
 def caption_metrics(
-    references: Mapping[str | int, Sequence[str]],
-    results: Mapping[str | int, str],
-    spice: bool = True,
-    keep: Callable[[dict], object] = lambda columns: None,
+    references: Mapping[str | int, Sequence[str]], results: Mapping[str | int, str], spice: bool = True
 ) -> dict[str, float | str]:
     """The columns of the captioning table, in percent (CIDEr: times 100), by pycocoevalcap.
 
     Args:
         references: all captions of every image; results: the caption to judge of the same images, at least one.
         spice: whether to compute SPICE (minutes on COCO).
-        keep: is given the columns as far as they are known, before each one that a Java program computes.
 
     Returns:
         CAPTION_COLUMNS, and `tokenizer`: "ptb", Stanford's as in COCO's official evaluation, or "python"
@@ -174,15 +156,12 @@ def caption_metrics(
         {i: [caption_words(text) for text in references[i]] for i in results},
         {i: [caption_words(results[i])] for i in results},
     )
-    columns: dict[str, float | str] = dict.fromkeys(CAPTION_COLUMNS, NOT_YET)
-    columns["tokenizer"] = "ptb" if java else "python"
+    columns: dict[str, float | str] = {"tokenizer": "ptb" if java else "python"}
     with contextlib.redirect_stdout(io.StringIO()):  # pycocoevalcap prints
         columns |= dict(zip(("bleu1", "bleu2", "bleu3", "bleu4"), score(Bleu, tokens, 4), strict=True))
         (columns["rouge_l"],) = score(Rouge, tokens)
         (columns["cider"],) = score(Cider, tokens) if len(results) > 1 else [ONE_IMAGE]
-        keep(columns)
         (columns["meteor"],) = score(Meteor, tokens) if java else [NO_JAVA]
-        keep(columns)
         if not spice:
             columns["spice"] = "not computed: eval.spice is false"
         elif java and any(SPICE_PARSER.glob("stanford-corenlp-*-models.jar")):
@@ -232,7 +211,5 @@ def caption_table(split: str, numbers: Mapping) -> list[str]:
     for name, row in rows.items():
         cells = (row[column] for column in CAPTION_COLUMNS)
         lines.append(f"{name:8}" + "".join(f"{x:9.2f}" if isinstance(x, float) else f"{'-':>9}" for x in cells))
-    missing = [(name, column, row[column]) for name, row in rows.items() for column in CAPTION_COLUMNS]
-    missing = [item for item in missing if isinstance(item[2], str)]
-    lines += [f"{column}: {why}" for name, column, why in missing if name == split]
-    return lines + [f"{name.strip()}: {x}: {why}" for name, x, why in missing if name != split and numbers[x] != why]
+    cells = [(column, row[column]) for row in rows.values() for column in CAPTION_COLUMNS]
+    return lines + list(dict.fromkeys(f"{column}: {why}" for column, why in cells if isinstance(why, str)))

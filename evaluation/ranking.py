@@ -190,11 +190,9 @@ def extract_features(
         return indices, image_feat.float()
 
     batches = eval_batches(len(lengths), text_batch_size, lengths.argsort(stable=True).tolist())
-    text_feats = run_sharded(batches, encode_texts, len(lengths), label="encoding texts", unit="texts", device=device)
+    text_feats = run_sharded(batches, encode_texts, len(lengths), label="encoding texts", device=device)
     packed = text_tokens.collect(int(lengths.sum()))[0] if tokens else text_feats.new_zeros(0, 0)
-    image_feats = run_sharded(
-        image_batches, encode_images, num_images, label="encoding images", unit="images", device=device
-    )
+    image_feats = run_sharded(image_batches, encode_images, num_images, label="encoding images", device=device)
     for name, feats in (("image", image_feats), ("text", text_feats)):
         if broken := int((~feats.isfinite()).any(dim=1).sum()):
             raise utils.UserError(
@@ -312,8 +310,7 @@ def rerank(
             scores = score_pairs(backbone, image_embeds.to(device), text_ids, texts, batch_size, odds)
         return torch.cat(places), torch.cat(scores)
 
-    shown = {"label": "re-ranking", "unit": "pairs"}
-    scores = run_sharded(images.batches, score_batch, len(pairs), device=device, **shown).cpu()
+    scores = run_sharded(images.batches, score_batch, len(pairs), label="re-ranking", device=device).cpu()
     if not scores.isfinite().all():
         raise utils.UserError(
             "re-ranking scores are NaN or infinite: the checkpoint is broken, or try --override train.precision=fp32"

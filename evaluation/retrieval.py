@@ -89,11 +89,7 @@ class Ranker:
         self.precision = utils.resolve_precision(cfg.train.precision, device)
         self.datasets = {split: create_dataset("retrieval_eval", cfg, split) for split in cfg.eval.splits}
         for split, dataset in self.datasets.items():
-            unknown = f"{tokenizer.unwritable(dataset.captions)[0]:.1%} with letters that this vocabulary cannot write"
-            run.info(f"{split}: {len(dataset.images)} images, {len(dataset.captions)} captions, {unknown}")
-            if cfg.rerank.k >= len(dataset.images):
-                what = f"rerank.k {cfg.rerank.k} of {len(dataset.images)} images in {split}"
-                run.info(f"warning: {what}: the first stage chooses nothing; take a k of a few percent of the images")
+            run.info(introduction(split, dataset, tokenizer))
         warn_of_cut_texts(self.datasets, cfg, tokenizer)
         folds = cfg.eval.folds if "test" in self.datasets else 0
         if folds and (images := len(self.datasets["test"].images)) % folds:
@@ -145,13 +141,20 @@ class Ranker:
         self.run.log(step, numbers, split, final)
         for line in retrieval_table(split, numbers):
             self.run.info(line)
-        if split == "val" and (warning := not_worth_it(numbers, self.cfg.rerank.score)):
-            self.run.info(warning)
+        if split == "val" and better_order(numbers, self.cfg.rerank.score)[0] == "itc":
+            self.run.info("warning: re-ranking is worse than ITC: take the order by ITC, or try rerank.score=itm+itc/t")
         mean = {key: sum(columns[key] for columns in every) / folds for key in every[0]} if folds else {}
         if folds:
             for line in retrieval_table(f"{folds} folds", mean):
                 self.run.info(line)
         return numbers, rankings, mean
+
+
+def introduction(split: str, dataset: RetrievalEvalDataset, tokenizer: Tokenizer) -> str:
+    """A line of what a split holds, and how much of it the vocabulary cannot write."""
+    share, _ = tokenizer.unwritable(dataset.captions)
+    size = f"{len(dataset.images)} images, {len(dataset.captions)} captions"
+    return f"{split}: {size}, {share:.1%} with letters that this vocabulary cannot write"
 
 
 def extract(
@@ -175,18 +178,6 @@ def better_order(numbers: dict[str, float], score: str) -> tuple[str, float]:
     by = {score: numbers["itm_r_mean"], "itc": numbers["itc_r_mean"]}
     order = max(by, key=by.get)
     return order, by[order]
-
-
-def not_worth_it(numbers: dict[str, float], score: str) -> str | None:
-    """A line of warning if re-ranking lowers the mean recall on val, with the remedy."""
-    order, value = better_order(numbers, score)
-    if order != "itc":
-        return None
-    other = "" if score == "itm+itc/t" else ", or try rerank.score=itm+itc/t"
-    return (
-        f"warning: re-ranking by {score} is not worth its cost here, it lowers the mean recall on val from "
-        f"{value:.2f} to {numbers['itm_r_mean']:.2f}: take the order by ITC (itc_*){other}"
-    )
 
 
 def result_entries(dataset: RetrievalEvalDataset, rankings: ranking.Rankings) -> dict[str, list[dict]]:
@@ -220,9 +211,7 @@ class Validation:
     ):
         self.dataset, self.tokenizer = thinned(dataset, cfg.eval.images), tokenizer
         self.cfg, self.device, self.run = cfg, device, run
-        shown = f"{len(self.dataset.images)} of {len(dataset.images)} images, {len(self.dataset.captions)} captions"
-        unknown = f"{tokenizer.unwritable(self.dataset.captions)[0]:.1%} with letters that this vocabulary cannot write"
-        run.info(f"val: {shown}, {unknown}")
+        run.info(introduction("val", self.dataset, tokenizer))
         warn_of_cut_texts({"val": dataset}, cfg, tokenizer)
 
     def __call__(self, backbone: nn.Module, step: int, precision: str) -> dict[str, float]:
@@ -251,9 +240,7 @@ class Validation:
 def thinned(dataset: RetrievalEvalDataset, most: int) -> RetrievalEvalDataset:
     """The data set with at most `most` of its images, evenly spread over it, and their captions."""
     count = len(dataset.images)
-    if count <= most:
-        return dataset
-    kept = [index * count // most for index in range(most)]
+    kept = [index * count // most for index in range(most)] if most < count else range(count)
     place = {index: number for number, index in enumerate(kept)}
     pairs = zip(dataset.image_of_caption, dataset.captions, strict=True)
     pairs = [(place[image], caption) for image, caption in pairs if image in place]

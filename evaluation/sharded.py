@@ -5,17 +5,16 @@ the number of processes.
 """
 
 import contextlib
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
 
 import utils
 
 CPU = torch.device("cpu")
-QUIET = 10.0  # seconds between lines of progress; work that takes less is not mentioned
 
 
 def eval_batches(num_items: int, batch_size: int, order: Sequence[int] | None = None) -> list[list[int]]:
@@ -40,7 +39,6 @@ def run_sharded(
     total: int | None,
     *,
     label: str,
-    unit: str,
     device: torch.device = CPU,
 ) -> Tensor | list:
     """The results of all items, in their order, in every process; called in all processes.
@@ -49,7 +47,7 @@ def run_sharded(
         batches: this process's share, of `eval_batches` or `eval_loader`.
         compute: batch -> (places [n] of its items among all, results: a tensor [n, ...] or n picklable objects).
         total: the number of items, over all processes; None: as many as come, numbered without gaps.
-        label, unit: what is done with what, for lines of progress ("answering val", "questions").
+        label: what is done, for the progress of work that takes longer than ten seconds ("answering val").
         device: where a tensor of results is gathered.
 
     Returns:
@@ -59,38 +57,28 @@ def run_sharded(
         RuntimeError: an item has no result, or more than one.
         Stopped: a process was asked to stop meanwhile.
     """
-    found, start = Gathered(label, device), time.perf_counter()
-    done, mentioned = 0, start  # of this process, and when a line was last written
-    for batch in batches:
+    found = Gathered(label, device)
+    for batch in tqdm(batches, label, unit="batch", delay=10, mininterval=10, disable=not utils.is_main()):
         if utils.stop_requested():
             break
-        places, results = compute(batch)
-        found.put(places, results)
-        done, now = done + len(places), time.perf_counter()
-        if now - mentioned >= QUIET:
-            mentioned, share, speed = now, (total or 0) / utils.world_size(), done / (now - start)
-            left = utils.clock(max(share - done, 0) / max(speed, 1e-9))
-            utils.logger.info(f"{label}: {done:,}/{share:,.0f} {unit}, {speed:,.0f}/s, {left} left")
+        found.put(*compute(batch))
     return found.collect(total)[0]
 
 
 class Gathered:
     """Columns of results (a row an item) to which every process adds the rows that it has computed.
 
-    what: names them in an error; device: where tensors are gathered, by the processes' sum over zeros (exact).
+    what: names them in an error; device: of the tensors that are collected.
     """
 
     def __init__(self, what: str, device: torch.device = CPU):
         self.what, self.device = what, device
-        self.places: list[Tensor] = []
-        self.columns: list[list[Tensor | Sequence]] = []  # per column the parts that `put` was given
+        self.parts: list[tuple] = []  # of (places, *columns), as `put` was given them
 
     def put(self, places: Sequence[int] | Tensor, *columns: Tensor | Sequence) -> None:
         """Add n rows. places: [n] of each among all rows; columns: tensors [n, ...] or n picklable objects each."""
-        self.places.append(torch.as_tensor(places, dtype=torch.int64).cpu())
-        self.columns = self.columns or [[] for _ in columns]
-        for parts, column in zip(self.columns, columns, strict=True):
-            parts.append(column)
+        # Copies: a view is kept, and pickled, with all that it is a view of.
+        self.parts.append(tuple(x.cpu().clone() if isinstance(x, Tensor) else x for x in (places, *columns)))
 
     def collect(self, total: int | None) -> list[Tensor | list]:
         """Every column with all processes' rows in order, in every process; called in all, and once.
@@ -99,46 +87,25 @@ class Gathered:
 
         Raises:
             Stopped: in all processes alike, if one was asked to stop, which leaves rows out.
-            RuntimeError: in all processes alike, naming how many rows are missing or were put more than once.
+            RuntimeError: in all processes alike, if a row is missing or was put more than once.
         """
         if any(utils.gather_objects(utils.stop_requested())):
             raise utils.Stopped
-        mine = torch.cat([torch.zeros(0, dtype=torch.int64), *self.places])
-        total = sum(utils.gather_objects(len(mine))) if total is None else total
-        counts = utils.all_reduce_sum(mine.clamp(max=total).bincount(minlength=total + 1))  # the last: beyond all items
-        missing, doubled, beyond = (counts[:total] == 0).sum(), (counts[:total] > 1).sum(), counts[total]
-        if missing or doubled or beyond:
-            raise RuntimeError(
-                f"{self.what}: of {total} items {missing} are missing, {doubled} were computed more than once and "
-                f"{beyond} are unknown"
-            )
-        # A process without a batch learns from the others what there is.
-        kinds = next((kind for kind in utils.gather_objects([_kind(parts[0]) for parts in self.columns]) if kind), [])
-        columns = self.columns or [[] for _ in kinds]
-        return [
-            self._list(parts, total) if kind is None else self._tensor(parts, total, *kind)
-            for kind, parts in zip(kinds, columns, strict=True)
-        ]
+        parts = [part for one in utils.gather_objects(self.parts) for part in one]
+        self.parts = []
+        places = torch.cat([torch.zeros(0, dtype=torch.int64), *(torch.as_tensor(part[0]) for part in parts)])
+        total = len(places) if total is None else total
+        found, order = places.sort()
+        if not torch.equal(found, torch.arange(total)):
+            lost = total - len(found[(0 <= found) & (found < total)].unique())
+            raise RuntimeError(f"{self.what}: {len(found)} results for {total} items, of which {lost} have none")
+        return [self._joined(column, order) for column in list(zip(*parts, strict=True))[1:]]
 
-    def _tensor(self, parts: list[Tensor], total: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        result = torch.zeros(total, *shape, dtype=dtype, device=self.device)
-        for places, rows in zip(self.places, parts, strict=True):
-            result[places.to(self.device)] = rows.to(self.device)
-        parts.clear()  # before the sum, which takes as much memory again
-        return result if utils.world_size() == 1 else utils.all_reduce_sum(result)
-
-    def _list(self, parts: list[Sequence], total: int) -> list:
-        result: list = [None] * total
-        mine = [(places.tolist(), list(rows)) for places, rows in zip(self.places, parts, strict=True)]
-        for places, rows in (part for parts in utils.gather_objects(mine) for part in parts):
-            for place, row in zip(places, rows, strict=True):
-                result[place] = row
-        return result
-
-
-def _kind(part: Tensor | Sequence) -> tuple | None:
-    """(shape of a row, dtype) of a tensor, None of a list."""
-    return (tuple(part.shape[1:]), part.dtype) if isinstance(part, Tensor) else None
+    def _joined(self, column: tuple, order: Tensor) -> Tensor | list:
+        if isinstance(column[0], Tensor):
+            return torch.cat(column)[order].to(self.device)
+        rows = [row for part in column for row in part]
+        return [rows[place] for place in order.tolist()]
 
 
 @contextlib.contextmanager

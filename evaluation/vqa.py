@@ -285,7 +285,7 @@ class Answerer:
 
         loader = eval_loader(batches, None, num_workers=self.cfg.data.num_workers, device=self.device)
         with evaluating(model):
-            return run_sharded(loader, answer, len(batches.dataset), label=f"answering {split}", unit="questions")
+            return run_sharded(loader, answer, len(batches.dataset), label=f"answering {split}")
 
     def answer(self, model: VQAModel, batch: dict[str, Tensor]) -> list[str]:
         """An answer to each question of a batch of EvalBatches."""
