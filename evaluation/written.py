@@ -25,6 +25,9 @@ def rewriting(
     if not references:
         return list
     share, example = tokenizer.unwritable(references)
+    if answers and tokenizer.lower:  # which the official program compares as they are if all ten are the same
+        capitals = [text for text in references if text != text.lower()]
+        share, example = max(share, len(capitals) / len(references)), next(iter(capitals), example)
     line = f"{name}: {share:.1%} of the references have letters that this vocabulary cannot write"
     if share <= FEW:
         info(line)
