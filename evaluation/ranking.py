@@ -30,6 +30,7 @@ from evaluation.sharded import Gathered, eval_batches, run_sharded
 Ranks = dict[str, dict[str, Tensor]]  # {"itc": {"tr": [N], "ir": [T]}, "itm": the same}
 Rankings = dict[str, tuple[Tensor, Tensor]]  # {"tr": (ids [N, k], scores [N, k]), "ir": (ids [T, k], scores [T, k])}
 SCORES = ("itm", "itm+itc", "itm+itc/t")  # what `rerank` sorts by
+BLOCK = 512  # queries of one matrix product of the first stage: their similarities are all that exists at a time
 MISS = torch.iinfo(torch.int64).max  # the rank of a query that no candidate answers
 IMAGES_TOGETHER = 8  # at least; the more images, the fewer texts of each are in a batch, and the closer their lengths
 
@@ -220,23 +221,18 @@ def topk_candidates(
     query_ids: Tensor,
     candidate_ids: Tensor,
     k: int,
-    block: int = 512,
 ) -> Candidates:
-    """First stage of one direction: cosine similarities by matrix products, `block` queries at a time.
+    """First stage of one direction: cosine similarities by matrix products.
 
     Args:
         query_feats: [Q, E] float32 L2-normalized. candidate_feats: [C, E], the same.
         query_ids, candidate_ids: [Q], [C] image ids: a candidate answers a query when they are equal.
         k: candidates to keep (at most C).
-        block: queries of one matrix product; a block's similarities are all that exists at a time.
-
-    Returns:
-        Candidates, the same in every process.
     """
     device, k = query_feats.device, min(k, len(candidate_feats))
     query_ids, candidate_ids = query_ids.to(device), candidate_ids.to(device)
     found = Gathered("candidates", device)
-    for batch in eval_batches(len(query_feats), block):
+    for batch in eval_batches(len(query_feats), BLOCK):
         rows = slice(batch[0], batch[-1] + 1)
         similarity = query_feats[rows] @ candidate_feats.T  # [b, C]
         scores, ids = similarity.sort(dim=1, descending=True, stable=True)  # equal ones by index

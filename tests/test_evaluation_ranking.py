@@ -13,33 +13,6 @@ from evaluation.sharded import eval_batches
 
 CPU = torch.device("cpu")
 
-# ------------------------------------------------------------------------------------------------------------
-# The rank of a query
-
-
-def random_case(seed, levels):
-    """20 images with 1 to 5 captions each in mixed order; scores on few levels make ties."""
-    generator = torch.Generator().manual_seed(seed)
-    captions = torch.randint(1, 6, (20,), generator=generator)
-    image_of_text = torch.arange(20).repeat_interleave(captions)
-    image_of_text = image_of_text[torch.randperm(len(image_of_text), generator=generator)]
-    scores = torch.randint(0, levels, (20, len(image_of_text)), generator=generator).float()
-    return scores, image_of_text
-
-
-@pytest.mark.parametrize("levels", [3, 10, 10**6])
-def test_ranks_and_candidates_equal_brute_force_with_ties_and_several_captions(levels):
-    for seed in range(5):
-        scores, image_of_text = random_case(seed, levels)
-        image_ids = torch.arange(20)
-        for table, asking, asked in ((scores, image_ids, image_of_text), (scores.T, image_of_text, image_ids)):
-            features = torch.eye(len(table)), table.T  # whose products are the scores
-            found = ranking.topk_candidates(*features, asking, asked, 4, block=7)
-            for query, row in enumerate(table.tolist()):
-                order = sorted(range(len(row)), key=lambda c: (-row[c], c))
-                assert found.ids[query].tolist() == order[:4]
-                assert asked[order].tolist().index(asking[query]) == found.ranks[query]
-
 
 def test_a_query_without_an_answer_keeps_its_other_rank():
     hits = torch.tensor([[False, True, True], [False, False, False], [True, False, False]])
@@ -138,7 +111,8 @@ def reference_metrics(itc, itm, k, image_of_text):
 
 
 @pytest.mark.parametrize("k", [1, 3, 8, 1000])
-def test_both_stages_equal_a_query_by_query_reference(k):
+def test_both_stages_equal_a_query_by_query_reference(k, monkeypatch):
+    monkeypatch.setattr(ranking, "BLOCK", 7)
     for seed, levels in ((0, None), (1, 3), (2, 1)):
         backbone, *texts = table_case(seed, levels=levels)
         ranks, rankings = run_table(backbone, *texts, k=k)
@@ -193,13 +167,6 @@ def test_an_unknown_score_and_numbers_that_are_not_finite_are_one_line():
         run_table(backbone, *texts)
 
 
-def test_an_image_that_is_missing_stops_the_evaluation():
-    backbone, input_ids, attention_mask, _ = table_case(0)
-    batches = list(image_batches(13, 4))[1:]
-    with pytest.raises(RuntimeError, match="encoding images: of 13 items 4 are missing"):
-        ranking.extract_features(backbone, batches, 13, input_ids, attention_mask, 5, device=CPU)
-
-
 # ------------------------------------------------------------------------------------------------------------
 # The real model, tiny
 
@@ -247,12 +214,6 @@ def test_scores_equal_one_forward_a_pair():
     assert scores.std() > 0.05  # the scores say something
 
 
-def test_bf16_runs_and_stays_near_fp32():
-    backbone = tiny_backbone()
-    (_, full), (_, half) = run_tiny(backbone), run_tiny(backbone, "bf16")
-    assert (full["tr"][1][:, 0] - half["tr"][1][:, 0]).abs().max() < 0.2
-
-
 def in_rank(rank, path):
     torch.save([run_tiny(tiny_backbone(), precision) for precision in ("fp32", "bf16")], f"{path}/{rank}.pt")
     (path / f"val{rank}").mkdir()
@@ -263,6 +224,8 @@ def test_three_processes_give_the_results_of_one(tmp_path):
     """11 images are 2 batches: one process has no image; 27 texts are 7 batches."""
     in_ranks(3, in_rank, tmp_path)
     expected = [run_tiny(tiny_backbone(), precision) for precision in ("fp32", "bf16")]
+    (_, full), (_, half) = expected
+    assert (full["tr"][1][:, 0] - half["tr"][1][:, 0]).abs().max() < 0.2
     for rank in range(3):
         torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), expected, atol=0, rtol=0)
         assert torch.load(tmp_path / f"val{rank}.pt") == validation_numbers(tmp_path)
