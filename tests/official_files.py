@@ -195,15 +195,13 @@ def img2dataset_sample(key: str, caption: str, url: str, image: bytes) -> dict[s
     return {f"{key}.jpg": image, f"{key}.txt": caption.encode(), f"{key}.json": json.dumps(meta, indent=4).encode()}
 
 
-def img2dataset_shard(folder: Path, shard: int, samples: dict[str, bytes], failed: dict[str, int], tar: bool) -> None:
-    count = sum(name.endswith(".json") for name in samples)
-    write_json(folder / f"{shard:05d}_stats.json", {"successes": count, "status_dict": {"success": count, **failed}})
+def img2dataset_shard(folder: Path, shard: int, samples: dict[str, bytes], tar: bool) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     if tar:
         pack(folder / f"{shard:05d}.tar", samples)
-    else:
-        for name, content in samples.items():
-            (folder / f"{shard:05d}").mkdir(exist_ok=True)
-            (folder / f"{shard:05d}" / name).write_bytes(content)
+    for name, content in ({} if tar else samples).items():
+        (folder / f"{shard:05d}").mkdir(exist_ok=True)
+        (folder / f"{shard:05d}" / name).write_bytes(content)
 
 
 def pack(path: Path, files: dict[str, bytes], mode: str = "w") -> None:

@@ -67,7 +67,7 @@ def downloads(tmp_path, monkeypatch):
         samples = {}
         for i, (caption, url) in enumerate(rows):
             samples |= official.img2dataset_sample(f"{i:09d}", caption, url, official.jpeg(500 + 10 * number + i))
-        official.img2dataset_shard(tmp_path / f"data/{name}/images", 0, samples, {}, tar=False)
+        official.img2dataset_shard(tmp_path / f"data/{name}/images", 0, samples, tar=False)
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     monkeypatch.chdir(tmp_path)
     return folder

@@ -91,7 +91,7 @@ def row(table: Table, name: str) -> dict[str, str]:
         ("data/nocaps/nocaps_val.json", "nocaps"),
         ("data/vqa/vqa_test_ocr.json", "vqa"),
         (DEMO, "demo"),
-        ("data/easyvqa/vqa_test.json", "easyvqa"),
+        ("data/mine/vqa_test.json", "mine"),
         ("test.json", "test"),
     ],
 )

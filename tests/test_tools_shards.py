@@ -136,9 +136,9 @@ def test_an_images_file_is_kept_as_it_is_under_the_ending_of_its_format(tmp_path
 def test_columns_of_other_names_are_named(tmp_path):
     path = write(tmp_path / "x.parquet", [picture()], ["a dog"], "thumb", "title")
     refused(tmp_path, "--data names parquet files and, with .*pairs.json, others", path, listed(tmp_path))
-    line = refused(tmp_path, "x.parquet: no column image or jpg or jpeg or png or webp holds images' bytes", path)
+    line = refused(tmp_path, "x.parquet: no column image or jpg or jpeg or png or webp holds images,", path)
     assert "its columns are id (int64), thumb (binary), title (string); --image_column names the one" in line
-    refused(tmp_path, "or captions or txt or TEXT holds texts .*--caption", path, image_column="thumb")
+    refused(tmp_path, "or captions or txt or TEXT holds captions.*--caption", path, image_column="thumb")
     packed = dataset(pack(tmp_path, path, image_column="thumb", caption_column="title"))
     assert packed[0]["caption"] == "a dog"
 

@@ -1,15 +1,7 @@
 """Turn a data set's official files, as downloaded, into the JSON that the configurations name.
 
-    python -m tools.prepare coco      --source downloads/coco      --output data
-    python -m tools.prepare flickr30k --source downloads/flickr30k --output data
-    python -m tools.prepare vg        --source downloads/vg        --output data
-    python -m tools.prepare cc3m      --source downloads/cc3m      --output data
-    python -m tools.prepare sbu       --source downloads/sbu       --output data
-    python -m tools.prepare nocaps    --source downloads/nocaps    --output data
-    python -m tools.prepare vqa       --source downloads/vqa       --output data
-    python -m tools.prepare easyvqa   --output data/easyvqa
-    python -m tools.prepare emoji     --source downloads/emoji     --output data/emoji
-    python -m tools.prepare folder    --source photos              --output data/own
+    python -m tools.prepare coco --source downloads/coco --output data
+    python -m tools.prepare folder --source photos --output data/own
 
 SOURCE holds the official files under their official names (or in folders directly in it); the error for missing files
 says where they are published. Run coco and flickr30k before the sets for pre-training, which leave out their validation
@@ -21,14 +13,13 @@ addresses.
 
 import argparse
 import os
-import time
 from pathlib import Path
 
-from tools.prepare import easyvqa, emoji, folder, karpathy, nocaps, visual_genome, vqa, web
+from tools.prepare import emoji, folder, karpathy, nocaps, visual_genome, vqa, web
 from tools.prepare.common import Job
 from utils import UserError, run_main
 
-OFFICIAL = {  # name: (module, folder of the images below OUTPUT, what it is)
+SETS = {  # name: (module, folder of the images below OUTPUT, what it is)
     "coco": (karpathy, "coco/images", "MSCOCO: pre-training, retrieval, captioning"),
     "flickr30k": (karpathy, "flickr30k", "Flickr30K: retrieval"),
     "vg": (visual_genome, "visual_genome", "Visual Genome: pre-training, questions for VQA"),
@@ -36,13 +27,10 @@ OFFICIAL = {  # name: (module, folder of the images below OUTPUT, what it is)
     "sbu": (web, "sbu/images", "SBU Captions: pre-training"),
     "nocaps": (nocaps, "nocaps/images", "NoCaps' validation set: captioning"),
     "vqa": (vqa, "coco/images", "VQA v2: questions, answers, object labels, OCR tokens"),
-}
-SMALL = {  # of sets with their own arguments
-    "easyvqa": (easyvqa, "images", "easy-VQA, a small data set on PyPI"),
     "emoji": (emoji, "images", "emoji of two artists, from npm"),
     "folder": (folder, "", "images of one's own with captions"),
 }
-SETS = {**OFFICIAL, **SMALL}
+OWN_ARGUMENTS = ("emoji", "folder")
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -51,7 +39,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="set", required=True, metavar="SET", prog=parser.prog)
     for name, (module, images, what) in SETS.items():
         command = commands.add_parser(name, help=what, description=module.__doc__, formatter_class=raw)
-        if name in OFFICIAL:
+        if name not in OWN_ARGUMENTS:
             add_common(command, images)
         if hasattr(module, "add_arguments"):
             module.add_arguments(command)
@@ -61,8 +49,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def add_common(parser: argparse.ArgumentParser, images: str) -> None:
     add = parser.add_argument
     add("--source", type=Path, required=True, help="folder of the official files")
-    add("--output", type=Path, required=True, help="folder that the configurations call data/")
-    add("--images", type=Path, help=f"folder of the images (default: OUTPUT/{images})")
+    add("--output", type=Path, required=True, help=f"what configurations call data/; images: OUTPUT/{images}")
     add("--require_images", action="store_true", help="write only what has its image on disk")
     add("--check_leaks", action="store_true", help="also find held-out images by the content of their files")
     add("--workers", type=int, default=os.cpu_count(), help="processes that compare images (default: %(default)s)")
@@ -70,22 +57,14 @@ def add_common(parser: argparse.ArgumentParser, images: str) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     options = parse_arguments(argv)
-    if getattr(options, "workers", 1) < 1:
-        raise UserError(f"--workers {options.workers}: must be at least 1")
-    given = getattr(options, "images", None)
-    if given and not given.is_dir():
-        raise UserError(f"--images {given}: no such folder")
     module, images, _ = SETS[options.set]
-    job = Job(options, given or options.output / images)
-    start = time.monotonic()
+    job = Job(options, options.output / images)
     try:
         module.prepare(job)
         if job.missing:
             job.note(f"not on disk yet: {len(job.missing):,} images below {job.images}; first: {min(job.missing)}")
-        record = {"entries": {str(path): count for path, count in job.files.items()}}
-        job.write_json(
-            f"prepared/{job.name}.json", {**record, "counts": job.counts, "left_out": job.left_out, "lines": job.lines}
-        )
+        record = {"entries": {str(path): count for path, count in job.files.items()}, "counts": job.counts}
+        job.write_json(f"prepared/{job.name}.json", {**record, "left_out": job.left_out, "lines": job.lines})
     except OSError as error:
         raise UserError(f"{job.name}: {error.filename or job.output}: {error.strerror or error}") from None
     finally:  # what was found explains a failure too
@@ -93,7 +72,6 @@ def main(argv: list[str] | None = None) -> None:
             print(job.report(), flush=True)
     for path, count in job.files.items():
         print(f"{path}: {count:,} entries")
-    print(f"{job.name}: prepared in {time.monotonic() - start:.0f} s")
 
 
 if __name__ == "__main__":

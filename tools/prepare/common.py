@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import functools
 import json
 import os
 import shutil
@@ -13,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dataset.files import json_elements
+from dataset.files import json_elements, json_lines
 from utils import UserError, make_folder, one_line, own_folder, replacing, write_json
 
 SHOWN = 3  # places that are named of a kind of entry that is left out
@@ -89,13 +88,8 @@ class Job:
         self.lines: list[str] = []  # notes and warnings
         self._listings: dict[str, frozenset[str]] = {}
         self._record = self.output / "prepared" / "written.jsonl"
-        self._written: set[tuple] = set()
-        if os.path.lexists(self._record):
-            for line in self._record.read_text(encoding="utf-8", errors="replace").splitlines():
-                with contextlib.suppress(ValueError, TypeError):  # a full disk may have cut a line
-                    self._written.add(tuple(json.loads(line)))
-            if not self._written:
-                raise UserError(f"{self._record}: not written by tools.prepare; move it away")
+        states = json_lines(self._record) if os.path.lexists(self._record) else ()
+        self._written = {tuple(state) for _, state in states}
 
     # -------------------------------------------------------------------------------------------- files
 
@@ -171,13 +165,6 @@ class Job:
             path = self.images / folder
             self._listings[folder] = frozenset(os.listdir(path)) if path.is_dir() else frozenset()
         return name in self._listings[folder]
-
-    @functools.cached_property
-    def pretrain_prefix(self) -> str:
-        """The images' folder as pre-training files name it: relative to their own, or absolute if the images are not
-        below OUTPUT."""
-        images, folder = self.images.resolve(), (self.output / "pretrain").resolve()
-        return os.path.relpath(images, folder) if images.is_relative_to(self.output.resolve()) else str(images)
 
     # -------------------------------------------------------------------------------------------- what was found
 

@@ -6,13 +6,13 @@ and in SBU's and Visual Genome's addresses), and with --check_leaks by what the 
 """
 
 import itertools
+import os
 import pickle
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dataset.files import json_elements, read_json
-from dataset.official import coco_number
+from dataset.files import read_json
 from dataset.transforms import ImageError
 from tools.prepare.common import Job, progress
 from tools.prepare.image_hash import KnownImages, fingerprints
@@ -51,7 +51,6 @@ class HeldOut:
         self.job = job
         self.coco: dict[int, str] = {}
         self.flickr: dict[int, str] = {}
-        self.by_id = self.by_content = 0
         files: dict[str, str] = {}  # path: split
         for name in ("coco", "flickr30k"):
             if held_out_file(job.output, name).is_file():
@@ -71,11 +70,8 @@ class HeldOut:
         found = dict(progress(marks, "reading the held-out images", "images", len(files)))
         usable = {f"{files[p]} {Path(p).name}": m for p, m in found.items() if not isinstance(m, ImageError)}
         self.job.count("held-out images compared by content", len(usable))
-        if len(usable) < len(files):
-            missing = len(files) - len(usable)
+        if missing := len(files) - len(usable):
             self.job.warn(f"{missing:,} of {len(files):,} held-out images are not on disk or not readable")
-        if not usable:
-            self.job.warn("--check_leaks compared nothing: prepare coco and flickr30k first, with their images")
         return KnownImages(usable)
 
     def spare(self, photos: Iterable[dict]) -> Iterator[dict]:
@@ -91,22 +87,17 @@ class HeldOut:
                 image, original = photo["image"], self.known.by_bytes.get(photo.get("sha256"))
                 split = self.coco.get(photo.get("coco_id")) or self.flickr.get(photo.get("flickr_id"))
                 if split:
-                    self.by_id += 1
                     self.job.leave_out("image of a validation or test set (by id)", f"{image} = {split}")
                 elif copy := copies.get(image) or original:
-                    self.by_content += 1
                     self.job.leave_out("image of a validation or test set (by content)", f"{image} = {copy}")
                 else:
                     yield photo
 
     def write_pairs(self, pairs: Iterable[tuple[str, str]], published: int | None = None) -> int:
         """Write OUTPUT/pretrain/SET.json of (image, caption), whose images `spare` gave; their number."""
-        prefix = self.job.pretrain_prefix
+        prefix = os.path.relpath(self.job.images, self.job.output / "pretrain")
         entries = ({"image": f"{prefix}/{image}", "caption": caption} for image, caption in pairs)
         written = self.job.write(f"pretrain/{self.job.name}.json", entries)
-        self.job.count("validation and test images left out, by id", self.by_id)
-        if self.job.options.check_leaks:
-            self.job.count("validation and test images left out, by content", self.by_content)
         self.job.count("pairs written for pre-training", written, published, rounded=1_000)
         return written
 
@@ -121,24 +112,6 @@ class HeldOut:
             elif found:
                 copies[paths[path]] = f"{found[1]} of {found[0]}"
         return copies
-
-
-# ------------------------------------------------------------------------------------------------ lists of ids
-
-
-def read_coco_ids(path: Path) -> set[int]:
-    """COCO's image ids from a JSON list of ids, of file names, or of objects that hold them (LXMERT's and ALBEF's)."""
-    found = set(map(_coco_id, json_elements(path)))
-    if None in found or not found:
-        raise UserError(f"{path}: names no COCO image ids (expected numbers, file names or objects that hold them)")
-    return found
-
-
-def _coco_id(entry) -> int | None:
-    if isinstance(entry, dict):
-        return next((_coco_id(entry[key]) for key in ("image_id", "img_id", "image") if key in entry), None)
-    text = str(entry)
-    return int(text) if text.isdecimal() else coco_number(text if "." in text else f"{text}.jpg")
 
 
 class _PlainUnpickler(pickle.Unpickler):

@@ -50,7 +50,8 @@ def prepare(job: Job) -> None:
     write_held_out(job, [photo_of(job, entry, photos) for entry in entries if entry["split"] not in KARPATHY_TRAIN])
     write_retrieval(job, entries)
     if is_coco:
-        write_captioning(job, entries, path)
+        # Karpathy's layout under its own name, where configs/Caption_coco.yaml looks for it
+        job.write("coco/dataset_coco.json", ({"dataset": "coco", **entry} for entry in entries))
         held_out = HeldOut(job, "flickr30k")
         train = (entry for entry in entries if entry["split"] in KARPATHY_TRAIN)
         allowed = held_out.spare({**photo_of(job, entry, photos), "entry": entry} for entry in train)
@@ -125,15 +126,6 @@ def write_retrieval(job: Job, entries: list[dict]) -> None:
         else:
             pairs = (karpathy_image(entry, job.name) for entry in part)
         job.write(f"{job.name}/annotations/{job.name}_{split}.json", pairs)
-
-
-def write_captioning(job: Job, entries: list[dict], official: Path) -> None:
-    """Karpathy's layout under its own name, where configs/Caption_coco.yaml looks for it."""
-    target = job.output / "coco" / "dataset_coco.json"
-    if target.exists() and target.samefile(official):
-        job.note(f"{target} is the official file: captioning reads it as it is")
-    else:  # a list of the entries: readers take both
-        job.write("coco/dataset_coco.json", ({"dataset": job.name, **entry} for entry in entries))
 
 
 # ------------------------------------------------------------------------------------------------ COCO's own files

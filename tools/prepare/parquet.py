@@ -9,12 +9,12 @@ tools.shards packs them into tar shards, and says why they are not trained from 
 """
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow
-from pyarrow import types
 from pyarrow.parquet import ParquetFile
 
 from dataset.annotations import strings
@@ -26,7 +26,8 @@ from utils import UserError, one_line, open_file, reason, shown
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp")
 CAPTION_COLUMNS = ("caption", "text", "captions", "txt", "TEXT")
 STATUS, SUCCESS = "status", "success"  # img2dataset's
-BYTES, TEXT = ("binary", "large_binary", "binary_view"), ("string", "large_string", "string_view")  # Arrow's types
+BYTES = re.compile(r"(struct<.*\bbytes: )?(dictionary<values=)?(large_)?binary")  # beginnings of Arrow's types
+TEXTS = re.compile(r"((large_)?list<\w+: )?(dictionary<values=)?(large_)?string")
 BATCH_ROWS = 16  # decoded at a time; beside them memory holds the page of the file that they are in
 READ_BYTES = 1 << 20  # of the file at a time; pyarrow would read the images of a whole row group
 ENDINGS = {"JPEG": "jpg", "MPO": "jpg"}  # of PIL's formats; the others' are their names
@@ -50,16 +51,11 @@ class FailedDownload:
 
 
 class Table(NamedTuple):
-    """A parquet file with `rows` rows and the names of its columns of images and of captions.
-
-    columns: what is read: these, of a struct its fields "image.bytes" and "image.path" alone, and img2dataset's status
-    if there is one.
-    """
+    """A parquet file with `rows` rows and the names of the columns that are read: of images, of captions, and
+    img2dataset's status if there is one."""
 
     path: Path
     rows: int
-    image: str
-    caption: str
     columns: list[str]
 
 
@@ -72,51 +68,25 @@ def open_tables(files: Sequence[Path], image_column: str | None, caption_column:
     tables = []
     for path in files:
         with opened_parquet(path) as file:
-            names = file.schema_arrow.names  # two of a name cannot be distinguished
-            kinds = {field.name: field.type for field in file.schema_arrow if names.count(field.name) == 1}
+            kinds = {field.name: str(field.type) for field in file.schema_arrow}
             rows = file.metadata.num_rows
-        image = _column(path, kinds, "image", [image_column] if image_column else IMAGE_COLUMNS)
-        caption = _column(path, kinds, "caption", [caption_column] if caption_column else CAPTION_COLUMNS)
-        fields = [f"{image}.{name}" for name in _fields(kinds[image]) if name in ("bytes", "path")]
-        status = [STATUS] if STATUS in kinds and _is(TEXT, kinds[STATUS]) else []
-        tables.append(Table(path, rows, image, caption, [*(fields or [image]), caption, *status]))
+        image = _column(path, kinds, "image", BYTES, [image_column] if image_column else IMAGE_COLUMNS)
+        caption = _column(path, kinds, "caption", TEXTS, [caption_column] if caption_column else CAPTION_COLUMNS)
+        tables.append(Table(path, rows, [image, caption, *([STATUS] if TEXTS.match(kinds.get(STATUS, "")) else [])]))
     if not any(table.rows for table in tables):
         raise UserError(f"{files[0]}: has no row{', nor have the others' if len(files) > 1 else ''}")
     return tables
 
 
-def _column(path: Path, kinds: dict[str, Any], what: str, names: Sequence[str]) -> str:
-    """The first of the columns `names` that holds images' bytes or captions. UserError if none does."""
-    holds = _holds_bytes if what == "image" else _holds_texts
-    for name in names:
-        if name in kinds and holds(kinds[name]):
-            return name
-    content = "images' bytes" if what == "image" else "texts or lists of them"
+def _column(path: Path, kinds: dict[str, str], what: str, holds: re.Pattern, names: Sequence[str]) -> str:
+    """The first of the columns `names` whose type matches `holds`. UserError if none does."""
+    if found := next((name for name in names if holds.match(kinds.get(name, ""))), None):
+        return found
     columns = one_line(", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "none", 600)
     raise UserError(
-        f"{path}: no column {' or '.join(names)} holds {content}, its columns are {columns}; "
+        f"{path}: no column {' or '.join(names)} holds {what}s, its columns are {columns}; "
         f"--{what}_column names the one to read"
     )
-
-
-def _holds_bytes(kind: Any) -> bool:
-    """Whether an Arrow type is bytes, or a struct with bytes of that name."""
-    return _is(BYTES, _fields(kind).get("bytes", kind))
-
-
-def _holds_texts(kind: Any) -> bool:
-    """Whether an Arrow type is text or a list of texts."""
-    return _is(TEXT, kind.value_type if types.is_list(kind) or types.is_large_list(kind) else kind)
-
-
-def _is(names: Sequence[str], kind: Any) -> bool:
-    """Whether an Arrow type, or that of the values of a dictionary, is one of `names`."""
-    return str(kind.value_type if types.is_dictionary(kind) else kind) in names
-
-
-def _fields(kind: Any) -> dict[str, Any]:
-    """The Arrow types of a struct's fields; none of another type."""
-    return {field.name: field.type for field in kind} if types.is_struct(kind) else {}
 
 
 def read_tables(tables: Sequence[Table]) -> Iterator[Sample | LeftOut | FailedDownload]:
@@ -146,11 +116,9 @@ def _read_rows(tables: Sequence[Table]) -> Iterator[Sample | LeftOut | FailedDow
         row = 0
         with opened_parquet(table.path) as file:
             for batch in file.iter_batches(BATCH_ROWS, columns=table.columns):
-                images, captions = batch.column(table.image), batch.column(table.caption)
-                statuses = batch.column(STATUS).to_pylist() if STATUS in table.columns else [SUCCESS] * len(images)
-                for image, caption, status in zip(images, captions, statuses, strict=True):
-                    succeeded = status == SUCCESS
-                    yield _sample(f"{table.path}: row {row}", image, caption) if succeeded else FailedDownload()
+                for image, caption, *status in zip(*map(batch.column, table.columns), strict=True):
+                    failed = status and status[0].as_py() != SUCCESS
+                    yield FailedDownload() if failed else _sample(f"{table.path}: row {row}", image, caption)
                     row += 1
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from dataset.official import needed, tidy
 from dataset.text import clean_caption, clean_question
-from tools.prepare.common import MALFORMED, Job, find_official
+from tools.prepare.common import Job, find_official
 from tools.prepare.held_out import HeldOut, read_refs
 from utils import UserError
 
@@ -32,16 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--all_regions", action="store_true", help="keep all 5.4M descriptions but those of held-out images")
     add("--min_words", type=int, default=3, help="shortest sentence in words (default: %(default)s; ours)")
-    add("--min_area", type=float, help="smallest region, a share of the image (default: so that --captions are left)")
-    add("--captions", type=int, default=ALBEF_CAPTIONS, help="sentences to keep (default: %(default)s, ALBEF's number)")
+    add("--captions", type=int, default=ALBEF_CAPTIONS, help="of the largest regions (default: %(default)s, as ALBEF)")
 
 
 def prepare(job: Job) -> None:
-    options = job.options
-    if options.min_area is not None and not 0 <= options.min_area <= 1:
-        raise UserError(f"--min_area {options.min_area}: is a share of the image, from 0 to 1")
-    if options.captions < 1:
-        raise UserError("--captions must be at least 1")
     found = find_official(job.source, dict.fromkeys((IMAGES, REGIONS), GENOME_URL), {REFS: REFCOCO_URL})
     images = read_images(job, found[IMAGES])
     held_out = held_out_images(job, found.get(REFS))
@@ -85,21 +79,15 @@ def genome_image(entry: dict) -> dict:
     }
 
 
-def elements(job: Job, path: Path, key: str, convert) -> Iterator[tuple[str, int, list]]:
-    """(place, image, list) of the elements of region_descriptions.json or question_answers.json; key: of the list,
-    whose members are what `convert` makes of them, None if they are not as published."""
+def elements(job: Job, path: Path, key: str, convert) -> Iterator[tuple[str, tuple[int, list]]]:
+    """(place, (image, list)) of the elements of region_descriptions.json or question_answers.json; key: of the list,
+    whose members are what `convert` makes of them."""
 
     def read(entry: dict) -> tuple[int, list]:
-        return needed(entry, "id" if "id" in entry else "image_id", int), needed(entry, key, list)
+        number = needed(entry, "id" if "id" in entry else "image_id", int)
+        return number, [convert(item) for item in needed(entry, key, list)]
 
-    for where, (number, items) in job.read(path, None, read):
-        converted = []
-        for place, item in enumerate(items):
-            try:
-                converted.append(convert(item))
-            except ValueError as error:
-                job.leave_out(MALFORMED, f"{where} {key} {place} {error}")
-        yield where, number, converted
+    return job.read(path, None, read)
 
 
 # ------------------------------------------------------------------------------------------------ regions
@@ -110,7 +98,7 @@ def write_regions(job: Job, images: dict[int, dict], held_out: HeldOut, path: Pa
     options, counts = job.options, Counter()
     kept: list[tuple[int, str, float]] = []
     shares = array("f")
-    for where, number, regions in elements(job, path, "regions", genome_region):
+    for where, (number, regions) in elements(job, path, "regions", genome_region):
         counts["listed"] += len(regions)
         if number not in images:
             counts["left out"] += len(regions)
@@ -119,10 +107,7 @@ def write_regions(job: Job, images: dict[int, dict], held_out: HeldOut, path: Pa
             share = min(area / images[number]["pixels"], 1.0)
             kept.append((number, phrase, share))
             shares.append(share)
-    smallest = 0.0 if options.all_regions else options.min_area
-    if smallest is None:
-        smallest = smallest_region(shares, options.captions)
-        job.note(f"smallest region for {options.captions:,} captions: {smallest:.4f} of the image")
+    smallest = 0.0 if options.all_regions else smallest_region(shares, options.captions)
     large = ((images[number]["image"], phrase) for number, phrase, share in kept if share >= smallest)
     written = held_out.write_pairs(large, None if options.all_regions else ALBEF_CAPTIONS)
     job.count("region descriptions", counts["listed"], 5_400_000, rounded=100_000)
@@ -160,7 +145,7 @@ def genome_region(region: dict) -> tuple[str, float]:
 
 def smallest_region(shares: array, captions: int) -> float:
     """The share of the image at which `captions` of the sentences are left; 0 if there are no more than that."""
-    if len(shares) <= captions:
+    if not 0 < captions < len(shares):
         return 0.0
     place = len(shares) - captions
     return float(np.partition(np.frombuffer(shares, dtype=np.float32), place)[place])
@@ -174,7 +159,7 @@ def write_questions(job: Job, images: dict[int, dict], held_out: set[int], path:
     counts = Counter()
 
     def entries() -> Iterator[dict]:
-        for where, number, pairs in elements(job, path, "qas", genome_question):
+        for where, (number, pairs) in elements(job, path, "qas", genome_question):
             counts["listed"] += len(pairs)
             if number not in images:
                 job.leave_out("questions of an image that image_data.json lacks", where)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from dataset.files import read_json
-from dataset.official import ANNOTATORS, coco_number, vqa_entry
+from dataset.official import ANNOTATORS, coco_number, needed, vqa_entry
 from dataset.text import clean_question
 from evaluation.vqa import leave_one_out, normalize_answer
 from tools.prepare import visual_genome
 from tools.prepare.common import Job, find_official
-from tools.prepare.held_out import held_out_file, read_coco_ids
+from tools.prepare.held_out import held_out_file
 from utils import UserError
 
 VQA_URL = "https://visualqa.org/download.html"
@@ -76,7 +76,7 @@ def minival_images(job: Job, path: Path | None) -> set[int]:
     """COCO ids of the 5,000 images of val2014 that validation uses; path: their list, else Karpathy's val is taken."""
     karpathy = held_out_file(job.output, "coco")
     if path is not None:
-        images = read_coco_ids(path)
+        images = {number for _, number in job.read(path, None, minival_image)}
     elif karpathy.is_file():
         images = {image["coco_id"] for image in read_json(karpathy)["images"] if image["split"] == "val"}
     else:
@@ -87,6 +87,11 @@ def minival_images(job: Job, path: Path | None) -> set[int]:
     job.note(f"validation images: {path or karpathy}")
     job.count("images, minival", len(images), MINIVAL_IMAGES)
     return images
+
+
+def minival_image(entry: dict) -> int:
+    """COCO's id of LXMERT's {"img_id": "COCO_val2014_000000522418", ...}. Raises ValueError."""
+    return int(needed(entry, "img_id", str).rpartition("_")[2])
 
 
 # ------------------------------------------------------------------------------------------------ questions

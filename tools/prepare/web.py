@@ -4,13 +4,11 @@
     img2dataset --url_list data/cc3m/addresses.parquet --input_format parquet ... --output_folder data/cc3m/images
     python -m tools.prepare cc3m --source downloads/cc3m --output data --check_leaks
 
-The images are as img2dataset leaves them (github.com/rom1504/img2dataset): folders or tar shards of key.jpg + key.json,
-beside each a SHARD_stats.json with the status of every address; or they are named by the last part of the address, as
-torchvision's SBU stores them.
+The images are as img2dataset leaves them (github.com/rom1504/img2dataset), folders or tar shards of key.jpg +
+key.json, or named by the last part of the address, as torchvision's SBU stores them.
 """
 
 import argparse
-import hashlib
 import os
 import re
 from collections import Counter
@@ -36,7 +34,6 @@ SBU_NAME = "sbu-captions-all.json"
 SBU_LINES = ("SBU_captioned_photo_dataset_urls.txt", "SBU_captioned_photo_dataset_captions.txt")
 PUBLISHED = {"cc3m": 3_318_333, "sbu": 1_000_000}
 NO_PAIR = "row that is no caption and address"
-REASONS_SHOWN = 5
 SHARD = re.compile(r"\d{5,}")
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -133,11 +130,11 @@ def write_addresses(job: Job, rows: list[tuple[str, str]]) -> None:
 def usable(job: Job, photos: Iterator[dict], found: Counter) -> Iterator[dict]:
     """Photos {"image", "caption", "url", ...} without blank captions and repeated pairs, with the number of the Flickr
     photo; found["images"] counts all."""
-    seen: set[bytes] = set()
+    seen: set[int] = set()
     for photo in photos:
         found["images"] += 1
         caption = tidy(photo["caption"])
-        mark = hashlib.blake2b(f"{photo['url']} {caption}".encode(errors="replace"), digest_size=8).digest()
+        mark = hash((photo["url"], caption))  # of millions of pairs 64 bits each
         if not clean_caption(caption, 1):
             job.leave_out("caption without a word", photo["image"])
         elif mark in seen:
@@ -159,7 +156,6 @@ def img2dataset_photos(job: Job) -> Iterator[dict]:
     """The images of img2dataset's shards, with the captions and addresses that it kept beside each, and "sha256", that
     of the file at the address, from before it was resized."""
     unpack_shards(job)
-    count_failures(job)
     for shard in progress(shard_names(job.images), "reading shards", "shards"):
         names = set(os.listdir(job.images / shard))
         for name in sorted(name for name in names if name.endswith(".json")):
@@ -211,17 +207,3 @@ def unpack(job: Job, path: Path, file: BinaryIO, folder: Path) -> None:
                 (folder / name).write_bytes(file.read(size))
     except (EOFError, ValueError) as error:
         job.leave_out("rest of a damaged tar shard", f"{path.name} ({error})")
-
-
-def count_failures(job: Job) -> None:
-    """Says what could not be downloaded, from the shards' statistics."""
-    reasons: Counter = Counter()
-    for path in (job.images / f"{name}_stats.json" for name in shard_names(job.images)):
-        try:
-            reasons.update(read_json(path)["status_dict"] if path.is_file() else {})
-        except (UserError, KeyError, TypeError) as error:
-            job.warn(f"{path.name}: the statistics cannot be read ({error})")
-    reasons.pop("success", None)
-    job.count("addresses that failed, by img2dataset", sum(reasons.values()))
-    for reason, count in reasons.most_common(REASONS_SHOWN):
-        job.note(f"failed: {count:,} x {reason}")
