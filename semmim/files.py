@@ -9,10 +9,11 @@ Everything that a file says is checked here, once: the architecture and the weig
 the rules of their stage's configuration.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 import utils
@@ -130,9 +131,14 @@ def read_folder(folder: Path) -> tuple[dict, dict, Path]:
         raise UserError(f"{folder}: {missing[0]} is missing; export the model again (python -m tools.export)")
     try:
         weights = load_file(folder / WEIGHTS)
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            made_for = (file.metadata() or {}).get("description")
     except (OSError, SafetensorError) as error:
         raise UserError(f"{folder / WEIGHTS}: not a readable weight file ({utils.one_line(error)})") from None
-    return {"model": weights, "description": config.get("description")}, config, folder / VOCAB
+    description = config.get("description")
+    if made_for not in (None, json.dumps(description, sort_keys=True)):  # other heads have the same shapes
+        raise UserError(f"{folder / CONFIG}: its description is not the one that {WEIGHTS} was exported with")
+    return {"model": weights, "description": description}, config, folder / VOCAB
 
 
 def own_config(folder: Path) -> dict:
@@ -181,7 +187,8 @@ def write(content: Content, folder: str | Path, card: str) -> Path:
     if not (folder / CONFIG).exists():  # before all else: by it the next export knows what a kill has left as its own
         utils.write_json(folder / CONFIG, config)
     with utils.replacing(folder / WEIGHTS) as temporary:
-        save_file(state, temporary, metadata={"format": "pt"})
+        description = json.dumps(config["description"], sort_keys=True)
+        save_file(state, temporary, metadata={"description": description})  # one entry: two come in any order
         (folder / WEIGHTS).unlink(missing_ok=True)  # at no time old weights beside new settings
         utils.write_json(folder / CONFIG, config)
     utils.write_json(folder / CASE, {"tokenizer_class": "BertTokenizer", **content.tokenizer.case})

@@ -161,7 +161,7 @@ def test_zero_shot_accuracy_is_counted_as_scikit_counts(classes, run, tmp_path):
     [
         (["n01440764", "n01443537", "n02102040"], True),
         (["0", "1", "10"], True),
-        (["class_1", "class_2", "dog"], True),
+        (["dog", "class_1", "class_2"], True),
         (["boeing 737-200", "A310", "DC-10"], False),
         (["7 up", "737 boeing", "dog"], False),
         (["été", "红色", "dog"], False),
@@ -171,7 +171,7 @@ def test_folders_that_differ_in_their_numbers_alone_are_no_names_of_classes(tmp_
     if not refused:
         assert predict.class_names(names, None) == names
         return
-    with pytest.raises(UserError, match="differ in their numbers alone .*; give --names FILE"):
+    with pytest.raises(UserError, match=r"differ in their numbers alone \([0cn].*; give --names FILE"):
         predict.class_names(names, None)
     write_json(tmp_path / "names.json", {name: f"{name} of mine" for name in names})
     assert predict.class_names(names, str(tmp_path / "names.json")) == [f"{name} of mine" for name in names]

@@ -271,10 +271,11 @@ def class_names(folders: list[str], file: str | None) -> list[str]:
         if missing := [name for name in folders if not isinstance(names, dict) or name not in names]:
             raise utils.UserError(f'--names {file}: not {{"folder": "name of the class"}} with {missing[0]}')
         return choices([names[name] for name in folders], "--names")
-    count = Counter(re.sub(r"\d+", "", name) for name in folders).most_common(1)[0][1]
+    alike, count = Counter(re.sub(r"\d+", "", name) for name in folders).most_common(1)[0]
     if 2 * count > len(folders):  # n01440764, n02102040, or 0, 1, 10
+        example = next(name for name in folders if re.sub(r"\d+", "", name) == alike)
         raise utils.UserError(
-            f"{count} of {len(folders)} folders differ in their numbers alone ({folders[0]}, ...), a class is found "
+            f"{count} of {len(folders)} folders differ in their numbers alone ({example}, ...), a class is found "
             'by the words of its name; give --names FILE with {"folder": "name of the class"}'
         )
     if all(map(NUMBER.match, folders)):
