@@ -23,7 +23,7 @@ from engine.loop import Progress, Task, fit, start_training
 from engine.run import Run, begin
 from evaluation.retrieval import SCORE, Validation
 from evaluation.sharded import evaluating
-from models.alignment import MatchingWatch, alpha_at
+from models.alignment import alpha_at
 from models.pretrain import PretrainModel, build_pretrain_model, operations, start_from
 from utils import (
     UserError,
@@ -34,7 +34,6 @@ from utils import (
     run_main,
     seed_everything,
     to_device,
-    world_size,
 )
 
 SHOWN = 4  # pairs in the image of an epoch, which fits on a screen
@@ -75,7 +74,6 @@ class PretrainTask(Task):
         self.tokenizer, self.cfg, self.run, self.device = tokenizer, cfg, run, device
         self.notes = {"description": model.backbone.description, "stage": PRETRAIN.name}
         self.latest: dict[str, float | dict] = {}  # for metrics.json
-        self.watch = MatchingWatch(cfg.train.batch_size * cfg.train.accumulation * world_size())
 
     def loss(self, model: nn.Module, batch: dict, progress: Progress) -> tuple[torch.Tensor, dict]:
         alpha = alpha_at(progress.step, progress.steps_per_epoch, self.cfg.itc.alpha, progress.done)
@@ -102,8 +100,6 @@ class PretrainTask(Task):
 
     def log(self, progress: Progress, means: dict) -> dict:
         self.latest.update(means)
-        if line := self.watch.line(progress.step, means["loss/itm"]):
-            self.run.info(line)
         return {"data/unusable": float(all_reduce_sum(torch.tensor(self.loader.bad)))}
 
     def operations(self, batch: dict) -> float:

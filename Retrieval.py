@@ -26,9 +26,9 @@ from engine.finetune import Finetuning, finetune, start_stage
 from engine.loop import Progress
 from engine.run import Run
 from evaluation.retrieval import Ranker, better_order
-from models.alignment import MatchingWatch, alpha_at
+from models.alignment import alpha_at
 from models.retrieval import RetrievalModel
-from utils import logger, run_main, world_size
+from utils import run_main
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -55,7 +55,6 @@ class RetrievalTask(Finetuning):
         super().__init__(model)
         self.ranker, self.cfg = ranker, cfg
         ranker.dataset("val")  # read, and checked, before the first step
-        self.watch = MatchingWatch(cfg.train.batch_size * cfg.train.accumulation * world_size())
 
     def loss(self, model: nn.Module, batch: dict, progress: Progress) -> tuple[torch.Tensor, dict]:
         alpha = alpha_at(progress.step, progress.steps_per_epoch, self.cfg.itc.alpha, progress.done)
@@ -63,11 +62,6 @@ class RetrievalTask(Finetuning):
 
     def after_step(self, progress: Progress) -> None:
         self.model.after_step()
-
-    def log(self, progress: Progress, means: dict) -> dict:
-        if line := self.watch.line(progress.step, means["loss/itm"]):
-            logger.info(line)
-        return {}
 
     def validate(self, step: int) -> dict[str, float | str]:
         numbers = self.ranker.evaluate(self.model.backbone, "val", step)[0]

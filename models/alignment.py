@@ -4,7 +4,6 @@ Similarities and softmaxes are computed in fp32 under any autocast, because a ha
 temperature of 0.07 overflows easily. Shapes: B pairs of a micro-batch on this rank, E the width of the ITC space.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -206,26 +205,3 @@ def match(
 def itm_loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     """Sum of the two-class cross-entropy over the valid rows. logits: [R, 2]; target: [R] in {0, 1}; valid: [R] bool"""
     return (F.cross_entropy(logits, target, reduction="none") * valid).sum()
-
-
-class MatchingWatch:
-    """Warns once in a run, after 10,000 pairs of all ranks, if matching has learned next to nothing."""
-
-    def __init__(self, pairs_per_step: int):
-        self.pairs_per_step, self.said = pairs_per_step, False
-
-    def line(self, step: int, loss: float) -> str | None:
-        """A warning or None; `loss`: the mean ITM loss of the last steps, after `step` optimizer steps.
-
-        Two of three rows are negatives: the constant answer "no match, 2 to 1" is right on 66.7% of them and costs
-        0.6365, the entropy of one third.
-        """
-        constant, pairs = math.log(3) - 2 / 3 * math.log(2), step * self.pairs_per_step
-        if self.said or pairs < 10_000 or loss < 0.98 * constant:
-            return None
-        self.said = True
-        return (
-            f"warning: matching has learned next to nothing from {pairs} pairs (loss {loss:.3f}, a constant answer has "
-            f"{constant:.3f}): begin with easier negatives (itm.temperature=1.0, a later itm.harden), take smaller "
-            "batches, and re-rank with rerank.score=itm+itc/t, which loses nothing meanwhile"
-        )

@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models.tensors import fp32
 from models.weights import check_value, check_vocabulary, find_weights, load_exactly, read_architecture, read_weights
-from utils import UserError, shown
+from utils import UserError, reason, shown
 
 Memory = list[tuple[Tensor, Tensor]]  # one (keys, values) pair per layer, each [B, H, S, d]
 
@@ -82,13 +82,11 @@ class BertConfig:
         Raises UserError for an unknown key in `overrides` and one that is missing.
         """
         fields, overrides = {f.name: f for f in dataclasses.fields(cls)}, overrides or {}
-        if unknown := sorted(set(overrides) - set(fields)):
-            raise UserError(f"model.bert.args: unknown key {unknown[0]!r}; known keys: {', '.join(fields)}")
-        values = {**read_architecture(path), **overrides}
-        required = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
-        if required:
-            raise UserError(f"{path}: key {required[0]!r} is missing; add it to the file or to model.bert.args")
-        return cls(**{k: v for k, v in values.items() if k in fields})
+        values = {key: value for key, value in read_architecture(path).items() if key in fields}
+        try:
+            return cls(**values | overrides)
+        except TypeError as error:
+            raise UserError(f"{path} and model.bert.args: {reason(error)}; known keys: {', '.join(fields)}") from None
 
 
 # -------------------------------------------------------------------------------------------------- attention
@@ -159,8 +157,6 @@ def cross_attention(
         return attention(q, k, v, mask, drop)
     if batch == images:
         return attention(q, k, v, mask, drop)
-    if batch % images:
-        raise ValueError(f"{batch} text rows for {images} images: give `rows`, the image of each row")
     group = batch // images
     heads, length, width = q.shape[1:]
     q = q.view(images, group, heads, length, width).transpose(1, 2)

@@ -333,19 +333,7 @@ def build_pretrain_model(
     depth, first = backbone.image_encoder.depth, cfg.mim.inject_from
     if first is not None and not (isinstance(first, int) and 1 <= first <= depth):
         raise UserError(f"mim.inject_from: {first!r} is neither none nor a layer of the image encoder (1..{depth})")
-    if unread := unread_settings(cfg.mim):
-        lines.append(f"mim.target: {cfg.mim.target}: these keys of mim have no effect here: {', '.join(unread)}")
     return PretrainModel(backbone, cfg, tokens), lines
-
-
-def unread_settings(mim: Config) -> list[str]:
-    """The keys of `mim` that the other ones leave without an effect, `codebook` only if it is set."""
-    if mim.target == "none":
-        return [key for key in mim if key != "target" and mim[key] is not None]
-    unread = [] if mim.masking == "text_guided" else ["similarity", "mask_temperature"]
-    if mim.target != "encoding":
-        unread += ["head.patterns", "head.normalize", "student_temperature", "teacher_temperature", "center_momentum"]
-    return unread + ["codebook"] * (mim.target != "dvae" and mim.codebook is not None)
 
 
 def start_from(model: PretrainModel, checkpoint: dict, path: str | PathLike) -> list[str]:

@@ -7,7 +7,6 @@ with the text's help.
 Shapes: B images, N = grid * grid patches, L text tokens, D the width.
 """
 
-import difflib
 import logging
 import math
 import os
@@ -222,7 +221,7 @@ def create_vit(name: str, image_size: int, args: dict, weights: str = "random") 
         name += ".openai"
     if weights != "random" and name.endswith(".openai") and "quickgelu" not in name and "act_layer" not in args:
         raise UserError(
-            f"model.image_encoder.name: {name} computes {EXACT}, OpenAI's CLIP was trained with {QUICK}; take "
+            f"model.image_encoder.name: {name} computes gelu, OpenAI's CLIP was trained with quick_gelu; take "
             f"{name.replace('_clip_', '_clip_quickgelu_')}"
         )
     pretrained = weights in ("openai", "hub")
@@ -259,11 +258,7 @@ def check_arguments(name: str, image_size: int, args: dict) -> None:
     or loaded because of them.
     """
     if not (isinstance(name, str) and re.fullmatch(r"\w+(\.\w+)?", name) and is_model_in_modules(name, FAMILY)):
-        near = difflib.get_close_matches(str(name)[:80], timm.list_models("vit_*", module=FAMILY[0]), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(
-            f"model.image_encoder.name: timm {timm.__version__} has no Vision Transformer {shown(name)}{hint}"
-        )
+        raise UserError(f"model.image_encoder.name: timm {timm.__version__} has no Vision Transformer {shown(name)}")
     check_value("model.image_encoder.image_size", image_size, int, 1, 4096)
     for key, value in args.items():
         label = f"model.image_encoder.args: {one_line(key, 80)}"
@@ -300,17 +295,14 @@ CLIP_NAMES = [
     (r"\.mlp\.c_fc\.", ".mlp.fc1."),
     (r"\.mlp\.c_proj\.", ".mlp.fc2."),
 ]
-# One name for each activation, of the names of timm's classes and of Hugging Face's `hidden_act`, in lower case.
-QUICK, EXACT, TANH = "quick_gelu", "gelu", "gelu_tanh"
-ACTIVATIONS = {"quickgelu": QUICK, "gelu_python": EXACT, "gelutanh": TANH, "gelu_new": TANH, "gelu_pytorch_tanh": TANH}
 
 
 def load_vit_weights(encoder: ImageEncoder, source: str) -> None:
     """Load the ViT of `encoder` from a .safetensors, .pt or .pth file (`source`: see `weights.find_weights`).
 
-    Known layouts: timm's; Hugging Face's CLIPModel and CLIPVisionModel; OpenAI's CLIP, its archives (ViT-B-16.pt) or
-    their state dicts, as open_clip has them. Entries in IGNORED are skipped; anything else missing, left over or of
-    another shape is a UserError, and so is a file whose config.json says that it was made with another activation.
+    Known layouts: timm's; Hugging Face's CLIPModel and CLIPVisionModel; state dicts in OpenAI's names, as open_clip has
+    them. Entries in IGNORED are skipped; anything else missing, left over or of another shape is a UserError, and so is
+    a file of Hugging Face's whose config.json says that it was made with another activation.
     Positions are resized.
     """
     path, config_file = find_weights(source)
@@ -333,9 +325,9 @@ def stated_normalization(folder: str) -> tuple[list[float], list[float]] | None:
         file = os.path.join(folder, name)
         values = read_architecture(file) if os.path.isfile(file) else {}
         values = values if part is None else values.get(part)
-        found = [values.get(key) for key in keys] if isinstance(values, dict) else [None]
-        if None in found:
+        if not isinstance(values, dict) or not all(key in values for key in keys):
             continue
+        found = [values[key] for key in keys]
         for key, value in zip(keys, found, strict=True):
             if not isinstance(value, list) or len(value) != 3:
                 raise UserError(f"{file}: {key} is {shown(value)}; three numbers are needed, or none")
@@ -374,30 +366,19 @@ def check_activation(vit: VisionTransformer, path: str, config_file: str | None)
 
     Activations have no weights: with the wrong one a file loads, and every number is off by about a hundredth.
     """
-    act = vit.blocks[0].mlp.act
-    name = type(act).__name__.lower() + ("tanh" if getattr(act, "approximate", "none") == "tanh" else "")
-    own, stated = ACTIVATIONS.get(name, name), stated_activation(config_file) if config_file is not None else None
-    if stated is None and not isinstance(vit.norm_pre, nn.Identity):  # CLIP's, which come with either
-        line = (
-            "%s: the file does not say its activation, the image encoder computes %s: OpenAI's CLIP has "
-            "quick_gelu, LAION's gelu; choose with model.image_encoder.name"
-        )
-        log.warning(line, path, own)
-    elif stated not in (None, own):
-        raise UserError(
-            f"{config_file}: its weights were made with the activation {one_line(stated)}, model.image_encoder.name "
-            f"computes {own}; take a name with{'out' if own == QUICK else ''} quickgelu, or other weights"
-        )
-
-
-def stated_activation(config_file: str) -> str | None:
-    """The activation that a config.json of Hugging Face's CLIP or of timm names; None if it names none."""
-    values = read_architecture(config_file)
-    if isinstance(name := values.get("architecture"), str):  # timm's: its own name of the model
-        tag = values["pretrained_cfg"].get("tag") if isinstance(values.get("pretrained_cfg"), dict) else None
-        return QUICK if "quickgelu" in name or tag == "openai" else EXACT if "_clip_" in name else None
-    if not str(values.get("model_type")).startswith("clip"):
-        return None  # of another model, such as the text encoder's in the same folder
+    own = "quick_gelu" if isinstance(vit.blocks[0].mlp.act, QuickGELU) else "gelu"
+    values = read_architecture(config_file) if config_file is not None else {}
     vision = values.get("vision_config", values)
-    found = str(vision.get("hidden_act", QUICK) if isinstance(vision, dict) else QUICK)  # QUICK: their default
-    return ACTIVATIONS.get(found, found)
+    if str(values.get("model_type")).startswith("clip") and isinstance(vision, dict):  # Hugging Face's
+        stated = vision.get("hidden_act", "quick_gelu")
+        if (stated == "quick_gelu") != (own == "quick_gelu"):
+            raise UserError(
+                f"{config_file}: its weights were made with the activation {shown(stated)}, model.image_encoder.name "
+                f"computes {own}; take a name with or without quickgelu, or other weights"
+            )
+    elif not isinstance(vit.norm_pre, nn.Identity):  # CLIP's, which come with either
+        log.warning(
+            "%s: the file does not say its activation, the image encoder computes %s: OpenAI's CLIP has quick_gelu, "
+            "LAION's gelu; choose with model.image_encoder.name",
+            *(path, own),
+        )

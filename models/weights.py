@@ -4,11 +4,8 @@ import contextlib
 import importlib.util
 import json
 import os
-import pickle
 import sys
-import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from itertools import zip_longest
 
 import torch
@@ -76,7 +73,8 @@ def download(name: str) -> tuple[str, str]:
 
 
 def read_weights(path: str) -> dict[str, Tensor]:
-    """-> the state dict in a .safetensors, .pt, .pth or .bin file, on the CPU. No code from the file is run.
+    """-> the state dict in a .safetensors, .pt, .pth or .bin file, on the CPU. No code from the file is run, and so no
+    TorchScript archive is read.
 
     A dict under "state_dict" or "model" is unpacked and DDP's `module.` removed. A file that is absent, broken, or
     something else than a dict of tensors is a UserError.
@@ -86,60 +84,16 @@ def read_weights(path: str) -> dict[str, Tensor]:
     try:
         if str(path).endswith(".safetensors"):
             weights = load_file(path)
-        elif zipfile.is_zipfile(path) and any(
-            name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()
-        ):
-            weights = dict(tensors(ScriptArchive(path).load()))
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors, zipfile and pickle have errors of their own for a broken file
+    except Exception as error:  # safetensors and torch have errors of their own for a broken file
         raise UserError(f"{path}: not a readable weight file ({reason(error)})") from None
     for key in ("state_dict", "model"):
         if isinstance(weights, dict) and isinstance(weights.get(key), dict):
             weights = weights[key]
     if not isinstance(weights, dict):
         raise UserError(f"{path}: holds no state dict (a dict of tensors)")
-    weights = {str(k).removeprefix("module."): v for k, v in weights.items() if isinstance(v, Tensor)}
-    check_plain(weights, path)
-    return weights
-
-
-class ScriptArchive(pickle.Unpickler):
-    """A TorchScript archive, as OpenAI published CLIP, as plain objects with the modules' attributes.
-
-    torch.jit.load would run what the archive's own `__setstate__` says, which may write files; none of its code is
-    compiled or run here, and nothing is made but tensors and empty objects.
-    """
-
-    DTYPES = {"HalfStorage": torch.half, "FloatStorage": torch.float, "LongStorage": torch.long}
-
-    def __init__(self, path: str):
-        self.archive = zipfile.ZipFile(path)
-        self.folder = self.archive.namelist()[0].split("/")[0]
-        super().__init__(self.archive.open(f"{self.folder}/data.pkl"))
-
-    def find_class(self, module: str, name: str):
-        if module.split(".")[0] == "__torch__":
-            return type(name, (), {})
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda values, offset, size, stride, *_: values.as_strided(size, stride, offset)
-        known = {"collections": {"OrderedDict": OrderedDict}, "torch": self.DTYPES}
-        if name not in known.get(module, ()):
-            raise pickle.UnpicklingError(f"it holds {module}.{name}, which is no tensor")
-        return known[module][name]
-
-    def persistent_load(self, pid: tuple) -> Tensor:
-        """The values of ("storage", dtype, name of the file, device, number of values)."""
-        return torch.frombuffer(bytearray(self.archive.read(f"{self.folder}/data/{pid[2]}")), dtype=pid[1])
-
-
-def tensors(module: object, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of a module that `ScriptArchive` has read, and of the modules in it."""
-    for name, value in vars(module).items():
-        if isinstance(value, Tensor):
-            yield prefix + name, value
-        elif hasattr(value, "__dict__"):
-            yield from tensors(value, f"{prefix}{name}.")
+    return {str(k).removeprefix("module."): v for k, v in weights.items() if isinstance(v, Tensor)}
 
 
 def read_architecture(path: str | os.PathLike) -> dict:
@@ -155,16 +109,6 @@ def read_architecture(path: str | os.PathLike) -> dict:
 
 
 # ------------------------------------------------------------------------------------------------ checking them
-
-
-def check_plain(weights: Mapping[str, Tensor], source: str | os.PathLike) -> None:
-    """UserError unless all are ordinary tensors with values of their own, as many as their shapes say."""
-    for name, value in weights.items():
-        plain = value.layout == torch.strided and not (value.is_quantized or value.is_complex() or value.is_meta)
-        if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise UserError(
-                f"{source}: {one_line(name)} is a sparse, quantized, complex or expanded tensor; convert it to fp32"
-            )
 
 
 def check_finite(weights: Mapping[str, Tensor], source: str | os.PathLike, advice: str = "take another file") -> None:

@@ -188,12 +188,6 @@ def test_rows_may_name_the_images_in_any_order():
     close(result, fusion(hidden, mask, fusion.project_memory(image[rows])), atol=1e-5)
 
 
-def test_rows_that_no_number_of_images_divides_are_an_error():
-    fusion = random_fusion()
-    with pytest.raises(ValueError, match="3 text rows for 2 images"):
-        fusion(torch.randn(3, 9, 32), None, fusion.project_memory(memory(2)))
-
-
 @torch.no_grad()
 def test_keep_gives_the_leading_tokens_of_the_full_result():
     fusion, (_, mask), image = random_fusion(), text(), memory()
@@ -271,7 +265,7 @@ def test_config_reads_a_published_file_and_takes_overrides(tmp_path):
     [
         ({"hidden_size": 33}, "not divisible by num_attention_heads"),
         ({"hidden_act": "relu"}, "hidden_act"),
-        ({"vocab_size": None}, "'vocab_size' is missing"),
+        ({"vocab_size": None}, "config.json and model.bert.args: .*'vocab_size'"),
         ({"layer_norm_eps": "x"}, "layer_norm_eps is 'x'"),
     ],
 )
@@ -281,7 +275,7 @@ def test_a_wrong_config_is_a_one_line_error(tmp_path, change, words):
     with pytest.raises(UserError, match=words) as caught:
         BertConfig.from_file(tmp_path / "config.json")
     assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="model.bert.args: unknown key 'hidden_sise'"):
+    with pytest.raises(UserError, match="model.bert.args: .*'hidden_sise'; known keys: vocab_size, "):
         BertConfig.from_file(tmp_path / "config.json", {"hidden_sise": 3})
 
 

@@ -207,28 +207,6 @@ def test_a_senseless_option_is_an_error_that_names_it(options, words):
         Generation(**options)
 
 
-@pytest.mark.parametrize("step", [0, 1])
-def test_as_many_beams_as_the_vocabulary_allows_are_searched_and_one_more_is_named(pair, memory, step):
-    with pytest.raises(UserError, match=f"beams: {VOCAB // 2 + 1} .* vocabulary of {VOCAB}; use {VOCAB // 2}"):
-        written(pair[1], memory, beams=VOCAB // 2 + 1)
-    sequences, scores = written(pair[1], memory, beams=VOCAB // 2, min_tokens=step, max_tokens=4)
-    assert len(sequences) == 7 and scores.isfinite().all()
-
-
-@pytest.mark.parametrize("penalty", [-8.0, 8.0])
-def test_an_extreme_length_penalty_still_finds_whole_sentences(pair, memory, penalty):
-    sequences, scores = written(pair[1], memory, beams=3, num_return=3, length_penalty=penalty)
-    assert (scores > -1e29).all() and (scores.view(7, 3).diff(dim=1) <= 0).all()
-    lengths = written_tokens(sequences, SEP).sum(1)
-    assert ((lengths == 25) | (sequences == SEP).any(1)).all()
-
-
-@pytest.mark.parametrize("temperature", [1e-6, 1e30])
-def test_an_extreme_temperature_draws_real_tokens(pair, memory, temperature):
-    sequences, _ = written(pair[1], memory, mode="sample", temperature=temperature, max_tokens=5, min_tokens=2)
-    assert 0 <= sequences.min() and sequences.max() < VOCAB and not (sequences[:, :2] == SEP).any()
-
-
 def test_draws_follow_the_softmax_and_never_take_an_impossible_token():
     logits = torch.randn(1, 40, generator=torch.Generator().manual_seed(0))
     logits[0, [0, 7, 39]] = -torch.inf

@@ -5,8 +5,6 @@ file and what to change, and no code of a file runs. (Checkpoints of this projec
 import json
 import logging
 import os
-import pickle
-import zipfile
 
 import pytest
 import timm
@@ -88,12 +86,6 @@ def hostile(path, **options):
     torch.save({"model": Hostile(path.with_name("made"))}, path, **options)
 
 
-def hostile_script(path):
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("archive/constants.pkl", b"")
-        file.writestr("archive/data.pkl", pickle.dumps(Hostile(path.with_name("made"))))
-
-
 def cut_off(path):
     torch.save({"model": pair().state_dict()}, path)
     path.write_bytes(path.read_bytes()[:-500])
@@ -105,7 +97,6 @@ NO_FILES = {
     "cut off": cut_off,
     "hostile": hostile,
     "hostile, old format": lambda path: hostile(path, _use_new_zipfile_serialization=False),
-    "hostile TorchScript": hostile_script,
     "a whole module": lambda path: torch.save(nn.Linear(2, 2), path),
     "a pipe": lambda path: os.mkfifo(path),
     "absent": lambda path: None,
@@ -273,20 +264,17 @@ def test_image_weights(tmp_path, case):
     refused(lambda: tiny_encoder(64, weights=str(path)), path, part)
 
 
-CLIP, TIMM = {"model_type": "clip"}, {"architecture": EXACT}
 ACTIVATIONS = {
-    "LAION's CLIP": (QUICK, clip_weights, {**CLIP, "vision_config": {"hidden_act": "gelu"}}, "activation gelu, "),
-    "OpenAI's CLIP": (EXACT, clip_weights, {**CLIP, "vision_config": {}}, "activation quick_gelu, "),
-    "timm's LAION": (QUICK, timm_weights, TIMM, "activation gelu, "),
-    "timm's OpenAI": (EXACT, timm_weights, {**TIMM, "pretrained_cfg": {"tag": "openai"}}, "activation quick_gelu, "),
+    "LAION's CLIP": (QUICK, {"hidden_act": "gelu"}, "activation 'gelu', "),
+    "OpenAI's CLIP": (EXACT, {}, "activation 'quick_gelu', "),
 }
 
 
 @pytest.mark.parametrize("case", ACTIVATIONS)
 def test_image_weights_made_with_another_activation(tmp_path, case, caplog):
-    name, make, config, part = ACTIVATIONS[case]
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    torch.save(make(), tmp_path / "pytorch_model.bin")
+    name, config, part = ACTIVATIONS[case]
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "vision_config": config}))
+    torch.save(clip_weights(), tmp_path / "pytorch_model.bin")
     named = f"{tmp_path / 'config.json'}: its weights were made with the activation"
     refused(lambda: tiny_encoder(name=name, weights=str(tmp_path)), named, part)
     with caplog.at_level(logging.WARNING, "semmim"):

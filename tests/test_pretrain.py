@@ -1,14 +1,12 @@
 """The pre-training step as a whole: what sees what, who gets gradient, and every switch of the ablations."""
 
-import math
-
 import pytest
 import torch
 from tiny import CAPTIONS, NO_DROPOUT, TOKENIZER, draws_part, make_batch, make_draws, tiny_config, tiny_model
 from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
 
-from models.alignment import MatchingWatch, negative_temperature
-from models.pretrain import build_pretrain_model, unread_settings
+from models.alignment import negative_temperature
+from models.pretrain import build_pretrain_model
 from utils import UserError
 
 LOSSES = {"cls", "patch", "itc", "itm", "mlm", "plm"}
@@ -146,23 +144,6 @@ def test_what_is_compared_with_the_caption_chooses_the_masks_of_every_target(tar
     assert not torch.equal(*masks)
 
 
-OF_PATCHES = ["masking", "similarity", "mask_ratio", "predict", "inject_from", "mask_temperature"]
-OF_ENCODING = ["head.patterns", "head.normalize", "student_temperature", "teacher_temperature", "center_momentum"]
-
-
-@pytest.mark.parametrize(
-    "overrides, unread",
-    [
-        ((), []),
-        (("mim.masking=random",), ["similarity", "mask_temperature"]),
-        (("mim.target=pixels", "mim.codebook=x"), [*OF_ENCODING, "codebook"]),
-        (("mim.target=none",), [*OF_PATCHES, "head", *OF_ENCODING[2:]]),
-    ],
-)
-def test_settings_without_an_effect_are_named(overrides, unread):
-    assert unread_settings(tiny_config(*overrides).mim) == unread
-
-
 @pytest.mark.parametrize("overrides", [(), ("itc.negatives=batch",), ("mim.target=pixels",)])
 def test_once_the_encoders_run_nothing_waits_for_the_device(overrides):
     """The number of masked and of written tokens is needed on the host; it is asked for before the first encoder."""
@@ -214,16 +195,6 @@ def test_a_step_draws_with_the_temperature_of_its_place_in_the_training():
     model = tiny_model("itm.temperature=2.0")
     for done, expected in ((0.0, 2.0), (0.9, 0.07)):
         assert step(model, make_batch(), done=done)[1]["itm/temperature"].item() == pytest.approx(expected)
-
-
-def test_matching_that_stays_at_its_share_of_negatives_is_said_once_with_the_remedy():
-    constant = -(math.log(1 / 3) / 3 + 2 * math.log(2 / 3) / 3)
-    watch = MatchingWatch(pairs_per_step=128)
-    assert watch.line(70, constant) is None  # 8,960 pairs are too few to tell
-    said = watch.line(80, 0.99 * constant)
-    assert "10240 pairs" in said and "itm.temperature=1.0" in said and "rerank.score=itm+itc/t" in said
-    assert "\n" not in said and watch.line(90, constant) is None
-    assert MatchingWatch(pairs_per_step=128).line(1000, 0.6) is None  # it learns
 
 
 def test_rows_without_a_legal_negative_are_left_out_and_counted():
