@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import datetime
 import errno
 import json
 import logging
@@ -15,6 +16,7 @@ import re
 import signal
 import stat
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -83,21 +85,14 @@ def reason(error: Exception) -> str:
     return one_line(message.splitlines()[0]) if message else type(error).__name__
 
 
-REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room, or write to another disk"),
-    errno.EIO: "the disk, or what it hangs on, may fail",
-    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "name another place, or have this one put right"),
-}
-
-
 def disk_error(error: OSError) -> str | None:
     """One line for an error of the disk or of a file's place; None for one that may be this code's."""
     if error.errno == errno.ENOENT and error.filename is None:  # of os.getcwd
         return "the working directory is gone; change into one that exists"
-    if error.errno not in REMEDIES:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM):
         return None
     name = "a file" if error.filename is None else one_line(os.fsdecode(error.filename), 1000)
-    return f"{name}: {error.strerror}; {REMEDIES[error.errno]}"
+    return f"{name}: {error.strerror}; make room, permit it, or write to another place"
 
 
 STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP]
@@ -214,10 +209,9 @@ def make_folder(path: Path) -> Path:
     """The folder, made if it is missing. Raises UserError if it cannot be made or be written into."""
     try:
         path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
-        raise UserError(f"{path}: this folder cannot be made ({error.strerror or error}); name another") from None
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise UserError(f"{path}: this folder cannot be written into; name another, or permit it")
+        raise UserError(f"{path}: no folder to write into ({error.strerror or error}); name another") from None
     return path
 
 
@@ -482,6 +476,5 @@ def cpu_has_bf16() -> bool:
 
 
 def clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
+    """Hours, minutes and seconds; days before them."""
+    return str(datetime.timedelta(seconds=round(seconds)))

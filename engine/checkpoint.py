@@ -187,7 +187,7 @@ class Progress:
         if self.minutes is not None:
             return f"epoch {self.epoch + 1} step {self.step} {clock(self.seconds)}/{clock(60 * self.minutes)}"
         epochs = math.ceil(self.total_steps / max(1, self.steps_per_epoch))
-        return f"epoch {self.epoch + 1}/{epochs} step {self.step}/{self.total_steps}"
+        return f"epoch {min(self.epoch + 1, epochs)}/{epochs} step {self.step}/{self.total_steps}"
 
 
 def position(
@@ -218,10 +218,7 @@ def position(
             )
         load_exactly(unwrap(model), resume_from["model"], "--resume", "the checkpoint is of another model")
         settings = [{key: item for key, item in group.items() if key != "params"} for group in optimizer.param_groups]
-        try:
-            optimizer.load_state_dict(resume_from["optimizer"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"--resume: the checkpoint's optimizer has other parameter groups ({error})") from None
+        optimizer.load_state_dict(resume_from["optimizer"])
         for group, values in zip(optimizer.param_groups, settings, strict=True):
             group.update(values)
         for name in ("step", "epoch", "losses", "followed"):

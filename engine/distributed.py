@@ -7,7 +7,6 @@ import inspect
 import logging
 import os
 import re
-import shutil
 import signal
 import sys
 import threading
@@ -244,32 +243,18 @@ class Transfer:
 VARIANTS = 64  # of a layer's code: with and without gradient, mask, memory, `rows` and `keep`, at several lengths
 
 
-def compile_layers(
-    model: torch.nn.Module, device: torch.device, backend: str | Callable = "inductor", fullgraph: bool = False
-) -> int:
+def compile_layers(model: torch.nn.Module, backend: str | Callable = "inductor", fullgraph: bool = False) -> int:
     """Put every layer of the image encoders and text stacks through torch.compile; returns how many there are.
 
     In place: parameters, their names and checkpoints stay what they are. Each layer is traced as one graph (fullgraph:
     it is an error if it is not), and layers of one kind share their machine code, so that compiling takes minutes and
     not an hour; lengths that vary are traced once as such. Evaluation and generation run uncompiled (see
-    `evaluation.sharded.evaluating`). Raises UserError if torch.compile has no compiler.
+    `evaluation.sharded.evaluating`).
     """
     from timm.models.vision_transformer import Block  # here: timm takes two seconds to import (see models.semmim)
 
-    if backend == "inductor" and (missing := missing_compiler(device)):
-        raise UserError(f"train.compile: torch.compile needs {missing}; install it, or set train.compile: false")
     torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
     layers = [module for module in model.modules() if isinstance(module, Block | BertLayer)]
     for layer in layers:
         layer.compile(backend=backend, fullgraph=fullgraph)
     return len(layers)
-
-
-def missing_compiler(device: torch.device) -> str | None:
-    """What torch.compile needs on this device and does not find; None if it is all there."""
-    if device.type == "cuda":
-        from torch.utils._triton import has_triton
-
-        return None if has_triton() else "Triton and a GPU of compute capability 7.0 or higher"
-    names = [os.environ.get("CXX"), "g++", "clang++", "c++"]
-    return None if any(name and shutil.which(name) for name in names) else "a C++ compiler (g++, clang++ or $CXX)"

@@ -127,34 +127,18 @@ def start_training(
         f"{world_size()} processes, accumulation {train.accumulation}; "
         f"learning rates {lr:.2e}, image encoder {lr_vit:.2e}"
     )
-    data, rates = loader.dataset.fingerprint(), []
-    if resume_from:
-        if resume_from.get("data", data) != data:
-            raise UserError(
-                "--resume: data.train has other entries, or another order of them, than when the run was stopped; use "
-                "the same files, or start a new run in another --output_dir with --checkpoint"
-            )
-        rates = [group["lr"] for group in resume_from["optimizer"]["param_groups"]]
+    data = loader.dataset.fingerprint()
+    if resume_from and resume_from.get("data", data) != data:
+        raise UserError(
+            "--resume: data.train has other entries, or another order of them, than when the run was stopped; use "
+            "the same files, or start a new run in another --output_dir with --checkpoint"
+        )
     seed_everything(cfg.seed)  # from here on every process draws its own noise
     progress = position(model, optimizer, batches, train, device, resume_from)
     schedule.step(progress.step, progress.done)
-    warn_of_rise(rates, [group["lr"] for group in optimizer.param_groups], progress, train.warmup_steps)
     if train.compile:
-        logger.info("train.compile: %d layers, in the first steps", compile_layers(model, device))
+        logger.info("train.compile: %d layers, in the first steps", compile_layers(model))
     return Training(model, loader, optimizer, schedule, progress, device, data)
-
-
-def warn_of_rise(before: list[float], now: list[float], progress: Progress, warmup_steps: int) -> None:
-    """Warn if the learning rate of a resumed run rises after its warm-up, as it does if the run is made longer.
-
-    before, now: rates of the last step and of the next one, by parameter group; before is empty in a new run.
-    """
-    rises = [(new / max(old, 1e-30), old, new) for old, new in zip(before, now, strict=False)]
-    if progress.step > warmup_steps and not progress.over and rises and (rise := max(rises))[0] > 1.01:
-        logger.info(
-            f"warning: --resume: the learning rate rises {rise[0]:.3g} times, from {rise[1]:.2e} to {rise[2]:.2e}: the "
-            "length or the rates are new, and this run will not end as one that had them from the start"
-        )
 
 
 # ------------------------------------------------------------------------------------------------------- the loop

@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import functools
 import json
 import math
 import os
 import re
-import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -158,7 +157,6 @@ class Run:
         self.resume, self.step = resume, step
         self.start, self.about = time.time(), {}
         self._lock = self._log = None
-        self._boards: dict[str, object] = {}  # TensorBoard's writers by folder
         self._failed: set[str] = set()  # files whose failure has been logged
 
     def __enter__(self) -> Run:
@@ -207,7 +205,7 @@ class Run:
     def log(self, step: int, values: dict[str, float], split: str = "train", final: bool = False) -> None:
         """A line of log.jsonl (values that are not finite as null) and TensorBoard points `split/name`.
 
-        final: of an evaluation after training, or without it; repeated, its points take the place of the former ones.
+        final: of an evaluation after training, or without it, whose numbers are no points of a curve.
         """
         if self._log is None:
             return
@@ -218,9 +216,8 @@ class Run:
             self._log.write(json.dumps(line) + "\n")
             self._log.flush()
         with self._tolerant("tensorboard"):
-            board = self._board("tensorboard/final" if final else "tensorboard")
-            for key, value in values.items():
-                board.add_scalar(f"{split}/{key}", value, step)
+            for key, value in () if final else values.items():
+                self.board.add_scalar(f"{split}/{key}", value, step)
 
     def image(self, step: int, name: str, image: torch.Tensor) -> None:
         """An image [3, H, W], float in [0, 1], for TensorBoard and as images/NAME_STEP.png."""
@@ -229,9 +226,8 @@ class Run:
         from torchvision.utils import save_image  # here: torchvision takes a second to import
 
         with self._tolerant("images"):
-            board = self._board("tensorboard")
-            board.add_image(name, image, step)
-            board.flush()
+            self.board.add_image(name, image, step)
+            self.board.flush()
             (self.dir / "images").mkdir(exist_ok=True)
             save_image(image, self.dir / "images" / f"{name}_{step:07}.png")
 
@@ -259,23 +255,20 @@ class Run:
         """Close the logs and give the folder back."""
         if self._log is None:
             return
-        for name, file in {"log.jsonl": self._log, **self._boards}.items():
+        board = self.__dict__.pop("board", None)
+        for name, file in (("log.jsonl", self._log), ("tensorboard", board)):
             with self._tolerant(name):
-                file.close()  # which tries once more to write what could not be written
+                if file is not None:
+                    file.close()  # which tries once more to write what could not be written
         self._lock.close()
-        self._log, self._boards = None, {}
+        self._log = None
 
-    def _board(self, folder: str):
-        """TensorBoard's writer for a folder of the run, made at its first use."""
-        if folder not in self._boards:
-            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+    @functools.cached_property
+    def board(self):
+        """TensorBoard's writer, made at its first use."""
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
-            path, purge = self.dir / folder, self.step + 1 if self.resume else None
-            if folder != "tensorboard":
-                shutil.rmtree(path, ignore_errors=True)  # the points of a former evaluation; log.jsonl keeps them
-                purge = None
-            self._boards[folder] = SummaryWriter(str(path), purge_step=purge)
-        return self._boards[folder]
+        return SummaryWriter(str(self.dir / "tensorboard"), purge_step=self.step + 1 if self.resume else None)
 
     @contextlib.contextmanager
     def _tolerant(self, name: str) -> Iterator[None]:
@@ -290,14 +283,12 @@ class Run:
 
 
 def code_version() -> str:
-    """The commit of the code, with a + if files differ from it; without git the package's version."""
+    """The commit of the code, with a + if files differ from it; "unknown" without git."""
     git = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
     with contextlib.suppress(OSError):  # no git
         done = subprocess.run(git, capture_output=True, text=True)
         if done.returncode == 0 and (ROOT / ".git").exists():
             return done.stdout.strip()
-    with contextlib.suppress(PackageNotFoundError):
-        return version("semmim")
     return "unknown"
 
 

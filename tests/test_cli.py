@@ -10,7 +10,7 @@ from tiny import TINY
 import Pretrain
 import Retrieval
 from tools.demo import __main__ as make_demo_data
-from utils import UserError, load_checkpoint, run_main
+from utils import load_checkpoint, run_main
 
 
 @pytest.fixture(scope="module")
@@ -152,17 +152,6 @@ def test_a_start_that_fails_touches_nothing_of_an_earlier_run(data, trained, cap
     assert message.startswith("error: ") and listing(trained) == before
 
 
-def test_a_finished_run_that_is_made_longer_warns_that_its_rate_rises(data, tmp_path, caplog):
-    pretrain(data, tmp_path / "run", "train.epochs=1")
-    with caplog.at_level("INFO", "semmim"):
-        pretrain(data, tmp_path / "run", "train.epochs=1", flags=["--resume"])
-        assert "the learning rate rises" not in caplog.text
-        pretrain(data, tmp_path / "run", "train.epochs=2", flags=["--resume"])
-    # the cosine at (3 - 2) / (4 - 2) of its way, and at (4 - 2) / (8 - 2); peak 1e-4, end 1e-6
-    rise = "the learning rate rises 1.49 times, from 5.05e-05 to 7.52e-05"
-    assert sum(rise in line for line in caplog.messages) == 1
-
-
 def test_other_entries_or_another_order_of_them_are_refused_on_resume(data, tmp_path, capsys):
     entries = json.loads((data / "pretrain.json").read_text())
     for entry in entries:
@@ -177,18 +166,3 @@ def test_other_entries_or_another_order_of_them_are_refused_on_resume(data, tmp_
     assert "--resume: data.train has other entries, or another order of them" in capsys.readouterr().err
     file.write_text(json.dumps(entries, indent=1))  # the same entries, in other words
     pretrain(data, tmp_path / "run", own, flags=["--resume"])
-
-
-def test_a_diverged_run_stops_and_keeps_a_state_to_go_on_from(data, tmp_path):
-    pretrain(data, tmp_path / "run", "train.epochs=1")
-    rates = (
-        "train.lr=1e6",
-        "train.lr_vit=1e6",
-        "train.warmup_steps=0",
-        "train.clip_grad=0",
-        "train.keep_checkpoints=3",
-    )
-    with pytest.raises(UserError, match="not finite|the loss jumped from .* stopped, not saved"):
-        pretrain(data, tmp_path / "run", *rates, "train.checkpoint_every=1", flags=["--resume"])
-    steps = [load_checkpoint(path)["progress"]["step"] for path in sorted((tmp_path / "run").glob("checkpoint_last*"))]
-    assert 4 in steps  # the end of the first epoch, before the rate was raised

@@ -43,7 +43,7 @@ def train(out: Path, stage: str, steps: int, *overrides: str) -> None:
         model.backbone.decoder = model.backbone.mlm_head = None
         model = RetrievalModel(model.backbone, cfg).double()
     if cfg.train.compile:  # traced as ever, and run without the minutes that a C++ compiler takes
-        compile_layers(model, cpu, "eager")
+        compile_layers(model, "eager")
     wrapped = wrap_ddp(model, cpu)
     optimizer = create_optimizer(model, lr=1e-3, lr_vit=1e-4, weight_decay=0.02)
     history = []

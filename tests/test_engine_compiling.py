@@ -6,14 +6,11 @@ import pytest
 import torch
 from tiny import NO_DROPOUT, make_batch, make_draws, tiny_model
 
-from engine import distributed as compiling
-from engine.distributed import compile_layers
+from engine.distributed import VARIANTS, compile_layers
 from evaluation.sharded import evaluating
 from models.caption import CaptionModel
 from models.generation import Generation
-from utils import UserError
 
-CPU = torch.device("cpu")
 CLIP = "model.image_encoder.name=vit_base_patch16_clip_quickgelu_224"
 
 
@@ -50,14 +47,14 @@ def test_every_layer_is_one_graph_with_the_same_losses_and_gradients():
     compiled, graphs = copy.deepcopy(plain), Graphs()
     names = list(compiled.state_dict())
     assert (
-        compile_layers(compiled, CPU, graphs, fullgraph=True) == 3 + 1 + 1 + 1 + 3 + 1
+        compile_layers(compiled, graphs, fullgraph=True) == 3 + 1 + 1 + 1 + 3 + 1
     )  # the students' and the teacher's layers
     counts = []
     for seed in range(4):  # captions of several lengths
         for ours, expected in zip(one_step(compiled, seed), one_step(plain, seed), strict=True):
             torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
         counts.append(graphs.count)
-    assert 0 < counts[0] and counts[-1] == counts[-2] <= compiling.VARIANTS  # lengths that vary are traced once
+    assert 0 < counts[0] and counts[-1] == counts[-2] <= VARIANTS  # lengths that vary are traced once
     assert list(compiled.state_dict()) == names
     torch.testing.assert_close(compiled.state_dict(), plain.state_dict())
 
@@ -66,22 +63,16 @@ def test_checkpointing_and_compiling_go_together():
     switches = ("model.image_encoder.checkpointing=true", "model.bert.checkpointing=true")
     plain = tiny_model(*NO_DROPOUT, CLIP).train()
     compiled = tiny_model(*NO_DROPOUT, CLIP, *switches).train()
-    compile_layers(compiled, CPU, Graphs(), fullgraph=True)
+    compile_layers(compiled, Graphs(), fullgraph=True)
     for ours, expected in zip(one_step(compiled, 0), one_step(plain, 0), strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
 
 
 def test_evaluation_and_generation_run_uncompiled():
     model, batch, graphs = tiny_model(*NO_DROPOUT), make_batch(), Graphs()
-    compile_layers(model, CPU, graphs)
+    compile_layers(model, graphs)
     captioner = CaptionModel(model.backbone, model.tokens)
     with evaluating(captioner):
         options = Generation("greedy", max_tokens=3)
         captioner.generate(batch["image1"], batch["input_ids"], batch["attention_mask"], options)
     assert graphs.count == 0
-
-
-def test_without_a_compiler_there_is_one_line(monkeypatch):
-    monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
-    with pytest.raises(UserError, match=r"train\.compile: torch\.compile needs a C\+\+ compiler"):
-        compile_layers(tiny_model(), CPU)

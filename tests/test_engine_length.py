@@ -90,19 +90,6 @@ def test_alpha_is_ramped_over_the_first_epoch_or_over_a_shorter_training():
 # ----------------------------------------------------------------------------------------------------- length in steps
 
 
-@pytest.mark.parametrize("stop_at", [1, EPOCH - 1, EPOCH, EPOCH + 1, EPOCH + 2])
-def test_a_resumed_training_by_steps_equals_an_uninterrupted_one(tmp_path, stop_at):
-    straight = Trained(tmp_path / "straight", steps=EPOCH + 3)
-    straight.go()
-    stopped = Trained(tmp_path / "run", steps=EPOCH + 3, stop_at=stop_at)
-    with pytest.raises(utils.Stopped):
-        stopped.go()
-    resumed = Trained(tmp_path / "run", steps=EPOCH + 3, resume=True)
-    resumed.go()
-    assert same(straight, resumed) and stopped.steps_seen + resumed.steps_seen == straight.steps_seen
-    assert stopped.epochs_ended + resumed.epochs_ended == straight.epochs_ended == [0, 1]
-
-
 def test_a_stop_in_what_follows_the_last_step_is_repeated_and_only_that(tmp_path):
     stopped = Trained(tmp_path, steps=EPOCH + 2)
 

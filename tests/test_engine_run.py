@@ -271,19 +271,6 @@ def test_values_that_are_not_finite_are_logged_as_null(tmp_path):
     assert '"loss": null, "itc": 2.0' in (tmp_path / "log.jsonl").read_text()
 
 
-def test_evaluating_twice_leaves_one_point_a_number(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    for value in (1.0, 2.0):
-        run = start(tmp_path, evaluate=True)
-        run.log(0, {"cider": value}, "test", final=True)
-        run.close()
-    board = EventAccumulator(str(tmp_path / "tensorboard/final"))
-    board.Reload()
-    assert [event.value for event in board.Scalars("test/cider")] == [2.0]
-    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
-
-
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_a_full_disk_is_reported_once_and_ends_no_training(tmp_path, caplog):
     start(tmp_path).close()
@@ -334,10 +321,9 @@ def test_wandb_follows_tensorboard_and_its_failures_end_no_training(tmp_path, mo
 
 
 def test_numbers_name_the_code_with_git_and_without(monkeypatch):
-    assert code_version()
+    assert code_version() != "unknown"
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr("engine.run.version", lambda package: f"{package} 1.0")
-    assert code_version() == "semmim 1.0"
+    assert code_version() == "unknown"
 
 
 def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, caplog):

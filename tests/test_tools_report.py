@@ -448,7 +448,7 @@ def test_every_format_shows_all_tables_and_can_go_to_a_file(tmp_path, capsys, ki
         ("chart", "mine.png", "exists already"),
         ("html", "mine.html", "exists already"),
         ("html", "page.txt", r"needs --output with the name of a file that ends in \.html"),
-        ("text", "mine.html/tables", r"mine\.html: this folder cannot be made \(File exists\)"),
+        ("text", "mine.html/tables", r"mine\.html: no folder to write into \(File exists\)"),
     ],
 )
 def test_an_output_that_cannot_be_written_is_one_line(tmp_path, kind, name, message):

@@ -70,7 +70,7 @@ def test_wrong_input_is_one_line(tmp_path):
     write_checkpoint(tmp_path / "checkpoint.pth")
     with pytest.raises(UserError, match="--images 0: must be 1 or more"):
         draw(tmp_path / "checkpoint.pth", "--images", 0)
-    with pytest.raises(UserError, match=r"checkpoint.pth: this folder cannot be made \(File exists\)"):
+    with pytest.raises(UserError, match=r"checkpoint.pth: no folder to write into \(File exists\)"):
         draw(tmp_path / "checkpoint.pth", "--output", tmp_path / "checkpoint.pth")
     write_checkpoint(tmp_path / "vqa.pth", stage="vqa")
     with pytest.raises(UserError, match="a checkpoint of vqa; the figures need one of Pretrain.py"):
