@@ -31,119 +31,99 @@ def write(folder, name, entries):
 
 
 @pytest.fixture
-def check(folder):
-    """Checks the folder's files as those of a stage; returns what was found."""
+def check(folder, capsys):
+    """Checks the folder's files as those of a stage -> (faults, the report)."""
 
     def check(stage="retrieval", *overrides, splits=("train", "val", "test"), options=(), workers="1"):
         files = [f"data.{split}=[{folder / split}.json]" for split in splits]
         roots = [f"data.image_root={folder / 'images'}"] if stage != "vqa" else ["data.image_root.vqa=" + str(folder)]
         arguments = ["--config", f"configs/{STEMS[stage]}.yaml", "--workers", workers, *options]
-        return check_data.check(check_data.parse_arguments([*arguments, "--override", *files, *roots, *overrides]))
+        arguments += ["--override", *files, *roots, *overrides]
+        faults = [": ".join(fault) for fault in check_data.check(check_data.parse_arguments(arguments))]
+        return faults, capsys.readouterr().out
 
     return check
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_sound_data_have_no_fault(check, workers):
-    found = check(workers=workers)
-    assert found.faults == []
-    train, val = found.numbers["train"], found.numbers["val"]
-    assert train["images"]["count"] == 12 and val["items"]["count"] == 3
-    shared = [line for split in found.numbers.values() for what, line in split.items() if "training has" in what]
-    assert shared and all(line["count"] == 0 for line in shared)
+    faults, report = check(workers=workers)
+    assert faults == [] and "train  images: 12\n" in report and "val    items: 3\n" in report
+    shared = [line.partition("): ")[2] for line in report.splitlines() if "that training has too" in line]
+    assert shared == ["0 (0.00% of 3)"] * 6
 
 
 def test_a_missing_and_a_broken_image_of_evaluation_are_faults(check, folder):
     (folder / "images/b1.jpg").unlink()
     whole = (folder / "images/c2.jpg").read_bytes()
     (folder / "images/c2.jpg").write_bytes(whole[: len(whole) // 2])
-    found = check()
-    faults = [line.split(": ")[:2] for line in found.faults]
-    assert faults == [[split, "evaluation needs every image"] for split in ("val", "test")]
-    assert found.numbers["val"]["images missing"]["first"] == [str(folder / "images/b1.jpg")]
-    assert "c2.jpg (OSError: image file is truncated" in found.numbers["test"]["images unreadable"]["first"][0]
+    faults, report = check()
+    found = [line.split(": ")[:2] for line in faults]
+    assert found == [[split, "evaluation needs every image"] for split in ("val", "test")]
+    assert f"val    images missing: 1 (33.33% of 3); first: {folder}/images/b1.jpg\n" in report
+    assert "test   images unreadable: 1" in report and "c2.jpg (OSError: image file is truncated" in report
 
 
 def test_training_stops_only_past_its_share(check, folder):
     entries = [pair(f"a{i}") for i in range(12)] + [pair(f"gone{i}") for i in range(10)]
     write(folder, "train", entries)
-    (stop,) = check("retrieval", "data.max_bad_share=0.4").faults
+    (stop,), _ = check("retrieval", "data.max_bad_share=0.4")
     assert "train: 45.45% of the entries have no usable image" in stop
-    assert not check("retrieval", "data.max_bad_share=0.5").faults
+    assert not check("retrieval", "data.max_bad_share=0.5")[0]
     write(folder, "train", entries[:15])  # three of fifteen: too few to say something
-    found = check("retrieval", "data.max_bad_share=0.01")
-    assert not found.faults and found.numbers["train"]["images missing"]["count"] == 3
+    faults, report = check("retrieval", "data.max_bad_share=0.01")
+    assert not faults and "train  images missing: 3 " in report
 
 
 def test_annotations_that_training_refuses_end_with_1_after_all_splits_are_checked(check, folder, capsys):
     write(folder, "train", [{"image": "a0.jpg"}])
-    (stop,) = check().faults
-    assert "train.json: entry 0 has no 'caption'" in stop and "val    images: 3" in capsys.readouterr().out
+    (stop,), report = check()
+    assert "train.json: entry 0 has no 'caption'" in stop and "val    images: 3" in report
     with pytest.raises(SystemExit) as end:
         check_data.main(["--config", "configs/Retrieval_coco.yaml", "--override", f"data.train=[{folder}/train.json]"])
     assert end.value.code == 1 and "faults to mend before a run:\n  train: " in capsys.readouterr().out
 
 
-def test_copies_between_training_and_evaluation_are_told_by_kind(check, folder):
+def test_copies_between_training_and_evaluation_also_of_another_stage_are_told_by_kind(check, folder):
     images = folder / "images"
     shutil.copy(images / "c0.jpg", images / "a0.jpg")
     official.save(images / "a1.jpg", 16, (100, 75), quality=60)  # c1 again, smaller
     write(folder, "train", [*(pair(f"a{i}") for i in range(12)), pair("b2")])
-    found = check()
-    assert found.faults == [
+    faults, report = check()
+    assert faults == [
         "val: 1 of its 3 images are in training too: they measure memory",
         "test: 2 of its 3 images are in training too: they measure memory",
     ]
-    test, val = found.numbers["test"], found.numbers["val"]
-    assert test["images that training has too (a copy)"]["first"] == [f"{images}/c0.jpg = {images}/a0.jpg"]
-    assert test["images that training has too (a look-alike)"]["first"] == [f"{images}/c1.jpg = {images}/a1.jpg"]
-    assert val["images that training has too (the same path)"]["count"] == 1
-
-
-def test_pretraining_is_compared_with_another_stages_test_set(check, folder):
-    shutil.copy(folder / "images/c0.jpg", folder / "images/a5.jpg")
+    shared = [line.partition("; first: ")[2] for line in report.splitlines() if "training has too" in line]
+    pairs = ("b2", "b2"), ("c0", "a0"), ("c1", "a1")
+    same, copy, look_alike = (f"{images}/{a}.jpg = {images}/{b}.jpg" for a, b in pairs)
+    assert shared == [same, "", "", "", copy, look_alike]
     config = folder / "Retrieval_own.yaml"
     config.write_text(
         f"base: {ROOT}/configs/Retrieval_coco.yaml\n"
-        f"data: {{val: [{folder}/val.json], test: [{folder}/test.json], image_root: {folder}/images}}\n"
+        f"data: {{val: [{folder}/val.json], test: [{folder}/test.json], image_root: {images}}}\n"
     )
-    found = check("pretrain", splits=("train",), options=("--against", str(config)))
-    assert found.numbers["Retrieval_own test"]["images that training has too (a copy)"]["count"] == 1
+    faults, report = check("pretrain", splits=("train",), options=("--against", str(config)))
+    assert "Retrieval_own test images that training has too (a copy): 1 (33.33% of 3)" in report and len(faults) == 2
 
 
-def test_empty_long_and_unknown_texts_are_counted(check, folder):
+def test_every_stages_empty_cut_and_unknown_texts_are_counted(check, folder):
     captions = ["", "?!", "dog " * 31, "unbelievably " * 20, "\u4e2d", *["a dog"] * 7]
     write(folder, "train", [pair(f"a{i}", text) for i, text in enumerate(captions)])
-    found = check("retrieval", "text.max_tokens=26").numbers["train"]
+    _, report = check("retrieval", "text.max_tokens=26")
     captions = "captions (data.max_words 30, text.max_tokens 26)"
-    assert found[f"{captions}, empty"] == {"count": 2, "of": 12, "first": []}
-    cut = found[f"{captions}, cut"]
-    assert cut["count"] == 2 and cut["first"][1].startswith("'unbelievably")
-    lacking = f"{captions}: word pieces that the vocabulary lacks"
-    assert found[lacking]["count"] == 0 and found[lacking]["of"] > 0
-    found = check("retrieval", "text.max_tokens=26", "text.vocab=configs/demo/vocab.txt").numbers["train"]
-    assert found[lacking]["count"] > 0
-
-
-def test_captioning_and_questions_have_their_own_texts(check, folder):
-    for split in ("val", "test"):
-        names = [f"{'b' if split == 'val' else 'c'}{i}" for i in range(3)]
-        write(folder, split, [{**pair(name), "image_id": i} for i, name in enumerate(names)])
-    for tokens, cut in ((4, 0), (3, 12)):
-        found = check("caption", f"text.max_tokens={tokens}").numbers["train"]
-        assert found[f"captions (text.max_tokens {tokens}), cut"]["count"] == cut
-    asked = {
-        "question": "what is it",
-        "dataset": "vqa",
-        "answer": ["a large brown dog"] * 10,
-        "object_label": "dog&&cat",
-    }
+    assert f"train  {captions}, empty: 2 (16.67% of 12)\n" in report
+    assert f"train  {captions}, cut: 2 (16.67% of 12); first: 'dog dog" in report and ", 'unbelievably" in report
+    assert f"train  {captions}: word pieces that the vocabulary lacks: 0 " in report
+    _, report = check("retrieval", "text.max_tokens=26", "text.vocab=configs/demo/vocab.txt")
+    assert f"train  {captions}: word pieces that the vocabulary lacks: 0 " not in report
+    asked = {"question": "what is it", "dataset": "vqa", "answer": ["a large brown dog"] * 10}
     for split, names in (("train", ("a0", "a1")), ("val", ("b0",)), ("test", ("c0",))):
-        write(folder, split, [{"question_id": f"{split}{n}", "image": f"images/{n}.jpg", **asked} for n in names])
-    found = check("vqa", "text.max_answer_tokens=4", "data.val_scores=[]", "text.max_label_tokens=1")
-    train = found.numbers["train"]
-    assert not found.faults and train["answers (text.max_answer_tokens 4), cut"]["count"] == 2
-    assert train["labels (text.max_label_tokens 1), cut"]["count"] == 2 and not any("OCR" in what for what in train)
+        more = [{"question_id": f"{split}{n}", "image": f"images/{n}.jpg", "object_label": "dog&&cat"} for n in names]
+        write(folder, split, [{**asked, **entry} for entry in more])
+    faults, report = check("vqa", "text.max_answer_tokens=4", "data.val_scores=[]", "text.max_label_tokens=1")
+    assert not faults and "train  answers (text.max_answer_tokens 4), cut: 2 " in report
+    assert "train  labels (text.max_label_tokens 1), cut: 2 " in report and "OCR" not in report
 
 
 def test_the_stage_follows_from_the_configuration(folder):
@@ -152,7 +132,7 @@ def test_the_stage_follows_from_the_configuration(folder):
     path = folder / "bad.yaml"
     for text, message in (
         ("nonsense: 1", "unknown key nonsense"),
-        ("mim: {}\nrerank: {}", "it has keys that no stage knows; name the stage with --stage"),
+        ("mim: {}\nrerank: {}", "fits no stage .*; name the stage with --stage"),
         ("seed: 1", "its keys fit pretrain and retrieval"),
     ):
         path.write_text(text)

@@ -15,7 +15,7 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
@@ -43,46 +43,50 @@ MANY_SHARED = 0.01  # of a split's images: its numbers are then those of memory
 BLOCK = 10_000  # texts tokenized at a time
 
 
-class Findings:
-    """The report: lines as they are printed; `faults`: what must be mended; numbers: {split: {what: {count, of,
-    first}}}, first: examples."""
-
-    def __init__(self):
-        self.faults: list[str] = []
-        self.numbers: dict[str, dict] = {}
-
-    def line(self, split: str, what: str, number: int, total: int = 0, first: Iterable[str] = ()) -> None:
-        examples = [one_line(text, 1000) for text in islice(first, SHOWN)]
-        self.numbers.setdefault(split, {})[what] = {"count": number, "of": total, "first": examples}
-        share = f" ({100 * number / total:.2f}% of {total:,})" if total else ""
-        shown = f"; first: {', '.join(examples)}" if examples else ""
-        print(f"{split:6} {what}: {number:,}{share}{shown}", flush=True)
-
-    def fault(self, split: str, reason: str) -> None:
-        self.faults.append(one_line(f"{split}: {reason}", 1000))
-        print(f"FAULT: {self.faults[-1]}", flush=True)
+def line(split: str, what: str, number: int, total: int = 0, first: Iterable[str] = ()) -> None:
+    """A line of the report; first: examples, of which SHOWN are printed."""
+    share = f" ({100 * number / total:.2f}% of {total:,})" if total else ""
+    examples = ", ".join(one_line(text, 1000) for text in islice(first, SHOWN))
+    print(f"{split:6} {what}: {number:,}{share}{'; first: ' * bool(examples)}{examples}", flush=True)
 
 
 def main(argv: list[str] | None = None) -> None:
-    findings = check(parse_arguments(argv))
-    if findings.faults:
-        print(f"{len(findings.faults)} faults to mend before a run:\n  " + "\n  ".join(findings.faults))
+    faults = []
+    for split, reason in check(parse_arguments(argv)):
+        faults.append(f"{split}: {one_line(reason, 1000)}")
+        print(f"FAULT: {faults[-1]}", flush=True)
+    if faults:
+        print(f"{len(faults)} faults to mend before a run:\n  " + "\n  ".join(faults))
         sys.exit(1)
     print("no fault found")
 
 
-def check(args: argparse.Namespace) -> Findings:
-    """Read and report everything that the arguments name."""
+def check(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Read and report everything that the arguments name -> (split, reason) of each fault."""
     stage, cfg = stage_config(args.config, args.override, args.stage)
     print(f"{args.config}: {stage}")
-    findings = Findings()
-    datasets = read_datasets(stage, cfg, findings)
+    if "cache_images" in cfg.data:
+        cfg.data.cache_images = False
+    datasets = {}
+    for split, kind in splits(stage, cfg):  # made as training makes them; what it would refuse is a fault
+        try:
+            dataset = create_dataset(kind, cfg, None if split == "train" else split)
+        except UserError as error:
+            yield split, str(error)
+            continue
+        datasets[split] = dataset
+        line(split, "samples of an epoch" if split == "train" else "items", len(dataset))
+        line(split, "images", len(image_paths(dataset)))
     tokenizer = Tokenizer(cfg.text.vocab, bool(cfg.text.get("sep")))
     for split, dataset in datasets.items():
         for number, texts in enumerate(split_texts(dataset, cfg, tokenizer)):
-            check_texts(split, texts, tokenizer, findings, main=number == 0)
-    check_images(datasets, others(args.against), cfg, args.workers, findings)
-    return findings
+            check_texts(split, texts, tokenizer, main=number == 0)
+    spared = {}
+    for path in args.against:
+        stage, other = stage_config(path, [])
+        kinds = [(split, kind) for split, kind in splits(stage, other) if split != "train"]
+        spared |= {f"{Path(path).stem} {split}": create_dataset(kind, other, split) for split, kind in kinds}
+    yield from check_images(datasets, spared, cfg, args.workers)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -95,58 +99,26 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--stage", choices=list(KINDS), help="default: the stage whose keys the configuration has")
     add("--against", nargs="*", default=[], metavar="CONFIG", help="further configurations whose val and test to spare")
     add("--workers", type=int, default=os.cpu_count(), help="processes that open images (default: %(default)s)")
-    args = parser.parse_args(argv)
-    if args.workers < 1:
-        raise UserError(f"--workers {args.workers}: must be at least 1")
-    return args
+    return parser.parse_args(argv)
 
 
 def stage_config(path: str, overrides: list[str], stage: str | None = None) -> tuple[str, Config]:
     """The stage and the resolved configuration; a configuration fits the stage whose schema knows all its keys."""
-    fits, errors = {}, {}
+    fits, error = {}, None
     for name in [stage] if stage else KINDS:
         try:
             fits[name] = config.load_config(path, overrides, config.STAGES[name])
-        except UserError as error:
-            errors[name] = str(error)
+        except UserError as caught:
+            error = caught
     if len(fits) == 1:
         return next(iter(fits.items()))
-    if not fits and len(set(errors.values())) == 1:
-        raise UserError(next(iter(errors.values())))
-    problem = f"its keys fit {' and '.join(fits)}" if fits else "it has keys that no stage knows"
+    problem = f"its keys fit {' and '.join(fits)}" if fits else f"fits no stage ({error})"
     raise UserError(f"{path}: {problem}; name the stage with --stage ({', '.join(KINDS)})")
 
 
-# ------------------------------------------------------------------------------------------------ annotations
-
-
-def read_datasets(stage: str, cfg: Config, findings: Findings) -> dict:
-    """{split: data set}, made as training makes them; what it would refuse is a fault."""
-    if "cache_images" in cfg.data:
-        cfg.data.cache_images = False
-    datasets = {}
-    for split, kind in KINDS[stage].items():
-        if not cfg.data[split]:
-            continue
-        try:
-            datasets[split] = create_dataset(kind, cfg, None if split == "train" else split)
-        except UserError as error:
-            findings.fault(split, str(error))
-            continue
-        findings.line(split, "samples of an epoch" if split == "train" else "items", len(datasets[split]))
-        findings.line(split, "images", len(image_paths(datasets[split])))
-    return datasets
-
-
-def others(configs: list[str]) -> dict:
-    """{"<config> <split>": data set} of the validation and test sets of further configurations."""
-    datasets = {}
-    for path in configs:
-        stage, cfg = stage_config(path, [])
-        for split, kind in KINDS[stage].items():
-            if split != "train" and cfg.data[split]:
-                datasets[f"{Path(path).stem} {split}"] = create_dataset(kind, cfg, split)
-    return datasets
+def splits(stage: str, cfg: Config) -> Iterator[tuple[str, str]]:
+    """(split, its kind of data set) of the splits that have data."""
+    return ((split, kind) for split, kind in KINDS[stage].items() if cfg.data[split])
 
 
 def image_paths(dataset) -> list[str]:
@@ -154,11 +126,9 @@ def image_paths(dataset) -> list[str]:
     return list(dict.fromkeys(dataset.paths if hasattr(dataset, "paths") else dataset.images))
 
 
-def check_texts(split: str, texts: Texts, tokenizer: Tokenizer, findings: Findings, main: bool) -> None:
+def check_texts(split: str, texts: Texts, tokenizer: Tokenizer, main: bool) -> None:
     """Report all texts of a kind; other kinds than the main one may be missing altogether."""
-    count = Counter()
-    examples: list[str] = []
-    raw = iter(texts.texts)
+    count, examples, raw = Counter(), [], iter(texts.texts)
     while block := [texts.clean(text) for text in islice(raw, BLOCK)]:
         for text, ids in zip(block, tokenizer.word_pieces(block), strict=True):
             count["empty"] += not text.strip()
@@ -168,78 +138,67 @@ def check_texts(split: str, texts: Texts, tokenizer: Tokenizer, findings: Findin
             count.update(pieces=len(ids), unknown=ids.count(tokenizer.unk_id))
         count["all"] += len(block)
     if count["all"] and (main or count["empty"] < count["all"]):
-        findings.line(split, f"{texts.name}, empty", count["empty"], count["all"])
-        findings.line(split, f"{texts.name}, cut", count["cut"], count["all"], examples)
-        findings.line(split, f"{texts.name}: word pieces that the vocabulary lacks", count["unknown"], count["pieces"])
+        line(split, f"{texts.name}, empty", count["empty"], count["all"])
+        line(split, f"{texts.name}, cut", count["cut"], count["all"], examples)
+        line(split, f"{texts.name}: word pieces that the vocabulary lacks", count["unknown"], count["pieces"])
 
 
-# ------------------------------------------------------------------------------------------------ images
-
-
-def check_images(datasets: dict, spared: dict, cfg: Config, workers: int, findings: Findings) -> None:
+def check_images(datasets: dict, spared: dict, cfg: Config, workers: int) -> Iterator[tuple[str, str]]:
     """Opens every image once; evaluation's first, so that training's are compared with them as they come.
 
-    spared: data sets of other configurations whose images training should not have.
+    spared: data sets of other configurations whose images training should not have. -> faults as of `check`
     """
-    marks, bad = {}, {}
     own = {split: dataset for split, dataset in datasets.items() if split != "train"}
     held_out = {split: image_paths(dataset) for split, dataset in {**own, **spared}.items()}
     every = list(dict.fromkeys(chain.from_iterable(held_out.values())))
-    found = fingerprints(every, workers)
-    for path, mark in progress(found, "opening validation and test images", "images", len(every)):
-        if isinstance(mark, ImageError):
-            bad[path] = mark.reason
-        else:
-            marks[path] = mark
+    found = progress(fingerprints(every, workers), "opening validation and test images", "images", len(every))
+    marks = dict(found)
+    bad = {path: mark.reason for path, mark in marks.items() if isinstance(mark, ImageError)}
     for split, paths in held_out.items():
-        report_bad(split, paths, bad, findings)
+        report_bad(split, paths, bad)
         first = next((path for path in paths if path in bad), None)
         if first and split in own:
-            findings.fault(split, f"evaluation needs every image: {first}: {bad[first]} (check data.image_root)")
-    if "train" not in datasets:
-        return
-    copies = check_training_images(datasets["train"], KnownImages(marks), cfg.data.max_bad_share, workers, findings)
-    for split, paths in held_out.items():
-        shared = [(path, *copies[path]) for path in paths if path in copies]
-        for what in (SAME_PATH, COPY, LOOK_ALIKE):
-            same = [f"{path} = {other}" for path, other, how in shared if how == what]
-            findings.line(split, f"images that training has too ({what})", len(same), len(paths), same)
-        wanted = split == "val" and cfg.data.get("train_on_minival")
-        if len(shared) > MANY_SHARED * len(paths) and not wanted:
-            findings.fault(split, f"{len(shared)} of its {len(paths)} images are in training too: they measure memory")
+            yield split, f"evaluation needs every image: {first}: {bad[first]} (check data.image_root)"
+    if "train" in datasets:
+        known = KnownImages({path: mark for path, mark in marks.items() if path not in bad})
+        yield from check_training_images(datasets["train"], held_out, known, cfg, workers)
 
 
 def check_training_images(
-    dataset, known: KnownImages, allowed: float, workers: int, findings: Findings
-) -> dict[str, tuple[str, str]]:
-    """{path of evaluation: (path of training, how)} of the images that both have; training's own are reported.
-
-    allowed: the share of entries without a usable image at which training stops.
-    """
+    dataset, held_out: dict[str, list[str]], known: KnownImages, cfg: Config, workers: int
+) -> Iterator[tuple[str, str]]:
+    """held_out: {split: images of evaluation}; known: what they show. -> faults as of `check`"""
     paths, bad, copies = list(dataset.paths), {}, {}
-    marks = fingerprints(paths, workers)
-    for path, found in known.find(progress(marks, "opening training images", "images", len(paths))):
+    marks = progress(fingerprints(paths, workers), "opening training images", "images", len(paths))
+    for path, found in known.find(marks):
         if isinstance(found, ImageError):
             bad[path] = found.reason
         elif found:
             copy, how = found
             copies.setdefault(copy, (path, SAME_PATH if path == copy else how))
-    report_bad("train", paths, bad, findings)
+    report_bad("train", paths, bad)
     image_of_entry = getattr(dataset, "image_of_caption", None)  # VQA's entries are questions
     image_of_entry = dataset.image_id if image_of_entry is None else image_of_entry
     unusable = int(np.isin(image_of_entry, [number for number, path in enumerate(paths) if path in bad]).sum())
-    total = len(image_of_entry)
+    total, allowed = len(image_of_entry), cfg.data.max_bad_share
     if unusable == total or unusable >= MIN_BAD and unusable > allowed * total:
         share = f"{unusable / total:.2%} of the entries have no usable image"
-        findings.fault("train", f"{share}, data.max_bad_share allows {allowed:.2%}")
-    return copies
+        yield "train", f"{share}, data.max_bad_share allows {allowed:.2%}"
+    for split, paths in held_out.items():
+        shared = [(path, *copies[path]) for path in paths if path in copies]
+        for what in (SAME_PATH, COPY, LOOK_ALIKE):
+            same = [f"{path} = {other}" for path, other, how in shared if how == what]
+            line(split, f"images that training has too ({what})", len(same), len(paths), same)
+        wanted = split == "val" and cfg.data.get("train_on_minival")
+        if len(shared) > MANY_SHARED * len(paths) and not wanted:
+            yield split, f"{len(shared)} of its {len(paths)} images are in training too: they measure memory"
 
 
-def report_bad(split: str, paths: list[str], bad: dict[str, str], findings: Findings) -> None:
+def report_bad(split: str, paths: list[str], bad: dict[str, str]) -> None:
     missing = [path for path in paths if bad.get(path) == NO_FILE]
     broken = [f"{path} ({bad[path]})" for path in paths if bad.get(path, NO_FILE) != NO_FILE]
-    findings.line(split, "images missing", len(missing), len(paths), missing)
-    findings.line(split, "images unreadable", len(broken), len(paths), broken)
+    line(split, "images missing", len(missing), len(paths), missing)
+    line(split, "images unreadable", len(broken), len(paths), broken)
 
 
 if __name__ == "__main__":
