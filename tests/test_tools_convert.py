@@ -159,7 +159,7 @@ def test_similarities_and_matching_logits_are_albefs(tmp_path, capsys, fine_tune
     state = albef_state(grid=3, fine_tuned=fine_tuned)
     path = convert(tmp_path, state, wrap=not fine_tuned)
     shown = capsys.readouterr().out
-    assert "48 px" in shown and "momentum weights (3)" in shown and "queues (4)" in shown
+    assert "48 px" in shown
     backbone, rest, _ = load_backbone(path)
     assert rest["description"]["sep"] is False
     assert float(backbone.temperature()) == pytest.approx(0.05)

@@ -29,12 +29,10 @@ from utils import UserError, make_folder, new_file, one_line, run_main, save_che
 
 TEXT_LAYERS = FUSION_LAYERS = 6  # of ALBEF's BERT; the latter have cross-attention
 HEAD_WIDTH = 64  # of ViT-B and BERT-base, which no tensor's shape says
-DROPPED = {  # what a converted checkpoint leaves out: pattern -> its name in the message
-    r"(visual_encoder|text_encoder|vision_proj|text_proj)_m\.": "momentum weights",
-    r"(image|text|idx)_queue$|queue_ptr$|ptr_queue$": "queues",
-    r".*embeddings\.position_ids$": "position ids",
-    r"text_encoder\.cls\.predictions\.decoder\.": "the tied output layer",
-}
+DROPPED = re.compile(  # what a converted checkpoint leaves out; the last is the tied output layer
+    r"(visual_encoder|text_encoder|vision_proj|text_proj)_m\.|(image|text|idx)_queue$|queue_ptr$|ptr_queue$|"
+    r".*embeddings\.position_ids$|text_encoder\.cls\.predictions\.decoder\."
+)
 KNOWN = "known are ALBEF.pth, mscoco.pth and flickr30k.pth"
 
 
@@ -48,31 +46,25 @@ def main(argv: list[str] | None = None) -> None:
     new_file(args.target, "target")
     weights = read_weights(args.source)
     make_folder(Path(args.target).parent)
-    checkpoint, dropped = convert(weights, args.source)
+    checkpoint = convert(weights, args.source)
     save_checkpoint(args.target, checkpoint)
-    size = checkpoint["description"]["image_encoder"]["image_size"]
-    left_out = ", ".join(f"{name} ({count})" for name, count in dropped.items()) or "nothing"
-    print(f"{args.target}: {len(checkpoint['model'])} tensors, {size} px; left out: {left_out}")
+    size, count = checkpoint["description"]["image_encoder"]["image_size"], len(checkpoint["model"])
+    print(f"{args.target}: {count} tensors, {size} px; momentum weights and queues are left out")
 
 
-def convert(weights: dict[str, Tensor], source: str) -> tuple[dict, dict[str, int]]:
-    """ALBEF's state dict -> (checkpoint that `load_backbone` reads, {what was left out: number of tensors}).
+def convert(weights: dict[str, Tensor], source: str) -> dict:
+    """ALBEF's state dict -> the checkpoint that `load_backbone` reads.
 
     Raises UserError, with ALBEF's name of the weight, for one that has no place, is missing or has an unexpected shape
     or value.
     """
-    pairs = prefixes(
-        "text_encoder.bert." if any(key.startswith("text_encoder.bert.") for key in weights) else "text_encoder."
-    )
+    is_pretraining = any(key.startswith("text_encoder.bert.") for key in weights)
+    pairs = prefixes("text_encoder.bert." if is_pretraining else "text_encoder.")
     back = [(own, albefs) for albefs, own in pairs]
-    state, dropped = {}, {}
-    for key, value in weights.items():
-        if kind := next((name for pattern, name in DROPPED.items() if re.match(pattern, key)), None):
-            dropped[kind] = dropped.get(kind, 0) + 1
-        elif (name := renamed(key, pairs)) is None:
-            raise UserError(f"{source}: unknown weight {key}; {KNOWN}")
-        else:
-            state[name] = value.float()
+    names = {key: renamed(key, pairs) for key in weights if not DROPPED.match(key)}
+    if unknown := [key for key, name in names.items() if name is None]:
+        raise UserError(f"{source}: unknown weight {unknown[0]}; {KNOWN}")
+    state = {name: weights[key].float() for key, name in names.items()}
     try:
         description = describe(state)
     except KeyError as error:
@@ -81,13 +73,12 @@ def convert(weights: dict[str, Tensor], source: str) -> tuple[dict, dict[str, in
         raise UserError(f"{source}: not the shapes of an ALBEF checkpoint ({one_line(error)}); {KNOWN}") from None
     # ALBEF masks no patches; the model has the token, evaluation never reads it
     state["image_encoder.mask_token"] = torch.zeros(description["image_encoder"]["args"]["embed_dim"])
-    has_mlm_head = any(name.startswith("mlm_head.") for name in state)
     with torch.device("meta"):  # shapes alone
-        own = SemMIM(description, decoder=False, mlm_head=has_mlm_head).state_dict()
+        own = SemMIM(description, decoder=False, mlm_head=is_pretraining).state_dict()
     check_weights(own, state, source, KNOWN, shown=lambda name: renamed(name, back) or name)
     state["log_temperature"] = state["log_temperature"].log()
     model = {PREFIX + name: value for name, value in state.items()}
-    return {"model": model, "description": description, "stage": CONVERTED}, dropped
+    return {"model": model, "description": description, "stage": CONVERTED}
 
 
 def prefixes(bert: str) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ import itertools
 import json
 import tarfile
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from dataset.annotations import Source
 from dataset.cache import Pairs, load_pairs
 from dataset.files import IMAGES
 from dataset.transforms import ImageError, opened
+from models.weights import check_value
 from tools.prepare.common import progress, warn, whole_folder
 from tools.prepare.image_hash import image_bytes
 from tools.prepare.parquet import (
@@ -56,18 +58,20 @@ def main(argv: list[str] | None = None) -> None:
     add("--per_shard", type=int, default=10_000, help="images in a shard (default: %(default)s)")
     add("--max_bad_share", type=float, default=0.01, help="of images left out (default: %(default)s)")
     args = parser.parse_args(argv)
-    if args.per_shard < 1:
-        raise UserError(f"--per_shard is {args.per_shard}; it must be at least 1")
-    if not 0 <= args.max_bad_share <= 1:
-        raise UserError(f"--max_bad_share is {args.max_bad_share:g}; it must be from 0 to 1")
+    check_value("--per_shard", args.per_shard, int)
+    check_value("--max_bad_share", args.max_bad_share, float, 0, 1)
     with whole_folder(args.output) as partial:
         total, samples = find_samples(args)
         packing = Packing(samples, total, args.max_bad_share)
         packing.write(partial, args.per_shard)
-    print(f"{packing.report()} in {args.output}")
+    count = packing.count
+    rows = f" of {count['rows']} rows" if count["rows"] > count["written"] else ""
+    failed = f", {count['failed']} failed downloads" if count["failed"] else ""
+    left_out = f"{count['left out']} unreadable or without caption left out{failed}"
+    print(f"{count['written']} images{rows} ({left_out}) in {args.output}")
     if packing.examples:
         warn(f"left out: {'; '.join(packing.examples)}")
-    if repeats := packing.repeats():
+    if repeats := count["written"] - len(np.unique(packing.digests)):
         warn(f"{repeats} of the images come again further on, not side by side, and count as images of their own")
 
 
@@ -75,21 +79,17 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def find_samples(args: argparse.Namespace) -> tuple[int, Iterator[Sample | LeftOut | FailedDownload]]:
-    """(how many rows `--data` has, their samples): the rows of parquet files, else the images of anything else.
-
-    Raises UserError if it has both, or if an option is of the other kind.
-    """
+    """(how many rows `--data` has, their samples): the rows of parquet files, else the images of anything else."""
     paths = [find_file(name, "--data") for name in args.data]
     others = [path for path in paths if path.suffix.lower() != ".parquet"]
-    if len(others) == len(paths):
-        if args.image_column or args.caption_column:
-            raise UserError(f"--image_column and --caption_column are of parquet files, {paths[0]} is none")
+    if (args.image_root or others) if len(others) < len(paths) else (args.image_column or args.caption_column):
+        raise UserError(
+            f"--data {paths[0]}, ...: give parquet files alone, with --image_column and --caption_column, or none of "
+            "them, with --image_root; pack both kinds into a folder each"
+        )
+    if others:
         pairs = load_pairs(Source(args.data, args.image_root, max_bad_share=args.max_bad_share))
         return len(pairs.paths), read_pairs(pairs)
-    if others:
-        raise UserError(f"--data names parquet files and, with {others[0]}, others; pack them into a folder each")
-    if args.image_root:
-        raise UserError("--image_root is of annotation files; parquet files hold the images themselves")
     tables = open_tables(paths, args.image_column, args.caption_column)
     return sum(table.rows for table in tables), read_tables(tables)
 
@@ -131,11 +131,13 @@ class Packing:
     samples: of `total` rows, taken one at a time, so that memory holds one. Raises UserError if more than
     `max_bad_share` of them, failed downloads apart, are left out, which is looked at after every shard's number of
     samples and at the end, and if none can be used.
+
+    count: of the samples "written", "left out" and "failed" (downloads), and of the "rows" that were written.
     """
 
     def __init__(self, samples: Iterable[Sample | LeftOut | FailedDownload], total: int, max_bad_share: float):
         self.samples, self.total, self.max_bad_share = samples, total, max_bad_share
-        self.written = self.rows = self.left_out = self.failed_downloads = 0
+        self.count: Counter[str] = Counter()
         self.examples: list[str] = []
         self.digests = array("Q")  # of the images, 64 bits each, in few of which two would be the same by chance
 
@@ -143,7 +145,7 @@ class Packing:
         """Shards of `per_shard` images; SHARD_stats.json has the number of a shard's images."""
         numbered = enumerate(self._usable(per_shard))
         for shard, samples in itertools.groupby(numbered, lambda item: item[0] // per_shard):
-            before = self.written
+            before = self.count["written"]
             with tarfile.open(folder / f"{shard:05d}.tar", "w", format=tarfile.PAX_FORMAT) as tar:
                 for number, sample in samples:
                     key = f"{shard:05d}{number % per_shard:0{len(str(per_shard - 1))}d}"
@@ -151,45 +153,34 @@ class Packing:
                     text = {"caption": captions[0]} if len(captions) == 1 else {"captions": captions}
                     _add(tar, f"{key}.{sample.ending}", sample.image)
                     _add(tar, f"{key}.json", json.dumps(text).encode())
-                    self.written += 1
-                    self.rows += sample.rows
+                    self.count.update(written=1, rows=sample.rows)
                     self.digests.frombytes(hashlib.blake2b(sample.image, digest_size=8).digest())
-            write_json(folder / f"{shard:05d}_stats.json", {"successes": self.written - before})
-        if not self.written:
-            counts = f"{self.left_out} left out, {self.failed_downloads} failed downloads"
-            raise UserError(f"no image with a caption can be used: {'; '.join([counts, *self.examples])}")
+            write_json(folder / f"{shard:05d}_stats.json", {"successes": self.count["written"] - before})
 
     def _usable(self, every: int) -> Iterator[Sample]:
         """The samples that can be written; the share of the others is checked after `every` samples."""
         for number, sample in enumerate(progress(self.samples, "packing images", "images", self.total), 1):
-            if isinstance(sample, FailedDownload):
-                self.failed_downloads += 1
-            elif isinstance(sample, LeftOut):
-                self.left_out += 1
-                self.examples = [*self.examples, str(sample)][:EXAMPLES]
-            else:
+            if isinstance(sample, Sample):
                 yield sample
+            elif isinstance(sample, FailedDownload):
+                self.count["failed"] += 1
+            else:
+                self.count["left out"] += 1
+                self.examples = [*self.examples, str(sample)][:EXAMPLES]
             if number % every == 0:
                 self._check()
         self._check()
+        if not self.count["written"]:
+            why = f"{self.count['left out']} left out, {self.count['failed']} failed downloads"
+            raise UserError(f"no image with a caption can be used: {'; '.join([why, *self.examples])}")
 
     def _check(self) -> None:
-        downloaded = self.total - self.failed_downloads
-        if self.left_out > self.max_bad_share * downloaded:
+        downloaded = self.total - self.count["failed"]
+        if self.count["left out"] > self.max_bad_share * downloaded:
             raise UserError(
-                f"{self.left_out} of {downloaded} images cannot be read or have no caption, --max_bad_share allows "
-                f"{self.max_bad_share:g}: {'; '.join(self.examples)}"
+                f"{self.count['left out']} of {downloaded} images cannot be read or have no caption, --max_bad_share "
+                f"allows {self.max_bad_share:g}: {'; '.join(self.examples)}"
             )
-
-    def repeats(self) -> int:
-        """How many of the images were written before."""
-        return self.written - len(np.unique(self.digests))
-
-    def report(self) -> str:
-        """What is packed and what is not."""
-        rows = f" of {self.rows} rows" if self.rows > self.written else ""
-        failed = f", {self.failed_downloads} failed downloads" if self.failed_downloads else ""
-        return f"{self.written} images{rows} ({self.left_out} unreadable or without caption left out{failed})"
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
