@@ -117,15 +117,12 @@ def fold(
 ) -> tuple[ImageFeatures, TextFeatures, Tensor]:
     """The images first..last-1 and their texts as a data set of its own (COCO 1K is five such folds of 1,000 images).
 
-    image_of_text: [T]. Returns (images, texts, image_of_text) with indices that start at 0; tokens are not copied,
-    except those of a batch of images that the border of a fold cuts.
+    image_of_text: [T]. Returns (images, texts, image_of_text) with indices that start at 0.
     """
     batches = []
     for indices, image_embeds in images.batches:
-        inside = (indices >= first) & (indices < last)
-        if inside.all():
-            batches.append((indices - first, image_embeds))
-        elif inside.any():
+        inside = ((indices >= first) & (indices < last)).nonzero()[:, 0]
+        if len(inside):
             batches.append((indices[inside] - first, image_embeds[inside.to(image_embeds.device)]))
     rows = ((image_of_text >= first) & (image_of_text < last)).nonzero()[:, 0]  # [t]
     on_device = rows.to(texts.feats.device)

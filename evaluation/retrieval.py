@@ -136,18 +136,26 @@ class Ranker:
                 self.run.info(f"fold {number + 1} of {folds}")
                 part = ranking.fold(*features, image_of_text, number * size, (number + 1) * size)
                 every.append(stage_columns(ranking.two_stage(backbone, *part, **settings)[0], part[2]))
-        numbers = {**stage_columns(ranks, image_of_text), "images": len(dataset.images), "texts": len(dataset.captions)}
-        numbers["seconds"] = round(time.perf_counter() - start, 1)
-        self.run.log(step, numbers, split, final)
-        for line in retrieval_table(split, numbers):
-            self.run.info(line)
+        numbers = report(self.run, split, ranks, image_of_text, start, step, final)
         if split == "val" and better_order(numbers, self.cfg.rerank.score)[0] == "itc":
             self.run.info("warning: re-ranking is worse than ITC: take the order by ITC, or try rerank.score=itm+itc/t")
         mean = {key: sum(columns[key] for columns in every) / folds for key in every[0]} if folds else {}
-        if folds:
-            for line in retrieval_table(f"{folds} folds", mean):
-                self.run.info(line)
+        for line in retrieval_table(f"{folds} folds", mean) if folds else ():
+            self.run.info(line)
         return numbers, rankings, mean
+
+
+def report(
+    run: Record, split: str, ranks: ranking.Ranks, image_of_text: Tensor, start: float, step: int, final: bool = False
+) -> dict[str, float]:
+    """The columns of every stage with sizes and the seconds since `start`, logged and shown."""
+    numbers = stage_columns(ranks, image_of_text)
+    numbers |= {"images": len(ranks["itc"]["tr"]), "texts": len(image_of_text)}
+    numbers["seconds"] = round(time.perf_counter() - start, 1)
+    run.log(step, numbers, split, final)
+    for line in retrieval_table(split, numbers):
+        run.info(line)
+    return numbers
 
 
 def introduction(split: str, dataset: RetrievalEvalDataset, tokenizer: Tokenizer) -> str:
@@ -229,12 +237,7 @@ class Validation:
             "tr": ranking.topk_candidates(images, texts, image_ids, image_of_text, k=1).ranks,
             "ir": ranking.topk_candidates(texts, images, image_of_text, image_ids, k=1).ranks,
         }
-        numbers = {**stage_columns({"itc": ranks}, image_of_text), "images": len(images), "texts": len(texts)}
-        numbers["seconds"] = round(time.perf_counter() - start, 1)
-        self.run.log(step, numbers, "val")
-        for line in retrieval_table("val", numbers):
-            self.run.info(line)
-        return numbers
+        return report(self.run, "val", {"itc": ranks}, image_of_text, start, step)
 
 
 def thinned(dataset: RetrievalEvalDataset, most: int) -> RetrievalEvalDataset:

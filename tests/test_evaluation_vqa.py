@@ -6,8 +6,7 @@ import random
 
 import pytest
 import torch
-from tiny import TOKENIZER, Notes, gray_images, gray_level
-from torch import nn
+from tiny import TOKENIZER, Naming, Notes, gray_images
 
 from engine.config import VQA, load_config
 from evaluation import vqa
@@ -15,65 +14,43 @@ from evaluation import vqa
 # (answer, what the official program makes of it), worked out mark by mark from its rules.
 NORMALISED = [
     # lower case, white space
-    ("Yes", "yes"),
     ("light\nblue", "light blue"),
-    ("light\tblue", "light blue"),
     ("", ""),
     # digits for number words, zero to ten and none
     ("two", "2"),
-    ("zero", "0"),
     ("none", "0"),
     ("twenty one", "twenty 1"),
     # articles
     ("the dog", "dog"),
-    ("a", ""),
     ("A man and an apple", "man and apple"),
     # periods: only in front of a digit do they stay
     ("3.5", "3.5"),
     (".5", ".5"),
     ("yes.", "yes"),
-    ("u.s.", "us"),
-    ("p.m.", "pm"),
     ("mt. rushmore", "mt rushmore"),
-    ("no...", "no"),
     # commas
     ("100,978", "100978"),
     ("red,white", "red white"),
-    ("1,2,3", "123"),
     ("10,000-ft", "10000ft"),  # with a comma in a number every mark vanishes
     ("1,000 (usd)", "1000 usd"),
     # apostrophes and colons stay
-    ("girl's", "girl's"),
     ("2:50 pm", "2:50 pm"),
-    ("'n'", "'n'"),
     # contractions
-    ("dont", "don't"),
     ("don't", "don't"),
     ("oclock", "o'clock"),
-    ("couldnt've", "couldn't've"),
     ("couldn'tve", "couldn't've"),
     ("couldntve", "couldntve"),  # two missing at once are not in the list
-    ("yall'd've", "y'all'd've"),
     ("'ow'sat", "'ow's'at"),
     ("twas", "'twas"),
     ("somebody'd", "somebodyd"),  # so in the official list
-    ("its", "its"),
-    ("let's", "let's"),
     # other marks: a space, or nothing where one stands beside a space
     ("new-york", "new york"),
     ("black and white-striped", "black and white striped"),
-    ("black - white", "black white"),
     ("x - ray-film", "x rayfilm"),  # one hyphen beside a space takes the other with it
-    ("yes!", "yes"),
-    ("(red)", "red"),
     ('"stop"', "stop"),
-    ("rock 'n' roll", "rock 'n' roll"),
     ("a_b", "b"),  # the mark becomes a space, and what is left of it an article
-    ("me@home", "me home"),
     ("b&w", "b&w"),  # not among the marks
-    ("<sign>", "sign"),
     ("{x};[y]", "x y"),
-    ("back\\slash", "back slash"),
     ("café", "café"),
 ]
 
@@ -105,18 +82,12 @@ def test_accuracy_equals_all_ten_subsets_written_out():
 # always was, and of the annotators' answers only the punctuation, where they were not all the same.
 COMPARED = [
     ("two", ["two"] * 10, 1, 0),
-    ("two", ["two"] * 9 + ["2"], 1, 0.3),
-    ("2", ["two"] * 10, 0, 0),
     ("2", ["two"] * 9 + ["2"], 1, 0.3),
-    ("new-york", ["new-york"] * 10, 1, 0),
     ("new-york", ["new-york"] * 9 + ["boston"], 1, 1),
     ("new york", ["new-york"] * 10, 0, 0),
     ("Yes", ["yes"] * 10, 0, 1),
-    ("yes", ["Yes"] * 10, 0, 0),
-    ("Yes", ["yes"] * 9 + ["no"], 1, 1),
     ("yes", ["Yes"] * 9 + ["no"], 1, 0),
     ("none", ["none"] * 7 + ["nothing"] * 3, 1, 0),
-    ("none", ["none"] * 10, 1, 0),
     ("0", ["none"] * 2 + ["nothing"] * 8, 0.6, 0),
     ("dog", ["a dog"] * 3 + ["dog"] * 1 + ["cat"] * 6, 1, 0.3),
     ("dog\n", [" dog"] * 5 + ["dog\t"] * 5, 1, 0),  # the same but for white space around them: ten who agree
@@ -136,21 +107,17 @@ def test_both_versions_of_the_official_program_are_followed_to_the_letter(predic
 
 
 @pytest.mark.parametrize("scoring", vqa.SCORING)
-def test_single_answer_is_an_exact_match_after_normalisation(scoring):
-    assert vqa.vqa_accuracy("Two", "2", scoring) == 1
-    assert vqa.vqa_accuracy("2", ["two"], scoring) == 1
-    assert vqa.vqa_accuracy("3", "2", scoring) == 0
-
-
-def test_map_of_scores_is_looked_up():
-    assert vqa.vqa_accuracy("Skateboard.", {"skateboard": 0.9, "board": 0.3}) == 0.9
-    assert vqa.vqa_accuracy("dog", {"cat": 1.0}) == 0
-
-
-@pytest.mark.parametrize("scoring", vqa.SCORING)
-@pytest.mark.parametrize("reference", [{}, "", " ", [""], [" "] * 10])
-def test_an_empty_reference_gives_nothing_to_any_answer(reference, scoring):
-    assert [vqa.vqa_accuracy(answer, reference, scoring) for answer in ("", "a", "yes")] == [0, 0, 0]
+@pytest.mark.parametrize(
+    "prediction, reference, expected",
+    [
+        *[("Two", "2", 1), ("2", ["two"], 1), ("3", "2", 0), ("Skateboard.", {"skateboard": 0.9, "board": 0.3}, 0.9)],
+        *[(answer, empty, 0) for empty in ({}, "", " ", [""], [" "] * 10) for answer in ("", "a", "yes")],
+    ],
+)
+def test_single_answers_match_normalised_scores_are_looked_up_and_empty_ones_give_nothing(
+    prediction, reference, expected, scoring
+):
+    assert vqa.vqa_accuracy(prediction, reference, scoring) == expected
 
 
 def test_a_question_type_whose_references_are_all_empty_scores_0_and_is_counted():
@@ -205,15 +172,6 @@ def test_constant_is_the_best_single_answer_of_each_question_type(scoring):
 # Answering a split
 
 
-class Naming(nn.Module):
-    """Answers every question with the gray level of its image, as a word."""
-
-    def answer(self, batch, options):
-        assert not self.training and options.mode == "beam"
-        levels = gray_level(batch["image"])[batch["image_rows"]].tolist()
-        return TOKENIZER.pad([[*TOKENIZER.word_pieces([str(level)])[0], TOKENIZER.sep_id] for level in levels])[0]
-
-
 @pytest.fixture
 def answerer(tmp_path):
     """Nine questions about four images, in mixed order; that of image i is right where it is answered with i."""
@@ -221,7 +179,7 @@ def answerer(tmp_path):
     asked = [2, 0, 3, 2, 1, 0, 2, 3, 1]
     entries = [
         {"image": names[image], "question": "how many", "question_id": 10 * place, "dataset": "vqa"}
-        | {"answer": [str(image if place else 7)] * 10}
+        | {"answer": [{0: "7", 1: " "}.get(place, str(image))] * 10}
         for place, image in enumerate(asked)
     ]
     (tmp_path / "val.json").write_text(json.dumps(entries))
@@ -231,24 +189,12 @@ def answerer(tmp_path):
     return vqa.Answerer(cfg, TOKENIZER, torch.device("cpu"), Notes(tmp_path)), asked
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_a_split_is_answered_in_its_order_scored_logged_and_written(answerer, training):
+def test_a_split_is_answered_in_its_order_scored_logged_and_written(answerer):
     answerer, asked = answerer
-    model = Naming().train(training)
-    numbers = answerer.evaluate(model, "val", step=5, final=True)
+    numbers = answerer.evaluate(Naming(map(str, range(4))), "val", step=5, final=True)
     written = json.loads((answerer.run.dir / "vqa_result_val.json").read_text())
     assert written == [{"question_id": 10 * place, "answer": str(image)} for place, image in enumerate(asked)]
-    assert numbers["accuracy"] == pytest.approx(100 * 8 / 9) and numbers["questions"] == 9
+    assert numbers["accuracy"] == pytest.approx(100 * 7 / 9) and numbers["questions"] == 9
     assert answerer.run.logged == [(5, "val", {"accuracy": numbers["accuracy"], "constant": numbers["constant"]})]
-    assert model.training == training
-
-
-def test_empty_references_are_counted_before_the_work(answerer):
-    answerer, _ = answerer
-    path = answerer.run.dir / "val.json"
-    entries = json.loads(path.read_text())
-    entries[0]["answer"], entries[1]["answer"] = "", [" "] * 10
-    path.write_text(json.dumps(entries))
-    again = vqa.Answerer(answerer.cfg, TOKENIZER, torch.device("cpu"), answerer.run)
-    assert again.run.lines[-1] == "val: 2 of 9 references hold no answer; their questions score 0"
-    assert again.evaluate(Naming(), "val")["empty_references"] == 2
+    assert answerer.run.lines[2] == "val: 1 of 9 references hold no answer; their questions score 0"
+    assert numbers["empty_references"] == 1

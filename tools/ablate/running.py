@@ -88,27 +88,33 @@ def work(
     waiting: list[AblationRun], failed: list[str], gpus: Gpus, threads: int, device: str
 ) -> Iterator[subprocess.Popen]:
     """Take runs from `waiting` and start their unfinished stages one after another; gives a stage's process as long as
-    it runs. Each stage is recorded in result.json as it ends; a run that fails leaves a line in `failed`."""
+    it runs. Each stage is recorded in result.json as it ends; a run that fails leaves a line in `failed`, and there."""
     while waiting:
         run = waiting.pop(0)
+        notes = {"row": run.row, "seed": run.seed, "switches": run.switches}
         try:
+            make_folder(run.folder)
             finished = read_stages(run)
-            for stage in (stage for stage in run.stages if stage.name not in finished):
-                start = time.monotonic()
-                process = start_stage(run, stage, gpus, threads, device)
-                while process.poll() is None:
-                    yield process
-                seconds, metrics = round(time.monotonic() - start, 1), run.folder / stage.name / "metrics.json"
-                if process.returncode or not metrics.is_file():
-                    log = last_line(run.folder / f"{stage.name}.log")
-                    raise UserError(f"{stage.name} ended with {process.returncode} ({log})")
-                finished[stage.name] = {"settings": stage.settings, "seconds": seconds, "metrics": read_json(metrics)}
-                notes = {"row": run.row, "seed": run.seed, "switches": run.switches}
-                write_json(run.folder / "result.json", {**notes, "stages": finished})
-                where = f"{len(gpus)} GPUs" if gpus else f"{threads} cores"
-                say(f"{run.name}: {stage.name} took {clock(seconds)} on {where}")
         except UserError as error:  # the other rows go on
             failed.append(f"{run.name}: {one_line(error)}")
+            continue
+        for stage in (stage for stage in run.stages if stage.name not in finished):
+            start = time.monotonic()
+            process = start_stage(run, stage, gpus, threads, device)
+            while process.poll() is None:
+                yield process
+            seconds, metrics = round(time.monotonic() - start, 1), run.folder / stage.name / "metrics.json"
+            if process.returncode or not metrics.is_file():
+                why = f"{stage.name} ended with {process.returncode} ({last_line(run.folder / f'{stage.name}.log')})"
+                failed.append(f"{run.name}: {why}")
+                unfinished = [stage.name for stage in run.stages if stage.name not in finished]
+                reasons = dict.fromkeys(unfinished, f"failed: {why}")  # which tools.report shows
+                write_json(run.folder / "result.json", {**notes, "stages": finished, "failed": reasons})
+                break
+            finished[stage.name] = {"settings": stage.settings, "seconds": seconds, "metrics": read_json(metrics)}
+            write_json(run.folder / "result.json", {**notes, "stages": finished})
+            where = f"{len(gpus)} GPUs" if gpus else f"{threads} cores"
+            say(f"{run.name}: {stage.name} took {clock(seconds)} on {where}")
 
 
 def start_stage(run: AblationRun, stage: Stage, gpus: Gpus, threads: int, device: str) -> subprocess.Popen:
@@ -119,7 +125,7 @@ def start_stage(run: AblationRun, stage: Stage, gpus: Gpus, threads: int, device
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    with open(make_folder(run.folder) / f"{stage.name}.log", "a", encoding="utf-8") as console:
+    with open(run.folder / f"{stage.name}.log", "a", encoding="utf-8") as console:
         return subprocess.Popen(
             command(run, stage, len(gpus), device),
             env=environment,

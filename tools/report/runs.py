@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -46,6 +47,8 @@ class Run:
     def number(self, name: str, split: str | None = None) -> float | str | None:
         """A number of a split, by default of `split_of`; a text that says why there is none; None if it was not asked
         for."""
+        if "failed" in self.metrics:
+            return self.metrics["failed"]
         return (self.metrics.get(split or self.split_of(name)) or {}).get(name)
 
     def record(self, root: Path) -> dict:
@@ -62,9 +65,28 @@ def find_runs(path: Path, unfinished: bool = False) -> list[Run]:
     if path.is_file():
         return read_table(path)
     folders = [file.parent for file in sorted(path.rglob("config.yaml"))]
-    if not folders:
+    failed = [run for file in sorted(path.rglob("result.json")) for run in failed_stages(file)]
+    if not folders and not failed:
         raise UserError(f"{path}: no run in it (a run's folder holds config.yaml); give a script's --output_dir")
-    return [run for folder in folders if (run := read_run(folder)) and (run.metrics or unfinished)]
+    return failed + [run for folder in folders if (run := read_run(folder)) and (run.metrics or unfinished)]
+
+
+def failed_stages(file: Path) -> list[Run]:
+    """The stages of an ablation that failed, or could not begin because an earlier one failed; metrics: the reason."""
+    result = read_json(file)
+    return [
+        Run(
+            folder=file.parent / name,
+            stage="retrieval" if name == "zeroshot" else name,
+            kind="zero-shot" if name == "zeroshot" else "fine-tuned",
+            data="",
+            seed=result["seed"],
+            settings="",
+            metrics={"failed": why},
+            row=result["row"],
+        )
+        for name, why in result.get("failed", {}).items()
+    ]
 
 
 def read_table(path: Path) -> list[Run]:
@@ -135,18 +157,18 @@ def data_name(config: dict) -> str:
     return one_line(folders[-1] if folders else path.stem)
 
 
-def groups(runs: Iterable[Run], stage: str, kind: str | None = None, data: str | None = None) -> list[list[Run]]:
-    """Runs of one experiment (equal settings) together; of ablations the paper's model, if there are no other runs.
+def groups(runs: Iterable[Run], stage: str) -> list[list[Run]]:
+    """Runs of one experiment (equal settings and kind) together; of the ablations the paper's model alone.
 
     A seed that was run again is an experiment of its own.
     """
-    chosen = [r for r in runs if r.stage == stage and kind in (None, r.kind) and data in (None, r.data)]
-    plain = [run for run in chosen if run.row is None] or [run for run in chosen if run.row == "semmim"]
-    found: dict[tuple[str, int], list[Run]] = {}
-    repeats: dict[tuple[str, int], int] = {}
-    for run in plain:
-        again = repeats[run.settings, run.seed] = repeats.get((run.settings, run.seed), -1) + 1
-        found.setdefault((run.settings, again), []).append(run)
+    found: dict[tuple, list[Run]] = {}
+    repeats: Counter[tuple] = Counter()
+    for run in runs:
+        if run.stage == stage and run.row in (None, "semmim") and "failed" not in run.metrics:
+            experiment = (run.settings, run.kind)
+            found.setdefault((*experiment, repeats[experiment, run.seed]), []).append(run)
+            repeats[experiment, run.seed] += 1
     return list(found.values())
 
 
