@@ -140,4 +140,4 @@ def test_the_hours_follow_from_the_formula():
     assert float(hours) == round(row) and on_eight == f"{row / 8:.1f} h"
     hours, days = table_row("all 11 rows, one seed")[3:5]
     assert float(hours.replace(",", "")) == round(11 * row, -1) and days == f"{11 * row / 8 / 24:.1f} days"
-    assert f"{report_tables.implied_pairs_per_second(32):.1f} pairs/s per GPU" in DOCUMENT
+    assert f"{report_tables.gpu_days(32):.1f} pairs/s per GPU" in DOCUMENT

@@ -85,8 +85,11 @@ def test_a_failed_run_is_named_and_tried_again_and_the_others_go_on(tmp_path, fa
     fake.fails = {("table5_random", "retrieval")}
     with pytest.raises(UserError, match="1 runs failed: table5_random seed 42: retrieval ended with 2 .*no luck"):
         ablate.main(arguments(tmp_path, 5, 6, "--seeds", 1))
+    result = tmp_path / "out/table5_random/seed_42/result.json"
+    assert list(json.loads(result.read_text())["failed"]) == ["retrieval", "vqa"]  # for the report
     fake.fails = set()
     ablate.main(arguments(tmp_path, 5, 6, "--seeds", 1))
+    assert "failed" not in json.loads(result.read_text())
     assert fake.calls.count(("table5_random", 42, "pretrain")) == 1
     assert fake.calls[-2:] == [("table5_random", 42, "retrieval"), ("table5_random", 42, "vqa")]
 

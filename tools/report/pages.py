@@ -28,7 +28,7 @@ def write_page(folder: Path, runs: Sequence[Run], tables: Sequence[Table], path:
         overview = draw_overview(Ablations(runs))
     except UserError:  # there are no ablations
         overview = None
-    sections = [section(run, folder, path) for run in runs]
+    sections = [section(run, folder, path) for run in runs if "failed" not in run.metrics]
     values = {"sections": sections, "tables": tables, "overview": overview, "date": time.strftime("%F")}
     pages.write(path, "report/report.html", title=f"Report: {folder}", **values)
 

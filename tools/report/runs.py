@@ -38,7 +38,6 @@ class Run:
     metrics: dict
     row: str | None = None  # of the paper's ablations
     server: dict = field(default_factory=dict)  # server.json: test_dev and test_std of the VQA evaluation server
-    pairs_per_second: float | None = None  # median of the training's log
 
     def split_of(self, name: str) -> str | None:
         """Which split has a number of that name: test, or val if test has none, as of questions without answers."""
@@ -108,7 +107,6 @@ def read_run(folder: Path) -> Run | None:
         return None
     trained = any((folder / f"checkpoint_{name}.pth").exists() for name in ("last", "best"))
     trained = trained or any(entry.get("split") == "train" for entry in log)
-    speeds = [entry["pairs_per_second"] for entry in log if entry.get("pairs_per_second")]
     same = json.dumps({key: value for key, value in config.items() if key != "seed"}, sort_keys=True)
     return Run(
         folder=folder,
@@ -120,7 +118,6 @@ def read_run(folder: Path) -> Run | None:
         metrics=metrics,
         row=result.get("row"),
         server=server,
-        pairs_per_second=statistics.median(speeds) if speeds else None,
     )
 
 
@@ -207,9 +204,9 @@ class Stat:
             return False
         return abs(self.mean) * self.count**0.5 > stats.t.ppf(0.975, self.count - 1) * self.spread
 
-    def show(self, decimals: int, effect: bool = False, signed: bool = False) -> str:
+    def show(self, decimals: int, effect: bool = False) -> str:
         """mean ± spread (count); an effect has its sign, and an asterisk if it differs from 0."""
-        text = f"{self.mean:{'+' if effect or signed else ''}.{decimals}f}"
+        text = f"{self.mean:{'+' if effect else ''}.{decimals}f}"
         text += "*" if effect and self.differs_from_zero() else ""
         return f"{text} ± {self.spread:.{decimals}f} ({self.count})" if self.count > 1 else text
 

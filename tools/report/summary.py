@@ -34,6 +34,7 @@ def summaries(runs: list[Run]) -> str:
     lines = []
     for run in runs:
         found = [*training_lines(run.folder), *evaluation_lines(run)]
+        found += [one_line(run.metrics["failed"])] if "failed" in run.metrics else []
         found += [f"{name:12} {one_line(path, 1000)}" for name, path in files(run.folder).items()]
         lines += ["", one_line(run.folder, 1000), *("  " + line for line in found)]
     return "\n".join(lines)

@@ -19,6 +19,12 @@ from models.semmim import describe
 from tools.report.runs import Run, groups, run_name, stat
 
 BASE = "configs/Pretrain.yaml"  # the paper's model
+# {stage: {(data set, kind of its runs): the part that it fills, first word of the columns in the paper's table}}
+PARTS = {
+    "retrieval": {("coco", "fine-tuned"): "coco", ("flickr", "fine-tuned"): "flickr"},
+    "caption": {("coco", "CE"): "ce", ("coco", "CIDEr opt."): "scst", ("nocaps", "zero-shot"): "nocaps"},
+    "vqa": {("vqa", "fine-tuned"): "vqa"},
+}
 SPLITS = {"coco": ("test", 5000), "flickr": ("test", 1000), "nocaps": ("val", 4500)}  # that the paper reports: images
 NOT_RUN, DASH = "not run", "-"
 NOT_SCORED = "not scored: upload vqa_result.json to the evaluation server and write its answer into server.json"
@@ -121,6 +127,11 @@ def apart(run: Run) -> str | None:
     return None
 
 
+def part_of(run: Run) -> str | None:
+    """The part of the paper's table that a run fills; None: its numbers stand in a table of their own."""
+    return None if apart(run) else PARTS[run.stage].get((run.data, run.kind))
+
+
 def data_label(run: Run) -> str:
     """A run's data set; one of the paper's with what sets the run apart from the paper's."""
     why = apart(run) if run.data in (*SPLITS, "vqa") else None
@@ -131,14 +142,11 @@ def data_label(run: Run) -> str:
 
 
 def retrieval_tables(runs: list[Run]) -> list[Table]:
-    kinds = {"coco": "fine-tuned", "flickr": "fine-tuned"}
-    table = published("1", runs, "retrieval", kinds, lambda column: metric(f"itm_{column.split('_', 1)[1]}", "test"))
+    table, others = published("1", runs, "retrieval", lambda column: metric(f"itm_{column}", "test"))
     table.notes.append("Two-stage ranking: the first candidates by contrast, re-ranked by the fusion encoder.")
     names = [f"{side.upper()} R@{k}" for side, k in (key.split("_r") for key in RECALLS)]
     other = Table("Table 1 on other data, and zero-shot", ["run", "data", "kind", *names, "mean"], [], [SPLIT])
-    for group in groups(runs, "retrieval"):
-        if kinds.get(group[0].data) == group[0].kind and not apart(group[0]):
-            continue
+    for group in others:
         lead = [f"{run_name(group)} {ORDERS['itm']}", data_label(group[0]), group[0].kind]
         for order, name in ORDERS.items():
             cells = [cell(group, metric(f"{order}_{key}"), 1) for key in (*RECALLS, "r_mean")]
@@ -147,71 +155,61 @@ def retrieval_tables(runs: list[Run]) -> list[Table]:
 
 
 def caption_tables(runs: list[Run]) -> list[Table]:
-    kinds = {"ce": "CE", "scst": "CIDEr opt.", "nocaps": "zero-shot"}
-
-    def value(column: str) -> Value:
-        part, name = column.split("_", 1)
-        return metric(name, "val" if part == "nocaps" else "test")
-
-    table = published("2", runs, "caption", kinds, value)
-    columns = {"bleu4": "B@4", "meteor": "M", "cider": "C", "spice": "S"}
-    other = Table("Table 2 on other data", ["run", "data", "kind", *columns.values()], [], [SPLIT])
-    for group in groups(runs, "caption"):
-        first = group[0]
-        nocaps = first.data == "nocaps"
-        if first.data not in ("coco", "nocaps") or (first.kind == "zero-shot") != nocaps or apart(first):
-            cells = [cell(group, metric(key), 1) for key in columns]
-            other.rows.append([run_name(group), data_label(first), first.kind, *cells])
-            other.notes += missing(group, {name: metric(key) for key, name in columns.items()})
+    table, others = published("2", runs, "caption", metric)
+    columns = {"B@4": metric("bleu4"), "M": metric("meteor"), "C": metric("cider"), "S": metric("spice")}
+    other = Table("Table 2 on other data", ["run", "data", "kind", *columns], [], [SPLIT])
+    for group in others:
+        cells = [cell(group, value, 1) for value in columns.values()]
+        other.rows.append([run_name(group), data_label(group[0]), group[0].kind, *cells])
+        other.notes += missing(group, columns)
     return [table, *if_filled(other)]
 
 
 def vqa_tables(runs: list[Run]) -> list[Table]:
-    def server(column: str) -> Value:
-        return lambda run: run.server.get(column.removeprefix("vqa_"), NOT_SCORED)
-
-    table = published("3", runs, "vqa", {"vqa": "fine-tuned"}, server)
+    table, others = published("3", runs, "vqa", lambda column: lambda run: run.server.get(column, NOT_SCORED))
     other = Table("Table 3: validation, and other data", ["run", "data", "kind", "split", *VQA_COLUMNS], [])
     for group in groups(runs, "vqa"):
         lead = [run_name(group), data_label(group[0]), group[0].kind]
-        for split in ("val", "test"):
-            if stat(group, metric("accuracy", split)):
-                cells = [cell(group, metric(key, split), 2) for key in ("accuracy", "constant")]
-                other.rows.append([*lead, split, *cells])
-        if apart(group[0]) and group[0].server:
-            other.rows += [[*lead, label, cell(group, server(key), 2), DASH] for key, label, _ in PAPER["3"]["columns"]]
+        splits = [split for split in ("val", "test") if stat(group, metric("accuracy", split))]
+        for split in splits:
+            cells = [cell(group, metric(key, split), 2) for key in ("accuracy", "constant")]
+            other.rows.append([*lead, split, *cells])
+        if group in others and (group[0].server or not splits):
+            for key, label in (("test_dev", "test-dev"), ("test_std", "test-std")):
+                scored = cell(group, lambda run, key=key: run.server.get(key, NOT_SCORED), 2)
+                other.rows.append([*lead, label, scored, DASH])
     return [table, *if_filled(other)]
 
 
-def published(number: str, runs: list[Run], stage: str, kinds: dict[str, str], value: Callable[[str], Value]) -> Table:
+def published(number: str, runs: list[Run], stage: str, value: Callable[[str], Value]) -> tuple[Table, list[list[Run]]]:
     """The published rows, and for every experiment a row of this code with its difference to the paper's model.
 
-    kinds: {part: kind of the runs that fill it}, parts being columns that one run fills, with the same first word.
-    value: column -> the value of a run.
+    value: column, without its part -> the value of a run. -> (the table, groups of runs that fill no part of it)
     """
     paper = PAPER[number]
     rows = [[row["name"], row["data"], *printed_row(paper, row)] for row in paper["rows"]]
     columns = [paper["name"], "data", *(label for _, label, _ in paper["columns"])]
     table = Table(f"Table {number}. {paper['title']}", columns, rows, paper=paper_rows(paper))
-    data = {"ce": "coco", "scst": "coco"}  # of a part, if not its own name
-    like_the_papers = [run for run in runs if not apart(run)]
-    by_part = {part: groups(like_the_papers, stage, kind, data.get(part, part)) for part, kind in kinds.items()}
+    by_part: dict[str | None, list[list[Run]]] = {part: [] for part in (*PARTS[stage].values(), None)}
+    for group in groups(runs, stage):
+        by_part[part_of(group[0])].append(group)
+    others = by_part.pop(None)
     experiments = list(itertools.zip_longest(*by_part.values(), fillvalue=[])) or [()]
     for experiment in experiments:
         found = dict(zip(by_part, experiment, strict=False))
-        ours, differences = [], []
-        for (column, _, decimals), theirs in zip(paper["columns"], paper_values(paper), strict=True):
-            group = found.get(column.split("_")[0], [])
-            mine = stat(group, value(column))
-            ours.append(cell(group, value(column), decimals))
+        ours, differences, labels = [], [], {part: {} for part in by_part}
+        for (column, label, decimals), theirs in zip(paper["columns"], paper_values(paper), strict=True):
+            part, _, key = column.partition("_")
+            group, measure = found.get(part, []), value(key)
+            mine, labels[part][label] = stat(group, measure), measure
+            ours.append(cell(group, measure, decimals))
             differences.append(DASH if mine is None else f"{mine.mean - theirs:+.{decimals}f}")
         for part, group in found.items():
-            labels = {label: value(key) for key, label, _ in paper["columns"] if key.split("_")[0] == part}
-            table.notes += missing(group, labels)
+            table.notes += missing(group, labels[part])
         name = "this code" if len(experiments) == 1 else f"this code: {run_name([r for g in experiment for r in g])}"
         table.ours |= {len(rows), len(rows) + 1}
         rows += [[name, "", *ours], ["difference to the paper", "", *differences]]
-    return table
+    return table, others
 
 
 def if_filled(table: Table) -> list[Table]:
@@ -224,13 +222,11 @@ def if_filled(table: Table) -> list[Table]:
 
 
 def gpu_days(pairs_per_second: float, gpus: int = 1) -> float:
-    """GPU days of the paper's schedule: 5.1M captions x 20 epochs / (pairs/s per GPU) / 86,400 s."""
+    """GPU days of the paper's schedule: 5.1M captions x 20 epochs / (pairs/s per GPU) / 86,400 s.
+
+    Its own inverse: `gpu_days(days)` are the pairs per second of one GPU that these days mean.
+    """
     return CAPTIONS * EPOCHS / (pairs_per_second / gpus) / SECONDS_A_DAY
-
-
-def implied_pairs_per_second(days: float) -> float:
-    """Pairs per second of one GPU that `days` GPU days of the paper's schedule mean."""
-    return CAPTIONS * EPOCHS / days / SECONDS_A_DAY
 
 
 def cost_tables(runs: list[Run], parameters: dict[str, int], pairs_per_second: float | None, gpus: int) -> list[Table]:
@@ -241,7 +237,7 @@ def cost_tables(runs: list[Run], parameters: dict[str, int], pairs_per_second: f
     paper = PAPER["8"]
     rows = [[row["name"], *printed_row(paper, row)] for row in paper["rows"]]
     days = NOT_RUN if pairs_per_second is None else f"{gpu_days(pairs_per_second, gpus):.1f}"
-    coco = next(iter(groups([run for run in runs if not apart(run)], "retrieval", "fine-tuned", "coco")), [])
+    coco = next((group for group in groups(runs, "retrieval") if part_of(group[0]) == "coco"), [])
     recalls = [cell(coco, metric(f"itm_{side}_r1", "test"), 1) for side in ("tr", "ir")]
     rows.append(["this code", f"{parameters['total'] / 1e6:.1f}M", days, *recalls])
     printed_days = paper_values(paper)[1]
@@ -250,14 +246,14 @@ def cost_tables(runs: list[Run], parameters: dict[str, int], pairs_per_second: f
         measured = f"From {pairs_per_second:g} pairs/s on {gpus} GPU{'s' if gpus > 1 else ''}."
     notes = [
         "GPU days = 5.1M captions x 20 epochs / (pairs/s per GPU) / 86,400; the paper's "
-        f"{printed_days} mean {implied_pairs_per_second(float(printed_days.split()[0])):.1f} pairs/s per GPU.",
+        f"{printed_days} mean {gpu_days(float(printed_days.split()[0])):.1f} pairs/s per GPU.",
         measured,
         "The paper's 360M (354M without the head) come out if the fusion encoder has a word-embedding table of its "
         "own, unused, as mPLUG's code does, and M is 2^20; this code has no such table.",
     ]
     columns = [paper["name"], *(label for _, label, _ in paper["columns"])]
     costs = Table(f"Table 8. {paper['title']}", columns, rows, notes, {len(rows) - 1}, {len(rows) - 2})
-    return [costs, parameter_table(parameters), *speed_table(runs)]
+    return [costs, parameter_table(parameters)]
 
 
 def parameter_table(parameters: dict[str, int]) -> Table:
@@ -269,19 +265,3 @@ def parameter_table(parameters: dict[str, int]) -> Table:
         "configs/Pretrain.yaml; a tied tensor counts once. No later stage has the encoding head: inference is the same."
     )
     return Table("Table 8: trainable parameters per module", ["module", "parameters", ""], rows, [note])
-
-
-def speed_table(runs: list[Run]) -> list[Table]:
-    """What the runs themselves measured: training pairs and captions per second, and the time of a ranking."""
-    rows = []
-    for run in runs:
-        lead = [run_name([run]), run.stage]
-        if run.pairs_per_second:
-            rows.append([*lead, "training", f"{run.pairs_per_second:.1f} pairs/s"])
-        if speed := run.number("captions_per_second"):
-            rows.append([*lead, "captions", f"{speed:,} captions/s"])
-        if run.stage == "retrieval" and (seconds := run.number("seconds")):
-            what = f"{run.number('images'):,} images x {run.number('texts'):,} texts in {seconds:,} s"
-            rows.append([*lead, "two-stage ranking", what])
-    note = "On the machine and with the model of each run: medians of the log, beside whatever else ran there."
-    return [Table("Speed of the runs", ["run", "stage", "what", "speed"], rows, [note])] if rows else []
