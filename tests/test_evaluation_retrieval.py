@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from PIL import Image
 from test_cli import call, pretrain
 from tiny import TOKENIZER, Notes, gray_images, gray_level, tiny_config, tiny_model
 
@@ -40,57 +39,6 @@ def test_chance_equals_enumeration_of_all_orders():
         hits = sum(any(image_of_text[t] == i for t in order[:k]) for order in orders for i in range(3))
         assert chance[f"tr_r{k}"] == pytest.approx(100 * hits / len(orders) / 3)
     assert chance["ir_r1"] == pytest.approx(100 / 3) and chance["ir_r5"] == 100.0
-
-
-# ---------------------------------------------------------------------------------------------------------- the script
-
-
-@pytest.fixture
-def project(tmp_path):
-    """A folder with images, annotations, a random checkpoint and a config."""
-    entries = []
-    for i in range(7):
-        Image.new("RGB", (40, 30), (30 * i, 255 - 30 * i, 9 * i)).save(tmp_path / f"{i}.png")
-        entries.append({"image": f"{i}.png", "caption": [f"image number {i}", f"a {i} coloured thing"]})
-    (tmp_path / "split.json").write_text(json.dumps(entries))
-    model = tiny_model()
-    checkpoint = {"model": model.state_dict(), "description": model.backbone.description}
-    utils.save_checkpoint(tmp_path / "model.pth", checkpoint)
-    (tmp_path / "config.yaml").write_text(
-        f"data: {{val: [{tmp_path}/split.json], test: [{tmp_path}/split.json], image_root: none}}\n"
-        "image_size: 32\ntrain: {precision: fp32}\nrerank: {k: 4}\neval: {batch_size: 3, folds: 0}\n"
-    )
-    return tmp_path
-
-
-def arguments(project, *more):
-    return [
-        *("--config", str(project / "config.yaml"), "--output_dir", str(project / "out"), "--device", "cpu"),
-        *("--checkpoint", str(project / "model.pth"), "--evaluate"),
-        *("--override", "data.num_workers=0", *more),
-    ]
-
-
-def test_the_script_writes_metrics_rankings_and_the_mean_over_folds(project):
-    Retrieval.main(arguments(project, "--override", "eval.folds=7", "rerank.k=99"))
-    numbers = json.loads((project / "out" / "metrics.json").read_text())
-    assert list(numbers) == ["val", "test", "test_folds", "run"]
-    for split in (numbers["val"], numbers["test"]):
-        for stage in ("itc", "itm", "chance"):
-            assert {f"{stage}_{key}" for key in retrieval.chance_metrics([1])} <= set(split)
-        assert (split["images"], split["texts"]) == (7, 14)
-        assert split["chance_ir_r1"] == pytest.approx(100 / 7) and split["itm_tr_r5"] >= split["itm_tr_r1"]
-    assert numbers["test_folds"]["chance_ir_r1"] == numbers["test_folds"]["itm_ir_r1"] == 100  # one image per fold
-    result = json.loads((project / "out" / "retrieval_result.json").read_text())["test"]
-    assert len(result["text_retrieval"]) == 7 and len(result["image_retrieval"]) == 14
-    first = result["image_retrieval"][0]
-    assert first["query"] == "image number 0" and len(first["ranked"]) == len(first["scores"]) == 7
-    assert first["scores"][0] >= first["scores"][1] and first["ranked"][0].endswith(".png")
-
-
-def test_folds_that_do_not_divide_the_images_are_one_line(project):
-    with pytest.raises(utils.UserError, match="7 images cannot be cut into 3"):
-        Retrieval.main(arguments(project, "eval.folds=3"))
 
 
 # ----------------------------------------------------------------------------------------- validation: the numbers
@@ -155,19 +103,30 @@ def test_at_most_so_many_images_evenly_spread_with_their_captions(tmp_path):
     assert len(validation(tmp_path, "eval.images=4").dataset) == 4
 
 
-# ---------------------------------------------------------------------------------------- validation: in training
+# ------------------------------------------------------------------------------------------- in training and afterwards
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """24 demo scenes a split."""
-    folder = tmp_path_factory.mktemp("demo") / "data"
-    call(make_demo_data, "--output", folder, "--train", 24, "--val", 12, "--test", 12, "--size", 32, "--workers", 1)
+def runs(tmp_path_factory):
+    """Demo scenes in data/, pre-trainings without and with validation, and an evaluation of the latter's end."""
+    folder = tmp_path_factory.mktemp("demo")
+    data, sizes = folder / "data", ("--train", 24, "--val", 12, "--test", 12, "--size", 32, "--workers", 1)
+    call(make_demo_data, "--output", data, *sizes)
+    pretrain(data, folder / "without")
+    settings = [f"data.val=[{data / 'retrieval_val.json'}]", "eval.batch_size=5", "train.best=val"]
+    pretrain(data, folder / "with", *settings, "data.num_workers=1")
+    evaluate(folder, "zeroshot", "eval.folds=6", "rerank.k=4")
     return folder
 
 
-def with_validation(data, *overrides) -> list[str]:
-    return [f"data.val=[{data / 'retrieval_val.json'}]", "eval.batch_size=5", *overrides]
+def evaluate(folder, name, *overrides):
+    call(
+        Retrieval,
+        *("--config", "configs/demo/Retrieval.yaml", "--output_dir", folder / name, "--evaluate", "--device", "cpu"),
+        *("--checkpoint", folder / "with/checkpoint_last.pth", "--override", "image_size=32", "data.num_workers=0"),
+        *(f"data.{split}=[{folder / f'data/retrieval_{split}.json'}]" for split in ("val", "test")),
+        *("text.vocab=configs/bert/vocab.txt", "text.max_tokens=25", "train.precision=fp32", *overrides),
+    )
 
 
 def val_lines(run) -> list[dict]:
@@ -175,43 +134,43 @@ def val_lines(run) -> list[dict]:
     return [line for line in lines if line["split"] == "val"]
 
 
-def same_training(one, other) -> bool:
-    ours, theirs = (load_checkpoint(run / "checkpoint_last.pth") for run in (one, other))
-    states = zip(ours["rng"], theirs["rng"], strict=True)
-    return (
-        all(torch.equal(value, theirs["model"][name]) for name, value in ours["model"].items())
-        and ours["progress"] == theirs["progress"]
-        and all(torch.equal(a["torch"], b["torch"]) and a["python"] == b["python"] for a, b in states)
-    )
+def test_pretraining_is_the_same_with_validation_and_without(runs):
+    ours, theirs = (load_checkpoint(runs / name / "checkpoint_last.pth") for name in ("with", "without"))
+    torch.testing.assert_close(ours["model"], theirs["model"], atol=0, rtol=0)
+    assert ours["progress"] == theirs["progress"]
+    for one, other in zip(ours["rng"], theirs["rng"], strict=True):
+        assert torch.equal(one["torch"], other["torch"]) and one["python"] == other["python"]
 
 
-def test_pretraining_is_the_same_with_validation_and_without_and_the_best_epoch_is_kept(data, tmp_path):
-    pretrain(data, tmp_path / "without")
-    pretrain(data, tmp_path / "with", *with_validation(data, "train.best=val", "data.num_workers=1"))
-    assert same_training(tmp_path / "without", tmp_path / "with")
-
-    lines = val_lines(tmp_path / "with")
+def test_the_best_epoch_on_images_of_validation_is_kept(runs):
+    lines = val_lines(runs / "with")
     assert [line["step"] for line in lines] == [4, 8] and lines[0]["images"] == 12
-    assert json.loads((tmp_path / "with/metrics.json").read_text())["val"][SCORE] == lines[1][SCORE]
-    best, last = (load_checkpoint(tmp_path / f"with/checkpoint_{name}.pth") for name in ("best", "last"))
+    assert json.loads((runs / "with/metrics.json").read_text())["val"][SCORE] == lines[1][SCORE]
+    best, last = (load_checkpoint(runs / f"with/checkpoint_{name}.pth") for name in ("best", "last"))
     scores = [line[SCORE] for line in lines]
     assert best["best"] == last["best"] == {SCORE: max(scores), "epoch": 1 + scores.index(max(scores))}
     assert best["progress"]["step"] == 4 * best["best"]["epoch"]
-    assert not (tmp_path / "without/checkpoint_best.pth").exists() and not val_lines(tmp_path / "without")
-
-    call(  # ITC's columns of Retrieval.py
-        Retrieval,
-        *("--config", "configs/demo/Retrieval.yaml", "--output_dir", tmp_path / "zeroshot", "--evaluate"),
-        *("--checkpoint", tmp_path / "with/checkpoint_last.pth", "--device", "cpu", "--override", "image_size=32"),
-        *(f"data.{split}=[{data / f'retrieval_{split}.json'}]" for split in ("val", "test")),
-        *("rerank.k=4", "data.num_workers=0", "text.vocab=configs/bert/vocab.txt", "text.max_tokens=25"),
-        *("eval.splits=[val]", "train.precision=fp32"),
-    )
-    numbers = json.loads((tmp_path / "zeroshot/metrics.json").read_text())["val"]
-    for key in (key for key in lines[1] if key.startswith(("itc", "chance"))):
-        assert lines[1][key] == pytest.approx(numbers[key]), key
+    assert not (runs / "without/checkpoint_best.pth").exists() and not val_lines(runs / "without")
 
 
-def test_the_best_epoch_needs_images_to_choose_it_on(data, tmp_path):
+def test_the_script_writes_validations_columns_those_of_re_ranking_rankings_and_the_mean_over_folds(runs):
+    numbers = json.loads((runs / "zeroshot/metrics.json").read_text())
+    assert list(numbers) == ["val", "test", "test_folds", "run"]
+    last = val_lines(runs / "with")[-1]
+    for key in (key for key in last if key.startswith(("itc", "chance"))):
+        assert last[key] == pytest.approx(numbers["val"][key]), key
+    columns = {f"{stage}_{key}" for stage in ("itc", "itm", "chance") for key in retrieval.chance_metrics([1])}
+    assert all(columns <= set(numbers[split]) for split in ("val", "test", "test_folds"))
+    assert numbers["test_folds"]["chance_ir_r1"] == pytest.approx(50)  # two images a fold
+    result = json.loads((runs / "zeroshot/retrieval_result.json").read_text())["test"]
+    assert len(result["text_retrieval"]) == numbers["test"]["images"] == 12
+    assert len(result["image_retrieval"]) == numbers["test"]["texts"]
+    first = result["image_retrieval"][0]
+    assert len(first["ranked"]) == len(first["scores"]) == 4 and first["scores"][0] >= first["scores"][1]
+
+
+def test_what_cannot_be_evaluated_is_one_line(runs):
+    with pytest.raises(utils.UserError, match="12 images cannot be cut into 5"):
+        evaluate(runs, "folds", "eval.folds=5")
     with pytest.raises(utils.UserError, match="train.best: val chooses the best epoch on data.val, which is empty"):
-        pretrain(data, tmp_path / "run", "train.best=val")
+        pretrain(runs / "data", runs / "best", "train.best=val")

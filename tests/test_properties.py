@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config import STAGES, load_config, parse_yaml, read_yaml, save_config
+from engine.config import STAGES, load_config, read_yaml, save_config
 from evaluation.cider import cider
 from evaluation.vqa import vqa_metrics, vqa_table
 from utils import UserError
@@ -64,40 +64,24 @@ def test_a_setting_of_any_value_is_taken_or_refused_in_one_line_that_names_its_k
     check()
 
 
-@SETTINGS
-@given(st.dictionaries(st.sampled_from(KEYS["retrieval"]) | texts, values, max_size=3) | values)
-def test_a_file_of_any_values_is_read_or_refused_in_one_line(tmp_path, content):
-    path = tmp_path / "drawn.yaml"
-    path.write_text(json.dumps(content))
-    try:
-        load_config(path, (), STAGES["retrieval"])
-    except UserError as error:
-        one_line(error)
+files = yaml_texts.map(str.encode) | st.binary(max_size=60) | values.map(json.dumps).map(str.encode)
+maps = st.dictionaries(st.sampled_from(KEYS["retrieval"]) | texts, values, max_size=3)
 
 
 @SETTINGS
-@given(yaml_texts | st.text(st.characters(exclude_categories=()), max_size=40))
-def test_any_text_is_yaml_or_one_line(tmp_path, text):
-    try:
-        value = parse_yaml(text, "drawn")
-        json.dumps(value)  # plain values, and no end of them
-    except UserError as error:
-        one_line(error, "drawn")
-
-
-@SETTINGS
-@given(st.binary(max_size=60), st.text(st.characters(exclude_categories=()), max_size=60))
-def test_any_bytes_and_any_override_are_a_map_or_one_line(tmp_path, content, text):
+@given(files | maps.map(json.dumps).map(str.encode), yaml_texts | texts)
+def test_any_file_and_any_override_are_a_configuration_or_one_line(tmp_path, content, override):
     path = tmp_path / "drawn.yaml"
     path.write_bytes(content)
-    try:
-        assert isinstance(read_yaml(path), dict)
-    except UserError as error:
-        one_line(error, "drawn.yaml")
-    try:
-        load_config(STAGES["vqa"].schema, [text], STAGES["vqa"])
-    except UserError as error:
-        one_line(error, "--override")
+    for read, named in (
+        (lambda: read_yaml(path), "drawn.yaml"),
+        (lambda: load_config(path, (), STAGES["retrieval"]).to_dict(), ""),
+        (lambda: load_config(STAGES["vqa"].schema, [override], STAGES["vqa"]).to_dict(), "--override"),
+    ):
+        try:
+            assert isinstance(read(), dict)
+        except UserError as error:
+            one_line(error, named)
 
 
 # ------------------------------------------------------------------------------------------------- answers
