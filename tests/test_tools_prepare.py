@@ -38,7 +38,7 @@ def test_coco_becomes_retrieval_captioning_and_pretraining_files(run, tmp_path):
     assert pairs[0]["image"] == "../coco/images/val2014/COCO_val2014_000000522418.jpg"
     assert "left out: 1 x blank caption; first: dataset_coco.json entry 3" in out
     lines = [line.split() for line in out.splitlines()]
-    assert ["images,", "train", "(with", "restval)", "3", "113,287"] in lines
+    assert ["images,", "train", "3", "113,287"] in lines
     assert "warning: images, val: 2, 4,998 fewer than the published 5,000\n" in out
 
 
@@ -234,7 +234,7 @@ def test_the_minival_is_lxmerts_list_else_karpathys_validation_images(run, vqa_s
 
 @pytest.mark.parametrize("layout", ["map", "mplug"])
 def test_object_labels_and_words_are_joined_by_image(run, vqa_source, tmp_path, layout):
-    objects = {"COCO_train2014_000000057870.jpg": ["kite", "sky"], "184613": [{"label": "bus"}], "x": 3}
+    objects = {"COCO_train2014_000000057870.jpg": ["kite", "sky"], "184613": ["bus"], "x": 3}
     words = {"images/train2014/COCO_train2014_000000057870.jpg": [[[0, 0, 9, 9], "STOP"], [[0, 9, 9, 9], "now"]]}
     if layout == "mplug":
         objects = [{"image": TRAIN[0], "object_label": "kite&&sky"}, {"image": "val2014/COCO_val2014_000000184613.jpg"}]

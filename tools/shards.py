@@ -34,7 +34,6 @@ from tools.prepare.image_hash import image_bytes
 from tools.prepare.parquet import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
-    FailedDownload,
     LeftOut,
     Sample,
     open_tables,
@@ -78,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def find_samples(args: argparse.Namespace) -> tuple[int, Iterator[Sample | LeftOut | FailedDownload]]:
+def find_samples(args: argparse.Namespace) -> tuple[int, Iterator[Sample | LeftOut | None]]:
     """(how many rows `--data` has, their samples): the rows of parquet files, else the images of anything else."""
     paths = [find_file(name, "--data") for name in args.data]
     others = [path for path in paths if path.suffix.lower() != ".parquet"]
@@ -135,7 +134,7 @@ class Packing:
     count: of the samples "written", "left out" and "failed" (downloads), and of the "rows" that were written.
     """
 
-    def __init__(self, samples: Iterable[Sample | LeftOut | FailedDownload], total: int, max_bad_share: float):
+    def __init__(self, samples: Iterable[Sample | LeftOut | None], total: int, max_bad_share: float):
         self.samples, self.total, self.max_bad_share = samples, total, max_bad_share
         self.count: Counter[str] = Counter()
         self.examples: list[str] = []
@@ -162,7 +161,7 @@ class Packing:
         for number, sample in enumerate(progress(self.samples, "packing images", "images", self.total), 1):
             if isinstance(sample, Sample):
                 yield sample
-            elif isinstance(sample, FailedDownload):
+            elif sample is None:
                 self.count["failed"] += 1
             else:
                 self.count["left out"] += 1

@@ -16,7 +16,6 @@ from dataset.files import json_elements, json_lines
 from utils import UserError, make_folder, one_line, own_folder, replacing, write_json
 
 SHOWN = 3  # places that are named of a kind of entry that is left out
-MALFORMED = "entry that is not as published"
 
 
 def find_official(source: Path, names: dict[str, str], optional: dict[str, str] | None = None) -> dict[str, Path]:
@@ -25,8 +24,6 @@ def find_official(source: Path, names: dict[str, str], optional: dict[str, str] 
     names, optional: {official name: where it is published}. Raises a UserError that lists the missing names; missing
     optional ones are left out.
     """
-    if not source.is_dir():
-        raise UserError(f"--source {source}: no such folder; it holds the official files under their official names")
     places = {name: [source / name, *sorted(source.glob(f"*/{name}"))] for name in {**names, **(optional or {})}}
     found = {name: path for name, paths in places.items() if (path := next(filter(Path.is_file, paths), None))}
     missing = [f"{name} ({address})" for name, address in names.items() if name not in found]
@@ -104,7 +101,8 @@ class Job:
             try:
                 converted = convert(element)
             except (ValueError, LookupError, TypeError, AttributeError) as error:
-                self.leave_out(MALFORMED, f"{where} {error if isinstance(error, ValueError) else repr(error)}")
+                text = error if isinstance(error, ValueError) else repr(error)
+                self.leave_out("entry that is not as published", f"{where} {text}")
             else:
                 yield where, converted
 

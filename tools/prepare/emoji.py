@@ -84,9 +84,7 @@ def members(package: Path, folder: str) -> Iterator[tuple[str, bytes]]:
 def read_captions(package: Path) -> dict[str, list[str]]:
     """{code points: captions} of all emoji and their skin tones: the name in a sentence, the name alone, and with
     keywords that it does not hold."""
-    content = next((content for _, content in members(package, NAMES[1])), None)
-    if content is None:
-        raise UserError(f"{package}: has no {NAMES[1]}; is it {NAMES[0]}?")
+    content = next(content for _, content in members(package, NAMES[1]))
     captions = {}
     for emoji in json.loads(content):
         for one in (emoji, *emoji.get("skins", ())):

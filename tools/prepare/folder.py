@@ -60,8 +60,6 @@ def amount(text: str) -> float:
 
 def prepare(job: Job) -> None:
     options = job.options
-    if not options.source.is_dir():
-        raise UserError(f"--source {options.source}: no such folder")
     in_file = options.captions not in (ALL_LINES, FIRST_LINE)
     if options.columns and not in_file:
         raise UserError(f"--columns {' '.join(options.columns)}: needs --captions FILE, whose columns they are")
@@ -155,8 +153,6 @@ def same_images(job: Job, captions: dict[str, list[str]]) -> list[list[str]]:
             f"{crowd:,} of {len(readable):,} images look alike, in groups of more than a tenth of all: of these only "
             "files with the same bytes are kept in one split, so that test images may look like training's"
         )
-    job.count("images with captions", len(readable))
-    job.count("captions", sum(len(captions[image]) for image in readable))
     job.count("images that show what another shows, kept in its split", len(readable) - len(groups))
     return list(groups.values())
 

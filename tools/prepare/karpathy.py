@@ -79,8 +79,7 @@ def read_entries(job: Job, path: Path) -> list[dict]:
         else:
             job.leave_out("image without a caption", where)
     for split in ("train", "val", "test"):
-        with_restval = " (with restval)" if split == "train" and job.name == "coco" else ""
-        job.count(f"images, {split}{with_restval}", images[split], PUBLISHED[job.name][split])
+        job.count(f"images, {split}", images[split], PUBLISHED[job.name][split])
     job.count("captions, train", captions["train"], PUBLISHED[job.name]["captions"])
     return entries
 

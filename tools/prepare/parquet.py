@@ -46,10 +46,6 @@ class Sample(NamedTuple):
 LeftOut = ImageError | EmptyCaption  # in the place of a sample that cannot be used: it names the place and the reason
 
 
-class FailedDownload:
-    """In the place of a sample whose image could not be downloaded when the data set was made: nothing is wrong now."""
-
-
 class Table(NamedTuple):
     """A parquet file with `rows` rows and the names of the columns that are read: of images, of captions, and
     img2dataset's status if there is one."""
@@ -89,8 +85,9 @@ def _column(path: Path, kinds: dict[str, str], what: str, holds: re.Pattern, nam
     )
 
 
-def read_tables(tables: Sequence[Table]) -> Iterator[Sample | LeftOut | FailedDownload]:
-    """A sample of every image, in order, or why a row is none: "FILE: row 3: ...", counted from 0 in each file.
+def read_tables(tables: Sequence[Table]) -> Iterator[Sample | LeftOut | None]:
+    """A sample of every image, in order, or why a row is none: "FILE: row 3: ...", counted from 0 in each file;
+    None of an image that could not be downloaded when the data set was made.
 
     Neighboring rows with the same image, as data sets with a row a caption have them, are one sample: else the captions
     of an image would be each other's negatives. Memory holds BATCH_ROWS rows and the page that they are in. Raises
@@ -110,7 +107,7 @@ def read_tables(tables: Sequence[Table]) -> Iterator[Sample | LeftOut | FailedDo
         yield held
 
 
-def _read_rows(tables: Sequence[Table]) -> Iterator[Sample | LeftOut | FailedDownload]:
+def _read_rows(tables: Sequence[Table]) -> Iterator[Sample | LeftOut | None]:
     """A sample of every row, or why it is none."""
     for table in tables:
         row = 0
@@ -118,7 +115,7 @@ def _read_rows(tables: Sequence[Table]) -> Iterator[Sample | LeftOut | FailedDow
             for batch in file.iter_batches(BATCH_ROWS, columns=table.columns):
                 for image, caption, *status in zip(*map(batch.column, table.columns), strict=True):
                     failed = status and status[0].as_py() != SUCCESS
-                    yield FailedDownload() if failed else _sample(f"{table.path}: row {row}", image, caption)
+                    yield None if failed else _sample(f"{table.path}: row {row}", image, caption)
                     row += 1
 
 

@@ -62,14 +62,13 @@ def prepare(job: Job) -> None:
             write_part(job, name, usable(job, read_questions(job, found[file], split, None), training=False), extras)
     write_minival_scores(job, validation, minival)
     write_answer_list(job, answers)
-    extras.report()
+    for key in extras.known:
+        job.count(f"questions with {key}", extras.used[key])
     if GENOME.keys() <= found.keys():
         images = visual_genome.read_images(job, found[visual_genome.IMAGES])
         visual_genome.write_questions(job, images, minival, found[visual_genome.QUESTIONS])
     else:
-        earlier = ", that of an earlier preparation may hold validation images"
-        there = earlier if (job.output / visual_genome.VG_QA).exists() else ""
-        job.warn(f"{' or '.join(GENOME)} is not in SOURCE: {visual_genome.VG_QA} is not written{there}")
+        job.warn(f"{' or '.join(GENOME)} is not in SOURCE: {visual_genome.VG_QA} is not written")
 
 
 def minival_images(job: Job, path: Path | None) -> set[int]:
@@ -155,17 +154,16 @@ def write_part(job: Job, part: str, entries: Iterator[dict], extras: "Extras") -
 # ------------------------------------------------------------------------------------------------ answers
 
 
-def soft_scores(answers: list[str]) -> dict[str, float]:
-    """{answer: the official accuracy that saying it would have}, of ten annotators: 0.3, 0.6, 0.9, then 1."""
-    return {answer: round(leave_one_out(count), 6) for answer, count in Counter(answers).items()}
-
-
 def write_minival_scores(job: Job, validation: list[dict], minival: set[int]) -> None:
-    """vqa/minival.json, {"question_id", "label": {answer: score}}, as LXMERT and mPLUG publish it."""
+    """vqa/minival.json, {"question_id", "label": {answer: score}}, as LXMERT and mPLUG publish it; a score is the
+    official accuracy that saying the answer would have: 0.3, 0.6, 0.9, then 1."""
     absent = minival - {coco_number(entry["image"]) for entry in validation}
     if absent:
         job.warn(f"{len(absent):,} images of the minival have no question in val2014; first: {min(absent)}")
-    scores = ({"question_id": entry["question_id"], "label": soft_scores(entry["answer"])} for entry in validation)
+    scores = []
+    for entry in validation:
+        label = {answer: round(leave_one_out(count), 6) for answer, count in Counter(entry["answer"]).items()}
+        scores.append({"question_id": entry["question_id"], "label": label})
     job.write("vqa/minival.json", scores)
 
 
@@ -188,25 +186,21 @@ class Extras:
     def __init__(self, job: Job):
         self.job, self.used = job, Counter()
         files = {"object_label": (job.options.objects, read_labels), "ocr": (job.options.ocr, read_words)}
-        self.known = {key: self._read(paths, key, convert) for key, (paths, convert) in files.items() if paths}
+        self.known = {key: dict(self._read(paths, key, convert)) for key, (paths, convert) in files.items() if paths}
 
-    def _read(self, paths: list[Path], key: str, convert) -> dict[int, Any]:
-        """{COCO id: what `convert` makes of the value}"""
-        result = {}
+    def _read(self, paths: list[Path], key: str, convert) -> Iterator[tuple[int, Any]]:
+        """(COCO id, what `convert` makes of the value) of maps of images, or of mPLUG's lists of entries."""
         for path in paths:
             content = read_json(path)
             try:
-                if isinstance(content, list):
-                    content = {entry["image"]: entry.get(key) for entry in content}
-                values = content.items()
+                values = content if isinstance(content, dict) else {entry["image"]: entry.get(key) for entry in content}
             except (KeyError, TypeError, AttributeError):
                 raise UserError(f"{path}: is neither a map of images nor a list of entries with 'image'") from None
-            for image, value in values:
+            for image, value in values.items():
                 try:
-                    result[int(image) if image.isdecimal() else coco_number(image)] = convert(value or [])
+                    yield int(image) if image.isdecimal() else coco_number(image), convert(value or [])
                 except (TypeError, ValueError, AttributeError) as error:
                     self.job.leave_out(f"{key} that cannot be read", f"{path.name}: {image} ({error})")
-        return result
 
     def added(self, entry: dict) -> dict:
         """The entry with what is known of its image."""
@@ -217,19 +211,11 @@ class Extras:
                 entry[key] = known[number]
         return entry
 
-    def report(self) -> None:
-        for key in self.known:
-            self.job.count(f"questions with {key}", self.used[key])
-            if not self.used[key]:
-                self.job.warn(f"no question's image is among those with {key}: are they named as COCO's files?")
 
-
-def read_labels(value) -> str:
-    """mPLUG's "dog&&frisbee" from itself, a list of names, or a detector's list of {"label"} or {"class"}."""
-    if isinstance(value, str):
-        return value
-    names = [item.get("label", item.get("class")) if isinstance(item, dict) else item for item in value]
-    return "&&".join(name.replace("&&", " ").strip() for name in names if name.strip())
+def read_labels(value: str | list[str]) -> str:
+    """mPLUG's "dog&&frisbee", from itself or a list of names."""
+    names = [value] if isinstance(value, str) else [name.replace("&&", " ").strip() for name in value]
+    return "&&".join(filter(None, names))
 
 
 def read_words(value) -> list:

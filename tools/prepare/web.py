@@ -61,9 +61,7 @@ def prepare(job: Job) -> None:
     found = Counter()
     allowed = held_out.spare(usable(job, photos, found))
     held_out.write_pairs((photo["image"], photo["caption"]) for photo in allowed)
-    missing = max(len(rows) - found["images"], 0)
-    job.count("listed pairs without an image", missing)
-    job.note(f"without an image: {100 * missing / max(len(rows), 1):.1f}% of the list")
+    job.count("listed pairs without an image", max(len(rows) - found["images"], 0))
 
 
 # ------------------------------------------------------------------------------------------------ the list
@@ -85,21 +83,19 @@ def cc3m_rows(job: Job) -> Iterator[tuple[str, str]]:
 
 def sbu_rows(job: Job) -> Iterator[tuple[str, str]]:
     """(caption, address) of every pair of one of the two published layouts."""
-    found = find_official(job.source, {}, dict.fromkeys((SBU_NAME, *SBU_LINES), SBU_URL))
-    if SBU_NAME in found:
-        path, content = found[SBU_NAME], read_json(found[SBU_NAME])
-        try:
+    found = find_official(job.source, {}, dict.fromkeys(SBU_LINES, SBU_URL))
+    try:
+        if len(found) == len(SBU_LINES):
+            path, (addresses, captions) = found[SBU_LINES[0]], (read_lines(found[name]) for name in SBU_LINES)
+        else:
+            or_lines = f"{SBU_URL}sbu-captions-all.tar.gz; or {' and '.join(SBU_LINES)}"
+            path = find_official(job.source, {SBU_NAME: or_lines})[SBU_NAME]
+            content = read_json(path)
             captions, addresses = (needed(content, key, list) for key in ("captions", "image_urls"))
-        except ValueError as error:
-            raise UserError(f"{path}: {error}; is it the official file?") from None
-    elif found.keys() >= set(SBU_LINES):
-        path = found[SBU_LINES[0]]
-        addresses, captions = (read_lines(found[name]) for name in SBU_LINES)
-    else:
-        find_official(job.source, {SBU_NAME: f"{SBU_URL}sbu-captions-all.tar.gz; or {' and '.join(SBU_LINES)}"})
-    if len(captions) != len(addresses):
-        raise UserError(f"{path}: {len(addresses)} addresses and {len(captions)} captions do not match")
-    for number, row in enumerate(zip(captions, addresses, strict=True)):
+        rows = list(zip(captions, addresses, strict=True))
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; is it the official file?") from None
+    for number, row in enumerate(rows):
         if all(isinstance(text, str) for text in row):
             yield row
         else:
@@ -118,10 +114,8 @@ def write_addresses(job: Job, rows: list[tuple[str, str]]) -> None:
     cell that may hold line ends, and stops."""
     encoded = ([text.encode(errors="replace") for text in column] for column in zip(*rows, strict=True))
     captions, addresses = (pyarrow.array(column).cast(pyarrow.string()) for column in encoded)
-    path = job.output / job.name / "addresses.parquet"
-    with job.replacing(path) as temporary:
+    with job.replacing(job.output / job.name / "addresses.parquet") as temporary:
         pyarrow.parquet.write_table(pyarrow.table({"url": addresses, "caption": captions}), temporary)
-    job.files[path] = len(rows)
 
 
 # ------------------------------------------------------------------------------------------------ photos
@@ -200,9 +194,7 @@ def unpack(job: Job, path: Path, file: BinaryIO, folder: Path) -> None:
     """The plain files at the top of a tar file without compression, which cannot hold more than its own size."""
     try:
         for name, start, size in shard_members(file):
-            if os.path.basename(name) != name:
-                job.leave_out("file of a tar shard that is not at its top", f"{path.name}: {name}")
-            elif name.endswith((*IMAGE_ENDINGS, ".json")):
+            if os.path.basename(name) == name and name.endswith((*IMAGE_ENDINGS, ".json")):
                 file.seek(start)
                 (folder / name).write_bytes(file.read(size))
     except (EOFError, ValueError) as error:
