@@ -1,6 +1,5 @@
 """tools.prepare on small files in the official layouts: Visual Genome, CC3M, SBU; and images that must not leak."""
 
-import io
 import json
 import os
 import pickle
@@ -21,9 +20,8 @@ source, run, read = official.source, official.run, official.read
 
 
 def counts(tmp_path, name):
-    """{what: number} as the record of the last run has it, which is what was printed."""
-    report = read(tmp_path / f"data/prepared/{name}.json")
-    return {count["what"].strip(): count["files"] for count in report["counts"]}
+    """{what: number} as the record of the last run has it."""
+    return {count["what"].strip(): count["files"] for count in read(tmp_path / f"data/prepared/{name}.json")["counts"]}
 
 
 # ------------------------------------------------------------------------------------------------ Visual Genome
@@ -50,7 +48,6 @@ def test_visual_genomes_filters_are_albefs_and_each_is_counted(run, source, tmp_
     assert found["images that are also COCO's"] == 4 and found["region descriptions"] == 36
     filters = {what.removeprefix("filter: "): number for what, number in found.items() if what.startswith("filter")}
     assert list(filters.values()) == [24, 2, 2, 2]
-    assert ["filter:", "fewer", "than", "3", "words", "2"] in [line.split() for line in out.splitlines()]
     assert "VG_100K_2/5.jpg = RefCOCO+ evaluation" in out and "VG_100K/4.jpg = flickr30k test" in out
     assert "left out: 4 x image of a validation or test set (by id)" in out
     assert "left out: 2 x region without a word; first: region_descriptions.json entry 0 region 5" in out
@@ -142,7 +139,7 @@ def test_without_images_no_list_names_any_and_the_addresses_can_be_downloaded(ru
     rows = [f"{caption}\thttp://x.org/{i}.jpg" for i, caption in enumerate(captions)]
     (source / "Train_GCC-training.tsv").write_text("\n".join([*rows, "a line without an address"]) + "\n")
     for options in ([], ["--require_images"]):
-        refused(lambda options=options: run("cc3m", *options), "cc3m/images: holds no image", "--addresses")
+        refused(lambda options=options: run("cc3m", *options), "cc3m/images: holds no shard", "--addresses")
     assert not (tmp_path / "data/pretrain/cc3m.json").exists()
     out = run("cc3m", "--addresses")
     table = pyarrow.parquet.read_table(tmp_path / "data/cc3m/addresses.parquet").to_pydict()
@@ -160,13 +157,8 @@ def test_a_shard_cannot_unpack_to_more_than_its_own_size_and_what_never_ends_is_
         member = tarfile.TarInfo("0.jpg")
         member.size = 100_000_000
         tar.addfile(member, open("/dev/zero", "rb"))
-    sparse = tarfile.TarInfo("1.jpg")
-    sparse.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(10**10)}
-    sparse.size = 512
-    with tarfile.open(folder / "00003.tar", "w", format=tarfile.PAX_FORMAT) as tar:
-        tar.addfile(sparse, io.BytesIO(b"1\n0\n1\n".ljust(512, b"\0")))
     out = run("cc3m")
-    assert sum(path.stat().st_size for name in ("00002", "00003") for path in (folder / name).iterdir()) == 0
+    assert not list((folder / "00002").iterdir())
     assert "rest of a damaged tar shard; first: 00002.tar (" in out and "00000/000000001.json (" in out
     os.mkfifo(folder / "00004.tar")
     refused(lambda: run("cc3m"), "00004.tar: cannot be read (not a regular file)")
@@ -195,18 +187,17 @@ def test_sbu_in_both_published_layouts(run, source, tmp_path, layout):
         folder.mkdir()
         (folder / "SBU_captioned_photo_dataset_urls.txt").write_text("\n".join(urls) + "\n")
         (folder / "SBU_captioned_photo_dataset_captions.txt").write_text("\r\n".join(captions) + "\n")
-    for number, name in enumerate(("4385058960_b0f291553e.jpg", "1007129816_deadbeef.jpg")):
-        official.save(tmp_path / "data/sbu/images" / name, number)
     run("sbu", "--addresses")
     table = pyarrow.parquet.read_table(tmp_path / "data/sbu/addresses.parquet").to_pydict()
     assert table == {"url": list(urls), "caption": list(captions)}
-    out = run("sbu")
-    expected = [{"image": "../sbu/images/4385058960_b0f291553e.jpg", "caption": SBU[0][0]}]
+    samples = {}
+    for place in (0, 2):
+        samples |= official.img2dataset_sample(f"{place:09d}", captions[place], urls[place], official.jpeg(place))
+    official.img2dataset_shard(tmp_path / "data/sbu/images", 0, samples, tar=False)
+    assert "00000/000000002.jpg = flickr30k test" in run("sbu")
+    expected = [{"image": "../sbu/images/00000/000000000.jpg", "caption": SBU[0][0]}]
     assert read(tmp_path / "data/pretrain/sbu.json") == expected
-    assert (
-        counts(tmp_path, "sbu")["listed pairs without an image"] == 1
-        and "1007129816_deadbeef.jpg = flickr30k test" in out
-    )
+    assert counts(tmp_path, "sbu")["listed pairs without an image"] == 1
 
 
 # ------------------------------------------------------------------------------------------------ leaks by content
@@ -288,11 +279,11 @@ def marked(path, image: Image.Image, quality: int = 95):
 def test_copies_are_recognized_after_resizing_and_compression_and_others_are_not(tmp_path, picture):
     path = tmp_path / "image.jpg"
     known = KnownImages({str(number): marked(path, picture(number)) for number in range(40)})
-    others = [(str(number), marked(path, picture(number))) for number in range(100, 200)]
-    assert [found for _, found in known.find(others)] == [None] * 100
+    assert not any(known.find(marked(path, picture(number))) for number in range(100, 200))
     for change in CHANGES.values():
-        changed = [(str(number), marked(path, change(picture(number)), 60)) for number in range(40)]
-        assert all(found == (name, "a look-alike") for name, found in known.find(changed))
+        for number in range(40):
+            found = known.find(marked(path, change(picture(number)), 60))
+            assert found == (str(number), "a look-alike")
 
 
 def test_look_alikes_are_one_group_unless_they_are_too_many(tmp_path):
@@ -308,6 +299,5 @@ def test_look_alikes_are_one_group_unless_they_are_too_many(tmp_path):
 
 def test_even_images_are_compared_by_their_bytes_alone(tmp_path):
     marks = [marked(tmp_path / "x.png", Image.new("RGB", (side, side), "white")) for side in (64, 64, 65)]
-    found = KnownImages({"white": marks[0]}).find([("copy", marks[1]), ("other", marks[2])])
-    assert list(found) == [("copy", ("white", "a copy")), ("other", None)]
+    assert list(map(KnownImages({"white": marks[0]}).find, marks[1:])) == [("white", "a copy"), None]
     assert group_images(marks, 3)[0].tolist() in ([0, 0, 1], [1, 1, 0])

@@ -27,7 +27,6 @@ from dataset.loader import MIN_BAD
 from dataset.text import Tokenizer
 from dataset.transforms import ImageError
 from engine import config
-from tools.prepare.common import progress
 from tools.prepare.image_hash import COPY, LOOK_ALIKE, NO_FILE, KnownImages, fingerprints
 from utils import Config, UserError, one_line, run_main
 
@@ -151,8 +150,7 @@ def check_images(datasets: dict, spared: dict, cfg: Config, workers: int) -> Ite
     own = {split: dataset for split, dataset in datasets.items() if split != "train"}
     held_out = {split: image_paths(dataset) for split, dataset in {**own, **spared}.items()}
     every = list(dict.fromkeys(chain.from_iterable(held_out.values())))
-    found = progress(fingerprints(every, workers), "opening validation and test images", "images", len(every))
-    marks = dict(found)
+    marks = dict(fingerprints(every, workers, "opening validation and test images"))
     bad = {path: mark.reason for path, mark in marks.items() if isinstance(mark, ImageError)}
     for split, paths in held_out.items():
         report_bad(split, paths, bad)
@@ -169,11 +167,10 @@ def check_training_images(
 ) -> Iterator[tuple[str, str]]:
     """held_out: {split: images of evaluation}; known: what they show. -> faults as of `check`"""
     paths, bad, copies = list(dataset.paths), {}, {}
-    marks = progress(fingerprints(paths, workers), "opening training images", "images", len(paths))
-    for path, found in known.find(marks):
-        if isinstance(found, ImageError):
-            bad[path] = found.reason
-        elif found:
+    for path, mark in fingerprints(paths, workers, "opening training images"):
+        if isinstance(mark, ImageError):
+            bad[path] = mark.reason
+        elif found := known.find(mark):
             copy, how = found
             copies.setdefault(copy, (path, SAME_PATH if path == copy else how))
     report_bad("train", paths, bad)

@@ -23,7 +23,7 @@ from dataset.files import IMAGE_ENDINGS, captions_beside, folder_images
 from dataset.official import tidy
 from dataset.text import clean_caption
 from dataset.transforms import ImageError
-from tools.prepare.common import Job, progress
+from tools.prepare.common import Job
 from tools.prepare.image_hash import NO_FILE, fingerprints, group_images
 from utils import HALF_SURROGATE, UserError, find_file, shown
 
@@ -135,8 +135,7 @@ def usable_captions(job: Job, found: Iterable[tuple[str, list[str]]]) -> dict[st
 def same_images(job: Job, captions: dict[str, list[str]]) -> list[list[str]]:
     """The images that can be read, in order, those that show the same in one group."""
     readable = {}
-    marks = fingerprints(list(captions), job.options.workers)
-    for path, mark in progress(marks, "comparing images", "images", len(captions)):
+    for path, mark in fingerprints(list(captions), job.options.workers, "comparing images"):
         if isinstance(mark, ImageError):
             how = "is missing" if mark.reason == NO_FILE else "cannot be read"
             job.leave_out(f"image that {how}", str(mark))

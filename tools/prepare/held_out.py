@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dataset.files import read_json
 from dataset.transforms import ImageError
-from tools.prepare.common import Job, progress
+from tools.prepare.common import Job
 from tools.prepare.image_hash import KnownImages, fingerprints
 from utils import UserError, open_file
 
@@ -46,8 +46,7 @@ class HeldOut:
     read, and `spare` finds their copies.
     """
 
-    def __init__(self, job: Job, *wanted: str):
-        """wanted: preparations whose absence is a warning."""
+    def __init__(self, job: Job):
         self.job = job
         self.coco: dict[int, str] = {}
         self.flickr: dict[int, str] = {}
@@ -59,15 +58,14 @@ class HeldOut:
                     split = f"{content['name']} {image['split']}"
                     files[str(Path(content["folder"], image["image"]))] = split
                     self.coco[image.get("coco_id")] = self.flickr[image.get("flickr_id")] = split
-            elif name in wanted:
+            elif name != job.name:
                 job.warn(f"{name}'s test images are not known here: run tools.prepare {name} with this --output first")
         self.coco.pop(None, None)
         self.flickr.pop(None, None)
         self.known = self._read_images(files) if job.options.check_leaks else KnownImages({})
 
     def _read_images(self, files: dict[str, str]) -> KnownImages:
-        marks = fingerprints(list(files), self.job.options.workers)
-        found = dict(progress(marks, "reading the held-out images", "images", len(files)))
+        found = dict(fingerprints(list(files), self.job.options.workers, "reading the held-out images"))
         usable = {f"{files[p]} {Path(p).name}": m for p, m in found.items() if not isinstance(m, ImageError)}
         self.job.count("held-out images compared by content", len(usable))
         if missing := len(files) - len(usable):
@@ -104,12 +102,11 @@ class HeldOut:
     def _copies(self, images: set[str]) -> dict[str, str]:
         """{image: the held-out one that it shows}"""
         paths = {str(self.job.images / image): image for image in sorted(images) if self.job.exists(image)}
-        marks = fingerprints(list(paths), self.job.options.workers)
         copies = {}
-        for path, found in self.known.find(progress(marks, "comparing with held-out images", "images", len(paths))):
-            if isinstance(found, ImageError):
-                self.job.leave_out("comparison of an image that is unreadable", str(found))
-            elif found:
+        for path, mark in fingerprints(list(paths), self.job.options.workers, "comparing with held-out images"):
+            if isinstance(mark, ImageError):
+                self.job.leave_out("comparison of an image that is unreadable", str(mark))
+            elif found := self.known.find(mark):
                 copies[paths[path]] = f"{found[1]} of {found[0]}"
         return copies
 

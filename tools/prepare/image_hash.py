@@ -8,9 +8,8 @@ overlapping parts of a photo at least 0.13.
 """
 
 import hashlib
-import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ from scipy.spatial import KDTree
 
 from dataset.shards import read_member
 from dataset.transforms import ImageError, opened, to_rgb
+from tools.prepare.common import progress
 from utils import in_processes
 
 SIDE, LOW = 32, 8  # pixels of the small image, frequencies that are kept of each axis
@@ -30,7 +30,6 @@ RADIUS = 0.05  # how far copies may be apart
 MIN_CONTRAST = 4  # gray levels (standard deviation): a nearly even image looks like every other
 NEIGHBORS = 8  # look-alikes of an image that are looked at
 SAMPLE = 100  # images whose look-alikes are counted among all
-BLOCK = 10_000  # images compared at a time
 NO_FILE = "no such file"
 COPY, LOOK_ALIKE = "a copy", "a look-alike"  # the same bytes; the same image in other bytes
 
@@ -40,9 +39,6 @@ class Fingerprint(NamedTuple):
 
     sha256: str
     look: np.ndarray | None
-
-
-Found = tuple[str, Fingerprint | ImageError]  # an image's path, and its fingerprint or why it has none
 
 
 def fingerprint(path: str | Path) -> Fingerprint:
@@ -65,12 +61,12 @@ def image_bytes(path: str | Path) -> bytes:
         raise ImageError(path, str(error)) from None
 
 
-def fingerprints(paths: Sequence[str], workers: int) -> Iterator[Found]:
-    """Those of images in the paths' order, computed by `workers` processes."""
-    return in_processes(_try_fingerprint, paths, workers)
+def fingerprints(paths: Sequence[str], workers: int, label: str) -> Iterator[tuple[str, Fingerprint | ImageError]]:
+    """(path, its fingerprint or why it has none) in the paths' order, computed by `workers` processes."""
+    return progress(in_processes(_try_fingerprint, paths, workers), label, "images", len(paths))
 
 
-def _try_fingerprint(path: str) -> Found:
+def _try_fingerprint(path: str) -> tuple[str, Fingerprint | ImageError]:
     try:
         return path, fingerprint(path)
     except ImageError as error:
@@ -88,26 +84,14 @@ class KnownImages:
     def __len__(self) -> int:
         return len(self.by_bytes)
 
-    def find(self, images: Iterable[Found]) -> Iterator[tuple[str, ImageError | tuple[str, str] | None]]:
-        """(path, (name, COPY or LOOK_ALIKE) of the known image that shows the same, else None) of images; an image
-        that has no fingerprint keeps its error."""
-        images = iter(images)
-        while block := list(itertools.islice(images, BLOCK)):
-            alike = dict(self._look_alikes([mark for _, mark in block]))
-            for place, (path, mark) in enumerate(block):
-                if isinstance(mark, ImageError):
-                    yield path, mark
-                elif mark.sha256 in self.by_bytes:
-                    yield path, (self.by_bytes[mark.sha256], COPY)
-                else:
-                    yield path, (self._names[alike[place]], LOOK_ALIKE) if place in alike else None
-
-    def _look_alikes(self, marks: list) -> Iterator[tuple[int, int]]:
-        """(place in `marks`, place of the nearest known image) of those that are near enough."""
-        places = [place for place, mark in enumerate(marks) if getattr(mark, "look", None) is not None]
-        if places and self._looks:
-            _, nearest = self._looks.query([marks[place].look for place in places], distance_upper_bound=RADIUS)
-            yield from ((at, near) for at, near in zip(places, nearest, strict=True) if near < self._looks.n)
+    def find(self, mark: Fingerprint) -> tuple[str, str] | None:
+        """(name, COPY or LOOK_ALIKE) of the known image that shows the same."""
+        if mark.sha256 in self.by_bytes:
+            return self.by_bytes[mark.sha256], COPY
+        if mark.look is None or self._looks is None:
+            return None
+        _, nearest = self._looks.query(mark.look, distance_upper_bound=RADIUS)
+        return (self._names[nearest], LOOK_ALIKE) if nearest < self._looks.n else None
 
 
 def group_images(marks: Sequence[Fingerprint], most: int) -> tuple[np.ndarray, int]:

@@ -52,7 +52,7 @@ def prepare(job: Job) -> None:
     if is_coco:
         # Karpathy's layout under its own name, where configs/Caption_coco.yaml looks for it
         job.write("coco/dataset_coco.json", ({"dataset": "coco", **entry} for entry in entries))
-        held_out = HeldOut(job, "flickr30k")
+        held_out = HeldOut(job)
         train = (entry for entry in entries if entry["split"] in KARPATHY_TRAIN)
         allowed = held_out.spare({**photo_of(job, entry, photos), "entry": entry} for entry in train)
         pairs = (pair for photo in allowed for pair in karpathy_pairs(photo["entry"], job.name))
@@ -133,7 +133,7 @@ def write_retrieval(job: Job, entries: list[dict]) -> None:
 def from_coco_captions(job: Job, files: dict[str, Path]) -> None:
     """Pre-training from captions_*.json alone. Karpathy's val and test are in val2014, so that it and the files of
     2017 need OUTPUT/prepared/held_out_coco.json; train2014 has none of them."""
-    held_out = HeldOut(job, "flickr30k")
+    held_out = HeldOut(job)
     if not held_out.coco and files.keys() != {"train2014"}:
         job.warn("without Karpathy's dataset_coco.json its test images are not known: only train2014 is used")
         files = {split: path for split, path in files.items() if split == "train2014"}

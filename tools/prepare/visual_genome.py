@@ -7,7 +7,6 @@ is an option, and the smallest region is the one at which --captions sentences a
 """
 
 import argparse
-from array import array
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,7 +44,7 @@ def prepare(job: Job) -> None:
 
 def held_out_images(job: Job, refs: Path | None) -> HeldOut:
     """COCO's, Flickr30K's and RefCOCO+'s evaluation images: the first of ALBEF's filters."""
-    held_out = HeldOut(job, "coco", "flickr30k")
+    held_out = HeldOut(job)
     if not held_out.coco:
         raise UserError(
             f"COCO's test images are not known: run tools.prepare coco with --output {job.output} first "
@@ -97,17 +96,14 @@ def write_regions(job: Job, images: dict[int, dict], held_out: HeldOut, path: Pa
     """pretrain/vg.json: the sentences of `images` that pass the filters."""
     options, counts = job.options, Counter()
     kept: list[tuple[int, str, float]] = []
-    shares = array("f")
     for where, (number, regions) in elements(job, path, "regions", genome_region):
         counts["listed"] += len(regions)
         if number not in images:
             counts["left out"] += len(regions)
             continue
         for phrase, area in sentences(job, regions, where, counts):
-            share = min(area / images[number]["pixels"], 1.0)
-            kept.append((number, phrase, share))
-            shares.append(share)
-    smallest = 0.0 if options.all_regions else smallest_region(shares, options.captions)
+            kept.append((number, phrase, min(area / images[number]["pixels"], 1.0)))
+    smallest = 0.0 if options.all_regions else smallest_region([share for *_, share in kept], options.captions)
     large = ((images[number]["image"], phrase) for number, phrase, share in kept if share >= smallest)
     written = held_out.write_pairs(large, None if options.all_regions else ALBEF_CAPTIONS)
     job.count("region descriptions", counts["listed"], 5_400_000, rounded=100_000)
@@ -143,12 +139,12 @@ def genome_region(region: dict) -> tuple[str, float]:
     return tidy(needed(region, "phrase", str)), area
 
 
-def smallest_region(shares: array, captions: int) -> float:
+def smallest_region(shares: list[float], captions: int) -> float:
     """The share of the image at which `captions` of the sentences are left; 0 if there are no more than that."""
     if not 0 < captions < len(shares):
         return 0.0
     place = len(shares) - captions
-    return float(np.partition(np.frombuffer(shares, dtype=np.float32), place)[place])
+    return float(np.partition(np.array(shares, dtype=np.float32), place)[place])
 
 
 # ------------------------------------------------------------------------------------------------ questions

@@ -4,8 +4,7 @@
     img2dataset --url_list data/cc3m/addresses.parquet --input_format parquet ... --output_folder data/cc3m/images
     python -m tools.prepare cc3m --source downloads/cc3m --output data --check_leaks
 
-The images are as img2dataset leaves them (github.com/rom1504/img2dataset), folders or tar shards of key.jpg +
-key.json, or named by the last part of the address, as torchvision's SBU stores them.
+The images are as img2dataset (github.com/rom1504/img2dataset) leaves them: folders or tar shards of key.jpg + key.json.
 """
 
 import argparse
@@ -48,18 +47,14 @@ def prepare(job: Job) -> None:
     if job.options.addresses:
         write_addresses(job, rows)
         return
-    if shard_names(job.images):
-        photos = img2dataset_photos(job)
-    elif job.images.is_dir() and any(path.is_file() for path in job.images.iterdir()):
-        photos = named_photos(job, rows)
-    else:
+    if not shard_names(job.images):
         raise UserError(
-            f"{job.images}: holds no image; the same command with --addresses writes the list for img2dataset, "
-            "which downloads them (docs/reproduce.md)"
+            f"{job.images}: holds no shard of img2dataset; the same command with --addresses writes the list for it, "
+            "which downloads the images (docs/reproduce.md)"
         )
-    held_out = HeldOut(job, "coco", "flickr30k")
+    held_out = HeldOut(job)
     found = Counter()
-    allowed = held_out.spare(usable(job, photos, found))
+    allowed = held_out.spare(usable(job, img2dataset_photos(job), found))
     held_out.write_pairs((photo["image"], photo["caption"]) for photo in allowed)
     job.count("listed pairs without an image", max(len(rows) - found["images"], 0))
 
@@ -136,14 +131,6 @@ def usable(job: Job, photos: Iterator[dict], found: Counter) -> Iterator[dict]:
         else:
             yield {**photo, "caption": caption, "flickr_id": flickr_photo(photo["url"])}
         seen.add(mark)
-
-
-def named_photos(job: Job, rows: list[tuple[str, str]]) -> Iterator[dict]:
-    """Images that are named by the last part of their address."""
-    for caption, address in rows:
-        name = address.rpartition("/")[2].partition("?")[0]
-        if name and job.exists(name):
-            yield {"image": name, "caption": caption, "url": address}
 
 
 def img2dataset_photos(job: Job) -> Iterator[dict]:
