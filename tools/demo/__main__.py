@@ -16,12 +16,12 @@ from functools import partial
 from pathlib import Path
 
 from dataset.files import read_json
+from models.weights import check_value
 from tools.demo import scenes
 from tools.prepare.common import progress, whole_folder
-from utils import UserError, in_processes, run_main, write_json
+from utils import in_processes, run_main, write_json
 
 META = "meta.json"
-SMALLEST = {"train": 1, "val": 1, "test": 1, "size": 32, "workers": 1, "questions_per_scene": 1}
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -37,9 +37,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--questions_per_scene", type=int, default=4, help="questions asked about an image")
     add("--workers", type=int, default=os.cpu_count(), help="processes; the result is the same")
     args = parser.parse_args(argv)
-    for name, least in SMALLEST.items():
-        if getattr(args, name) < least:
-            raise UserError(f"--{name} {getattr(args, name)}: must be at least {least}")
+    for name in ("train", "val", "test", "size", "questions_per_scene"):
+        check_value(f"--{name}", getattr(args, name), int, low=32 if name == "size" else 1)
     return args
 
 

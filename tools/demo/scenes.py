@@ -17,7 +17,6 @@ import hashlib
 import itertools
 import math
 import random
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -197,7 +196,7 @@ def _chains(scene: Scene) -> list[tuple[SceneObject, SceneObject, SceneObject]]:
 
 
 class Writer:
-    """Words for a scene. Each of the last methods is a caption, worded anew with other draws whenever it is called."""
+    """Words for a scene, other ones at every call: each method draws anew."""
 
     def __init__(self, scene: Scene, rng: random.Random):
         self.objects, self.rng = scene.objects, rng
@@ -221,44 +220,34 @@ class Writer:
         *names, last = map(self.name, sorted(self.objects, key=lambda o: (bool(o.word), places.index(o.place))))
         return f"{', '.join(names)} and {last}" if names else last
 
-    def pair(self) -> list[SceneObject]:
-        """Two random objects; a sign comes second."""
-        return sorted(self.rng.sample(self.objects, 2), key=lambda o: bool(o.word))
+    def of_two(self, words: Callable[[SceneObject, SceneObject], str]) -> str:
+        """`words` of two random objects, a sign second, and the end of the caption."""
+        a, b = sorted(self.rng.sample(self.objects, 2), key=lambda o: bool(o.word))
+        return f"{words(a, b)}{self.rest(a, b)}"
+
+    def wordings(self) -> list[Callable[[], str]]:
+        """The captions that any scene with as many objects can have, beside `listing`."""
+        name, everything, ground = self.name, self.all, self.ground
+        if len(self.objects) == 1:
+            at = _at(self.objects[0])
+            return [
+                lambda: f"on {ground} {everything()}",
+                lambda: f"{everything()} {at}",
+                lambda: f"{at} there is {everything()}",
+                lambda: f"{everything()} on {ground}",
+            ]
+        return [
+            partial(self.of_two, lambda a, b: f"{name(a)} {_to(a, b)} {name(b)}"),
+            partial(self.of_two, lambda a, b: f"{name(a, 'the')} is {_to(a, b)} {name(b, 'the')}"),
+            partial(self.of_two, lambda a, b: f"{name(a)} {_at(a)} and {name(b)} {_at(b)}"),
+            lambda: f"on {ground} {everything()}",
+            partial(self.of_two, lambda a, b: f"{_to(b, a)} {name(a, 'the')} there is {name(b)}"),
+        ]
 
     def listing(self) -> str:
         count = len(self.objects)
         starts = ["a picture of", "we see", "this picture shows"] + [f"{NUMBERS[count]} objects:"] * (count > 1)
         return f"{self.rng.choice(starts)} {self.all()}"
-
-    def ground_first(self) -> str:
-        return f"on {self.ground} {self.all()}"
-
-    def ground_last(self) -> str:
-        return f"{self.all()} on {self.ground}"
-
-    def place(self) -> str:
-        """Of a scene with one object, as `place_first`."""
-        return f"{self.all()} {_at(self.objects[0])}"
-
-    def place_first(self) -> str:
-        return f"{_at(self.objects[0])} there is {self.all()}"
-
-    def places(self) -> str:
-        a, b = self.pair()
-        return f"{self.name(a)} {_at(a)} and {self.name(b)} {_at(b)}{self.rest(a, b)}"
-
-    def phrase(self) -> str:
-        a, b = self.pair()
-        return f"{self.name(a)} {_to(a, b)} {self.name(b)}{self.rest(a, b)}"
-
-    def sentence(self) -> str:
-        a, b = self.pair()
-        return f"{self.name(a, 'the')} is {_to(a, b)} {self.name(b, 'the')}{self.rest(a, b)}"
-
-    def inverse(self) -> str:
-        """ "above the blue star there is a red circle" """
-        a, b = self.pair()
-        return f"{_to(b, a)} {self.name(a, 'the')} there is {self.name(b)}{self.rest(a, b)}"
 
     def chain(self, chains: list) -> str:
         a, b, c = self.rng.choice(chains)
@@ -283,10 +272,7 @@ def captions(scene: Scene) -> list[str]:
     """
     rng = scene.rng("captions")
     write = Writer(scene, rng)
-    if len(scene.objects) == 1:
-        wordings = [write.ground_first, write.place, write.place_first, write.ground_last]
-    else:
-        wordings = [write.phrase, write.sentence, write.places, write.ground_first, write.inverse]
+    wordings = write.wordings()
     if chains := _chains(scene):
         wordings.append(partial(write.chain, chains))
     wordings += [partial(write.sign, o) for o in scene.objects if o.word]
@@ -307,7 +293,7 @@ def _short_enough(wording: Callable[[], str]) -> str:
 
 def named_objects(scene: Scene, caption: str) -> list[bool]:
     """Whether the caption names each object: by color and shape, which no two objects of a scene share."""
-    return [re.search(rf"\b{o.label}\b", caption) is not None for o in scene.objects]
+    return [o.label in caption for o in scene.objects]
 
 
 # ---------------------------------------------------------------- questions
@@ -321,8 +307,7 @@ def questions(scene: Scene, count: int) -> list[dict]:
     rng = scene.rng("questions")
     kinds = [kind for kind in QUESTIONS if kind != "text"]
     rng.shuffle(kinds)
-    if any(o.word for o in scene.objects):
-        kinds.insert(0, "text")
+    kinds = ["text"] * any(o.word for o in scene.objects) + kinds
     found: dict[str, dict] = {}
     for kind in itertools.islice(itertools.cycle(kinds), 4 * count + len(kinds)):
         if len(found) == count:
@@ -425,10 +410,6 @@ def _ask_where(scene: Scene, rng: random.Random) -> tuple[str, str]:
     return f"Where is the {o.label}?", o.place
 
 
-def _ask_background(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    return "What color is the background?", scene.background
-
-
 def _ask_text(scene: Scene, rng: random.Random) -> tuple[str, str]:
     sign = next(o for o in scene.objects if o.word)
     return f"What does the {rng.choice((sign.label, 'sign'))} say?", sign.word
@@ -440,7 +421,7 @@ QUESTIONS = {
     "how many": _ask_count,
     "yes or no": _ask_yes_no,
     "where": _ask_where,
-    "background": _ask_background,
+    "background": lambda scene, rng: ("What color is the background?", scene.background),
     "text": _ask_text,
 }
 
