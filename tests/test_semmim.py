@@ -1,6 +1,5 @@
 """The Python interface: semmim.SemMIM against the stages' own evaluation, its folders, and the hub."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -342,54 +341,23 @@ def test_an_export_in_the_hubs_cache_is_loaded_by_its_name(folder, tmp_path):
         ("vocab.txt", None, "vocab.txt is missing"),
         ("model.safetensors", b"no weights", "not a readable weight file"),
         ("config.json", b"{", "not valid JSON"),
-        ("vocab.txt", b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n[PAD]", "twice"),
-        ("metrics.json", b"{" * 10_000, ""),  # a model is usable without
+        ("metrics.json", b"{", ""),  # a model is usable without
+        *(
+            ("config.json", f'"{key}": ', f"{key.split('.')[-1]}.* are not what")
+            for key in ("stage", "best", "settings")
+        ),
     ],
 )
 def test_a_damaged_folder_is_one_line(folder, tmp_path, name, damage, message):
     loaded(folder, "retrieval").save_pretrained(tmp_path)
+    if isinstance(damage, str):
+        damage = json.dumps({**json.loads((tmp_path / name).read_text()), damage: "other"}).encode()
     (tmp_path / name).unlink() if damage is None else (tmp_path / name).write_bytes(damage)
     if not message:
         assert SemMIM.from_pretrained(tmp_path).content.metrics == {}
         return
     with pytest.raises(UserError, match=message):
         SemMIM.from_pretrained(tmp_path)
-
-
-def altered(values, key, value):
-    """Nested maps with another value at the dotted `key`."""
-    first, _, rest = key.partition(".")
-    return {**values, first: altered(values[first], rest, value) if rest else value}
-
-
-@pytest.fixture(scope="module")
-def exported(folder, tmp_path_factory):
-    """An export of the VQA model, and its config.json."""
-    path = loaded(folder, "vqa").save_pretrained(tmp_path_factory.mktemp("exported"))
-    return path, json.loads((path / "config.json").read_text())
-
-
-@pytest.mark.parametrize(
-    "key, values",
-    [
-        ("stage", (None, "other")),
-        ("best", ([], {"order": "best"})),
-        ("settings", (None,)),
-        ("settings.caption.generation.beams", (0, "5")),
-        ("settings.retrieval.rerank.score", ("other",)),
-        ("description", (None, {})),
-        ("description.bert.num_attention_heads", (4,)),  # the weights have the same shapes
-    ],
-)
-def test_an_altered_config_is_one_line_that_names_the_entry(exported, key, values):
-    path, config = exported
-    for value in values:
-        write_json(path / "config.json", altered(config, key, value))
-        with pytest.raises(UserError) as error:
-            SemMIM.from_pretrained(path)
-        assert "\n" not in str(error.value) and any(
-            part in str(error.value) for part in (key.split(".")[-1].split("_")[-1], "its description")
-        )
 
 
 def test_an_export_that_was_killed_is_written_again(folder, tmp_path, monkeypatch):

@@ -180,30 +180,6 @@ def test_similarities_and_matching_logits_are_albefs(tmp_path, capsys, fine_tune
     assert abs(expected[0][1] - expected[1][1]) > 1e-2  # the logits say something
 
 
-def test_positions_are_resized_to_another_image_size(tmp_path):
-    state = albef_state(grid=3, fine_tuned=True)
-    backbone, rest, lines = load_backbone(convert(tmp_path, state), image_size=64)
-    assert rest["description"]["image_encoder"]["image_size"] == 64
-    said = "trained with 3 x 3 patches of an image, here 4 x 4 patches (image_size 64): its positions are resized"
-    assert sum(line.endswith(f": {said}") for line in lines) == 1
-    assert not any(line.endswith("positions are resized") for line in load_backbone(convert(tmp_path, state))[2])
-    positions = state["visual_encoder.pos_embed"]  # [1, 1 + 9, D], [CLS] first
-    table = positions[:, 1:].unflatten(1, (3, 3)).permute(0, 3, 1, 2)
-    table = F.interpolate(table, size=(4, 4), mode="bicubic", antialias=True).permute(0, 2, 3, 1).flatten(1, 2)
-    resized = state | {"visual_encoder.pos_embed": torch.cat((positions[:, :1], table), 1)}
-    generator = torch.Generator().manual_seed(2)
-    picture, ids = torch.randn(3, 64, 64, generator=generator), torch.randint(1, 30522, (1, 7), generator=generator)
-    mask = torch.tensor([[1] * 4 + [0] * 3])
-    backbone.eval()
-    with torch.no_grad():
-        image_embeds, image_feat = backbone.encode_image(picture[None])
-        text_embeds, text_feat = backbone.encode_text(ids, mask)
-        memory = backbone.fusion_encoder.project_memory(image_embeds)
-        itm = backbone.itm_logits(backbone.fusion_encoder(text_embeds, mask, memory))[0, 1]
-        itc, expected = (image_feat * text_feat).sum(), reference(resized, picture, ids[0], mask[0].bool())
-    assert torch.allclose(torch.stack((itc, itm)), torch.tensor(expected), atol=1e-4)
-
-
 def test_the_word_scores_of_a_pre_training_file_are_albefs(tmp_path):
     state = albef_state(grid=2, fine_tuned=False)
     backbone, _, _ = load_backbone(convert(tmp_path, state), mlm_head=True)
