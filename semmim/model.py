@@ -199,10 +199,8 @@ class SemMIM(nn.Module):
     def class_features(self, classes: Texts, templates: Texts = TEMPLATES) -> Tensor:
         """[C, E]: a class's feature is the mean of its sentences', normalized again; {} in a template is its name."""
         classes, templates = choices(classes, "classes"), several_texts(templates, "template")
-        if wrong := [template for template in templates if "{}" not in template]:
-            raise UserError(f"template {wrong[0]!r}: write {{}} where the name of the class belongs")
-        if not templates:
-            raise UserError("template: none is given")
+        if not templates or not all("{}" in template for template in templates):
+            raise UserError(f"templates {utils.shown(templates)}: write {{}} where the name of the class belongs")
         read: dict[tuple, str] = {}
         for name, pieces in zip(classes, self.tokenizer.word_pieces(self.clean(classes)), strict=True):
             if (other := read.setdefault(tuple(pieces), name)) != name:
@@ -279,16 +277,16 @@ class SemMIM(nn.Module):
             answers = choices(answers, "answers")
             self._note_cut("answers", answers, settings.text.max_answer_tokens - 1)
         parts = self._questions(several_texts(questions, "question"), labels, " ".join(several_texts(ocr, "ocr")))
-        if len(parts) == 1:
+        if len(images) == 1:
+            images *= len(parts)
+        elif len(parts) == 1:
             parts *= len(images)
-        if len(images) not in (1, len(parts)):
+        if len(images) != len(parts):
             raise UserError(f"{len(images)} images and {len(parts)} questions: give as many, or one of either")
-        if len(images) == 1:  # read once for all of its questions
-            groups = [parts[i : i + self.batch_size] for i in range(0, len(parts), self.batch_size)]
-            batches = ((batch, group) for batch, _ in self._read(images) for group in groups)
-        else:
-            batches = ((batch, [parts[i] for i in places]) for batch, places in self._read(images))
-        return [text for batch, group in batches for text in self._answer(batch, group, answers, written)]
+        found = []
+        for batch, places in self._read(images):
+            found += self._answer(batch, [parts[place] for place in places], answers, written)
+        return found
 
     def _questions(self, questions: list[str], labels: Texts, ocr: str) -> list[Parts]:
         """What the encoder reads of each question."""
@@ -304,13 +302,10 @@ class SemMIM(nn.Module):
         self._note_cut("labels", [names for _, _, names in parts[:1]], limits[2])
         return parts
 
-    def _answer(self, images: Tensor, parts: list, answers: list[str] | None, options: Generation) -> list[str]:
-        """images [B, 3, S, S], or [1, 3, S, S] that all B questions are about."""
+    def _answer(self, images: Tensor, parts: list[Parts], answers: list[str] | None, options: Generation) -> list[str]:
         settings, model = self.settings.vqa, VQAModel(self.backbone, self.tokenizer)
         ids, mask = encode_questions(self.tokenizer, parts, question_limits(settings))
         batch = {"image": images, "input_ids": ids, "attention_mask": self.tokenizer.padding(mask)}
-        if len(images) != len(parts):
-            batch["image_rows"] = torch.zeros(len(parts), dtype=torch.int64)
         batch = utils.to_device(batch, self.device)
         with self._autocast():
             if answers is None:

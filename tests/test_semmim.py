@@ -1,5 +1,6 @@
 """The Python interface: semmim.SemMIM against the stages' own evaluation, its folders, and the hub."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -342,10 +343,7 @@ def test_an_export_in_the_hubs_cache_is_loaded_by_its_name(folder, tmp_path):
         ("model.safetensors", b"no weights", "not a readable weight file"),
         ("config.json", b"{", "not valid JSON"),
         ("metrics.json", b"{", ""),  # a model is usable without
-        *(
-            ("config.json", f'"{key}": ', f"{key.split('.')[-1]}.* are not what")
-            for key in ("stage", "best", "settings")
-        ),
+        *(("config.json", key, f"{key}.* not what a script") for key in ("stage", "best", "settings")),
     ],
 )
 def test_a_damaged_folder_is_one_line(folder, tmp_path, name, damage, message):

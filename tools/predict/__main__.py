@@ -139,7 +139,7 @@ def caption(args: argparse.Namespace) -> Iterator[dict]:
 
 
 def vqa(args: argparse.Namespace) -> Iterator[dict]:
-    """An answer to every question about every image, which is encoded once for all of its questions."""
+    """An answer to every question about every image."""
     questions = [*args.question, *read_lines("--questions", args.questions)]
     if not questions and len(args.images) > 1:
         questions = [args.images.pop()]
@@ -148,11 +148,8 @@ def vqa(args: argparse.Namespace) -> Iterator[dict]:
     paths, answers, model = find_images(args.images), read_lines("--answers", args.answers), load(args, "answer")
     options = {"labels": args.objects, "ocr": args.ocr, "answers": answers or None}
     for images, names in batches(model, paths, "answering"):
-        if len(questions) == 1:
-            table = [[text] for text in model.answer(images, questions, **options)]
-        else:
-            table = [model.answer(image, questions, **options) for image in images]
-        for path, texts in zip(names, table, strict=True):
+        table = [model.answer(images, question, **options) for question in questions]
+        for path, texts in zip(names, zip(*table, strict=True), strict=True):
             for question, text in zip(questions, texts, strict=True):
                 yield {"image": path, "question": question, "answer": text}
 
