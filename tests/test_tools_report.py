@@ -177,6 +177,14 @@ def test_seeds_share_a_row_and_other_settings_and_repeated_seeds_get_their_own(t
     assert "a1 and" in ours[0][0] and ours[2][0].endswith("/b")
 
 
+def test_other_kinds_models_and_data_are_no_seeds_of_one_experiment(tmp_path):
+    other = {**recalls(50.0), "run": {"model": {**MODEL, "text_layers": 2}}}
+    for seed, (metrics, trained) in enumerate([(recalls(80.0), True), (recalls(60.0), False), (other, True)]):
+        make_run(tmp_path / f"{seed}", DEMO, metrics, {**RETRIEVAL, "seed": seed}, trained)
+    make_run(tmp_path / "less", DEMO, recalls(40.0, images=10), {**RETRIEVAL, "seed": 9})
+    assert [cells[3] for cells in all_tables(tmp_path)[1].rows[::3]] == ["80.0", "60.0", "50.0", "40.0"]
+
+
 def test_zero_shot_and_other_data_stand_apart_from_the_papers_columns(tmp_path):
     make_run(tmp_path / "zero", COCO, recalls(60.0), trained=False)
     make_run(tmp_path / "demo", DEMO, recalls(20.0))

@@ -22,6 +22,7 @@ DATA_FOLDERS |= {"nocaps": "nocaps", "vqa": "vqa", "vqav2": "vqa"}
 DATA_FILES = re.compile(
     r"(?:dataset_)?(coco|flickr|nocaps)(?:30k)?(?:_val|_test)?$|(v(?=2_OpenEnded)|vqa(?=_test_ocr))"
 )
+COUNTS = ("images", "texts", "questions")  # of a split's metrics: different ones are different data
 GENERAL_FOLDERS = ("data", "annotations", "/", ".", "..")  # say nothing about the data set
 
 
@@ -155,7 +156,7 @@ def data_name(config: dict) -> str:
 
 
 def groups(runs: Iterable[Run], stage: str) -> list[list[Run]]:
-    """Runs of one experiment (equal settings and kind) together; of the ablations the paper's model alone.
+    """Runs of one experiment together: equal settings, kind, model and test data; of the ablations the paper's model.
 
     A seed that was run again is an experiment of its own.
     """
@@ -163,7 +164,8 @@ def groups(runs: Iterable[Run], stage: str) -> list[list[Run]]:
     repeats: Counter[tuple] = Counter()
     for run in runs:
         if run.stage == stage and run.row in (None, "semmim") and "failed" not in run.metrics:
-            experiment = (run.settings, run.kind)
+            sizes = [(run.metrics.get(split) or {}).get(name) for split in ("val", "test") for name in COUNTS]
+            experiment = (run.settings, run.kind, json.dumps([sizes, run.metrics.get("run", {}).get("model")]))
             found.setdefault((*experiment, repeats[experiment, run.seed]), []).append(run)
             repeats[experiment, run.seed] += 1
     return list(found.values())

@@ -248,8 +248,8 @@ def cost_tables(runs: list[Run], parameters: dict[str, int], pairs_per_second: f
         "GPU days = 5.1M captions x 20 epochs / (pairs/s per GPU) / 86,400; the paper's "
         f"{printed_days} mean {gpu_days(float(printed_days.split()[0])):.1f} pairs/s per GPU.",
         measured,
-        "The paper's 360M (354M without the head) come out if the fusion encoder has a word-embedding table of its "
-        "own, unused, as mPLUG's code does, and M is 2^20; this code has no such table.",
+        "The paper's 360M (354M without the head) come out if the fusion encoder has an embedding layer of its own "
+        "(words, positions, types), unused, as in mPLUG's code, and M is 2^20; this code has no such layer.",
     ]
     columns = [paper["name"], *(label for _, label, _ in paper["columns"])]
     costs = Table(f"Table 8. {paper['title']}", columns, rows, notes, {len(rows) - 1}, {len(rows) - 2})
