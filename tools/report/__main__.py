@@ -3,7 +3,6 @@
     python -m tools.report output/demo                        what each run reached, and its files
     python -m tools.report output --format text               Tables 1 to 8 of the paper, ours beside them
     python -m tools.report output --format html --output report.html      a page: tables, curves, numbers, settings
-    python -m tools.report output/ablation --format chart --output ablations.png      Tables 4 to 7 in bars
     python -m tools.report output/ablation --format jsonl --output study.jsonl     all its numbers in one file,
     python -m tools.report study.jsonl --format text          which stands for the folder
 
@@ -21,14 +20,12 @@ import json
 from pathlib import Path
 
 from tools.benchmark.model import trainable_parameters
-from tools.report.ablation import Ablations, ablation_tables
+from tools.report.ablation import ablation_tables
 from tools.report.formats import FORMATS
 from tools.report.runs import Run, find_runs
 from tools.report.summary import summaries
 from tools.report.tables import BASE, Table, caption_tables, cost_tables, retrieval_tables, vqa_tables
 from utils import UserError, find_file, make_folder, new_file, replacing, run_main
-
-ENDINGS = {"html": ".html", "chart": ".png"}  # of the files that these formats need
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -37,12 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.output is not None:  # before the work
         make_folder(args.output.parent)
     runs = find_runs(folder, unfinished=kind in ("summary", "html"))
-    if kind == "chart":
-        from tools import pages
-        from tools.report.charts import draw_overview
-
-        pages.save_figure(draw_overview(Ablations(runs)), args.output)
-    elif kind == "html":
+    if kind == "html":
         from tools.report.pages import write_page
 
         tables = all_tables([run for run in runs if run.metrics], args) if len(runs) > 1 else []
@@ -66,7 +58,7 @@ def write_text(text: str, output: Path | None) -> None:
 
 def all_tables(runs: list[Run], args: argparse.Namespace) -> list[Table]:
     """Tables 1 to 8 of the paper, each followed by this code's further numbers of its kind."""
-    tables = [*retrieval_tables(runs), *caption_tables(runs), *vqa_tables(runs), *ablation_tables(Ablations(runs))]
+    tables = [*retrieval_tables(runs), *caption_tables(runs), *vqa_tables(runs), *ablation_tables(runs)]
     return tables + cost_tables(runs, trainable_parameters(BASE), args.pairs_per_second, args.gpus)
 
 
@@ -76,16 +68,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("folder", type=Path, help="folder of one run or of several, or a file that --format jsonl has written")
-    add("--format", choices=("summary", *FORMATS, "jsonl", *ENDINGS), default="summary", help="default: %(default)s")
-    add("--output", type=Path, help="new file instead of the console; html and chart need one")
+    add("--format", choices=("summary", *FORMATS, "jsonl", "html"), default="summary", help="default: %(default)s")
+    add("--output", type=Path, help="new file instead of the console; html needs one")
     add("--pairs_per_second", type=float, help="pre-training speed measured with configs/Pretrain.yaml, of all GPUs")
     add("--gpus", type=int, default=1, help="GPUs that reached it (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.gpus < 1 or (args.pairs_per_second is not None and not args.pairs_per_second > 0):
         raise UserError("--gpus and --pairs_per_second must be above 0")
-    ending = ENDINGS.get(args.format, "")
-    if ending and (args.output is None or args.output.suffix.lower() != ending):
-        raise UserError(f"--format {args.format}: needs --output with the name of a file that ends in {ending}")
+    if args.format == "html" and args.output is None:
+        raise UserError("--format html: needs --output")
     if args.output is not None:
         new_file(args.output, "--output")
     return args

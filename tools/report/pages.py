@@ -7,29 +7,24 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from engine.config import STAGES, differences, read_yaml
 from tools import pages
 from tools.report import summary
-from tools.report.ablation import Ablations
-from tools.report.charts import draw_overview, run_curves
-from tools.report.runs import Run
+from tools.report.runs import Run, read_log
 from tools.report.tables import Table
 from utils import ROOT, UserError
 
-HEADLINES = {"itm_r_mean": "mean recall, re-ranked,", "itc_r_mean": "mean recall by contrast", "accuracy": "accuracy"}
-HEADLINES |= {"cider": "CIDEr"}
+WIDTH, COLUMNS = 3.9, 3  # inches of a chart, and how many stand side by side
 
 
 def write_page(folder: Path, runs: Sequence[Run], tables: Sequence[Table], path: Path) -> None:
-    """Tables, the chart of the ablations if there are some, and each run: its numbers, curves and settings."""
+    """The tables, and each run: its numbers, curves and settings."""
     if not folder.is_dir():
         raise UserError(f"{folder}: html needs the folders of the runs")
-    try:
-        overview = draw_overview(Ablations(runs))
-    except UserError:  # there are no ablations
-        overview = None
     sections = [section(run, folder, path) for run in runs if "failed" not in run.metrics]
-    values = {"sections": sections, "tables": tables, "overview": overview, "date": time.strftime("%F")}
+    values = {"sections": sections, "tables": tables, "date": time.strftime("%F")}
     pages.write(path, "report/report.html", title=f"Report: {folder}", **values)
 
 
@@ -42,25 +37,33 @@ def section(run: Run, folder: Path, path: Path) -> dict:
     return {
         "name": " ".join(run.folder.relative_to(folder).parts) or folder.name,
         "run": run,
-        "result": headline(run),
-        "files": {name: pages.relative(file, path) for name, file in summary.files(run.folder).items()},
-        "numbers": "\n".join([*summary.training_lines(run.folder), *summary.evaluation_lines(run)]),
+        "files": {name: pages.relative(run.folder / name, path) for name in summary.files(run.folder)},
+        "numbers": "\n".join(summary.numbers(run)),
         "curves": None if run.row else run_curves(run.folder),
         "image": images[-1] if images else None,
         "schema": schema,
-        "changed": [[key, *map(shown, pair)] for key, pair in differences(paper, config).items()],
+        "changed": [[key, *map(json.dumps, pair)] for key, pair in differences(paper, config).items()],
         "config": (run.folder / "config.yaml").read_text(encoding="utf-8"),
     }
 
 
-def headline(run: Run) -> str:
-    """The number that a run is known by."""
-    for name in (name for name in ("test", "val") if isinstance(run.metrics.get(name), dict)):
-        for key, meaning in HEADLINES.items():
-            if isinstance(value := run.metrics[name].get(key), float):
-                return f"{name}: {meaning} {value:.1f}"
-    return f"loss {run.metrics['loss']:.3f} at the end" if "loss" in run.metrics else "no numbers yet"
-
-
-def shown(value: object) -> str:
-    return value if isinstance(value, str) else "none" if value is None else json.dumps(value, ensure_ascii=False)
+def run_curves(folder: Path) -> Figure | None:
+    """Every value of a run's log over optimizer steps, of training and validation; None if it logged nothing."""
+    panels: dict[str, dict[str, list]] = {}  # value: {split: [(step, number), ...]}
+    for entry in read_log(folder):
+        if entry["step"]:  # step 0 is the evaluation at the end
+            for key, value in entry.items():
+                if isinstance(value, int | float) and key not in ("step", "seconds"):
+                    panels.setdefault(key, {}).setdefault(entry["split"], []).append((entry["step"], value))
+    if not panels:
+        return None
+    rows, columns = -(-len(panels) // COLUMNS), min(COLUMNS, len(panels))
+    figure = Figure((WIDTH * columns, 2.6 * rows), layout="constrained")
+    for number, key in enumerate(panels, 1):
+        axes = figure.add_subplot(rows, columns, number)
+        axes.set_title(key, fontsize="medium", loc="left")
+        axes.grid(alpha=0.3)
+        for split, points in panels[key].items():
+            axes.plot(*zip(*points, strict=True), marker="o" if len(points) <= 12 else None, markersize=3, label=split)
+        axes.legend(fontsize="small")
+    return figure

@@ -10,17 +10,8 @@ from evaluation.vqa import vqa_table
 from tools.report.runs import Run, read_log
 from utils import one_line
 
-FILES = {  # what a user looks for, in the order of the report
-    "checkpoint": "checkpoint_last.pth",
-    "best": "checkpoint_best.pth",
-    "images": "images",
-    "TensorBoard": "tensorboard",
-    "log": "log.jsonl",
-    "numbers": "metrics.json",
-    "rankings": "retrieval_result.json",
-    "answers": "vqa_result.json",
-    "captions": "caption_result.json",
-}
+FILES = ("checkpoint_last.pth", "checkpoint_best.pth", "images", "tensorboard", "log.jsonl", "metrics.json")
+FILES += ("retrieval_result.json", "vqa_result.json", "caption_result.json")
 # The validation scores that choose the best epoch; that by ITC is pre-training's, and one of retrieval's two.
 SCORES = {"itm_r_mean": "val recall", "itc_r_mean": "val by ITC", "cider": "val CIDEr", "accuracy": "val accuracy"}
 TEACHER = {
@@ -33,11 +24,14 @@ TEACHER = {
 def summaries(runs: list[Run]) -> str:
     lines = []
     for run in runs:
-        found = [*training_lines(run.folder), *evaluation_lines(run)]
-        found += [one_line(run.metrics["failed"])] if "failed" in run.metrics else []
-        found += [f"{name:12} {one_line(path, 1000)}" for name, path in files(run.folder).items()]
+        found = [*numbers(run), *(one_line(run.folder / name, 1000) for name in files(run.folder))]
         lines += ["", one_line(run.folder, 1000), *("  " + line for line in found)]
     return "\n".join(lines)
+
+
+def numbers(run: Run) -> list[str]:
+    """What was measured while a run trained and when it was evaluated, or why it failed."""
+    return [*training_lines(run.folder), *evaluation_lines(run.metrics)]
 
 
 def training_lines(folder: Path) -> list[str]:
@@ -61,20 +55,17 @@ def training_lines(folder: Path) -> list[str]:
     return result
 
 
-def evaluation_lines(run: Run) -> list[str]:
+def evaluation_lines(metrics: dict) -> list[str]:
     """Each split's table: recalls with what chance gives, accuracies with what constant answers give, or captioning."""
-    result = []
-    for split, values in run.metrics.items():
-        if not isinstance(values, dict):
-            continue
-        if "cider" in values:
-            result += caption_table(split, values)
-        elif "accuracy" in values or "itc_tr_r1" in values:
-            table = vqa_table if "accuracy" in values else retrieval_table
-            result += table(split, values)
+    result = [one_line(metrics["failed"])] if "failed" in metrics else []
+    tables = {"cider": caption_table, "accuracy": vqa_table, "itc_tr_r1": retrieval_table}  # by a number of theirs
+    for split, values in metrics.items():
+        for key, table in tables.items():
+            if isinstance(values, dict) and key in values:
+                result += table(split, values)
     return result
 
 
-def files(folder: Path) -> dict[str, Path]:
-    """{what it is: path} of the files that a run's folder holds."""
-    return {name: folder / file for name, file in FILES.items() if (folder / file).exists()}
+def files(folder: Path) -> list[str]:
+    """The names of the files that a user looks for and the folder holds."""
+    return [name for name in FILES if (folder / name).exists()]

@@ -7,8 +7,7 @@
 Writes into --output (default: `figures` beside the checkpoint) PNG files and index.html, which holds all of them:
 figure2_*.png (the clearest patches of some patterns in their context) and figure3.png (each patch in its pattern's
 color) for the encoding head, for k-means of pixels and, with --codebook, for DALL-E's dVAE; masking.png (random and
-text-guided masks, the similarity map, the caption); predictions.png (predictions at masked patches beside their
-targets).
+text-guided masks, the similarity map, the caption).
 
 Without --data the demo's scenes are drawn, those that no training has seen, and each patch's object is known; then
 numbers.json and the page also hold the adjusted mutual information between patterns and object class, color and
@@ -64,16 +63,21 @@ def main(argv: list[str] | None = None) -> None:
         FIGURE_2[name]: figures.pattern_figure(images, name, clustering, encoder.grid)
         for name, clustering in clusterings.items()
     }
-    first = slice(args.show)
-    inputs = [part[first] for part in inputs]
-    drawn |= draw(model, images[first], captions[first], inputs, similarity[first], clusterings, args.seed)
+    shown, mim = slice(args.show), model.mim
+    uniform = torch.rand(similarity[shown].shape, generator=torch.Generator().manual_seed(args.seed))
+    masks = {
+        heading: encodings.draw_masks(similarity[shown], mim.mask_ratio, mim.mask_temperature, uniform, by_text)
+        for heading, by_text in (("masked at random", False), ("masked by the text", True))
+    }
+    drawn["figure3"] = figures.layouts(images[shown], captions[shown], clusterings)
+    drawn["masking"] = figures.masking_figure(images[shown], captions[shown], masks, similarity[shown])
     files = {name: output / f"{name}.png" for name in drawn}
     for name, path in files.items():
         pages.save_figure(drawn[name], path)
     numbers, tables = None, ()
     if known:
         assignments = {name: clustering.assignment for name, clustering in clusterings.items()}
-        drawing = model.mim.mask_ratio, model.mim.mask_temperature
+        drawing = mim.mask_ratio, mim.mask_temperature
         numbers = scene_numbers(known, similarity, assignments, drawing, args.seed)
         tables = number_tables(numbers)
         write_json(output / "numbers.json", numbers)
@@ -103,38 +107,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: must be 1 or more")
     return args
-
-
-def draw(
-    model: PretrainModel,
-    images: list[Image.Image],
-    captions: list[str],
-    inputs: list[torch.Tensor],
-    similarity: torch.Tensor,
-    clusterings: dict[str, Clustering],
-    seed: int,
-) -> dict:
-    """{name: figure} of what the model makes of some images: patterns, masks, predictions."""
-    from tools.visualize import figures  # here, as in `main`
-
-    mim = model.mim
-    uniform = torch.rand(similarity.shape, generator=torch.Generator().manual_seed(seed))
-    random, guided = (
-        encodings.draw_masks(similarity, mim.mask_ratio, mim.mask_temperature, uniform, by_text)
-        for by_text in (False, True)
-    )
-    masks = {"masked at random": random, "masked by the text": guided}
-    drawn = {
-        "figure3": figures.layouts(images, captions, clusterings),
-        "masking": figures.masking_figure(images, captions, masks, similarity),
-    }
-    if OURS in clusterings:
-        mask = guided if mim.masking == "text_guided" else random
-        inputs = [part.to(next(model.parameters()).device) for part in (*inputs, mask)]
-        choices = encodings.predict_masked(model, *inputs).argmax(-1).cpu()
-        targets = clusterings[OURS].assignment[: len(images)][mask].view(choices.shape)
-        drawn["predictions"] = figures.predictions(images, captions, mask, targets, choices)
-    return drawn
 
 
 def load_model(path: Path, device: torch.device) -> tuple[PretrainModel, Tokenizer, int, int]:

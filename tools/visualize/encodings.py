@@ -1,4 +1,4 @@
-"""What a pre-training checkpoint sees in images: patterns, masks and predictions.
+"""What a pre-training checkpoint sees in images: patterns and masks.
 
 Shapes: B images with a caption each, N = g x g patches, L text tokens, K patterns.
 """
@@ -16,7 +16,7 @@ from dataset.transforms import to_pixels, to_unit
 from models.mim import CodebookTarget, as_mask, draw_patches, masked_count, random_mask, text_guided_mask
 from models.pretrain import PretrainModel
 from models.semmim import project
-from models.tensors import fp32, take
+from models.tensors import fp32
 
 BATCH = 50  # images at once
 
@@ -98,19 +98,3 @@ def draw_masks(similarity: Tensor, ratio: float, temperature: float, uniform: Te
     if guided:
         return as_mask(draw_patches(similarity / temperature, masked_count(patches, ratio), uniform), patches)
     return as_mask(random_mask(ratio, uniform), patches)
-
-
-@torch.no_grad()
-def predict_masked(
-    model: PretrainModel, images: Tensor, input_ids: Tensor, attention_mask: Tensor, masks: Tensor
-) -> Tensor:
-    """The student's head at the masked patches, from the masked image and the caption. masks: [B, N] -> [B, M, K]
-
-    M patches of each image are masked, the same number in all. K: patterns, dVAE codes, or pixels of a patch.
-    """
-    text_embeds, _ = model.backbone.encode_text(input_ids, attention_mask)
-    embeds = model.backbone.image_encoder(
-        images, mask=masks, text=text_embeds, text_mask=attention_mask, inject_from=model.mim.inject_from
-    )
-    places = masks.nonzero()[:, 1].view(len(masks), -1)  # [B, M], ascending
-    return fp32(model.head(take(embeds[:, 1:], places)))

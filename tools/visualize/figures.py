@@ -79,9 +79,8 @@ def picture(image: Image.Image, gray: bool = False) -> np.ndarray:
 
 def tinted(image: np.ndarray, colors: np.ndarray, strength: np.ndarray | float) -> np.ndarray:
     """The image [S, S, 3] with each patch mixed with a color [g, g, 3], by a strength (0 to 1) for all or [g, g]."""
-    grid = len(colors)
-    strength = np.broadcast_to(strength, (grid, grid))[..., None]
-    at = np.arange(len(image)) * grid // len(image)  # pixel -> patch
+    strength = np.broadcast_to(strength, colors.shape[:2])[..., None]
+    at = np.arange(len(image)) * len(colors) // len(image)  # pixel -> patch
     colors, strength = (part[at][:, at] for part in (colors, strength))
     return image * (1 - strength) + colors * strength
 
@@ -98,10 +97,8 @@ def heat(image: Image.Image, values: Tensor) -> np.ndarray:
 
 
 def layout(image: Image.Image, patterns: Tensor, colors: dict[int, Color]) -> np.ndarray:
-    """Patches in the color of their pattern [N] over the image in gray; those of pattern -1 are faded."""
-    grid = square(patterns)
-    shown = np.array([[colors.get(int(p), (1, 1, 1)) for p in row] for row in grid])
-    return tinted(picture(image, gray=True), shown, np.where(grid < 0, 0.6, 0.7))
+    """Patches in the color of their pattern [N] over the image in gray."""
+    return tinted(picture(image, gray=True), np.array([[colors[int(p)] for p in row] for row in square(patterns)]), 0.7)
 
 
 def crop(image: Image.Image, place: int, grid: int, context: int = 1) -> np.ndarray:
@@ -200,25 +197,3 @@ def layouts(images: Sequence[Image.Image], captions: Sequence[str], clusterings:
         legend = legend or legend_of(patterns, colors)
     explanation = "Each patch has the color of its pattern; one color is one pattern in all images of a column."
     return sheet("Figure 3: pattern layout of whole images", explanation, rows_of(columns), captions, legend)
-
-
-def predictions(
-    images: Sequence[Image.Image], captions: Sequence[str], masks: Tensor, targets: Tensor, choices: Tensor
-) -> Figure:
-    """What the student predicts at masked patches, beside the teacher's patterns.
-
-    masks: [B, N] bool; targets, choices: [B, M] patterns at the masked patches, from left to right, top to bottom
-    """
-    columns = {"image": list(map(picture, images)), "what the student sees": list(map(hidden, images, masks))}
-    colors = colors_of(by_frequency(torch.cat([targets, choices])))
-    for heading, patterns in (("the teacher's patterns", targets), ("the student's predictions", choices)):
-        shown = torch.full(masks.shape, -1).masked_scatter(masks, patterns)
-        columns[heading] = [layout(*pair, colors) for pair in zip(images, shown, strict=True)]
-    same = (targets == choices).sum(1).tolist()
-    captions = [f"{caption} ({n} of {targets.shape[1]} agree)" for caption, n in zip(captions, same, strict=True)]
-    explanation = (
-        "The student sees the image without the gray patches, and the caption; the teacher sees all of it. A color is "
-        f"a pattern; {sum(same) / targets.numel():.0%} of these {targets.numel()} predictions equal the teacher's."
-    )
-    title = "Predictions at masked patches beside their targets"
-    return sheet(title, explanation, rows_of(columns), captions, legend_of(targets, colors))
