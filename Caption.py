@@ -78,7 +78,8 @@ def train(
 ) -> None:
     """Fine-tune; the model ends with the weights of the epoch with the best validation CIDEr."""
     dataset = create_dataset("caption_train", cfg)
-    if (count := sum(map(bool, captioner.datasets["val"].references))) < 2:
+    val = captioner.datasets.get("val") or create_dataset("caption_eval", cfg, "val")  # which refuses a missing one
+    if (count := sum(map(bool, val.references))) < 2:
         raise UserError(
             f"data.val: images with captions: {count}; the best epoch is chosen by CIDEr, which weighs words by how "
             "many images have them and needs two or more"

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset
 
 from dataset.advice import cut_texts, shared_images, size_advice, split_texts, text_advice
-from dataset.annotations import Source
+from dataset.annotations import Source, file_list
 from dataset.caption import CaptionEvalDataset, CaptionTrainDataset
 from dataset.common import Collate
 from dataset.loader import BatchIndices, Loader
@@ -17,7 +17,7 @@ from dataset.retrieval import RetrievalEvalDataset, RetrievalTrainDataset
 from dataset.text import Language, Tokenizer
 from dataset.transforms import Augment, PretrainViews, test_transform
 from dataset.vqa import VQAEvalDataset, VQATrainDataset, question_parts
-from utils import rank, world_size
+from utils import UserError, rank, world_size
 
 log = logging.getLogger("semmim")
 
@@ -30,8 +30,10 @@ def create_dataset(kind: str, cfg, split: str | None = None, codebook_size: int 
     dVAE target's image, only for pre-training with `mim.target: dvae`.
     Raises UserError naming file, entry and key if annotations are not as they should be.
     """
-    data, stage = cfg.data, kind.partition("_")[0]
-    source = Source(data[split or "train"], data.image_root, data.image_prefix_map, data.get("max_bad_share", 0.01))
+    data, stage, key = cfg.data, kind.partition("_")[0], split or "train"
+    if not data[key] or "" in file_list(data[key]):
+        raise UserError(f"data.{key}: names no file; name annotation files, folders of images or tar shards")
+    source = Source(data[key], data.image_root, data.image_prefix_map, data.get("max_bad_share", 0.01))
     language = Language(Tokenizer(cfg.text.vocab).lower, tuple(cfg.augment.direction_words))
     size = cfg.model.image_encoder.image_size if stage == "pretrain" else cfg.image_size
     if kind.endswith("_eval"):

@@ -20,7 +20,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,14 +89,14 @@ class Place(NamedTuple):
     """Where an entry stands, in errors "FILE: entry 3", "FILE: line 4" or "FILE: sample KEY".
 
     header: the texts that an official file holds beside its list (`dataset` of Karpathy's, `data_subtype` of VQA's);
-    complete: whether the entry's `image` is already the path to open, as that of a shard or of a folder of images.
+    folder: that of the file, None if the entry's `image` is the path to open, as in a shard or a folder of images.
     """
 
     path: Path
     unit: str
     number: int | str
     header: Mapping[str, str] = {}
-    complete: bool = False
+    folder: str | None = None
 
     def __str__(self) -> str:
         return one_line(f"{self.path}: {self.unit} {self.number}", 1000)
@@ -161,25 +161,26 @@ def _columns(entries: list[dict]) -> Columns:
 
 
 def _plain_columns(chunk: list[tuple[Place, int | str, Any]], root: Path | None) -> Columns | None:
-    """As `_columns`, of elements of one file that all have an image, spelled plainly, and one caption; else None.
+    """As `_columns`, of elements of one file that all have an image, without links or dots, and one caption; else None.
 
     Arrow takes no column with anything but strings that can be encoded: no entry needs to be looked at by itself.
     """
     first = chunk[0][0]
-    folder = "" if first.complete else os.path.join(root or first.path.parent, "")
+    folder = "" if first.folder is None else os.path.join(root or first.folder, "")
     try:
         images, captions = (
             pa.array([element[key] for _, _, element in chunk], pa.large_string()) for key in ("image", "caption")
         )
         start, separator = (pa.scalar(text, pa.large_string()) for text in (folder, ""))
         inside = pc.binary_join_element_wise(start, images, separator)
-        has_dots = any(pc.any(pc.match_substring(images, mark)).as_py() for mark in ("./", "//"))
+        paths = pc.if_else(pc.starts_with(images, os.sep), images, inside)
+        folders = pc.unique(pc.replace_substring_regex(paths, "[^/]*$", "")).to_pylist()
+        is_plain = all(name is None or os.path.join(_real_folder(name), "") == name for name in folders)
     except (KeyError, TypeError, ValueError, pa.ArrowException):
         return None
     is_complete = not images.null_count + captions.null_count and pc.min(pc.binary_length(images)).as_py() > 0
-    if has_dots or not is_complete or any(file is not first for file, _, _ in chunk):
+    if not (is_plain or first.folder is None) or not is_complete or any(file is not first for file, _, _ in chunk):
         return None
-    paths = pc.if_else(pc.starts_with(images, os.sep), images, inside)
     return paths.cast(pa.large_binary()), captions, np.ones(len(chunk), dtype=np.int64)
 
 
@@ -201,13 +202,13 @@ def _elements(source: Source, kind: str) -> Iterator[tuple[Place, int | str, Any
         path = path.resolve() if path.is_dir() else path.parent.resolve() / path.name
         if shards := shard_files(path):
             for shard, key, entry in shard_entries(shards, source.max_bad_share):
-                yield Place(shard, "sample", key, complete=True), key, entry
+                yield Place(shard, "sample", key), key, entry
         elif path.is_dir():
             for text, number, entry in folder_entries(path):
-                yield Place(text, "line", number, complete=True), number, entry
+                yield Place(text, "line", number), number, entry
         else:
             header, unit, elements = _read_list(path, [source.columns.get(key, key) for key in KINDS[kind]])
-            file, number = Place(path, unit, 0, header), None
+            file, number = Place(path, unit, 0, header, str(path.parent)), None
             for number, element in elements:
                 yield file, number, element
             if number is None:
@@ -267,17 +268,16 @@ def _entries(read: dict, where: Place, kind: str, folders, source: Source, conve
         for key, types in optional.items():
             if key in entry and entry[key] not in (None, []):
                 check_kind(entry[key], key, types, where)
-        if not entry["image"]:
-            raise UserError(f"{where}: 'image' is empty")
-    if where.complete:
-        return entries
-    return [{**entry, "image": _image_path(entry, where, folders, source.image_prefix_map)} for entry in entries]
+        if not entry["image"] or "\0" in entry["image"]:
+            raise UserError(f"{where}: 'image' is empty or holds a zero byte")
+        if where.folder is not None:
+            entry["image"] = _image_path(entry, where, folders, source.image_prefix_map)
+    return entries
 
 
 def _image_path(entry: dict, where: Place, folders, prefixes: Mapping[str, str]) -> str:
-    """The path to open, absolute, without . and .., in the folder that a link leads to: an image has one path, however
-    the files spell it."""
-    folder, image = os.path.dirname(where.path) if folders is None else folders, entry["image"]
+    """The path to open, in the folder that its links and .. lead to: an image has one path, however files spell it."""
+    folder, image = where.folder if folders is None else folders, entry["image"]
     if isinstance(folders, dict):
         name = entry.get("dataset")
         if not isinstance(name, str) or name not in folders:
@@ -289,7 +289,11 @@ def _image_path(entry: dict, where: Place, folders, prefixes: Mapping[str, str])
             folders[name] = find_file(folders[name], f"data.image_root.{name}").resolve()
         folder = folders[name]
     old = max((prefix for prefix in prefixes if image.startswith(prefix)), key=len, default="")
-    return os.path.normpath(os.path.join(folder, prefixes.get(old, old) + image[len(old) :]))
+    parent, name = os.path.split(os.path.join(folder, prefixes.get(old, old) + image[len(old) :]))
+    return os.path.join(_real_folder(parent), name)
+
+
+_real_folder = lru_cache(maxsize=1 << 16)(os.path.realpath)  # of a folder's absolute path: its links are looked at once
 
 
 def check_kind(value, key: str, types: tuple[type, ...], where: Place | str) -> None:
@@ -314,7 +318,7 @@ def check_texts(entry: Any, where: Place | str) -> None:
         raise UserError(f"{where} is {type(entry).__name__}, not an object")
     for key in READ & entry.keys():
         value = entry[key]
-        if isinstance(value, str) and value.isascii():
+        if isinstance(value, int) or (isinstance(value, str) and value.isascii()):
             continue
         if HALF_SURROGATE.search(json.dumps(value, ensure_ascii=False)):
             raise UserError(f"{where}: {key!r} holds half of a surrogate pair, which is no character: {shown(value)}")
@@ -352,7 +356,7 @@ def _each_once(located: list[tuple[Place, dict]]) -> None:
     twice among others of its image stays."""
     places: dict[str, dict[tuple[str, ...], list[Place]]] = {}
     for where, entry in located:
-        captions = tuple(strings(entry.get("caption") or []))
+        captions = tuple(caption.strip() for caption in strings(entry.get("caption") or []))
         places.setdefault(entry["image"], {}).setdefault(captions, []).append(where)
     for image, groups in places.items():
         if min(map(len, groups.values())) > 1:
@@ -433,7 +437,8 @@ def _for_captioning(entry: dict, where: Place) -> list[dict]:
         entry = {**entry, **official.karpathy_image(entry, official.karpathy_set(entry, where.header))}
     ids = [entry[key] for key in ("image_id", "img_id", "cocoid", "imgid") if entry.get(key) not in (None, "")]
     if ids:
-        return [{**entry, "image_id": ids[0]}]
+        entry["image_id"] = ids[0]
+        return [entry]
     name = os.path.normpath(member_name(str(entry.get("image"))))
     number = COCO_NAME.search(name)
-    return [{**entry, "image_id": None, "name": int(number[1]) if number else name}]
+    return [entry | {"image_id": None, "name": int(number[1]) if number else name}]

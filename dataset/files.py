@@ -154,7 +154,9 @@ def token_lines(path: Path) -> Iterator[tuple[int, dict]]:
 def table_rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict]]:
     """(line, entry) of the rows below the line of names, which must hold the columns `needed`.
 
-    A cell holds text, or a JSON list of texts (["a dog", "a black dog"]); an empty one is a missing key.
+    A cell holds text, or a JSON list of texts (["a dog", "a black dog"]); an empty one is a missing key. A quotation
+    mark that is never closed takes the next rows into its cell: a row of several lines is refused if more than one of
+    them has, in the place of the image, the name of one. needed: the image's column first.
     """
     separators = SEPARATORS[path.suffix.lower()]
     names = next((line for _, line in text_lines(path) if line.strip()), "")
@@ -168,19 +170,18 @@ def table_rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict]]:
             raise UserError(f"{path}: line 1 must name a column {missing[0]!r}, the columns are {found}")
         if len(set(filter(None, columns))) < len(list(filter(None, columns))):
             raise UserError(f"{path}: line 1 names a column twice ({found}); a caption more is a row more")
-        line = rows.line_num + 1
+        line, place = rows.line_num + 1, columns.index(needed[0])
         for row in rows:
             if any(map(str.strip, row)):  # else a blank line
-                lines = separator.join(row).split("\n")
-                if sum(text.count(separator) >= len(columns) - 1 for text in lines) > 1:
-                    raise UserError(
-                        f"{path}: lines {line} to {rows.line_num} are one row by their quotation marks, but look like "
-                        'several; write "" for a mark inside a quoted cell, or JSON lines'
-                    )
                 if len(row) != len(columns):
                     raise UserError(
                         f"{path}: line {line} has {len(row)} cells, but there are {len(columns)} columns ({found}); "
                         f"a cell with {separator!r} in it needs quotes"
+                    )
+                if rows.line_num > line and _are_several(row, place, separator):
+                    raise UserError(
+                        f"{path}: lines {line} to {rows.line_num} are one row by their quotation marks, but look like "
+                        'several; write "" for a mark inside a quoted cell, or JSON lines'
                     )
                 yield line, {name: _value(cell) for name, cell in zip(columns, row, strict=True) if cell}
             line = rows.line_num + 1
@@ -189,6 +190,18 @@ def table_rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict]]:
             f"{path}: line {line} is no row ({error}); a cell that begins with a quote needs quotes around it, and "
             "two for each in it"
         ) from None
+
+
+def _are_several(row: list[str], place: int, separator: str) -> bool:
+    """Whether several lines of a row have an image in its place, counted from either end."""
+
+    def ending(cell: str) -> str:
+        return os.path.splitext(cell.strip())[1].lower()
+
+    endings = {ending(row[place]), *IMAGE_ENDINGS}
+    lines = [line.split(separator) for line in separator.join(row).split("\n")]
+    places = [(cells[place], cells[place - len(row)]) for cells in lines if len(cells) >= len(row)]
+    return "\n" in row[place] or sum(not endings.isdisjoint(map(ending, cells)) for cells in places) > 1
 
 
 def _value(cell: str) -> str | list:
@@ -241,7 +254,10 @@ def folder_entries(folder: Path) -> Iterator[tuple[Path, int, dict]]:
             f"{folder}: holds no tar shard, and none of its {len(without)} images has a .txt beside it, a caption a "
             f"line; {PARQUET_PROBLEM}"
         )
-    for images, problem in ((without, "have no caption in a .txt beside them, left out"), (shared, "share their .txt")):
+    for images, problem in (
+        (without, "have no caption in a .txt beside them, left out"),
+        (shared, "share another's .txt (a mask? it would be trained on)"),
+    ):
         if images:
             log.warning(
                 "%s images %s; first: %s", one_line(f"{folder}: {len(images)}", 1000), problem, one_line(images[0])

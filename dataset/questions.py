@@ -51,7 +51,7 @@ def load_training_questions(source: Source, left_out: Files = (), official: File
     answers = cache(partial(_training_answers, official=official))
     answered = partial(_official_question, annotations=answers, required=True)
     for where, entry in located_entries(source, "vqa_train", answered):
-        problem = check_question(entry)
+        problem = ocr_problem(entry)
         if not any(map(has_word, strings(entry["answer"]))):
             problem = "'answer' is blank"
         image, number = entry["image"], entry.get("question_id")
@@ -78,12 +78,12 @@ def load_training_questions(source: Source, left_out: Files = (), official: File
 
 def load_questions(source: Source) -> list[dict]:
     """The entries of an evaluation split, each `question_id` once, with or without answers; those of official question
-    files have the answers of the annotation file beside them."""
+    files have the answers of the annotation file beside them. A question without a word stays: it needs an answer."""
     entries, first = [], {}
     convert = partial(_official_question, annotations=cache(_answers_beside))
     for where, entry in located_entries(source, "vqa_eval", convert):
         identifier = entry["question_id"]
-        problem = _answers_problem(entry.get("answer"), identifier) or check_question(entry)
+        problem = _answers_problem(entry.get("answer"), identifier) or ocr_problem(entry)
         if first.setdefault(identifier, where) != where:
             problem = f"question_id {shown(identifier)} occurs more than once, first in {first[identifier]}"
         if problem:
@@ -92,10 +92,8 @@ def load_questions(source: Source) -> list[dict]:
     return entries
 
 
-def check_question(entry: dict) -> str | None:
-    """What is wrong with an entry beyond the kinds of its values, or None."""
-    if not has_word(clean_question(entry["question"])):
-        return f"the question {shown(entry['question'])} has no word"
+def ocr_problem(entry: dict) -> str | None:
+    """What is wrong with an entry's `ocr`, or None."""
     ocr = entry.get("ocr") or []
     if not isinstance(ocr, list):
         return "'ocr' must be a list of [position, token]"

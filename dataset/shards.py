@@ -10,6 +10,7 @@ and its bytes are read when they are asked for. So the entries of shards are lik
 number of processes and workers, and resumed anywhere.
 """
 
+import io
 import json
 import logging
 import os
@@ -43,18 +44,17 @@ def shard_files(path: Path) -> list[Path]:
     return [path] if path.suffix == ".tar" else []
 
 
-def read_member(path: str) -> bytes | None:
-    """The bytes of an image in a shard; None if `path` is that of a file. Raises OSError, EOFError."""
+def open_member(path: str) -> BinaryIO:
+    """An image in a shard, or a file, open for reading. Raises UserError, OSError, EOFError."""
     found = MEMBER.fullmatch(path)
     if found is None:
-        return None
+        return open_file(path)
     start, size = int(found[3]), int(found[4])
-    with open(found[1], "rb") as file:
+    with open_file(found[1]) as file:
+        if os.fstat(file.fileno()).st_size < start + size:
+            raise EOFError("the shard ends within this image")
         file.seek(start)
-        content = file.read(size)
-    if len(content) < size:
-        raise EOFError("the shard ends within this image")
-    return content
+        return io.BytesIO(file.read(size))
 
 
 def member_name(path: str) -> str:
@@ -65,7 +65,7 @@ def member_name(path: str) -> str:
 
 def shard_entries(shards: list[Path], max_bad_share: float) -> Iterator[tuple[Path, str, dict]]:
     """(shard, key, entry) of all samples, in the order of the shards and of the files in them; an entry's `image` is
-    the path that `read_member` reads.
+    the path that `open_member` reads.
 
     A damaged shard gives the samples before the damage; it, and samples without image or caption, are warned of. Raises
     UserError if more than `max_bad_share` of the samples are lost; a damaged shard is taken to have had as many as the
@@ -95,6 +95,8 @@ def shard_entries(shards: list[Path], max_bad_share: float) -> Iterator[tuple[Pa
         missing = max(1, expected - count)
         lost += missing
         problems.append(one_line(f"{shard}: damaged ({damage}), about {missing} samples are lost", 1000))
+    if not found + lost:
+        raise UserError(f"{shards[0].parent}: {len(shards)} shard(s) hold no sample; is it the right folder?")
     total = f"{shards[0].parent}: {lost} of {found + lost} samples of {len(shards)} shard(s) cannot be used"
     if lost > max_bad_share * (found + lost) or not found:
         raise UserError(f"{total}, data.max_bad_share allows {max_bad_share:g} ({'; '.join(problems[:1])})")

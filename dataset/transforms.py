@@ -9,7 +9,6 @@ import io
 import math
 import os
 import random
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -22,8 +21,8 @@ from PIL import ExifTags, Image, ImageEnhance, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from dataset.shards import read_member
-from utils import one_line
+from dataset.shards import open_member
+from utils import UserError, one_line
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -73,15 +72,13 @@ def opened(path: str | Path, content: bytes | None = None) -> Iterator[Image.Ima
     content: the file's bytes, if they are read already.
     """
     try:
-        content = read_member(os.fspath(path)) if content is None else content
-        if content is None and not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its other end
-            raise ImageError(path, "not a regular file")
-        with Image.open(path if content is None else io.BytesIO(content), formats=FORMATS) as image:
+        file = open_member(os.fspath(path)) if content is None else io.BytesIO(content)
+        with file, Image.open(file, formats=FORMATS) as image:
             yield image
     except ImageError:
         raise
-    except FileNotFoundError:
-        raise ImageError(path, "no such file") from None
+    except UserError as error:  # FILE: cannot be read (why)
+        raise ImageError(path, str(error).rpartition("cannot be read (")[2].removesuffix(")")) from None
     except UnidentifiedImageError:
         raise ImageError(path, f"not an image in {', '.join(FORMATS[:-1])} or {FORMATS[-1]} format") from None
     except Exception as error:  # decoders raise nearly anything on broken files (struct.error, KeyError, ...)

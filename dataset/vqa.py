@@ -14,10 +14,11 @@ from torch.utils.data import Dataset
 
 from dataset.annotations import Files, Source, strings
 from dataset.cache import StringTable
-from dataset.common import Collate, TrainDataset, numbered, read_for_evaluation, starts
+from dataset.common import Collate, EmptyCaption, TrainDataset, numbered, read_for_evaluation, starts
 from dataset.questions import load_questions, load_references, load_training_questions
-from dataset.text import LOWER_CASE, Language, Tokenizer, clean_question
+from dataset.text import LOWER_CASE, Language, Tokenizer, clean_question, has_word
 from dataset.transforms import Augment, stack_pixels
+from utils import one_line
 
 Parts = tuple[str, str, str]  # question, OCR tokens, object labels; each may be ""
 
@@ -98,6 +99,8 @@ class VQATrainDataset(TrainDataset):
         image_id = int(self.image_id[index])
         path = self.paths[image_id]
         question, ocr, labels = (column[index] for column in self.parts)
+        if not has_word(question):
+            raise EmptyCaption(f"{one_line(path, 1000)}: a question without a word")
         places = range(self.answer_start[index], self.answer_start[index + 1])
         answers = [self.answers[place] for place in places]
         # a mirror swaps left and right, and spoils what is written in the image

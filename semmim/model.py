@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 import utils
 from dataset.caption import prompt_text
-from dataset.questions import check_question
-from dataset.text import clean_caption, clean_question
+from dataset.text import clean_caption, clean_question, has_word
 from dataset.transforms import ImageError
 from dataset.vqa import Parts, encode_answers, encode_questions, question_limits, question_parts
 from models.caption import CaptionModel
@@ -293,8 +292,10 @@ class SemMIM(nn.Module):
         settings, lower = self.settings.vqa, self.tokenizer.lower
         entry = {"object_label": "&&".join(object_labels(labels)), "ocr": [[[], word] for word in ocr.split()]}
         entries = [{**entry, "question": question} for question in questions]
-        if problems := list(filter(None, map(check_question, entries))):
-            raise UserError(problems[0])
+        if (
+            blank := next((question for question in questions if not has_word(clean_question(question))), None)
+        ) is not None:
+            raise UserError(f"the question {utils.shown(blank)} has no word")
         words, limits = settings.text.max_ocr_words, question_limits(settings)
         parts = [question_parts(entry, max_ocr_words=words, lower=lower) for entry in entries]
         self._note_cut("questions", [question for question, _, _ in parts], limits[0])

@@ -7,6 +7,7 @@ import annotated
 import conftest
 import pytest
 from annotated import EVAL, TRAIN, entry, make, write
+from official_files import open_set
 from pycocotools.coco import COCO
 from torch.utils.data import DataLoader
 
@@ -48,6 +49,15 @@ def test_a_pipe_and_a_device_are_waited_for_in_no_format(folder, name):
         make_it(folder / name)
         refused("pretrain", folder / name, f"{name}: cannot be read (not a regular file)")
         (folder / name).unlink()
+
+
+@pytest.mark.parametrize("names", ["[]", "['']", "[a.json, '']"])
+def test_a_list_without_a_file_s_name_is_refused(folder, names):
+    for kind in (*TRAIN, "caption_eval"):
+        split = "val" if kind.endswith("eval") else None
+        key = f"data.{split or 'train'}"
+        refusal = f"{key}: names no file; name annotation files, folders of images or tar shards"
+        conftest.refused(lambda k=kind, s=split, key=key: open_set(k, f"{key}={names}", split=s), refusal)
 
 
 def test_files_that_are_missing_folders_or_no_text(folder):
@@ -123,6 +133,7 @@ def test_half_of_a_surrogate_pair_is_named(folder, stage, key, changes):
 VALUES = [
     ("pretrain", {"image": None}, " has no 'image'; a pretrain entry needs image, caption"),
     ("pretrain", {"image": ""}, ": 'image' is empty"),
+    ("pretrain", {"image": "a\0/b.png"}, ": 'image' is empty or holds a zero byte"),
     ("pretrain", {"image": 5}, ": 'image' is int, it must be a string"),
     ("retrieval_eval", {"caption": None}, " has no 'caption'"),
     ("pretrain", {"caption": []}, ": 'caption' must be a list of strings with at least one"),
@@ -132,7 +143,6 @@ VALUES = [
     ("retrieval_eval", {"filename": "b.png", "sentences": "a dog"}, ": 'sentences' is str"),
     ("caption_eval", {"filename": "b.png", "sentences": [{"raw": 3}]}, ": 'sentences' must be"),
     ("caption_eval", {"domain": "inside"}, ": 'domain' is 'inside', it must be one of in, near, out"),
-    ("vqa_train", {"question": " ?! "}, ": the question ' ?! ' has no word"),
     ("vqa_train", {"answer": [" ", "\x00"]}, ": 'answer' is blank"),
     ("vqa_train", {"ocr": "stop"}, ": 'ocr' must be a list"),
     ("vqa_eval", {"question_id": None}, " has no 'question_id'"),
@@ -204,11 +214,16 @@ def test_a_retrieval_id_stands_for_one_image_and_an_image_has_one(folder):
     refused("retrieval_train", file, "entry 2: ", "has the image_id 5, but 0 in", "entry 0;")
 
 
-SPELLINGS = ("a.png", "./a.png", "../{0}/a.png", "//{1}/a.png", "b/../a.png", "{1}/./a.png")
+SPELLINGS = (
+    *("a.png", "./a.png", "../{0}/a.png", "//{1}/a.png", "b/../a.png", "{1}/./a.png"),
+    *("link/a.png", "{1}/link/link/a.png", "link/../{0}/a.png"),  # as open() follows them
+)
 
 
 def spelled(folder, **changes):
     """Entries of one image, each with its own spelling of the path and its own caption."""
+    if not (folder / "link").exists():
+        (folder / "link").symlink_to(folder)
     for number, name in enumerate(SPELLINGS):
         values = {"image": name.format(folder.name, folder), "caption": f"dog {number}", "image_id": None}
         yield entry(number=0, **{**values, "question_id": number, **changes})
@@ -236,6 +251,8 @@ def test_a_folder_that_links_lead_to_is_one_folder(folder):
     roots = {"vqa": str(folder / "link"), "vg": str(folder)}
     data = make("retrieval_train", write(folder, [entry(0), entry(0, dataset="vg"), entry(1)]), image_root=roots)
     assert [data[number]["image_id"] for number in range(3)] == [0, 0, 1]
+    linked = make("pretrain", write(folder, [entry(0), entry(1), entry(0, image="link/a.png")]))
+    assert linked.image_of_caption.tolist() == [0, 1, 0]
 
 
 def test_validation_is_left_out_of_training_however_its_paths_are_spelled(folder):
@@ -250,7 +267,8 @@ def test_files_and_entries_that_stand_there_twice_are_not_evaluated(folder):
     for stage in ("retrieval_eval", "caption_eval"):
         assert len(make(stage, files[0])) == 2
         assert len(make(stage, write(folder, [*entries, entry(1)], "once.json"))) == 2  # as published, one repeated
-        for twice in ([files[0]] * 2, files, [files[0], folder / "link.json"]):
+        spaced = write(folder, [entry(1), entry(1, caption="dog 1 ")], "spaced.json")
+        for twice in ([files[0]] * 2, files, [files[0], folder / "link.json"], spaced):
             refused(stage, twice, "stand in ", "already; evaluate each entry once")
     refused("vqa_eval", [files[0]] * 2, "occurs more than once")
 

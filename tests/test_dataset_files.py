@@ -163,17 +163,19 @@ def test_damaged_lists_give_the_entries_before_the_damage_and_name_the_next(tmp_
 # ------------------------------------------------------------------------------------------------- tables
 
 
-TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(str.strip)
+LETTERS = st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from('\n,;"')
+TEXTS = st.text(LETTERS, min_size=1).filter(str.strip)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(TEXTS, min_size=1, max_size=6), st.sampled_from([",", ";", "\t", "|"]), st.sampled_from(["\n", "\r\n"]))
 def test_what_csv_writes_is_read_back(tmp_path, texts, separator, end):
-    texts = [text.removeprefix("\ufeff") or "x" for text in texts]
+    texts = ["A dog, brown,\nand a cat; white", *(text.removeprefix("\ufeff") or "x" for text in texts)]
     path = tmp_path / ("t.tsv" if separator == "\t" else "t.csv")
     entries = [{"image": f"{i}.png", "caption": text} for i, text in enumerate(texts)]
-    path.write_text(table(entries, separator, end), encoding="utf-8", newline="")
-    assert [entry["caption"] for entry in load_annotations(Source(path), "pretrain")] == texts
+    for order in (entries, [dict(reversed(entry.items())) for entry in entries]):
+        path.write_text(table(order, separator, end), encoding="utf-8", newline="")
+        assert [entry["caption"] for entry in load_annotations(Source(path), "pretrain")] == texts
 
 
 def test_cells_of_several_lines_lists_and_empty_ones(tmp_path):
@@ -199,6 +201,8 @@ BAD = [
     ("t.csv", 'image,caption\na.png,x\nb.png,"Hi\nc.png,end"\n', "lines 3 to 4 are one row"),
     ("t.tsv", 'caption\timage\n"Hi\ta.png\n"\tb.png\n', "lines 2 to 3 are one row"),
     ("t.tsv", 'image\tcaption\na.png\t"Hi\nb.png\tx\nc.png\t"\n', "lines 2 to 4 are one row"),
+    ("t.csv", 'image,caption\na,"Hi\nb,x\nc,He said "\n', "lines 2 to 4 are one row"),
+    ("t.csv", 'image,caption\n"a.png,x\nb.png",y\n', "lines 2 to 3 are one row"),
     ("t.csv", "image,caption\n", "holds no entry"),
     ("t.csv", "image,caption\n,x\n", "line 2 has no 'image'"),
     ("t.csv", "image,caption\na.png,[not a list\nb.png,\n", "line 3 has no 'caption'"),
@@ -234,7 +238,7 @@ def test_images_without_captions_are_reported_and_a_folder_without_any_is_refuse
     assert "2 images have no caption in a .txt beside them" in caplog.text and "share" not in caplog.text
     (folder / "b c.png").write_bytes((folder / "a.png").read_bytes())
     load_annotations(Source(folder), "pretrain")
-    assert "1 images share their .txt; first: " in caplog.text
+    assert "1 images share another's .txt (a mask? it would be trained on); first: " in caplog.text
     (folder / "b c.txt").write_bytes(b"good\n\xff\n")
     refused(lambda: load_annotations(Source(folder), "pretrain"), "b c.txt: line 2: byte 0xff is not UTF-8")
 

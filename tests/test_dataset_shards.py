@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -134,6 +135,8 @@ def test_what_is_no_shard_counts_with_the_samples_that_it_should_have_had(folder
     assert "00004.tar: damaged" in caplog.text and "about 10 samples" in caplog.text
     refused(lambda: dataset(folder, max_bad_share=0.19), "10 of 50 samples of 5 shard")
     refused(lambda: dataset(folder / "00004.tar", max_bad_share=1.0), "of 1 shard(s) cannot be used")
+    (folder / "00004.tar").write_bytes(bytes(10240))
+    refused(lambda: dataset(folder / "00004.tar"), "1 shard(s) hold no sample")
 
 
 def header(kind, size):
@@ -167,7 +170,7 @@ def test_headers_that_would_be_read_without_end_are_damage(tmp_path, headers, ca
     assert f"{path}: damaged (" in caplog.text
 
 
-def test_damage_after_the_headers_were_read_is_a_bad_sample(folder):
+def test_damage_after_the_headers_were_read_is_a_bad_sample(folder, no_hanging):
     data = dataset(folder)
     path = folder / "00001.tar"
     content = bytearray(path.read_bytes())
@@ -179,8 +182,13 @@ def test_damage_after_the_headers_were_read_is_a_bad_sample(folder):
     with pytest.raises(ImageError, match="the shard ends within this image"):
         open_image(data.paths[19])
     assert data[12]["bad"] and data[12]["path"] != data.paths[12] and data[13]["bad"] == []
+    with pytest.raises(ImageError, match="the shard ends within this image"):
+        open_image(f"{path}/0.jpg@0+{1 << 40}")
     path.unlink()
-    with pytest.raises(ImageError, match="no such file"):
+    with pytest.raises(ImageError, match="No such file"):
+        open_image(data.paths[13])
+    os.mkfifo(path)
+    with pytest.raises(ImageError, match="not a regular file"):
         open_image(data.paths[13])
 
 

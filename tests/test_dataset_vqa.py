@@ -49,13 +49,21 @@ def test_question_ocr_and_labels_are_joined_by_separators():
 
 
 def test_an_empty_part_has_no_separator():
-    rows = [("what", "", "dog"), ("what", "stop", ""), ("what", "", "")]
+    rows = [("what", "", "dog"), ("what", "stop", ""), ("what", "", ""), ("", "", "")]
     ids, mask = encode_questions(TOKENIZER, rows, LIMITS)
     assert [words(row[m.bool()]) for row, m in zip(ids, mask, strict=True)] == [
         "[CLS] what [SEP] dog",
         "[CLS] what [SEP] stop",
         "[CLS] what",
+        "[CLS]",
     ]
+
+
+def test_a_question_without_a_word_is_evaluated_since_every_one_needs_an_answer_but_not_trained_on(folder):
+    entries = [entry(question="?!"), entry(2, 1)]
+    assert eval_set(folder, entries).parts[0][0] == ""
+    sample = train_set(folder, entries)[0]
+    assert sample["parts"][0] == "is it red" and "a.png: a question without a word" in sample["bad"][0]
 
 
 # ------------------------------------------------------------------------------------------------- # Training

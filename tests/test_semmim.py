@@ -204,7 +204,7 @@ def truncated(folder):
 @pytest.mark.parametrize(
     "stage, wrong, message",
     [
-        ("retrieval", lambda m, f: m.encode_image("absent.png"), "absent.png: no such file"),
+        ("retrieval", lambda m, f: m.encode_image("absent.png"), "absent.png: No such file"),
         ("retrieval", lambda m, f: m.encode_image(3), "a int is no image"),
         ("retrieval", lambda m, f: m.encode_image(torch.rand(3, 32, 32)), r"float32, \(3, 32, 32\) is no image"),
         ("retrieval", lambda m, f: m.encode_image(m.preprocess(f / "0.png")[:, :8]), r"\[3, 32, 32\] of finite"),

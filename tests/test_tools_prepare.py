@@ -171,6 +171,7 @@ def vqa_source(source, run):
     numbers = count(1)
     train = [(next(numbers), 57870, f"What colour is kite {i}?") for i in range(11)]
     val = [(101, 184613, "What is it?"), (102, 522418, "Who is it?"), (103, 318219, "Is it red?"), (104, 318219, "?")]
+    train.append((12, 57870, "?!"))
     official.vqa_questions(source, "train2014", [*train, (50, 57870, "No annotation?")])
     official.vqa_questions(source, "val2014", val)
     official.vqa_questions(source, "test2015", [(201, 262144, "What is this?"), (202, 262144, "And that?")])
@@ -192,11 +193,15 @@ def test_vqa_becomes_questions_with_ten_answers(run, vqa_source, tmp_path):
     assert train[0]["image"] == TRAIN[0] and train[0]["answer"] == TEN and train[0]["question_id"] == 2
     assert train[0]["answer_type"] == "other" and train[0]["dataset"] == "vqa"
     ids = {name: [entry["question_id"] for entry in entries] for name, entries in parts.items()}
-    assert ids["nominival"] == [102] and ids["minival"] == [101, 103]  # Karpathy's val images
+    assert ids["nominival"] == [102] and ids["minival"] == [101, 103, 104]  # Karpathy's val images
     assert ids["test"] == [201, 202] and ids["testdev"] == [201] and "answer" not in test[0]
     assert read(folder / "answer_list.json") == ["red"]
-    for text in ("question 11 has no annotation", "answers are all blank; first: question 1", "without a word"):
-        assert text in out.replace("entry 11", "question 11")
+    for text in (
+        "entry 12 has no annotation",
+        "answers are all blank; first: question 1",
+        "without a word; first: question 12",
+    ):
+        assert text in out
     label = read(folder / "minival.json")[0]["label"]
     assert label == {"red": 1.0, "dark red": 0.9, "maroon": 0.6, "Red": 0.3}
     for answer in ("dark red", "maroon"):
@@ -216,9 +221,9 @@ def test_vqas_files_train_and_judge(run, vqa_source, tmp_path, monkeypatch):
     for folder in ("data/coco/images", "data/visual_genome"):
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
     trained = official.open_set("vqa_train")  # all files of the configuration, the minival's questions left out
-    assert len(trained) == 13 and trained.left_out == 2
+    assert len(trained) == 13 and trained.left_out == 3
     judged = official.open_set("vqa_eval", split="val")
-    assert judged.references == [TEN, TEN] and judged.answer_types == ["other"] * 2
+    assert judged.references == [TEN] * 3 and judged.answer_types == ["other"] * 3
     assert official.open_set("vqa_eval", split="test").references is None
 
 

@@ -7,6 +7,7 @@ common. Copies (resized, JPEG at quality 40 to 80, brighter by 5%) are at most 0
 overlapping parts of a photo at least 0.13.
 """
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,17 +21,17 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
-from dataset.shards import read_member
+from dataset.shards import open_member
 from dataset.transforms import ImageError, opened, to_rgb
 from tools.prepare.common import progress
-from utils import in_processes
+from utils import UserError, in_processes
 
 SIDE, LOW = 32, 8  # pixels of the small image, frequencies that are kept of each axis
 RADIUS = 0.05  # how far copies may be apart
 MIN_CONTRAST = 4  # gray levels (standard deviation): a nearly even image looks like every other
 NEIGHBORS = 8  # look-alikes of an image that are looked at
 SAMPLE = 100  # images whose look-alikes are counted among all
-NO_FILE = "no such file"
+NO_FILE = os.strerror(errno.ENOENT)
 COPY, LOOK_ALIKE = "a copy", "a look-alike"  # the same bytes; the same image in other bytes
 
 
@@ -55,9 +56,9 @@ def fingerprint(path: str | Path) -> Fingerprint:
 def image_bytes(path: str | Path) -> bytes:
     """The bytes of an image's file, or of an image in a shard. Raises ImageError if they cannot be read."""
     try:
-        content = read_member(os.fspath(path))
-        return Path(path).read_bytes() if content is None else content
-    except (OSError, EOFError) as error:
+        with open_member(os.fspath(path)) as file:
+            return file.read()
+    except (UserError, OSError, EOFError) as error:
         raise ImageError(path, str(error)) from None
 
 

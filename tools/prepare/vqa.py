@@ -132,11 +132,12 @@ def read_questions(job: Job, path: Path, split: str, annotations: dict | None) -
 
 
 def usable(job: Job, entries: Iterator[dict], training: bool) -> Iterator[dict]:
-    """Those with a word in the question and, in training, in an answer; validation needs all ten answers."""
+    """In training those with a word in question and answers; validation needs all ten answers, and the server of the
+    test set one to every question."""
     for entry in entries:
         answers, kind = entry.get("answer"), None
-        if not clean_question(entry["question"]):
-            kind = "question without a word"
+        if training and not clean_question(entry["question"]):
+            kind = "question of training without a word"
         elif training and not any(answer.strip() for answer in answers):
             kind = "question of training whose answers are all blank"
         elif not training and answers is not None and len(answers) != ANNOTATORS:
