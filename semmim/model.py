@@ -292,10 +292,8 @@ class SemMIM(nn.Module):
         settings, lower = self.settings.vqa, self.tokenizer.lower
         entry = {"object_label": "&&".join(object_labels(labels)), "ocr": [[[], word] for word in ocr.split()]}
         entries = [{**entry, "question": question} for question in questions]
-        if (
-            blank := next((question for question in questions if not has_word(clean_question(question))), None)
-        ) is not None:
-            raise UserError(f"the question {utils.shown(blank)} has no word")
+        if blank := [question for question in questions if not has_word(clean_question(question))]:
+            raise UserError(f"the question {utils.shown(blank[0])} has no word")
         words, limits = settings.text.max_ocr_words, question_limits(settings)
         parts = [question_parts(entry, max_ocr_words=words, lower=lower) for entry in entries]
         self._note_cut("questions", [question for question, _, _ in parts], limits[0])
