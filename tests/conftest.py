@@ -32,6 +32,13 @@ settings.register_profile(
 settings.load_profile("tests")
 
 
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    from stages import make_demo  # imports all scripts
+
+    return make_demo(tmp_path_factory.mktemp("demo"))
+
+
 @pytest.fixture
 def no_hanging():
     """Ends the test run if something waits or computes without end."""

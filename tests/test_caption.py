@@ -11,11 +11,10 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from conftest import in_ranks
-from test_cli import pretrain
+from stages import log_lines, read, run
 from tiny import NO_DROPOUT, TOKENIZER, make_batch, tiny_config
 from torch import nn
 
-import Caption
 from dataset.caption import CaptionCollate
 from engine.loop import Progress, Task, Training, fit
 from engine.run import Run
@@ -30,7 +29,6 @@ from models.caption import (
     sentence_log_probs,
 )
 from models.semmim import build_backbone
-from tools.demo import __main__ as make_demo_data
 from utils import IGNORE, UserError, as_config, load_checkpoint
 
 
@@ -223,62 +221,33 @@ def test_a_senseless_option_is_an_error(options):
 # ------------------------------------------------------------------------------------------------ command line
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Demo scenes and a tiny checkpoint pre-trained on them for a few steps."""
-    folder = tmp_path_factory.mktemp("demo")
-    sizes = ["--train", "24", "--val", "9", "--test", "7", "--size", "32", "--workers", "1"]
-    make_demo_data.main(["--output", str(folder / "data"), *sizes])
-    pretrain(folder / "data", folder / "pretrain", "train.epochs=1", "train.images=false")
-    return folder
-
-
 @pytest.fixture
 def no_java(monkeypatch):
     """Without Java the evaluation takes no seconds; its own numbers are tested elsewhere."""
     monkeypatch.setattr(caption_evaluation.shutil, "which", lambda name: None)
 
 
-def arguments(folder, out, *overrides, flags=(), config="configs/demo/Caption.yaml") -> list[str]:
-    files = [f"data.{split}=[{folder / 'data' / f'caption_{split}.json'}]" for split in ("train", "val", "test")]
-    settings = ["image_size=32", "train.batch_size=6", "train.log_every=1", "train.precision=fp32", "train.epochs=2"]
-    settings += ["generation.beams=2", "generation.max_tokens=8", "eval.batch_size=4", "data.bucket_batches=0"]
-    settings += ["text.vocab=configs/bert/vocab.txt"]
-    start = ["--config", config, "--output_dir", str(out), "--device", "cpu", *map(str, flags)]
-    return [*start, "--override", *files, *settings, *overrides]
-
-
-def caption(*arguments_, **options) -> None:
-    Caption.main(arguments(*arguments_, **options))
-
-
-def log_lines(run, split):
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["split"] == split]
+caption = functools.partial(run, "caption")
+SCST = "configs/demo/Caption_scst.yaml"
 
 
 @pytest.mark.usefixtures("no_java")
-def test_cross_entropy_then_scst_write_what_a_run_promises(data, tmp_path):
+def test_cross_entropy_then_scst_write_what_a_run_promises(demo, tmp_path):
     first, second = tmp_path / "ce", tmp_path / "scst"
-    caption(data, first, flags=["--checkpoint", data / "pretrain/checkpoint_last.pth"])
+    caption(demo, first)
     names = {path.name for path in first.iterdir()}
     assert {"checkpoint_last.pth", "checkpoint_best.pth", "caption_result.json", "metrics.json"} <= names
-    result = json.loads((first / "caption_result.json").read_text())
-    ids = [entry["image_id"] for entry in json.loads((data / "data/caption_test.json").read_text())]
+    result = read(first / "caption_result.json")
+    ids = [entry["image_id"] for entry in read(demo / "data/caption_test.json")]
     assert [entry["image_id"] for entry in result] == ids and all(set(e) == {"image_id", "caption"} for e in result)
-    numbers = json.loads((first / "metrics.json").read_text())
+    numbers = read(first / "metrics.json")
     assert numbers["test"]["images"] == 7 and "install one" in numbers["test"]["spice"]
     best = load_checkpoint(first / "checkpoint_best.pth")["best"]
     assert best["cider"] == pytest.approx(max(line["cider"] for line in log_lines(first, "val") if line["step"]))
     assert numbers["val"]["cider"] == pytest.approx(best["cider"])
 
-    caption(
-        data,
-        second,
-        *("scst.samples=3", "train.epochs=1"),
-        flags=["--checkpoint", first / "checkpoint_best.pth"],
-        config="configs/demo/Caption_scst.yaml",
-    )
+    flags = ["--checkpoint", first / "checkpoint_best.pth"]
+    caption(demo, second, "scst.samples=3", "train.epochs=1", flags=flags, config=SCST)
     line = log_lines(second, "train")[0]
     assert {"reward", "reward_spread", "tokens", "time/reward_seconds"} <= set(line)
     assert line["time/reward_seconds"] > 0 and line["tokens"] <= 8
@@ -286,29 +255,25 @@ def test_cross_entropy_then_scst_write_what_a_run_promises(data, tmp_path):
 
 
 @pytest.mark.usefixtures("no_java")
-def test_a_pre_trained_checkpoint_captions_zero_shot(data, tmp_path):
-    caption(data, tmp_path / "run", flags=["--evaluate", "--checkpoint", data / "pretrain/checkpoint_last.pth"])
-    assert len(json.loads((tmp_path / "run/caption_result.json").read_text())) == 7
-    assert json.loads((tmp_path / "run/metrics.json").read_text())["val"]["images"] == 9
+def test_a_pre_trained_checkpoint_captions_zero_shot(demo, tmp_path):
+    caption(demo, tmp_path / "run", flags=["--evaluate", "--checkpoint", demo / "model.pth"])
+    assert len(read(tmp_path / "run/caption_result.json")) == 7
+    assert read(tmp_path / "run/metrics.json")["val"]["images"] == 9
 
 
-def caption_in_rank(_rank, *args):
-    Caption.main(arguments(*args[:-1], **args[-1]))
+def caption_in_rank(_rank, *given):
+    caption(*given, config=SCST)
 
 
 @pytest.mark.usefixtures("no_java")
 def test_two_processes_train_and_caption_every_image_once_and_a_long_judgement_keeps_no_process_waiting(
-    data, tmp_path, monkeypatch
+    demo, tmp_path, monkeypatch
 ):
     """Nine and seven images in batches of four; scst and cross-entropy reach every weight, or training would stop.
 
     The first split is judged for longer than a collective of the group waits.
     """
     overrides = ("train.epochs=1", "train.batch_size=4", "scst.samples=2", "eval.spice=false")
-    options = {
-        "flags": ["--checkpoint", data / "pretrain/checkpoint_last.pth"],
-        "config": "configs/demo/Caption_scst.yaml",
-    }
     judge, delays = caption_evaluation.caption_metrics, [6]
 
     def slowly(*given, **options):
@@ -319,26 +284,25 @@ def test_two_processes_train_and_caption_every_image_once_and_a_long_judgement_k
         join = functools.partial(dist.init_process_group, timeout=datetime.timedelta(seconds=4))
         patch.setattr(dist, "init_process_group", join)
         patch.setattr(caption_evaluation, "caption_metrics", slowly)
-        in_ranks(2, caption_in_rank, data, tmp_path / "two", *overrides, options)
-    numbers = json.loads((tmp_path / "two/metrics.json").read_text())
+        in_ranks(2, caption_in_rank, demo, tmp_path / "two", *overrides)
+    numbers = read(tmp_path / "two/metrics.json")
     for name, split, count in (("caption_result", "test", 7), ("caption_result_val", "val", 9)):
-        ids = [entry["image_id"] for entry in json.loads((tmp_path / f"two/{name}.json").read_text())]
-        wanted = [entry["image_id"] for entry in json.loads((data / f"data/caption_{split}.json").read_text())]
+        ids = [entry["image_id"] for entry in read(tmp_path / f"two/{name}.json")]
+        wanted = [entry["image_id"] for entry in read(demo / f"data/caption_{split}.json")]
         assert ids == wanted and len(ids) == count and isinstance(numbers[split]["cider"], float)
-    options["flags"] = ["--evaluate", "--checkpoint", tmp_path / "two/checkpoint_best.pth"]
-    caption(data, tmp_path / "one", *overrides, **options)
+    flags = ["--evaluate", "--checkpoint", tmp_path / "two/checkpoint_best.pth"]
+    caption(demo, tmp_path / "one", *overrides, flags=flags, config=SCST)
     for name in ("caption_result.json", "caption_result_val.json"):
-        assert json.loads((tmp_path / "one" / name).read_text()) == json.loads((tmp_path / "two" / name).read_text())
+        assert read(tmp_path / "one" / name) == read(tmp_path / "two" / name)
 
 
 @pytest.mark.parametrize("objective", ["cross_entropy", "scst"])
-def test_a_validation_split_or_a_reward_of_one_image_is_refused_before_the_work(data, tmp_path, objective):
+def test_a_validation_split_or_a_reward_of_one_image_is_refused_before_the_work(demo, tmp_path, objective):
     """CIDEr of one image is 0 whatever it says: it can neither choose an epoch nor reward a sentence."""
     name = "val" if objective == "cross_entropy" else "train"
-    entries = json.loads((data / f"data/caption_{name}.json").read_text())[:1]
-    (data / "data/one.json").write_text(json.dumps(entries))
-    settings = [f"data.{name}=[{data / 'data/one.json'}]", f"train.objective={objective}", "train.batch_size=1"]
-    flags = ["--checkpoint", data / "pretrain/checkpoint_last.pth"]
+    one = demo / f"data/one_{name}.json"
+    one.write_text(json.dumps(read(demo / f"data/caption_{name}.json")[:1]))
+    settings = [f"data.{name}=[{one}]", f"train.objective={objective}", "train.batch_size=1"]
     with pytest.raises(UserError, match=f"data.{name}: .*one image|images with captions: 1"):
-        caption(data, tmp_path / "run", *settings, flags=flags)
+        caption(demo, tmp_path / "run", *settings)
     assert not (tmp_path / "run").exists()

@@ -5,15 +5,13 @@ import json
 
 import pytest
 import torch
-from test_cli import call, pretrain
+from stages import log_lines, read, run
 from tiny import TOKENIZER, Notes, gray_images, gray_level, tiny_config, tiny_model
 
-import Retrieval
 import utils
 from dataset import create_dataset
 from evaluation import retrieval
 from evaluation.retrieval import SCORE, Validation, thinned
-from tools.demo import __main__ as make_demo_data
 from utils import load_checkpoint
 
 CPU = torch.device("cpu")
@@ -107,31 +105,15 @@ def test_at_most_so_many_images_evenly_spread_with_their_captions(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Demo scenes in data/, pre-trainings without and with validation, and an evaluation of the latter's end."""
-    folder = tmp_path_factory.mktemp("demo")
-    data, sizes = folder / "data", ("--train", 24, "--val", 12, "--test", 12, "--size", 32, "--workers", 1)
-    call(make_demo_data, "--output", data, *sizes)
-    pretrain(data, folder / "without")
-    settings = [f"data.val=[{data / 'retrieval_val.json'}]", "eval.batch_size=5", "train.best=val"]
-    pretrain(data, folder / "with", *settings, "data.num_workers=1")
-    evaluate(folder, "zeroshot", "eval.folds=6", "rerank.k=4")
+def runs(demo, tmp_path_factory):
+    """Pre-trainings without and with validation, and an evaluation of the latter's end."""
+    folder = tmp_path_factory.mktemp("runs")
+    run("pretrain", demo, folder / "without")
+    settings = [f"data.val=[{demo}/data/retrieval_val.json]", "eval.batch_size=5", "train.best=val"]
+    run("pretrain", demo, folder / "with", *settings, "data.num_workers=1")
+    flags = ["--evaluate", "--checkpoint", folder / "with/checkpoint_last.pth"]
+    run("retrieval", demo, folder / "zeroshot", "text.max_tokens=25", "eval.folds=7", flags=flags)
     return folder
-
-
-def evaluate(folder, name, *overrides):
-    call(
-        Retrieval,
-        *("--config", "configs/demo/Retrieval.yaml", "--output_dir", folder / name, "--evaluate", "--device", "cpu"),
-        *("--checkpoint", folder / "with/checkpoint_last.pth", "--override", "image_size=32", "data.num_workers=0"),
-        *(f"data.{split}=[{folder / f'data/retrieval_{split}.json'}]" for split in ("val", "test")),
-        *("text.vocab=configs/bert/vocab.txt", "text.max_tokens=25", "train.precision=fp32", *overrides),
-    )
-
-
-def val_lines(run) -> list[dict]:
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["split"] == "val"]
 
 
 def test_pretraining_is_the_same_with_validation_and_without(runs):
@@ -143,34 +125,34 @@ def test_pretraining_is_the_same_with_validation_and_without(runs):
 
 
 def test_the_best_epoch_on_images_of_validation_is_kept(runs):
-    lines = val_lines(runs / "with")
-    assert [line["step"] for line in lines] == [4, 8] and lines[0]["images"] == 12
-    assert json.loads((runs / "with/metrics.json").read_text())["val"][SCORE] == lines[1][SCORE]
+    lines = log_lines(runs / "with", "val")
+    assert [line["step"] for line in lines] == [4, 8] and lines[0]["images"] == 9
+    assert read(runs / "with/metrics.json")["val"][SCORE] == lines[1][SCORE]
     best, last = (load_checkpoint(runs / f"with/checkpoint_{name}.pth") for name in ("best", "last"))
     scores = [line[SCORE] for line in lines]
     assert best["best"] == last["best"] == {SCORE: max(scores), "epoch": 1 + scores.index(max(scores))}
     assert best["progress"]["step"] == 4 * best["best"]["epoch"]
-    assert not (runs / "without/checkpoint_best.pth").exists() and not val_lines(runs / "without")
+    assert not (runs / "without/checkpoint_best.pth").exists() and not log_lines(runs / "without", "val")
 
 
 def test_the_script_writes_validations_columns_those_of_re_ranking_rankings_and_the_mean_over_folds(runs):
-    numbers = json.loads((runs / "zeroshot/metrics.json").read_text())
+    numbers = read(runs / "zeroshot/metrics.json")
     assert list(numbers) == ["val", "test", "test_folds", "run"]
-    last = val_lines(runs / "with")[-1]
+    last = log_lines(runs / "with", "val")[-1]
     for key in (key for key in last if key.startswith(("itc", "chance"))):
         assert last[key] == pytest.approx(numbers["val"][key]), key
     columns = {f"{stage}_{key}" for stage in ("itc", "itm", "chance") for key in retrieval.chance_metrics([1])}
     assert all(columns <= set(numbers[split]) for split in ("val", "test", "test_folds"))
-    assert numbers["test_folds"]["chance_ir_r1"] == pytest.approx(50)  # two images a fold
-    result = json.loads((runs / "zeroshot/retrieval_result.json").read_text())["test"]
-    assert len(result["text_retrieval"]) == numbers["test"]["images"] == 12
+    assert numbers["test_folds"]["chance_ir_r1"] == 100  # one image a fold
+    result = read(runs / "zeroshot/retrieval_result.json")["test"]
+    assert len(result["text_retrieval"]) == numbers["test"]["images"] == 7
     assert len(result["image_retrieval"]) == numbers["test"]["texts"]
     first = result["image_retrieval"][0]
     assert len(first["ranked"]) == len(first["scores"]) == 4 and first["scores"][0] >= first["scores"][1]
 
 
-def test_what_cannot_be_evaluated_is_one_line(runs):
-    with pytest.raises(utils.UserError, match="12 images cannot be cut into 5"):
-        evaluate(runs, "folds", "eval.folds=5")
+def test_what_cannot_be_evaluated_is_one_line(demo, tmp_path):
+    with pytest.raises(utils.UserError, match="7 images cannot be cut into 5"):
+        run("retrieval", demo, tmp_path, "eval.folds=5", flags=["--evaluate", "--checkpoint", demo / "model.pth"])
     with pytest.raises(utils.UserError, match="train.best: val chooses the best epoch on data.val, which is empty"):
-        pretrain(runs / "data", runs / "best", "train.best=val")
+        run("pretrain", demo, tmp_path, "train.best=val")

@@ -1,19 +1,19 @@
 """Answering against slow, obvious references; VQA.py as a command, in one to three processes."""
 
+import functools
 import json
 
 import pytest
 import torch
-from tiny import NO_DROPOUT, TINY, TOKENIZER, tiny_config
+from stages import log_lines, read, run
+from tiny import NO_DROPOUT, TOKENIZER, tiny_config
 
 import utils
-import VQA
 from dataset.vqa import encode_answers, encode_questions
 from evaluation.vqa import vqa_accuracy
 from models.generation import Generation
 from models.semmim import build_backbone
 from models.vqa import VQAModel, answer_log_probs
-from tools.demo import __main__ as make_demo_data
 
 LIMITS = (30, 25, 22)
 ANSWERS = ["yes", "no", "red", "a red dog", "2", "on the left", "stop", "light blue"]
@@ -175,40 +175,12 @@ def test_only_what_answering_uses_is_trained(model):
 # The script
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """Demo scenes, and a random pre-training checkpoint."""
-    folder = tmp_path_factory.mktemp("vqa")
-    sizes = ["--train", "24", "--val", "6", "--test", "7", "--size", "32", "--workers", "1"]
-    sizes += ["--questions_per_scene", "3"]
-    make_demo_data.main(["--output", str(folder / "data"), *sizes])
-    torch.manual_seed(0)
-    backbone, _ = build_backbone(tiny_config(*TINY))
-    state = {f"backbone.{key}": value for key, value in backbone.state_dict().items()}
-    utils.save_checkpoint(
-        folder / "model.pth", {"model": state, "description": backbone.description, "stage": "pretrain"}
-    )
-    return folder
+vqa = functools.partial(run, "vqa")
 
 
-def arguments(project, out, *overrides, flags=("--checkpoint", "model.pth")):
-    flags = [str(project / flag) if flag.endswith(".pth") else flag for flag in flags]
-    files = [f"data.{split}=[{project}/data/vqa_{split}.json]" for split in ("train", "val", "test")]
-    return [
-        *("--config", "configs/demo/VQA.yaml", "--output_dir", str(out), "--device", "cpu", *flags, "--override"),
-        *(*files, "image_size=32", f"data.answer_list={project}/data/answer_list.json", "train.precision=fp32"),
-        *("train.epochs=2", "train.batch_size=24", "train.log_every=1", "train.warmup_steps=1", "eval.batch_size=5"),
-        *("data.bucket_batches=2", "text.vocab=configs/bert/vocab.txt", *overrides),
-    ]
-
-
-def read(path):
-    return json.loads(path.read_text())
-
-
-def test_script_trains_chooses_an_epoch_and_writes_every_answer(project, tmp_path):
-    VQA.main(arguments(project, tmp_path))
-    asked = read(project / "data/vqa_test.json")
+def test_script_trains_chooses_an_epoch_and_writes_every_answer(demo, tmp_path):
+    vqa(demo, tmp_path)
+    asked = read(demo / "data/vqa_test.json")
     result = read(tmp_path / "vqa_result.json")
     assert [row["question_id"] for row in result] == [entry["question_id"] for entry in asked]
     assert all(set(row) == {"question_id", "answer"} and isinstance(row["answer"], str) for row in result)
@@ -216,40 +188,38 @@ def test_script_trains_chooses_an_epoch_and_writes_every_answer(project, tmp_pat
     accuracies = [vqa_accuracy(row["answer"], entry["answer"]) for row, entry in zip(result, asked, strict=True)]
     assert numbers["test"]["accuracy"] == pytest.approx(100 * sum(accuracies) / len(asked))
     assert {"by_answer_type", "by_question_type", "constant"} <= set(numbers["test"])
-    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    val = [line["accuracy"] for line in log if line["split"] == "val"]
+    val = [line["accuracy"] for line in log_lines(tmp_path, "val")]
     best = utils.load_checkpoint(tmp_path / "checkpoint_best.pth")
     assert len(val) == 3 and best["best"]["accuracy"] == max(val[:2]) == val[2] == numbers["val"]["accuracy"]
     assert best["stage"] == "vqa" and best["config"]["text"]["max_question_tokens"] == 30
 
     out = tmp_path / "again"  # the checkpoint alone gives the same answers
-    flags = ("--evaluate", "--checkpoint", str(tmp_path / "checkpoint_best.pth"))
-    VQA.main(arguments(project, out, flags=flags))
+    vqa(demo, out, flags=["--evaluate", "--checkpoint", tmp_path / "checkpoint_best.pth"])
     assert (out / "vqa_result.json").read_text() == (tmp_path / "vqa_result.json").read_text()
 
 
-def test_ranking_answers_come_from_the_list(project, tmp_path):
-    flags = ("--evaluate", "--checkpoint", "model.pth")
-    VQA.main(arguments(project, tmp_path, "answer.mode=rank", "answer.k_test=9", flags=flags))
-    known = read(project / "data/answer_list.json")
+def test_ranking_answers_come_from_the_list(demo, tmp_path):
+    flags = ["--evaluate", "--checkpoint", demo / "model.pth"]
+    vqa(demo, tmp_path, "answer.mode=rank", "answer.k_test=9", flags=flags)
+    known = read(demo / "data/answer_list.json")
     assert all(row["answer"] in known for row in read(tmp_path / "vqa_result.json"))
 
 
-def test_a_missing_or_unfit_checkpoint_is_named(project, tmp_path):
+def test_a_missing_or_unfit_checkpoint_is_named(demo, tmp_path):
     with pytest.raises(utils.UserError, match="--checkpoint is missing"):
-        VQA.main(arguments(project, tmp_path, flags=()))
-    state = utils.load_checkpoint(project / "model.pth")
+        vqa(demo, tmp_path, flags=[])
+    state = utils.load_checkpoint(demo / "model.pth")
     state["model"] = {key: value for key, value in state["model"].items() if ".decoder." not in key}
     utils.save_checkpoint(tmp_path / "retrieval.pth", state)
     with pytest.raises(utils.UserError, match="no decoder"):
-        VQA.main(arguments(project, tmp_path / "run", flags=("--checkpoint", str(tmp_path / "retrieval.pth"))))
+        vqa(demo, tmp_path / "run", flags=["--checkpoint", tmp_path / "retrieval.pth"])
 
 
-def test_validation_without_answers_cannot_choose_an_epoch(project, tmp_path):
-    entries = read(project / "data/vqa_val.json")
+def test_validation_without_answers_cannot_choose_an_epoch(demo, tmp_path):
+    entries = read(demo / "data/vqa_val.json")
     for entry in entries:
-        entry["image"] = str(project / "data" / entry["image"])
+        entry["image"] = str(demo / "data" / entry["image"])
         del entry["answer"]
     (tmp_path / "val.json").write_text(json.dumps(entries))
     with pytest.raises(utils.UserError, match="data.val has no answers"):
-        VQA.main(arguments(project, tmp_path / "run", f"data.val=[{tmp_path}/val.json]"))
+        vqa(demo, tmp_path / "run", f"data.val=[{tmp_path}/val.json]")
