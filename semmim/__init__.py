@@ -12,19 +12,6 @@
 are the repository's configs/). From within the repository nothing has to be installed.
 """
 
-from importlib.util import find_spec
-from pathlib import Path
-
-# The other rooms have plain names: a module of one of them earlier on the path would take its place.
-_root = Path(__file__).resolve().parent.parent
-for _name in ("utils", "dataset", "models", "evaluation", "engine"):
-    _spec = find_spec(_name)
-    if _spec is None or _root not in Path(_spec.origin or "/").resolve().parents:
-        raise ImportError(
-            f"semmim needs its own module {_name} ({_root}), but {_spec and _spec.origin} is found before it: "
-            "rename that, or start Python in another folder"
-        )
-
-from semmim.model import SemMIM  # noqa: E402
+from semmim.model import SemMIM
 
 __all__ = ["SemMIM"]

@@ -33,7 +33,7 @@ from semmim.inputs import (
     several_images,
     several_texts,
 )
-from semmim.search import Hit, encode, rerank, search
+from semmim.search import Hit, search
 from utils import UserError
 
 TEMPLATES = ("{}", "a {}", "an image of a {}", "a photo of a {}")  # of zero-shot classification
@@ -161,11 +161,12 @@ class SemMIM(nn.Module):
         """
         self.needs("match")
         texts = self.clean(texts)
-        places, encoded = encode(self, self._read(images), texts, tokens=True)
-        if encoded is None:
-            return torch.zeros(len(places), len(texts))
-        every = torch.arange(len(texts)).expand(len(places), -1)
-        return rerank(self, encoded, every, torch.zeros(every.shape), True, "itm+itc/t").sigmoid()  # of the log-odds
+        rows = search(self, self._read(images), texts, True, len(texts), "itm+itc/t")
+        odds = torch.zeros(len(rows), len(texts))  # log-odds: what the cosine adds to the score is taken away
+        for row, hits in zip(odds, rows, strict=True):
+            for hit in hits:
+                row[hit.number] = hit.score - hit.cosine / self.temperature
+        return odds.sigmoid()
 
     @torch.no_grad()
     def search(
@@ -185,7 +186,7 @@ class SemMIM(nn.Module):
         self.needs("match")
         k = self.order()[1] if k is None else k
         check_value("k", k, int, low=0)
-        return search(self, self._read(images, left_out), self.clean(texts), images_ask, k)
+        return search(self, self._read(images, left_out), self.clean(texts), images_ask, k, self.order()[0])
 
     def order(self) -> tuple[str, int]:
         """(the score that re-ranks, the candidates that it re-ranks; 0: the cosine orders alone), as the checkpoint

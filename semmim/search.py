@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,18 +26,20 @@ class Hit:
     cosine: float
 
 
-Encoded = tuple[ranking.ImageFeatures, ranking.TextFeatures]
-
-
-def encode(
-    model: "SemMIM", batches: Iterable[tuple[Tensor, list[int]]], texts: list[str], tokens: bool
-) -> tuple[list[int], Encoded | None]:
-    """(the images' places, both sides encoded; None if either is empty).
+def search(
+    model: "SemMIM",
+    batches: Iterable[tuple[Tensor, list[int]]],
+    texts: list[str],
+    images_ask: bool,
+    k: int,
+    score: str,
+) -> list[list[Hit]]:
+    """The items of every query, best first: images for each text or, if images ask, texts for each image.
 
     batches: (images [n, 3, S, S] on the model's device, their places, in which images that cannot be read leave gaps);
-    texts: cleaned; tokens: whether pairs will be matched.
+    texts: cleaned; k: candidates to re-rank, 0: none; score: of evaluation.ranking.SCORES.
     """
-    places = []
+    places: list[int] = []
 
     def numbered() -> Iterator[tuple[Tensor, Tensor]]:  # without gaps
         for images, some in batches:
@@ -45,43 +47,26 @@ def encode(
             yield images, torch.arange(len(places) - len(some), len(places))
 
     found = numbered()
-    first = list(next(found, ()))
+    first = list(islice(found, 1))
     if not first or not texts:
-        for _ in found:
+        for _ in found:  # counts them
             pass
-        return places, None
-    rows = model.tokenizer.encode(texts, model.settings.retrieval.text.max_tokens)
-    options = {"device": model.device, "precision": model.precision, "tokens": tokens}
-    return places, ranking.extract_features(model.backbone, chain([first], found), None, *rows, **options)
-
-
-def rerank(model: "SemMIM", encoded: Encoded, ids: Tensor, cosines: Tensor, images_ask: bool, score: str) -> Tensor:
-    """`ranking.rerank` of one direction: the scores of the items ids [Q, k], with these cosines to the queries."""
-    images, texts = encoded
-    asked = len(texts.feats if images_ask else images.feats)
-    some = ranking.Candidates(ids, cosines, ids[:, 0])
-    none = ranking.Candidates(ids.new_zeros(asked, 0), torch.zeros(asked, 0), ids[:0, 0])
-    both = (some, none) if images_ask else (none, some)
-    return ranking.rerank(model.backbone, images, texts, *both, score=score, precision=model.precision)[not images_ask]
-
-
-def search(
-    model: "SemMIM", batches: Iterable[tuple[Tensor, list[int]]], texts: list[str], images_ask: bool, k: int
-) -> list[list[Hit]]:
-    """The items of every query, best first: images for each text or, if images ask, texts for each image.
-
-    model, batches, texts: see `encode`; k: candidates to re-rank, 0: none.
-    """
-    places, encoded = encode(model, batches, texts, tokens=k > 0)
-    if encoded is None:
         return [[] for _ in (places if images_ask else texts)]
+    rows = model.tokenizer.encode(texts, model.settings.retrieval.text.max_tokens)
+    options = {"device": model.device, "precision": model.precision, "tokens": k > 0}
+    encoded = ranking.extract_features(model.backbone, chain(first, found), None, *rows, **options)
     images, sentences = (part.feats for part in encoded)
     asking, asked = (images, sentences) if images_ask else (sentences, images)
     cosines, ids = (asking @ asked.T).cpu().sort(dim=1, descending=True, stable=True)  # [Q, C]
-    scores = rerank(model, encoded, ids[:, :k], cosines[:, :k], images_ask, model.order()[0]) if k else cosines[:, :0]
-    numbers, found = list(range(len(texts))) if images_ask else places, []
+    scores = cosines[:, :0]
+    if k:  # of one direction
+        some = ranking.Candidates(ids[:, :k], cosines[:, :k], ids[:, 0])
+        none = ranking.Candidates(ids.new_zeros(len(asked), 0), torch.zeros(len(asked), 0), ids[:0, 0])
+        both = (some, none) if images_ask else (none, some)
+        scores = ranking.rerank(model.backbone, *encoded, *both, score=score, precision=model.precision)[not images_ask]
+    numbers, hits = list(range(len(texts))) if images_ask else places, []
     for row, cosine, scored in zip(ids.tolist(), cosines.tolist(), scores.tolist(), strict=True):
         best = [Hit(numbers[i], s, c) for i, c, s in zip(row[:k], cosine[:k], scored, strict=True)]
         rest = [Hit(numbers[i], None, c) for i, c in zip(row[k:], cosine[k:], strict=True)]
-        found.append(sorted(best, key=lambda hit: -hit.score) + rest)  # stable: equal scores by cosine
-    return found
+        hits.append(sorted(best, key=lambda hit: -hit.score) + rest)  # stable: equal scores by cosine
+    return hits
