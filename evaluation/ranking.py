@@ -283,10 +283,8 @@ def rerank(
         (tr_scores [N, k], ir_scores [T, k']) float32 on the CPU, in the order of the candidates, equal in all
         processes.
     Raises:
-        utils.UserError: unknown `score`; scores that are not finite.
+        utils.UserError: scores that are not finite.
     """
-    if score not in SCORES:
-        raise utils.UserError(f"rerank.score is {score!r}: it must be one of {', '.join(SCORES)}")
     odds, device, num_texts = score == "itm+itc/t", texts.tokens.device, len(texts.lengths)
     wanted_by_images = torch.arange(len(tr.ids))[:, None] * num_texts + tr.ids  # [N, k] pair (i, t) as i * T + t
     wanted_by_texts = ir.ids * num_texts + torch.arange(num_texts)[:, None]  # [T, k']
