@@ -14,8 +14,16 @@ from dataset.transforms import Augment, PretrainViews
 from dataset.transforms import test_transform as square  # not collected as a test
 from dataset.vqa import VQAEvalDataset, VQATrainDataset
 
-TRAIN = ("pretrain", "retrieval_train", "caption_train", "vqa_train")
-EVAL = ("retrieval_eval", "caption_eval", "vqa_eval")
+KINDS = {
+    "pretrain": (PretrainDataset, PretrainViews(Augment(8))),
+    "retrieval_train": (RetrievalTrainDataset, Augment(8)),
+    "caption_train": (CaptionTrainDataset, Augment(8)),
+    "vqa_train": (VQATrainDataset, Augment(8)),
+    "retrieval_eval": (RetrievalEvalDataset, square(8), "val"),
+    "caption_eval": (CaptionEvalDataset, square(8), "val"),
+    "vqa_eval": (VQAEvalDataset, square(8)),
+}
+TRAIN, EVAL = tuple(KINDS)[:4], tuple(KINDS)[4:]
 
 
 @pytest.fixture
@@ -40,13 +48,5 @@ def write(folder, content, name="split.json"):
 
 def make(stage, files, image_root=None, **options):
     """The data set of a stage from annotation files."""
-    source = Source(files, image_root)
-    if stage == "pretrain":
-        return PretrainDataset(source, PretrainViews(Augment(8)), **options)
-    if stage in ("caption_eval", "retrieval_eval"):
-        kind = CaptionEvalDataset if stage == "caption_eval" else RetrievalEvalDataset
-        return kind(source, square(8), "val", **options)
-    kinds = {"retrieval": RetrievalTrainDataset, "caption": CaptionTrainDataset, "vqa": VQATrainDataset}
-    if stage.endswith("train"):
-        return kinds[stage.split("_")[0]](source, Augment(8), **options)
-    return VQAEvalDataset(source, square(8), **options)
+    kind, *rest = KINDS[stage]
+    return kind(Source(files, image_root), *rest, **options)

@@ -82,7 +82,7 @@ def run_table(backbone, input_ids, attention_mask, image_of_text, **options):
 
 
 def reference(itc, itm, k, asking, asked):
-    """(orders, ranks) of each query: the first k candidates by (itc, index), sorted by (itm, place), then the others."""
+    """(orders, ranks) by query: the first k candidates by (itc, index), sorted by (itm, place), then the others."""
     orders = []
     for first_scores, second_scores in zip(itc.tolist(), itm.tolist(), strict=True):
         first = sorted(range(len(first_scores)), key=lambda c: (-first_scores[c], c))
