@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch.utils.data import Dataset
 
-from dataset.advice import cut_texts, shared_images, size_advice, split_texts, text_advice
+from dataset.advice import cut_texts, shared_images, split_texts
 from dataset.annotations import Source, file_list
 from dataset.caption import CaptionEvalDataset, CaptionTrainDataset
 from dataset.common import Collate
@@ -86,22 +86,20 @@ def create_train_loader(
 ) -> Loader:
     """This process's loader of a stage's training set, with the configuration's `data`, `train` and `seed`.
 
-    It logs how many texts `collate` cuts, and warns if texts, their number and the settings do not fit, or if splits of
-    `held_out` {split: data set} have images of training.
+    It logs how many texts `collate` cuts or the vocabulary cannot write, and warns if splits of `held_out` {split: data
+    set} have images of training.
     """
-    tokenizer, data, batch_size = collate.tokenizer, cfg.data, cfg.train.batch_size
+    tokenizer, data = collate.tokenizer, cfg.data
     columns = split_texts(dataset, cfg, tokenizer)
-    shares = [column.share_cut(tokenizer) for column in columns]
-    cut = ", ".join(f"{share:.1%} of {column.name}" for column, share in zip(columns, shares, strict=True))
+    cut = ", ".join(f"{column.share_cut(tokenizer):.1%} of {column.name}" for column in columns)
     log.info("training texts that are longer than their limits and cut: %s", cut)
     written = ", ".join(
         f"{tokenizer.unwritable(column.probes())[0]:.1%} of {column.name.split(' (')[0]}" for column in columns
     )
     log.info("training texts whose letters this vocabulary cannot write: %s", written)
-    sizes = size_advice(len(dataset), len(dataset.paths), batch_size * cfg.train.accumulation * world_size(), cfg)
-    for line in [*text_advice(columns, shares, tokenizer), *sizes, *shared_images(dataset, held_out or {})]:
+    for line in shared_images(dataset, held_out or {}):
         log.warning("warning: %s", line)
     ranks = {"rank": rank(), "world_size": world_size()}
-    batches = BatchIndices(dataset, batch_size, seed=cfg.seed, bucket_batches=data.bucket_batches, **ranks)
+    batches = BatchIndices(dataset, cfg.train.batch_size, seed=cfg.seed, bucket_batches=data.bucket_batches, **ranks)
     workers = {"num_workers": data.num_workers, "pin_memory": device.type == "cuda"}
     return Loader(batches, collate, max_bad_share=data.max_bad_share, **workers)

@@ -1,7 +1,4 @@
-"""What the start of a training says about data and settings that do not fit: one line each, with the remedy.
-
-Everything here is judged by some thousands of texts, or by numbers that are known already, in well under a second.
-"""
+"""What the start of a training and an evaluation says about their data: texts that are cut, images that are shared."""
 
 import os
 import sys
@@ -18,12 +15,7 @@ from dataset.text import Tokenizer, clean_caption
 from dataset.vqa import question_limits
 from utils import one_line
 
-MANY_CUT = 0.1  # a share of the texts
-MANY_UNKNOWN = 0.05  # a share of the words
-MANY_PIECES = 1.5  # a word; BERT's own vocabulary needs 1.1 to 1.2 for English captions, 1.6 to 5 for other languages
-FEW_WORDS, PROBES = 100, 10_000  # fewer words are not judged, more texts not looked at
-QUEUE_TURNS = 10
-MANY_PASSES = 100  # over a training set: one seen so often is known by heart
+PROBES = 10_000  # more texts are not looked at
 
 
 class Texts(NamedTuple):
@@ -85,54 +77,19 @@ def cut_texts(split: str, dataset: Any, cfg: Any, tokenizer: Tokenizer) -> Itera
 
 
 def shared_images(dataset: Any, held_out: Mapping[str, Any]) -> Iterator[str]:
-    """A line for each split of `held_out`, {split: data set}, that has images of the training set `dataset`."""
-    for split, other in held_out.items():
-        images = set(map(os.fsencode, other.images if hasattr(other, "images") else other.paths))
-        is_shared = pc.is_in(dataset.paths.array, value_set=pa.array(list(images), pa.large_binary()))
-        if shared := dataset.paths.array.filter(is_shared).to_pylist():
-            yield (
-                f"{split}: {len(shared)} of {len(images)} images are in data.train: its numbers are not of new ones "
-                f"(first: {one_line(os.fsdecode(shared[0]), 1000)})"
-            )
-
-
-def text_advice(columns: Sequence[Texts], shares: Sequence[float], tokenizer: Tokenizer) -> Iterator[str]:
-    """columns: a training set's texts, the main ones first; shares: of each that is cut."""
-    for column, share in zip(columns, shares, strict=True):
-        if share > MANY_CUT:
-            yield f"{share:.0%} of {column.name} are cut; raise what stands in the brackets"
-    words = tokenizer.words(columns[0].probes()[::5])
-    pieces = dict(zip(words, tokenizer.word_pieces(words), strict=True))
-    unknown = sum(tokenizer.unk_id in pieces[word] for word in words) / max(1, len(words))
-    mean = sum(len(pieces[word]) for word in words) / max(1, len(words))
-    if len(words) >= FEW_WORDS and (unknown > MANY_UNKNOWN or mean > MANY_PIECES):
-        examples = sorted(pieces, key=lambda word: (tokenizer.unk_id not in pieces[word], -len(pieces[word])))
-        yield (
-            f"text.vocab {tokenizer.vocab_file}: {unknown:.0%} of the words are unknown, and a word takes {mean:.1f} "
-            f"pieces (such as {', '.join(examples[:3])}); it was made for other texts: take the vocab.txt of a BERT in "
-            "their language (configs/bert/vocab.txt for English)"
-        )
-
-
-def size_advice(entries: int, images: int, global_batch: int, cfg: Any) -> Iterator[str]:
-    """What a training set's size makes of the batch, of the training's length and, with `cfg.itc`, of the queue.
-
-    entries: of an epoch; global_batch: entries of one optimizer step.
-    """
-    train, itc, has_val = cfg.get("train") or {}, cfg.get("itc") or {}, bool((cfg.get("data") or {}).get("val"))
-    passes = train["steps"] * global_batch / entries if train.get("steps") else train.get("epochs") or 0
-    if passes > MANY_PASSES and not has_val:
-        yield (
-            f"the {entries} entries are seen {passes:.0f} times each, which teaches them by heart; train less "
-            "(train.epochs, train.steps), or name others in data.val, whose recall shows when to stop"
-        )
-    if global_batch * 2 > images:
-        yield (
-            f"a batch of {global_batch} holds more than half of the {images} images: the same ones meet in every step; "
-            "lower train.batch_size or train.accumulation"
-        )
-    if itc.get("negatives") == "queue" and (size := itc["queue_size"]) > QUEUE_TURNS * images:
-        yield (
-            f"itc.queue_size {size} holds each of the {images} images {size // images} times, mostly as the teacher "
-            "saw it long ago; take itc.negatives: batch, or a smaller queue"
-        )
+    """A line for each split of `held_out`, {split: data set}, that has images of the training set `dataset`, and one if
+    test has images of val."""
+    images = {
+        split: set(map(os.fsencode, other.images if hasattr(other, "images") else other.paths))
+        for split, other in held_out.items()
+    }
+    for split, own in images.items():
+        is_shared = pc.is_in(dataset.paths.array, value_set=pa.array(list(own), pa.large_binary()))
+        trained = dataset.paths.array.filter(is_shared).to_pylist()
+        chosen_by = sorted(own & images.get("val", set())) if split == "test" else []
+        for shared, where in ((trained, "data.train"), (chosen_by, "data.val, which chooses the epoch")):
+            if shared:
+                yield (
+                    f"{split}: {len(shared)} of {len(own)} images are in {where}: its numbers are not of new ones "
+                    f"(first: {one_line(os.fsdecode(shared[0]), 1000)})"
+                )

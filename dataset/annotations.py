@@ -30,9 +30,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset import official
-from dataset.files import LINES, PARQUET_PROBLEM, folder_entries, json_elements, read_json
+from dataset.files import LINES, PARQUET_PROBLEM, folder_entries, read_json
 from dataset.shards import member_name, shard_entries, shard_files
-from utils import HALF_SURROGATE, UserError, find_file, one_line, open_file, shown
+from utils import HALF_SURROGATE, UserError, find_file, one_line, shown
 
 Files = str | Path | Sequence[str | Path]
 Columns = tuple[pa.Array, pa.Array, np.ndarray]  # see `pair_chunks`
@@ -49,7 +49,6 @@ KINDS: dict[str, dict[str, tuple[type, ...]]] = {
     "vqa_eval": {"image": TEXT, "question": TEXT, "question_id": IDENTIFIER},
 }
 OPTIONAL: dict[str, dict[str, tuple[type, ...]]] = {
-    "retrieval_train": {"image_id": IDENTIFIER},
     "caption": {"caption": TEXTS, "image_id": IDENTIFIER, "object_label": TEXT, "domain": TEXT},
     "vqa_train": {"dataset": TEXT, "question_id": IDENTIFIER, "object_label": TEXT},
     "vqa_eval": {"dataset": TEXT, "object_label": TEXT, "answer_type": TEXT, "question_type": TEXT},
@@ -216,32 +215,24 @@ def _elements(source: Source, kind: str) -> Iterator[tuple[Place, int | str, Any
 
 
 def _read_list(path: Path, needed: list[str]) -> tuple[dict[str, str], str, Iterable[tuple[int, Any]]]:
-    """(the header of an official file, else {}; what its entries are counted in; their numbers and the entries)
-
-    needed: the columns that a table must have. Only an official file, an object with a list in it, is in memory as a
-    whole.
-    """
+    """(the texts beside the list of an official file, else {}; what its entries are counted in; their numbers and the
+    entries); needed: the columns that a table must have."""
     ending = path.suffix.lower()
     if ending == ".parquet":
         raise UserError(f"{path}: {PARQUET_PROBLEM}")
     if ending in LINES:
         return {}, "line", LINES[ending](path, needed)
-    with open_file(path) as file:
-        is_object = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
-    header, entries = _official_list(path) if is_object else ({}, json_elements(path))
-    return header, "entry", enumerate(entries)
-
-
-def _official_list(path: Path) -> tuple[dict[str, str], list]:
-    """(the texts beside the list, the list) of Karpathy's files and VQA's question files."""
     content = read_json(path)
-    lists = [key for key in ("images", "questions", "annotations") if isinstance(content.get(key), list)]
-    if lists not in (["images"], ["questions"]):
+    if isinstance(content, list):
+        return {}, "entry", enumerate(content)
+    lists = [key for key in ("images", "questions") if isinstance(content, dict) and isinstance(content.get(key), list)]
+    if len(lists) != 1:
         raise UserError(
-            f"{path}: an object with {' and '.join(lists) or 'no list'} is no list of entries; name the questions "
-            "instead of their annotations; COCO's captions are read by tools.prepare"
+            f"{path}: holds no list of entries; name VQA's questions instead of their annotations; COCO's captions are "
+            "read by tools.prepare"
         )
-    return {key: value for key, value in content.items() if isinstance(value, str)}, content[lists[0]]
+    header = {key: value for key, value in content.items() if isinstance(value, str)}
+    return header, "entry", enumerate(content[lists[0]])
 
 
 # ------------------------------------------------------------------------------------------------- checks
@@ -368,12 +359,11 @@ def _each_once(located: list[tuple[Place, dict]]) -> None:
 
 
 def load_pairs(source: Source) -> list[dict]:
-    """The entries to fine-tune retrieval on; each `image_id` (else: path) names one image, and each image has one."""
-    located = list(located_entries(source, "retrieval_train", partial(_for_retrieval, split="train"), "train"))
-    for _, entry in located:
-        entry["image_id"] = entry["image"] if entry.get("image_id") in (None, "") else entry["image_id"]
-    _one_image_per_id(located)
-    return [entry for _, entry in located]
+    """The entries to fine-tune retrieval on."""
+    return [
+        entry
+        for _, entry in located_entries(source, "retrieval_train", partial(_for_retrieval, split="train"), "train")
+    ]
 
 
 def load_candidates(source: Source, split: str) -> list[dict]:

@@ -12,7 +12,6 @@ remedy. What is in the entries, dataset.annotations checks.
 
 import contextlib
 import csv
-import io
 import json
 import logging
 import os
@@ -31,9 +30,6 @@ SEPARATORS = {".csv": ",;\t|", ".tsv": "\t"}  # the first of these that the line
 CAPTION_NUMBER = re.compile(r"#\d+$")  # 1000092795.jpg#0: the first of an image's captions
 PARQUET_PROBLEM = "parquet is not read here; pack it into tar shards with tools.shards (VQA: write JSON lines)"
 LONGEST_CELL = 1 << 22  # characters; Python's own limit is 131,072
-PIECE = 1 << 20  # characters of a JSON list that are read at a time
-SPACE = re.compile(r"[ \t\n\r]*")
-MARK = re.compile(r"[ \t\n\r]*([,:\]}])[ \t\n\r]*")  # what follows a value
 
 
 # ------------------------------------------------------------------------------------------------- JSON
@@ -51,62 +47,13 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: cannot be read as JSON ({one_line(error)})") from None
 
 
-def json_elements(path: Path, key: str | None = None) -> Iterator[Any]:
-    """The elements of a JSON list one at a time: of the list that the file is or, if it is an object and a `key` is
-    given, of the list under it. Memory holds some megabytes of the text."""
-    decode, number, text, at = json.JSONDecoder().raw_decode, 0, "", 0
-
-    def read_on(problem: ValueError) -> None:
-        """Add a piece to the text that is left, as large as that: a long value is tried a few times only."""
-        nonlocal text, at
-        piece = file.read(max(PIECE, len(text) - at))
-        if not piece:
-            raise problem
-        text = text[at:] + piece
-        at = SPACE.match(text).end()
-
-    def character(marks: str) -> str:
-        """The next character, which is passed if it is one of `marks`."""
-        nonlocal at
-        while at == len(text):
-            read_on(ValueError("the file ends"))
-        found = text[at]
-        if found in marks:
-            at = SPACE.match(text, at + 1).end()
-        return found
-
-    def value(marks: str) -> tuple[Any, str]:
-        """The next value and the mark behind it, one of `marks`, which is passed too."""
-        nonlocal at
-        while True:
-            try:
-                found, end = decode(text, at)
-                if (mark := MARK.match(text, end)) and mark[1] in marks:
-                    at = mark.end()
-                    return found, mark[1]
-                problem = ValueError(f"no {' or '.join(marks)} follows a value")
-            except json.JSONDecodeError as error:
-                problem = error
-            read_on(problem)  # the text in memory may end within the value
-
-    with io.TextIOWrapper(open_file(path), "utf-8-sig") as file:
-        try:
-            if is_object := key is not None and character("{") == "{":
-                while value(":")[0] != key:
-                    if value(",}")[1] == "}":
-                        raise UserError(f"{path}: has no {key!r}; is it the official file?")
-            if character("[") != "[":
-                raise UserError(f"{path}: holds no JSON list; is it the right file?")
-            mark = "]" if character("]") == "]" else ","
-            while mark == ",":
-                element, mark = value(",]")
-                yield element
-                number += 1
-            if number and not is_object and (text[at:] + file.read()).strip():
-                raise ValueError("more follows the list")
-        except (ValueError, RecursionError, OSError) as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else one_line(error)
-            raise UserError(f"{path}: entry {number}: not valid JSON ({reason}); an incomplete download?") from None
+def json_list(path: Path, key: str | None = None) -> list:
+    """The list that a JSON file holds or, if it is an object, the one under its `key`."""
+    content = read_json(path)
+    found = content.get(key) if isinstance(content, dict) else content
+    if not isinstance(found, list):
+        raise UserError(f"{path}: holds no JSON list{f' {key!r}' if key else ''}; is it the right file?")
+    return found
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, Any]]:

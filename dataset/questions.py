@@ -25,7 +25,7 @@ from dataset.annotations import (
     strings,
     whole_number,
 )
-from dataset.files import json_elements, read_json
+from dataset.files import json_list, read_json
 from dataset.official import ANNOTATORS, is_vqa_question, vqa_annotation_name, vqa_entry, vqa_split
 from dataset.text import clean_question, has_word
 from utils import UserError, find_file, shown
@@ -228,7 +228,7 @@ def _by_id(files: Files, key: str | None, convert: Callable[[dict], dict]) -> di
     """{question id: convert(entry)} of the files' lists (under `key`, if any)."""
     found = {}
     for path in (find_file(name, "annotation file") for name in file_list(files)):
-        for index, entry in enumerate(json_elements(path, key)):
+        for index, entry in enumerate(json_list(path, key)):
             where = f"{path}: entry {index}"
             check_texts(entry, where)
             try:

@@ -138,12 +138,6 @@ class Tokenizer:
         """Whether the vocabulary is of lower case."""
         return self.case["do_lower_case"]
 
-    def words(self, texts: Sequence[str]) -> list[str]:
-        """The words that word pieces are made of, without punctuation: lower case, no accents, ideographs alone."""
-        plain = map(self._backend.normalizer.normalize_str, texts)
-        words = (word for text in plain for word, _ in self._backend.pre_tokenizer.pre_tokenize_str(text))
-        return [word for word in words if word.isalnum()]
-
     def names(self, ids: Sequence[int]) -> list[str]:
         """The word pieces as the vocabulary writes them: dog, ##s."""
         return [self._backend.id_to_token(i) for i in ids]

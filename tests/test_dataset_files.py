@@ -5,7 +5,6 @@ import io
 import json
 import logging
 import os
-import random
 
 import pytest
 from conftest import refused
@@ -13,10 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dataset import cache, files
+from dataset import cache
 from dataset.annotations import Source, load_annotations, load_candidates, load_captions, load_pairs, strings
 from dataset.questions import load_questions, load_training_questions
-from utils import UserError
 
 CAPTIONS = {
     "a.png": ["A dog, on the left.", 'the "good" dog'],
@@ -112,52 +110,6 @@ def test_columns_may_have_other_names_in_a_source(folder):
     source = Source(path, columns={"image": "filepath", "caption": "title"})
     assert load_annotations(source, "pretrain")[0]["image"] == str(folder / "a.png")
     assert cache.load_pairs(source).captions[0] == "x"
-
-
-# ------------------------------------------------------------------------------------------------- JSON in pieces
-
-
-def random_value(rng, depth=0):
-    kind = rng.randrange(7 if depth < 3 else 5)
-    if kind == 5:
-        return [random_value(rng, depth + 1) for _ in range(rng.randrange(4))]
-    if kind == 6:
-        return {rng.choice(["a", "é", '"', "],["]): random_value(rng, depth + 1) for _ in range(rng.randrange(4))}
-    texts = ["", '"\\', "], [", "ü🙂", "\n"]
-    return [rng.randrange(-(10**9), 10**9), rng.random(), None, True, rng.choice(texts)][kind]
-
-
-@pytest.mark.parametrize("piece", [1, 2, 5, 17, 100])
-def test_lists_read_in_pieces_are_what_json_reads(tmp_path, monkeypatch, piece):
-    monkeypatch.setattr(files, "PIECE", piece)
-    rng, path = random.Random(piece), tmp_path / "list.json"
-    for _ in range(60):
-        values = [random_value(rng) for _ in range(rng.randrange(6))]
-        style = {"indent": rng.choice([None, 1]), "ensure_ascii": rng.random() < 0.5}
-        space = rng.choice(["", " \n", "\ufeff"]), rng.choice(["", " \r\n"])
-        path.write_text(space[0] + json.dumps(values, **style) + space[1], encoding="utf-8")
-        assert list(files.json_elements(path)) == list(files.json_elements(path, "images")) == values
-        inside = {"info": random_value(rng), "images": values, "more": random_value(rng)}
-        path.write_text(space[0] + json.dumps(inside, **style) + space[1], encoding="utf-8")
-        assert list(files.json_elements(path, "images")) == values
-        with pytest.raises(UserError, match="list.json: has no 'annotations'"):
-            list(files.json_elements(path, "annotations"))
-
-
-@pytest.mark.parametrize("piece", [1, 7, 1000])
-def test_damaged_lists_give_the_entries_before_the_damage_and_name_the_next(tmp_path, monkeypatch, piece):
-    monkeypatch.setattr(files, "PIECE", piece)
-    good, path = json.dumps([{"image": f"{i}.jpg", "caption": "x"} for i in range(5)]), tmp_path / "list.json"
-    damaged = [good[:at] for at in range(1, len(good), 7)] + [good + "]", good + " 1", "[1,]", "[,1]", '{"images": [}']
-    for text in damaged:
-        path.write_text(text)
-        found = []
-        with pytest.raises(UserError, match="list.json: entry .*not valid JSON .*an incomplete download") as caught:
-            found.extend(files.json_elements(path, "images"))
-        count = int(str(caught.value).split("entry ")[1].split(":")[0])
-        assert text.count(".jpg") - 1 <= count <= 5
-    path.write_text(good[:-5])
-    assert next(files.json_elements(path)) == {"image": "0.jpg", "caption": "x"}  # before the rest is read
 
 
 # ------------------------------------------------------------------------------------------------- tables

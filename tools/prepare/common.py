@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dataset.files import json_elements, json_lines
+from dataset.files import json_lines, json_list
 from utils import UserError, make_folder, one_line, own_folder, replacing, write_json
 
 SHOWN = 3  # places that are named of a kind of entry that is left out
@@ -95,7 +95,7 @@ class Job:
 
         The one door of malformed entries: what `convert` raises about an element leaves it out.
         """
-        elements = progress(json_elements(path, key), f"reading {path.name}", "entries")
+        elements = progress(json_list(path, key), f"reading {path.name}", "entries")
         for number, element in enumerate(elements):
             where = f"{path.name} entry {number}"
             try:
