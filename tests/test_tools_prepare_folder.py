@@ -110,16 +110,14 @@ def test_the_first_line_alone_may_be_the_caption_and_drawings_are_counted(run, p
     assert "de.utf8=Die deutschen." in {entry["caption"] for entry in lists(tmp_path / "data/own")["train"]}
 
 
-@pytest.mark.parametrize("name", ["captions.csv", "captions.jsonl", "captions.txt"])
+@pytest.mark.parametrize("name", ["captions.csv", "captions.txt"])
 def test_one_file_may_hold_the_captions(run, photos, tmp_path, name):
     for path in photos.rglob("*.txt"):
         path.unlink()
     rows = [(str(path.relative_to(photos)), f"caption, {path.stem}") for path in sorted(photos.rglob("*.png"))][:28]
     rows.append(("gone.png", "missing"))
-    objects = [{"file": image, "title": caption} for image, caption in rows]
     text = {
         ".csv": "file,title\n" + "".join(f'{image},"{caption}"\n' for image, caption in rows),
-        ".jsonl": "".join(json.dumps(entry) + "\n" for entry in objects),
         ".txt": "".join(f"{image}#0\t{caption}\n" for image, caption in rows),
     }[os.path.splitext(name)[1]]
     (tmp_path / name).write_text(text)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tools.prepare import emoji, folder, karpathy, nocaps, visual_genome, vqa, web
 from tools.prepare.common import Job
-from utils import UserError, run_main
+from utils import run_main
 
 SETS = {  # name: (module, folder of the images below OUTPUT, what it is)
     "coco": (karpathy, "coco/images", "MSCOCO: pre-training, retrieval, captioning"),
@@ -63,10 +63,8 @@ def main(argv: list[str] | None = None) -> None:
         module.prepare(job)
         if job.missing:
             job.note(f"not on disk yet: {len(job.missing):,} images below {job.images}; first: {min(job.missing)}")
-        record = {"entries": {str(path): count for path, count in job.files.items()}, "counts": job.counts}
-        job.write_json(f"prepared/{job.name}.json", {**record, "left_out": job.left_out, "lines": job.lines})
-    except OSError as error:
-        raise UserError(f"{job.name}: {error.filename or job.output}: {error.strerror or error}") from None
+        record = {"counts": job.counts, "left_out": job.left_out, "lines": job.lines}
+        job.write_json(f"prepared/{job.name}.json", record)
     finally:  # what was found explains a failure too
         if job.counts or job.left_out:
             print(job.report(), flush=True)

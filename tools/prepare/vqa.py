@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.files import read_json
-from dataset.official import ANNOTATORS, coco_number, needed, vqa_entry
+from dataset.official import coco_number, needed, vqa_entry
 from dataset.text import clean_question
 from evaluation.vqa import leave_one_out, normalize_answer
 from tools.prepare import visual_genome
@@ -50,17 +50,16 @@ def prepare(job: Job) -> None:
     minival = minival_images(job, found.get(MINIVAL))
     extras = Extras(job)
     answers = Counter()  # the most frequent answer of each question
-    write_part(job, "train", usable(job, annotated(job, found, "train2014", answers), training=True), extras)
+    write_part(job, "train", trainable(job, annotated(job, found, "train2014", answers)), extras)
     parts: dict[bool, list[dict]] = {True: [], False: []}  # of the minival's images?
     for entry in annotated(job, found, "val2014", answers):
         parts[coco_number(entry["image"]) in minival].append(entry)
-    validation = list(usable(job, parts[True], training=False))
-    write_part(job, "nominival", usable(job, parts[False], training=True), extras)
-    write_part(job, "minival", validation, extras)
+    write_part(job, "nominival", trainable(job, parts[False]), extras)
+    write_part(job, "minival", parts[True], extras)
     for split, name in (("test2015", "test"), ("test-dev2015", "testdev")):
         if (file := QUESTIONS.format(split)) in found:
-            write_part(job, name, usable(job, read_questions(job, found[file], split, None), training=False), extras)
-    write_minival_scores(job, validation, minival)
+            write_part(job, name, read_questions(job, found[file], split, None), extras)
+    write_minival_scores(job, parts[True])
     write_answer_list(job, answers)
     for key in extras.known:
         job.count(f"questions with {key}", extras.used[key])
@@ -109,8 +108,6 @@ def annotated(job: Job, found: dict[str, Path], split: str, answers: Counter) ->
 
     annotations = dict(pair for _, pair in job.read(found[ANNOTATIONS.format(split)], "annotations", slim))
     yield from read_questions(job, found[QUESTIONS.format(split)], split, annotations)
-    for number in annotations:  # those that questions took are gone
-        job.leave_out("annotation without a question", f"question {number}")
 
 
 def read_questions(job: Job, path: Path, split: str, annotations: dict | None) -> Iterator[dict]:
@@ -131,19 +128,13 @@ def read_questions(job: Job, path: Path, split: str, annotations: dict | None) -
     job.count(f"  images, {split}", len(images), PUBLISHED[split][1])
 
 
-def usable(job: Job, entries: Iterator[dict], training: bool) -> Iterator[dict]:
-    """In training those with a word in question and answers; validation needs all ten answers, and the server of the
-    test set one to every question."""
+def trainable(job: Job, entries: Iterator[dict]) -> Iterator[dict]:
+    """Those with a word in question and answers. Validation and the test server want an answer to every question."""
     for entry in entries:
-        answers, kind = entry.get("answer"), None
-        if training and not clean_question(entry["question"]):
-            kind = "question of training without a word"
-        elif training and not any(answer.strip() for answer in answers):
-            kind = "question of training whose answers are all blank"
-        elif not training and answers is not None and len(answers) != ANNOTATORS:
-            kind = f"question of validation with another number of answers than {ANNOTATORS}"
-        if kind:
-            job.leave_out(kind, f"question {entry['question_id']}")
+        if not clean_question(entry["question"]):
+            job.leave_out("question of training without a word", f"question {entry['question_id']}")
+        elif not any(answer.strip() for answer in entry["answer"]):
+            job.leave_out("question of training whose answers are all blank", f"question {entry['question_id']}")
         else:
             yield entry
 
@@ -155,12 +146,9 @@ def write_part(job: Job, part: str, entries: Iterator[dict], extras: "Extras") -
 # ------------------------------------------------------------------------------------------------ answers
 
 
-def write_minival_scores(job: Job, validation: list[dict], minival: set[int]) -> None:
+def write_minival_scores(job: Job, validation: list[dict]) -> None:
     """vqa/minival.json, {"question_id", "label": {answer: score}}, as LXMERT and mPLUG publish it; a score is the
     official accuracy that saying the answer would have: 0.3, 0.6, 0.9, then 1."""
-    absent = minival - {coco_number(entry["image"]) for entry in validation}
-    if absent:
-        job.warn(f"{len(absent):,} images of the minival have no question in val2014; first: {min(absent)}")
     scores = []
     for entry in validation:
         label = {answer: round(leave_one_out(count), 6) for answer, count in Counter(entry["answer"]).items()}
