@@ -75,6 +75,9 @@ class PretrainTask(Task):
         self.notes = {"description": model.backbone.description, "stage": PRETRAIN.name}
         self.latest: dict[str, float | dict] = {}  # for metrics.json
 
+    def prepare(self, batch: dict) -> dict:
+        return self.model.prepare(batch)
+
     def loss(self, model: nn.Module, batch: dict, progress: Progress) -> tuple[torch.Tensor, dict]:
         alpha = alpha_at(progress.step, progress.steps_per_epoch, self.cfg.itc.alpha, progress.done)
         return model(batch, alpha, done=progress.done)

@@ -11,7 +11,7 @@ import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -210,9 +210,16 @@ def stack_pixels(images: Sequence[Tensor]) -> Tensor:
 
 def normalize(pixels: Tensor) -> Tensor:
     """Pixels [...,3,H,W] uint8 to float32, normalized with CLIP's mean and standard deviation."""
-    scale, shift = (torch.from_numpy(values).to(pixels.device) for values in (_SCALE, _SHIFT))
+    scale, shift = _constants(pixels.device)
     # two steps, each rounded: a fused one would differ in the last digit
     return pixels.to(torch.float32, memory_format=torch.contiguous_format).mul_(scale).add_(shift)
+
+
+@cache
+def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """What `normalize` multiplies by and adds, copied to a device once: a GPU would be waited for each time."""
+    scale, shift = (torch.from_numpy(values).to(device) for values in (_SCALE, _SHIFT))
+    return scale, shift
 
 
 def to_unit(pixels: Tensor) -> Tensor:

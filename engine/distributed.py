@@ -219,8 +219,9 @@ def rehearse(model: torch.nn.Module, loss_fn: Callable[[], torch.Tensor]) -> Non
 class Transfer:
     """Copies batches to the device and normalizes their images there.
 
-    To a GPU on a stream of its own: the next batch travels while the GPU still computes the step before, which the
-    process is ahead of, and the step's own stream waits for no more than the copy. (The loader pins the memory.)
+    To a GPU on a stream of its own: the next batch travels and is normalized while the GPU still computes the step
+    before, which the process is ahead of, and the step's own stream waits for no more than that. The loader pins the
+    memory of what it reads; what was added since is pinned here, or the copy would wait for the GPU.
     """
 
     def __init__(self, device: torch.device):
@@ -231,13 +232,14 @@ class Transfer:
         if self.stream is None:
             return normalized(to_device(batch, self.device))
         computing = torch.cuda.current_stream(self.device)
+        pinned = {key: item.pin_memory() if isinstance(item, torch.Tensor) else item for key, item in batch.items()}
         with torch.cuda.stream(self.stream):
-            moved = to_device(batch, self.device)
+            moved = normalized(to_device(pinned, self.device))
         computing.wait_stream(self.stream)
         for item in moved.values():
             if isinstance(item, torch.Tensor):
                 item.record_stream(computing)  # its memory is free for the next copy when the step is done with it
-        return normalized(moved)
+        return moved
 
 
 VARIANTS = 64  # of a layer's code: with and without gradient, mask, memory, `rows` and `keep`, at several lengths

@@ -51,6 +51,10 @@ class Task:
     every micro-batch weighs the same.
     """
 
+    def prepare(self, batch: dict) -> dict:
+        """What is added to a micro-batch on the CPU, before it travels to the device."""
+        return batch
+
     def loss(self, model: nn.Module, batch: dict, progress: Progress) -> tuple[Tensor, dict]:
         """-> (the loss of a micro-batch, scalars to log: tensors or numbers, the same names in all processes).
 
@@ -163,7 +167,7 @@ def fit(training: Training, task: Task, run: Run) -> None:
             while not ended:
                 window.done = progress.done
                 training.schedule.step(progress.step, window.done)
-                micro_batches = map(transfer, step_batches(batches, train.accumulation, task.count))
+                micro_batches = map(transfer, map(task.prepare, step_batches(batches, train.accumulation, task.count)))
                 train_step(model, micro_batches, training.optimizer, task, progress, train, window)
                 progress.step += 1
                 task.after_step(progress)

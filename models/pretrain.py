@@ -49,17 +49,10 @@ class Draws:
     plm_split: Tensor  # [B] at which place the caption is cut
 
     @classmethod
-    def sample(
-        cls,
-        batch: int,
-        patches: int,
-        length: int,
-        device: torch.device | str,
-        generator: torch.Generator | None = None,
-    ) -> "Draws":
-        """Fresh draws, by default from the device's global generator."""
+    def sample(cls, batch: int, patches: int, length: int, generator: torch.Generator | None = None) -> "Draws":
+        """Fresh draws on the CPU, by default from its global generator."""
         shapes = [(batch, patches), *[(batch,)] * 2, *[(batch, length)] * 3, (batch,)]
-        return cls(*(torch.rand(shape, device=device, generator=generator) for shape in shapes))
+        return cls(*(torch.rand(shape, generator=generator) for shape in shapes))
 
 
 @dataclass
@@ -120,34 +113,53 @@ class PretrainModel(nn.Module):
             students |= {"head": self.head}
         return students
 
-    def forward(
-        self, batch: dict, alpha: float, draws: Draws | None = None, done: float = 1.0
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def prepare(self, batch: dict, draws: Draws | None = None) -> dict:
+        """A batch of the collate function, on the CPU, with all that a step draws -> the batch of `forward`.
+
+        How many tokens MLM and PLM have is known here, before the batch travels, so that a step never waits for a GPU
+        and is one graph (`train.compile`). batch: input_ids, attention_mask [B, L], caption_cut [B] if it is known.
+        Adds mlm_ids [B, L], the captions with masked tokens, and prefix_mask, decoder_ids [B, L] (see `split_prefix`);
+        mlm_places, plm_places: the R places of [B * L] that get scores, and mlm_target, plm_target: what stands there
+        [R]; patch_draws [B, N] and itm_draws [2, B].
+        """
+        ids, mask, tokens = batch["input_ids"], batch["attention_mask"], self.tokens
+        if draws is None:
+            draws = Draws.sample(len(ids), self.backbone.image_encoder.num_patches, ids.shape[1])
+        pieces = mask.bool() & (ids != tokens.cls_id) & (ids != tokens.sep_id)  # [B, L] the word pieces of the captions
+        random_ids = (draws.mlm_token * tokens.vocab_size).long()
+        noise = draws.mlm_select, draws.mlm_replace, random_ids
+        mlm_ids, chosen = mask_tokens(ids, pieces, self.mlm.probability, *noise, tokens.mask_id)
+        mlm_places = chosen.flatten().nonzero()[:, 0]
+        special, cut = (tokens.cls_id, tokens.sep_id), batch.get("caption_cut")
+        prefix_mask, decoder_ids, target = split_prefix(ids, mask, pieces.sum(1), draws.plm_split, *special, cut)
+        plm_places = (target.flatten() != IGNORE).nonzero()[:, 0]
+        return {
+            **batch,
+            **{"mlm_ids": mlm_ids, "mlm_places": mlm_places, "mlm_target": ids.flatten()[mlm_places]},
+            **{"prefix_mask": prefix_mask, "decoder_ids": decoder_ids},
+            **{"plm_places": plm_places, "plm_target": target.flatten()[plm_places]},
+            **{"patch_draws": draws.patches, "itm_draws": torch.stack([draws.itm_image, draws.itm_text])},
+        }
+
+    def forward(self, batch: dict, alpha: float, done: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
         """Eq. 4: L = L_cls + L_patch + L_itc + L_itm + L_mlm + L_plm of a micro-batch -> (L, values to log).
 
-        batch: image1, image2 (the paper's I_1, I_2) [B, 3, S, S], input_ids, attention_mask [B, L], image_id,
-        caption_id, caption_cut [B], and padded: whether that mask has a 0 (dataset.pretrain.PretrainCollate). alpha:
-        weight of ITC's soft targets now; done: share of the training that is over, see `negative_temperature`.
+        batch: what `prepare` gives; image1, image2 (the paper's I_1, I_2) [B, 3, S, S], input_ids, attention_mask
+        [B, L], image_id, caption_id [B], and padded: whether that mask has a 0 (dataset.pretrain.PretrainCollate).
+        alpha: weight of ITC's soft targets now; done: share of the training that is over, see `negative_temperature`.
         """
         net, ids, mask = self.backbone, batch["input_ids"], batch["attention_mask"]
-        padding = text_mask(batch)  # [B, L] or None
+        padding, prefix_mask = text_mask(batch), batch["prefix_mask"]  # [B, L] or None, [B, L]
         size = ids.shape[0]
-        if draws is None:
-            draws = Draws.sample(size, net.image_encoder.num_patches, ids.shape[1], ids.device)
 
-        # What MLM and PLM ask of the caption. How many tokens that is must be known: the GPU is waited for here, before
-        # the encoders, and not in the middle of the step.
-        pieces = self.word_pieces(ids, mask)  # [B, L]
-        mlm_ids, mlm_places, mlm_target = self.prepare_mlm(ids, pieces, draws)
-        plm = self.prepare_plm(ids, mask, pieces, draws, batch.get("caption_cut"))
-        prefix_mask, decoder_ids, plm_places, plm_target = plm
+        # How many rows and tokens all ranks have, of which ITM's, MLM's and PLM's losses are means: one all-reduce.
         rows = matching_rows(batch["image_id"], batch["caption_id"])
-        tokens = (rows.new_full((), len(target)) for target in (mlm_target, plm_target))
-        itm_rows, mlm_tokens, plm_tokens = global_count(torch.stack([rows, *tokens])).unbind()  # one all-reduce
+        tokens = (rows.new_full((), len(batch[name])) for name in ("mlm_target", "plm_target"))
+        itm_rows, mlm_tokens, plm_tokens = global_count(torch.stack([rows, *tokens])).unbind()
 
         # Text, all three uses in one pass: the caption, the caption with masked tokens (MLM), its prefix (PLM).
         all_masks = torch.cat([mask, mask, prefix_mask])  # [3B, L]
-        all_embeds = net.text_encoder(torch.cat([ids, mlm_ids, ids]), all_masks)  # [3B, L, D]
+        all_embeds = net.text_encoder(torch.cat([ids, batch["mlm_ids"], ids]), all_masks)  # [3B, L, D]
         text_embeds, mlm_embeds, prefix_embeds = all_embeds.split(size)
         text_feat = project(net.text_proj, text_embeds[:, 0])  # [B, E]
 
@@ -160,7 +172,7 @@ class PretrainModel(nn.Module):
         # Masked image modeling of view 2, and L_cls between the clean view and the teacher's.
         losses, logs = {}, {}
         if self.second_view:
-            losses, logs = self.mim_losses(batch, image_embeds, text_embeds, teacher, draws)
+            losses, logs = self.mim_losses(batch, image_embeds, text_embeds, teacher)
 
         # Image-text contrast.
         image_feat_m = teacher.image_feat if self.uses_queue else image_feat.detach()
@@ -173,21 +185,21 @@ class PretrainModel(nn.Module):
         # Matching. All fusion rows of the step share the keys and values of their B images, which are projected once.
         image_memory = net.fusion_encoder.project_memory(image_embeds)
         temperature = negative_temperature(self.itm, net.temperature(), done)
-        negatives = hard_negatives(features, temperature, draws.itm_image, draws.itm_text)
+        negatives = hard_negatives(features, temperature, *batch["itm_draws"])
         losses["itm"], logs["itm/accuracy"] = match(net, text_embeds, padding, image_memory, negatives, itm_rows)
 
         # Masked language modeling, and the fused prefix for the decoder, in one pass.
         fused = net.fusion_encoder(interleave(mlm_embeds, prefix_embeds), interleave(mask, prefix_mask), image_memory)
         fused_mlm, fused_prefix = fused[0::2], fused[1::2]  # [B, L, D]
-        mlm_logits = net.mlm_logits(fused_mlm.flatten(0, 1)[mlm_places])
-        losses["mlm"] = token_mean(mlm_logits, mlm_target, mlm_tokens)
+        mlm_logits = net.mlm_logits(fused_mlm.flatten(0, 1)[batch["mlm_places"]])
+        losses["mlm"] = token_mean(mlm_logits, batch["mlm_target"], mlm_tokens)
 
         # Prefix language modeling: the decoder reads the image and the fused prefix, and writes the suffix.
         memory, memory_mask = net.decoder_memory(image_embeds, fused_prefix, prefix_mask)
         memory = net.decoder.project_memory(memory)
-        hidden = net.decoder(decoder_ids, memory=memory, memory_mask=memory_mask)  # [B, L, D]
-        plm_logits = net.decoder.lm_logits(hidden.flatten(0, 1)[plm_places])
-        losses["plm"] = token_mean(plm_logits, plm_target, plm_tokens)
+        hidden = net.decoder(batch["decoder_ids"], memory=memory, memory_mask=memory_mask)  # [B, L, D]
+        plm_logits = net.decoder.lm_logits(hidden.flatten(0, 1)[batch["plm_places"]])
+        losses["plm"] = token_mean(plm_logits, batch["plm_target"], plm_tokens)
 
         logs |= {f"loss/{name}": value.detach() for name, value in losses.items()}
         logs |= {"temperature": net.temperature().detach(), "itm/temperature": temperature}
@@ -195,28 +207,6 @@ class PretrainModel(nn.Module):
         return sum(losses.values()), logs
 
     # ----------------------------------------------------------------------------------------- the parts of a step
-
-    def word_pieces(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """[B, L] bool: the tokens of `ids` that are neither [CLS], [SEP] nor padding."""
-        return mask.bool() & (ids != self.tokens.cls_id) & (ids != self.tokens.sep_id)
-
-    def prepare_mlm(self, ids: Tensor, pieces: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
-        """(captions with masked tokens [B, L], their places [R] in the flattened [B * L], what stood there [R])"""
-        random_ids = (draws.mlm_token * self.tokens.vocab_size).long()
-        noise = draws.mlm_select, draws.mlm_replace, random_ids
-        masked, chosen = mask_tokens(ids, pieces, self.mlm.probability, *noise, self.tokens.mask_id)
-        places = chosen.flatten().nonzero()[:, 0]
-        return masked, places, ids.flatten()[places]
-
-    def prepare_plm(
-        self, ids: Tensor, mask: Tensor, pieces: Tensor, draws: Draws, cut: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(prefix mask [B, L], decoder input [B, L], the R places in the flattened [B * L] to write at, what [R])"""
-        special = self.tokens.cls_id, self.tokens.sep_id
-        prefix_mask, decoder_ids, target = split_prefix(ids, mask, pieces.sum(1), draws.plm_split, *special, cut)
-        target = target.flatten()
-        places = (target != IGNORE).nonzero()[:, 0]
-        return prefix_mask, decoder_ids, places, target[places]
 
     @torch.no_grad()
     def teach(self, batch: dict, text_embeds: Tensor, text_feat: Tensor) -> TeacherView:
@@ -256,7 +246,7 @@ class PretrainModel(nn.Module):
         return text_guided_mask(teacher.patch_feat, teacher.text_feat, *settings, uniform)
 
     def mim_losses(
-        self, batch: dict, image_embeds: Tensor, text_embeds: Tensor, teacher: TeacherView, draws: Draws
+        self, batch: dict, image_embeds: Tensor, text_embeds: Tensor, teacher: TeacherView
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """L_patch at the masked patches of view 2, L_cls if the target is the encoding -> (losses, values to log)
 
@@ -264,7 +254,7 @@ class PretrainModel(nn.Module):
         target is.
         """
         encoder, logs = self.backbone.image_encoder, {}
-        masked, similarity = self.choose_patches(teacher, draws.patches)  # [B, M], [B, N]
+        masked, similarity = self.choose_patches(teacher, batch["patch_draws"])  # [B, M], [B, N]
         if self.guided:
             by_chance = max(1, encoder.num_patches // 4) / encoder.num_patches
             logs["mim/masked_on_relevant_quarter"] = relevant_share(similarity, masked)
@@ -312,10 +302,10 @@ class PretrainModel(nn.Module):
     def inspect(self, batch: dict) -> dict[str, Tensor | None]:
         """What an image of the masking shows: mask [B, N], similarity [B, N], pattern of each patch [B, N]."""
         ids, patches = batch["input_ids"], self.backbone.image_encoder.num_patches
-        draws = Draws.sample(ids.shape[0], patches, ids.shape[1], ids.device)
+        draws = Draws.sample(ids.shape[0], patches, ids.shape[1])
         text_embeds, text_feat = self.backbone.encode_text(ids, batch["attention_mask"])
         teacher = self.teach(batch, text_embeds, text_feat)
-        masked, similarity = self.choose_patches(teacher, draws.patches)
+        masked, similarity = self.choose_patches(teacher, draws.patches.to(ids.device))
         patterns = None
         if self.mim.target == "encoding":
             patterns = (fp32(teacher.patch_logits) - self.patch_center.value).argmax(-1)

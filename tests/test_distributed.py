@@ -58,10 +58,10 @@ def train(out: Path, stage: str, steps: int, *overrides: str) -> None:
             mine[name] = mine[name][:, :length]
         mine = {name: x.double() if x.is_floating_point() else x for name, x in mine.items()}
         if stage == "retrieval":
-            mine["image"], draws_mine = mine["image1"], torch.stack([draws.itm_image, draws.itm_text])[:, rows]
+            mine["image"], drawn = mine["image1"], [torch.stack([draws.itm_image, draws.itm_text])[:, rows]]
         else:
-            draws_mine = draws_part(draws, rows, length)
-        loss, logs = wrapped(mine, 0.4, draws=draws_mine)
+            mine, drawn = model.prepare(mine, draws_part(draws, rows, length)), []
+        loss, logs = wrapped(mine, 0.4, *drawn)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -34,7 +34,7 @@ class Graphs:
 
 def one_step(model, seed):
     batch = make_batch(seed=seed)
-    loss, logs = model(batch, 0.4, draws=make_draws(batch, seed))
+    loss, logs = model(model.prepare(batch, make_draws(batch, seed)), 0.4)
     model.zero_grad()
     loss.backward()
     model.after_step()

@@ -27,25 +27,22 @@ from models.pretrain import operations
 def test_operations_are_those_that_torch_counts(overrides):
     model, batch = tiny_model(*NO_DROPOUT, *overrides), make_batch()
     draws = make_draws(batch, patches=model.backbone.image_encoder.num_patches)
-    ids, mask, pairs = batch["input_ids"], batch["attention_mask"], len(batch["input_ids"])
-    pieces = model.word_pieces(ids, mask)
-    targets = model.prepare_mlm(ids, pieces, draws)[-1], model.prepare_plm(ids, mask, pieces, draws)[-1]
+    pairs, length = batch["input_ids"].shape
+    batch = model.prepare(batch, draws)
     counter = FlopCounterMode(display=False)
     with sdpa_kernel(SDPBackend.MATH), counter:
-        model(batch, 0.4, draws=draws)[0].backward()
-    scored = sum(map(len, targets)) / pairs
-    ours = operations(model, pairs, ids.shape[1], scored)
+        model(batch, 0.4)[0].backward()
+    ours = operations(model, pairs, length, scored_tokens(batch) / pairs)
     assert ours == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+def scored_tokens(batch):
+    return len(batch["mlm_target"]) + len(batch["plm_target"])
 
 
 def test_expected_tokens_are_those_of_many_draws():
     model, batch = tiny_model(), make_batch(captions=["a red circle left of a blue square in a box"] * 6)
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-    pieces = model.word_pieces(ids, mask)
-    many = [make_draws(batch, seed) for seed in range(300)]
-    counts = [
-        len(model.prepare_mlm(ids, pieces, draws)[-1]) + len(model.prepare_plm(ids, mask, pieces, draws)[-1])
-        for draws in many
-    ]
-    measured = operations(model, 6, ids.shape[1], sum(counts) / 6 / len(many))
-    assert operations(model, 6, ids.shape[1]) == pytest.approx(measured, rel=0.02)
+    counts = [scored_tokens(model.prepare(batch, make_draws(batch, seed))) for seed in range(300)]
+    length = batch["input_ids"].shape[1]
+    measured = operations(model, 6, length, sum(counts) / 6 / len(counts))
+    assert operations(model, 6, length) == pytest.approx(measured, rel=0.02)

