@@ -245,18 +245,20 @@ class Transfer:
 VARIANTS = 64  # of a layer's code: with and without gradient, mask, memory, `rows` and `keep`, at several lengths
 
 
-def compile_layers(model: torch.nn.Module, backend: str | Callable = "inductor", fullgraph: bool = False) -> int:
-    """Put every layer of the image encoders and text stacks through torch.compile; returns how many there are.
+def compile_model(model: torch.nn.Module, backend: str | Callable = "inductor") -> int:
+    """Put a model's forward pass through torch.compile, in place; returns how many parts that are.
 
-    In place: parameters, their names and checkpoints stay what they are. Each layer is traced as one graph (fullgraph:
-    it is an error if it is not), and layers of one kind share their machine code, so that compiling takes minutes and
-    not an hour; lengths that vary are traced once as such. Evaluation and generation run uncompiled (see
-    `evaluation.sharded.evaluating`).
+    A model with `one_graph` is compiled whole, as one graph (an error if it is not), in which element-wise operations
+    join across layers; between several processes' collectives there are several graphs. Of any other model every layer
+    of the image encoders and text stacks is, and layers of one kind share their code. Parameters, their names and
+    checkpoints stay what they are; lengths that vary are traced once as such. Evaluation and generation run uncompiled
+    (see `evaluation.sharded.evaluating`).
     """
     from timm.models.vision_transformer import Block  # here: timm takes two seconds to import (see models.semmim)
 
     torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
-    layers = [module for module in model.modules() if isinstance(module, Block | BertLayer)]
-    for layer in layers:
-        layer.compile(backend=backend, fullgraph=fullgraph)
-    return len(layers)
+    whole = getattr(model, "one_graph", False)
+    parts = [model] if whole else [part for part in model.modules() if isinstance(part, Block | BertLayer)]
+    for part in parts:
+        part.compile(backend=backend, fullgraph=whole and world_size() == 1)
+    return len(parts)

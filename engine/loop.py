@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.checkpoint import Progress, position, random_state, save_last, set_random_state
-from engine.distributed import Transfer, compile_layers, rehearse, stop_signals, wrap_ddp
+from engine.distributed import Transfer, compile_model, rehearse, stop_signals, wrap_ddp
 from engine.run import Run
 from engine.window import Window
 from models.weights import check_finite
@@ -52,7 +52,7 @@ class Task:
     """
 
     def prepare(self, batch: dict) -> dict:
-        """What is added to a micro-batch on the CPU, before it travels to the device."""
+        """What is added to a micro-batch on the before it travels to the device."""
         return batch
 
     def loss(self, model: nn.Module, batch: dict, progress: Progress) -> tuple[Tensor, dict]:
@@ -141,7 +141,7 @@ def start_training(
     progress = position(model, optimizer, batches, train, device, resume_from)
     schedule.step(progress.step, progress.done)
     if train.compile:
-        logger.info("train.compile: %d layers, in the first steps", compile_layers(model))
+        logger.info("train.compile: %d parts, in the first steps", compile_model(model))
     return Training(model, loader, optimizer, schedule, progress, device, data)
 
 

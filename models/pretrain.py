@@ -72,6 +72,8 @@ class PretrainModel(nn.Module):
     cfg: the resolved configuration (`itc`, `itm`, `mlm`, `mim`, `momentum`).
     """
 
+    one_graph = True  # for `train.compile`: nothing in `forward` depends on a tensor's values
+
     def __init__(self, backbone: SemMIM, cfg: Config, tokens: SpecialTokens):
         super().__init__()
         if tokens.vocab_size != backbone.description["bert"]["vocab_size"]:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from conftest import ROOT, in_ranks
 from tiny import NO_DROPOUT, draws_part, make_batch, make_draws, tiny_config, tiny_model
 
-from engine.distributed import compile_layers, init_distributed, wrap_ddp
+from engine.distributed import compile_model, init_distributed, wrap_ddp
 from models import alignment
 from models.retrieval import RetrievalModel
 from optim import create_optimizer
@@ -43,7 +43,7 @@ def train(out: Path, stage: str, steps: int, *overrides: str) -> None:
         model.backbone.decoder = model.backbone.mlm_head = None
         model = RetrievalModel(model.backbone, cfg).double()
     if cfg.train.compile:  # traced as ever, and run without the minutes that a C++ compiler takes
-        compile_layers(model, "eager")
+        compile_model(model, "eager")
     wrapped = wrap_ddp(model, cpu)
     optimizer = create_optimizer(model, lr=1e-3, lr_vit=1e-4, weight_decay=0.02)
     history = []

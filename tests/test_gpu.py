@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from tiny import NO_DROPOUT, make_batch, make_draws, tiny_config, tiny_model
 
-from engine.distributed import compile_layers
+from engine.distributed import compile_model
 from models.retrieval import RetrievalModel
 from optim import create_optimizer
 from utils import autocast, to_device
@@ -54,7 +54,7 @@ def test_compiled_layers_give_the_losses_of_plain_ones():
     model = tiny_model(*NO_DROPOUT).cuda()
     batch = to_device(model.prepare(make_batch(), make_draws(make_batch())), torch.device("cuda"))
     expected = model(batch, 0.4)[0]
-    compile_layers(model, torch.device("cuda"))
+    compile_model(model)
     loss = model(batch, 0.4)[0]
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-3)

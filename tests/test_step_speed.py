@@ -5,8 +5,12 @@ import torch
 import torch.nn.functional as F
 from timm.layers.activations import QuickGELU as PlainQuickGELU
 from tiny import NO_DROPOUT, TOKENIZER, make_batch, make_draws, tiny_model
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from dataset import transforms
 from dataset.pretrain import PretrainCollate
+from dataset.transforms import normalized
 from dataset.vqa import VQACollate
 from models import bert
 from models.tensors import QuickGELU
@@ -28,6 +32,55 @@ def same_step(one, other, atol=1e-5):
     assert one[1].keys() == other[1].keys()
     for name, gradient in one[1].items():
         torch.testing.assert_close(gradient, other[1][name], atol=atol, rtol=0, msg=name)
+
+
+# ------------------------------------------------------------------------------------------- waiting for a GPU
+
+WAITS = ("nonzero", "_local_scalar_dense", "masked_select", "equal", "unique")  # what a GPU answers to the host
+
+
+class Waits(TorchDispatchMode):
+    """Notes every operation for which the host waits, copies between host and device included."""
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.count = [], 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        devices = {x.device.type for x in (*arguments, result) if isinstance(x, torch.Tensor)}
+        name, self.count = function.name().removeprefix("aten::").split(".")[0], self.count + 1
+        if name in WAITS or ("copy" in name and len(devices) > 1):
+            self.found.append(name)
+        return result
+
+
+@pytest.mark.parametrize("overrides", [(), ("itc.negatives=batch",), ("mim.target=pixels",), ("mim.masking=random",)])
+def test_from_the_copied_batch_on_a_step_never_waits_for_the_gpu(overrides, monkeypatch):
+    """On a GPU of fake tensors; its backward pass needs a real one, so the CPU's stands for it."""
+    model = tiny_model(CLIP, "itm.temperature=1.0", *overrides)
+    batch, waits = model.prepare(make_batch()), Waits()
+    for image in ("image1", "image2"):
+        batch[image] = torch.randint(0, 256, batch[image].shape, dtype=torch.uint8)
+    with waits:
+        model(normalized(batch), 0.4, done=0.1)[0].backward()
+        model.after_step()
+    assert waits.found == [] and waits.count > 2000
+
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+
+        def on_gpu(x):
+            return fake.from_tensor(x.detach()).to("cuda") if isinstance(x, torch.Tensor) else x
+
+        constants = tuple(map(on_gpu, transforms._constants(torch.device("cpu"))))
+        monkeypatch.setattr(transforms, "_constants", lambda device: constants)
+        monkeypatch.setattr(torch.__future__, "get_overwrite_module_params_on_conversion", lambda: True)
+        model._apply(on_gpu)
+        waits, batch = Waits(), {key: on_gpu(value) for key, value in batch.items()}
+        with waits:
+            loss, _ = model(normalized(batch), 0.4, done=0.1)
+            model.after_step()
+    assert loss.is_cuda and waits.found == [] and waits.count > 1000
 
 
 # ---------------------------------------------------------------------------------------------------- QuickGELU

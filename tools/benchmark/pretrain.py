@@ -11,7 +11,7 @@ import torch
 import utils
 from dataset.text import Tokenizer
 from engine.config import Config
-from engine.distributed import Transfer, compile_layers
+from engine.distributed import Transfer, compile_model
 from engine.loop import Progress, Task, train_step
 from engine.window import Window, peak_tflops
 from models.pretrain import PretrainModel, build_pretrain_model, operations
@@ -55,7 +55,7 @@ class Case(Task):
         rates = {"lr": train.lr, "lr_vit": train.lr_vit, "weight_decay": train.weight_decay, "betas": train.betas}
         self.optimizer = create_optimizer(self.model, **rates)
         if train.compile:
-            compile_layers(self.model)
+            compile_model(self.model)
         precision = utils.resolve_precision(train.precision, device)
         self.progress = Progress(steps_per_epoch=1000, total_steps=1000, precision=precision)
         self.batches = make_batches(self.cfg, tokenizer, args.batches, pin=device.type == "cuda")
