@@ -23,33 +23,27 @@ from torch import nn
 
 from dataset import create_dataset
 from dataset.caption import CaptionCollate
-from dataset.text import checkpoint_tokenizer
-from engine.config import CAPTION, Config, arguments, load_config
-from engine.distributed import distributed
-from engine.finetune import Finetuning, finetune, start_stage
+from dataset.text import Tokenizer
+from engine.config import CAPTION, Config
+from engine.finetune import Finetuning, finetune, run_stage
 from engine.loop import Progress
 from engine.run import Run
 from evaluation.caption import Captioner
 from evaluation.cider import CiderReward
 from evaluation.written import rewriting
 from models.caption import CaptionModel, CrossEntropy, SelfCritical, count_tokens
+from models.semmim import SemMIM
 from utils import UserError, run_main
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = arguments(__doc__, argv, CAPTION.schema, "output/caption")
-    with distributed(args.device) as device:
-        cfg = load_config(args.config, args.override, CAPTION)
-        backbone, description, run, resume_from = start_stage(args, cfg, device, decoder=True)
-        tokenizer = checkpoint_tokenizer(cfg.text.vocab, description)
-        model = CaptionModel(backbone, tokenizer).to(device)
-        captioner = Captioner(cfg, tokenizer, device, run)
-        with run:
-            if args.evaluate:
-                run.open(evaluate=True)
-            else:
-                train(model, captioner, cfg, device, run, resume_from)
-            captioner.evaluate_all(model)
+    run_stage(__doc__, argv, CAPTION, build, train)
+
+
+def build(
+    backbone: SemMIM, tokenizer: Tokenizer, cfg: Config, device: torch.device, run: Run
+) -> tuple[CaptionModel, Captioner]:
+    return CaptionModel(backbone, tokenizer).to(device), Captioner(cfg, tokenizer, device, run)
 
 
 class CaptionTask(Finetuning):

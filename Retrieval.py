@@ -19,31 +19,24 @@ from torch import nn
 
 from dataset import create_dataset
 from dataset.pretrain import PretrainCollate
-from dataset.text import checkpoint_tokenizer
-from engine.config import RETRIEVAL, Config, arguments, load_config
-from engine.distributed import distributed
-from engine.finetune import Finetuning, finetune, start_stage
+from dataset.text import Tokenizer
+from engine.config import RETRIEVAL, Config
+from engine.finetune import Finetuning, finetune, run_stage
 from engine.loop import Progress
 from engine.run import Run
 from evaluation.retrieval import Ranker, better_order
 from models.alignment import alpha_at
 from models.retrieval import RetrievalModel
+from models.semmim import SemMIM
 from utils import run_main
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = arguments(__doc__, argv, RETRIEVAL.schema, "output/retrieval")
-    with distributed(args.device) as device:
-        cfg = load_config(args.config, args.override, RETRIEVAL)
-        backbone, description, run, resume_from = start_stage(args, cfg, device, decoder=False)
-        tokenizer = checkpoint_tokenizer(cfg.text.vocab, description)
-        ranker = Ranker(cfg, tokenizer, device, run)
-        with run:
-            if args.evaluate:
-                run.open(evaluate=True)
-            else:
-                train(RetrievalModel(backbone, cfg).to(device), ranker, cfg, device, run, resume_from)
-            ranker.evaluate_all(backbone)
+    run_stage(__doc__, argv, RETRIEVAL, build, train, decoder=False)
+
+
+def build(backbone: SemMIM, tokenizer: Tokenizer, cfg: Config, device: torch.device, run: Run) -> tuple[SemMIM, Ranker]:
+    return backbone, Ranker(cfg, tokenizer, device, run)
 
 
 class RetrievalTask(Finetuning):
@@ -70,12 +63,13 @@ class RetrievalTask(Finetuning):
 
 
 def train(
-    model: RetrievalModel, ranker: Ranker, cfg: Config, device: torch.device, run: Run, resume_from: dict | None
+    backbone: SemMIM, ranker: Ranker, cfg: Config, device: torch.device, run: Run, resume_from: dict | None
 ) -> None:
-    """Fine-tune; the model ends with the weights of the epoch with the best validation recall (mean of six columns)."""
+    """Fine-tune; the backbone ends with the weights of the epoch with the best validation recall (mean of six)."""
+    task = RetrievalTask(RetrievalModel(backbone, cfg).to(device), ranker, cfg)
     dataset = create_dataset("retrieval_train", cfg)
     collate = PretrainCollate(ranker.tokenizer, cfg.text.max_tokens)
-    finetune(RetrievalTask(model, ranker, cfg), dataset, collate, cfg, run, device, resume_from, ranker.datasets)
+    finetune(task, dataset, collate, cfg, run, device, resume_from, ranker.datasets)
 
 
 if __name__ == "__main__":

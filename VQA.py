@@ -14,32 +14,26 @@ import torch
 from torch import nn
 
 from dataset import create_dataset
-from dataset.text import checkpoint_tokenizer
+from dataset.text import Tokenizer
 from dataset.vqa import VQACollate, question_limits
-from engine.config import VQA, Config, arguments, load_config
-from engine.distributed import distributed
-from engine.finetune import Finetuning, finetune, start_stage
+from engine.config import VQA, Config
+from engine.finetune import Finetuning, finetune, run_stage
 from engine.loop import Progress
 from engine.run import Run
 from evaluation.vqa import Answerer, is_empty
+from models.semmim import SemMIM
 from models.vqa import VQAModel
 from utils import UserError, run_main
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = arguments(__doc__, argv, VQA.schema, "output/vqa")
-    with distributed(args.device) as device:
-        cfg = load_config(args.config, args.override, VQA)
-        backbone, description, run, resume_from = start_stage(args, cfg, device, decoder=True)
-        tokenizer = checkpoint_tokenizer(cfg.text.vocab, description)
-        model = VQAModel(backbone, tokenizer).to(device)
-        answerer = Answerer(cfg, tokenizer, device, run)
-        with run:
-            if args.evaluate:
-                run.open(evaluate=True)
-            else:
-                train(model, answerer, cfg, device, run, resume_from)
-            answerer.evaluate_all(model)
+    run_stage(__doc__, argv, VQA, build, train)
+
+
+def build(
+    backbone: SemMIM, tokenizer: Tokenizer, cfg: Config, device: torch.device, run: Run
+) -> tuple[VQAModel, Answerer]:
+    return VQAModel(backbone, tokenizer).to(device), Answerer(cfg, tokenizer, device, run)
 
 
 class VQATask(Finetuning):

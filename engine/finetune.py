@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping
 
 import torch
@@ -10,38 +9,45 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from dataset import create_train_loader
+from dataset.text import checkpoint_tokenizer
 from engine.checkpoint import BestCheckpoint, last_paths
-from engine.config import Config, Stage
+from engine.config import Config, Stage, arguments, load_config
+from engine.distributed import distributed
 from engine.loop import Progress, Task, fit, start_training
 from engine.run import Run, begin
-from models.semmim import SemMIM, load_backbone
+from models.semmim import load_backbone
 from utils import UserError, logger, seed_everything
 
 
-def start_stage(
-    args: argparse.Namespace, cfg: Config, device: torch.device, decoder: bool
-) -> tuple[SemMIM, dict, Run, dict | None]:
-    """How a fine-tuning script begins: from --checkpoint, or with --resume from its own last checkpoint.
+def run_stage(
+    about: str, argv: list[str] | None, stage: Stage, build: Callable, train: Callable, decoder: bool = True
+) -> None:
+    """A fine-tuning script: --checkpoint, or with --resume the run's own last one, is trained and then evaluated.
 
-    args: of `arguments`; decoder: whether the stage writes text. Returns (backbone on the device, its description, the
-    run, whose folder nothing has touched yet, the checkpoint to resume from or None).
+    build: (backbone, tokenizer, cfg, device, run) -> (model, what evaluates it by `evaluate_all(model)`); train: (these
+    two, cfg, device, run, the checkpoint to resume from or None); decoder: whether the stage writes text.
     """
-    run, resume_from = begin(args, cfg)
-    source = next(iter(last_paths(run.dir) if args.resume else ()), args.checkpoint)
-    if source is None:
-        raise UserError("--checkpoint is missing: name a pre-trained checkpoint, e.g. one that Pretrain.py wrote")
-    seed_everything(cfg.seed, per_rank=False)  # every process builds the same model
-    backbone, rest, lines = load_backbone(
-        source,
-        image_size=cfg.image_size,
-        decoder=decoder,
-        loaded=resume_from,
-    )
-    backbone.set_checkpointing(cfg.checkpointing, cfg.text_checkpointing)
-    for line in lines:
-        logger.info(line)
-    run.describe(device, backbone.description)
-    return backbone.to(device), rest["description"], run, resume_from
+    args = arguments(about, argv, stage.schema, f"output/{stage.name}")
+    with distributed(args.device) as device:
+        cfg = load_config(args.config, args.override, stage)
+        run, resume_from = begin(args, cfg)
+        source = next(iter(last_paths(run.dir) if args.resume else ()), args.checkpoint)
+        if source is None:
+            raise UserError("--checkpoint is missing: name a pre-trained checkpoint, e.g. one that Pretrain.py wrote")
+        seed_everything(cfg.seed, per_rank=False)  # every process builds the same model
+        backbone, rest, lines = load_backbone(source, cfg.image_size, decoder=decoder, loaded=resume_from)
+        backbone.set_checkpointing(cfg.checkpointing, cfg.text_checkpointing)
+        for line in lines:
+            logger.info(line)
+        run.describe(device, backbone.description)
+        tokenizer = checkpoint_tokenizer(cfg.text.vocab, rest["description"])
+        model, evaluator = build(backbone.to(device), tokenizer, cfg, device, run)
+        with run:
+            if args.evaluate:
+                run.open(evaluate=True)
+            else:
+                train(model, evaluator, cfg, device, run, resume_from)
+            evaluator.evaluate_all(model)
 
 
 class Finetuning(Task):

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from engine.checkpoint import last_paths, load_last, random_state_kept
-from engine.config import MAY_CHANGE, Config, differences, save_config
+from engine.config import MAY_CHANGE, Config, differences, read_yaml, save_config
 from models.weights import check_value
 from utils import (
     ROOT,
@@ -51,7 +51,7 @@ def begin(args: argparse.Namespace, cfg: Config) -> tuple[Run, dict | None]:
     checkpoint's configuration. Evaluation resumes nothing. Raises UserError if the folder is not a run's.
     """
     folder = Path(args.output_dir).expanduser()
-    on_main(lambda: check_folder(folder, used=args.resume or args.evaluate))
+    on_main(lambda: check_folder(folder, args.resume or args.evaluate, cfg))
     resume = args.resume and not args.evaluate
     resume_from = load_last(folder) if resume else None
     step = resume_from["progress"]["step"] if resume_from else -1
@@ -64,34 +64,26 @@ def begin(args: argparse.Namespace, cfg: Config) -> tuple[Run, dict | None]:
         cfg.seed = resume_from["config"]["seed"]
     if resume_from:
         logger.info("--resume: continuing from step %d", step)
-        check_ranks(len(resume_from["rng"]), args.other_ranks)
-        check_changes(cfg, resume_from["config"], MAY_CHANGE | (BATCH if args.other_ranks else set()))
+        check_same_run(cfg, resume_from, args.other_ranks)
     elif resume:
         logger.info("--resume: no checkpoint in %s, starting", folder)
     return Run(folder, cfg, resume=resume, step=step), resume_from
 
 
-BATCH = {"train.batch_size", "train.accumulation"}
-
-
-def check_ranks(before: int, allowed: bool) -> None:
-    """UserError if a run continues with another number of processes than `before`, a line if that is `allowed`."""
-    if before == world_size():
-        return
-    if not allowed:
+def check_same_run(config: dict, resume_from: dict, other_ranks: bool) -> None:
+    """Log how a run differs from the checkpoint it continues: in keys of MAY_CHANGE and, if `other_ranks`, in number of
+    processes and batches. Any other difference is a UserError: the run would silently become another one.
+    """
+    before, may_change = len(resume_from["rng"]), MAY_CHANGE
+    if other_ranks:
+        may_change = MAY_CHANGE | {"train.batch_size", "train.accumulation"}
+        logger.info("%d processes instead of %d: order of the data and random draws are new", world_size(), before)
+    elif before != world_size():
         raise UserError(
             f"--resume: the checkpoint is of {before} processes, this run has {world_size()}: start as many, or add "
             "--other_ranks to continue with another order of the data and other random draws"
         )
-    logger.info("%d processes instead of %d: order of the data and random draws are new", world_size(), before)
-
-
-def check_changes(config: dict, earlier: dict, may_change: set[str]) -> None:
-    """Log how a run's configuration differs from that of the checkpoint it continues.
-
-    A difference outside `may_change` is a UserError: the run would silently become another one.
-    """
-    for key, (before, now) in differences(earlier, config).items():
+    for key, (before, now) in differences(resume_from["config"], config).items():
         if not any(f"{key}.".startswith(f"{known}.") for known in may_change):
             raise UserError(
                 f"--resume: {key} is {now!r}, but the checkpoint was trained with {before!r}; use the same value, or "
@@ -100,10 +92,11 @@ def check_changes(config: dict, earlier: dict, may_change: set[str]) -> None:
         logger.info("resumed with %s %r instead of %r", key, now, before)
 
 
-def check_folder(folder: Path, used: bool) -> None:
+def check_folder(folder: Path, used: bool, config: dict | None) -> None:
     """Raise UserError if a run may not write into a folder; touches nothing.
 
-    A folder that is not empty must have the lock file of a run of this project, and unless `used` nothing else.
+    A folder that is not empty must have the lock file of a run of this project and, unless `used`, nothing else. Its
+    config.yaml must be of the same stage, that is have the keys of `config`.
     """
     names = sorted(os.listdir(folder)) if folder.is_dir() else []
     path = folder / LOCK
@@ -118,6 +111,8 @@ def check_folder(folder: Path, used: bool) -> None:
         raise UserError(
             f"--output_dir {folder}: it holds an earlier run; add --resume to continue it, or name another folder"
         )
+    if config is not None and (known := folder / "config.yaml").exists() and read_yaml(known).keys() != config.keys():
+        raise UserError(f"--output_dir {folder}: it holds a run of another stage; name another folder")
 
 
 def lock(path: Path):
@@ -141,7 +136,7 @@ def lock(path: Path):
     return file
 
 
-class Run:
+class Run(contextlib.AbstractContextManager):
     """A run's folder: config.yaml, log.jsonl, metrics.json, images, TensorBoard's events; only rank 0 writes.
 
     `with run:` closes it, whatever ends the block. Nothing is touched before `open`, so that a start that fails on what
@@ -159,9 +154,6 @@ class Run:
         self._lock = self._log = None
         self._failed: set[str] = set()  # files whose failure has been logged
 
-    def __enter__(self) -> Run:
-        return self
-
     def __exit__(self, *_) -> None:
         self.close()
 
@@ -175,7 +167,7 @@ class Run:
     def _open(self, evaluate: bool) -> None:
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
-            check_folder(self.dir, used=evaluate or self.resume)
+            check_folder(self.dir, evaluate or self.resume, self.config)
             self._lock = lock(self.dir / LOCK)
             for path in self.dir.iterdir():
                 if UNFINISHED.fullmatch(path.name):

@@ -16,9 +16,9 @@ from conftest import ROOT, in_ranks, refused
 from torch import nn
 
 from engine.checkpoint import BestCheckpoint, last_paths, load_last, random_state, save_last, set_random_state
-from engine.config import Config
-from engine.finetune import start_stage
-from engine.run import Run, begin, check_ranks, code_version, lock
+from engine.config import CAPTION, Config, load_config
+from engine.finetune import run_stage
+from engine.run import Run, begin, check_same_run, code_version, lock
 from utils import UserError, as_config, load_checkpoint, seed_everything
 
 
@@ -132,16 +132,17 @@ def test_after_a_kill_between_the_best_checkpoint_and_the_last_the_score_is_that
 
 def test_a_stage_continues_from_an_older_checkpoint_if_the_last_is_gone(tmp_path, monkeypatch):
     start(tmp_path).close()
-    save_last(tmp_path, checkpoint(1), 2), save_last(tmp_path, checkpoint(2), 2)
+    config = load_config(CAPTION.schema, (), CAPTION).to_dict()
+    for step in (1, 2):
+        save_last(tmp_path, {**checkpoint(step), "config": config}, 2)
     (tmp_path / "checkpoint_last.pth").unlink()
-    cfg = as_config({**checkpoint(1)["config"], "image_size": None})
 
-    def load(source, loaded, **_):
+    def load(source, *_, loaded, **__):
         raise UserError(f"{source} of step {loaded['progress']['step']}")
 
     monkeypatch.setattr("engine.finetune.load_backbone", load)
-    asked_for = asked(tmp_path, checkpoint=None)
-    refused(lambda: start_stage(asked_for, cfg, torch.device("cpu"), False), "checkpoint_last_1.pth of step 1")
+    arguments = ["--output_dir", str(tmp_path), "--resume", "--device", "cpu"]
+    refused(lambda: run_stage("", arguments, CAPTION, None, None), "checkpoint_last_1.pth of step 1")
 
 
 def test_random_state_restores_every_generator(tmp_path):
@@ -174,10 +175,10 @@ def test_a_resumed_run_keeps_its_seed_and_says_what_changed(tmp_path, caplog):
 
 
 def test_another_number_of_processes_needs_a_flag(caplog):
-    check_ranks(1, allowed=False)
-    refused(lambda: check_ranks(3, allowed=False), "of 3 processes, this run has 1", "--other_ranks")
+    found, config = {"rng": [0, 1, 2], "config": {"train": {"batch_size": 4}}}, {"train": {"batch_size": 12}}
+    refused(lambda: check_same_run(config, found, False), "of 3 processes, this run has 1", "--other_ranks")
     with caplog.at_level("INFO", "semmim"):
-        check_ranks(3, allowed=True)
+        check_same_run(config, found, True)
     assert "order of the data and random draws are new" in caplog.text
 
 
@@ -194,6 +195,7 @@ def test_a_used_folder_is_continued_only_on_request(tmp_path):
     run.log(1, {"x": 1.0})
     run.close()
     assert (tmp_path / "config.yaml").read_text() == "seed: 3\n"
+    refused(lambda: start(tmp_path, Config(seed=3, mim={}), evaluate=True), "a run of another stage")
     assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1]
 
 
