@@ -17,7 +17,7 @@ image tokens 4.4 GB (bf16) divided by the number of processes, on the GPU if the
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -292,13 +292,19 @@ def rerank(
     pairs, back = torch.cat([wanted_by_images.flatten(), wanted_by_texts.flatten()]).unique(return_inverse=True)
     first_pair = torch.searchsorted(pairs, torch.arange(len(tr.ids) + 1) * num_texts)  # [N + 1]
 
+    def match(text_ids: Tensor, memory: list) -> Tensor:
+        """[R] texts with the keys and values of B images, R / B of them each -> [R] logits or log-odds"""
+        fused = backbone.fusion_encoder(*texts.padded(text_ids), memory, keep=1)  # matching reads [CLS] alone
+        logits = backbone.itm_logits(fused).float()  # [R, 2]
+        return logits[:, 1] - logits[:, 0] if odds else logits[:, 1]
+
     def score_batch(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         indices, image_embeds = batch
         places = [torch.arange(first_pair[i], first_pair[i + 1]) for i in indices]  # n x [g]
         places = [part[texts.lengths[pairs[part] % num_texts].argsort(stable=True)] for part in places]
         text_ids = [pairs[part] % num_texts for part in places]  # shortest first
         with utils.autocast(device, precision):
-            scores = score_pairs(backbone, image_embeds.to(device), text_ids, texts, batch_size, odds)
+            scores = score_pairs(backbone.fusion_encoder, match, image_embeds.to(device), text_ids, batch_size)
         return torch.cat(places), torch.cat(scores)
 
     scores = run_sharded(images.batches, score_batch, len(pairs), label="re-ranking", device=device).cpu()
@@ -315,17 +321,11 @@ def rerank(
 
 
 def score_pairs(
-    backbone: nn.Module,
-    image_embeds: Tensor,
-    text_ids: list[Tensor],
-    texts: TextFeatures,
-    batch_size: int,
-    odds: bool,
+    encoder: nn.Module, match: Callable, image_embeds: Tensor, text_ids: list[Tensor], batch_size: int
 ) -> list[Tensor]:
-    """ITM logits of images [n, S, D] with the texts of n lists, shortest first -> n x [g] on the CPU.
+    """The scores of images [n, S, D] with the texts of n lists, shortest first -> n x [g] on the CPU.
 
-    odds: their log-odds instead, match against no match. Images with like numbers of texts are taken together, in
-    rectangles [images, texts].
+    Images with like numbers of texts are taken together, in rectangles [images, texts].
     """
     scores = [torch.zeros(0)] * len(text_ids)
     order = sorted((i for i, ids in enumerate(text_ids) if len(ids)), key=lambda i: -len(text_ids[i]))
@@ -333,36 +333,25 @@ def score_pairs(
         together = max(IMAGES_TOGETHER, batch_size // len(text_ids[order[0]]))
         group, order = order[:together], order[together:]
         lists = [text_ids[i] for i in group]  # longest first
-        table = score_rectangle(backbone, image_embeds[group], lists, texts, batch_size, odds).cpu()
+        memory = encoder.project_memory(image_embeds[group])  # keys and values once per image and layer
+        table = score_rectangle(match, memory, lists, batch_size).cpu()
         for image, ids, row in zip(group, lists, table, strict=True):
             scores[image] = row[: len(ids)]
     return scores
 
 
-def score_rectangle(
-    backbone: nn.Module,
-    image_embeds: Tensor,
-    text_ids: list[Tensor],
-    texts: TextFeatures,
-    batch_size: int,
-    odds: bool,
-) -> Tensor:
-    """image_embeds [B, S, D], B lists of texts, longest list first -> scores [B, G], G the longest's."""
-    memory = backbone.fusion_encoder.project_memory(image_embeds)  # keys and values once per image and layer
+def score_rectangle(match: Callable, memory: list, text_ids: list[Tensor], batch_size: int) -> Tensor:
+    """Keys and values of B images, B lists of texts, longest list first -> scores [B, G], G the longest's."""
     counts = [len(ids) for ids in text_ids]
     widest = max(1, batch_size // len(counts))
     width = -(-counts[0] // -(-counts[0] // widest))  # equal columns instead of a thin last one
     rectangle = pad_sequence(text_ids, batch_first=True)  # [B, G]
-    scores = torch.zeros(rectangle.shape, device=image_embeds.device)
+    scores = torch.zeros(rectangle.shape, device=memory[0][0].device)
     for start in range(0, counts[0], width):
         rows = sum(count > start for count in counts)  # images that still have texts
         part = rectangle[:rows, start : start + width]  # [rows, w]
         for row, count in enumerate(counts[:rows]):  # a shorter list is filled up with its longest text
             part[row, count - start :] = text_ids[row][-1]
-        text_embeds, mask = texts.padded(part.reshape(-1))  # row r of the batch belongs to image r // w
-        some = [(keys[:rows], values[:rows]) for keys, values in memory]
-        fused = backbone.fusion_encoder(text_embeds, mask, some, keep=1)  # matching reads [CLS] alone
-        logits = backbone.itm_logits(fused).float()  # [rows * w, 2]
-        values = logits[:, 1] - logits[:, 0] if odds else logits[:, 1]
+        values = match(part.reshape(-1), [(keys[:rows], values[:rows]) for keys, values in memory])
         scores[:rows, start : start + width] = values.view(part.shape)
     return scores
