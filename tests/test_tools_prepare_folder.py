@@ -5,9 +5,8 @@ import os
 import shutil
 from itertools import combinations
 
-import numpy as np
+import official_files as official
 import pytest
-from PIL import Image
 
 from dataset.annotations import Source, load_annotations, load_candidates, load_captions, load_pairs
 from tools.prepare import __main__ as prepare
@@ -16,20 +15,13 @@ from utils import UserError
 SPLITS = ("train", "val", "test")
 
 
-def picture(number, size=64):
-    """A random landscape of blocks, different for every number."""
-    blocks = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    return Image.fromarray(blocks).resize((size, size), Image.Resampling.BICUBIC)
-
-
 @pytest.fixture
 def photos(tmp_path):
     """Thirty images with one or two captions each, in two folders."""
     folder = tmp_path / "photos"
-    (folder / "more").mkdir(parents=True)
     for number in range(30):
         path = folder / ("more" if number % 2 else "") / f"{number:02d}.png"
-        picture(number).save(path)
+        official.save(path, number)
         lines = [f"image number {number}"] + ["a second caption"] * (number % 3 == 0)
         path.with_suffix(".txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
@@ -85,7 +77,7 @@ def test_every_image_is_in_one_split_and_every_stage_reads_the_lists(run, photos
 def test_images_that_show_the_same_are_in_one_split(run, photos, tmp_path):
     for number in range(0, 10, 2):
         shutil.copy(photos / f"{number:02d}.png", photos / f"copy {number:02d}.png")
-        picture(number, 90).save(photos / f"larger {number:02d}.jpg", quality=80)
+        official.save(photos / f"larger {number:02d}.jpg", number, (130, 98), quality=80)
         for name in (f"copy {number:02d}", f"larger {number:02d}"):
             (photos / f"{name}.txt").write_text("the same")
     out = run("--val", "12", "--test", "12", "--seed", "5")
@@ -100,7 +92,7 @@ def test_the_first_line_alone_may_be_the_caption_and_drawings_are_counted(run, p
         path.write_text(f"The English words.\nde.utf8=Die deutschen.\nfr.utf8={path.stem}\n", encoding="utf-8")
     (photos / "drawn.svg").write_text("<svg/>")
     (photos / "drawn.txt").write_text("a drawing\n")
-    picture(99).save(photos / "mirrored.png")
+    official.save(photos / "mirrored.png", 99)
     out = run("--captions", "first-line")
     captions = {entry["caption"] for entry in lists(tmp_path / "data/own")["train"]}
     assert captions == {"The English words."}

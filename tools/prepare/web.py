@@ -10,7 +10,6 @@ The images are as img2dataset (github.com/rom1504/img2dataset) leaves them: fold
 import argparse
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -53,10 +52,7 @@ def prepare(job: Job) -> None:
             "which downloads the images (docs/reproduce.md)"
         )
     held_out = HeldOut(job)
-    found = Counter()
-    allowed = held_out.spare(usable(job, img2dataset_photos(job), found))
-    held_out.write_pairs((photo["image"], photo["caption"]) for photo in allowed)
-    job.count("listed pairs without an image", max(len(rows) - found["images"], 0))
+    held_out.write_pairs((photo["image"], photo["caption"]) for photo in held_out.spare(usable(job)))
 
 
 # ------------------------------------------------------------------------------------------------ the list
@@ -116,12 +112,10 @@ def write_addresses(job: Job, rows: list[tuple[str, str]]) -> None:
 # ------------------------------------------------------------------------------------------------ photos
 
 
-def usable(job: Job, photos: Iterator[dict], found: Counter) -> Iterator[dict]:
-    """Photos {"image", "caption", "url", ...} without blank captions and repeated pairs, with the number of the Flickr
-    photo; found["images"] counts all."""
+def usable(job: Job) -> Iterator[dict]:
+    """The photos on disk without blank captions and repeated pairs, with the number of the Flickr photo."""
     seen: set[int] = set()
-    for photo in photos:
-        found["images"] += 1
+    for photo in img2dataset_photos(job):
         caption = tidy(photo["caption"])
         mark = hash((photo["url"], caption))  # of millions of pairs 64 bits each
         if not clean_caption(caption, 1):
@@ -134,9 +128,10 @@ def usable(job: Job, photos: Iterator[dict], found: Counter) -> Iterator[dict]:
 
 
 def img2dataset_photos(job: Job) -> Iterator[dict]:
-    """The images of img2dataset's shards, with the captions and addresses that it kept beside each, and "sha256", that
-    of the file at the address, from before it was resized."""
+    """{"image", "caption", "url", "sha256"} of every image in img2dataset's shards; the sum is that of the file at the
+    address, from before it was resized."""
     unpack_shards(job)
+    downloaded = 0
     for shard in progress(shard_names(job.images), "reading shards", "shards"):
         names = set(os.listdir(job.images / shard))
         for name in sorted(name for name in names if name.endswith(".json")):
@@ -146,7 +141,9 @@ def img2dataset_photos(job: Job) -> Iterator[dict]:
                 job.leave_out("sample that img2dataset left incomplete", f"{shard}/{name} ({error})")
                 continue
             if photo:
+                downloaded += 1
                 yield {**photo, "image": f"{shard}/{photo['image']}"}
+    job.count("pairs downloaded", downloaded)
 
 
 def read_photo(folder: Path, key: str, names: set[str]) -> dict | None:
