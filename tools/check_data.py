@@ -4,8 +4,8 @@
     python -m tools.check_data --config configs/Pretrain.yaml --against configs/Retrieval_coco.yaml --workers 16
 
 Reads the annotations exactly as training does, opens every image in parallel, and reports for every split: missing and
-unreadable images, empty texts and those that are cut, word pieces that the vocabulary lacks, and images of validation
-and test that are in training too (by path, by the bytes of the file, by what the image shows). `--against` takes the
+unreadable images, the shares of texts that are empty, cut or not of the vocabulary, and images of validation and test
+that are in training too (by path, by the bytes of the file, by what the image shows). `--against` takes the
 validation and test images of further configurations into that comparison.
 Ends with exit code 1, and the reasons, if training or its evaluation would stop, or if more than 1% of a split's images
 are in training too; with 0 otherwise.
@@ -14,7 +14,6 @@ are in training too; with 0 otherwise.
 import argparse
 import os
 import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -39,7 +38,6 @@ KINDS = {  # stage: the kind of data set of each split
 SHOWN = 3  # examples of each finding
 SAME_PATH = "the same path"
 MANY_SHARED = 0.01  # of a split's images: its numbers are then those of memory
-BLOCK = 10_000  # texts tokenized at a time
 
 
 def line(split: str, what: str, number: int, total: int = 0, first: Iterable[str] = ()) -> None:
@@ -78,8 +76,8 @@ def check(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
         line(split, "images", len(image_paths(dataset)))
     tokenizer = Tokenizer(cfg.text.vocab, bool(cfg.text.get("sep")))
     for split, dataset in datasets.items():
-        for number, texts in enumerate(split_texts(dataset, cfg, tokenizer)):
-            check_texts(split, texts, tokenizer, main=number == 0)
+        for texts in split_texts(dataset, cfg, tokenizer):
+            report_texts(split, texts, tokenizer)
     spared = {}
     for path in args.against:
         stage, other = stage_config(path, [])
@@ -125,21 +123,12 @@ def image_paths(dataset) -> list[str]:
     return list(dict.fromkeys(dataset.paths if hasattr(dataset, "paths") else dataset.images))
 
 
-def check_texts(split: str, texts: Texts, tokenizer: Tokenizer, main: bool) -> None:
-    """Report all texts of a kind; other kinds than the main one may be missing altogether."""
-    count, examples, raw = Counter(), [], iter(texts.texts)
-    while block := [texts.clean(text) for text in islice(raw, BLOCK)]:
-        for text, ids in zip(block, tokenizer.word_pieces(block), strict=True):
-            count["empty"] += not text.strip()
-            if len(ids) > texts.room or (texts.max_words is not None and len(text.split()) > texts.max_words):
-                count["cut"] += 1
-                examples = [*examples, repr(text[:60])][:SHOWN]
-            count.update(pieces=len(ids), unknown=ids.count(tokenizer.unk_id))
-        count["all"] += len(block)
-    if count["all"] and (main or count["empty"] < count["all"]):
-        line(split, f"{texts.name}, empty", count["empty"], count["all"])
-        line(split, f"{texts.name}, cut", count["cut"], count["all"], examples)
-        line(split, f"{texts.name}: word pieces that the vocabulary lacks", count["unknown"], count["pieces"])
+def report_texts(split: str, texts: Texts, tokenizer: Tokenizer) -> None:
+    """Shares of thousands of the texts, from everywhere."""
+    probes = texts.probes()
+    shares = {"empty": sum(not text.strip() for text in probes) / max(1, len(probes))}
+    shares |= {"cut": texts.share_cut(tokenizer), "that the vocabulary cannot write": tokenizer.unwritable(probes)[0]}
+    print(f"{split:6} {texts.name}: {', '.join(f'{share:.2%} {what}' for what, share in shares.items())}", flush=True)
 
 
 def check_images(datasets: dict, spared: dict, cfg: Config, workers: int) -> Iterator[tuple[str, str]]:
