@@ -142,7 +142,6 @@ def test_cells_of_several_lines_lists_and_empty_ones(tmp_path):
 GOOD_LINE, PAIR = "a.png,x\n", '{"image": "a.png", "caption": "x"}\n'
 BAD = [
     ("t.csv", "Image,title\na.png,x\n", "line 1 must name a column 'image', the columns are 'Image', 'title'"),
-    ("t.csv", "a\tb;c\n", "line 1 must name a column 'image', the columns are 'a\\tb', 'c'"),
     ("t.csv", "", "line 1 must name a column 'image', the columns are none"),
     ("t.csv", "image,caption,caption\na.png,x,y\n", "line 1 names a column twice"),
     ("t.csv", "image,caption\na.png,x, y\n", "line 2 has 3 cells, but there are 2 columns"),
@@ -150,27 +149,19 @@ BAD = [
     ("t.csv", f'image,caption\n{GOOD_LINE}b.png,"open\nc.png,y\n', "line 3 is no row (unexpected end of data); a cell"),
     ("t.csv", 'image,caption\na.png,"x" y\n', "line 2 is no row ("),
     ("t.csv", 'image,caption\na.png,"Hi\nb.png,x\nc.png,He said "\n', "lines 2 to 4 are one row"),
-    ("t.csv", 'image,caption\na.png,x\nb.png,"Hi\nc.png,end"\n', "lines 3 to 4 are one row"),
     ("t.tsv", 'caption\timage\n"Hi\ta.png\n"\tb.png\n', "lines 2 to 3 are one row"),
-    ("t.tsv", 'image\tcaption\na.png\t"Hi\nb.png\tx\nc.png\t"\n', "lines 2 to 4 are one row"),
     ("t.csv", 'image,caption\na,"Hi\nb,x\nc,He said "\n', "lines 2 to 4 are one row"),
     ("t.csv", 'image,caption\n"a.png,x\nb.png",y\n', "lines 2 to 3 are one row"),
     ("t.csv", "image,caption\n", "holds no entry"),
     ("t.csv", "image,caption\n,x\n", "line 2 has no 'image'"),
     ("t.csv", "image,caption\na.png,[not a list\nb.png,\n", "line 3 has no 'caption'"),
     ("t.csv", f"image,caption\n{GOOD_LINE}b.png,Caf".encode() + b"\xe9\n", "line 3: byte 0xe9 is not UTF-8 text"),
-    ("t.csv", f"image,caption\n{GOOD_LINE}".encode("utf-16"), "line 1: byte 0xff is not UTF-8 text"),
     ("t.jsonl", PAIR + '\n{"image"\n', "line 3 is no JSON object ("),
-    ("t.jsonl", PAIR + '{"image": "a.png"}\n', "line 2 has no 'caption'"),
-    ("t.jsonl", '["a"]\n', "line 1 is list, not an object"),
     ("t.jsonl", '[\n{"image": "a.png"}]\n', "a list? name the file .json"),
     ("t.jsonl", '{"image": ' + "[" * 100_000 + "\n", "line 1 is no JSON object (maximum recursion"),
-    ("t.jsonl", '{"image": ' + "7" * 5000 + "}\n", "line 1 is no JSON object (Exceeds the limit"),
-    ("t.jsonl", "\n\n", "holds no entry"),
     ("t.json", PAIR + PAIR, "an object a line? name it .jsonl"),
     ("t.txt", "a.png\tx\na.png x\n", "line 2 has no TAB between the image's name and its caption; a table?"),
     ("t.token", "\tx\n", "line 1: 'image' is empty"),
-    ("t.token", b"a.png#0\tx\nb.png#0\t\xff\n", "line 2: byte 0xff is not UTF-8"),
 ]
 
 

@@ -68,10 +68,6 @@ def test_data_sets_are_told_the_epoch_also_by_persistent_workers():
         assert {e for batch in loader for e, _ in batch["paths"]} == {epoch}
 
 
-def test_workers_change_nothing():
-    assert batches(workers=2, epoch=3) == batches(workers=0, epoch=3)
-
-
 def test_ranks_split_the_global_batches_of_one_process():
     alone = batches(20, 6, epoch=2)
     ranks = [batches(20, 3, epoch=2, rank=rank, world_size=2) for rank in (0, 1)]

@@ -101,32 +101,6 @@ def test_official_files_give_what_the_prepared_lists_give(project, kind, split, 
     assert not split or all(map(torch.equal, (found[0][0],), (expected[0][0],)))
 
 
-def test_blank_captions_are_left_out_and_repeated_ones_kept(project):
-    for kind, name, pairs in (("retrieval_train", "coco", 15), ("retrieval_train", "flickr30k", 10)):
-        own = files("train", project / f"dataset_{name}.json")
-        assert (
-            len(official.open_set(kind, SMALL, own, config=f"Retrieval_{name.removesuffix('30k')}").captions) == pairs
-        )
-    assert len(official.open_set("caption_train", SMALL, files("train", project / "dataset_coco.json")).captions) == 15
-
-
-def test_questions_have_the_ten_answers_of_the_annotation_file_beside_them_or_named(project):
-    own, annotations = files("val", project / VAL), project / ANNOTATIONS.format("val2014")
-    options = [SMALL, IMAGES, own, "data.val_scores=[]"]
-    beside = official.open_set("vqa_eval", *options, split="val")
-    named = official.open_set("vqa_eval", *options, files("official", annotations), split="val")
-    assert beside.references == named.references == [TEN] * 3 and "quot" not in beside.parts[1][0]
-
-
-def test_the_test_questions_have_no_answers_and_test_dev_shares_their_images(project):
-    official.vqa_questions(project, "test-dev2015", [(201, 262144, "What is this?")])
-    sets = [
-        official.open_set("vqa_eval", SMALL, files("test", project / QUESTIONS.format(part)), IMAGES, split="test")
-        for part in ("test2015", "test-dev2015")
-    ]
-    assert [data.references for data in sets] == [None, None] and sets[0].paths == sets[1].paths
-
-
 def test_annotations_elsewhere_are_named_by_data_official(project):
     elsewhere = project / "answers.json"
     (project / ANNOTATIONS.format("train2014")).rename(elsewhere)

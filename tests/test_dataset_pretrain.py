@@ -73,13 +73,11 @@ def test_images_of_captions_with_left_or_right_are_not_mirrored(tmp_path):
         assert any((view[0, :, 0] > view[0, :, -1]).all() for view in views) == expected
 
 
-def test_broken_images_and_empty_captions_are_replaced_and_reported(tmp_path):
-    entries = [*pairs(4), {"image": "4.png", "caption": "?!"}]
-    data = pairs_set(write_pairs(tmp_path, entries, broken=("1.png",)), image_size=8)
+def test_broken_images_are_replaced_and_reported(tmp_path):
+    data = pairs_set(write_pairs(tmp_path, pairs(5), broken=("1.png",)), image_size=8)
     sample = data[1]
     assert sample["path"] != str(tmp_path / "1.png")
     assert f"{tmp_path / '1.png'}: not an image in JPEG, PNG, WEBP, GIF, BMP, TIFF or PPM format" in sample["bad"]
-    assert "4.png: nothing is left of the caption '?!'" in data[4]["bad"][0]
     assert data[1]["path"] == sample["path"]  # the replacement is drawn from the sample's own seed
 
 

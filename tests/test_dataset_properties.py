@@ -103,26 +103,3 @@ def test_files_of_references_are_read_or_refused_in_one_line(tmp_path, option):
         assert len(data.references) == 1
 
     check()
-
-
-@pytest.mark.parametrize("stage", ["vqa_train", "vqa_eval"])
-def test_official_questions_are_read_or_refused_in_one_line(tmp_path, stage):
-    base = {"question_id": 0, "image_id": 9, "question": "Is it red?"}
-    answers = {"question_id": 0, "image_id": 9, "answers": [{"answer": "yes"}] * 10}
-    drawn = st.dictionaries(st.sampled_from([*base, "image", "dataset", "ocr"]), plausible, max_size=3)
-    given_answers = st.dictionaries(st.sampled_from([*answers, "answer_type"]), plausible, max_size=2)
-    header = st.just({"data_subtype": "val2014"}) | st.fixed_dictionaries({"data_subtype": values, "data_type": values})
-
-    @SETTINGS
-    @given(drawn, given_answers, header)
-    def check(changes, changed_answers, header):
-        path = tmp_path / "drawn.json_questions"
-        path.write_text(json.dumps({**header, "questions": [{**base, **changes}]}))
-        (tmp_path / "drawn.json_annotations").write_text(json.dumps({"annotations": [{**answers, **changed_answers}]}))
-        try:
-            data = make(stage, path)
-        except UserError as error:
-            return one_line(error)
-        read_texts(stage, data)
-
-    check()

@@ -18,16 +18,6 @@ CANDIDATES = [
 ]
 
 
-def test_training_pairs_number_image_ids_by_first_appearance(folder):
-    entries = [{"image": f"{name}.png", "caption": f"The {name}.", "image_id": f"id-{name}"} for name in "bab"]
-    data = make("retrieval_train", write(folder, entries))
-    assert [data[i]["image_id"] for i in range(3)] == [0, 1, 0]
-    assert data[0]["caption"] == "the b" and data[0]["path"] == str(folder / "b.png")
-    assert data[0]["image"].shape == (3, 8, 8)
-    assert torch.equal(data[(4, 1)]["image"], data[(4, 1)]["image"])
-    assert not torch.equal(data[(4, 1)]["image"], data[(5, 1)]["image"])
-
-
 @pytest.mark.parametrize("cache_images", [False, True])
 def test_a_list_of_captions_is_a_pair_a_caption(folder, cache_images):
     entries = [{"image": "a.png", "caption": ["one", "two words"], "image_id": 7}]

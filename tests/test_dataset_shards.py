@@ -7,19 +7,13 @@ import tarfile
 
 import numpy as np
 import pytest
-import torch
 from conftest import refused
 from PIL import Image
 
 from dataset.annotations import Source
-from dataset.loader import BatchIndices, Loader
-from dataset.pretrain import PretrainCollate, PretrainDataset
-from dataset.text import Tokenizer
+from dataset.pretrain import PretrainDataset
 from dataset.transforms import Augment, ImageError, PretrainViews, open_image
-from tools import shards as make_shards
 from utils import UserError
-
-VOCAB = "configs/bert/vocab.txt"
 
 
 def jpeg(number=0):
@@ -75,40 +69,6 @@ def test_shards_as_img2dataset_writes_them_are_entries_like_all_others(folder):
         *(f"caption {i}" for i in range(30, 40)),
         "caption 10",
     ]
-
-
-def make_json(folder, count=23):
-    """Entries with one caption, lists of them, and images of several entries, which stand together."""
-    entries = []
-    for i in range(count):
-        (folder / f"{i}.jpg").write_bytes(jpeg(i))
-        entries.append({"image": f"{i}.jpg", "caption": [f"one {i}", f"two {i}"] if i % 5 == 0 else f"caption {i}"})
-        if i % 4 == 0:
-            entries.append({"image": f"{i}.jpg", "caption": f"another {i}"})
-    (folder / "pairs.json").write_text(json.dumps(entries))
-    return folder / "pairs.json"
-
-
-def visits(data, workers=0, start=0):
-    """The batches of an epoch, without the paths."""
-    order = BatchIndices(data, 3, seed=1, bucket_batches=2)
-    loader = Loader(order, PretrainCollate(Tokenizer(VOCAB), 25), num_workers=workers)
-    loader.set_epoch(2, start)
-    return [{key: batch[key] for key in ("image1", "image2", "input_ids", "image_id")} for batch in loader]
-
-
-def same(one, two):
-    return len(one) == len(two) and all(torch.equal(a[key], b[key]) for a, b in zip(one, two, strict=True) for key in a)
-
-
-def test_training_from_shards_is_training_from_the_files_packed_in_them(tmp_path):
-    path = make_json(tmp_path)
-    make_shards.main(["--data", str(path), "--output", str(tmp_path / "shards"), "--per_shard", "6"])
-    assert len(list((tmp_path / "shards").glob("*.tar"))) == 4
-    plain, packed = dataset(path), dataset(tmp_path / "shards")
-    expected = visits(plain)
-    assert len(expected) == 29 // 3 and same(visits(packed), expected)
-    assert same(visits(packed, workers=1, start=4), expected[4:])
 
 
 def cut(path, share):

@@ -88,16 +88,3 @@ def test_a_checkpoint_trained_with_a_vocabulary_of_the_same_size_or_another_case
         if case:
             (tmp_path / "tokenizer_config.json").write_text(json.dumps(case))
         refused(lambda: checkpoint_tokenizer(tmp_path / "vocab.txt", description), tmp_path, "other word pieces")
-
-
-def test_half_of_a_surrogate_pair_is_an_error_in_one_line(tokenizer):
-    refused(lambda: tokenizer.encode(["a dog", "a dog \ud83d"], 5), "holds half of a surrogate pair")
-
-
-@pytest.mark.parametrize(
-    ("content", "message"), [(b"\xff\xfe", "cannot be read"), (b"hello\n", "lacks [PAD]"), (None, "")]
-)
-def test_a_file_that_is_no_bert_vocabulary_is_named(tmp_path, content, message):
-    path = tmp_path / "vocab.txt"
-    path.mkdir() if content is None else path.write_bytes(content)
-    refused(lambda: Tokenizer(path), "vocab.txt", message)

@@ -68,14 +68,6 @@ def test_exif_orientation_is_applied(tmp_path):
 # ------------------------------------------------------------------------------------------ open_image
 
 
-def test_truncated_images_are_errors(tmp_path):
-    noise(200, 200).save(tmp_path / "whole.jpg")
-    data = (tmp_path / "whole.jpg").read_bytes()
-    (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
-    with pytest.raises(ImageError, match="cut.jpg: .*truncated"):
-        open_image(tmp_path / "cut.jpg")
-
-
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp"])
 def test_images_with_damaged_bytes_raise_image_error_or_open(tmp_path, suffix):
     noise(60, 50).save(tmp_path / f"whole.{suffix}")
@@ -89,13 +81,6 @@ def test_images_with_damaged_bytes_raise_image_error_or_open(tmp_path, suffix):
             assert open_image(tmp_path / "broken").mode == "RGB"
         except ImageError as error:
             assert "\n" not in str(error)
-
-
-def test_decompression_bombs_are_refused(tmp_path, monkeypatch):
-    noise(64, 64).save(tmp_path / "bomb.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ImageError, match="bomb.png: DecompressionBombError"):
-        open_image(tmp_path / "bomb.png")
 
 
 # ------------------------------------------------------------------------------------------ views
