@@ -1,9 +1,8 @@
 """What data sets keep in memory, in blocks that processes share: strings, pre-training's entries, decoded images.
 
-Millions of Python strings take ten times the memory of their text, and forked data workers copy them page by page,
-because counting references writes to them. Arrow's arrays are shared as they are. The entries of large files are also
-kept in an Arrow file beside the first of them (in $XDG_CACHE_HOME/semmim, else ~/.cache/semmim, if that folder cannot
-be written to), which later runs and the other processes of a machine map: it is in memory once.
+Millions of Python strings take ten times the memory of their text, and forked data workers copy them page by page. The
+entries of large files are also kept in an Arrow file beside the first of them (else in $XDG_CACHE_HOME/semmim), which later
+runs and the other processes of a machine map: it is in memory once.
 """
 
 import contextlib
@@ -12,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -63,7 +61,6 @@ class Pairs:
     appearance; caption_start [entries + 1] int64: where its captions begin in `captions`."""
 
     def __init__(self, entries: pa.Table):
-        """entries: what `read_pairs` returns."""
         images, captions = (entries[name].chunk(0) for name in ("image", "captions"))
         self.image_id, self.paths = images.indices.to_numpy(), StringTable(images.dictionary)
         self.caption_start, self.captions = captions.offsets.to_numpy(), StringTable(captions.values)
@@ -106,8 +103,6 @@ def _kept(path: Path, content: bytes, source: Source) -> pa.Table:
     if entries := _mapped(path, content):
         log.info("%d entries of data.train from %s", len(entries), path)
         return entries
-    started = time.monotonic()
-    log.info("reading data.train; later runs map what is made of it")
     entries = read_pairs(source).replace_schema_metadata({b"content": content})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +111,7 @@ def _kept(path: Path, content: bytes, source: Source) -> pa.Table:
     except (OSError, UserError) as error:
         log.warning("the entries of data.train cannot be kept (%s): every process reads the files", error)
         return entries
-    log.info("%d entries in %.0f s, kept in %s", len(entries), time.monotonic() - started, path)
+    log.info("%d entries, kept in %s", len(entries), path)
     return _mapped(path, content) or entries
 
 
@@ -152,7 +147,7 @@ class ImageCache:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         limit = memory * SHARE_OF_MEMORY / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         self._images: list[np.ndarray | ImageError] = []
-        started, size = time.monotonic(), 0
+        size = 0
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             for first in range(0, len(paths), AT_ONCE):
                 images = pool.map(_decode, [paths[i] for i in range(first, min(first + AT_ONCE, len(paths)))])
@@ -163,7 +158,7 @@ class ImageCache:
                         f"data.cache_images: the decoded images take more than {limit / 1e9:.2f} GB (a quarter of the "
                         "memory, over all processes here); set it to false"
                     )
-        log.info("cached %d images (%.0f MB) in %.1f s", len(paths), size / 1e6, time.monotonic() - started)
+        log.info("cached %d images (%.0f MB)", len(paths), size / 1e6)
 
     def __getitem__(self, index: int) -> Image.Image:
         image = self._images[index]

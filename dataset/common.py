@@ -62,7 +62,7 @@ class TrainDataset(Dataset):
         return digest.hexdigest()
 
     def read_image(self, number: int) -> Image.Image:
-        """The image with this number in `paths`, as RGB; ImageError if it cannot be used."""
+        """The image with this number in `paths`, as RGB."""
         return open_image(self.paths[number]) if self.cache is None else self.cache[number]
 
 

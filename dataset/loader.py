@@ -7,6 +7,7 @@ on the number of workers or on where it was resumed.
 import logging
 import sys
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -26,7 +27,6 @@ class BatchIndices(Sampler):
     has the same number of batches.
     bucket_batches: sort the captions by length within this many global batches, so that a batch holds captions of
     similar length and little padding; needs `dataset.caption_length(epoch, index)`. 0: do not sort.
-    Raises UserError if the set has less than one global batch.
     """
 
     def __init__(
@@ -39,8 +39,6 @@ class BatchIndices(Sampler):
         world_size: int = 1,
         bucket_batches: int = 0,
     ):
-        if batch_size < 1:
-            raise UserError(f"batch size {batch_size}: it must be at least 1")
         if len(dataset) < batch_size * world_size:
             raise UserError(
                 f"the training set has {len(dataset)} entries, fewer than one batch of {batch_size} on each of "
@@ -70,18 +68,23 @@ class BatchIndices(Sampler):
 
     def _bucketed(self, batches: torch.Tensor, generator: torch.Generator, start: int) -> Iterator[torch.Tensor]:
         """Sorted by caption length within windows; the batches of a window and the entries of a batch are
-        shuffled. A window's captions are looked at when it is reached: those of an epoch would take a minute."""
-        epoch = self.epoch
-        for number, window in enumerate(batches.split(self.bucket_batches)):
+        shuffled. While a window is visited, the captions of the next one are looked at, a batch of them a batch: those
+        of a window at once would be waited for, and those of an epoch would take a minute."""
+        windows = batches.split(self.bucket_batches)
+        first = start // self.bucket_batches  # of those before it only the random numbers are drawn
+        visits = (i for window in windows[first:] for i in window.flatten().tolist())
+        stream, lengths = (self.dataset.caption_length(self.epoch, i) for i in visits), []
+        for number, window in enumerate(windows):
             within = torch.rand(window.shape, generator=generator).argsort(1)
             shuffled = torch.randperm(len(window), generator=generator)
-            skipped = max(0, start - number * self.bucket_batches)
-            if skipped >= len(window):  # drawn all the same, so that later windows stay what they are
+            if number < first:
                 continue
-            entries = window.flatten()
-            lengths = torch.tensor([self.dataset.caption_length(epoch, i) for i in entries.tolist()])
-            by_length = entries[lengths.argsort(stable=True)].view(window.shape)
-            yield from by_length.gather(1, within)[shuffled][skipped:]
+            lengths += islice(stream, window.numel() - len(lengths))
+            by_length = window.flatten()[torch.tensor(lengths).argsort(stable=True)].view(window.shape)
+            lengths = []
+            for batch in by_length.gather(1, within)[shuffled][max(0, start - number * self.bucket_batches) :]:
+                yield batch
+                lengths += islice(stream, self.step)
 
 
 class Loader:
@@ -119,11 +122,9 @@ class Loader:
         )
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """The next iteration yields this epoch's batches from `start_batch` on."""
         self.batches.epoch, self.batches.start_batch = epoch, start_batch
 
     def __len__(self) -> int:
-        """Batches of a whole epoch on this rank (also when `start_batch` skips some)."""
         return len(self.batches)
 
     def __iter__(self) -> Iterator[dict]:

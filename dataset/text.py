@@ -150,7 +150,6 @@ class Tokenizer:
         return self.encode_pieces(self.word_pieces(texts), max_tokens)
 
     def encode_pieces(self, pieces: Sequence[Sequence[int]], max_tokens: int) -> tuple[Tensor, Tensor]:
-        """`encode` of texts whose word pieces are known."""
         tail = [self.sep_id] if self.sep else []
         return self.pad([[self.cls_id, *ids[: self.room(max_tokens)], *tail] for ids in pieces])
 
