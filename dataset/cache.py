@@ -1,8 +1,8 @@
 """What data sets keep in memory, in blocks that processes share: strings, pre-training's entries, decoded images.
 
 Millions of Python strings take ten times the memory of their text, and forked data workers copy them page by page. The
-entries of large files are also kept in an Arrow file beside the first of them (else in $XDG_CACHE_HOME/semmim), which later
-runs and the other processes of a machine map: it is in memory once.
+entries of large files are also kept in an Arrow file beside the first of them (else in $XDG_CACHE_HOME/semmim), which
+later runs and the other processes of a machine map: it is in memory once.
 """
 
 import contextlib
