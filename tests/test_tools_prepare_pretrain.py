@@ -51,24 +51,16 @@ def test_visual_genomes_filters_are_albefs_and_each_is_counted(run, source, tmp_
     assert "VG_100K_2/5.jpg = RefCOCO+ evaluation" in out and "VG_100K/4.jpg = flickr30k test" in out
     assert "left out: 4 x image of a validation or test set (by id)" in out
     assert "left out: 2 x region without a word; first: region_descriptions.json entry 0 region 5" in out
+    assert "region below 0.1600 of the image" in out  # the smaller of the four
+    assert "region below 0.6400 of the image" in run("vg", "--captions", "2")  # the larger one of a repeated sentence
+    run("vg", "--all_regions")
+    captions = [pair["caption"] for pair in read(tmp_path / "data/pretrain/vg.json")]
+    assert captions == [tidy(text) for text, _ in official.PHRASES[:5]] * 2
 
 
 def test_flickrs_photo_numbers():
     urls = ("http://farm9.staticflickr.com/8186/81_4e_z.jpg", "https://live.staticflickr.com/65535/81_a.jpg")
     assert [flickr_photo(url) for url in (*urls, "http://x.org/1/2_3.jpg", None)] == [81, 81, None, None]
-
-
-def test_the_smallest_region_follows_from_the_number_of_captions(run, source, tmp_path):
-    run("coco")
-    official.visual_genome(source, {1: None, 3: 57870})
-    out = run("vg", "--captions", "2")
-    assert {pair["caption"] for pair in read(tmp_path / "data/pretrain/vg.json")} == {"the clock is green in colour"}
-    assert "region below 0.6400 of the image" in out  # the larger region of the repeated sentence
-    run("vg")  # 769,000: more than there are, no region is too small
-    assert len(read(tmp_path / "data/pretrain/vg.json")) == 6
-    run("vg", "--all_regions")
-    captions = [pair["caption"] for pair in read(tmp_path / "data/pretrain/vg.json")]
-    assert captions == [tidy(text) for text, _ in official.PHRASES[:5]] * 2
 
 
 def test_references_are_read_without_running_what_is_in_them(tmp_path):

@@ -39,20 +39,16 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="set", required=True, metavar="SET", prog=parser.prog)
     for name, (module, images, what) in SETS.items():
         command = commands.add_parser(name, help=what, description=module.__doc__, formatter_class=raw)
+        add = command.add_argument
         if name not in OWN_ARGUMENTS:
-            add_common(command, images)
+            add("--source", type=Path, required=True, help="folder of the official files")
+            add("--output", type=Path, required=True, help=f"what configurations call data/; images: OUTPUT/{images}")
+            add("--require_images", action="store_true", help="write only what has its image on disk")
+            add("--check_leaks", action="store_true", help="also find held-out images by the content of their files")
+            add("--workers", type=int, default=os.cpu_count(), help="that compare images (default: %(default)s)")
         if hasattr(module, "add_arguments"):
             module.add_arguments(command)
     return parser.parse_args(argv)
-
-
-def add_common(parser: argparse.ArgumentParser, images: str) -> None:
-    add = parser.add_argument
-    add("--source", type=Path, required=True, help="folder of the official files")
-    add("--output", type=Path, required=True, help=f"what configurations call data/; images: OUTPUT/{images}")
-    add("--require_images", action="store_true", help="write only what has its image on disk")
-    add("--check_leaks", action="store_true", help="also find held-out images by the content of their files")
-    add("--workers", type=int, default=os.cpu_count(), help="processes that compare images (default: %(default)s)")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -33,12 +33,6 @@ def held_out_file(output: Path, name: str) -> Path:
     return output / "prepared" / f"held_out_{name}.json"
 
 
-def write_held_out(job: Job, images: list[dict]) -> None:
-    """images: {"image": path in the images' folder, "split", "coco_id", "flickr_id"} each."""
-    content = {"name": job.name, "folder": str(job.images.resolve()), "images": images}
-    job.write_json(f"prepared/held_out_{job.name}.json", content)
-
-
 class HeldOut:
     """The held-out images that earlier preparations in the same OUTPUT left.
 
@@ -80,7 +74,7 @@ class HeldOut:
         """
         photos = iter(photos)
         while block := list(itertools.islice(photos, BLOCK)):
-            copies = self._copies({photo["image"] for photo in block}) if len(self.known) else {}
+            copies = self._copies({photo["image"] for photo in block}) if self.known.by_bytes else {}
             for photo in block:
                 image, original = photo["image"], self.known.by_bytes.get(photo.get("sha256"))
                 split = self.coco.get(photo.get("coco_id")) or self.flickr.get(photo.get("flickr_id"))

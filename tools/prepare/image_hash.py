@@ -82,9 +82,6 @@ class KnownImages:
         self._names = [name for name, mark in marks.items() if mark.look is not None]
         self._looks = KDTree([marks[name].look for name in self._names]) if self._names else None
 
-    def __len__(self) -> int:
-        return len(self.by_bytes)
-
     def find(self, mark: Fingerprint) -> tuple[str, str] | None:
         """(name, COPY or LOOK_ALIKE) of the known image that shows the same."""
         if mark.sha256 in self.by_bytes:

@@ -17,7 +17,7 @@ from dataset.official import (
     tidy,
 )
 from tools.prepare.common import Job, find_official
-from tools.prepare.held_out import HeldOut, flickr_photo, write_held_out
+from tools.prepare.held_out import HeldOut, flickr_photo
 from utils import UserError
 
 KARPATHY_URL = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
@@ -43,11 +43,15 @@ def prepare(job: Job) -> None:
     if name not in found and any(split.startswith("train") for split in files):
         from_coco_captions(job, files)
         return
-    hint = f"; for pre-training alone COCO's own {COCO_URL} do" if is_coco else ""
-    path = find_official(job.source, {name: KARPATHY_URL + hint})[name]
-    photos = {} if not is_coco else dict(pair for file in files.values() for pair in flickr_photos(job, file))
+    path = find_official(job.source, {name: KARPATHY_URL})[name]
+    photos = {}  # {COCO id: Flickr photo}, from the addresses in COCO's own files
+    for file in files.values():
+        addresses = job.read(file, "images", lambda image: (image["id"], flickr_photo(image.get("flickr_url"))))
+        photos.update(pair for _, pair in addresses)
     entries = read_entries(job, path)
-    write_held_out(job, [photo_of(job, entry, photos) for entry in entries if entry["split"] not in KARPATHY_TRAIN])
+    held_out = [photo_of(job, entry, photos) for entry in entries if entry["split"] not in KARPATHY_TRAIN]
+    content = {"name": job.name, "folder": str(job.images.resolve()), "images": held_out}
+    job.write_json(f"prepared/held_out_{job.name}.json", content)
     write_retrieval(job, entries)
     if is_coco:
         # Karpathy's layout under its own name, where configs/Caption_coco.yaml looks for it
@@ -94,12 +98,6 @@ def karpathy_entry(name: str, entry: dict) -> dict:
         entry.setdefault("cocoid", coco_number(path))
     sentences = [{key: value for key, value in one.items() if key != "tokens"} for one in entry["sentences"]]
     return {**entry, "sentences": sentences}
-
-
-def flickr_photos(job: Job, path: Path) -> Iterator[tuple[int, int | None]]:
-    """(COCO id, Flickr photo) from the addresses in one of COCO's own caption files."""
-    found = job.read(path, "images", lambda image: (needed(image, "id", int), flickr_photo(image.get("flickr_url"))))
-    return (pair for _, pair in found)
 
 
 def photo_of(job: Job, entry: dict, photos: dict[int, int]) -> dict:

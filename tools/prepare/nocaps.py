@@ -14,7 +14,8 @@ DOMAINS = {"in-domain": 648, "near-domain": 2_938, "out-domain": 914}  # images 
 def prepare(job: Job) -> None:
     path = find_official(job.source, {NAME: URL})[NAME]
     captions: dict[int, list[str]] = {}
-    for where, (number, caption) in job.read(path, "annotations", read_caption):
+    annotated = job.read(path, "annotations", lambda found: (found["image_id"], found["caption"].strip()))
+    for where, (number, caption) in annotated:
         if caption:
             captions.setdefault(number, []).append(caption)
         else:
@@ -31,10 +32,6 @@ def prepare(job: Job) -> None:
     for domain, published in DOMAINS.items():
         job.count(f"images, {domain}", domains[domain], published)
     job.write("nocaps/nocaps_val.json", (entry for entry in entries if job.has(entry["image"])))
-
-
-def read_caption(annotation: dict) -> tuple[int, str]:
-    return needed(annotation, "image_id", int), needed(annotation, "caption", str).strip()
 
 
 def read_image(image: dict) -> dict:

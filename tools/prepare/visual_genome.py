@@ -103,7 +103,10 @@ def write_regions(job: Job, images: dict[int, dict], held_out: HeldOut, path: Pa
             continue
         for phrase, area in sentences(job, regions, where, counts):
             kept.append((number, phrase, min(area / images[number]["pixels"], 1.0)))
-    smallest = 0.0 if options.all_regions else smallest_region([share for *_, share in kept], options.captions)
+    smallest, place = 0.0, len(kept) - options.captions
+    if not options.all_regions and 0 <= place < len(kept):
+        shares = np.array([share for *_, share in kept], dtype=np.float32)
+        smallest = float(np.partition(shares, place)[place])
     large = ((images[number]["image"], phrase) for number, phrase, share in kept if share >= smallest)
     written = held_out.write_pairs(large, None if options.all_regions else ALBEF_CAPTIONS)
     job.count("region descriptions", counts["listed"], 5_400_000, rounded=100_000)
@@ -137,14 +140,6 @@ def genome_region(region: dict) -> tuple[str, float]:
     """(phrase, pixels that its region covers); raises ValueError."""
     area = max(needed(region, "width", (int, float)), 0) * max(needed(region, "height", (int, float)), 0)
     return tidy(needed(region, "phrase", str)), area
-
-
-def smallest_region(shares: list[float], captions: int) -> float:
-    """The share of the image at which `captions` of the sentences are left; 0 if there are no more than that."""
-    if not 0 < captions < len(shares):
-        return 0.0
-    place = len(shares) - captions
-    return float(np.partition(np.array(shares, dtype=np.float32), place)[place])
 
 
 # ------------------------------------------------------------------------------------------------ questions

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset.files import read_json
-from dataset.official import coco_number, needed, vqa_entry
+from dataset.official import coco_number, vqa_entry
 from dataset.text import clean_question
 from evaluation.vqa import leave_one_out, normalize_answer
 from tools.prepare import visual_genome
@@ -74,7 +74,8 @@ def minival_images(job: Job, path: Path | None) -> set[int]:
     """COCO ids of the 5,000 images of val2014 that validation uses; path: their list, else Karpathy's val is taken."""
     karpathy = held_out_file(job.output, "coco")
     if path is not None:
-        images = {number for _, number in job.read(path, None, minival_image)}
+        found = job.read(path, None, lambda entry: int(entry["img_id"].rpartition("_")[2]))  # COCO_val2014_000000522418
+        images = {number for _, number in found}
     elif karpathy.is_file():
         images = {image["coco_id"] for image in read_json(karpathy)["images"] if image["split"] == "val"}
     else:
@@ -85,11 +86,6 @@ def minival_images(job: Job, path: Path | None) -> set[int]:
     job.note(f"validation images: {path or karpathy}")
     job.count("images, minival", len(images), MINIVAL_IMAGES)
     return images
-
-
-def minival_image(entry: dict) -> int:
-    """COCO's id of LXMERT's {"img_id": "COCO_val2014_000000522418", ...}. Raises ValueError."""
-    return int(needed(entry, "img_id", str).rpartition("_")[2])
 
 
 # ------------------------------------------------------------------------------------------------ questions

@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import pyarrow
 import pyarrow.parquet
@@ -166,20 +165,17 @@ def shard_names(folder: Path) -> list[str]:
 
 
 def unpack_shards(job: Job) -> None:
-    """SHARD.tar -> SHARD/ in the images' folder, each whole or not at all; what is unpacked already is left alone."""
+    """SHARD.tar -> SHARD/ in the images' folder, each whole or not at all; what is unpacked already is left alone.
+
+    Only the plain files at the top of a tar without compression, which cannot hold more than its own size.
+    """
     packed = [name for name in shard_names(job.images) if not (job.images / name).is_dir()]
-    for name in progress(packed, "unpacking tar shards", "shards"):
-        path = job.images / f"{name}.tar"
-        with open_file(path) as file, whole_folder(job.images / name) as partial:
-            unpack(job, path, file, partial)
-
-
-def unpack(job: Job, path: Path, file: BinaryIO, folder: Path) -> None:
-    """The plain files at the top of a tar file without compression, which cannot hold more than its own size."""
-    try:
-        for name, start, size in shard_members(file):
-            if os.path.basename(name) == name and name.endswith((*IMAGE_ENDINGS, ".json")):
-                file.seek(start)
-                (folder / name).write_bytes(file.read(size))
-    except (EOFError, ValueError) as error:
-        job.leave_out("rest of a damaged tar shard", f"{path.name} ({error})")
+    for shard in progress(packed, "unpacking tar shards", "shards"):
+        with open_file(job.images / f"{shard}.tar") as file, whole_folder(job.images / shard) as partial:
+            try:
+                for name, start, size in shard_members(file):
+                    if os.path.basename(name) == name and name.endswith((*IMAGE_ENDINGS, ".json")):
+                        file.seek(start)
+                        (partial / name).write_bytes(file.read(size))
+            except (EOFError, ValueError) as error:
+                job.leave_out("rest of a damaged tar shard", f"{shard}.tar ({error})")
