@@ -78,6 +78,8 @@ def reason(error: Exception) -> str:
     torch's refusal of a file that could run code is a page of advice how to let it; of that, what it found.
     """
     message = str(error).strip()
+    if "TorchScript" in message:
+        return "it is a TorchScript archive, a program; docs/training.md makes a state dict of OpenAI's"
     if found := re.search(r"GLOBAL ([\w.]+)", message):
         return f"it holds {one_line(found[1])}, which is no tensor and could run code"
     if found := re.search(r"WeightsUnpickler error:\s*(.+)", message):

@@ -16,6 +16,7 @@ CLIP = "model.image_encoder.name=vit_base_patch16_clip_quickgelu_224"
 
 @pytest.fixture(autouse=True)
 def fresh_compiler():
+    torch.ones((), requires_grad=True).backward()  # before the compiler adds devices, or no later test may fork
     torch.compiler.reset()
     yield
     torch.compiler.reset()

@@ -97,6 +97,7 @@ NO_FILES = {
     "cut off": cut_off,
     "hostile": hostile,
     "hostile, old format": lambda path: hostile(path, _use_new_zipfile_serialization=False),
+    "TorchScript": lambda path: torch.jit.script(nn.Linear(2, 2)).save(path),
     "a whole module": lambda path: torch.save(nn.Linear(2, 2), path),
     "a pipe": lambda path: os.mkfifo(path),
     "absent": lambda path: None,
