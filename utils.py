@@ -147,6 +147,8 @@ def _error_line(error: Exception) -> str | None:
     if isinstance(error, RuntimeError) and re.search(worker, str(error)):
         remedy = "lower data.num_workers, or enlarge /dev/shm (docker: --shm-size)"
         return f"a data worker died ({one_line(error)}); {remedy}"
+    if isinstance(error, UnicodeEncodeError):  # of a name on the command line
+        return f"{shown(error.object)} is no UTF-8; name it otherwise"
     return disk_error(error) if isinstance(error, OSError) else None
 
 

@@ -29,6 +29,7 @@ from utils import (
     logger,
     on_main,
     one_line,
+    open_file,
     reason,
     replacing,
     resolve_precision,
@@ -289,7 +290,9 @@ def forget_steps_after(step: int, log: Path) -> None:
     if not log.exists():
         return
     kept = []
-    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+    with open_file(log) as file:
+        lines = file.read().decode(errors="replace").splitlines()
+    for line in lines:
         with contextlib.suppress(ValueError, TypeError, KeyError):  # a line that a kill or a full disk cut off
             if json.loads(line)["step"] <= step:
                 kept.append(f"{line}\n")

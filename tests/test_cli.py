@@ -5,20 +5,12 @@ import json
 
 import pytest
 import torch
+from conftest import refused
 from stages import log_lines, read, run
 
-from utils import load_checkpoint, run_main
+from utils import load_checkpoint
 
 pretrain = functools.partial(run, "pretrain")
-
-
-def refuse(capsys, *arguments) -> str:
-    """The one-line error with which Pretrain.py ends."""
-    with pytest.raises(SystemExit) as stop:
-        run_main(lambda: pretrain(*arguments))
-    message = capsys.readouterr().err.strip()
-    assert stop.value.code == 2 and message.startswith("error: ") and "\n" not in message
-    return message
 
 
 def test_pretraining_writes_what_a_run_promises_and_retrieval_evaluates_it(demo, tmp_path):
@@ -69,11 +61,11 @@ def test_a_new_run_starts_from_the_weights_of_a_checkpoint(demo, tmp_path):
     assert {(group["name"], group["peak_lr"]) for group in groups} == {("vit", 1e-5), ("rest", 1e-4)}
 
 
-def test_one_image_in_all_entries_is_refused(demo, tmp_path, capsys):
+def test_one_image_in_all_entries_is_refused(demo, tmp_path):
     file = tmp_path / "pairs.json"
     image = str(next((demo / "data/images/train").glob("*.png")))
     file.write_text(json.dumps([{"image": image, "caption": f"number {i}"} for i in range(12)]))
-    assert "name one image" in refuse(capsys, demo, tmp_path / "run", f"data.train=[{file}]")
+    refused(lambda: pretrain(demo, tmp_path / "run", f"data.train=[{file}]"), "name one image")
 
 
 @pytest.fixture(scope="module")
@@ -104,15 +96,13 @@ def listing(folder) -> dict[str, bytes]:
         ([], ["--seed", "-5", "--resume"]),
     ],
 )
-def test_a_start_that_fails_touches_nothing_of_an_earlier_run(demo, trained, capsys, overrides, flags):
+def test_a_start_that_fails_touches_nothing_of_an_earlier_run(demo, trained, overrides, flags):
     before = listing(trained)
-    with pytest.raises(SystemExit):
-        run_main(lambda: pretrain(demo, trained, *overrides, flags=flags))
-    message = capsys.readouterr().err.strip().splitlines()[-1]
-    assert message.startswith("error: ") and listing(trained) == before
+    refused(lambda: pretrain(demo, trained, *overrides, flags=flags))
+    assert listing(trained) == before
 
 
-def test_other_entries_or_another_order_of_them_are_refused_on_resume(demo, tmp_path, capsys):
+def test_other_entries_or_another_order_of_them_are_refused_on_resume(demo, tmp_path):
     entries = read(demo / "data/pretrain.json")
     for entry in entries:
         entry["image"] = str(demo / "data" / entry["image"])
@@ -121,8 +111,7 @@ def test_other_entries_or_another_order_of_them_are_refused_on_resume(demo, tmp_
     own = f"data.train=[{file}]"
     pretrain(demo, tmp_path / "run", own, "train.epochs=1")
     file.write_text(json.dumps(entries[::-1]))
-    with pytest.raises(SystemExit):
-        run_main(lambda: pretrain(demo, tmp_path / "run", own, flags=["--resume"]))
-    assert "--resume: data.train has other entries, or another order of them" in capsys.readouterr().err
+    resume = functools.partial(pretrain, demo, tmp_path / "run", own, flags=["--resume"])
+    refused(resume, "--resume: data.train has other entries, or another order of them")
     file.write_text(json.dumps(entries, indent=1))  # the same entries, in other words
-    pretrain(demo, tmp_path / "run", own, flags=["--resume"])
+    resume()

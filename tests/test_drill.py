@@ -1,4 +1,4 @@
-"""The short form of drill.py: real runs are killed, stopped and restarted; `python -m tests.drill` is the long one."""
+"""The short form of drill.py, whose commands are the long one: real runs are killed, stopped and restarted."""
 
 import os
 import signal
@@ -7,10 +7,8 @@ import pytest
 from conftest import in_ranks
 from drill import Drill, Setting, differing, last_step, logged_step, wait_for
 
-import Pretrain
-import Retrieval
 from evaluation import ranking
-from utils import Stopped, run_main
+from utils import Stopped
 
 
 @pytest.fixture(scope="module")
@@ -72,15 +70,3 @@ def test_a_stop_within_a_validation_is_a_stop_and_the_validation_is_repeated(dri
     for out in (run, straight):
         drill.run_here(setting, out)
     assert differing(straight / "checkpoint_last.pth", run / "checkpoint_last.pth") == []
-
-
-@pytest.mark.parametrize("stage, script", [("pretrain", Pretrain), ("retrieval", Retrieval)])
-def test_a_data_folder_as_output_dir_is_refused_and_left_as_it_is(drill, stage, script, capsys):
-    (drill.data / "notes.tmp7").write_text("mine")
-    before = {path: path.read_bytes() for path in drill.data.rglob("*") if path.is_file()}
-    arguments = [word for word in drill.arguments(Setting(stage), drill.data) if word != "--resume"]
-    for change in ([], ["--resume"], ["--evaluate"])[: 3 if script is Retrieval else 2]:
-        with pytest.raises(SystemExit) as end:
-            run_main(lambda change=change: script.main([*change, *arguments]))
-        assert end.value.code == 2 and "no run wrote it, so none touches it" in capsys.readouterr().err
-        assert {path: path.read_bytes() for path in drill.data.rglob("*") if path.is_file()} == before

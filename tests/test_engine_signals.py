@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from conftest import ROOT
-from drill import Drill, Setting, differing, last_step, wait_for
+from drill import Drill, Setting, differing, last_step
 
 import Caption
 import Pretrain
@@ -133,17 +133,3 @@ def test_stops_before_training_and_after_it_lose_nothing(drill, tmp_path, monkey
     for split in ("val", "test"):
         del ours[split]["captions_per_second"], theirs[split]["captions_per_second"]
     assert ours == theirs
-
-
-def test_torchrun_ends_an_evaluation_of_two_processes_without_a_traceback(drill, tmp_path):
-    out = tmp_path / "evaluated"
-    slow = ["eval.batch_size=1", "eval.text_batch_size=1", "rerank.batch_size=1"]
-    process = drill.start(Setting("retrieval", ranks=2, epochs=1), out, slow)
-    wait_for(process, lambda: last_step(out) == 2, seconds=240)  # trained: what follows is the evaluation
-    process.send_signal(signal.SIGTERM)
-    process.wait(timeout=60)
-    text = (tmp_path / "evaluated.txt").read_text()
-    assert "stopped outside of training; the same command with --resume continues" in text
-    assert "Error" not in text.split("stopped outside")[0]
-    metrics = out / "metrics.json"  # written split by split
-    assert not metrics.exists() or "test" not in json.loads(metrics.read_text())

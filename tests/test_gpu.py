@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from tiny import NO_DROPOUT, make_batch, make_draws, tiny_config, tiny_model
 
-from engine.distributed import compile_model
+from dataset.transforms import normalized
+from engine.distributed import Transfer, compile_model
 from models.retrieval import RetrievalModel
 from optim import create_optimizer
 from utils import autocast, to_device
@@ -89,3 +90,21 @@ def test_retrieval_losses_on_the_gpu_equal_those_on_the_cpu(negatives):
     loss.backward()
     model.after_step()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_on_a_gpu_every_batch_arrives_whole_however_busy_its_stream_is():
+    def batch(seed):
+        pixels = torch.randint(0, 256, (4, 3, 8, 8), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+        return {"image1": pixels, "input_ids": torch.arange(8).view(4, 2) + seed, "padded": False, "paths": ["a"] * 4}
+
+    transfer, busy = Transfer(torch.device("cuda")), torch.randn(4096, 4096, device="cuda")
+    sums = []
+    for seed in range(20):
+        pinned = {key: x.pin_memory() if isinstance(x, torch.Tensor) else x for key, x in batch(seed).items()}
+        moved = transfer(pinned)
+        for _ in range(5):
+            busy = (busy @ busy).clamp(-1, 1)
+        sums.append(moved["image1"].double().sum() + moved["input_ids"].sum())
+        del moved
+    expected = [normalized(batch(seed))["image1"].double().sum() + batch(seed)["input_ids"].sum() for seed in range(20)]
+    torch.testing.assert_close(torch.stack(sums).cpu(), torch.stack(expected))

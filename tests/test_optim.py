@@ -24,7 +24,7 @@ class Model(nn.Module):
         self.teacher = nn.Linear(4, 4).requires_grad_(False)
 
 
-def grouped():
+def test_every_parameter_is_in_the_group_that_the_rule_says_and_has_its_rate():
     model = Model()
     optimizer = create_optimizer(model, lr=1e-4, lr_vit=1e-5, weight_decay=0.02, betas=[0.9, 0.98])
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -32,11 +32,6 @@ def grouped():
         (group["name"], group["weight_decay"]): {names[id(p)].split(".", 1)[1] for p in group["params"]}
         for group in optimizer.param_groups
     }
-    return optimizer, groups
-
-
-def test_every_parameter_is_in_the_group_that_the_rule_says():
-    _, groups = grouped()
     assert groups == {
         ("vit", 0.02): {"image_encoder.pos_embed", "image_encoder.block.weight"},
         ("vit", 0.0): {
@@ -46,10 +41,6 @@ def test_every_parameter_is_in_the_group_that_the_rule_says():
         ("rest", 0.02): {"proj.weight"},
         ("rest", 0.0): {"image_encoder.mask_token", "proj.bias", "log_temperature"},
     }
-
-
-def test_groups_carry_their_rate():
-    optimizer, _ = grouped()
     for group in optimizer.param_groups:
         assert group["lr"] == group["peak_lr"] == (1e-5 if group["name"] == "vit" else 1e-4)
         assert group["betas"] == (0.9, 0.98) and group["fused"]

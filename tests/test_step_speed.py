@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from timm.layers.activations import QuickGELU as PlainQuickGELU
 from tiny import NO_DROPOUT, TOKENIZER, make_batch, make_draws, tiny_model
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -138,26 +137,6 @@ def test_causal_attention_equals_the_masked_one_in_value_and_gradient(monkeypatc
         results.append([out, *torch.autograd.grad(out.square().sum(), (q, k, v))])
     for ours, masked in zip(*results, strict=True):
         torch.testing.assert_close(ours, masked, atol=1e-5, rtol=0)
-
-
-def test_a_batch_without_padding_has_masks_only_where_a_prefix_is_cut(monkeypatch):
-    model, batch = tiny_model(*NO_DROPOUT).eval(), make_batch(captions=["a red dog", "a blue cat", "the tall man"] * 2)
-    assert batch["attention_mask"].all()
-    calls, real = [], F.scaled_dot_product_attention  # of each call: whether it had a mask, and whether it was causal
-
-    def watched(*qkv, attn_mask=None, is_causal=False, **options):
-        calls.append((attn_mask is not None, is_causal))
-        return real(*qkv, attn_mask=attn_mask, is_causal=is_causal, **options)
-
-    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
-    masked, of_masked = step(model, batch), list(calls)
-    calls.clear()
-    unmasked = step(model, batch | {"padded": False})
-    same_step(masked, unmasked)
-    assert len(calls) == len(of_masked)
-    assert sum(mask for mask, _ in of_masked) == 8  # both texts, both injections, ITM twice, MLM with PLM, memory
-    assert sum(mask for mask, _ in calls) == 3  # the rows of prefixes: text encoder, fusion encoder, memory
-    assert sum(causal for _, causal in calls) == 1  # the decoder's one layer
 
 
 def sample(caption):

@@ -32,6 +32,9 @@ def test_a_disk_that_refuses_is_one_line_and_any_other_trouble_of_the_system_a_t
         with pytest.raises(SystemExit) as end:
             utils.run_main(raising(error))
         assert end.value.code == 2 and capsys.readouterr().err.startswith(f"error: {line}")
+    with pytest.raises(SystemExit):
+        utils.run_main(lambda: "out/\udcff".encode())
+    assert capsys.readouterr().err == "error: 'out/\\udcff' is no UTF-8; name it otherwise\n"
     with pytest.raises(ConnectionRefusedError):
         utils.run_main(raising(ConnectionRefusedError(errno.ECONNREFUSED, "refused")))
 
@@ -95,7 +98,6 @@ def test_asking_for_a_missing_gpu_is_an_error():
         (None, "does not exist"),
         (b"", "not a readable checkpoint"),
         (b"no checkpoint at all", "not a readable checkpoint"),
-        ("truncated", "not a readable checkpoint"),
         ({"weights": {}}, "not a checkpoint of this project (it has no entry model)"),
         ([1, 2], "not a checkpoint of this project"),
         ({"model": subprocess.Popen}, "not a readable checkpoint"),
@@ -105,9 +107,6 @@ def test_a_wrong_checkpoint_is_a_one_line_error(tmp_path, content, message):
     path = tmp_path / "c.pth"
     if isinstance(content, bytes):
         path.write_bytes(content)
-    elif content == "truncated":
-        torch.save({"model": torch.zeros(100)}, path)
-        path.write_bytes(path.read_bytes()[:300])
     elif content is not None:
         torch.save(content, path)
     refused(lambda: utils.load_checkpoint(path), message)
@@ -143,16 +142,15 @@ FAKE_PYTHON = """#!/bin/sh
 case "$1 $2" in
     "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
     "-m pip") [ "$3" = --version ] || echo "$@" >> pip.log ;;
-    "--version ") echo "Python VERSION" ;;
-    *) [ VERSION != 3.9.1 ] ;;
+    "--version ") echo "Python 3.12.1" ;;
 esac
 """
 
 
-def setup_venv(folder, version="3.12.1"):
+def setup_venv(folder):
     folder.mkdir(exist_ok=True)
     python = folder / "fake python3"
-    python.write_text(FAKE_PYTHON.replace("VERSION", version))
+    python.write_text(FAKE_PYTHON)
     python.chmod(0o755)
     script = f"source '{ROOT}/tools/setup_venv.sh'; setup_venv requirements.txt tests/requirements-no-deps.txt"
     environment = {"PATH": os.environ["PATH"], "PYTHON": str(python)}
@@ -177,12 +175,6 @@ def test_set_up_works_in_a_folder_with_spaces_and_installs_only_what_changed(tmp
         *("requirements.txt", "tests/requirements-no-deps.txt", "requirements.txt"),
     ]
     assert ["--no-deps" in call for call in calls] == [False, True, False]
-
-
-def test_set_up_names_an_interpreter_that_is_too_old(tmp_path):
-    result = setup_venv(tmp_path, version="3.9.1")
-    assert result.returncode == 1 and "error: Python 3.9.1 is too old: Python 3.10 or newer" in result.stderr
-    assert not (tmp_path / ".venv").exists()
 
 
 def test_set_up_removes_a_broken_environment_only_if_it_made_it(tmp_path):
