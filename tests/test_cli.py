@@ -102,6 +102,16 @@ def test_a_start_that_fails_touches_nothing_of_an_earlier_run(demo, trained, ove
     assert listing(trained) == before
 
 
+def test_a_finished_run_that_is_made_longer_warns_that_its_rate_rises(demo, tmp_path, caplog):
+    pretrain(demo, tmp_path / "run", "train.epochs=1")
+    with caplog.at_level("INFO", "semmim"):
+        pretrain(demo, tmp_path / "run", "train.epochs=1", flags=["--resume"])
+        assert "the learning rate rises" not in caplog.text
+        pretrain(demo, tmp_path / "run", "train.epochs=2", flags=["--resume"])
+    # the cosine at (3 - 2) / (4 - 2) of its way, and at (4 - 2) / (8 - 2); peak 1e-4, end 1e-6
+    assert caplog.text.count("the learning rate rises 1.49 times, from 5.05e-05") == 1
+
+
 def test_other_entries_or_another_order_of_them_are_refused_on_resume(demo, tmp_path):
     entries = read(demo / "data/pretrain.json")
     for entry in entries:
