@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -96,9 +97,15 @@ def test_a_run_whose_folder_cannot_be_made_leaves_the_others_alone(tmp_path, fak
     assert ("semmim", 42, "vqa") in fake.calls
 
 
-def test_a_folder_that_holds_files_of_others_is_refused_and_so_is_a_second_program(tmp_path, fake, monkeypatch):
-    monkeypatch.setattr(ablate, "run_all", lambda *_: ablate.main(arguments(tmp_path, 5, "--seeds", 1)))
-    with pytest.raises(UserError, match=f"out: in use by process {os.getpid()}"):
+def test_the_folder_is_locked_meanwhile_and_one_with_files_of_others_is_refused(tmp_path, fake, monkeypatch):
+    program = f"import fcntl; fcntl.lockf(open('{tmp_path}/out/.tools.ablate', 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+
+    def second_program(*_):
+        found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        return [found.stderr.splitlines()[-1]]
+
+    monkeypatch.setattr(ablate, "run_all", second_program)
+    with pytest.raises(UserError, match="1 runs failed: BlockingIOError"):
         ablate.main(arguments(tmp_path, 5, "--seeds", 1))
     (tmp_path / "own").mkdir()
     (tmp_path / "own/thesis.tex").touch()
