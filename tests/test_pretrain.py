@@ -144,32 +144,6 @@ def test_what_is_compared_with_the_caption_chooses_the_masks_of_every_target(tar
     assert not torch.equal(*masks)
 
 
-def test_accumulated_micro_batches_give_the_gradient_and_center_of_the_whole_batch():
-    """For L_cls and L_patch; losses with in-batch candidates (ITC, ITM) see the micro-batch instead."""
-    whole, parts = (tiny_model(*NO_DROPOUT, "itc.queue_size=0") for _ in range(2))
-    batch, draws = make_batch(), make_draws(make_batch())
-    length = batch["input_ids"].shape[1]
-
-    def mim_loss(model, rows):
-        part = {name: value[rows] for name, value in batch.items()}
-        text_embeds, _ = model.backbone.encode_text(part["input_ids"], part["attention_mask"])
-        image_embeds, _ = model.backbone.encode_image(part["image1"])
-        teacher, noise = teacher_view(model, part), draws_part(draws, rows, length)
-        return sum(model.mim_losses(model.prepare(part, noise), image_embeds, text_embeds, teacher)[0].values())
-
-    mim_loss(whole, slice(0, 6)).backward()
-    for rows in (slice(0, 3), slice(3, 6)):
-        (mim_loss(parts, rows) / 2).backward()
-    for (name, p), q in zip(whole.named_parameters(), parts.parameters(), strict=True):
-        if p.grad is not None:
-            assert torch.allclose(p.grad, q.grad, rtol=1e-4, atol=1e-5), name
-    whole.after_step()
-    parts.after_step()
-    assert torch.allclose(whole.patch_center.value, parts.patch_center.value, atol=1e-7)
-    assert torch.allclose(whole.cls_center.value, parts.cls_center.value, atol=1e-7)
-    assert whole.patch_center.value.abs().sum() > 0
-
-
 def test_negatives_become_as_hard_as_itc_s_own_within_the_share_that_is_set():
     itm, own = tiny_config("itm.temperature=1.6", "itm.harden=0.5").itm, torch.tensor(0.1)
     found = [negative_temperature(itm, own, done).item() for done in (0.0, 0.125, 0.25, 0.5, 1.0)]
