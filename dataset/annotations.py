@@ -323,25 +323,6 @@ def image_folders(image_root: str | Path | Mapping[str, str] | None) -> Path | d
     return None if image_root is None else find_file(image_root, "data.image_root").resolve()
 
 
-def _one_image_per_id(located: list[tuple[Place, dict]]) -> None:
-    """UserError if an `image_id` stands for two images, or an image has two."""
-    image_of, id_of = {}, {}
-    for where, entry in located:
-        identifier, image = entry["image_id"], entry["image"]
-        first, other = image_of.setdefault(identifier, (where, image))
-        if other != image:
-            raise UserError(
-                f"{where}: image_id {shown(identifier)} names {image}, but {other} in {first}; over all files, "
-                "an id must stand for one image (have two files counted from 0?)"
-            )
-        first, other = id_of.setdefault(image, (where, identifier))
-        if other != identifier:
-            raise UserError(
-                f"{where}: {image} has the image_id {shown(identifier)}, but {shown(other)} in {first}; "
-                "an image needs one id, or it would count as two"
-            )
-
-
 def _each_once(located: list[tuple[Place, dict]]) -> None:
     """UserError if a file or an entry stands there twice: if all entries of an image do. A caption that was published
     twice among others of its image stays."""
@@ -386,33 +367,35 @@ def _for_retrieval(entry: dict, where: Place, split: str) -> list[dict]:
 
 
 def load_captions(source: Source, split: str) -> list[dict]:
-    """The entries of a split ("train", "val" or "test") with {image, captions, image_id, labels, domain}.
+    """The images of a split ("train", "val" or "test"), each once: {image, captions, image_id, labels, domain}.
 
     image: the path to open; captions: list of str, as they stand (empty if a test set publishes none); image_id: the
     entry's, else COCO's number in the file name, else the image as its file names it first; labels: list of str;
     domain: one of DOMAINS or None. To be evaluated, an image must have one id, and no entry may stand there twice.
     """
-    found = _with_captions(located_entries(source, "caption", _for_captioning, split))
-    if split == "train":  # of which no places are kept: there are many
-        return [entry for _, entry in found]
-    located = list(found)
-    _one_image_per_id(located)
-    _each_once(located)
-    return [entry for _, entry in located]
-
-
-def _with_captions(located: Iterable[tuple[Place, dict]]) -> Iterator[tuple[Place, dict]]:
-    """The entries as `load_captions` returns them."""
-    names: dict[str, str | int] = {}
-    for where, entry in located:
-        entry["domain"] = entry.get("domain") and entry["domain"].removesuffix("-domain")
-        if entry["domain"] not in (None, *DOMAINS):
-            raise UserError(f"{where}: 'domain' is {shown(entry['domain'])}, it must be one of {', '.join(DOMAINS)}")
-        if entry["image_id"] is None:
-            entry["image_id"] = names.setdefault(entry["image"], entry["name"])
-        entry["captions"] = [] if entry.get("caption") is None else strings(entry["caption"])
-        entry["labels"] = split_labels(entry.get("object_label") or "")
-        yield where, entry
+    images: dict[str, dict] = {}
+    of_id, evaluated = {}, []
+    for where, entry in located_entries(source, "caption", _for_captioning, split):
+        image, domain = entry["image"], (entry.get("domain") or "").removesuffix("-domain") or None
+        if domain not in (None, *DOMAINS):
+            raise UserError(f"{where}: 'domain' is {shown(domain)}, it must be one of {', '.join(DOMAINS)}")
+        identifier = entry["name"] if entry["image_id"] is None else entry["image_id"]
+        labels = split_labels(entry.get("object_label") or "")
+        new = {"image": image, "captions": [], "image_id": identifier, "labels": labels, "domain": domain}
+        first = images.setdefault(image, new)
+        first["captions"] += [] if entry.get("caption") is None else strings(entry["caption"])
+        if split == "train":  # of which no places are kept: there are many
+            continue
+        evaluated.append((where, entry))
+        place, other = of_id.setdefault(first["image_id"], (where, first))
+        if other is not first or entry["image_id"] not in (None, first["image_id"]):
+            raise UserError(
+                f"{where}: {image} has the image_id {shown(identifier)}, but {other['image']} has "
+                f"{shown(other['image_id'])} in {place}; over all files, an id must stand for one image, and an image "
+                "have one id (have two files counted from 0?)"
+            )
+    _each_once(evaluated)
+    return list(images.values())
 
 
 def split_labels(object_label: str) -> list[str]:

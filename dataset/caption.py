@@ -48,7 +48,7 @@ class CaptionTrainDataset(CaptionedDataset):
         object_labels: bool = False,
         language: Language = LOWER_CASE,
     ):
-        entries = [entry for entry in _merged(load_captions(source, "train"), "image") if entry["captions"]]
+        entries = [entry for entry in load_captions(source, "train") if entry["captions"]]
         if not entries:
             raise UserError(f"{source.files}: no entry has a caption to learn from")
         captions = [entry["captions"] for entry in entries]
@@ -100,7 +100,7 @@ class CaptionEvalDataset(EvalDataset):
         object_labels: bool = False,
         language: Language = LOWER_CASE,
     ):
-        entries = _merged(load_captions(source, split), "image_id")
+        entries = load_captions(source, split)
         self.ids = [entry["image_id"] for entry in entries]
         super().__init__([entry["image"] for entry in entries], transform)
         self.references = [entry["captions"] for entry in entries]
@@ -108,14 +108,6 @@ class CaptionEvalDataset(EvalDataset):
         self.prompts = [
             prompt_text(prompt, entry["labels"] if object_labels else (), language.lower) for entry in entries
         ]
-
-
-def _merged(entries: list[dict], key: str) -> list[dict]:
-    """Entries with the same value of `key` as one with all their captions; the rest is the first one's."""
-    merged: dict[str | int, dict] = {}
-    for entry in entries:
-        merged.setdefault(entry[key], {**entry, "captions": []})["captions"] += entry["captions"]
-    return list(merged.values())
 
 
 class CaptionCollate(Collate):

@@ -70,8 +70,8 @@ class CaptionedDataset(TrainDataset):
     """Images with captions, for pre-training, retrieval and captioning.
 
     captions, image_of_caption [captions]: the texts as they stand, and the number of each one's image in `paths`.
-    groups [visits + 1]: a visit draws a caption from a group, which begins there among the captions, or among `order`
-    [captions] if they do not stand together; None: a visit is of one caption.
+    groups [visits + 1]: a visit draws a caption from a group, which begins there among the captions; None: a visit is
+    of one caption.
     """
 
     def __init__(
@@ -80,13 +80,11 @@ class CaptionedDataset(TrainDataset):
         captions: StringTable,
         image_of_caption: np.ndarray,
         groups: np.ndarray | None,
-        order: np.ndarray | None = None,
         *,
         seed: int,
         cache_images: bool = False,
     ):
-        self.captions, self.image_of_caption = captions, image_of_caption
-        self.groups, self.order = groups, order
+        self.captions, self.image_of_caption, self.groups = captions, image_of_caption, groups
         super().__init__(paths, seed, cache_images)
 
     def __len__(self) -> int:
@@ -94,7 +92,7 @@ class CaptionedDataset(TrainDataset):
 
     def caption_length(self, epoch: int, index: int) -> int:
         """Characters of the caption of this visit, for sorting by length."""
-        if self.groups is not None and self.groups[index + 1] - self.groups[index] == 1 and self.order is None:
+        if self.groups is not None and self.groups[index + 1] - self.groups[index] == 1:
             return len(self.captions[self.groups[index]])  # no need to draw
         return len(self.captions[self.draw_caption(index, sample_rng(self.seed, epoch, index))])
 
@@ -102,8 +100,7 @@ class CaptionedDataset(TrainDataset):
         """The caption of a visit, to be drawn before anything else: `caption_length` draws the same one."""
         if self.groups is None:
             return index
-        place = rng.randrange(self.groups[index], self.groups[index + 1])
-        return place if self.order is None else int(self.order[place])
+        return rng.randrange(self.groups[index], self.groups[index + 1])
 
 
 class EvalDataset(Dataset):

@@ -25,7 +25,7 @@ from dataset.annotations import (
     strings,
     whole_number,
 )
-from dataset.files import json_list, read_json
+from dataset.files import json_list
 from dataset.official import ANNOTATORS, is_vqa_question, vqa_annotation_name, vqa_entry, vqa_split
 from dataset.text import clean_question, has_word
 from utils import UserError, find_file, shown
@@ -104,18 +104,14 @@ def ocr_problem(entry: dict) -> str | None:
 
 
 def read_answer_list(path: str | Path) -> list[str]:
-    """A JSON list of different answers, for ranking; UserError naming what is wrong."""
+    """A JSON list of different answers, for ranking."""
     path = find_file(path, "data.answer_list")
-    answers = read_json(path)
-    if not isinstance(answers, list) or not answers:
-        raise UserError(f"{path}: an answer list is a JSON list of strings with at least one")
-    for number, answer in enumerate(answers):
-        check_texts({"answer": answer}, f"{path}: entry {number}")
-        check_kind(answer, "answer", TEXT, f"{path}: entry {number}")
-        if not answer.strip():
-            raise UserError(f"{path}: entry {number} is blank")
-    if twice := [answer for answer, count in Counter(answers).items() if count > 1]:
-        raise UserError(f"{path}: {shown(twice[0])} stands there twice")
+    answers = json_list(path)
+    wrong = [answer for answer in answers if not isinstance(answer, str) or not answer.strip()]
+    twice = [] if wrong else [answer for answer, count in Counter(answers).items() if count > 1]
+    if not answers or wrong or twice:
+        examples = f", not {shown((wrong or twice)[0])}" if answers else ""
+        raise UserError(f"{path}: an answer list is a JSON list of different texts with a word{examples}")
     return answers
 
 

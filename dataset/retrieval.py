@@ -44,13 +44,14 @@ class RetrievalTrainDataset(CaptionedDataset):
         if len(paths) < 2:
             raise UserError(f"data.train: all entries have the image {next(iter(paths))}: matching has no negative")
         texts = [(paths[entry["image"]], text) for entry in entries for text in strings(entry["caption"])]
+        groups = None
+        if per == "image":  # whose captions then stand together
+            texts.sort(key=lambda pair: pair[0])
+            groups = np.searchsorted([image for image, _ in texts], np.arange(len(paths) + 1))
         image_of_caption = np.array([image for image, _ in texts])
-        order = np.argsort(image_of_caption, kind="stable")  # the captions of an image stand together in it
-        groups = np.searchsorted(image_of_caption[order], np.arange(len(paths) + 1))
-        drawn = (groups, order) if per == "image" else (None,)
         self.transform, self.max_words, self.language = transform, max_words, language
         captions = StringTable(text for _, text in texts)
-        super().__init__(paths, captions, image_of_caption, *drawn, seed=seed, cache_images=cache_images)
+        super().__init__(paths, captions, image_of_caption, groups, seed=seed, cache_images=cache_images)
 
     def _sample(self, index: int, rng: random.Random) -> dict:
         number = self.draw_caption(index, rng)

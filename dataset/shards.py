@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import re
-import statistics
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -68,39 +67,30 @@ def shard_entries(shards: list[Path], max_bad_share: float) -> Iterator[tuple[Pa
     the path that `open_member` reads.
 
     A damaged shard gives the samples before the damage; it, and samples without image or caption, are warned of. Raises
-    UserError if more than `max_bad_share` of the samples are lost; a damaged shard is taken to have had as many as the
-    median of the whole ones.
+    UserError if more than `max_bad_share` of the samples or of the shards are lost.
     """
-    found, lost = 0, 0  # samples
-    whole: list[int] = []  # samples of each whole shard
-    damaged: list[tuple[Path, int, str]] = []  # shard, samples before the damage, what it is
-    problems: list[str] = []  # the first samples that are lost, and damaged shards
+    found, lost, damaged = 0, 0, 0  # samples, samples, shards
+    problems: list[str] = []  # the first of each
     for shard in shards:
-        usable = 0
         try:
             for key, image, texts, problem in _samples(shard):
                 if entries := [] if problem else _entries(texts):
-                    usable += 1
+                    found += 1
                     yield from ((shard, key, {**entry, "image": image}) for entry in entries)
                     continue
                 lost += 1
-                if len(problems) < SHOWN:
+                if lost <= SHOWN:
                     problems.append(one_line(f"{shard}: sample {key} has {problem or 'no caption'}", 1000))
-            whole.append(usable)
         except (OSError, EOFError, ValueError) as error:
-            damaged.append((shard, usable, one_line(error)))
-        found += usable
-    expected = round(statistics.median(whole)) if whole else max((count for _, count, _ in damaged), default=0) + 1
-    for shard, count, damage in damaged:
-        missing = max(1, expected - count)
-        lost += missing
-        problems.append(one_line(f"{shard}: damaged ({damage}), about {missing} samples are lost", 1000))
-    if not found + lost:
+            damaged += 1
+            problems.append(one_line(f"{shard}: damaged ({error})", 1000))
+    if not found + lost + damaged:
         raise UserError(f"{shards[0].parent}: {len(shards)} shard(s) hold no sample; is it the right folder?")
-    total = f"{shards[0].parent}: {lost} of {found + lost} samples of {len(shards)} shard(s) cannot be used"
-    if lost > max_bad_share * (found + lost) or not found:
-        raise UserError(f"{total}, data.max_bad_share allows {max_bad_share:g} ({'; '.join(problems[:1])})")
-    if lost:
+    counts = f"{lost} of {found + lost} samples and {damaged} of {len(shards)} shard(s) cannot be used"
+    total = f"{shards[0].parent}: {counts}"
+    if not found or max(lost / (found + lost), damaged / len(shards)) > max_bad_share:
+        raise UserError(f"{total}, data.max_bad_share allows {max_bad_share:g} ({problems[-1]})")
+    if lost or damaged:
         log.warning("%s, left out: %s", total, "; ".join(problems))
 
 

@@ -225,24 +225,19 @@ def checkpoint_tokenizer(vocab: str | Path, description: dict) -> Tokenizer:
     description: a checkpoint's architecture.
     """
     tokenizer = Tokenizer(vocab, sep=description["sep"])
-    known = description["bert"]["vocab_size"]
-    if tokenizer.vocab_size != known:
-        raise UserError(
-            f"text.vocab: {vocab} has {tokenizer.vocab_size} word pieces, the checkpoint {known}: "
-            "use the vocabulary that it was trained with"
-        )
     check_vocabulary(tokenizer, description)
     return tokenizer
 
 
 def check_vocabulary(tokenizer: Tokenizer, description: dict) -> None:
-    """UserError if a checkpoint's description says that it was trained with other word pieces, or in another case: of
-    the same size they load, and every text is gibberish.
+    """UserError if a checkpoint was trained with other word pieces, or in another case: of the same size they load, and
+    every text is gibberish.
     """
-    if description.get("vocab", tokenizer.digest) != tokenizer.digest:
+    size = description.get("bert", {}).get("vocab_size", tokenizer.vocab_size)
+    if size != tokenizer.vocab_size or description.get("vocab", tokenizer.digest) != tokenizer.digest:
         raise UserError(
-            f"text.vocab: {tokenizer.vocab_file}: the checkpoint was trained with other word pieces, or in another "
-            "case (tokenizer_config.json); use the vocabulary that it was trained with"
+            f"text.vocab: {tokenizer.vocab_file} has {tokenizer.vocab_size} word pieces, the checkpoint {size} other "
+            "ones, or another case (tokenizer_config.json); use the vocabulary that it was trained with"
         )
 
 

@@ -162,10 +162,10 @@ def test_files_of_scores_are_checked(folder, content, message):
 
 def test_an_id_stands_for_one_image_and_an_image_has_one(folder):
     one, two = write(folder, [entry(0), entry(1)], "one.json"), write(folder, [entry(2, image_id=0)], "two.json")
-    line = refused("caption_eval", [one, two], f"{two}: entry 0: image_id 0 names {folder / 'c.png'}")
-    assert f"but {folder / 'a.png'} in {one}: entry 0" in line
+    line = refused("caption_eval", [one, two], f"{two}: entry 0: {folder / 'c.png'} has the image_id 0")
+    assert f"but {folder / 'a.png'} has 0 in {one}: entry 0;" in line
     file = write(folder, [entry(0), entry(1), entry(0, image_id=5)])
-    refused("caption_eval", file, "entry 2: ", "has the image_id 5, but 0 in", "entry 0;")
+    refused("caption_eval", file, "entry 2: ", "has the image_id 5, but ", "entry 0;")
 
 
 SPELLINGS = (

@@ -84,7 +84,7 @@ def entries_of_all_stages(path):
 def test_the_same_captions_give_the_same_entries(folder, kind):
     expected = list(entries_of_all_stages(stored(folder, ENTRIES, "json")))
     assert expected[0] == [(str(folder / entry["image"]), entry["caption"]) for entry in ENTRIES]
-    assert len(expected) == 1 + 3 * len(ENTRIES)
+    assert len(expected) == 1 + 2 * len(ENTRIES) + len(CAPTIONS)
     assert list(entries_of_all_stages(stored(folder, ENTRIES, kind))) == expected
 
 

@@ -157,18 +157,12 @@ def test_eval_batches_hold_every_question_once_and_every_image_once(folder):
 # ------------------------------------------------------------------------------------------------- # Bad input
 
 
-ANSWER_LISTS = [
-    (["yes", "no", "yes"], "'yes' stands there twice"),
-    (["yes", " "], "entry 1 is blank"),
-    (["yes", 2], "entry 1: 'answer' is int"),
-    ([], "with at least one"),
-    ({"yes": 1}, "is a JSON list"),
-]
-
-
-@pytest.mark.parametrize(("content", "message"), ANSWER_LISTS)
-def test_a_bad_answer_list_is_refused(folder, content, message):
-    refused(lambda: read_answer_list(write(folder, content, "answers.json")), "answers.json: ", message)
+@pytest.mark.parametrize(
+    ("content", "shown"),
+    [(["yes", "yes"], "not 'yes'"), (["yes", " "], "not ' '"), (["a", 2], "not 2"), ([], "")],
+)
+def test_an_answer_list_holds_different_texts(folder, content, shown):
+    refused(lambda: read_answer_list(write(folder, content, "answers.json")), "answers.json: an answer list is", shown)
 
 
 @pytest.mark.parametrize(
