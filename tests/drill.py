@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import importlib
 import itertools
 import json
 import os
@@ -34,26 +33,12 @@ from pathlib import Path
 
 import torch
 
-from tools.demo.__main__ import main as make_demo_data
 from utils import ROOT
 
-MODEL = [  # a model for which a step takes a fraction of a second
-    "model.image_encoder.image_size=32",
-    "model.image_encoder.args={embed_dim: 32, depth: 3, num_heads: 2, patch_size: 8}",
-    "model.bert.args={vocab_size: 273, hidden_size: 32, num_attention_heads: 2, intermediate_size: 64}",
-    "mim.inject_from=3",
-    "mim.head={hidden: 32, patterns: 24, normalize: true}",
-    "itc.negatives=queue",
-    "itc.queue_size=20",
-]
-CAPTIONS = ["eval.spice=false", "generation.max_tokens=6", "generation.min_tokens=1", "scst.samples=2"]
-SCRIPTS = {  # script, configuration, settings
-    "pretrain": ("Pretrain", "configs/demo/Pretrain.yaml", "train.images=false", *MODEL),
-    "retrieval": ("Retrieval", "configs/demo/Retrieval.yaml", "image_size=32"),
-    "caption": ("Caption", "configs/demo/Caption.yaml", "image_size=32", *CAPTIONS),
-    "scst": ("Caption", "configs/demo/Caption_scst.yaml", "image_size=32", *CAPTIONS),
-    "vqa": ("VQA", "configs/demo/VQA.yaml", "image_size=32"),
-}
+sys.path.insert(0, str(Path(__file__).parent))  # for `python -m tests.drill`
+
+import stages  # noqa: E402
+
 FAILURES = ("key", "training image", "evaluation image", "loss", "disk")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": os.environ.get("PATH", "")}
 
@@ -70,47 +55,34 @@ class Setting:
 
 
 class Drill:
-    """Demo data and starting checkpoints in a folder, and the runs on them."""
+    """Runs in a folder, on demo scenes and from the checkpoint beside them (see `stages.make_demo`)."""
 
-    def __init__(self, folder: Path, scenes: int = 48):
-        self.folder, self.data = folder, folder / "data"
-        if not self.data.exists():
-            sizes = {"--train": scenes, "--val": 8, "--test": 8, "--size": 32, "--workers": 1}
-            make_demo_data(["--output", str(self.data), *(str(word) for size in sizes.items() for word in size)])
-
-    def pretrained(self) -> Path:
-        """A checkpoint that the fine-tuning stages start from."""
-        path = self.folder / "pretrained"
-        if not (path / "checkpoint_last.pth").exists():
-            self.run_here(Setting(epochs=1), path)
-        return path / "checkpoint_last.pth"
+    def __init__(self, folder: Path, demo: Path | None = None):
+        self.folder, self.demo = folder, demo or stages.make_demo(folder / "demo")
 
     def arguments(self, setting: Setting, out: Path, extra: Sequence[str] = ()) -> list[str]:
         """The arguments of first start and restart."""
-        _, config, *settings = SCRIPTS[setting.stage]
-        start = [] if setting.stage == "pretrain" else ["--checkpoint", str(self.pretrained())]
-        if setting.stage == "pretrain":
-            settings.append(f"data.train=[{self.data}/pretrain.json]")
+        stage, config, flags = setting.stage, None, ["--resume"]
+        settings = [f"train.epochs={setting.epochs}", f"data.num_workers={setting.workers}", "train.batch_size=6"]
+        settings += ["train.log_every=5", f"train.checkpoint_every={setting.checkpoint_every}"]
+        if stage == "pretrain":
+            settings.append("itc.negatives=queue")
         else:
-            task = setting.stage.replace("scst", "caption")
-            settings += [f"data.{split}=[{self.data}/{task}_{split}.json]" for split in ("train", "val", "test")]
-        settings += [
-            *(f"train.epochs={setting.epochs}", f"data.num_workers={setting.workers}", "train.warmup_steps=2"),
-            *("train.log_every=5", f"train.checkpoint_every={setting.checkpoint_every}", "train.precision=fp32"),
-        ]
-        options = ["--config", config, "--output_dir", str(out), "--device", "cpu", "--resume", *start]
-        return [*options, "--override", "train.batch_size=6", *settings, *extra]
+            flags += ["--checkpoint", self.demo / "model.pth"]
+        if stage == "scst":
+            stage, config = "caption", "configs/demo/Caption_scst.yaml"
+            settings.append("scst.samples=2")
+        return stages.arguments(stage, self.demo, out, *settings, *extra, flags=flags, config=config)
 
     def run_here(self, setting: Setting, out: Path, extra: Sequence[str] = ()) -> None:
         """A run in this process."""
-        importlib.import_module(SCRIPTS[setting.stage][0]).main(self.arguments(setting, out, extra))
+        script(setting.stage).main(self.arguments(setting, out, extra))
 
     def command(self, setting: Setting, out: Path, extra: Sequence[str] = ()) -> list[str]:
         """A run in processes of its own, by torchrun if there are several."""
         several = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={setting.ranks}"]
         launcher = [*several, "--max-restarts=9"] if setting.ranks > 1 else []
-        script = f"{SCRIPTS[setting.stage][0]}.py"
-        return [sys.executable, *launcher, script, *self.arguments(setting, out, extra)]
+        return [sys.executable, *launcher, script(setting.stage).__file__, *self.arguments(setting, out, extra)]
 
     def start(self, setting: Setting, out: Path, extra: Sequence[str] = ()) -> subprocess.Popen:
         """Start a run in a process group of its own; its output goes on at OUT.txt."""
@@ -223,13 +195,18 @@ class Drill:
     def without_images(self, setting: Setting, split: str) -> Path:
         """The stage's list of a split in which every other image is missing, in all its entries."""
         name = {"pretrain": "pretrain", "scst": f"caption_{split}"}.get(setting.stage, f"{setting.stage}_{split}")
-        entries = json.loads((self.data / f"{name}.json").read_text())
+        entries = json.loads((self.demo / f"data/{name}.json").read_text())
         missing = set(sorted({entry["image"] for entry in entries})[::2])
         for entry in entries:
             entry["image"] = f"missing_{entry['image']}" if entry["image"] in missing else entry["image"]
-        path = self.data / f"{name}_without_images.json"
+        path = self.demo / f"data/{name}_without_images.json"
         path.write_text(json.dumps(entries))
         return path
+
+
+def script(stage: str):
+    """The module of a stage's script."""
+    return sys.modules[stages.STAGES[stage.replace("scst", "caption")][0].__module__]
 
 
 def wait_for(process: subprocess.Popen, condition, seconds: float) -> None:
@@ -323,11 +300,11 @@ def all_failures(drill: Drill, stage: str) -> Iterator[tuple[Setting, dict, bool
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("kill", "stop", "fail"))
-    parser.add_argument("--stage", choices=tuple(SCRIPTS), default="pretrain")
+    parser.add_argument("--stage", choices=(*stages.STAGES, "scst"), default="pretrain")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--epochs", type=int, default=25, help="of 8 / ranks steps each")
+    parser.add_argument("--epochs", type=int, default=50, help="of 4 / ranks steps each")
     parser.add_argument("--signal", default="TERM")
     parser.add_argument("--folder", type=Path, help="keep data and runs here")
     args = parser.parse_args()

@@ -32,9 +32,15 @@ def make_demo(folder: Path) -> Path:
     return folder
 
 
-def run(stage: str, demo: Path, out: Path, *overrides: str, flags=None, config: str | None = None) -> Path:
-    """Run a stage's script in this process; flags: by default, for fine-tuning, `--checkpoint model.pth`. -> out"""
-    main, file, own = STAGES[stage]
+def run(stage: str, demo: Path, out: Path, *overrides: str, **options) -> Path:
+    """Run a stage's script in this process; options: of `arguments`. -> out"""
+    STAGES[stage][0](arguments(stage, demo, out, *overrides, **options))
+    return out
+
+
+def arguments(stage: str, demo: Path, out: Path, *overrides: str, flags=None, config: str | None = None) -> list[str]:
+    """A script's arguments; flags: by default, for fine-tuning, `--checkpoint model.pth`."""
+    _, file, own = STAGES[stage]
     if stage == "pretrain":
         data, flags = [f"data.train=[{demo}/data/pretrain.json]"], flags or []
     else:
@@ -43,8 +49,7 @@ def run(stage: str, demo: Path, out: Path, *overrides: str, flags=None, config: 
     if stage == "vqa":
         data += [f"data.answer_list={demo}/data/answer_list.json"]
     start = ["--config", config or file, "--output_dir", out, "--device", "cpu", *flags, "--override"]
-    main([*map(str, start), *data, *own, *SETTINGS, *overrides])
-    return out
+    return [*map(str, start), *data, *own, *SETTINGS, *overrides]
 
 
 def log_lines(out: Path, split: str | None = None) -> list[dict]:

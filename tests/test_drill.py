@@ -12,8 +12,8 @@ from utils import Stopped
 
 
 @pytest.fixture(scope="module")
-def drill(tmp_path_factory):
-    return Drill(tmp_path_factory.mktemp("drill"), scenes=24)
+def drill(tmp_path_factory, demo):
+    return Drill(tmp_path_factory.mktemp("drill"), demo)
 
 
 def run_in_rank(_rank, drill, *options):

@@ -11,8 +11,6 @@ import pytest
 from conftest import ROOT
 from drill import Drill, Setting, differing, last_step
 
-import Caption
-import Pretrain
 import utils
 from engine.distributed import distributed, stop_signals
 from evaluation import caption as caption_evaluation
@@ -85,19 +83,9 @@ def test_a_stopped_script_says_so_and_one_whose_peer_stopped_first_is_no_error()
 # --------------------------------------------------------------------------------------------- a script, as it runs
 
 
-@pytest.fixture(scope="module")
-def drill(tmp_path_factory):
-    """Demo data and a pre-trained checkpoint."""
-    made = Drill(tmp_path_factory.mktemp("stops"), scenes=24)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", made.command(Setting(epochs=1), made.folder / "pretrained")[1:])
-        Pretrain.main()
-    return made
-
-
-def call(drill, out, code, monkeypatch, patched=None, when=lambda: True):
+def call(demo, out, code, monkeypatch, patched=None, when=lambda: True):
     """Caption.py by SCST in this process; it is sent SIGTERM in the call of `patched` in which `when` is true first."""
-    command = drill.command(Setting("scst", epochs=1), out, ["train.log_every=1"])
+    drill = Drill(out.parent, demo)
     with monkeypatch.context() as patch:
         patch.setattr(caption_evaluation.shutil, "which", lambda name: None)  # no Java: seconds less
         if patched:
@@ -111,20 +99,20 @@ def call(drill, out, code, monkeypatch, patched=None, when=lambda: True):
 
             patch.setattr(owner, name, stopped)
         with pytest.raises(SystemExit) as end:
-            utils.run_main(lambda: Caption.main(command[2:]))
+            utils.run_main(lambda: drill.run_here(Setting("scst", epochs=1), out, ["train.log_every=1"]))
     assert end.value.code == code
 
 
-def test_stops_before_training_and_after_it_lose_nothing(drill, tmp_path, monkeypatch):
+def test_stops_before_training_and_after_it_lose_nothing(demo, tmp_path, monkeypatch):
     out, straight = tmp_path / "run", tmp_path / "straight"
-    call(drill, out, 130, monkeypatch, (cider, "caption_words"))  # while document frequencies are counted
+    call(demo, out, 130, monkeypatch, (cider, "caption_words"))  # while document frequencies are counted
     assert not out.exists()
-    call(drill, out, 130, monkeypatch, (CaptionModel, "generate"))  # in the validation before the first step
+    call(demo, out, 130, monkeypatch, (CaptionModel, "generate"))  # in the validation before the first step
     assert last_step(out) == 0
-    call(drill, out, 130, monkeypatch, (CaptionModel, "generate"), lambda: last_step(out) == 4)  # the final evaluation
+    call(demo, out, 130, monkeypatch, (CaptionModel, "generate"), lambda: last_step(out) == 4)  # the final evaluation
     assert not (out / "metrics.json").exists()
-    call(drill, out, 0, monkeypatch)
-    call(drill, straight, 0, monkeypatch)
+    call(demo, out, 0, monkeypatch)
+    call(demo, straight, 0, monkeypatch)
     assert differing(straight / "checkpoint_last.pth", out / "checkpoint_last.pth") == []
     assert differing(straight / "checkpoint_best.pth", out / "checkpoint_best.pth") == []
     for name in ("caption_result.json", "caption_result_val.json"):
