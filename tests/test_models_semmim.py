@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from conftest import refused
 
 from engine.config import PRETRAIN, load_config
 from models.bert import BertConfig
@@ -80,74 +81,51 @@ def test_a_missing_or_further_entry_of_a_description_is_one_line(weights, path):
         place = place[key]
     del place[path[-1]]
     if path[-1] not in HAS_A_DEFAULT:
-        with pytest.raises(UserError, match="^a.pth: .*") as error:
-            load(description, weights)
-        assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="^a.pth: "):
-        load(changed((*path[:-1], "surprise"), 1), weights)
+        refused(lambda: load(description, weights), "a.pth: ")
+    refused(lambda: load(changed((*path[:-1], "surprise"), 1), weights), "a.pth: ")
 
 
 @pytest.mark.parametrize(
-    "args",
+    "name, value",
     [
-        {"checkpoint_path": "notes.bin"},
-        {"pretrained": True},
-        {"pretrained_cfg": {"file": "notes.bin"}},
-        {"cache_dir": "here"},
-        {"features_only": True},
-        {"block_fn": "os.system"},
+        *[("checkpoint_path", "notes.bin"), ("pretrained", True), ("pretrained_cfg", {"file": "notes.bin"})],
+        *[("cache_dir", "here"), ("features_only", True), ("block_fn", "os.system")],
     ],
-    ids=lambda args: next(iter(args)),
 )
-def test_no_door_lets_an_argument_through_that_loads_or_builds_something_else(weights, tmp_path, monkeypatch, args):
+def test_no_door_lets_an_argument_through_that_loads_or_builds_something_else(
+    weights, tmp_path, monkeypatch, name, value
+):
     class Touch:
         def __reduce__(self):
             return open, (str(tmp_path / "ran"), "w")
 
     (tmp_path / "notes.bin").write_bytes(pickle.dumps(Touch()))
     monkeypatch.chdir(tmp_path)
-    description = copy.deepcopy(DESCRIPTION)
-    description["image_encoder"]["args"] |= args
-    with pytest.raises(UserError, match=f"{next(iter(args))}: .* cannot be set here"):
-        load(description, weights)
+    description = changed(("image_encoder", "args", name), value)
+    refused(lambda: load(description, weights), f"{name}: ", "cannot be set here")
     cfg = load_config(PRETRAIN.schema, ["model.image_encoder.weights=random", "model.bert.weights=random"], PRETRAIN)
-    cfg.model.image_encoder.args.update(args)
-    with pytest.raises(UserError, match=f"{next(iter(args))}: .* cannot be set here"):
-        build_backbone(cfg)
+    cfg.model.image_encoder.args[name] = value
+    refused(lambda: build_backbone(cfg), f"{name}: ", "cannot be set here")
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "hf-hub:timm/vit_tiny_patch16_224",
-        "./vit_tiny_patch16_224",
-        "vit_tiny_patch16_224.a/b",
-    ],
-)
+@pytest.mark.parametrize("name", ["hf-hub:timm/vit_tiny_patch16_224", "./vit_tiny_patch16_224", "vit_tiny.a/b"])
 def test_a_name_that_is_no_vision_transformer_of_timms_is_refused(weights, name):
-    with pytest.raises(UserError, match="timm .* has no Vision Transformer"):
-        load(changed(("image_encoder", "name"), name), weights)
+    refused(lambda: load(changed(("image_encoder", "name"), name), weights), "has no Vision Transformer")
 
 
-def not_finite(value):
-    return torch.full_like(value, float("nan"))
-
-
-TAMPERED = {
-    "not finite": (not_finite, "not finite"),
-    "another shape": (lambda value: value[:1], "has the shape"),
-    "expanded without bound": (lambda value: torch.ones(1).expand(10**9, 10**6), "has the shape"),
-}
-
-
-@pytest.mark.parametrize("case", TAMPERED)
-def test_a_tampered_weight_is_one_line_that_names_it(weights, case):
-    change, words = TAMPERED[case]
-    name = "text_proj.weight"
-    with pytest.raises(UserError, match=f"^a.pth: {name} .*{words}") as error:
-        load(DESCRIPTION, weights | {f"backbone.{name}": change(weights[f"backbone.{name}"])})
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize(
+    "value, words",
+    [
+        (torch.full((16, 32), float("nan")), "not finite"),
+        (torch.ones(1, 32), "has the shape"),
+        (torch.ones(1).expand(10**9, 10**6), "has the shape"),
+    ],
+    ids=["not finite", "another shape", "expanded without bound"],
+)
+def test_a_tampered_weight_is_one_line_that_names_it(weights, value, words):
+    changes = {"backbone.text_proj.weight": value}
+    refused(lambda: load(DESCRIPTION, weights | changes), "a.pth: text_proj.weight ", words)
 
 
 def test_heads_that_rank_compute_in_fp32_under_autocast():
@@ -162,8 +140,7 @@ def test_heads_that_rank_compute_in_fp32_under_autocast():
 
 
 def test_weights_that_the_description_does_not_have_are_refused(weights):
-    with pytest.raises(UserError, match="text_encoder.encoder.layer.1.* has no place"):
-        load({**DESCRIPTION, "text_layers": 1}, weights)
+    refused(lambda: load(DESCRIPTION | {"text_layers": 1}, weights), "text_encoder.encoder.layer.1", "has no place")
 
 
 def test_the_check_draws_no_random_number_and_a_stage_may_leave_parts_out(weights):
@@ -178,23 +155,20 @@ def test_the_check_draws_no_random_number_and_a_stage_may_leave_parts_out(weight
     assert torch.equal(torch.rand(3), expected)
 
 
-CHECKPOINTS = {
-    "no model": ({"model": None}, "its entry model is not what"),
-    "keys that are numbers": ({"model": {3: torch.ones(1)}}, "its entry model is not what"),
-    "an empty model": ({"model": {}}, "more layers than the 0 weights"),
-    "no description": ({"description": None}, "no SemMIM checkpoint"),
-}
-
-
-@pytest.mark.parametrize("case", CHECKPOINTS)
-def test_a_checkpoint_without_a_model_or_description_is_one_line(weights, case):
-    changes, words = CHECKPOINTS[case]
-    with pytest.raises(UserError, match=f"^a.pth: .*{words}") as error:
-        load_backbone("a.pth", loaded={"model": weights, "description": DESCRIPTION} | changes)
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"model": None}, "its entry model is not what"),
+        ({"model": {3: torch.ones(1)}}, "its entry model is not what"),
+        ({"model": {}}, "more layers than the 0 weights"),
+        ({"description": None}, "no SemMIM checkpoint"),
+    ],
+)
+def test_a_checkpoint_without_a_model_or_description_is_one_line(weights, changes, words):
+    loaded = {"model": weights, "description": DESCRIPTION} | changes
+    refused(lambda: load_backbone("a.pth", loaded=loaded), "a.pth: ", words)
 
 
 def test_a_stage_that_writes_needs_a_decoder(weights):
     without = {name: value for name, value in weights.items() if "decoder." not in name}
-    with pytest.raises(UserError, match="a.pth: the checkpoint has no decoder"):
-        load(DESCRIPTION, without)
+    refused(lambda: load(DESCRIPTION, without), "a.pth: the checkpoint has no decoder")
