@@ -57,7 +57,7 @@ class SemMIM(nn.Module):
         refused: its scale is not known); one, several, or an iterator of them.
     texts: strings; one, several, or an iterator.
 
-    Images are preprocessed, and texts are cleaned and cut, as in the evaluation of the checkpoint's own stage. Work is
+    Images are preprocessed, and texts are cleaned and cut (a line says how many), as in the stage's evaluation. Work is
     done in batches of `batch_size` on the device of the model (`model.to("cuda")`); results are on the CPU. Anything
     that cannot be used raises utils.UserError, whose message is one line.
 
