@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
 from dataset import transforms
 from dataset.transforms import CLIP_MEAN, CLIP_STD, Augment, ImageError, open_image, to_rgb
@@ -86,12 +87,13 @@ def test_images_with_damaged_bytes_raise_image_error_or_open(tmp_path, suffix):
 # ------------------------------------------------------------------------------------------ views
 
 
-def test_to_tensor_equals_torchvisions_normalisation():
-    from torchvision.transforms import v2
-
-    image = noise()
-    oracle = v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(CLIP_MEAN, CLIP_STD)])
+def test_normalisation_and_the_test_transform_are_torchvisions():
+    image = noise(50, 30)
+    to_unit = v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)])
+    oracle = v2.Compose([to_unit, v2.Normalize(CLIP_MEAN, CLIP_STD)])
     torch.testing.assert_close(transforms.to_tensor(image), oracle(image), rtol=0, atol=1e-5)
+    resized = v2.Resize((32, 32), v2.InterpolationMode.BICUBIC)(image)
+    torch.testing.assert_close(transforms.test_transform(32)(image), transforms.to_tensor(resized))
 
 
 def test_normalising_on_the_device_gives_what_normalising_an_image_gives_to_the_last_digit():
@@ -105,14 +107,6 @@ def test_normalising_on_the_device_gives_what_normalising_an_image_gives_to_the_
             made["codebook_image"], torch.stack([transforms.to_unit(transforms.to_pixels(image)) for image in group])
         )
         assert made["image1"].is_contiguous() and torch.equal(made["input_ids"], torch.ones(2))
-
-
-def test_the_test_transform_equals_torchvisions_square_resize():
-    from torchvision.transforms import v2
-
-    image = noise(50, 30)
-    resized = v2.Resize((32, 32), v2.InterpolationMode.BICUBIC)(image)
-    torch.testing.assert_close(transforms.test_transform(32)(image), transforms.to_tensor(resized))
 
 
 def test_a_crop_of_the_whole_image_without_operations_is_the_plain_resize_or_its_mirror():
@@ -136,20 +130,13 @@ def test_crops_have_the_asked_area_and_aspect_ratio():
     assert boxes[:, 0].min() == 0 and boxes[:, 1].min() == 0
 
 
-def test_operations_are_drawn_uniformly_and_kept_half_of_the_time():
+def test_operations_are_drawn_uniformly_half_of_the_time_with_albefs_values_at_magnitude_seven():
     rng = random.Random(0)
-    drawn = [name for _ in range(5000) for name, _ in transforms.draw_operations(rng, 2, 7, 256)]
+    drawn = [(name, round(value, 6)) for _ in range(5000) for name, value in transforms.draw_operations(rng, 2, 7, 256)]
+    values = {name: [value for other, value in drawn if other == name] for name in transforms.OPERATIONS}
     assert abs(len(drawn) - 5000) < 200
-    counts = {name: drawn.count(name) for name in transforms.OPERATIONS}
-    assert len(counts) == 10 and all(abs(count - 500) < 90 for count in counts.values())
-
-
-def test_operation_values_are_albefs_at_magnitude_seven():
-    rng = random.Random(0)
-    seen: dict[str, set[float]] = {}
-    for _ in range(2000):
-        for name, value in transforms.draw_operations(rng, 2, 7, 256):
-            seen.setdefault(name, set()).add(round(value, 6))
+    assert len(values) == 10 and all(abs(len(found) - 500) < 90 for found in values.values())
+    seen = {name: set(found) for name, found in values.items()}
     assert seen["Brightness"] == seen["Sharpness"] == {1.36}
     assert seen["ShearX"] == seen["ShearY"] == {-0.21, 0.21}
     assert seen["TranslateX"] == seen["TranslateY"] == {-0.027344, 0.027344}  # 7 of 256 pixels
@@ -241,8 +228,6 @@ def test_within_a_crop_torch_resizes_as_pillow_does_to_a_level(size):
 
 
 def test_torch_resizes_as_torchvisions_transform_of_bytes():
-    from torchvision.transforms import v2
-
     image = noise(200, 150)
     for seed in range(10):
         view = Augment(48, flip=False, ops=0, resize="torch")(image, random.Random(seed))
