@@ -1,7 +1,7 @@
 """The data sets and the training loader of a stage, made from its configuration."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -36,42 +36,31 @@ def create_dataset(kind: str, cfg, split: str | None = None, codebook_size: int 
     source = Source(data[key], data.image_root, data.image_prefix_map, data.get("max_bad_share", 0.01))
     language = Language(Tokenizer(cfg.text.vocab).lower, tuple(cfg.augment.direction_words))
     size = cfg.model.image_encoder.image_size if stage == "pretrain" else cfg.image_size
+    prompt = {"prompt": cfg.text.prompt, "object_labels": cfg.text.object_labels} if stage == "caption" else {}
+    if stage == "vqa":
+        limits = {"max_ocr_words": cfg.text.max_ocr_words, "lower": language.lower}
+        parts = partial(question_parts, ocr=data.ocr, labels=data.labels, **limits)
     if kind.endswith("_eval"):
-        return _evaluation_set(stage, cfg, source, split, test_transform(size), language)
+        transform = test_transform(size)
+        if stage == "caption":
+            return CaptionEvalDataset(source, transform, split, language=language, **prompt)
+        if stage == "vqa":
+            scores = data.val_scores if split == "val" else []
+            return VQAEvalDataset(source, transform, parts, official=data.official, score_files=scores)
+        return RetrievalEvalDataset(source, transform, split, max_words=data.max_words, language=language)
     a = cfg.augment
     augment = Augment(size, a.crop_scale, a.flip, a.randaugment_ops, a.randaugment_magnitude, codebook_size, a.resize)
-    if stage == "pretrain":
-        views, texts = (
-            PretrainViews(augment, two_views=cfg.mim.target != "none"),
-            {"max_words": data.max_words, "language": language},
-        )
-        return PretrainDataset(source, views, seed=cfg.seed, cache_images=data.cache_images, **texts)
-    if stage == "retrieval":
-        texts = {"max_words": data.max_words, "per": data.per, "language": language}
-        return RetrievalTrainDataset(source, augment, seed=cfg.seed, cache_images=data.cache_images, **texts)
+    options = {"seed": cfg.seed, "language": language}
     if stage == "caption":
-        return CaptionTrainDataset(source, augment, seed=cfg.seed, per=data.per, language=language, **_prompt(cfg))
-    files = {"left_out": [] if data.train_on_minival else data.val, "official": data.official}
-    texts = {"parts": _question_parts(cfg, language), "answer_weight": data.answer_weight, "language": language}
-    return VQATrainDataset(source, augment, seed=cfg.seed, cache_images=data.cache_images, **files, **texts)
-
-
-def _evaluation_set(stage: str, cfg, source: Source, split: str, transform: Callable, language: Language) -> Dataset:
-    if stage == "caption":
-        return CaptionEvalDataset(source, transform, split, language=language, **_prompt(cfg))
+        return CaptionTrainDataset(source, augment, per=data.per, **prompt, **options)
+    options["cache_images"] = data.cache_images
     if stage == "vqa":
-        references = {"official": cfg.data.official, "score_files": cfg.data.val_scores if split == "val" else []}
-        return VQAEvalDataset(source, transform, _question_parts(cfg, language), **references)
-    return RetrievalEvalDataset(source, transform, split, max_words=cfg.data.max_words, language=language)
-
-
-def _prompt(cfg) -> dict:
-    return {"prompt": cfg.text.prompt, "object_labels": cfg.text.object_labels}
-
-
-def _question_parts(cfg, language: Language) -> Callable:
-    options = {"max_ocr_words": cfg.text.max_ocr_words, "lower": language.lower}
-    return partial(question_parts, ocr=cfg.data.ocr, labels=cfg.data.labels, **options)
+        files = {"left_out": [] if data.train_on_minival else data.val, "official": data.official}
+        return VQATrainDataset(source, augment, parts, answer_weight=data.answer_weight, **files, **options)
+    options["max_words"] = data.max_words
+    if stage == "retrieval":
+        return RetrievalTrainDataset(source, augment, per=data.per, **options)
+    return PretrainDataset(source, PretrainViews(augment, two_views=cfg.mim.target != "none"), **options)
 
 
 def warn_of_cut_texts(datasets: Mapping[str, Dataset], cfg, tokenizer: Tokenizer) -> None:

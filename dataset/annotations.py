@@ -41,9 +41,7 @@ TEXT, TEXTS, IDENTIFIER = (str,), (str, list), (str, int)  # kinds of values; a 
 NAMES = {str: "a string", list: "a list of strings", int: "a whole number"}
 # The keys that an entry must have, and those that may be missing or empty; other keys are kept as they are.
 KINDS: dict[str, dict[str, tuple[type, ...]]] = {
-    "pretrain": {"image": TEXT, "caption": TEXTS},
-    "retrieval_train": {"image": TEXT, "caption": TEXTS},
-    "retrieval_eval": {"image": TEXT, "caption": TEXTS},
+    **dict.fromkeys(("pretrain", "retrieval_train", "retrieval_eval"), {"image": TEXT, "caption": TEXTS}),
     "caption": {"image": TEXT},
     "vqa_train": {"image": TEXT, "question": TEXT, "answer": TEXTS},
     "vqa_eval": {"image": TEXT, "question": TEXT, "question_id": IDENTIFIER},
@@ -114,17 +112,19 @@ def located_entries(
     kind: str,
     convert: Callable[[dict, Place], list[dict]] | None = None,
     split: str | None = None,
+    elements: Iterable[tuple[Place, int | str, Any]] | None = None,
 ) -> Iterator[tuple[Place, dict]]:
     """(place, entry) of all files, `image` replaced by the path to open.
 
     kind: a key of KINDS: which keys an entry must have. convert: for files of other layouts, called first with an entry
     and its place: what it is in this layout, as one entry, several, or none; its ValueErrors say what an entry lacks.
     split: "train", "val" or "test": of the entries that name a `split`, those of this one alone; at least one.
+    elements: those of `_elements` to take; None: all.
     Raises UserError naming the file, the entry's number and the key.
     """
     folders, found = image_folders(source.image_root), False
     splits = official.KARPATHY_SPLITS.get(split)
-    for file, number, read in _elements(source, kind):
+    for file, number, read in _elements(source, kind) if elements is None else elements:
         where = file._replace(number=number)
         check_texts(read, where)
         if splits is None or "split" not in read or read["split"] in splits:
@@ -142,14 +142,8 @@ def pair_chunks(source: Source) -> Iterator[Columns]:
     plain = not (isinstance(folders, dict) or source.image_prefix_map or source.columns)
     elements = _elements(source, "pretrain")
     while chunk := list(islice(elements, CHUNK)):
-        columns, entries = _plain_columns(chunk, folders) if plain else None, []
-        if columns is None:
-            for file, number, read in chunk:
-                where = file._replace(number=number)
-                check_texts(read, where)
-                entries += _entries(read, where, "pretrain", folders, source)
-            columns = _columns(entries)
-        yield columns
+        columns = _plain_columns(chunk, folders) if plain else None
+        yield columns or _columns([entry for _, entry in located_entries(source, "pretrain", elements=chunk)])
 
 
 def _columns(entries: list[dict]) -> Columns:

@@ -81,7 +81,7 @@ class CaptionedDataset(TrainDataset):
         image_of_caption: np.ndarray,
         groups: np.ndarray | None,
         *,
-        seed: int,
+        seed: int = 0,
         cache_images: bool = False,
     ):
         self.captions, self.image_of_caption, self.groups = captions, image_of_caption, groups

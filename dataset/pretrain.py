@@ -1,6 +1,7 @@
 """Image-text pairs for pre-training: two random views of an image and one of its captions."""
 
 import random
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -13,32 +14,20 @@ from dataset.text import LOWER_CASE, Language, Tokenizer, clean_caption
 from dataset.transforms import PretrainViews, stack_pixels
 
 
-class PretrainDataset(CaptionedDataset):
-    """Pairs of the pre-training files; an epoch visits every entry once, a list of captions gives one per visit.
+class PairDataset(CaptionedDataset):
+    """Pairs of an image and a caption, for pre-training and retrieval.
 
-    views: what is made of an image; max_words: of a caption; cache_images: keep the decoded images in memory.
+    views: (image, rng, allow_flip) -> the tensors made of an image, by name; columns: see CaptionedDataset; max_words:
+    of a caption; options: `seed`, `cache_images`.
 
-    `dataset[(epoch, index)]` (or `dataset[index]` for epoch 0) is a dict: image1, image2 [3,S,S], codebook_image
-    [3,C,C] (see PretrainViews), caption (cleaned), cut (whether words of it are missing), image_id (index of the
-    image's path), path, and bad: one line for each image or caption that could not be used and was replaced by another
-    entry.
+    `dataset[(epoch, index)]` (or `dataset[index]` for epoch 0) is a dict: the views, caption (cleaned), cut (whether
+    words of it are missing), image_id (index of the image's path), path, and bad: one line for each image or caption
+    that could not be used and was replaced by another entry.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        views: PretrainViews,
-        *,
-        seed: int = 0,
-        max_words: int = 30,
-        language: Language = LOWER_CASE,
-        cache_images: bool = False,
-    ):
-        pairs = load_pairs(source)
+    def __init__(self, views: Callable, *columns, max_words: int = 30, language: Language = LOWER_CASE, **options):
         self.views, self.max_words, self.language = views, max_words, language
-        image_of_caption = np.repeat(pairs.image_id, np.diff(pairs.caption_start))
-        captions = pairs.captions, image_of_caption, pairs.caption_start
-        super().__init__(pairs.paths, *captions, seed=seed, cache_images=cache_images)
+        super().__init__(*columns, **options)
 
     def _sample(self, index: int, rng: random.Random) -> dict:
         number = self.draw_caption(index, rng)
@@ -48,6 +37,15 @@ class PretrainDataset(CaptionedDataset):
         cut = len(clean_caption(self.captions[number], None, self.language.lower)) > len(caption)
         views = self.views(self.read_image(image_id), rng, allow_flip=self.language.may_flip(caption))
         return {**views, "caption": caption, "cut": cut, "image_id": image_id, "path": path}
+
+
+class PretrainDataset(PairDataset):
+    """Pairs of the pre-training files; an epoch visits every entry once, a list of captions gives one per visit."""
+
+    def __init__(self, source: Source, views: PretrainViews, **options):
+        pairs = load_pairs(source)
+        image_of_caption = np.repeat(pairs.image_id, np.diff(pairs.caption_start))
+        super().__init__(views, pairs.paths, pairs.captions, image_of_caption, pairs.caption_start, **options)
 
 
 class PretrainCollate(Collate):
@@ -65,7 +63,7 @@ class PretrainCollate(Collate):
         pieces = self.tokenizer.word_pieces(captions)
         batch["input_ids"], batch["attention_mask"] = self.tokenizer.encode_pieces(pieces, self.max_tokens)
         room = self.tokenizer.room(self.max_tokens)
-        cut = [sample.get("cut", False) or len(ids) > room for sample, ids in zip(samples, pieces, strict=True)]
+        cut = [sample["cut"] or len(ids) > room for sample, ids in zip(samples, pieces, strict=True)]
         batch["caption_cut"] = torch.tensor(cut)
         batch["padded"] = not batch["attention_mask"].all().item()  # asked here: a GPU would be waited for
         batch["image_id"] = torch.tensor([sample["image_id"] for sample in samples], dtype=torch.int64)

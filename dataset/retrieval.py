@@ -3,6 +3,7 @@
 import logging
 import random
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from dataset.annotations import Source, load_candidates, load_pairs, strings
 from dataset.cache import StringTable
-from dataset.common import CaptionedDataset, EvalDataset, numbered, usable_caption
+from dataset.common import EvalDataset, numbered
+from dataset.pretrain import PairDataset
 from dataset.text import LOWER_CASE, Language, clean_caption, has_word
 from dataset.transforms import Augment
 from utils import UserError
@@ -18,27 +20,14 @@ from utils import UserError
 log = logging.getLogger("semmim")
 
 
-class RetrievalTrainDataset(CaptionedDataset):
+class RetrievalTrainDataset(PairDataset):
     """(image, caption) pairs; those of the same image are positives of each other.
 
-    max_words: of a caption; per: "caption", an epoch visits every pair; "image", every image with one of its captions
-    drawn; cache_images: keep the decoded images in memory.
-
-    `dataset[(epoch, index)]` (or `dataset[index]` for epoch 0) is a dict: image [3,S,S], caption (cleaned),
-    image_id (index of the image's path), path, bad (as PretrainDataset; PretrainCollate makes batches of both).
+    per: "caption", an epoch visits every pair; "image", every image with one of its captions drawn. The view of a
+    sample is its `image`; PretrainCollate makes the batches.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        transform: Augment,
-        *,
-        seed: int = 0,
-        max_words: int = 30,
-        per: str = "caption",
-        language: Language = LOWER_CASE,
-        cache_images: bool = False,
-    ):
+    def __init__(self, source: Source, transform: Augment, *, per: str = "caption", **options):
         entries = load_pairs(source)
         paths = numbered(entry["image"] for entry in entries)
         if len(paths) < 2:
@@ -48,18 +37,13 @@ class RetrievalTrainDataset(CaptionedDataset):
         if per == "image":  # whose captions then stand together
             texts.sort(key=lambda pair: pair[0])
             groups = np.searchsorted([image for image, _ in texts], np.arange(len(paths) + 1))
-        image_of_caption = np.array([image for image, _ in texts])
-        self.transform, self.max_words, self.language = transform, max_words, language
         captions = StringTable(text for _, text in texts)
-        super().__init__(paths, captions, image_of_caption, groups, seed=seed, cache_images=cache_images)
+        images = np.array([image for image, _ in texts])
+        super().__init__(partial(_view, transform), paths, captions, images, groups, **options)
 
-    def _sample(self, index: int, rng: random.Random) -> dict:
-        number = self.draw_caption(index, rng)
-        image_id = int(self.image_of_caption[number])
-        path = self.paths[image_id]
-        caption = usable_caption(self.captions[number], self.max_words, path, self.language.lower)
-        image = self.transform(self.read_image(image_id), rng, self.language.may_flip(caption))
-        return {"image": image, "caption": caption, "image_id": image_id, "path": path}
+
+def _view(transform: Augment, image: Image.Image, rng: random.Random, allow_flip: bool) -> dict[str, Tensor]:
+    return {"image": transform(image, rng, allow_flip)}
 
 
 class RetrievalEvalDataset(EvalDataset):

@@ -140,7 +140,14 @@ def test_causal_attention_equals_the_masked_one_in_value_and_gradient(monkeypatc
 
 
 def sample(caption):
-    return {"image1": torch.zeros(3, 4, 4, dtype=torch.uint8), "caption": caption, "image_id": 0, "path": "", "bad": []}
+    return {
+        "image1": torch.zeros(3, 4, 4, dtype=torch.uint8),
+        "caption": caption,
+        "image_id": 0,
+        "path": "",
+        "bad": [],
+        "cut": False,
+    }
 
 
 def test_collate_functions_say_whether_anything_is_padded():
