@@ -10,9 +10,7 @@
      "object_label": "dog&&frisbee", "ocr": [[position, token], ...]}                 VQA (ALBEF, mPLUG)
     {"question_id", "question", "image_id"}                                           VQA's official question files
 
-They stand in the files of dataset.files or in tar shards. Without an `image_id`, an image's path is its id. For
-retrieval and captioning, of entries that name a `split` only those of the asked one are taken (train: restval too).
-VQA's entries are read by dataset.questions.
+They stand in the files of dataset.files or in tar shards; the keys: docs/data.md. VQA's are read by dataset.questions.
 """
 
 import json

@@ -1,13 +1,7 @@
 """Users' files, read entry by entry: JSON, JSON lines, tables with named columns, token files, folders of images.
 
-    captions.json    a JSON list of objects
-    captions.jsonl   one JSON object a line
-    captions.csv     a table whose first line names the columns: image, caption, ... (.tsv: separated by TABs)
-    captions.txt     `name.jpg<TAB>caption` a line, or `name.jpg#0<TAB>caption` as in Flickr30K's results.token
-    images/          a folder of images with a .txt beside each: a caption a line
-
-All files are opened by `utils.open_file` and all errors are UserErrors that name the file, the line or entry, and the
-remedy. What is in the entries, dataset.annotations checks.
+The kinds of files: docs/data.md. All errors are UserErrors that name the file, the line or entry, and the remedy. What
+is in the entries, dataset.annotations checks.
 """
 
 import contextlib

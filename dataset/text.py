@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import os
 import re
 import unicodedata
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dataset.files import read_json
 from utils import UserError, find_file, open_file
 
 # The Rust tokenizer's own threads would warn about, and may hang in, forked data workers; batches here are small.
@@ -124,7 +124,7 @@ class Tokenizer:
         self.case = vocabulary_case(path, vocab)
         # of the pieces and their case: what a checkpoint is compared by
         self.digest = hashlib.blake2b(repr([*vocab, self.case]).encode(), digest_size=8).hexdigest()
-        self._backend = _word_pieces(path, vocab, self.case)
+        self._backend = _word_pieces(vocab, self.case)
 
     def word_pieces(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids without special tokens, unpadded and untruncated; UserError for a text that is none."""
@@ -236,8 +236,8 @@ def check_vocabulary(tokenizer: Tokenizer, description: dict) -> None:
     size = description.get("bert", {}).get("vocab_size", tokenizer.vocab_size)
     if size != tokenizer.vocab_size or description.get("vocab", tokenizer.digest) != tokenizer.digest:
         raise UserError(
-            f"text.vocab: {tokenizer.vocab_file} has {tokenizer.vocab_size} word pieces, the checkpoint {size} other "
-            "ones, or another case (tokenizer_config.json); use the vocabulary that it was trained with"
+            f"text.vocab: {tokenizer.vocab_file}: not the {size} word pieces, or not the case (tokenizer_config.json), "
+            "that the checkpoint was trained with; use its own vocabulary"
         )
 
 
@@ -254,17 +254,13 @@ def vocabulary_case(path: Path, pieces: Iterable[str]) -> dict[str, bool]:
     file = path.with_name("tokenizer_config.json")
     if not file.is_file():
         return case
-    try:
-        values = json.loads(file.read_text(encoding="utf-8-sig"))
-        kind, lower = values.get("tokenizer_class"), values.get("do_lower_case", True)
-        accents = values.get("strip_accents")
-        ideographs = values.get("tokenize_chinese_chars", True)
-        case = {"do_lower_case": lower, "strip_accents": lower if accents is None else accents}
-        case["tokenize_chinese_chars"] = ideographs
-        if not all(isinstance(value, bool) for value in case.values()):
-            raise ValueError(f"{case} are not all true or false")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{file}: says nothing usable of the vocabulary beside it ({error})") from None
+    values = read_json(file)
+    values = values if isinstance(values, dict) else {}
+    kind, lower, accents = values.get("tokenizer_class"), values.get("do_lower_case", True), values.get("strip_accents")
+    case = {"do_lower_case": lower, "strip_accents": lower if accents is None else accents}
+    case["tokenize_chinese_chars"] = values.get("tokenize_chinese_chars", True)
+    if not all(isinstance(value, bool) for value in case.values()):
+        raise UserError(f"{file}: of {case}, some are neither true nor false")
     if kind == "BertJapaneseTokenizer":
         raise UserError(f"{file}: {kind} finds words by a dictionary, which is not supported; take another vocabulary")
     return case
@@ -276,14 +272,12 @@ def _letters(text: str) -> str:
     return "".join(character for character in text if unicodedata.category(character)[0] in "LMN")
 
 
-def _word_pieces(path: Path, vocab: dict[str, int], case: dict[str, bool]):
+def _word_pieces(vocab: dict[str, int], case: dict[str, bool]):
     """The Rust tokenizer inside transformers' BertTokenizer, whose `__call__` costs several times what the Rust call
     costs and pads with its own rules."""
     from transformers import BertTokenizerFast
 
     backend = BertTokenizerFast(vocab=dict(vocab), **case).backend_tokenizer
-    if backend.token_to_id("[MASK]") != vocab["[MASK]"] or backend.get_vocab_size() != len(vocab):
-        raise UserError(f"transformers read {path} differently than line by line; use transformers 5.17 or newer")
     backend.no_padding()
     backend.no_truncation()
     backend.encode_special_tokens = True  # a text that says [SEP] means these five characters

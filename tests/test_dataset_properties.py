@@ -83,23 +83,3 @@ def read_texts(stage, data):
 
 def list_of(table):
     return [table[i] for i in range(len(table))]
-
-
-@pytest.mark.parametrize("option", ["official", "score_files"])
-def test_files_of_references_are_read_or_refused_in_one_line(tmp_path, option):
-    base = {"question_id": 0, "answers": [{"answer": "yes"}] * 10, "label": {"yes": 1.0}}
-    change = st.dictionaries(st.sampled_from([*base, "answer_type", "question_type"]), plausible, max_size=3)
-    split = tmp_path / "split.json"
-    split.write_text(json.dumps([entry(0)]))
-
-    @SETTINGS
-    @given(change.map(lambda drawn: [{**base, **drawn}]) | values)
-    def check(content):
-        path = write(tmp_path, {"annotations": content} if option == "official" else content)
-        try:
-            data = make("vqa_eval", split, **{option: [path]})
-        except UserError as error:
-            return one_line(error)
-        assert len(data.references) == 1
-
-    check()
