@@ -249,10 +249,10 @@ def compile_model(model: torch.nn.Module, backend: str | Callable = "inductor") 
     """Put a model's forward pass through torch.compile, in place; returns how many parts that are.
 
     A model with `one_graph` is compiled whole, as one graph (an error if it is not), in which element-wise operations
-    join across layers; between several processes' collectives there are several graphs. Of any other model every layer
-    of the image encoders and text stacks is, and layers of one kind share their code. Parameters, their names and
-    checkpoints stay what they are; lengths that vary are traced once as such. Evaluation and generation run uncompiled
-    (see `evaluation.sharded.evaluating`).
+    join across layers; collectives are in it, and DistributedDataParallel cuts it by its buckets of gradients. Of any
+    other model every layer of the image encoders and text stacks is compiled, and layers of one kind share their code.
+    Parameters, their names and checkpoints stay what they are; lengths that vary are traced once as such. Evaluation
+    and generation run uncompiled (see `evaluation.sharded.evaluating`).
     """
     from timm.models.vision_transformer import Block  # here: timm takes two seconds to import (see models.semmim)
 
@@ -260,5 +260,5 @@ def compile_model(model: torch.nn.Module, backend: str | Callable = "inductor") 
     whole = getattr(model, "one_graph", False)
     parts = [model] if whole else [part for part in model.modules() if isinstance(part, Block | BertLayer)]
     for part in parts:
-        part.compile(backend=backend, fullgraph=whole and world_size() == 1)
+        part.compile(backend=backend, fullgraph=whole)
     return len(parts)

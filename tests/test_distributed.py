@@ -109,7 +109,7 @@ def test_two_processes_equal_one(tmp_path, monkeypatch, two_ranks, name):
         assert torch.allclose(two["state"][name].double(), value.double(), atol=1e-5, rtol=0), name
 
 
-def test_compiled_layers_train_alike_in_two_processes(two_ranks):
+def test_a_step_of_one_graph_trains_alike_in_two_processes(two_ranks):
     compiled, plain = two_ranks["compiled"], two_ranks["pretrain"]
     assert compiled["compiled"] and not plain["compiled"]
     torch.testing.assert_close(compiled["losses"], plain["losses"][:2], atol=1e-5, rtol=0)
