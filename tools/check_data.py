@@ -14,7 +14,8 @@ are in training too; with 0 otherwise.
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
@@ -25,16 +26,10 @@ from dataset.advice import Texts, split_texts
 from dataset.loader import MIN_BAD
 from dataset.text import Tokenizer
 from dataset.transforms import ImageError
-from engine import config
+from engine.config import STAGES, load_config
 from tools.prepare.image_hash import COPY, LOOK_ALIKE, NO_FILE, KnownImages, fingerprints
 from utils import Config, UserError, one_line, run_main
 
-KINDS = {  # stage: the kind of data set of each split
-    "pretrain": {"train": "pretrain", "val": "pretrain_eval"},
-    "retrieval": {"train": "retrieval_train", "val": "retrieval_eval", "test": "retrieval_eval"},
-    "caption": {"train": "caption_train", "val": "caption_eval", "test": "caption_eval"},
-    "vqa": {"train": "vqa_train", "val": "vqa_eval", "test": "vqa_eval"},
-}
 SHOWN = 3  # examples of each finding
 SAME_PATH = "the same path"
 MANY_SHARED = 0.01  # of a split's images: its numbers are then those of memory
@@ -65,9 +60,9 @@ def check(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
     if "cache_images" in cfg.data:
         cfg.data.cache_images = False
     datasets = {}
-    for split, kind in splits(stage, cfg):  # made as training makes them; what it would refuse is a fault
+    for split, make in splits(stage, cfg):  # made as training makes them; what it would refuse is a fault
         try:
-            dataset = create_dataset(kind, cfg, None if split == "train" else split)
+            dataset = make()
         except UserError as error:
             yield split, str(error)
             continue
@@ -81,8 +76,7 @@ def check(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
     spared = {}
     for path in args.against:
         stage, other = stage_config(path, [])
-        kinds = [(split, kind) for split, kind in splits(stage, other) if split != "train"]
-        spared |= {f"{Path(path).stem} {split}": create_dataset(kind, other, split) for split, kind in kinds}
+        spared |= {f"{Path(path).stem} {split}": make() for split, make in splits(stage, other) if split != "train"}
     yield from check_images(datasets, spared, cfg, args.workers)
 
 
@@ -93,7 +87,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--config", required=True, help="configuration of any stage")
     add("--override", nargs="*", action="extend", default=[], metavar="KEY.SUB=VALUE", help="as in training")
-    add("--stage", choices=list(KINDS), help="default: the stage whose keys the configuration has")
+    add("--stage", choices=list(STAGES), help="default: the stage whose keys the configuration has")
     add("--against", nargs="*", default=[], metavar="CONFIG", help="further configurations whose val and test to spare")
     add("--workers", type=int, default=os.cpu_count(), help="processes that open images (default: %(default)s)")
     return parser.parse_args(argv)
@@ -102,20 +96,22 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def stage_config(path: str, overrides: list[str], stage: str | None = None) -> tuple[str, Config]:
     """The stage and the resolved configuration; a configuration fits the stage whose schema knows all its keys."""
     fits, error = {}, None
-    for name in [stage] if stage else KINDS:
+    for name in [stage] if stage else STAGES:
         try:
-            fits[name] = config.load_config(path, overrides, config.STAGES[name])
+            fits[name] = load_config(path, overrides, STAGES[name])
         except UserError as caught:
             error = caught
     if len(fits) == 1:
         return next(iter(fits.items()))
     problem = f"its keys fit {' and '.join(fits)}" if fits else f"fits no stage ({error})"
-    raise UserError(f"{path}: {problem}; name the stage with --stage ({', '.join(KINDS)})")
+    raise UserError(f"{path}: {problem}; name the stage with --stage ({', '.join(STAGES)})")
 
 
-def splits(stage: str, cfg: Config) -> Iterator[tuple[str, str]]:
-    """(split, its kind of data set) of the splits that have data."""
-    return ((split, kind) for split, kind in KINDS[stage].items() if cfg.data[split])
+def splits(stage: str, cfg: Config) -> Iterator[tuple[str, Callable]]:
+    """(split, how to make its data set) of the splits that have data."""
+    for split in ("train", "val", "test"):
+        if cfg.data.get(split):
+            yield split, partial(create_dataset, f"{stage}_{'train' if split == 'train' else 'eval'}", cfg, split)
 
 
 def image_paths(dataset) -> list[str]:
