@@ -95,12 +95,10 @@ def load_questions(source: Source) -> list[dict]:
 def ocr_problem(entry: dict) -> str | None:
     """What is wrong with an entry's `ocr`, or None."""
     ocr = entry.get("ocr") or []
-    if not isinstance(ocr, list):
-        return "'ocr' must be a list of [position, token]"
-    for item in ocr:
-        if not (isinstance(item, list) and len(item) == 2 and isinstance(item[1], str)):
-            return f"'ocr' must hold [position, token] pairs, not {shown(item)}"
-    return None
+    pairs = isinstance(ocr, list) and all(isinstance(item, list) and len(item) == 2 for item in ocr)
+    if pairs and all(isinstance(token, str) for _, token in ocr):
+        return None
+    return f"'ocr' must be a list of [position, token], not {shown(ocr)}"
 
 
 def read_answer_list(path: str | Path) -> list[str]:

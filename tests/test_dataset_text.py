@@ -87,8 +87,4 @@ def test_a_checkpoint_trained_with_a_vocabulary_of_the_same_size_or_another_case
         (tmp_path / "vocab.txt").write_text(text, encoding="utf-8")
         if case:
             (tmp_path / "tokenizer_config.json").write_text(json.dumps(case))
-        refused(
-            lambda: checkpoint_tokenizer(tmp_path / "vocab.txt", description),
-            tmp_path,
-            "the checkpoint 30522 other ones",
-        )
+        refused(lambda: checkpoint_tokenizer(tmp_path / "vocab.txt", description), "not the 30522 word pieces")
