@@ -81,8 +81,9 @@ def read(source: str | Path, image_size: int | None = None, **hub) -> Content:
     decoder = any(str(key).startswith(f"{PREFIX}decoder.") for key in loaded["model"])
     used = utils.Config()
     for name in KEPT if decoder else ("retrieval",):
-        own = part(settings.get(name), KEPT[name])
-        used[name] = part(checked_config(own, STAGES[name], f"{path}: settings.{name}"), KEPT[name])
+        what, own = f"{path}: settings.{name}", settings.get(name)
+        own = part(own, KEPT[name], what) if own or path.is_dir() else {}
+        used[name] = part(checked_config(own, STAGES[name], what), KEPT[name], what)
     backbone, rest, _ = load_backbone(path, image_size, decoder=decoder, loaded=loaded)
     run = path if path.is_dir() else path.parent
     name = path.name if path.is_dir() else f"{run.name}/{path.name}"
@@ -95,7 +96,10 @@ def locate(source: str | Path, **hub) -> Path:
     try:
         path = utils.find_file(source, "model")
     except UserError:
-        return download(str(source), **hub)
+        name = str(source)
+        if name.startswith(("/", ".", "~")) or name.count("/") > 1 or name.endswith((".pth", ".pt", ".safetensors")):
+            raise
+        return download(name, **hub)
     if not path.is_dir() or (path / CONFIG).is_file():
         return path
     for name in (BEST, LAST):
@@ -149,13 +153,14 @@ def own_config(folder: Path) -> dict:
     return config
 
 
-def part(values: dict | None, keys: tuple[str, ...]) -> utils.Config:
-    """The part of a configuration that the dotted `keys` name, as far as it is there."""
+def part(values: dict | None, keys: tuple[str, ...], source: str) -> utils.Config:
+    """The part of a configuration that the dotted `keys` name; UserError, naming `source`, if one is missing."""
     found = utils.Config()
     for key in keys:
-        if (value := lookup(values, key)) is not None:
-            first, _, second = key.partition(".")
-            found = utils.as_config({**found, first: {**found.get(first, {}), second: value} if second else value})
+        if (value := lookup(values, key)) is None:
+            raise UserError(f"{source}.{key} is missing; export the model again, or take another checkpoint")
+        first, _, second = key.partition(".")
+        found = utils.as_config({**found, first: {**found.get(first, {}), second: value} if second else value})
     return found
 
 

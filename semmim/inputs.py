@@ -1,5 +1,6 @@
 """What people hand to `semmim.SemMIM`, in the one form in which it goes on: each kind is checked here, once."""
 
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ Texts = str | Iterable[str]
 
 def several_images(images: Images) -> Iterable[AnyImage]:
     """One image alone as a list of one; an array [N, H, W, 3] or a tensor [N, 3, S, S] is N images."""
-    is_one = isinstance(images, str | Path | Image.Image) or not isinstance(images, Iterable)
+    is_one = isinstance(images, str | Path | Image.Image | io.IOBase) or not isinstance(images, Iterable)
     return [images] if is_one or getattr(images, "ndim", 1) not in (1, 4) else images
 
 
@@ -41,8 +42,9 @@ def read_image(image: AnyImage, size: int) -> Preprocessed:
 
     Raises ImageError for an image that cannot be read, UserError for anything else that is no image.
     """
-    if isinstance(image, Preprocessed) and image.shape == (3, size, size) and image.isfinite().all():
-        return image
+    if isinstance(image, Preprocessed) and image.shape == (3, size, size):
+        if image.is_floating_point() and image.isfinite().all():
+            return image
     transform = test_transform(size)
     if isinstance(image, str | Path):
         return transform(open_image(image)).as_subclass(Preprocessed)
@@ -101,10 +103,11 @@ def read_batches(
 
 def several_texts(texts: Texts, what: str = "text") -> list[str]:
     """One text alone as a list of one; UserError if anything is no text. what: its name in the error."""
+    texts = texts.tolist() if isinstance(texts, np.ndarray) else texts
     texts = [texts] if isinstance(texts, str) or not isinstance(texts, Iterable) else list(texts)
     if wrong := [text for text in texts if not isinstance(text, str)]:
         raise UserError(f"{what}: {shown(wrong[0])} is no text; give a string or several")
-    return list(map(str, texts))  # NumPy's are strings of another type
+    return texts
 
 
 def choices(texts: Texts, what: str) -> list[str]:

@@ -364,7 +364,10 @@ class SemMIM(nn.Module):
 
     def _features(self, parts: list[Tensor]) -> Tensor:
         """The rows of all batches, [N, E] float32 on the CPU."""
-        return torch.cat([torch.zeros(0, self.backbone.description["embed_dim"]), *(x.float().cpu() for x in parts)])
+        found = torch.cat([torch.zeros(0, self.backbone.description["embed_dim"]), *(x.float().cpu() for x in parts)])
+        if not found.isfinite().all():
+            raise UserError(f"{self.content.name}: gives results that are not finite; its weights are damaged")
+        return found
 
     def _autocast(self):
         return utils.autocast(self.device, self.precision)

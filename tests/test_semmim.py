@@ -1,5 +1,6 @@
 """The Python interface: semmim.SemMIM against the stages' own evaluation, its folders, and the hub."""
 
+import io
 import json
 import os
 import re
@@ -159,7 +160,8 @@ def test_texts_are_the_same_in_every_form_and_none_is_none(folder):
     expected = model.encode_text(TEXTS)
     for form in (tuple(TEXTS), np.array(TEXTS), (text for text in TEXTS), dict.fromkeys(TEXTS)):
         assert torch.equal(model.encode_text(form), expected)
-    assert torch.equal(model.encode_text(TEXTS[0]), model.encode_text(TEXTS[:1]))
+    for one in (TEXTS[0], np.array(TEXTS[0])):
+        assert torch.equal(model.encode_text(one), model.encode_text(TEXTS[:1]))
     assert model.encode_image([]).shape == (0, 16) and model.match([], TEXTS).shape == (0, 3)
     assert model.search(path, []) == model.search([], TEXTS, images_ask=True) == [] and model.search([], "a") == [[]]
     assert model.match([path, path], []).shape == (2, 0) and model.match(path, TEXTS[0]).shape == (1, 1)
@@ -194,6 +196,12 @@ def truncated(folder):
     return Image.open(path)
 
 
+def damaged(model):
+    """After it was loaded."""
+    model.backbone.text_proj.bias.data.fill_(torch.nan)
+    return model
+
+
 @pytest.mark.parametrize(
     "stage, wrong, message",
     [
@@ -202,6 +210,9 @@ def truncated(folder):
         ("retrieval", lambda m, f: m.encode_image(torch.rand(3, 32, 32)), r"float32, \(3, 32, 32\) is no image"),
         ("retrieval", lambda m, f: m.encode_image(m.preprocess(f / "0.png")[:, :8]), r"\[3, 32, 32\] of finite"),
         ("retrieval", lambda m, f: m.encode_image(m.preprocess(f / "0.png") * torch.nan), "of finite numbers"),
+        ("retrieval", lambda m, f: m.encode_image(m.preprocess(f / "0.png").to(torch.uint8)), "uint8.* is no image"),
+        ("retrieval", lambda m, f: m.encode_image(io.BytesIO(b"x")), "a BytesIO is no image"),
+        ("retrieval", lambda m, f: damaged(m).encode_text("a dog"), "not finite"),
         ("retrieval", lambda m, f: m.encode_image(Image.new("RGB", (0, 0))), "0 x 0 pixels"),
         ("retrieval", lambda m, f: m.encode_image(truncated(f)), "truncated.png: cannot be used"),
         ("retrieval", lambda m, f: m.encode_text(["a", "!?"]), "nothing is left"),
@@ -332,12 +343,15 @@ def test_an_export_in_the_hubs_cache_is_loaded_by_its_name_as_its_card_says(fold
         ("config.json", b"{", "not valid JSON"),
         ("metrics.json", b"{", ""),  # a model is usable without
         *(("config.json", key, f"{key}.* not what a script") for key in ("stage", "best", "settings")),
+        ("config.json", b"max_words", "settings.retrieval.data.max_words is missing; export the model again"),
     ],
 )
 def test_a_damaged_folder_is_one_line(folder, tmp_path, name, damage, message):
     loaded(folder, "retrieval").save_pretrained(tmp_path)
     if isinstance(damage, str):
         damage = json.dumps({**json.loads((tmp_path / name).read_text()), damage: "other"}).encode()
+    if damage == b"max_words":
+        damage = (tmp_path / name).read_bytes().replace(damage, b"words")
     (tmp_path / name).unlink() if damage is None else (tmp_path / name).write_bytes(damage)
     if not message:
         assert SemMIM.from_pretrained(tmp_path).content.metrics == {}
@@ -371,9 +385,12 @@ def test_only_an_export_is_written_over(folder, tmp_path):
 
 
 def test_a_name_that_is_nowhere_is_one_line(folder, tmp_path):
-    for name in ("absent.pth", "output/absent/checkpoint_best.pth", "nobody/nothing"):
+    for name in ("output/absent", "nobody/nothing"):
         with pytest.raises(UserError, match=f"{name}: no such file or folder here"):
             SemMIM.from_pretrained(name, cache_dir=tmp_path, local_files_only=True)
+    for name in ("run/absent.pth", "/absent", "output/demo/absent"):
+        with pytest.raises(UserError, match=f"{name} does not exist"):
+            SemMIM.from_pretrained(name)
 
 
 def test_what_pyproject_installs_suffices_from_anywhere(folder, tmp_path):
