@@ -89,7 +89,7 @@ class Ranker:
         self.precision = utils.resolve_precision(cfg.train.precision, device)
         self.datasets = {split: create_dataset("retrieval_eval", cfg, split) for split in cfg.eval.splits}
         for split, dataset in self.datasets.items():
-            run.info(introduction(split, dataset, tokenizer))
+            run.info(introduction(split, dataset, tokenizer, len(dataset.images)))
         warn_of_cut_texts(self.datasets, cfg, tokenizer)
         folds = cfg.eval.folds if "test" in self.datasets else 0
         if folds and (images := len(self.datasets["test"].images)) % folds:
@@ -158,10 +158,10 @@ def report(
     return numbers
 
 
-def introduction(split: str, dataset: RetrievalEvalDataset, tokenizer: Tokenizer) -> str:
-    """A line of what a split holds, and how much of it the vocabulary cannot write."""
+def introduction(split: str, dataset: RetrievalEvalDataset, tokenizer: Tokenizer, whole: int) -> str:
+    """A line of what is evaluated of a split of `whole` images, and how much the vocabulary cannot write."""
     share, _ = tokenizer.unwritable(dataset.captions)
-    size = f"{len(dataset.images)} images, {len(dataset.captions)} captions"
+    size = f"{len(dataset.images)} of {whole} images, {len(dataset.captions)} captions"
     return f"{split}: {size}, {share:.1%} with letters that this vocabulary cannot write"
 
 
@@ -219,7 +219,7 @@ class Validation:
     ):
         self.dataset, self.tokenizer = thinned(dataset, cfg.eval.images), tokenizer
         self.cfg, self.device, self.run = cfg, device, run
-        run.info(introduction("val", self.dataset, tokenizer))
+        run.info(introduction("val", self.dataset, tokenizer, len(dataset.images)))
         warn_of_cut_texts({"val": dataset}, cfg, tokenizer)
 
     def __call__(self, backbone: nn.Module, step: int, precision: str) -> dict[str, float]:

@@ -98,7 +98,8 @@ def test_at_most_so_many_images_evenly_spread_with_their_captions(tmp_path):
     assert some.captions == expected and len(some) == 4
     assert some.image_of_caption == [0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert thinned(whole, IMAGES).captions == whole.captions and len(whole) == IMAGES
-    assert len(validation(tmp_path, "eval.images=4").dataset) == 4
+    few = validation(tmp_path, "eval.images=4")
+    assert len(few.dataset) == 4 and few.run.lines[0].startswith(f"val: 4 of {IMAGES} images, {len(expected)} captions")
 
 
 # ------------------------------------------------------------------------------------------- in training and afterwards
