@@ -137,8 +137,10 @@ class Ranker:
                 part = ranking.fold(*features, image_of_text, number * size, (number + 1) * size)
                 every.append(stage_columns(ranking.two_stage(backbone, *part, **settings)[0], part[2]))
         numbers = report(self.run, split, ranks, image_of_text, start, step, final)
-        if split == "val" and better_order(numbers, self.cfg.rerank.score)[0] == "itc":
-            self.run.info("warning: re-ranking is worse than ITC: take the order by ITC, or try rerank.score=itm+itc/t")
+        score = self.cfg.rerank.score
+        if split == "val" and better_order(numbers, score)[0] == "itc":
+            other = "" if score == "itm+itc/t" else ", or try rerank.score=itm+itc/t"
+            self.run.info(f"warning: re-ranking by {score} is worse than ITC: take the order by ITC{other}")
         mean = {key: sum(columns[key] for columns in every) / folds for key in every[0]} if folds else {}
         for line in retrieval_table(f"{folds} folds", mean) if folds else ():
             self.run.info(line)

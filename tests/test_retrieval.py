@@ -59,7 +59,8 @@ def test_fine_tuning_keeps_the_best_epoch_and_evaluates_with_it(demo, tmp_path, 
     assert [line["step"] for line in log_lines(out, "train")] == list(range(1, 9))  # 24 pairs, 6 a step, 2 epochs
     every_epoch = [max(line["itm_r_mean"], line["itc_r_mean"]) for line in log_lines(out, "val")][:2]
     worse = [line for line in log_lines(out, "val") if line["itm_r_mean"] < line["itc_r_mean"]]
-    assert len(worse) == sum("warning: re-ranking is worse than ITC" in line for line in caplog.messages)
+    warnings = [line for line in caplog.messages if "re-ranking by itm is worse than ITC" in line]
+    assert len(worse) == len(warnings) and all(line.endswith("or try rerank.score=itm+itc/t") for line in warnings)
     best = utils.load_checkpoint(out / "checkpoint_best.pth")["best"]
     assert best["r_mean"] == max(every_epoch)
     numbers = read(out / "metrics.json")
