@@ -101,6 +101,7 @@ def test_what_a_preparation_needs_first_is_named_with_where_to_get_it(run, sourc
     assert "v2_OpenEnded_mscoco_train2014_questions.json (https://visualqa.org" in line
     official.visual_genome(source, {1: None})
     refused(lambda: run("vg"), "run tools.prepare coco with --output")
+    refused(lambda: run("vg", "--captions", "0"), "--captions is 0; a whole number of at least 1")
     (source / "dataset_coco.json").unlink()
     refused(lambda: run("coco"), "lacks dataset_coco.json", "karpathy")
 
@@ -127,6 +128,8 @@ def test_a_file_that_is_not_as_the_tool_wrote_it_is_not_replaced(run, source, tm
         refused(lambda: run("coco"), "coco_val.json: is not as tools.prepare wrote it; move it away")
         assert read(own) == content
         own.unlink()
+        with open(tmp_path / "data/prepared/written.jsonl", "a") as record:
+            record.write('\n5\n["coco/anno')  # a full disk cut the line
         run("coco")
     run("flickr30k")  # the other files of the folder are the tool's
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dataset.files import json_lines, json_list
-from utils import UserError, make_folder, one_line, own_folder, replacing, write_json
+from dataset.files import json_list
+from utils import UserError, make_folder, one_line, open_file, own_folder, replacing, write_json
 
 SHOWN = 3  # places that are named of a kind of entry that is left out
 
@@ -85,8 +85,12 @@ class Job:
         self.lines: list[str] = []  # notes and warnings
         self._listings: dict[str, frozenset[str]] = {}
         self._record = self.output / "prepared" / "written.jsonl"
-        states = json_lines(self._record) if os.path.lexists(self._record) else ()
-        self._written = {tuple(state) for _, state in states}
+        self._written: set[tuple] = set()
+        if os.path.lexists(self._record):
+            with open_file(self._record) as file:
+                for line in file:
+                    with contextlib.suppress(ValueError, TypeError):  # a full disk may have cut a line
+                        self._written.add(tuple(json.loads(line)))
 
     # -------------------------------------------------------------------------------------------- files
 
@@ -121,7 +125,7 @@ class Job:
             make_folder(self._record.parent)
             state = self._state(path, temporary)
             with open(self._record, "a", encoding="utf-8") as file:
-                file.write(json.dumps(state) + "\n")
+                file.write("\n" + json.dumps(state))  # the line before may be cut
             self._written.add(state)
 
     def _state(self, path: Path, file: Path) -> tuple[str, int, int]:

@@ -60,6 +60,8 @@ def amount(text: str) -> float:
 
 def prepare(job: Job) -> None:
     options = job.options
+    if not options.source.is_dir():
+        raise UserError(f"--source {options.source}: no such folder")
     in_file = options.captions not in (ALL_LINES, FIRST_LINE)
     if options.columns and not in_file:
         raise UserError(f"--columns {' '.join(options.columns)}: needs --captions FILE, whose columns they are")

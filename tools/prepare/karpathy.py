@@ -52,10 +52,10 @@ def prepare(job: Job) -> None:
     held_out = [photo_of(job, entry, photos) for entry in entries if entry["split"] not in KARPATHY_TRAIN]
     content = {"name": job.name, "folder": str(job.images.resolve()), "images": held_out}
     job.write_json(f"prepared/held_out_{job.name}.json", content)
+    if is_coco:  # Karpathy's layout under its own name, where configs/Caption_coco.yaml looks for it
+        job.write("coco/dataset_coco.json", ({"dataset": "coco", **entry} for entry in entries))
     write_retrieval(job, entries)
     if is_coco:
-        # Karpathy's layout under its own name, where configs/Caption_coco.yaml looks for it
-        job.write("coco/dataset_coco.json", ({"dataset": "coco", **entry} for entry in entries))
         held_out = HeldOut(job)
         train = (entry for entry in entries if entry["split"] in KARPATHY_TRAIN)
         allowed = held_out.spare({**photo_of(job, entry, photos), "entry": entry} for entry in train)

@@ -15,6 +15,7 @@ import numpy as np
 
 from dataset.official import needed, tidy
 from dataset.text import clean_caption, clean_question
+from models.weights import check_value
 from tools.prepare.common import Job, find_official
 from tools.prepare.held_out import HeldOut, read_refs
 from utils import UserError
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare(job: Job) -> None:
+    check_value("--captions", job.options.captions, int)
     found = find_official(job.source, dict.fromkeys((IMAGES, REGIONS), GENOME_URL), {REFS: REFCOCO_URL})
     images = read_images(job, found[IMAGES])
     held_out = held_out_images(job, found.get(REFS))
@@ -104,7 +106,7 @@ def write_regions(job: Job, images: dict[int, dict], held_out: HeldOut, path: Pa
         for phrase, area in sentences(job, regions, where, counts):
             kept.append((number, phrase, min(area / images[number]["pixels"], 1.0)))
     smallest, place = 0.0, len(kept) - options.captions
-    if not options.all_regions and 0 <= place < len(kept):
+    if not options.all_regions and place >= 0:
         shares = np.array([share for *_, share in kept], dtype=np.float32)
         smallest = float(np.partition(shares, place)[place])
     large = ((images[number]["image"], phrase) for number, phrase, share in kept if share >= smallest)

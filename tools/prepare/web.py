@@ -82,10 +82,11 @@ def sbu_rows(job: Job) -> Iterator[tuple[str, str]]:
             path = find_official(job.source, {SBU_NAME: or_lines})[SBU_NAME]
             content = read_json(path)
             captions, addresses = (needed(content, key, list) for key in ("captions", "image_urls"))
-        rows = list(zip(captions, addresses, strict=True))
+        if len(captions) != len(addresses):
+            raise ValueError(f"{len(captions)} captions for {len(addresses)} addresses")
     except ValueError as error:
         raise UserError(f"{path}: {error}; is it the official file?") from None
-    for number, row in enumerate(rows):
+    for number, row in enumerate(zip(captions, addresses, strict=True)):
         if all(isinstance(text, str) for text in row):
             yield row
         else:
