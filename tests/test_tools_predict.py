@@ -111,8 +111,9 @@ def test_a_folder_is_ranked_for_each_sentence_whatever_can_be_read_in_it(folder,
 
 def test_zero_shot_accuracy_is_of_the_rows_that_are_written(folder, run, tmp_path):
     classes = tmp_path / "classes"
-    for name in ("red_ring", "blue_ring", "green_ring"):
+    for name in ("red_ring", "blue_ring"):
         shutil.copytree(folder / "images", classes / name)
+    (classes / "green_ring").symlink_to(folder / "images")
     (classes / "empty").mkdir()
     printed, _ = run("evaluate", "zero-shot", classes, "--output", tmp_path / "rows.jsonl")
     shown = dict(line[0].rsplit(maxsplit=1) for line in printed[1:])

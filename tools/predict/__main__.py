@@ -30,7 +30,7 @@ from models.weights import check_value
 from semmim import SemMIM
 from semmim.inputs import choices
 from semmim.model import TEMPLATES, K
-from tools.predict.files import find_images, note, output_path, read_lines, write_features, write_rows
+from tools.predict.files import find_images, images_in, note, output_path, read_lines, write_features, write_rows
 from tools.predict.sheet import write_sheet
 from tools.prepare.common import progress
 
@@ -252,10 +252,9 @@ def accuracies(probabilities: torch.Tensor, labels: torch.Tensor) -> tuple[dict[
 def class_folders(name: str) -> dict[str, list[Path]]:
     """{name of a sub-folder: its images} of those that hold some, at least two, by name."""
     folder = utils.find_file(name, "folder")
-    found: dict[str, list[Path]] = {}
-    for path in find_images([folder]) if folder.is_dir() else ():
-        found.setdefault(path.relative_to(folder).parts[0], []).append(path)
-    found = {name: images for name, images in found.items() if (folder / name).is_dir() and name[0] != "."}
+    folders = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    found = {path.name: images_in(path) for path in folders if path.name[0] != "."}
+    found = {name: images for name, images in found.items() if images}
     if len(found) < 2:
         raise utils.UserError(f"{folder}: not a folder that holds a folder of images for each of two or more classes")
     return found

@@ -18,15 +18,20 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what begins a formula in a spreads
 
 
 def find_images(names: Sequence[str | Path]) -> list[Path]:
-    """The files named, and those in the folders named and their sub-folders, in order of name, each once."""
+    """The files named, and those in the folders named, each once."""
     found: list[Path] = []
     for name in names:
         path = utils.find_file(name, "image")
-        inside = sorted(Path(image) for image, _ in folder_images(path)) if path.is_dir() else [path]
+        inside = images_in(path) if path.is_dir() else [path]
         if not inside:
             raise utils.UserError(f"{path}: no image in this folder ({', '.join(IMAGE_ENDINGS)})")
         found += inside
     return list(dict.fromkeys(found))
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The image files in a folder and its sub-folders, in order of name."""
+    return sorted(Path(image) for image, _ in folder_images(folder))
 
 
 def read_lines(option: str, name: str | None) -> list[str]:
