@@ -59,7 +59,7 @@ WHOLE_NUMBER = re.compile(  # COCO's twelve digits, too; pandas writes 139.0 if 
     r"((?=[0-9]{12}$)[0-9]+|0|-?[1-9][0-9]{0,17})(?:\.0+)?"
 )
 COCO_NAME = re.compile(r"(?:COCO_\w+_|(?:^|/)(?=\d{12}\.))0*(\d{1,18})\.\w+$")  # of 2014, and of 2017: twelve digits
-CHUNK = 512  # entries of pre-training checked at a time; with more, Python's garbage collector goes through them
+CHUNK = 2048  # entries of pre-training checked at a time
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ import random
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from dataset.cache import StringTable
 from dataset.common import CaptionedDataset, Collate, EmptyCaption, EvalDataset, starts
 from dataset.text import LOWER_CASE, Language, Tokenizer, has_word
 from dataset.transforms import Augment, stack_pixels
+from dataset.vqa import encode_answers
 from utils import IGNORE, UserError, one_line
 
 
@@ -138,8 +138,5 @@ class CaptionCollate(Collate):
 
 def caption_tokens(tokenizer: Tokenizer, captions: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:
     """Captions to input_ids `[CLS] w1 .. wn [PAD]..` and target `w1 .. wn [SEP] IGNORE..`, [B,T], T <= max_tokens."""
-    rows = [[*ids, tokenizer.sep_id][:max_tokens] for ids in tokenizer.word_pieces(captions)]
-    length = max(map(len, rows))
-    target = torch.tensor([row + [IGNORE] * (length - len(row)) for row in rows], dtype=torch.int64)
-    input_ids = torch.cat([torch.full((len(rows), 1), tokenizer.cls_id), target[:, :-1]], 1)
-    return input_ids.masked_fill((input_ids == IGNORE) | (input_ids == tokenizer.sep_id), tokenizer.pad_id), target
+    input_ids, target, mask = encode_answers(tokenizer, captions, max_tokens)
+    return input_ids, target.masked_fill(mask == 0, IGNORE)

@@ -23,7 +23,7 @@ def files(tmp_path, monkeypatch):
     """Two annotation files, large enough to be kept, and a cache folder of their own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(cache, "CACHED_FROM", 0)
-    one = [{"image": f"{i % 7}.jpg", "caption": f"caption {i}"} for i in range(2000)]  # several chunks
+    one = [{"image": f"{i % 7}.jpg", "caption": f"caption {i}"} for i in range(5000)]  # several chunks
     one += [{"image": "/else/where.jpg", "caption": ["one", "zwei Wörter", ""]}, {"image": "ü.jpg", "caption": "ü 🙂"}]
     (tmp_path / "a").mkdir()
     two = [{"image": "val/3.jpg", "caption": "in another folder", "more": 1}, {"image": "3.jpg", "caption": "x"}]
