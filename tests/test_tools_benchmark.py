@@ -8,8 +8,10 @@ import torch
 from tiny import NO_DROPOUT, TINY, TOKENIZER, tiny_config
 
 from engine.config import PRETRAIN, load_config
+from models.pretrain import operations
 from tools.benchmark import __main__ as benchmark
-from tools.benchmark import model, pretrain, retrieval
+from tools.benchmark import model, pretrain, retrieval, roofline
+from tools.benchmark.summary import summary
 from utils import UserError
 
 
@@ -60,8 +62,8 @@ def test_two_settings_are_timed_by_turns(capsys):
     assert a["pairs_of_a_step"] == 16 and b["pairs_of_a_step"] == 32
     assert b["tokens_of_a_row"] < a["tokens_of_a_row"] and b["gflop_of_a_pair"] < a["gflop_of_a_pair"]
     for side in (a, b):
-        operations = side["gflop_of_a_pair"] * 1e9 * side["pairs_per_second"]
-        assert side["tflops"] == pytest.approx(operations / 1e12, rel=0.02, abs=1e-4)
+        flops = side["gflop_of_a_pair"] * 1e9 * side["pairs_per_second"]
+        assert side["tflops"] == pytest.approx(flops / 1e12, rel=0.02, abs=1e-4)
         assert side["mfu"] is None  # of a CPU's peak nothing is known
     assert found["B_to_A"]["pairs_per_second"] > 0
 
@@ -112,8 +114,66 @@ def test_the_loader_is_measured(capsys, resize):
 
 
 def test_counts_below_one_are_an_error():
-    with pytest.raises(UserError, match="--repeats 0: must be 1 or more"):
+    with pytest.raises(UserError, match="--repeats 0"):
         benchmark.main(["retrieval", "--repeats", "0"])
+
+
+def test_a_checkpoint_is_timed(capsys):
+    found = run(capsys, "checkpoint", "--device", "cpu", "--repeats", 1, "--override", *TINY)
+    assert found["gigabytes"] > 0 and found["seconds"] > 0
+
+
+# ----------------------------------------------------------------------------------------------------- roofline
+
+
+def test_the_traced_step_has_the_operations_of_the_formula_and_no_wait_for_the_host():
+    overrides = [*TINY, "train.batch_size=8", "text.max_tokens=8", "data.bucket_batches=0"]
+    found = roofline.trace_step("configs/Pretrain.yaml", overrides, 8)
+    model_, cfg = model.meta_model("configs/Pretrain.yaml", overrides)
+    tokens = pretrain.make_batches(cfg, model.tokenizer_of(cfg), 1)[0]["input_ids"].shape[1]
+    counted = operations(model_, 8, tokens)
+    assert sum(x.flops for x in found) == pytest.approx(counted, rel=0.1)  # masked words are drawn
+    names = {x.name for x in found}
+    assert "_fused_adamw_" in names and not names & {"nonzero", "_local_scalar_dense"}
+
+
+def kernel(name, flops, reads, writes):
+    return roofline.Operation(name, flops, dict.fromkeys(reads, 10), dict.fromkeys(writes, 10))
+
+
+def test_the_roofline_adds_operations_traffic_and_launches_and_fuses_what_stands_between_matrix_products():
+    a100 = 312e12 * 0.7, 2.04e12 * 0.85
+    #          1 -> mm -> 2 -> relu -> 3 -> exp -> 4 -> mm -> 5; 3 is read again by the last kernel
+    found = [kernel("mm", 7e9, [1], [2]), kernel("relu", 0, [2], [3]), kernel("exp", 0, [3], [4])]
+    found += [kernel("mm", 7e9, [4], [5]), kernel("add", 0, [3, 5], [6]), kernel("sum", 0, [6], [7])]
+    eager, fused = (roofline.predict(found, "NVIDIA A100-SXM4", way) for way in (False, True))
+    assert eager["seconds"] == pytest.approx(14e9 / a100[0] + (2 + 2 + 3 + 2) * 10 / a100[1] + 6 * 3e-6)
+    assert fused["memory"] == pytest.approx((1 + 2 + 2) * 10 / a100[1]) and fused["kernels"] == 4
+    assert roofline.predict(found, "cpu") is None
+
+
+def test_the_summary_shows_measured_beside_predicted_figures():
+    case = {"pairs_of_a_step": 64, "pairs_per_second": 500.0, "mfu": 0.2}
+    result = {
+        "device": "NVIDIA H100 80GB HBM3",
+        "torch": "2.14",
+        "roofline": {"figures": {"config": "", "H100": {"64": {"pairs_per_second": 700, "mfu": 0.25}}}},
+        "pretrain_64": {
+            "figures": {
+                side: {**case, "settings": f"train.compile={on}"} for side, on in (("A", "false"), ("B", "true"))
+            }
+        },
+        "caption": {"error": "out of memory"},
+        "retrieval": {"figures": {"pairs_per_second": 900, "predicted": None}},
+    }
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in summary(result).splitlines()]
+    assert rows[0] == ["NVIDIA H100 80GB HBM3, torch 2.14", "measured", "predicted"]
+    assert rows[2:4] == [
+        ["pretrain: 64 pairs, eager, pairs/s", "500.0", "700"],
+        ["pretrain: 64 pairs, eager, MFU", "0.2", "0.25"],
+    ]
+    assert rows[4] == ["pretrain: 64 pairs, compiled, pairs/s", "500.0", "-"]
+    assert rows[6:] == [["caption", "out of memory", "-"], ["retrieval: pairs/s", "900", "-"]]
 
 
 def test_all_runs_every_benchmark_and_keeps_what_fails(tmp_path, monkeypatch, capsys):

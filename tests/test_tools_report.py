@@ -103,12 +103,17 @@ def test_unfinished_runs_give_no_number(tmp_path):
     make_run(tmp_path / "a", COCO, recalls(80.0))
     make_run(tmp_path / "b", COCO, {})
     make_ablation(tmp_path, "semmim", 1, 50.0, 60.0)
-    (tmp_path / "semmim/seed_1/result.json").write_text(json.dumps({"row": "semmim", "stages": {"vqa": {}}}))
+    (tmp_path / "semmim/seed_1/result.json").write_text(json.dumps({"row": "semmim", "seed": 1, "stages": {"vqa": {}}}))
     found = runs.find_runs(tmp_path)
     assert [run.folder.relative_to(tmp_path).as_posix() for run in found] == ["a", "semmim/seed_1/vqa"]
     (tmp_path / "other").mkdir()
+    (tmp_path / "other/result.json").write_text('{"failed": 3}')  # another program's
     with pytest.raises(UserError, match="no run in it"):
         report.main([str(tmp_path / "other")])
+    for broken in ("[1]", "null", '{"test": 5}', '{"run": 5}'):
+        (tmp_path / "b/metrics.json").write_text(broken)
+        with pytest.raises(UserError, match="b/metrics.json"):
+            report.main([str(tmp_path)])
 
 
 def test_a_studys_table_gives_the_tables_of_its_folder(tmp_path, capsys):

@@ -21,8 +21,14 @@ caption: captions per second of beam search (the decoder's part, given the image
 
 loader: milliseconds of CPU time per pair of the pre-training loader on JPEG images made for the purpose.
 
-all: all of them, each in a process of its own, at base size on a GPU and at the demo's on a CPU, into
-FOLDER/all.json after each: what to run once on a new machine.
+checkpoint: how long training waits for a checkpoint.
+
+roofline: pairs per second that a H200, H100 and A100 would reach with 128, 64 and 16 pairs, kernel by kernel and fused
+by a perfect compiler, from a traced step of fake tensors; it needs no GPU and takes minutes.
+
+all: all of them, each in a process of its own, at base size on a GPU (about 10 minutes on an H100) and at the demo's on
+a CPU, into FOLDER/all.json after each and FOLDER/summary.md at the end, a table of measured beside predicted figures:
+what to run once on a new machine.
 """
 
 from __future__ import annotations
@@ -39,11 +45,14 @@ import torch
 
 from engine.distributed import distributed
 from tools.benchmark.caption import run_caption
+from tools.benchmark.checkpoint import run_checkpoint
 from tools.benchmark.loader import run_loader
 from tools.benchmark.model import run_params
 from tools.benchmark.pretrain import run_pretrain
 from tools.benchmark.retrieval import run_retrieval
-from utils import ROOT, UserError, choose_device, own_folder, run_main, write_json
+from tools.benchmark.roofline import BATCHES, run_roofline
+from tools.benchmark.summary import summary
+from utils import ROOT, UserError, choose_device, own_folder, replacing, run_main, write_json
 
 RUN = {
     "params": run_params,
@@ -51,32 +60,30 @@ RUN = {
     "retrieval": run_retrieval,
     "caption": run_caption,
     "loader": run_loader,
+    "checkpoint": run_checkpoint,
+    "roofline": run_roofline,
 }
 BASE, DEMO = "configs/Pretrain.yaml", "configs/demo/Pretrain.yaml"
-GPU = {  # at the paper's size; the longest takes a few minutes
+COMPARE = "--compare train.compile=false train.compile=true --rounds 2 --batches 8"
+GPU = {  # at the paper's size, the quick ones first
     "params": "params",
-    "pretrain": "pretrain",
-    "pretrain_sorted_by_length": "pretrain --compare data.bucket_batches=0 data.bucket_batches=8",
-    "pretrain_compiled": "pretrain --compare train.compile=false train.compile=true",
-    "pretrain_fp32": "pretrain --override train.precision=fp32 train.batch_size=64 --rounds 1",
-    "pretrain_checkpointing": "pretrain --override model.image_encoder.checkpointing=true",
-    "pretrain_text_checkpointing": "pretrain --override model.bert.checkpointing=true",
-    "pretrain_batch_256": "pretrain --override train.batch_size=256 model.image_encoder.checkpointing=true "
-    "model.bert.checkpointing=true train.compile=true",
     "loader": "loader --workers 8 --pairs 4096",
-    "retrieval": "retrieval",
-    "retrieval_base": f"retrieval --config {BASE} --images 200 --override model.image_encoder.image_size=384",
+    "checkpoint": "checkpoint",
+    "roofline": "roofline",
+    **{f"pretrain_{pairs}": f"pretrain --override train.batch_size={pairs} {COMPARE}" for pairs in BATCHES},
+    "retrieval": f"retrieval --config {BASE} --images 200 --override model.image_encoder.image_size=384",
     "caption": "caption --override model.image_encoder.image_size=384",
 }
 CPU = {  # at the demo's size, at which a step takes a second; parameters at the paper's
     "params": "params",
+    "loader": "loader",
+    "checkpoint": f"checkpoint --config {DEMO}",
     "pretrain": f"pretrain --config {DEMO}",
     "pretrain_sorted_by_length": f"pretrain --config {DEMO} --compare data.bucket_batches=0 data.bucket_batches=8",
-    "loader": "loader",
     "retrieval": "retrieval --images 200",
     "caption": f"caption --config {DEMO}",
 }
-ON_THE_CPU = ("params", "loader")  # whatever the device
+ON_THE_CPU = ("params", "loader", "roofline")  # whatever the device
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -108,6 +115,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
     repeats = (3, "runs of each; the fastest counts")
     command("params", BASE)
+    command("roofline", BASE)
+    command("checkpoint", BASE, repeats=repeats)
     pretrain = command("pretrain", BASE, rounds=(3, "times that all batches are timed"), batches=(8, "of a round"))
     pretrain.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two settings by turns, overrides in quotes")
     sizes = {"images": (600, "with five captions each"), "k": (64, "candidates of a query")}
@@ -150,6 +159,9 @@ def run_all(args: argparse.Namespace) -> dict:
             found["figures"] = json.loads(done.stdout)
         result[name] = found
         write_json(folder / "all.json", result)
+    with replacing(folder / "summary.md") as file:
+        file.write_text(summary(result) + "\n", encoding="utf-8")
+    print(summary(result), file=sys.stderr)
     return result
 
 

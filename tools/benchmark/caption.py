@@ -11,6 +11,7 @@ from models.bert import TextDecoder
 from models.generation import Generation, generate
 from models.semmim import build_backbone
 from tools.benchmark.model import by_turns, machine, random_config, tokenizer_of
+from tools.benchmark.roofline import per_second
 
 
 @torch.random.fork_rng()
@@ -62,6 +63,7 @@ def run_caption(args: argparse.Namespace) -> dict:
         "tokens": sentences["ours"].shape[1],
         "captions_per_second": round(speed["ours"], 3),
         "captions_per_second_transformers": round(speed["transformers"], 3),
+        "predicted": per_second(ours, args.images, device),
         "ratio": round(speed["ours"] / speed["transformers"], 2),
         "equal_tokens": round(float(same), 4),
     }

@@ -12,6 +12,7 @@ from evaluation import ranking
 from evaluation.sharded import eval_batches
 from models.semmim import SemMIM, build_backbone
 from tools.benchmark.model import by_turns, machine, random_config, tokenizer_of
+from tools.benchmark.roofline import per_second
 from tools.demo import scenes
 
 MAX_TOKENS = 30  # ALBEF pads every text of an evaluation to this length
@@ -59,6 +60,7 @@ def run_retrieval(args: argparse.Namespace) -> dict:
         "pairs": pairs["ours"],
         "pairs_per_second": round(speed["ours"]),
         "pairs_per_second_by_query": round(speed["loop"]),
+        "predicted": per_second(ours, pairs["ours"], device),
         "ratio": round(speed["ours"] / speed["loop"], 2),
         "ratio_of_cpu_time": round(cpu_speed["ours"] / cpu_speed["loop"], 2) if device.type == "cpu" else None,
         "largest_score_difference": float(f"{difference:.2g}"),

@@ -73,7 +73,7 @@ def find_runs(path: Path, unfinished: bool = False) -> list[Run]:
 
 def failed_stages(file: Path) -> list[Run]:
     """The stages of an ablation that failed, or could not begin because an earlier one failed; metrics: the reason."""
-    result = read_json(file)
+    result = read_result(file)
     return [
         Run(
             folder=file.parent / name,
@@ -101,9 +101,8 @@ def read_run(folder: Path) -> Run | None:
     """The run in a folder; None for a stage of an ablation that has not ended, and for other programs' folders."""
     config, log = read_yaml(folder / "config.yaml"), read_log(folder)
     stage = next((stage for key, stage in STAGE_OF_KEY.items() if key in config), None)
-    metrics, server, result = map(
-        read_if_there, (folder / "metrics.json", folder / "server.json", folder.parent / "result.json")
-    )
+    metrics, server = (read_if_there(folder / name) for name in ("metrics.json", "server.json"))
+    result = read_result(folder.parent / "result.json")
     if stage is None or (result and folder.name not in result.get("stages", {})):
         return None
     trained = any((folder / f"checkpoint_{name}.pth").exists() for name in ("last", "best"))
@@ -123,8 +122,17 @@ def read_run(folder: Path) -> Run | None:
 
 
 def read_if_there(path: Path) -> dict:
-    """The object in a JSON file; {} without one."""
-    return read_json(path) if path.is_file() else {}
+    """metrics.json or server.json, {} without one. Raises UserError if no script has written it so."""
+    found = read_json(path) if path.is_file() else {}
+    if not isinstance(found, dict) or not all(isinstance(found.get(key, {}), dict) for key in ("val", "test", "run")):
+        raise UserError(f"{path}: not as the scripts write it; remove it")
+    return found
+
+
+def read_result(path: Path) -> dict:
+    """tools.ablate's result.json; {} without one and for other programs' files of that name."""
+    found = read_json(path) if path.is_file() else {}
+    return found if isinstance(found, dict) and {"row", "seed", "stages"} <= found.keys() else {}
 
 
 def read_log(folder: Path) -> list[dict]:
