@@ -367,10 +367,14 @@ def check_activation(vit: VisionTransformer, path: str, config_file: str | None)
     Activations have no weights: with the wrong one a file loads, and every number is off by about a hundredth.
     """
     own = "quick_gelu" if isinstance(vit.blocks[0].mlp.act, QuickGELU) else "gelu"
-    values = read_architecture(config_file) if config_file is not None else {}
-    vision = values.get("vision_config", values)
-    if str(values.get("model_type")).startswith("clip") and isinstance(vision, dict):  # Hugging Face's
+    values, stated = read_architecture(config_file) if config_file is not None else {}, None
+    vision, pretrained = values.get("vision_config", values), values.get("pretrained_cfg")
+    if isinstance(name := values.get("architecture"), str):  # timm's own name of the model
+        openai = isinstance(pretrained, dict) and pretrained.get("tag") == "openai"
+        stated = "quick_gelu" if openai or "quickgelu" in name else "gelu"
+    elif str(values.get("model_type")).startswith("clip") and isinstance(vision, dict):  # Hugging Face's
         stated = vision.get("hidden_act", "quick_gelu")
+    if stated is not None:
         if (stated == "quick_gelu") != (own == "quick_gelu"):
             raise UserError(
                 f"{config_file}: its weights were made with the activation {shown(stated)}, model.image_encoder.name "

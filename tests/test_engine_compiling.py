@@ -43,22 +43,23 @@ def one_step(model, seed):
     return torch.stack([value for name, value in sorted(logs.items()) if name.startswith("loss/")]), gradients
 
 
+SMALL = ("model.image_encoder.args={depth: 1}", "mim.inject_from=1")
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
-        (),
-        ("itm.temperature=1.0", "itc.negatives=batch"),
-        ("mim.target=pixels", "mim.predict=all"),
-        ("model.image_encoder.checkpointing=true", "model.bert.checkpointing=true"),
+        ("itm.temperature=1.0",),
+        ("mim.target=pixels", "itc.negatives=batch", "model.image_encoder.checkpointing=true"),
     ],
 )
 def test_a_pre_training_step_is_one_graph_with_the_same_losses_and_gradients(overrides):
-    plain = tiny_model(*NO_DROPOUT, CLIP, *overrides).train()
+    plain = tiny_model(*NO_DROPOUT, CLIP, *SMALL, *overrides).train()
     compiled, graphs = copy.deepcopy(plain), Graphs()
     names = list(compiled.state_dict())
     assert compile_model(compiled, graphs) == 1
     counts = []
-    for seed in range(4):  # captions of several lengths, other weights of soft targets and shares that are done
+    for seed in range(3):  # captions of several lengths, other weights of soft targets and shares that are done
         for ours, expected in zip(one_step(compiled, seed), one_step(plain, seed), strict=True):
             torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
         counts.append(graphs.count)

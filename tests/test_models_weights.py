@@ -255,11 +255,15 @@ def test_image_weights(tmp_path, case):
 
 @pytest.mark.parametrize(
     "name, config, part",
-    [(QUICK, {"hidden_act": "gelu"}, "activation 'gelu', "), (EXACT, {}, "activation 'quick_gelu', ")],
-    ids=["LAION's CLIP", "OpenAI's CLIP"],
+    [
+        (QUICK, {"model_type": "clip", "vision_config": {"hidden_act": "gelu"}}, "activation 'gelu', "),
+        (EXACT, {"model_type": "clip", "vision_config": {}}, "activation 'quick_gelu', "),
+        (EXACT, {"architecture": EXACT, "pretrained_cfg": {"tag": "openai"}}, "activation 'quick_gelu', "),
+    ],
+    ids=["LAION's CLIP", "OpenAI's CLIP", "timm's OpenAI"],
 )
 def test_image_weights_made_with_another_activation(tmp_path, name, config, part, caplog):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "vision_config": config}))
+    (tmp_path / "config.json").write_text(json.dumps(config))
     torch.save(clip_weights(), tmp_path / "pytorch_model.bin")
     named = f"{tmp_path / 'config.json'}: its weights were made with the activation"
     refused(lambda: tiny_encoder(name=name, weights=str(tmp_path)), named, part)
