@@ -126,7 +126,7 @@ def check_weights(
     lacking: str | None = None,
     shown: Callable[[str], str] = str,
 ) -> None:
-    """Raise UserError unless `weights` have exactly the names and shapes of `own`, a module's state dict.
+    """UserError unless `weights` are plain tensors of the very names and shapes of `own`, a module's state dict.
 
     source: the file, which the one line names first; advice: what to do, with which it ends; lacking: prefix of the
     names that may be missing; shown: how a name is called in the file, if it was renamed.
@@ -134,12 +134,21 @@ def check_weights(
     missing = [name for name in own if name not in weights and not (lacking and name.startswith(lacking))]
     left_over = [name for name in weights if name not in own]
     wrong = [name for name in own if name in weights and weights[name].shape != own[name].shape]
-    for names, problem in ((missing, "is missing"), (left_over, "has no place in the model"), (wrong, "")):
+    odd = [name for name in own if name in weights and not is_plain(weights[name])]
+    problems = "is missing", "has no place in the model", "", "is a sparse, quantized, complex or expanded tensor"
+    for names, problem in zip((missing, left_over, wrong, odd), problems, strict=True):
         if names:
             name, others = names[0], len(names) - 1
             problem = problem or f"has the shape {list(weights[name].shape)} instead of {list(own[name].shape)}"
             more = f" (and {others} more)" if others else ""
             raise UserError(f"{source}: {one_line(shown(name))} {problem}{more}; {advice}")
+
+
+def is_plain(value: Tensor) -> bool:
+    """Whether it has real values of its own, as many as its shape says."""
+    if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def check_vocabulary(path: str, vocab: str | os.PathLike) -> str:
