@@ -222,10 +222,7 @@ def if_filled(table: Table) -> list[Table]:
 
 
 def gpu_days(pairs_per_second: float, gpus: int = 1) -> float:
-    """GPU days of the paper's schedule: 5.1M captions x 20 epochs / (pairs/s per GPU) / 86,400 s.
-
-    Its own inverse: `gpu_days(days)` are the pairs per second of one GPU that these days mean.
-    """
+    """GPU days of the paper's schedule: 5.1M captions x 20 epochs / (pairs/s per GPU) / 86,400 s."""
     return CAPTIONS * EPOCHS / (pairs_per_second / gpus) / SECONDS_A_DAY
 
 
@@ -246,7 +243,7 @@ def cost_tables(runs: list[Run], parameters: dict[str, int], pairs_per_second: f
         measured = f"From {pairs_per_second:g} pairs/s on {gpus} GPU{'s' if gpus > 1 else ''}."
     notes = [
         "GPU days = 5.1M captions x 20 epochs / (pairs/s per GPU) / 86,400; the paper's "
-        f"{printed_days} mean {gpu_days(float(printed_days.split()[0])):.1f} pairs/s per GPU.",
+        f"{printed_days} mean {CAPTIONS * EPOCHS / SECONDS_A_DAY / int(printed_days.split()[0]):.1f} pairs/s per GPU.",
         measured,
         "The paper's 360M (354M without the head) come out if the fusion encoder has an embedding layer of its own "
         "(words, positions, types), unused, as in mPLUG's code, and M is 2^20; this code has no such layer.",
