@@ -132,6 +132,10 @@ def test_a_file_that_is_not_as_the_tool_wrote_it_is_not_replaced(run, source, tm
             record.write('\n5\n["coco/anno')  # a full disk cut the line
         run("coco")
     run("flickr30k")  # the other files of the folder are the tool's
+    notes = tmp_path / "data/prepared/written.jsonl"
+    notes.write_text("my notes\n")
+    refused(lambda: run("flickr30k"), "written.jsonl: is not tools.prepare's; move it away")
+    assert notes.read_text() == "my notes\n"
 
 
 # ------------------------------------------------------------------------------------------------ NoCaps

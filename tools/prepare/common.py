@@ -91,6 +91,8 @@ class Job:
                 for line in file:
                     with contextlib.suppress(ValueError, TypeError):  # a full disk may have cut a line
                         self._written.add(tuple(json.loads(line)))
+            if self._record.stat().st_size and not any(len(state) == 3 for state in self._written):
+                raise UserError(f"{self._record}: is not tools.prepare's; move it away, or name another --output")
 
     # -------------------------------------------------------------------------------------------- files
 
