@@ -96,8 +96,11 @@ def generate(
         scores: [B * num_return] float32, by the model's own distribution whatever the sampling options.
 
     Raises:
-        UserError: scores that are not finite.
+        UserError: more beams than the vocabulary has first tokens to compare; scores that are not finite.
     """
+    words = decoder.embeddings.word_embeddings.num_embeddings
+    if options.mode == "beam" and 2 * options.beams > words:
+        raise UserError(f"beams: {options.beams} are too many for a vocabulary of {words}; use {words // 2} or fewer")
     if memory.shape[0] == 0:
         return torch.empty(0, 0, dtype=torch.int64, device=memory.device), torch.empty(0, device=memory.device)
     training = decoder.training

@@ -184,6 +184,11 @@ def test_no_images_give_no_sentences(pair):
     assert sequences.shape == (0, 0) and scores.shape == (0,)
 
 
+def test_more_beams_than_first_tokens_are_an_error(pair, memory):
+    with pytest.raises(UserError, match="beams: 31 are too many for a vocabulary of 60; use 30 or fewer"):
+        written(pair[1], memory, beams=31)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
