@@ -127,8 +127,8 @@ def start_training(
     logger.info(
         f"{trainable / 1e6:.1f}M trainable parameters, {batches} batches an epoch, "
         f"{f'{train.minutes:g} minutes' if steps is None else f'{steps} steps'}; "
-        f"global batch {train.batch_size * train.accumulation * world_size()}: {train.batch_size} per process, "
-        f"{world_size()} processes, accumulation {train.accumulation}; "
+        f"global batch {train.batch_size * train.accumulation * world_size()}: {train.batch_size} x {world_size()} "
+        f"(processes) x {train.accumulation} (accumulation); "
         f"learning rates {lr:.2e}, image encoder {lr_vit:.2e}"
     )
     data = loader.dataset.fingerprint()
