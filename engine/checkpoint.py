@@ -68,18 +68,18 @@ def last_paths(folder: Path) -> list[Path]:
     return [path for path in (last_path(folder), *older) if path.exists()]
 
 
-def load_last(folder: Path) -> dict | None:
-    """The newest whole checkpoint of a run's folder, None if it has none. Raises UserError if all are damaged."""
+def load_last(folder: Path) -> tuple[dict | None, Path | None]:
+    """(The newest whole checkpoint of a folder, its file), None if there is none; UserError if all are damaged."""
     problems = []
     for path in last_paths(folder):
         try:
-            return load_checkpoint(path.resolve(), required=ENTRIES)
+            return load_checkpoint(path.resolve(), required=ENTRIES), path
         except UserError as error:
             problems.append(str(error))
             logger.info("warning: %s; the one before is tried", error)
     if problems:
         raise UserError(f"--resume: no whole checkpoint is left: {'; '.join(problems)}")
-    return None
+    return None, None
 
 
 class BestCheckpoint:

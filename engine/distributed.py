@@ -7,6 +7,7 @@ import inspect
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -88,10 +89,12 @@ def init_distributed(device: str = "auto") -> torch.device:
 
     CPU tensors travel by gloo, CUDA tensors by NCCL. Without torchrun there is one process and no group.
     """
-    device = choose_device(device)
+    device, local = choose_device(device), os.environ.get("LOCAL_RANK", "0")
+    if not local.isdecimal():
+        raise UserError(f"LOCAL_RANK is {one_line(local)}, which is no number; torchrun sets it")
+    local = int(local)
     if device == "cuda":
-        local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-        if local >= gpus:
+        if local >= (gpus := torch.cuda.device_count()):
             raise UserError(f"process {local} has no GPU: start torchrun with --nproc_per_node={gpus}")
         torch.cuda.set_device(local)
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
@@ -256,6 +259,9 @@ def compile_model(model: torch.nn.Module, backend: str | Callable = "inductor") 
     """
     from timm.models.vision_transformer import Block  # here: timm takes two seconds to import (see models.semmim)
 
+    compilers = filter(None, (os.environ.get("CXX"), "g++", "clang++", "c++"))
+    if backend == "inductor" and not any(map(shutil.which, compilers)):
+        raise UserError("train.compile: needs a C++ compiler (g++, clang++ or $CXX); install one, or set it to false")
     torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
     whole = getattr(model, "one_graph", False)
     parts = [model] if whole else [part for part in model.modules() if isinstance(part, Block | BertLayer)]

@@ -52,7 +52,7 @@ class Task:
     """
 
     def prepare(self, batch: dict) -> dict:
-        """What is added to a micro-batch on the before it travels to the device."""
+        """What is added to a micro-batch on the CPU, before it travels to the device."""
         return batch
 
     def loss(self, model: nn.Module, batch: dict, progress: Progress) -> tuple[Tensor, dict]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from engine.checkpoint import last_paths, load_last, random_state_kept
+from engine.checkpoint import last_path, last_paths, load_last, random_state_kept
 from engine.config import MAY_CHANGE, Config, differences, read_yaml, save_config
 from models.weights import check_value
 from utils import (
@@ -54,9 +54,9 @@ def begin(args: argparse.Namespace, cfg: Config) -> tuple[Run, dict | None]:
     folder = Path(args.output_dir).expanduser()
     on_main(lambda: check_folder(folder, args.resume or args.evaluate, cfg))
     resume = args.resume and not args.evaluate
-    resume_from = load_last(folder) if resume else None
+    resume_from, source = load_last(folder) if resume else (None, None)
     step = resume_from["progress"]["step"] if resume_from else -1
-    if len(steps := set(gather_objects(step))) > 1:
+    if len(steps := set(gather_objects(step))) > 1:  # none renames anything before all have read
         raise UserError(f"--resume: the processes read checkpoints of different steps, {steps}; start once more")
     if args.seed is not None:
         check_value("--seed", args.seed, int, 0, 2**62)
@@ -68,7 +68,7 @@ def begin(args: argparse.Namespace, cfg: Config) -> tuple[Run, dict | None]:
         check_same_run(cfg, resume_from, args.other_ranks)
     elif resume:
         logger.info("--resume: no checkpoint in %s, starting", folder)
-    return Run(folder, cfg, resume=resume, step=step), resume_from
+    return Run(folder, cfg, resume=resume, step=step, source=source), resume_from
 
 
 def check_same_run(config: dict, resume_from: dict, other_ranks: bool) -> None:
@@ -78,6 +78,7 @@ def check_same_run(config: dict, resume_from: dict, other_ranks: bool) -> None:
     before, may_change = len(resume_from["rng"]), MAY_CHANGE
     if other_ranks:
         may_change = MAY_CHANGE | {"train.batch_size", "train.accumulation"}
+    if other_ranks and before != world_size():
         logger.info("%d processes instead of %d: order of the data and random draws are new", world_size(), before)
     elif before != world_size():
         raise UserError(
@@ -113,7 +114,9 @@ def check_folder(folder: Path, used: bool, config: dict | None) -> None:
             f"--output_dir {folder}: it holds an earlier run; add --resume to continue it, or name another folder"
         )
     if config is not None and (known := folder / "config.yaml").exists() and read_yaml(known).keys() != config.keys():
-        raise UserError(f"--output_dir {folder}: it holds a run of another stage; name another folder")
+        raise UserError(
+            f"--output_dir {folder}: its config.yaml is of another stage or version; name another folder"
+        )
 
 
 def lock(path: Path):
@@ -143,14 +146,19 @@ class Run(contextlib.AbstractContextManager):
     `with run:` closes it, whatever ends the block. Nothing is touched before `open`, so that a start that fails on what
     can be checked leaves an earlier run alone.
 
-    resume: whether the folder may hold an earlier run; step: the one to continue from, -1 for none.
+    resume: whether the folder may hold an earlier run; step: the one to continue from, -1 for none; source: its file.
     """
 
     def __init__(
-        self, output_dir: str | os.PathLike, config: Config | None = None, resume: bool = False, step: int = -1
+        self,
+        output_dir: str | os.PathLike,
+        config: Config | None = None,
+        resume: bool = False,
+        step: int = -1,
+        source: Path | None = None,
     ):
         self.dir, self.config = Path(output_dir).expanduser(), config
-        self.resume, self.step = resume, step
+        self.resume, self.step, self.source = resume, step, source
         self.start, self.about = time.time(), {}
         self._lock = self._log = None
         self._failed: set[str] = set()  # files whose failure has been logged
@@ -174,6 +182,8 @@ class Run(contextlib.AbstractContextManager):
                 if UNFINISHED.fullmatch(path.name):
                     path.unlink()
             if self.resume:
+                if self.source:  # over a damaged newer one, which would be kept instead of it
+                    os.replace(self.source, last_path(self.dir))
                 forget_steps_after(self.step, self.dir / "log.jsonl")
             self._log = open(self.dir / "log.jsonl", "a", encoding="utf-8")
         except OSError as error:

@@ -91,7 +91,7 @@ class Trained(Task):
         self.loader, self.cfg, self.resume = loader or Loader(), cfg, resume
 
     def go(self):
-        resume_from = load_last(self.run.dir) if self.resume else None
+        resume_from = load_last(self.run.dir)[0] if self.resume else None
         self.run.resume, self.run.step = self.resume, resume_from["progress"]["step"] if resume_from else -1
         self.progress = position(self.model, self.optimizer, len(self.loader), self.cfg, CPU, resume_from)
         self.run.open()

@@ -96,12 +96,17 @@ def test_flipped_bytes_are_found_and_the_checkpoint_before_is_taken(tmp_path, ca
     refused(lambda: load_checkpoint(tmp_path / "checkpoint_last.pth"), "checkpoint_last.pth: damaged: the checksum of")
     before = contents(tmp_path)
     with caplog.at_level("INFO", "semmim"):
-        assert load_last(tmp_path)["progress"]["step"] == 1 and "the one before is tried" in caplog.text
-    assert contents(tmp_path) == before
+        found, source = load_last(tmp_path)
+    assert found["progress"]["step"] == 1 and "the one before is tried" in caplog.text
+    assert contents(tmp_path) == before  # what fails until the folder is locked leaves it as it was
+    start(tmp_path, resume=True, step=1, source=source).close()
+    assert steps_kept(tmp_path) == [1]
+    save_last(tmp_path, checkpoint(3), 2)  # the good one is kept beside it
+    assert steps_kept(tmp_path) == [3, 1]
 
 
 def test_nothing_whole_is_an_error_and_nothing_at_all_a_beginning(tmp_path):
-    assert load_last(tmp_path) is None
+    assert load_last(tmp_path) == (None, None)
     save_last(tmp_path, checkpoint(2), 2)
     flip(tmp_path / "checkpoint_last.pth")
     refused(lambda: load_last(tmp_path), "no whole checkpoint is left")
@@ -179,7 +184,9 @@ def test_another_number_of_processes_needs_a_flag(caplog):
     refused(lambda: check_same_run(config, found, False), "of 3 processes, this run has 1", "--other_ranks")
     with caplog.at_level("INFO", "semmim"):
         check_same_run(config, found, True)
-    assert "order of the data and random draws are new" in caplog.text
+        assert caplog.text.count("order of the data and random draws are new") == 1
+        check_same_run({}, {"rng": [0], "config": {}}, True)  # as many as before
+    assert caplog.text.count("order of the data and random draws are new") == 1
 
 
 # ------------------------------------------------------------------------------------------ the folder and its lock
@@ -195,7 +202,7 @@ def test_a_used_folder_is_continued_only_on_request(tmp_path):
     run.log(1, {"x": 1.0})
     run.close()
     assert (tmp_path / "config.yaml").read_text() == "seed: 3\n"
-    refused(lambda: start(tmp_path, Config(seed=3, mim={}), evaluate=True), "a run of another stage")
+    refused(lambda: start(tmp_path, Config(seed=3, mim={}), evaluate=True), "of another stage or version")
     assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1]
 
 

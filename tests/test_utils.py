@@ -211,6 +211,9 @@ def test_processes_that_do_not_find_each_other_end_with_one_line(number):
 
 
 def test_a_rank_that_is_no_number_is_an_error(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setenv("LOCAL_RANK", "x")
+        refused(lambda: init_distributed("cpu"), "LOCAL_RANK is x, which is no number")
     monkeypatch.setenv("RANK", "x")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(utils.UserError, match="invalid literal for int.*start them all again by torchrun"):
