@@ -114,9 +114,7 @@ def check_folder(folder: Path, used: bool, config: dict | None) -> None:
             f"--output_dir {folder}: it holds an earlier run; add --resume to continue it, or name another folder"
         )
     if config is not None and (known := folder / "config.yaml").exists() and read_yaml(known).keys() != config.keys():
-        raise UserError(
-            f"--output_dir {folder}: its config.yaml is of another stage or version; name another folder"
-        )
+        raise UserError(f"--output_dir {folder}: its config.yaml is of another stage or version; name another folder")
 
 
 def lock(path: Path):
