@@ -18,7 +18,6 @@ from torch.utils.flop_counter import flop_registry
 
 from dataset.transforms import normalized
 from engine.window import peak_tflops
-from models import bert, vit
 from optim import create_optimizer
 from tools.benchmark.model import meta_model, tokenizer_of
 from utils import autocast
@@ -141,6 +140,8 @@ def attention(q, k, v, mask=None, drop=0.0, causal=False):
 @contextmanager
 def pretending():
     """Fake tensors on the CPU that take the ways of a GPU."""
+    from models import bert, vit  # here: timm takes two seconds to import
+
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     texts, images = mock.patch.object(bert, "attention", attention), mock.patch.object(vit, "fused_attention_pays")
     with texts, images, fake, LikeCuda():  # the mock of the second is true
