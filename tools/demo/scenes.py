@@ -170,10 +170,10 @@ def _to(a: SceneObject, b: SceneObject) -> str:
     return " and ".join(words.get(part, part) for part in relation(a, b))
 
 
-def _at(o: SceneObject) -> str:
-    """The words of an object's place."""
+def place_words(place: str) -> str:
+    """Where a place of PLACES is."""
     words = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}
-    return words.get(o.place) or ("in the middle" if o.place == "middle" else f"in the {o.place} corner")
+    return words.get(place) or ("in the middle" if place == "middle" else f"in the {place} corner")
 
 
 def _neighbors(scene: Scene) -> list[tuple[SceneObject, SceneObject]]:
@@ -211,7 +211,7 @@ class Writer:
     def rest(self, *named: SceneObject) -> str:
         """The end of a caption that has named all objects but at most one."""
         others = [o for o in self.objects if o not in named]
-        place = f" {_at(others[0])}" if others and self.rng.random() < 0.5 else ""
+        place = f" {place_words(others[0].place)}" if others and self.rng.random() < 0.5 else ""
         return f" with {self.name(others[0], size=0, word=0)}{place}" if others else ""
 
     def all(self) -> str:
@@ -229,7 +229,7 @@ class Writer:
         """The captions that any scene with as many objects can have, beside `listing`."""
         name, everything, ground = self.name, self.all, self.ground
         if len(self.objects) == 1:
-            at = _at(self.objects[0])
+            at = place_words(self.objects[0].place)
             return [
                 lambda: f"on {ground} {everything()}",
                 lambda: f"{everything()} {at}",
@@ -239,7 +239,7 @@ class Writer:
         return [
             partial(self.of_two, lambda a, b: f"{name(a)} {_to(a, b)} {name(b)}"),
             partial(self.of_two, lambda a, b: f"{name(a, 'the')} is {_to(a, b)} {name(b, 'the')}"),
-            partial(self.of_two, lambda a, b: f"{name(a)} {_at(a)} and {name(b)} {_at(b)}"),
+            partial(self.of_two, lambda a, b: f"{name(a)} {place_words(a.place)} and {name(b)} {place_words(b.place)}"),
             lambda: f"on {ground} {everything()}",
             partial(self.of_two, lambda a, b: f"{_to(b, a)} {name(a, 'the')} there is {name(b)}"),
         ]

@@ -1,0 +1,56 @@
+"""Crowded scenes: what their captions name, and the measures on scores whose answer is known."""
+
+import json
+
+import pytest
+import torch
+
+from tools.demo import crowd, scenes
+from utils import ROOT
+
+SHOWN = [crowd.make_scene(3, index, size=96) for index in range(100)]
+TRUE = crowd.true_descriptions(SHOWN)
+
+
+def test_every_caption_names_one_object_of_five_and_says_what_it_is():
+    known = set((ROOT / "configs/demo/vocab.txt").read_text(encoding="utf-8").split())
+    for scene in SHOWN:
+        for number, caption in enumerate(crowd.captions(scene)):
+            assert scenes.named_objects(scene, caption) == [other == number for other in range(crowd.OBJECTS)]
+            assert caption.endswith(crowd.describe(*crowd.description(scene.objects[number])))
+            assert set(caption.split()) <= known
+
+
+@pytest.mark.parametrize(("size", "grid"), [(96, 8), (144, 12)])
+def test_objects_keep_their_pixels_and_lie_apart_on_every_grid(size, grid):
+    for index in range(50):
+        scene = crowd.make_scene(3, index, size)
+        for o in scene.objects:
+            x0, y0, x1, y1 = o.pixel_box(size)
+            assert abs(x1 - x0 - crowd.PIXELS[o.size]) <= 1 and 0 <= x0 < x1 <= size and 0 <= y0 < y1 <= size
+        assert {-1, *range(crowd.OBJECTS)} == set(scenes.patch_objects(scene, size, grid, crowd.LEAST))
+
+
+def test_writing_gives_the_scenes_that_measuring_leaves_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(crowd, "TRAIN", 3)
+    crowd.main(["write", "--output", str(tmp_path / "crowd"), "--size", "96", "--seed", "3"])
+    entries = json.loads((tmp_path / "crowd/pretrain.json").read_text())
+    assert [entry["caption"] for entry in entries] == [crowd.captions(scene) for scene in SHOWN[:3]]
+    assert all((tmp_path / "crowd" / entry["image"]).is_file() for entry in entries)
+
+
+def test_recall_and_attributes_of_perfect_and_of_color_blind_scores():
+    assert TRUE.sum(1).eq(crowd.OBJECTS).all()
+    scores = TRUE.float()
+    assert crowd.recall(scores, TRUE) == 100 and set(crowd.told_apart(scores, TRUE).values()) == {100}
+    shape = (-1, *map(len, crowd.ATTRIBUTES.values()))
+    blind = scores.view(shape).amax(2, keepdim=True).expand(-1, -1, 4, -1, -1)  # as high for each color
+    noise = torch.rand(blind.shape, generator=torch.Generator().manual_seed(0))
+    found = crowd.told_apart((blind + 0.1 * noise).flatten(1), TRUE)
+    assert found["color"] == pytest.approx(25, abs=6) and found["shape"] > 95 and found["place"] > 85
+
+
+def test_masked_shares_count_patches_of_the_named_object():
+    named = torch.tensor([[1, 1, 0, 0, 0, 0]]).bool()
+    masks = torch.tensor([[[1, 0, 1, 0, 0, 0]], [[1, 1, 0, 0, 0, 0]]]).bool()  # two draws of two patches
+    assert crowd.masked_shares(masks, named) == {"of the named": 75, "on the named": 75}
