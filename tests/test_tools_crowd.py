@@ -4,8 +4,10 @@ import json
 
 import pytest
 import torch
+from tiny import NO_DROPOUT, TOKENIZER, make_batch, make_draws, tiny_model
 
-from tools.demo import crowd, scenes
+from dataset.transforms import to_pixels
+from tools.demo import crowd, injection, scenes
 from utils import ROOT
 
 SHOWN = [crowd.make_scene(3, index, size=96) for index in range(100)]
@@ -54,3 +56,39 @@ def test_masked_shares_count_patches_of_the_named_object():
     named = torch.tensor([[1, 1, 0, 0, 0, 0]]).bool()
     masks = torch.tensor([[[1, 0, 1, 0, 0, 0]], [[1, 1, 0, 0, 0, 0]]]).bool()  # two draws of two patches
     assert crowd.masked_shares(masks, named) == {"of the named": 75, "on the named": 75}
+
+
+# ---------------------------------------------------------------- degraded views and other texts
+
+
+def test_what_is_occluded_is_the_named_third_and_all_views_draw_the_same_numbers():
+    captions = [crowd.captions(scene)[0] for scene in SHOWN[:8]]
+    images = torch.stack([to_pixels(scenes.render(scene, 96)) for scene in SHOWN[:8]])
+    views = {}
+    for view in injection.VIEWS:
+        torch.manual_seed(0)
+        views[view] = injection.degrade(images, captions, view).int(), torch.rand(1).item()
+    assert torch.equal(views["whole"][0], images.int()) and len({after for _, after in views.values()}) == 1
+    cells = (views["occluded"][0] - views["blurred"][0]).abs().view(8, 3, 3, 32, 3, 32).amax((1, 3, 5)).flatten(1)
+    objects = [scene.objects[0].place for scene in SHOWN[:8]]
+    assert [crowd.ATTRIBUTES["place"][cell] for cell in cells.argmax(1)] == objects
+    assert (cells > 0).sum() == 8
+
+
+def test_a_text_without_the_object_says_where_something_is():
+    assert injection.only_where("we see a small red circle on the left") == "we see a object on the left"
+
+
+@pytest.mark.parametrize("text", injection.TEXTS)
+def test_another_text_reaches_the_patches_of_view_2_and_no_other_loss(text):
+    overrides = "itc.negatives=batch", *NO_DROPOUT
+    captions = [crowd.captions(scene)[0] for scene in SHOWN[:6]]
+    batch = make_batch(captions=captions)
+    plain, other = tiny_model(*overrides), tiny_model(*overrides)
+    other.__class__ = injection.PretrainModel
+    batch["injected_ids"], batch["injected_mask"] = TOKENIZER.encode(injection.told(captions, text), 25)
+    draws = make_draws(batch)
+    (_, expected), (_, found) = (model(model.prepare(batch, draws), 0.4) for model in (plain, other))
+    for name in ("cls", "itc", "itm", "mlm", "plm"):
+        assert torch.equal(found[f"loss/{name}"], expected[f"loss/{name}"])
+    assert torch.equal(found["loss/patch"], expected["loss/patch"]) == (text == "own")
