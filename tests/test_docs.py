@@ -19,6 +19,7 @@ PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README
 ROAD_OUT = PAGES["reproduce.md"].partition("\n## The road out\n")[2]
 STAGE_OF_SCRIPT = {"Pretrain": "pretrain", "Retrieval": "retrieval", "Caption": "caption", "VQA": "vqa"}
 PAPER = report_tables.PAPER
+LOOPS = {"config": "VQA", "seed": "42", "size": "96", "masking": "random"}  # a value of each variable of a loop
 
 
 def commands(text: str) -> list[str]:
@@ -41,7 +42,8 @@ def test_every_command_is_accepted(line, monkeypatch):
         parse(parser, arguments)
         raise Accepted
 
-    words = shlex.split(re.sub(r" [XN]\b", " 8", line).replace("$config", "VQA").replace("$seed", "42"), comments=True)
+    line = re.sub(r"\$(\w+)", lambda name: LOOPS.get(name[1], name[0]), re.sub(r" [XN]\b", " 8", line))
+    words = shlex.split(line, comments=True)
     if words[0] == "-m":
         name = words[1].removeprefix("tools.")
         module = f"tools.{name}.__main__" if (ROOT / "tools" / name).is_dir() else f"tools.{name}"
