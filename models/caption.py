@@ -37,7 +37,8 @@ class CaptionModel(nn.Module):
         self, images: Tensor, prompt_ids: Tensor, prompt_mask: Tensor | None, options: Generation
     ) -> tuple[Tensor, Tensor]:
         """Captions as token ids [B * num_return, T] and their scores, see `generation.generate`."""
-        memory, memory_mask = self.backbone.encode_memory(images, prompt_ids, prompt_mask)
+        image_embeds = self.backbone.image_encoder(images)
+        memory, memory_mask = self.backbone.encode_memory(image_embeds, prompt_ids, prompt_mask)
         return generate(self.backbone.decoder, memory, memory_mask, self.tokens, options)
 
     def forward(self, batch: dict, objective: Callable) -> tuple[Tensor, dict]:
@@ -46,7 +47,8 @@ class CaptionModel(nn.Module):
         batch: image [B, 3, S, S]; prompt_ids, prompt_mask [B, P] (None: no padding); input_ids, target [B, T];
         references (`dataset.caption.CaptionCollate`).
         """
-        memory, memory_mask = self.backbone.encode_memory(batch["image"], batch["prompt_ids"], batch["prompt_mask"])
+        image_embeds = self.backbone.image_encoder(batch["image"])
+        memory, memory_mask = self.backbone.encode_memory(image_embeds, batch["prompt_ids"], batch["prompt_mask"])
         return objective(self, batch, memory, memory_mask)
 
 

@@ -118,13 +118,12 @@ class SemMIM(nn.Module):
         return memory, torch.cat([text_mask.new_ones(image_embeds.shape[:2]), text_mask], 1)
 
     def encode_memory(
-        self, images: Tensor, input_ids: Tensor, attention_mask: Tensor | None, image_rows: Tensor | None = None
+        self, image_embeds: Tensor, input_ids: Tensor, attention_mask: Tensor | None, image_rows: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """`decoder_memory` of images and what is said or asked of them. [U, 3, S, S], [B, L], [B, L] or None
+        """`decoder_memory` of images and what is said or asked of them. [U, 1+N, D], [B, L], [B, L] or None
 
         image_rows: [B] the image of each text; None: text b belongs to image b.
         """
-        image_embeds = self.image_encoder(images)  # [U, 1+N, D]
         text_embeds = self.text_encoder(input_ids, attention_mask)  # [B, L, D]
         memory = self.fusion_encoder.project_memory(image_embeds)
         fused = self.fusion_encoder(text_embeds, attention_mask, memory, image_rows)  # [B, L, D]

@@ -27,11 +27,13 @@ class VQAModel(nn.Module):
     def remember(self, batch: dict) -> tuple[Tensor, Tensor | None]:
         """What the decoder attends to: (memory [B, S+L, D], memory_mask [B, S+L], None if nothing is padded).
 
-        batch: image [U, 3, S, S], input_ids, attention_mask [B, L], and image_rows [B], the image of each question, if
-        U is not B.
+        batch: image [U, 3, S, S] or, encoded already, image_embeds [U, 1+N, D]; input_ids, attention_mask [B, L]; and
+        image_rows [B], the image of each question, if U is not B.
         """
-        rows = batch.get("image_rows")
-        return self.backbone.encode_memory(batch["image"], batch["input_ids"], batch["attention_mask"], rows)
+        image_embeds, rows = batch.get("image_embeds"), batch.get("image_rows")
+        if image_embeds is None:
+            image_embeds = self.backbone.image_encoder(batch["image"])
+        return self.backbone.encode_memory(image_embeds, batch["input_ids"], batch["attention_mask"], rows)
 
     def forward(self, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean over the questions of their answers' weighted negative log-likelihoods (ALBEF), and values to log.

@@ -263,30 +263,26 @@ class SemMIM(nn.Module):
         ocr: Texts = (),
         answers: Texts | None = None,
         **options,
-    ) -> list[str]:
-        """An answer to each question about the image in the same place; one image, or one question, stands for all.
+    ) -> list[str] | list[list[str]]:
+        """An answer to the question about each image; to several questions, a list of their answers for each image.
 
         labels: names of objects, a list or "dog&&frisbee"; ocr: words written in the image; answers: two or more to
         choose from, None: the answer is written; options: beams, min_tokens, max_tokens, length_penalty of writing.
         """
         self.needs("answer")
-        settings, images = self.settings.vqa, list(several_images(images))
+        settings, found = self.settings.vqa, []
         own = {key: settings.answer[key] for key in ("beams", "min_tokens", "max_tokens", "length_penalty")}
         written = generation_options(options, own)
         if answers is not None:
             answers = choices(answers, "answers")
             self._note_cut("answers", answers, settings.text.max_answer_tokens - 1)
         parts = self._questions(several_texts(questions, "question"), labels, " ".join(several_texts(ocr, "ocr")))
-        if len(images) == 1:
-            images *= len(parts)
-        elif len(parts) == 1:
-            parts *= len(images)
-        if len(images) != len(parts):
-            raise UserError(f"{len(images)} images and {len(parts)} questions: give as many, or one of either")
-        found = []
-        for batch, places in self._read(images):
-            found += self._answer(batch, [parts[place] for place in places], answers, written)
-        return found
+        for batch, _ in self._read(images):
+            with self._autocast():
+                image_embeds = self.backbone.image_encoder(batch)
+            table = [self._answer(image_embeds, question, answers, written) for question in parts]  # [Q][n]
+            found += [[texts[place] for texts in table] for place in range(len(batch))]
+        return [texts[0] for texts in found] if isinstance(questions, str) else found
 
     def _questions(self, questions: list[str], labels: Texts, ocr: str) -> list[Parts]:
         """What the encoder reads of each question."""
@@ -302,11 +298,14 @@ class SemMIM(nn.Module):
         self._note_cut("labels", [names for _, _, names in parts[:1]], limits[2])
         return parts
 
-    def _answer(self, images: Tensor, parts: list[Parts], answers: list[str] | None, options: Generation) -> list[str]:
+    def _answer(
+        self, image_embeds: Tensor, question: Parts, answers: list[str] | None, options: Generation
+    ) -> list[str]:
+        """The answers to one question about n images; image_embeds: [n, 1+N, D]."""
         settings, model = self.settings.vqa, VQAModel(self.backbone, self.tokenizer)
-        ids, mask = encode_questions(self.tokenizer, parts, question_limits(settings))
-        batch = {"image": images, "input_ids": ids, "attention_mask": self.tokenizer.padding(mask)}
-        batch = utils.to_device(batch, self.device)
+        ids, _ = encode_questions(self.tokenizer, [question], question_limits(settings))
+        ids = ids.expand(len(image_embeds), -1).to(self.device)  # one for all: nothing is padded
+        batch = {"image_embeds": image_embeds, "input_ids": ids, "attention_mask": None}
         with self._autocast():
             if answers is None:
                 return [self.tokenizer.decode_answer(row) for row in model.answer(batch, options)]

@@ -39,9 +39,9 @@ def test_the_memory_is_that_of_pre_training():
     """The image's tokens, then the prompt through text and fusion encoder; an empty prompt is [CLS] alone."""
     model, batch = tiny_captioner().eval(), caption_batch()
     with torch.no_grad():
-        memory, mask = model.backbone.encode_memory(batch["image"], batch["prompt_ids"], batch["prompt_mask"])
         net = model.backbone
         image_embeds, _ = net.encode_image(batch["image"])
+        memory, mask = net.encode_memory(image_embeds, batch["prompt_ids"], batch["prompt_mask"])
         text_embeds, _ = net.encode_text(batch["prompt_ids"], batch["prompt_mask"])
         fused = net.fusion_encoder(text_embeds, batch["prompt_mask"], net.fusion_encoder.project_memory(image_embeds))
     assert batch["prompt_ids"][0].tolist() == [TOKENIZER.cls_id, *[TOKENIZER.pad_id] * 3]
@@ -53,7 +53,8 @@ def test_the_memory_is_that_of_pre_training():
 def test_cross_entropy_is_the_mean_over_all_tokens_and_leaves_unused_parts_alone(smoothing):
     model, batch = tiny_captioner(), caption_batch()
     loss, logs = model(batch, CrossEntropy(smoothing))
-    memory, mask = model.backbone.encode_memory(batch["image"], batch["prompt_ids"], batch["prompt_mask"])
+    image_embeds = model.backbone.image_encoder(batch["image"])
+    memory, mask = model.backbone.encode_memory(image_embeds, batch["prompt_ids"], batch["prompt_mask"])
     projected = model.backbone.decoder.project_memory(memory)
     logits = model.backbone.decoder.lm_logits(
         model.backbone.decoder(batch["input_ids"], memory=projected, memory_mask=mask)
@@ -85,7 +86,8 @@ def test_the_self_critical_loss_equals_the_hand_formula(log_prob):
     torch.manual_seed(4)
     loss, logs = model(batch, objective)
     sequences = seen[0]
-    memory, mask = model.backbone.encode_memory(batch["image"], batch["prompt_ids"], batch["prompt_mask"])
+    image_embeds = model.backbone.image_encoder(batch["image"])
+    memory, mask = model.backbone.encode_memory(image_embeds, batch["prompt_ids"], batch["prompt_mask"])
     total = 0.0
     baselines = [4.0, 3.5, 1.5, 0.0, 0.25, 0.25]
     for row, (ids, r, b) in enumerate(zip(sequences.tolist(), rewards.tolist(), baselines, strict=True)):

@@ -74,7 +74,8 @@ def test_of_another_model_every_layer_is_compiled():
     compiled, graphs = copy.deepcopy(plain), Graphs()
     assert compile_model(compiled, graphs) == 3 + 1 + 1 + 1
     found = [
-        net.encode_memory(batch["image1"], batch["input_ids"], batch["attention_mask"])[0] for net in (compiled, plain)
+        net.encode_memory(net.image_encoder(batch["image1"]), batch["input_ids"], batch["attention_mask"])[0]
+        for net in (compiled, plain)
     ]
     torch.testing.assert_close(*found, atol=1e-5, rtol=0)
     assert graphs.count > 2

@@ -112,17 +112,18 @@ def test_answers_are_those_of_the_vqa_script(folder, tmp_path):
     backbone, _, _ = load_backbone(folder / "vqa" / "checkpoint_best.pth", decoder=True)
     expected = answerer.predict(VQAModel(backbone, TOKENIZER), "test")
     model = loaded(folder, "vqa", batch_size=2)
-    assert model.answer(images(folder), QUESTIONS) == expected
-    one = model.answer(images(folder)[0], QUESTIONS)  # one image, more questions than a batch
-    assert one == [model.answer(images(folder)[0], question)[0] for question in QUESTIONS]
-    assert model.answer(images(folder), QUESTIONS[0])[1] == model.answer(images(folder)[1], QUESTIONS[0])[0]
+    assert [texts[place] for place, texts in enumerate(model.answer(images(folder), QUESTIONS))] == expected
 
 
-def test_a_closed_list_is_chosen_from_by_probability(folder):
-    model, answers = loaded(folder, "vqa"), ["dog", "a red bus", "two"]
-    found = model.answer(images(folder), QUESTIONS, answers=answers)
-    alone = [model.answer(path, text, answers=answers)[0] for path, text in zip(images(folder), QUESTIONS, strict=True)]
-    assert found == alone and set(found) <= set(answers)
+@pytest.mark.parametrize("answers", [None, ["dog", "a red bus", "two"]], ids=["written", "chosen"])
+def test_several_questions_are_answered_as_one_by_one_and_encode_an_image_once(folder, answers):
+    model, encoded = loaded(folder, "vqa", batch_size=2), []
+    one_by_one = [[model.answer(path, text, answers=answers)[0] for text in QUESTIONS] for path in images(folder)]
+    assert model.answer(images(folder), QUESTIONS[1], answers=answers) == [texts[1] for texts in one_by_one]
+    model.backbone.image_encoder.register_forward_hook(lambda _, args, __: encoded.append(len(args[0])))
+    assert model.answer(images(folder), QUESTIONS, answers=answers) == one_by_one
+    assert encoded == [2, 1] and model.answer(images(folder), []) == [[], [], []]
+    assert answers is None or {text for texts in one_by_one for text in texts} <= set(answers)
 
 
 @torch.no_grad()
@@ -224,7 +225,6 @@ def damaged(model):
         ("caption", lambda m, f: m.caption(f / "0.png", nosuch=1), "nosuch: no such option"),
         ("caption", lambda m, f: m.caption(f / "0.png", num_return=9), "at most 5 sentences"),
         ("vqa", lambda m, f: m.match(f / "0.png", "a dog"), "take a checkpoint of Pretrain.py or Retrieval.py"),
-        ("vqa", lambda m, f: m.answer(images(f), QUESTIONS[:2]), "3 images and 2 questions"),
         ("vqa", lambda m, f: m.answer(f / "0.png", "what?", answers="yes"), "answers: .* no choice"),
         ("retrieval", lambda m, f: loaded(f, "vqa", device="tpu"), "device tpu: "),
         ("retrieval", lambda m, f: m.classify(f / "0.png", torch.ones(3, 7)), r"\(3, 7\) is not \[C, 16\]"),

@@ -148,8 +148,7 @@ def vqa(args: argparse.Namespace) -> Iterator[dict]:
     paths, answers, model = find_images(args.images), read_lines("--answers", args.answers), load(args, "answer")
     options = {"labels": args.objects, "ocr": args.ocr, "answers": answers or None}
     for images, names in batches(model, paths, "answering"):
-        table = [model.answer(images, question, **options) for question in questions]
-        for path, texts in zip(names, zip(*table, strict=True), strict=True):
+        for path, texts in zip(names, model.answer(images, questions, **options), strict=True):
             for question, text in zip(questions, texts, strict=True):
                 yield {"image": path, "question": question, "answer": text}
 
