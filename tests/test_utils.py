@@ -210,14 +210,19 @@ def test_processes_that_do_not_find_each_other_end_with_one_line(number):
     assert done.returncode == 2 and last.startswith("error: the processes do not find each other ("), done.stderr
 
 
-def test_a_rank_that_is_no_number_is_an_error(monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setenv("LOCAL_RANK", "x")
-        refused(lambda: init_distributed("cpu"), "LOCAL_RANK is x, which is no number")
-    monkeypatch.setenv("RANK", "x")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(utils.UserError, match="invalid literal for int.*start them all again by torchrun"):
-        init_distributed("cpu")
+@pytest.mark.parametrize(
+    "rank, size, local, problem",
+    [
+        ("0", "1", "x", "LOCAL_RANK is x, which is no number"),
+        ("x", "2", "0", "RANK is x and WORLD_SIZE 2"),
+        ("0", "", "0", "RANK is 0 and WORLD_SIZE : "),
+        ("2", "2", "0", "RANK is 2 and WORLD_SIZE 2"),  # gloo would wait for it
+    ],
+)
+def test_a_rank_that_is_none_of_the_group_is_an_error(monkeypatch, rank, size, local, problem):
+    for name, value in (("RANK", rank), ("WORLD_SIZE", size), ("LOCAL_RANK", local)):
+        monkeypatch.setenv(name, value)
+    refused(lambda: init_distributed("cpu"), problem)
 
 
 def test_a_gpu_that_fails_is_no_process_that_is_not_found(monkeypatch):
