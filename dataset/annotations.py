@@ -166,7 +166,7 @@ def _plain_columns(chunk: list[tuple[Place, int | str, Any]], root: Path | None)
         inside = pc.binary_join_element_wise(start, images, separator)
         paths = pc.if_else(pc.starts_with(images, os.sep), images, inside)
         folders = pc.unique(pc.replace_substring_regex(paths, "[^/]*$", "")).to_pylist()
-        is_plain = all(name is None or os.path.join(_real_folder(name), "") == name for name in folders)
+        is_plain = all(name is None or _real_folder(name) == (name.rstrip(os.sep), False) for name in folders)
     except (KeyError, TypeError, ValueError, pa.ArrowException):
         return None
     is_complete = not images.null_count + captions.null_count and pc.min(pc.binary_length(images)).as_py() > 0
@@ -255,11 +255,13 @@ def _entries(read: dict, where: Place, kind: str, folders, source: Source, conve
             raise UserError(f"{where}: 'image' is empty or holds a zero byte")
         if where.folder is not None:
             entry["image"] = _image_path(entry, where, folders, source.image_prefix_map)
+        elif where.unit == "line":  # of a folder of images
+            entry["image"] = _real_file(entry["image"])
     return entries
 
 
 def _image_path(entry: dict, where: Place, folders, prefixes: Mapping[str, str]) -> str:
-    """The path to open, in the folder that its links and .. lead to: an image has one path, however files spell it."""
+    """The path to open, to which its links and .. lead: an image has one path, however files spell it."""
     folder, image = where.folder if folders is None else folders, entry["image"]
     if isinstance(folders, dict):
         name = entry.get("dataset")
@@ -272,11 +274,27 @@ def _image_path(entry: dict, where: Place, folders, prefixes: Mapping[str, str])
             folders[name] = find_file(folders[name], f"data.image_root.{name}").resolve()
         folder = folders[name]
     old = max((prefix for prefix in prefixes if image.startswith(prefix)), key=len, default="")
-    parent, name = os.path.split(os.path.join(folder, prefixes.get(old, old) + image[len(old) :]))
-    return os.path.join(_real_folder(parent), name)
+    return _real_file(os.path.join(folder, prefixes.get(old, old) + image[len(old) :]))
 
 
-_real_folder = lru_cache(maxsize=1 << 16)(os.path.realpath)  # of a folder's absolute path: its links are looked at once
+def _real_file(path: str) -> str:
+    """Where an absolute path leads."""
+    parent, name = os.path.split(path)
+    folder, has_links = _real_folder(parent)
+    path = os.path.join(folder, name)
+    return os.path.realpath(path) if has_links else path
+
+
+@lru_cache(maxsize=1 << 16)
+def _real_folder(path: str) -> tuple[str, bool]:
+    """Where a folder's absolute path leads, and whether links are in it: it is listed once, since to look at each of
+    millions of files takes several times as long."""
+    folder = os.path.realpath(path)
+    try:
+        with os.scandir(folder) as files:
+            return folder, any(file.is_symlink() for file in files)
+    except OSError:  # no such folder, or no right to list it
+        return folder, False
 
 
 def check_kind(value, key: str, types: tuple[type, ...], where: Place | str) -> None:

@@ -28,7 +28,7 @@ log = logging.getLogger("semmim")
 pa.set_memory_pool(pa.system_memory_pool())  # others keep what was needed to read millions of entries
 
 CACHED_FROM = 50_000_000  # bytes of annotation files; fewer are read in seconds
-VERSION = 4  # of what the Arrow file holds: to be raised with every change of what is read, checked or stored
+VERSION = 5  # of what the Arrow file holds: to be raised with every change of what is read, checked or stored
 SHARE_OF_MEMORY = 0.25  # that decoded images may take
 AT_ONCE = 1000  # images decoded before their size is looked at
 

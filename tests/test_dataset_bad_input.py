@@ -170,7 +170,7 @@ def test_an_id_stands_for_one_image_and_an_image_has_one(folder):
 
 SPELLINGS = (
     *("a.png", "./a.png", "../{0}/a.png", "//{1}/a.png", "b/../a.png", "{1}/./a.png"),
-    *("link/a.png", "{1}/link/link/a.png", "link/../{0}/a.png"),  # as open() follows them
+    *("link/a.png", "{1}/link/link/a.png", "link/../{0}/a.png", "linked.png"),  # as open() follows them
 )
 
 
@@ -178,6 +178,7 @@ def spelled(folder, **changes):
     """Entries of one image, each with its own spelling of the path and its own caption."""
     if not (folder / "link").exists():
         (folder / "link").symlink_to(folder)
+        (folder / "linked.png").symlink_to("link/a.png")
     for number, name in enumerate(SPELLINGS):
         values = {"image": name.format(folder.name, folder), "caption": f"dog {number}", "image_id": None}
         yield entry(number=0, **{**values, "question_id": number, **changes})
@@ -207,6 +208,14 @@ def test_a_folder_that_links_lead_to_is_one_folder(folder):
     assert [data[number]["image_id"] for number in range(3)] == [0, 0, 1]
     linked = make("pretrain", write(folder, [entry(0), entry(1), entry(0, image="link/a.png")]))
     assert linked.image_of_caption.tolist() == [0, 1, 0]
+
+
+def test_a_link_and_the_image_that_it_leads_to_are_one_image(folder):
+    (folder / "d.png").symlink_to("a.png")
+    linked = make("pretrain", write(folder, [entry(0), entry(1), entry(0, image="d.png")]))
+    for name in "abd":
+        (folder / f"{name}.txt").write_text("a dog")
+    assert linked.image_of_caption.tolist() == make("pretrain", folder).image_of_caption.tolist() == [0, 1, 0]
 
 
 def test_validation_is_left_out_of_training_however_its_paths_are_spelled(folder):
