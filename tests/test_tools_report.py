@@ -110,7 +110,7 @@ def test_unfinished_runs_give_no_number(tmp_path):
     (tmp_path / "other/result.json").write_text('{"failed": 3}')  # another program's
     with pytest.raises(UserError, match="no run in it"):
         report.main([str(tmp_path / "other")])
-    for broken in ("[1]", "null", '{"test": 5}', '{"run": 5}'):
+    for broken in ("[1]", "null", '{"test": 5}', '{"run": 5}', '{"test": {"images": "many"}}'):
         (tmp_path / "b/metrics.json").write_text(broken)
         with pytest.raises(UserError, match="b/metrics.json"):
             report.main([str(tmp_path)])

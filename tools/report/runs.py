@@ -23,6 +23,7 @@ DATA_FILES = re.compile(
     r"(?:dataset_)?(coco|flickr|nocaps)(?:30k)?(?:_val|_test)?$|(v(?=2_OpenEnded)|vqa(?=_test_ocr))"
 )
 COUNTS = ("images", "texts", "questions")  # of a split's metrics: different ones are different data
+NEVER_TEXT = re.compile("|".join((*COUNTS, "accuracy", "constant", "(chance|itc|itm)_.*")))  # as captioning's may be
 GENERAL_FOLDERS = ("data", "annotations", "/", ".", "..")  # say nothing about the data set
 
 
@@ -124,9 +125,15 @@ def read_run(folder: Path) -> Run | None:
 def read_if_there(path: Path) -> dict:
     """metrics.json or server.json, {} without one. Raises UserError if no script has written it so."""
     found = read_json(path) if path.is_file() else {}
-    if not isinstance(found, dict) or not all(isinstance(found.get(key, {}), dict) for key in ("val", "test", "run")):
+    parts = [found.get(key, {}) for key in ("val", "test", "run")] if isinstance(found, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts) or any(map(_has_text, parts)):
         raise UserError(f"{path}: not as the scripts write it; remove it")
     return found
+
+
+def _has_text(numbers: dict) -> bool:
+    """Whether something else stands where a number belongs."""
+    return any(NEVER_TEXT.fullmatch(key) and not isinstance(value, int | float) for key, value in numbers.items())
 
 
 def read_result(path: Path) -> dict:
