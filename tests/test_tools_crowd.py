@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from tiny import NO_DROPOUT, TOKENIZER, make_batch, make_draws, tiny_model
+from tiny import NO_DROPOUT, TOKENIZER, make_batch, make_draws, tiny_config, tiny_model
 
 from dataset.transforms import to_pixels
 from tools.demo import crowd, injection, scenes
-from utils import ROOT
+from utils import ROOT, save_checkpoint
 
 SHOWN = [crowd.make_scene(3, index, size=96) for index in range(100)]
 TRUE = crowd.true_descriptions(SHOWN)
@@ -56,6 +56,19 @@ def test_masked_shares_count_patches_of_the_named_object():
     named = torch.tensor([[1, 1, 0, 0, 0, 0]]).bool()
     masks = torch.tensor([[[1, 0, 1, 0, 0, 0]], [[1, 1, 0, 0, 0, 0]]]).bool()  # two draws of two patches
     assert crowd.masked_shares(masks, named) == {"of the named": 75, "on the named": 75}
+
+
+def test_random_weights_measure_chance(tmp_path):
+    overrides = "model.image_encoder.image_size=96", "mim.masking=random"
+    model, config = tiny_model(*overrides), tiny_config(*overrides)
+    content = {"model": model.state_dict(), "config": config.to_dict(), "stage": "pretrain"}
+    save_checkpoint(tmp_path / "last.pth", {**content, "description": model.backbone.description})
+    crowd.main(["measure", "--checkpoint", str(tmp_path / "last.pth"), "--images", "30"])
+    found = json.loads((tmp_path / "crowd.json").read_text())
+    assert max(found["recall"].values()) < 10
+    for name, values in crowd.ATTRIBUTES.items():
+        assert found[name] == pytest.approx(100 / len(values), abs=12)
+    assert found["masked"]["of the named"] == pytest.approx(30, abs=4)
 
 
 # ---------------------------------------------------------------- degraded views and other texts
