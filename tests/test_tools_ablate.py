@@ -185,8 +185,12 @@ if output.name == "pretrain" and not (output / "checkpoint_last.pth").exists():
 """
 
 
-@pytest.mark.parametrize("signals", [("TERM",), ("INT", "INT")], ids="-".join)
-def test_signals_end_the_running_stage_start_no_other_and_the_next_call_resumes(tmp_path, monkeypatch, signals):
+@pytest.mark.parametrize("signals", [("TERM",), ("INT", "INT"), ("HUP",)], ids="-".join)
+def test_signals_end_the_running_stage_start_no_other_and_the_next_call_resumes(
+    tmp_path, monkeypatch, request, signals
+):
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which is ignored if the tests run under nohup
+    request.addfinalizer(lambda: signal.signal(signal.SIGHUP, hangup))
     real = running.command
     monkeypatch.setattr(running, "command", lambda *a: [sys.executable, "-c", PROGRAM, *real(*a)[2:]])
     monkeypatch.setattr(ablate, "divide_gpus", lambda jobs, device: [("4",)])
