@@ -16,7 +16,7 @@ from tools.report import tables as report_tables
 from utils import ROOT
 
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
-ROAD_OUT = PAGES["reproduce.md"].partition("\n## The road out\n")[2]
+ROAD_OUT = PAGES["reproduce.md"].partition("\n## Training and results\n")[2]
 STAGE_OF_SCRIPT = {"Pretrain": "pretrain", "Retrieval": "retrieval", "Caption": "caption", "VQA": "vqa"}
 PAPER = report_tables.PAPER
 LOOPS = {"config": "VQA", "seed": "42", "size": "96", "masking": "random"}  # a value of each variable of a loop
