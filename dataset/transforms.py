@@ -15,6 +15,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageEnhance, ImageOps, UnidentifiedImageError
@@ -131,6 +132,15 @@ def _affine(image: Image.Image, *matrix: float) -> Image.Image:
     return image.transform(image.size, Image.Transform.AFFINE, matrix, BILINEAR, fillcolor=GRAY)
 
 
+def _translate(image: Image.Image, x: float, y: float) -> Image.Image:
+    """By x pixels to the left and y up. Whole pixels are pasted, a hundred times as fast and equal to `_affine`."""
+    if x % 1 or y % 1:
+        return _affine(image, 1, 0, x, 0, 1, y)
+    moved = Image.new("RGB", image.size, GRAY)
+    moved.paste(image, (-int(x), -int(y)))
+    return moved
+
+
 PHOTOMETRIC = {  # name: operation(image, value)
     "Identity": lambda image, value: image,
     "AutoContrast": lambda image, value: ImageOps.autocontrast(image),
@@ -141,8 +151,8 @@ PHOTOMETRIC = {  # name: operation(image, value)
 GEOMETRIC = {
     "ShearX": lambda image, value: _affine(image, 1, value, 0, 0, 1, 0),
     "ShearY": lambda image, value: _affine(image, 1, 0, 0, value, 1, 0),
-    "TranslateX": lambda image, value: _affine(image, 1, 0, value * image.width, 0, 1, 0),
-    "TranslateY": lambda image, value: _affine(image, 1, 0, 0, 0, 1, value * image.height),
+    "TranslateX": lambda image, value: _translate(image, value * image.width, 0),
+    "TranslateY": lambda image, value: _translate(image, 0, value * image.height),
     "Rotate": lambda image, value: image.rotate(value, BILINEAR, fillcolor=GRAY),
 }
 OPERATIONS = PHOTOMETRIC | GEOMETRIC
@@ -243,6 +253,24 @@ def to_tensor(image: Image.Image) -> Tensor:
     return normalize(to_pixels(image))
 
 
+def _in_memory(image: Image.Image) -> Tensor:
+    """RGB image to uint8 [H,W,4] in the image's own memory (the fourth is padding), or, if that has more than one block
+    (of 16 MiB), a copy [H,W,3]."""
+    try:
+        return torch.from_dlpack(pa.array(image).values).view(image.height, image.width, 4)
+    except ValueError:
+        return torch.from_numpy(np.array(image))
+
+
+def _from_memory(pixels: Tensor) -> Image.Image:
+    """The reverse of `_in_memory`."""
+    height, width, channels = pixels.shape
+    if channels == 3:
+        return Image.fromarray(pixels.numpy())
+    values = pa.UInt8Array.from_buffers(pa.uint8(), pixels.numel(), [None, pa.py_buffer(pixels.numpy())])
+    return Image.fromarrow(pa.FixedSizeListArray.from_arrays(values, channels), "RGB", (width, height))
+
+
 class Augment:
     """One random view as uint8 pixels: crop and resize, flip, RandAugment. `normalize` follows on the device.
 
@@ -291,9 +319,9 @@ class Augment:
     def _crop(self, image: Image.Image, box: tuple[int, int, int, int], size: int, flipped: bool) -> Image.Image:
         if self.resize == "torch":
             # Of a batch with the channels last in memory, for which torch has a fast kernel.
-            pixels = torch.from_numpy(np.array(image.crop(box)))[None].permute(0, 3, 1, 2)  # [1,3,h,w]
+            pixels = _in_memory(image.crop(box))[None].permute(0, 3, 1, 2)  # [1,3 or 4,h,w]
             crop = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True)
-            view = Image.fromarray(crop[0].permute(1, 2, 0).numpy())
+            view = _from_memory(crop[0].permute(1, 2, 0))
         else:
             view = image.resize((size, size), BICUBIC, box=box)
         return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else view

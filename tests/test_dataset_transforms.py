@@ -212,11 +212,13 @@ def test_within_a_crop_torch_resizes_as_pillow_does_to_a_level(size):
     assert inside.max() <= 2 and (inside > 1).float().mean() < 2e-4 and (inside > 0).float().mean() < 0.25
 
 
-def test_torch_resizes_as_torchvisions_transform_of_bytes():
-    image = noise(200, 150)
-    for seed in range(10):
-        view = Augment(48, flip=False, ops=0, resize="torch")(image, random.Random(seed))
-        left, upper, right, lower = transforms.random_crop(200, 150, (0.2, 1.0), random.Random(seed))
+@pytest.mark.parametrize(("size", "scale"), [((200, 150), (0.2, 1.0)), ((2300, 2000), (0.99, 1.0))])
+def test_torch_resizes_as_torchvisions_transform_of_bytes(size, scale):
+    """Also a crop of more than 16 MiB, which PIL keeps in several blocks."""
+    image = noise(*size)
+    for seed in range(8):
+        view = Augment(48, scale, flip=False, ops=0, resize="torch")(image, random.Random(seed))
+        left, upper, right, lower = transforms.random_crop(*size, scale, random.Random(seed))
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[:, upper:lower, left:right]
         expected = v2.functional.resize(pixels, [48, 48], v2.InterpolationMode.BICUBIC, antialias=True)
         assert torch.equal(view, expected)

@@ -39,6 +39,8 @@ def run_loader(args: argparse.Namespace) -> dict:
 
 def cpu_of_an_epoch(data: PretrainDataset, args: argparse.Namespace) -> float:
     """Milliseconds of CPU time per pair, of this process and of its workers, which have ended by then."""
+    gc.collect()
+    gc.freeze()  # what the process holds by now: collecting it below would be counted
     before = sum(os.times()[:4])
     collate = PretrainCollate(Tokenizer("configs/bert/vocab.txt"), 25)
     loader = Loader(BatchIndices(data, args.batch_size), collate, num_workers=args.workers)
