@@ -463,9 +463,7 @@ def resolve_precision(setting: str, device: torch.device) -> str:
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         has_bf16 = gather_objects(cpu_has_bf16())[0]  # rank 0 decides for all
-    choice = "bf16" if has_bf16 else "fp32"
-    logger.info("precision %s (auto: this %s has %sbf16)", choice, device.type.upper(), "" if has_bf16 else "no ")
-    return choice
+    return "bf16" if has_bf16 else "fp32"
 
 
 def cpu_has_bf16() -> bool:

@@ -235,8 +235,11 @@ class Run(contextlib.AbstractContextManager):
     def describe(self, device: torch.device, model: dict) -> None:
         """Note for metrics.json what numbers depend on beside data and weights; called in all processes, which agree on
         the precision. model: its description."""
+        setting = self.config.train.precision
+        precision = resolve_precision(setting, device)
+        self.info(f"precision {precision} (train.precision: {setting}), on {device.type}")
         self.about = {
-            "precision": resolve_precision(self.config.train.precision, device),
+            "precision": precision,
             "batch_size": self.config.eval.batch_size,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "version": code_version() if is_main() else "",  # asks git
