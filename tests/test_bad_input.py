@@ -13,7 +13,7 @@ from dataset.annotations import Source
 from dataset.caption import CaptionEvalDataset
 from dataset.text import Tokenizer
 from dataset.transforms import test_transform as square  # not collected as a test
-from utils import find_file, one_line, reason
+from utils import find_file
 
 pytestmark = pytest.mark.usefixtures("no_hanging")
 
@@ -38,22 +38,6 @@ def test_a_missing_file_is_looked_for_in_different_folders(tmp_path, monkeypatch
     assert refused(lambda: find_file("no/such", "key")).endswith(f"(looked in {tmp_path} and {ROOT})")
     assert find_file("README.md") == ROOT / "README.md"
     refused(lambda: find_file("~nobody-of-that-name/x", "key"), "does not exist")
-
-
-def test_torchs_page_of_advice_is_what_it_found():
-    advice = (
-        "Weights only load failed. This file can still be loaded, to do so you have two options, \x1b[1mdo those steps "
-        "only if you trust the source of the checkpoint\x1b[0m. \n\t(1) In PyTorch 2.6, we changed the default of "
-        "the `weights_only` argument ...\n\tWeightsUnpickler error: Unsupported global: GLOBAL posix.mkdir was not an "
-        "allowed global by default."
-    )
-    assert reason(ValueError(advice)) == "it holds posix.mkdir, which is no tensor and could run code"
-    unread = ValueError(
-        "Weights only ... WeightsUnpickler error: \n\nUnsupported operand 149\n\nCheck the documentation"
-    )
-    assert reason(unread) == "Unsupported operand 149"
-    assert reason(ValueError("\x1b[1mbold\x1b[0m\nnext")) == "bold" and reason(KeyError()) == "KeyError"
-    assert one_line("word " * 100, 50) == ("word " * 9 + "word") + " ..." and one_line("x" * 300).endswith("xx ...")
 
 
 # ------------------------------------------------------------------------------------------------- images

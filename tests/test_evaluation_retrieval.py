@@ -152,8 +152,6 @@ def test_the_script_writes_validations_columns_those_of_re_ranking_rankings_and_
     assert len(first["ranked"]) == len(first["scores"]) == 4 and first["scores"][0] >= first["scores"][1]
 
 
-def test_what_cannot_be_evaluated_is_one_line(demo, tmp_path):
+def test_images_that_cannot_be_cut_into_folds_are_one_line(demo, tmp_path):
     with pytest.raises(utils.UserError, match="7 images cannot be cut into 5"):
         run("retrieval", demo, tmp_path, "eval.folds=5", flags=["--evaluate", "--checkpoint", demo / "model.pth"])
-    with pytest.raises(utils.UserError, match="train.best: val chooses the best epoch on data.val, which is empty"):
-        run("pretrain", demo, tmp_path, "train.best=val")

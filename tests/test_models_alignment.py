@@ -9,7 +9,6 @@ from scipy.stats import chisquare
 
 from models.alignment import (
     Features,
-    alpha_at,
     hard_negatives,
     itc_loss,
     itm_loss,
@@ -120,7 +119,3 @@ def test_rows_without_a_legal_negative_are_marked_in_the_order_of_match():
     assert negatives.valid.tolist() == own_and_text + [False, True, True]
     assert matching_rows(image_id, caption_id) == negatives.valid.sum()  # known before there are features
     assert negatives.image[1:].tolist() == negatives.text[1:].tolist() == [2, 1]
-
-
-def test_soft_targets_come_in_over_the_first_epoch():
-    assert [alpha_at(step, 4, 0.4) for step in range(7)] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.4, 0.4])

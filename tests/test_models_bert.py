@@ -7,6 +7,7 @@ import os
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import refused
 from safetensors.torch import save_file
 from transformers import BertConfig as HFConfig
 from transformers import BertForMaskedLM, BertLMHeadModel, BertModel
@@ -210,21 +211,11 @@ def test_config_reads_a_published_file_and_takes_overrides(tmp_path):
     assert (config.hidden_size, config.type_vocab_size, config.hidden_dropout_prob) == (32, 1, 0.2)
 
 
-@pytest.mark.parametrize(
-    "change, words",
-    [
-        ({"hidden_size": 33}, "not divisible by num_attention_heads"),
-        ({"hidden_act": "relu"}, "hidden_act"),
-        ({"vocab_size": None}, "config.json and model.bert.args: .*'vocab_size'"),
-        ({"layer_norm_eps": "x"}, "layer_norm_eps is 'x'"),
-    ],
-)
-def test_a_wrong_config_is_a_one_line_error(tmp_path, change, words):
-    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in (SHAPE | change).items() if v is not None}))
-    with pytest.raises(UserError, match=words):
-        BertConfig.from_file(tmp_path / "config.json")
-    with pytest.raises(UserError, match="model.bert.args: .*'hidden_sise'; known keys: vocab_size, "):
-        BertConfig.from_file(tmp_path / "config.json", {"hidden_sise": 3})
+def test_a_wrong_config_is_a_one_line_error(tmp_path):
+    for change, words in (({"hidden_size": 33}, "not divisible by num_attention_heads"), ({}, "'vocab_size'")):
+        (tmp_path / "config.json").write_text(json.dumps(change and SHAPE | change))
+        refused(lambda: BertConfig.from_file(tmp_path / "config.json"), words)
+        refused(lambda: BertConfig.from_file(tmp_path / "config.json", {"hidden_sise": 3}), "model.bert.args: ")
 
 
 def test_a_text_longer_than_the_positions_is_an_error_that_says_what_to_change():

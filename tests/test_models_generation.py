@@ -192,17 +192,12 @@ def test_more_beams_than_first_tokens_are_an_error(pair, memory):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"mode": "best"}, "'best' is none of beam, greedy, sample"),
-        ({"min_tokens": 30}, "min_tokens 30 is above max_tokens 25"),
-        ({"max_tokens": 0}, "max_tokens is 0"),
         ({"max_tokens": 10**12}, "max_tokens is 10"),
         ({"beams": "5"}, "beams is '5'"),
         ({"num_return": 6}, "num_return 6: mode beam gives at most 5"),
         ({"mode": "greedy", "num_return": 2}, "mode greedy gives at most 1"),
-        ({"top_p": 0.0}, "top_p is 0.0"),
         ({"top_p": float("nan")}, "top_p is nan"),
         ({"temperature": 1e-40}, "temperature is 1e-40"),
-        ({"temperature": float("inf")}, "temperature is inf"),
         ({"top_k": -1}, "top_k is -1"),
         ({"length_penalty": 1e6}, "length_penalty is 1000000"),
     ],

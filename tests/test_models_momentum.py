@@ -39,9 +39,3 @@ def test_queue_of_any_size_keeps_the_last_entries(size):
         filled = queue.image_id >= 0
         assert torch.equal(queue.image_feat[filled, 0], queue.image_id[filled].float())
         assert torch.equal(queue.text_feat[filled, 0], -queue.image_id[filled].float())
-
-
-def test_queue_of_size_zero_holds_nothing():
-    queue = FeatureQueue(0, 2)
-    queue.enqueue(torch.ones(3, 2), torch.ones(3, 2), torch.arange(3))
-    assert queue.image_feat.shape == (0, 2)

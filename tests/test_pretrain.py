@@ -239,11 +239,9 @@ def test_temperature_is_clamped_after_a_step():
     ("override", "key"),
     [
         ("mim.inject_from=4", "mim.inject_from"),
-        ("train.batch_size=1", "train.batch_size"),
         ("itm.temperature=0", "itm.temperature"),
         ("mim.target=dvae", "mim.codebook"),
         ("model.bert.args={hidden_size: 48, num_attention_heads: 2, intermediate_size: 64}", "hidden_size"),
-        ("model.image_encoder.image_size=36", "image_size"),
     ],
 )
 def test_wrong_values_are_refused_with_the_key(override, key):

@@ -12,8 +12,6 @@ from PIL import Image
 from scipy import stats
 
 from engine.config import PRETRAIN, load_config, save_config
-from evaluation.retrieval import chance_metrics
-from evaluation.vqa import vqa_metrics
 from models.semmim import describe
 from tools.report import __main__ as report
 from tools.report import ablation, formats, runs
@@ -85,12 +83,8 @@ def row(table: Table, name: str) -> dict[str, str]:
     "path, name",
     [
         (COCO, "coco"),
-        (FLICKR, "flickr"),
-        ("/disk/karpathy/dataset_coco.json", "coco"),
         ("/disk/karpathy/dataset_flickr30k.json", "flickr"),
-        ("data/nocaps/nocaps_val.json", "nocaps"),
         ("data/vqa/vqa_test_ocr.json", "vqa"),
-        (DEMO, "demo"),
         ("data/mine/vqa_test.json", "mine"),
         ("test.json", "test"),
     ],
@@ -190,15 +184,6 @@ def test_other_kinds_models_and_data_are_no_seeds_of_one_experiment(tmp_path):
     assert [cells[3] for cells in all_tables(tmp_path)[1].rows[::3]] == ["80.0", "60.0", "50.0", "40.0"]
 
 
-def test_zero_shot_and_other_data_stand_apart_from_the_papers_columns(tmp_path):
-    make_run(tmp_path / "zero", COCO, recalls(60.0), trained=False)
-    make_run(tmp_path / "demo", DEMO, recalls(20.0))
-    first, other = all_tables(tmp_path)[:2]
-    assert row(first, "this code")["COCO TR R@1"] == "not run"
-    shown = [cells[1:4] for cells in other.rows if cells[1]]
-    assert shown == [["demo", "fine-tuned", "20.0"], ["coco", "zero-shot", "60.0"]]
-
-
 SCORES = {"bleu4": 39.0, "meteor": 30.0, "cider": 131.0, "spice": "not computed: it needs Java"}
 ANSWERS = {"val": {"accuracy": 75.0, "constant": 40.0}, "test": {"questions": 9}}
 VQA = "data/vqa/vqa_test_ocr.json"
@@ -222,10 +207,16 @@ def test_captioning_and_question_answering_fill_their_columns(tmp_path):
     assert [difference["test-dev"], difference["test-std"]] == ["-0.12", "+0.32"]
 
 
-def test_captions_of_data_that_the_paper_does_not_caption_stand_in_a_table_of_their_own(tmp_path):
+def test_zero_shot_and_other_data_stand_apart_from_the_papers_columns(tmp_path):
+    make_run(tmp_path / "zero", COCO, recalls(60.0), trained=False)
+    make_run(tmp_path / "demo", DEMO, recalls(20.0))
     make_run(tmp_path / "own", FLICKR, {"test": {**SCORES, "images": 1000}}, {"scst": {}, "train": {"objective": "xe"}})
-    other = next(table for table in all_tables(tmp_path) if table.title == "Table 2 on other data")
-    assert row(other, f"{tmp_path.name}/own")["C"] == "131.0"
+    first, other, *further = all_tables(tmp_path)
+    assert row(first, "this code")["COCO TR R@1"] == "not run"
+    shown = [cells[1:4] for cells in other.rows if cells[1]]
+    assert shown == [["demo", "fine-tuned", "20.0"], ["coco", "zero-shot", "60.0"]]
+    captions = next(table for table in further if table.title == "Table 2 on other data")
+    assert row(captions, f"{tmp_path.name}/own")["C"] == "131.0"
 
 
 @pytest.mark.parametrize("trained, metrics, shown", [(False, ANSWERS, "val"), (True, {"test": {"questions": 9}}, "")])
@@ -340,45 +331,29 @@ def test_ablation_effects_are_paired_by_seed_and_mean_recalls_stand_apart(tmp_pa
 # ----------------------------------------------------------------------------------------------------- the summary
 
 
-def test_the_summary_shows_losses_teacher_recalls_accuracies_and_files(tmp_path, capsys):
-    training, evaluation, vqa = (tmp_path / name for name in ("pretrain", "zeroshot", "vqa"))
-    for folder, key in ((training, "mim"), (evaluation, "rerank"), (vqa, "answer")):
-        folder.mkdir()
-        (folder / "config.yaml").write_text(f"seed: 1\n{key}: {{}}\n")
-    steps = [
-        {"step": 1, "split": "train", "loss": 40.0, "loss/itc": 6.5, "teacher/patterns_in_use": 200.0},
-        {"step": 9, "split": "train", "loss": 10.0, "loss/itc": 2.5, "teacher/patterns_in_use": 99.0},
-    ]
+def test_the_summary_shows_losses_recalls_accuracies_and_files(tmp_path, capsys):
+    make_ablation(tmp_path, "a", 1, 50.0, 66.67)
+    folder = tmp_path / "pretrain"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("seed: 1\nmim: {}\n")
+    steps = [{"step": step, "split": "train", "loss/itc": loss} for step, loss in ((1, 6.5), (9, 2.5))]
+    steps[1]["teacher/patterns_in_use"] = 99.0
     steps += [{"step": step, "split": "val", "itc_r_mean": value} for step, value in ((5, 20.04), (9, 31.26))]
-    (training / "log.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps) + '{"step": 10, "cut')
-    (training / "checkpoint_last.pth").touch()
-    columns = chance_metrics([1])
-    numbers = {f"{stage}_{column}": 12.34 for stage in ("chance", "itc", "itm") for column in columns}
-    (evaluation / "metrics.json").write_text(json.dumps({"test": numbers}))
-    answers = vqa_metrics(["yes", "yes", "red"], ["yes", "no", "red"], ["yes/no"] * 2 + ["other"], ["is", "is", "what"])
-    (vqa / "metrics.json").write_text(json.dumps({"test": answers, "val": {"questions": 3}}))
+    (folder / "log.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps) + '{"step": 10, "cut')
+    (folder / "checkpoint_last.pth").touch()
     report.main([str(tmp_path)])
     out = capsys.readouterr().out
     assert "6.500 ->    2.500" in out and "99.00  patterns in use" in out
-    assert "val by ITC   20.0 (step 5), 31.3 (step 9)" in out
-    assert out.count("12.34") == 3 * len(columns) and str(training / "checkpoint_last.pth") in out
-    assert ["test", "66.67", "constant", "66.67", "(3", "questions)"] in [line.split() for line in out.splitlines()]
+    assert "val by ITC   20.0 (step 5), 31.3 (step 9)" in out and str(folder / "checkpoint_last.pth") in out
+    assert all(out.count(f" {value}") >= 3 for value in ("50.00", "41.00")) and " 66.67 " in out
 
 
 # ------------------------------------------------------------------------------------------------- formats and pages
 
-SMALL = Table("Table X. 50% & more", ["name", "R@1"], [["a_b", "1.0"], ["ours", "2.0 ± 0.1 (3)"]], ["a note"], {1}, {0})
 
-
-def test_text_marks_whose_row_it_is_and_markdown_has_one_cell_per_column():
-    lines = formats.as_text(SMALL).splitlines()
-    assert lines[3].split()[:2] == ["*", "a_b"] and lines[4].split()[:2] == [">", "ours"]
-    lines = [line for line in formats.as_markdown(SMALL).splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in lines} == {3} and "**2.0 ± 0.1 (3)**" in lines[-1]
-
-
-def test_latex_is_escaped_and_numbers_its_tables_itself():
-    text = formats.as_latex(SMALL)
+def test_latex_is_escaped_and_every_environment_ends():
+    table = Table("Table X. 50% & more", ["name", "R@1"], [["a_b", "1.0"], ["ours", "2.0"]], ["a note"], {1}, {0})
+    text = formats.as_latex(table)
     assert r"a\_b" in text and r"\caption{50\% \& more. a note}" in text and text.startswith("% Table X. 50% & more")
     assert re.findall(r"\\begin{(\w+)}", text) == re.findall(r"\\end{(\w+)}", text)[::-1]
 
@@ -394,20 +369,11 @@ def test_every_format_shows_all_tables_and_can_go_to_a_file(tmp_path, capsys, ki
     assert output.read_text() == shown and [path.name for path in output.parent.iterdir()] == ["tables"]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--format", "html", "--output", "mine.html"], "exists already"),
-        (["--format", "html"], "needs --output"),
-        (["--format", "text", "--output", "mine.html/tables"], "mine.html"),
-    ],
-)
-def test_an_output_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, options, message):
-    monkeypatch.chdir(tmp_path)
+def test_a_page_is_written_to_a_new_file_alone(tmp_path):
     make_run(tmp_path / "coco", COCO, recalls(80.5))
     (tmp_path / "mine.html").write_text("the user's")
-    with pytest.raises(UserError, match=message):
-        report.main([str(tmp_path), *options])
+    with pytest.raises(UserError, match="exists already"):
+        report.main([str(tmp_path), "--format", "html", "--output", str(tmp_path / "mine.html")])
     assert (tmp_path / "mine.html").read_text() == "the user's"
 
 

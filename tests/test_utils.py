@@ -90,24 +90,10 @@ def test_asking_for_a_missing_gpu_is_an_error():
 # ---------------------------------------------------------------------------- the run's folder, checkpoints
 
 
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        (None, "does not exist"),
-        (b"", "not a readable checkpoint"),
-        (b"no checkpoint at all", "not a readable checkpoint"),
-        ({"weights": {}}, "not a checkpoint of this project (it has no entry model)"),
-        ([1, 2], "not a checkpoint of this project"),
-        ({"model": subprocess.Popen}, "not a readable checkpoint"),
-    ],
-)
-def test_a_wrong_checkpoint_is_a_one_line_error(tmp_path, content, message):
-    path = tmp_path / "c.pth"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content is not None:
-        torch.save(content, path)
-    refused(lambda: utils.load_checkpoint(path), message)
+@pytest.mark.parametrize("content", [{"weights": {}}, [1, 2]])
+def test_a_file_without_a_model_is_no_checkpoint(tmp_path, content):
+    torch.save(content, tmp_path / "c.pth")
+    refused(lambda: utils.load_checkpoint(tmp_path / "c.pth"), "c.pth: not a checkpoint of this project")
 
 
 def test_any_damage_to_a_checkpoint_is_found_or_leaves_its_content(tmp_path):
