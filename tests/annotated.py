@@ -2,9 +2,8 @@
 
 import json
 
-import numpy as np
 import pytest
-from PIL import Image
+from tiny import noise
 
 from dataset.annotations import Source
 from dataset.caption import CaptionEvalDataset, CaptionTrainDataset
@@ -29,8 +28,7 @@ TRAIN, EVAL = tuple(KINDS)[:4], tuple(KINDS)[4:]
 @pytest.fixture
 def folder(tmp_path):
     for name in "abc":
-        pixels = np.random.default_rng(ord(name)).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+        noise(30, 20, ord(name)).save(tmp_path / f"{name}.png")
     return tmp_path
 
 

@@ -57,14 +57,24 @@ def refused(call, *parts):
     return line
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def contents(folder: Path, without: str = "") -> dict[str, bytes]:
+    """{file: its bytes} of the files below a folder, but for those of one name."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != without)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
 def in_ranks(count: int, function, *arguments) -> None:
     """function(rank, *arguments) in `count` processes of one group (gloo); an error in one of them is raised here.
 
     They are forked from this process, which has imported everything already, if it uses no GPU.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     method = "fork" if sys.platform == "linux" and not torch.cuda.is_available() else "spawn"
     torch.multiprocessing.start_processes(_rank, (count, port, function, arguments), count, start_method=method)
 

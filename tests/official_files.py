@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import encoded
 
 from dataset import create_dataset
 from engine.config import STAGES, load_config
@@ -204,15 +205,14 @@ def img2dataset_shard(folder: Path, shard: int, samples: dict[str, bytes], tar: 
         (folder / f"{shard:05d}" / name).write_bytes(content)
 
 
-def pack(path: Path, files: dict[str, bytes], mode: str = "w") -> None:
-    with tarfile.open(path, mode) as tar:
+def pack(path: Path, files: dict[str, bytes], mode: str = "w") -> Path:
+    with tarfile.open(path, mode, format=tarfile.USTAR_FORMAT) as tar:
         for name, content in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
+    return path
 
 
 def jpeg(number: int, size: tuple[int, int] = (96, 72), quality: int = 90) -> bytes:
-    content = io.BytesIO()
-    picture(number, size).save(content, "JPEG", quality=quality)
-    return content.getvalue()
+    return encoded(picture(number, size), quality=quality)

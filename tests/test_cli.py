@@ -5,8 +5,9 @@ import json
 
 import pytest
 import torch
-from conftest import refused
+from conftest import contents, refused
 from stages import log_lines, read, run
+from tiny import save_codebook
 
 from tools import shards
 from utils import load_checkpoint
@@ -33,22 +34,16 @@ def test_pretraining_writes_what_a_run_promises_and_retrieval_evaluates_it(demo,
 
 
 def test_the_dvaes_codes_are_a_target_from_the_command_line(demo, tmp_path):
-    from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
-
-    config = FlavaImageCodebookConfig(hidden_size=8, vocab_size=32, num_blocks_per_group=1)
-    FlavaImageCodebook(config).save_pretrained(tmp_path / "codebook")
-    pretrain(demo, tmp_path / "run", "mim.target=dvae", "train.epochs=1", f"mim.codebook={tmp_path / 'codebook'}")
+    codebook = f"mim.codebook={save_codebook(tmp_path / 'codebook')}"
+    pretrain(demo, tmp_path / "run", "mim.target=dvae", "train.epochs=1", codebook)
     assert (tmp_path / "run/checkpoint_last.pth").exists()
 
 
 def test_a_new_run_starts_from_the_weights_of_a_checkpoint(demo, tmp_path):
     pretrain(demo, tmp_path / "first", "train.epochs=1")
-    pretrain(
-        demo,
-        tmp_path / "second",
-        *("train.epochs=1", "train.lr=0.0", "train.lr_vit=0.0", "train.min_lr=0.0"),
-        flags=["--checkpoint", tmp_path / "first/checkpoint_last.pth"],
-    )
+    still = ("train.epochs=1", "train.lr=0.0", "train.lr_vit=0.0", "train.min_lr=0.0")
+    flags = ["--checkpoint", tmp_path / "first/checkpoint_last.pth"]
+    pretrain(demo, tmp_path / "second", *still, flags=flags)
     first, second = (load_checkpoint(tmp_path / name / "checkpoint_last.pth")["model"] for name in ("first", "second"))
     trained = [name for name in first if name.startswith("backbone.")]
     assert all(torch.allclose(first[name], second[name]) for name in trained)
@@ -82,12 +77,6 @@ def trained(demo, tmp_path_factory):
     return folder
 
 
-def listing(folder) -> dict[str, bytes]:
-    """{file: content} of a folder, but for the lock."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "run.lock")
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
 @pytest.mark.parametrize(
     "overrides, flags",
     [
@@ -103,9 +92,9 @@ def listing(folder) -> dict[str, bytes]:
     ],
 )
 def test_a_start_that_fails_touches_nothing_of_an_earlier_run(demo, trained, overrides, flags):
-    before = listing(trained)
+    before = contents(trained, "run.lock")
     refused(lambda: pretrain(demo, trained, *overrides, flags=flags))
-    assert listing(trained) == before
+    assert contents(trained, "run.lock") == before
 
 
 @pytest.mark.parametrize(

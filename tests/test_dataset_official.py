@@ -64,11 +64,10 @@ def content(dataset):
 
 
 def listed(value):
-    return (
-        value.tolist()
-        if isinstance(value, np.ndarray)
-        else [listed(item) if isinstance(item, StringTable) else item for item in (value[i] for i in range(len(value)))]
-    )
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    items = (value[i] for i in range(len(value)))
+    return [listed(item) if isinstance(item, StringTable) else item for item in items]
 
 
 IMAGES, NO_VAL = "data.image_root=data/coco/images", "data.val=[]"

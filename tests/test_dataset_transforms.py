@@ -4,14 +4,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import noise
 from torchvision.transforms import v2
 
 from dataset import transforms
 from dataset.transforms import CLIP_MEAN, CLIP_STD, Augment, ImageError, open_image, to_rgb
-
-
-def noise(width=48, height=40, seed=0):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def pixel(image, x=0, y=0):
@@ -64,9 +61,6 @@ def test_exif_orientation_is_applied(tmp_path):
     exif[0x0112] = 6  # rotate by 90 degrees
     image.save(tmp_path / "turned.jpg", exif=exif)
     assert open_image(tmp_path / "turned.jpg").size == (16, 32)
-
-
-# ------------------------------------------------------------------------------------------ open_image
 
 
 # ------------------------------------------------------------------------------------------ views
@@ -130,7 +124,7 @@ def test_operations_are_drawn_uniformly_half_of_the_time_with_albefs_values_at_m
 
 @pytest.mark.parametrize("side", [224, 256, 384])
 def test_translations_move_by_seven_whole_pixels_as_albefs(side):
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8))
+    image = noise(side, side)
     rng, seen, before = random.Random(0), set(), np.array(image)
     while len(seen) < 4:
         for name, value in transforms.draw_operations(rng, 2, 7, side):

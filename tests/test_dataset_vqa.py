@@ -1,12 +1,11 @@
 """Questions, answers and references, from files to tensors."""
 
-import json
-
 import annotated
 import pytest
 import torch
 from annotated import make, write
 from conftest import refused
+from official_files import vqa_annotations
 
 from dataset.questions import read_answer_list
 from dataset.text import Tokenizer
@@ -113,29 +112,15 @@ def test_a_batch_has_every_answer_beside_its_question(folder):
 # ------------------------------------------------------------------------------------------------- # References
 
 
-def official(folder, ids, name="official.json"):
-    rows = [
-        {
-            "question_id": i,
-            "answers": [{"answer": "red", "answer_confidence": "yes", "answer_id": k} for k in range(1, 11)],
-            "answer_type": "other",
-            "question_type": "what color",
-            "image_id": 1,
-        }
-        for i in ids
-    ]
-    (folder / name).write_text(json.dumps({"info": {}, "annotations": rows}))
-    return folder / name
-
-
 def test_references_come_from_official_files_then_entries_then_scores(folder):
     scores = write(
         folder, [{"question_id": i, "label": {"net": 1}, "question_type": "is"} for i in (1, 2, 3)], "minival.json"
     )
+    official = vqa_annotations(folder, "val2014", {(1, 1): ["red"] * 10, (99, 1): ["red"] * 10})
     entries = [entry(1), entry(2), entry(3, answer=None)]
-    data = eval_set(folder, entries, official=[official(folder, [1, 99])], score_files=[scores])
+    data = eval_set(folder, entries, official=[official], score_files=[scores])
     assert data.references == [["red"] * 10, TEN, {"net": 1}]
-    assert data.answer_types == ["other", None, None] and data.question_types == ["what color", "is", "is"]
+    assert data.answer_types == ["other", None, None] and data.question_types == ["what is", "is", "is"]
     assert data.source == "official files (1 questions), entries (1 questions), score files (1 questions)"
 
 

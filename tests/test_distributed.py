@@ -6,7 +6,6 @@ where the exact gradient is zero (the biases of attention keys).
 
 import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import ROOT, in_ranks
+from conftest import ROOT, free_port, in_ranks
 from tiny import NO_DROPOUT, draws_part, make_batch, make_draws, tiny_config, tiny_model
 
 from engine.distributed import compile_model, init_distributed, wrap_ddp
@@ -116,20 +115,14 @@ def test_a_step_of_one_graph_trains_alike_in_two_processes(two_ranks):
 
 
 def test_two_nodes_of_one_process_equal_one_node_of_two_to_the_last_bit(tmp_path, two_ranks):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    agents = []
+    port, agents = free_port(), []
     for node in range(2):  # as docs/speed.md: the first node's host holds the store
         meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=steps"]
         options = ["--nnodes=2", "--nproc_per_node=1", "--local-addr=localhost", "--rdzv-conf", f"is_host={node == 0}"]
         torchrun = [sys.executable, "-m", "torch.distributed.run", *meeting, *options]
         environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-        agents.append(
-            subprocess.Popen(
-                [*torchrun, __file__, tmp_path / "out.pth"], stderr=subprocess.PIPE, text=True, env=environment
-            )
-        )
+        command = [*torchrun, __file__, tmp_path / "out.pth"]
+        agents.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
     said = [agent.communicate()[1] for agent in agents]
     assert not any(agent.returncode for agent in agents), said[0][-3000:] + said[-1][-3000:]
     one_node, two_nodes = two_ranks["pretrain"], results(tmp_path / "out.pth")

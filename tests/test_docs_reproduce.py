@@ -11,7 +11,6 @@ from pathlib import Path
 import official_files as official
 import pytest
 
-from dataset import create_dataset
 from engine.config import STAGES, load_config
 from tools import check_data
 from tools.prepare import __main__ as prepare
@@ -86,23 +85,6 @@ def save_images():
                 image = (Path(folder) / entry["image"]).resolve()
                 if not image.exists():
                     official.save(image, next(numbers))
-
-
-def test_the_downloads_are_read_without_preparation_as_the_document_says(downloads):
-    for folder in ("data/coco/images", "data/flickr30k"):
-        Path(folder).mkdir(parents=True)
-    lines = [
-        shlex.split(line) for line in DOCUMENT.replace("\\\n", " ").splitlines() if "--override 'data.train" in line
-    ]
-    assert [line[1] for line in lines] == ["Retrieval.py", "VQA.py"]
-    sizes = {"retrieval": (10, 1, 1), "vqa": (9, 11, 1)}
-    for line in lines:
-        name = line[1].removesuffix(".py").lower()
-        options = line[line.index("--override") + 1 :]
-        cfg = load_config(line[line.index("--config") + 1], options, STAGES[name])
-        found = [create_dataset(f"{name}_train", cfg)]
-        found += [create_dataset(f"{name}_eval", cfg, split) for split in ("val", "test")]
-        assert tuple(map(len, found)) == sizes[name]
 
 
 def test_the_documents_commands_lead_from_the_downloads_to_sound_data(downloads, capsys):

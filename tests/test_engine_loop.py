@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import torch
-from conftest import in_ranks
+from conftest import in_ranks, refused
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -76,15 +76,8 @@ class Trained(Task):
         self.schedule = Schedule(self.optimizer)
         self.epochs_ended, self.steps_seen = [], []
         self.stop_at, self.loss_fn, self.count = stop_at, loss_fn or mean_squared_error, count_fn
-        defaults = {
-            "epochs": 2,
-            "batch_size": BATCH,
-            "accumulation": 1,
-            "clip_grad": 1.0,
-            "precision": "fp32",
-        }
-        defaults |= {"log_every": 2, "checkpoint_every": 0, "keep_checkpoints": 2}
-        cfg = Config(defaults | settings)
+        defaults = {"epochs": 2, "batch_size": BATCH, "accumulation": 1, "clip_grad": 1.0, "precision": "fp32"}
+        cfg = Config(defaults | {"log_every": 2, "checkpoint_every": 0, "keep_checkpoints": 2} | settings)
         self.run = Run(folder, Config(seed=0, train=cfg))
         self.checkpoint = self.run.dir / "checkpoint_last.pth"
         torch.manual_seed(1)
@@ -160,14 +153,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(tmp_path, stop_at,
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_accumulating_two_half_batches_gives_the_step_of_the_whole_batch(tmp_path):
-    whole = Trained(tmp_path / "whole", dropout=0.0, loader=Loader(4))
-    halves = Trained(tmp_path / "halves", dropout=0.0, loader=Loader(2), accumulation=2)
-    whole.go(), halves.go()
-    assert whole.steps_seen == halves.steps_seen
-    torch.testing.assert_close(whole.weights(), halves.weights(), atol=1e-6, rtol=0)
-
-
 def test_counted_micro_batches_give_the_step_of_the_whole_batch_whose_loss_is_a_mean_over_tokens(tmp_path):
     settings = {"dropout": 0.0, "loss_fn": mean_over_tokens}
     whole = Trained(tmp_path / "whole", loader=Loader(4), **settings)
@@ -228,8 +213,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_though_the_loss_is(tmp_path
         zero = (model(batch["x"]) * 0).sum()
         return zero.sqrt(), {}  # 0 with an infinite slope
 
-    with pytest.raises(utils.UserError, match="the gradient"):
-        Trained(tmp_path, loss_fn=loss_fn).go()
+    refused(lambda: Trained(tmp_path, loss_fn=loss_fn).go(), "the gradient")
 
 
 def test_the_third_ctrl_c_interrupts_at_once(tmp_path):
@@ -251,10 +235,12 @@ def test_the_third_ctrl_c_interrupts_at_once(tmp_path):
 def test_the_log_holds_interval_means_rates_and_speed(tmp_path):
     trained = Trained(tmp_path, dropout=0.0, epochs=1)
     losses = []
-    trained.loss_fn = lambda *args: (
-        losses.append(mean_squared_error(*args)[0].item()),
-        mean_squared_error(*args),
-    )[1]
+
+    def loss_fn(*args):
+        losses.append(mean_squared_error(*args)[0].item())
+        return mean_squared_error(*args)
+
+    trained.loss_fn = loss_fn
     trained.go()
     lines = trained.logged()
     assert [line["step"] for line in lines] == [2, 4, 6]
@@ -285,12 +271,10 @@ def test_rates_and_decay_of_the_configuration_hold_on_resume(tmp_path):
 
 def test_resume_with_another_batch_size_or_model_is_an_error(tmp_path):
     Trained(tmp_path, epochs=1).go()
-    with pytest.raises(utils.UserError, match="6 steps, this run's has 12"):
-        Trained(tmp_path, loader=Loader(2), resume=True).go()
+    refused(lambda: Trained(tmp_path, loader=Loader(2), resume=True).go(), "6 steps, this run's has 12")
     other = Trained(tmp_path, resume=True)
     other.model[0] = nn.Linear(7, 8)
-    with pytest.raises(utils.UserError, match="another model"):
-        other.go()
+    refused(other.go, "another model")
 
 
 # ------------------------------------------------------------------------------------------- several processes
@@ -346,10 +330,7 @@ def _two_processes(rank, folder):
     rows = all_gather_with_grad(x)
     (rows * torch.arange(4.0)[:, None] * (rank + 1)).sum().backward()
     results |= {"rows": rows.detach(), "grad": x.grad, "bools": utils.all_gather(torch.tensor([rank == 1]))}
-    results |= {
-        "sum": utils.all_reduce_sum(torch.tensor(rank + 1)),
-        "objects": utils.gather_objects({"r": rank}),
-    }
+    results |= {"sum": utils.all_reduce_sum(torch.tensor(rank + 1)), "objects": utils.gather_objects({"r": rank})}
     utils.gather_objects(None)  # wait for the other
     return results
 

@@ -19,8 +19,6 @@ from models.caption import CaptionModel
 def handlers():
     """The handlers of this process as they were, and no stop left for the tests that follow."""
     before = {number: signal.getsignal(number) for number in utils.STOP_SIGNALS}
-    if before[signal.SIGHUP] is signal.SIG_IGN:  # the tests run under nohup
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from conftest import in_ranks
+from conftest import in_ranks, refused
 from test_evaluation_retrieval import validation_numbers
 from tiny import NO_DROPOUT, tiny_model
 from torch import nn
 
-import utils
 from evaluation import ranking, retrieval
 from evaluation.sharded import eval_batches
 
@@ -129,11 +128,9 @@ def test_the_cosine_is_added_with_the_weight_of_the_score_to_the_logit_or_the_lo
 def test_numbers_that_are_not_finite_are_one_line():
     backbone, *texts = table_case(0)
     backbone.itm[:] = torch.inf
-    with pytest.raises(utils.UserError, match="re-ranking scores"):
-        run_table(backbone, *texts)
+    refused(lambda: run_table(backbone, *texts), "re-ranking scores")
     backbone.text_feats[3, 1] = torch.nan
-    with pytest.raises(utils.UserError, match="1 of .* text features"):
-        run_table(backbone, *texts)
+    refused(lambda: run_table(backbone, *texts), "1 of ", " text features")
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -2,8 +2,17 @@
 
 import pytest
 import torch
-from tiny import CAPTIONS, NO_DROPOUT, TOKENIZER, draws_part, make_batch, make_draws, tiny_config, tiny_model
-from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
+from tiny import (
+    CAPTIONS,
+    NO_DROPOUT,
+    TOKENIZER,
+    draws_part,
+    make_batch,
+    make_draws,
+    save_codebook,
+    tiny_config,
+    tiny_model,
+)
 
 from models.alignment import negative_temperature
 from models.pretrain import build_pretrain_model
@@ -106,9 +115,7 @@ def test_exactly_the_chosen_patches_are_masked():
 @pytest.mark.parametrize("target", ["encoding", "pixels", "dvae"])
 def test_all_patches_are_the_masked_and_the_visible_ones(target, tmp_path):
     """`mim.predict: all` is one mean over the masked patches and those that the student sees, for every target."""
-    config = FlavaImageCodebookConfig(hidden_size=8, vocab_size=32, num_blocks_per_group=1)
-    FlavaImageCodebook(config).save_pretrained(tmp_path)
-    codebook = [f"mim.codebook={tmp_path}"] if target == "dvae" else []
+    codebook = [f"mim.codebook={save_codebook(tmp_path)}"] if target == "dvae" else []
     model, batch = tiny_model(*NO_DROPOUT, f"mim.target={target}", *codebook), make_batch()
     draws, text_embeds = make_draws(batch), model.backbone.encode_text(batch["input_ids"], batch["attention_mask"])[0]
     image_embeds, _ = model.backbone.encode_image(batch["image1"])

@@ -140,14 +140,8 @@ def test_causal_attention_equals_the_masked_one_in_value_and_gradient(monkeypatc
 
 
 def sample(caption):
-    return {
-        "image1": torch.zeros(3, 4, 4, dtype=torch.uint8),
-        "caption": caption,
-        "image_id": 0,
-        "path": "",
-        "bad": [],
-        "cut": False,
-    }
+    about = {"caption": caption, "image_id": 0, "path": "", "bad": [], "cut": False}
+    return {"image1": torch.zeros(3, 4, 4, dtype=torch.uint8), **about}
 
 
 def test_collate_functions_say_whether_anything_is_padded():

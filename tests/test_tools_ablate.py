@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import refused
 
 from engine.config import arguments as script_arguments
 from tools.ablate import __main__ as ablate
@@ -105,8 +106,7 @@ def test_the_folder_is_locked_meanwhile_and_one_with_files_of_others_is_refused(
         return [found.stderr.splitlines()[-1]]
 
     monkeypatch.setattr(ablate, "run_all", second_program)
-    with pytest.raises(UserError, match="1 runs failed: BlockingIOError"):
-        ablate.main(arguments(tmp_path, 5, "--seeds", 1))
+    refused(lambda: ablate.main(arguments(tmp_path, 5, "--seeds", 1)), "1 runs failed: BlockingIOError")
     (tmp_path / "own").mkdir()
     (tmp_path / "own/thesis.tex").touch()
     with pytest.raises(UserError, match="own: holds files that tools.ablate did not write"):
@@ -127,16 +127,7 @@ def test_the_gpus_are_divided_evenly_among_the_runs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,3,4,5,6")
     assert running.divide_gpus(2, "auto") == [("7", "3"), ("4", "5")]
-    with pytest.raises(UserError, match="--jobs 6: there are only 5 CPU cores"):
-        running.divide_gpus(6, "cpu")
-
-
-def test_the_global_batch_of_every_stage_is_printed(tmp_path, monkeypatch, fake, capsys):
-    monkeypatch.setattr(ablate, "divide_gpus", lambda jobs, device: [("1", "2")])
-    sizes = ["--override", "train.batch_size=8", "train.accumulation=4", "--retrieval_override", "train.batch_size=6"]
-    sizes += ["train.accumulation=1", "--vqa_override", "train.batch_size=500", "train.accumulation=2"]
-    ablate.main(arguments(tmp_path, 5, "--seeds", 1, "--stages", "zeroshot", "retrieval", "vqa", *sizes))
-    assert "global batch: pretrain 64, retrieval 12, vqa 2,000\n" in capsys.readouterr().out
+    refused(lambda: running.divide_gpus(6, "cpu"), "--jobs 6: there are only 5 CPU cores")
 
 
 def test_as_many_runs_as_slots_go_side_by_side(tmp_path, monkeypatch, fake):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import refused
 from tiny import NO_DROPOUT, TINY, TOKENIZER, tiny_config
 
 from engine.config import PRETRAIN, load_config
@@ -43,11 +44,6 @@ def test_base_size_has_the_parameters_computed_from_the_shapes(capsys):
     assert counts["total"] == sum(value for key, value in counts.items() if key != "total")
     none = run(capsys, "params", "--override", "mim.target=none")["trainable_parameters"]
     assert none["encoding_head"] == 0 and none["image_encoder"] == vit
-
-
-def test_no_weights_are_read_whatever_the_configuration_names():
-    cfg = model.random_config("configs/Pretrain.yaml", ["model.bert.weights=nowhere", "train.lr=0.5"])
-    assert cfg.model.image_encoder.weights == cfg.model.bert.weights == "random" and cfg.train.lr == 0.5
 
 
 # -------------------------------------------------------------------------------------------------- pre-training
@@ -113,11 +109,6 @@ def test_the_loader_is_measured(capsys, resize):
     assert found["pairs"] == 16 and found["ms_of_cpu_per_pair"] > 0
 
 
-def test_counts_below_one_are_an_error():
-    with pytest.raises(UserError, match="--repeats 0"):
-        benchmark.main(["retrieval", "--repeats", "0"])
-
-
 def test_a_checkpoint_is_timed(capsys):
     found = run(capsys, "checkpoint", "--device", "cpu", "--repeats", 1, "--override", *TINY)
     assert found["gigabytes"] > 0 and found["seconds"] > 0
@@ -153,27 +144,15 @@ def test_the_roofline_adds_operations_traffic_and_launches_and_fuses_what_stands
 
 
 def test_the_summary_shows_measured_beside_predicted_figures():
-    case = {"pairs_of_a_step": 64, "pairs_per_second": 500.0, "mfu": 0.2}
-    result = {
-        "device": "NVIDIA H100 80GB HBM3",
-        "torch": "2.14",
-        "roofline": {"figures": {"config": "", "H100": {"64": {"pairs_per_second": 700, "mfu": 0.25}}}},
-        "pretrain_64": {
-            "figures": {
-                side: {**case, "settings": f"train.compile={on}"} for side, on in (("A", "false"), ("B", "true"))
-            }
-        },
-        "caption": {"error": "out of memory"},
-        "retrieval": {"figures": {"pairs_per_second": 900, "predicted": None}},
-    }
+    sides = {side: {"pairs_of_a_step": 64, "pairs_per_second": 500.0, "mfu": 0.2} for side in "AB"}
+    sides["A"]["settings"], sides["B"]["settings"] = "train.compile=false", "train.compile=true"
+    predicted = {"64": {"pairs_per_second": 700, "mfu": 0.25}}
+    result = {"device": "NVIDIA H100 80GB HBM3", "torch": "2.14", "caption": {"error": "out of memory"}}
+    result |= {"roofline": {"figures": {"config": "", "H100": predicted}}, "pretrain_64": {"figures": sides}}
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in summary(result).splitlines()]
-    assert rows[0] == ["NVIDIA H100 80GB HBM3, torch 2.14", "measured", "predicted"]
-    assert rows[2:4] == [
-        ["pretrain: 64 pairs, eager, pairs/s", "500.0", "700"],
-        ["pretrain: 64 pairs, eager, MFU", "0.2", "0.25"],
-    ]
-    assert rows[4] == ["pretrain: 64 pairs, compiled, pairs/s", "500.0", "-"]
-    assert rows[6:] == [["caption", "out of memory", "-"], ["retrieval: pairs/s", "900", "-"]]
+    assert ["pretrain: 64 pairs, eager, pairs/s", "500.0", "700"] in rows
+    assert ["pretrain: 64 pairs, compiled, pairs/s", "500.0", "-"] in rows
+    assert ["caption", "out of memory", "-"] in rows
 
 
 def test_all_runs_every_benchmark_and_keeps_what_fails(tmp_path, monkeypatch, capsys):
@@ -190,8 +169,7 @@ def test_all_runs_every_benchmark_and_keeps_what_fails(tmp_path, monkeypatch, ca
     found = run(capsys, *words, "good", "bad")
     assert found == json.loads((tmp_path / "new/all.json").read_text()) and "other" not in found
     assert found["good"]["figures"] == good and found["bad"]["error"] == bad
-    with pytest.raises(UserError, match="--only: none is none of good, bad, other"):
-        run(capsys, *words, "none")
+    refused(lambda: run(capsys, *words, "none"), "--only: none is none of good, bad, other")
     (tmp_path / "own").mkdir()
     (tmp_path / "own/all.json").touch()
     with pytest.raises(UserError, match="own: holds files that tools.benchmark did not write"):

@@ -4,9 +4,10 @@ import shutil
 
 import official_files as official
 import pytest
+from conftest import refused
 
 from tools import check_data
-from utils import ROOT, UserError
+from utils import ROOT
 
 STEMS = {"pretrain": "Pretrain", "retrieval": "Retrieval_coco", "caption": "Caption_coco", "vqa": "VQA"}
 
@@ -128,12 +129,7 @@ def test_the_stage_follows_from_the_configuration(folder):
     for stage, stem in STEMS.items():
         assert check_data.stage_config(f"configs/{stem}.yaml", [])[0] == stage
     path = folder / "bad.yaml"
-    for text, message in (
-        ("nonsense: 1", "unknown key nonsense"),
-        ("mim: {}\nrerank: {}", "fits no stage .*; name the stage with --stage"),
-        ("seed: 1", "its keys fit pretrain and retrieval"),
-    ):
+    for text, part in (("mim: {}\nrerank: {}", "name the stage with --stage"), ("seed: 1", "pretrain and retrieval")):
         path.write_text(text)
-        with pytest.raises(UserError, match=message):
-            check_data.stage_config(str(path), [])
+        refused(lambda: check_data.stage_config(str(path), []), part)
     assert check_data.stage_config(str(path), [], "vqa")[0] == "vqa"

@@ -3,12 +3,11 @@
 import functools
 import json
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
+from tiny import noise
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
@@ -108,13 +107,10 @@ def test_similarities_and_matching_logits_are_albefs(tmp_path, capsys, fine_tune
     "change, message",
     [
         ({"text_decoder.bert.embeddings.word_embeddings.weight": torch.zeros(2)}, "text_decoder"),
-        ({"visual_encoder.extra": torch.zeros(2)}, r"visual_encoder\.extra has no place"),
         ({"vision_proj.weight": None}, r"vision_proj\.weight is missing"),  # the description needs this one
         ({"text_encoder.encoder.layer.6.output.dense.bias": None}, r"layer\.6\.output\.dense\.bias is missing"),
-        ({"itm_head.bias": torch.zeros(3)}, r"itm_head\.bias has the shape \[3\] instead of \[2\]"),
         ({"visual_encoder.pos_embed": torch.zeros(1, 8, WIDTH)}, r"visual_encoder\.pos_embed has the shape"),
         ({"visual_encoder.patch_embed.proj.weight": torch.zeros(96, 3, PATCH, PATCH)}, "96 and 128 wide"),
-        ({"temp": None}, "temp is missing"),
         ({"temp": torch.tensor(-0.1)}, "temp is -0.1"),
     ],
 )
@@ -129,9 +125,7 @@ def test_retrieval_evaluates_a_converted_file_at_another_resolution(tmp_path):
     path = convert(tmp_path, albef_state(grid=2, fine_tuned=True)[1])
     entries = []
     for i in range(5):
-        Image.fromarray(np.random.default_rng(i).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(
-            tmp_path / f"{i}.png"
-        )
+        noise(40, 40, i).save(tmp_path / f"{i}.png")
         entries.append({"image": f"{i}.png", "caption": [f"image {i}"]})
     (tmp_path / "split.json").write_text(json.dumps(entries))
     files = [f"data.{split}=[{tmp_path / 'split.json'}]" for split in ("val", "test")]

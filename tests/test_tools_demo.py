@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import contents
 
 from tools.demo import __main__ as make_demo_data
 from tools.demo import scenes
@@ -255,13 +256,8 @@ def test_a_caption_names_what_its_words_say():
 
 
 def write(folder, options=""):
-    make_demo_data.main(
-        f"--train 20 --val 5 --test 8 --size 48 --workers 1 {options}".split() + ["--output", str(folder)]
-    )
-
-
-def contents(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    sizes = f"--train 20 --val 5 --test 8 --size 48 --workers 1 {options}"
+    make_demo_data.main([*sizes.split(), "--output", str(folder)])
 
 
 @pytest.fixture(scope="module")

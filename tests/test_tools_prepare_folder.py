@@ -66,10 +66,8 @@ def test_every_image_is_in_one_split_and_every_stage_reads_the_lists(run, photos
         assert entry["caption"] in ("a second caption", f"image number {int(os.path.basename(entry['image'])[:2])}")
     assert len(load_pairs(Source(own / "train.json"))) == len(train)
     for split in ("val", "test"):
-        ranked, written = (
-            load_candidates(Source(own / f"{split}.json"), split),
-            load_captions(Source(own / f"{split}.json"), split),
-        )
+        source = Source(own / f"{split}.json")
+        ranked, written = load_candidates(source, split), load_captions(source, split)
         assert [entry["caption"] for entry in ranked] == [entry["captions"] for entry in written]
         assert {entry["image_id"] for entry in written} <= {str(p.relative_to(photos)) for p in photos.rglob("*.png")}
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import refused
 from PIL import Image
 from scipy import stats
 
@@ -102,12 +103,10 @@ def test_unfinished_runs_give_no_number(tmp_path):
     assert [run.folder.relative_to(tmp_path).as_posix() for run in found] == ["a", "semmim/seed_1/vqa"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other/result.json").write_text('{"failed": 3}')  # another program's
-    with pytest.raises(UserError, match="no run in it"):
-        report.main([str(tmp_path / "other")])
+    refused(lambda: report.main([str(tmp_path / "other")]), "no run in it")
     for broken in ("[1]", "null", '{"test": 5}', '{"run": 5}', '{"test": {"images": "many"}}'):
         (tmp_path / "b/metrics.json").write_text(broken)
-        with pytest.raises(UserError, match="b/metrics.json"):
-            report.main([str(tmp_path)])
+        refused(lambda: report.main([str(tmp_path)]), "b/metrics.json")
 
 
 def test_a_studys_table_gives_the_tables_of_its_folder(tmp_path, capsys):
@@ -121,8 +120,7 @@ def test_a_studys_table_gives_the_tables_of_its_folder(tmp_path, capsys):
         printed.append(capsys.readouterr().out)
     assert printed[0] == printed[1] and "59.0 ± 4.2 (2)" in printed[0]
     (tmp_path / "bad.jsonl").write_text('{"folder": "a"}\n')
-    with pytest.raises(UserError, match="bad.jsonl: no table of runs"):
-        report.main([str(tmp_path / "bad.jsonl")])
+    refused(lambda: report.main([str(tmp_path / "bad.jsonl")]), "bad.jsonl: no table of runs")
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.stem)

@@ -1,15 +1,13 @@
 """Parquet files packed into tar shards, against the same images and captions as files."""
 
-import io
 import json
 import tarfile
 
-import numpy as np
 import pyarrow
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
+from tiny import encoded, noise
 
 from dataset.annotations import Source
 from dataset.files import IMAGES
@@ -26,10 +24,7 @@ pytestmark = pytest.mark.usefixtures("no_hanging")
 
 
 def picture(number=0, kind="JPEG", side=20):
-    pixels = np.random.default_rng(number).integers(0, 256, (side, side + 4, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind)
-    return file.getvalue()
+    return encoded(noise(side + 4, side, number), kind)
 
 
 def write(path, images, captions, image="image", caption="caption", **options):

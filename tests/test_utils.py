@@ -3,14 +3,13 @@ import logging
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, refused
+from conftest import ROOT, free_port, refused
 
 import utils
 from engine.distributed import LOST, Console, init_distributed
@@ -83,8 +82,7 @@ def test_auto_precision_on_a_cpu_is_what_its_hardware_has(monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without GPU")
 def test_asking_for_a_missing_gpu_is_an_error():
-    with pytest.raises(utils.UserError, match="--device cuda: torch sees no GPU"):
-        init_distributed("cuda")
+    refused(lambda: init_distributed("cuda"), "--device cuda: torch sees no GPU")
 
 
 # ---------------------------------------------------------------------------- the run's folder, checkpoints
@@ -177,10 +175,7 @@ def test_set_up_removes_a_broken_environment_only_if_it_made_it(tmp_path):
 @pytest.mark.parametrize("number", ["0", "1"])
 def test_processes_that_do_not_find_each_other_end_with_one_line(number):
     """Number 0 waits for a process that never comes, number 1 for a store that nobody has."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    address = {"RANK": number, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    address = {"RANK": number, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     script = (
         "import datetime, functools, utils\n"
         "from engine import distributed\n"
@@ -209,29 +204,10 @@ def test_a_rank_that_is_none_of_the_group_is_an_error(monkeypatch, rank, size, l
     refused(lambda: init_distributed("cpu"), problem)
 
 
-def test_a_gpu_that_fails_is_no_process_that_is_not_found(monkeypatch):
-    def fail(*_):
-        raise RuntimeError("CUDA error: device is busy")
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "set_device", fail)
-    with pytest.raises(RuntimeError, match="CUDA error: device is busy"):
-        init_distributed("cuda")
-
-
-@pytest.mark.parametrize(
-    "text, lost",
-    [
-        ("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [::1]:4711", True),
-        ("[../third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 1800000ms", True),
-        ("NCCL error in: ProcessGroupNCCL.cpp:1, remote process exited\nncclRemoteError: A call failed", True),
-        ("NCCL error in: ProcessGroupNCCL.cpp:1, invalid usage\nncclInvalidUsage: ... Duplicate GPU detected", False),
-        ("Invalid scalar type for gloo", False),
-    ],
-)
-def test_only_what_a_lost_process_causes_is_called_one(text, lost):
-    assert bool(LOST.search(text)) == lost
+def test_only_what_a_lost_process_causes_is_called_one():
+    assert LOST.search("[../gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 1800000ms")
+    assert LOST.search("NCCL error in: ProcessGroupNCCL.cpp:1, remote process exited\nncclRemoteError: A call failed")
+    assert not LOST.search("NCCL error in: ProcessGroupNCCL.cpp:1\nncclInvalidUsage: ... Duplicate GPU detected")
 
 
 def test_a_log_line_is_one_line_without_control_characters():

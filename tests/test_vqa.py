@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from conftest import refused
 from stages import log_lines, read, run
 from tiny import NO_DROPOUT, TOKENIZER, tiny_config
 
@@ -184,13 +185,11 @@ def test_ranking_answers_come_from_the_list(demo, tmp_path):
 
 
 def test_a_missing_or_unfit_checkpoint_is_named(demo, tmp_path):
-    with pytest.raises(utils.UserError, match="--checkpoint is missing"):
-        vqa(demo, tmp_path, flags=[])
+    refused(lambda: vqa(demo, tmp_path, flags=[]), "--checkpoint is missing")
     state = utils.load_checkpoint(demo / "model.pth")
     state["model"] = {key: value for key, value in state["model"].items() if ".decoder." not in key}
     utils.save_checkpoint(tmp_path / "retrieval.pth", state)
-    with pytest.raises(utils.UserError, match="no decoder"):
-        vqa(demo, tmp_path / "run", flags=["--checkpoint", tmp_path / "retrieval.pth"])
+    refused(lambda: vqa(demo, tmp_path / "run", flags=["--checkpoint", tmp_path / "retrieval.pth"]), "no decoder")
 
 
 def test_validation_without_answers_cannot_choose_an_epoch(demo, tmp_path):
@@ -199,5 +198,4 @@ def test_validation_without_answers_cannot_choose_an_epoch(demo, tmp_path):
         entry["image"] = str(demo / "data" / entry["image"])
         del entry["answer"]
     (tmp_path / "val.json").write_text(json.dumps(entries))
-    with pytest.raises(utils.UserError, match="data.val has no answers"):
-        vqa(demo, tmp_path / "run", f"data.val=[{tmp_path}/val.json]")
+    refused(lambda: vqa(demo, tmp_path / "run", f"data.val=[{tmp_path}/val.json]"), "data.val has no answers")

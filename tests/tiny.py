@@ -1,8 +1,10 @@
 """A very small SemMIM and batches for it, shared by the tests."""
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -81,6 +83,26 @@ def draws_part(draws: Draws, rows: slice, length: int) -> Draws:
     """The draws of some rows, cut to `length` tokens."""
     cut = {name: value[rows] for name, value in vars(draws).items()}
     return Draws(**{name: x[:, :length] if name.startswith("mlm") else x for name, x in cut.items()})
+
+
+def noise(width: int = 48, height: int = 40, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def encoded(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
+    """The content of an image's file."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def save_codebook(folder: Path) -> Path:
+    """A very small codebook of random weights (mim.codebook)."""
+    from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
+
+    config = FlavaImageCodebookConfig(hidden_size=8, vocab_size=32, num_blocks_per_group=1)
+    FlavaImageCodebook(config).save_pretrained(folder)
+    return folder
 
 
 def gray_images(folder: Path, count: int) -> list[str]:
