@@ -17,14 +17,7 @@ from tools.prepare import __main__ as prepare
 from utils import ROOT
 
 DOCUMENT = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
-CONFIGS = {
-    "Pretrain": "pretrain",
-    "Retrieval_coco": "retrieval",
-    "Retrieval_flickr": "retrieval",
-    "Caption_coco": "caption",
-    "Caption_nocaps": "caption",
-    "VQA": "vqa",
-}
+CONFIGS = ("Pretrain", "Retrieval_coco", "Retrieval_flickr", "Caption_coco", "Caption_nocaps", "VQA")
 
 
 def commands(tool):
@@ -99,8 +92,8 @@ def test_the_documents_commands_lead_from_the_downloads_to_sound_data(downloads,
     assert "run tools.prepare" not in out  # nothing that a later step needs is missing
     asked = {entry["image"] for entry in json.loads(Path("data/vqa/vg_qa.json").read_text())}
     assert asked == {"VG_100K_2/1.jpg", "VG_100K/2.jpg", "VG_100K_2/3.jpg"}  # not 4, an image of the minival
-    for name, stage in CONFIGS.items():
-        data = load_config(f"configs/{name}.yaml", (), STAGES[stage]).data
+    for name in CONFIGS:
+        data = load_config(f"configs/{name}.yaml", (), STAGES[name.partition("_")[0].lower()]).data
         for key in ("train", "val", "test", "val_scores", "answer_list"):
             files = data.get(key, [])
             for file in [files] if isinstance(files, str) else files:

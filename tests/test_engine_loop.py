@@ -216,6 +216,19 @@ def test_a_gradient_that_is_not_finite_stops_the_run_though_the_loss_is(tmp_path
     refused(lambda: Trained(tmp_path, loss_fn=loss_fn).go(), "the gradient")
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_the_fused_optimizer_skips_its_update_when_told_of_an_infinity(device):
+    weight = nn.Parameter(torch.ones(3, device=device))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    for infinite in (0.0, 1.0, 0.0):
+        weight.grad = torch.full_like(weight, math.nan if infinite else 1.0)
+        before = weight.detach().clone()
+        optimizer.found_inf = torch.tensor(infinite, device=device)
+        optimizer.step()
+        assert torch.equal(weight, before) == bool(infinite)
+    assert optimizer.state[weight]["step"] == 2
+
+
 def test_the_third_ctrl_c_interrupts_at_once(tmp_path):
     trained = Trained(tmp_path)
     presses = []

@@ -192,6 +192,7 @@ def test_more_beams_than_first_tokens_are_an_error(pair, memory):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"max_tokens": 0}, "max_tokens is 0"),
         ({"max_tokens": 10**12}, "max_tokens is 10"),
         ({"beams": "5"}, "beams is '5'"),
         ({"num_return": 6}, "num_return 6: mode beam gives at most 5"),
