@@ -157,10 +157,8 @@ BERTS = {
     "ReLU": ({"config": {"hidden_act": "relu"}}, "config.json: hidden_act is 'relu', the model's is gelu"),
     "RoBERTa": ({"config": {"model_type": "roberta"}}, "config.json: model_type is 'roberta', the model's is bert"),
     "other heads": ({"config": {"num_attention_heads": 2}}, "num_attention_heads is 2, the model's is 4"),
-    "another epsilon": ({"config": {"layer_norm_eps": 1e-5}}, "layer_norm_eps is 1e-05, the model's is 1e-12"),
     "no JSON": ({"config": "{"}, "config.json: a model's configuration that cannot be read"),
     "another vocabulary": ({WORDS: torch.ones(61, 32)}, "word_embeddings.weight has the shape [61, 32] instead of [60"),
-    "no number": ({WORDS: torch.full((60, 32), torch.nan)}, "word_embeddings.weight holds values that are not finite"),
     "a missing weight": ({"drop": "layer.0.output.dense.bias"}, "output.dense.bias is missing"),
     "no weights": ({"drop": ""}, "not a BERT checkpoint"),
 }
@@ -235,7 +233,6 @@ VITS = {
     "without [CLS]": (lambda: timm_weights(drop=["cls_token"]), "cls_token is missing"),
     "images that are no squares": (lambda: timm_weights(pos_embed=torch.ones(1, 9, 32)), "pos_embed has 9 positions"),
     "another shape": (lambda: timm_weights(norm__bias=torch.ones(31)), "norm.bias has the shape [31]"),
-    "no number": (lambda: timm_weights(norm__bias=torch.full((32,), torch.inf)), "norm.bias holds values that are not"),
     "keys that are numbers": (lambda: {1: torch.ones(1)}, "neither timm's nor Hugging Face's nor OpenAI's names"),
     "CLIP without positions": (
         lambda: clip_weights(drop=[POSITIONS]),
@@ -343,22 +340,19 @@ def test_clip_weights_that_cannot_say_their_activation_are_one_line_of_warning(t
 # ------------------------------------------------------------------------------------------------ the codebook
 
 
-def codebook(folder, config=(), drop=(), **changes):
+def codebook(folder, drop=(), **changes):
     """A small FlavaImageCodebook's folder."""
     made = FlavaImageCodebookConfig(hidden_size=8, vocab_size=32, num_blocks_per_group=1)
     weights = {key: value.clone() for key, value in FlavaImageCodebook(made).state_dict().items()} | changes
     torch.save({key: value for key, value in weights.items() if key not in drop}, folder / "pytorch_model.bin")
-    values = config if isinstance(config, str) else json.dumps({**made.to_dict(), **dict(config)})
-    (folder / "config.json").write_text(values)
+    (folder / "config.json").write_text(json.dumps(made.to_dict()))
 
 
 BIAS = "blocks.input.bias"
 CODEBOOKS = {
     "hostile": (lambda folder: codebook(folder, extra=Hostile(folder / "made")), "posix.mkdir, which is no tensor"),
     "no configuration": (lambda folder: (codebook(folder), (folder / "config.json").unlink()), "config.json: "),
-    "other sizes": (lambda folder: codebook(folder, {"hidden_size": 16}), "has the shape"),
     "a missing weight": (lambda folder: codebook(folder, drop=[BIAS]), f"{BIAS} is missing"),
-    "no number": (lambda folder: codebook(folder, **{BIAS: torch.full((8,), torch.nan)}), f"{BIAS} holds values that"),
 }
 
 
