@@ -51,10 +51,25 @@ def refused(call, *parts):
     """The line that the user sees; `parts` must be in it."""
     with pytest.raises(UserError) as caught:
         call()
-    line = str(caught.value)
-    assert len(line.splitlines()) == 1 and len(line) < 700 and line.isprintable(), line
+    line = one_line(caught.value, most=700)
     assert all(str(part) in line for part in parts), line
     return line
+
+
+def one_line(error: UserError, *parts: str, most: int = 2000) -> str:
+    """The line that the user sees; one of `parts`, if there are any, must be in it."""
+    line = str(error)
+    assert len(line.splitlines()) == 1 and len(line) < most and line.isprintable(), line
+    assert not parts or any(part in line for part in parts), line
+    return line
+
+
+def keys_of(config: dict, prefix: str = "") -> list[str]:
+    """All dotted keys of a configuration, those of maps too."""
+    found = []
+    for key, value in config.items():
+        found += [prefix + key, *(keys_of(value, f"{prefix}{key}.") if isinstance(value, dict) else ())]
+    return found
 
 
 def free_port() -> int:

@@ -5,6 +5,7 @@ import json
 
 import pytest
 from annotated import EVAL, TRAIN, entry, make
+from conftest import one_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import TOKENIZER
@@ -41,13 +42,6 @@ def write(folder, content):
     return path
 
 
-def one_line(error):
-    line = str(error)
-    assert len(line.splitlines()) == 1 and len(line) < 2000
-    line.encode("utf-8")
-    assert "drawn.json" in line or line.startswith("data.train: "), line
-
-
 @pytest.mark.parametrize("stage", TRAIN + EVAL)
 def test_annotations_are_read_or_refused_in_one_line(tmp_path, stage):
     @SETTINGS
@@ -56,7 +50,8 @@ def test_annotations_are_read_or_refused_in_one_line(tmp_path, stage):
         try:
             data = make(stage, write(tmp_path, content))
         except UserError as error:
-            return one_line(error)
+            one_line(error, "drawn.json", "data.train: ")
+            return
         assert len(data) > 0
         read_texts(stage, data)
 

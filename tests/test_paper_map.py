@@ -5,7 +5,7 @@ import re
 from fnmatch import fnmatch
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, keys_of
 
 from engine.config import STAGES, load_config
 
@@ -55,11 +55,6 @@ def test_no_other_equation_has_a_bare_number():
     for path in (ROOT / "models").glob("*.py"):
         numbers = re.findall(r"(?:Eq\.|Equation) *\d+", path.read_text(encoding="utf-8"))
         assert set(numbers) <= set(LABELS), path
-
-
-def keys_of(config: dict, prefix: str = "") -> set[str]:
-    parts = [keys_of(v, f"{prefix}{k}.") if isinstance(v, dict) and v else {f"{prefix}{k}"} for k, v in config.items()]
-    return set().union(*parts)
 
 
 def test_every_key_that_the_decisions_name_exists():

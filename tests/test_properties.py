@@ -5,6 +5,7 @@ import math
 import string
 
 import pytest
+from conftest import keys_of, one_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,21 +30,7 @@ yaml_pieces = st.sampled_from(
 yaml_texts = st.lists(yaml_pieces | st.text(string.printable, max_size=4), max_size=30).map("".join)
 
 
-def keys_of(config, prefix=""):
-    """All dotted keys, those of maps too."""
-    found = []
-    for key, value in config.items():
-        found += [prefix + key, *(keys_of(value, f"{prefix}{key}.") if isinstance(value, dict) else ())]
-    return found
-
-
 KEYS = {name: keys_of(load_config(stage.schema, (), stage)) for name, stage in STAGES.items()}
-
-
-def one_line(error, *parts):
-    line = str(error)
-    assert len(line.splitlines()) == 1 and len(line) < 1500 and line.isprintable(), line
-    assert not parts or any(part in line for part in parts), line
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -57,7 +44,8 @@ def test_a_setting_of_any_value_is_taken_or_refused_in_one_line_that_names_its_k
         try:
             config = load_config(stage.schema, [override], stage)
         except UserError as error:
-            return one_line(error, key, key.rpartition(".")[2], "--override")
+            one_line(error, key, key.rpartition(".")[2], "--override")
+            return
         save_config(config, tmp_path / "saved.yaml")
         assert load_config(tmp_path / "saved.yaml", (), stage) == config
 
