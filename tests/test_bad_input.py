@@ -18,9 +18,6 @@ from utils import find_file
 pytestmark = pytest.mark.usefixtures("no_hanging")
 
 
-# ------------------------------------------------------------------------------------------------- vocabularies
-
-
 @pytest.mark.parametrize(
     ("content", "part"),
     [(b"", "lacks [PAD]"), (b"\xff\xfe", "cannot be read"), (b"a\nb\n", "lacks [PAD]"), (None, "not a regular file")],
@@ -38,9 +35,6 @@ def test_a_missing_file_is_looked_for_in_different_folders(tmp_path, monkeypatch
     assert refused(lambda: find_file("no/such", "key")).endswith(f"(looked in {tmp_path} and {ROOT})")
     assert find_file("README.md") == ROOT / "README.md"
     refused(lambda: find_file("~nobody-of-that-name/x", "key"), "does not exist")
-
-
-# ------------------------------------------------------------------------------------------------- images
 
 
 def png(path, **options):

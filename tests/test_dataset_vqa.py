@@ -36,9 +36,6 @@ def words(ids):
     return " ".join(vocab[i] for i in ids.tolist())
 
 
-# ------------------------------------------------------------------------------------------------- # Questions
-
-
 def test_question_ocr_and_labels_are_joined_by_separators():
     ocr = [[[0, 0], "STOP!"], [[1, 1], "Sign"]]
     parts = question_parts({"question": "What does it say?", "ocr": ocr, "object_label": "dog&&red sign"})
@@ -63,9 +60,6 @@ def test_a_question_without_a_word_is_evaluated_since_every_one_needs_an_answer_
     assert eval_set(folder, entries).parts[0][0] == ""
     sample = train_set(folder, entries)[0]
     assert sample["parts"][0] == "is it red" and "a.png: a question without a word" in sample["bad"][0]
-
-
-# ------------------------------------------------------------------------------------------------- # Training
 
 
 def test_answers_weigh_what_their_share_of_annotators_is(folder):
@@ -109,9 +103,6 @@ def test_a_batch_has_every_answer_beside_its_question(folder):
     assert len(batch["paths"]) == 2 and batch["bad"] == []
 
 
-# ------------------------------------------------------------------------------------------------- # References
-
-
 def test_references_come_from_official_files_then_entries_then_scores(folder):
     scores = write(
         folder, [{"question_id": i, "label": {"net": 1}, "question_type": "is"} for i in (1, 2, 3)], "minival.json"
@@ -137,9 +128,6 @@ def test_eval_batches_hold_every_question_once_and_every_image_once(folder):
             image, (question, _, _) = data[int(place)]
             assert torch.equal(batch["image"][row], image)
             assert words(ids).split()[-1] == question.split()[-1]
-
-
-# ------------------------------------------------------------------------------------------------- # Bad input
 
 
 @pytest.mark.parametrize(

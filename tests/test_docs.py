@@ -83,9 +83,6 @@ def test_the_keys_columns_and_endings_of_the_data_are_the_readers():
     assert all(f"`{ending}`" in sections["## Files"] for ending in (*files.LINES, ".json", ".tar"))
 
 
-# ------------------------------------------------------------------------------------- the road to the paper's tables
-
-
 def cells_of(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip().strip("|").split("|")]
 

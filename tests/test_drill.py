@@ -52,9 +52,6 @@ def test_a_lost_process_is_named_by_the_others(drill, tmp_path):
     assert "another process is gone" in logs[0].read_text().splitlines()[-1]
 
 
-# ------------------------------------------------------------------------------------------- runs in this process
-
-
 def test_a_stop_within_a_validation_is_a_stop_and_the_validation_is_repeated(drill, tmp_path, monkeypatch):
     setting, run, straight = Setting("retrieval", epochs=2), tmp_path / "run", tmp_path / "straight"
     rerank = ranking.rerank

@@ -69,9 +69,6 @@ def same(one, other):
     )
 
 
-# --------------------------------------------------------------------------------------------- the rates, closed form
-
-
 def test_by_time_the_rate_is_a_cosine_of_the_time_used():
     for share in (0.0, 0.1, 0.5, 0.9, 1.0):
         expected = 1e-6 + (1e-4 - 1e-6) * math.cos(math.pi / 2 * share) ** 2  # (1 + cos 2x) / 2 = cos^2 x
@@ -85,9 +82,6 @@ def test_alpha_is_ramped_over_the_first_epoch_or_over_a_shorter_training():
     long = [alpha_at(step, 4, 0.4, step / 20) for step in range(7)]
     assert long == [alpha_at(step, 4, 0.4) for step in range(7)] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
     assert [alpha_at(step, 100, 0.4, step / 4) for step in range(5)] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
-
-
-# ----------------------------------------------------------------------------------------------------- length in steps
 
 
 def test_a_stop_in_what_follows_the_last_step_is_repeated_and_only_that(tmp_path):
@@ -120,9 +114,6 @@ def test_a_training_that_ended_within_an_epoch_can_be_made_longer_with_the_rest_
     Trained(tmp_path / "run", steps=EPOCH + 2, loss_fn=loss_fn).go()
     Trained(tmp_path / "run", epochs=2, loss_fn=loss_fn, resume=True).go()
     assert seen == straight
-
-
-# --------------------------------------------------------------------------------------------------- length in minutes
 
 
 def test_minutes_end_with_the_first_step_after_them_and_leave_out_what_follows_an_epoch(tmp_path, watch):

@@ -72,9 +72,6 @@ def test_a_stopped_script_says_so_and_one_whose_peer_stopped_first_is_no_error(e
     assert error or "stopped outside of training" in caplog.text
 
 
-# --------------------------------------------------------------------------------------------- a script, as it runs
-
-
 def call(demo, out, code, monkeypatch, patched=None, when=lambda: True):
     """Caption.py by SCST in this process; it is sent SIGTERM in the call of `patched` in which `when` is true first."""
     drill = Drill(out.parent, demo)

@@ -39,9 +39,6 @@ def test_chance_equals_enumeration_of_all_orders():
     assert chance["ir_r1"] == pytest.approx(100 / 3) and chance["ir_r5"] == 100.0
 
 
-# ----------------------------------------------------------------------------------------- validation: the numbers
-
-
 def split(folder) -> str:
     """The file of a split of `IMAGES` gray images with one to three captions each."""
     names = gray_images(folder, IMAGES)
@@ -100,9 +97,6 @@ def test_at_most_so_many_images_evenly_spread_with_their_captions(tmp_path):
     assert thinned(whole, IMAGES).captions == whole.captions and len(whole) == IMAGES
     few = validation(tmp_path, "eval.images=4")
     assert len(few.dataset) == 4 and few.run.lines[0].startswith(f"val: 4 of {IMAGES} images, {len(expected)} captions")
-
-
-# ------------------------------------------------------------------------------------------- in training and afterwards
 
 
 @pytest.fixture(scope="module")

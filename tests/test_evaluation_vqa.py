@@ -162,10 +162,6 @@ def test_constant_is_the_best_single_answer_of_each_question_type(scoring):
     assert columns["accuracy"] <= columns["constant"] + 1e-9
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Answering a split
-
-
 @pytest.fixture
 def answerer(tmp_path):
     """Nine questions about four images, in mixed order; that of image i is right where it is answered with i."""

@@ -32,9 +32,6 @@ def uniform(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-# ------------------------------------------------------------------------------------------------------- losses
-
-
 def test_cls_loss_and_center_equal_lightly_dino():
     dino_loss = pytest.importorskip("lightly.loss.dino_loss")
     oracle = dino_loss.DINOLoss(output_dim=16, center_momentum=0.9)
@@ -86,9 +83,6 @@ def test_mim_losses_ignore_autocast():
     assert loss.dtype == torch.float32 and torch.equal(loss, patch_loss(*arguments)[0])
 
 
-# ------------------------------------------------------------------------------------------------------ masking
-
-
 def drawn_with_similarities(similarity: torch.Tensor, rows: int, ratio: float, seed: int) -> torch.Tensor:
     """Masks of `rows` images whose patches all have these cosines [N] with the text, at temperature 0.2."""
     count = len(similarity)
@@ -128,16 +122,10 @@ def test_extreme_draws_give_finite_noise():
     assert sorted(draw_patches(torch.zeros(1, 3), 3, draws)[0].tolist()) == [0, 1, 2]
 
 
-# ---------------------------------------------------------------------------------------- head and other targets
-
-
 def test_encoding_head_gives_cosines_and_has_the_papers_size():
     head = EncodingHead(768, 3072, 1024)
     assert sum(p.numel() for p in head.parameters()) == 5_508_096  # the paper: under 6M
     assert head(random(4, 768)).abs().max() <= 1 + 1e-5
-
-
-# ----------------------------------------------------------------------------------------------------- monitors
 
 
 def monitors(probs: torch.Tensor, student: torch.Tensor) -> list[float]:

@@ -16,8 +16,6 @@ from utils import UserError
 
 SETTINGS = settings(max_examples=20)  # the rest: conftest.py
 
-# ------------------------------------------------------------------------------------------------- configurations
-
 texts = st.text(st.characters(exclude_categories=()), max_size=20) | st.sampled_from(
     ["", "a: b", "!!int x", "\ud83d", "\0", *"none null ~ 1e400 0x1 2026-01-01 *a &a base { [".split()]
 )
@@ -72,8 +70,6 @@ def test_any_file_and_any_override_are_a_configuration_or_one_line(tmp_path, con
             one_line(error, named)
 
 
-# ------------------------------------------------------------------------------------------------- answers
-
 words = st.text(max_size=12) | st.sampled_from(
     ["", " ", "a dog", "\n", *"two 2 none None the dont don't 1,000 1.5 new-york ? İ ß".split()]
 )
@@ -91,8 +87,6 @@ def test_the_metrics_of_any_answers_are_percentages(rows):
     assert all(-1e-9 <= value <= 100 + 1e-9 for value in found)
     assert all(isinstance(line, str) for line in vqa_table("val", numbers)) and json.dumps(numbers)
 
-
-# ------------------------------------------------------------------------------------------------- captions
 
 captions = st.text(max_size=30) | st.sampled_from(
     ["", ".", "a dog", "a dog on a bed .", "A DOG!", "men's 10:30 u.s. (x)", "can't", "\u2028", "<eos>", "\0", "ı İ"]

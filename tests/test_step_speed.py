@@ -33,8 +33,6 @@ def same_step(one, other, atol=1e-5):
         torch.testing.assert_close(gradient, other[1][name], atol=atol, rtol=0, msg=name)
 
 
-# ------------------------------------------------------------------------------------------- waiting for a GPU
-
 WAITS = ("nonzero", "_local_scalar_dense", "masked_select", "equal", "unique")  # what a GPU answers to the host
 
 
@@ -82,9 +80,6 @@ def test_from_the_copied_batch_on_a_step_never_waits_for_the_gpu(overrides, monk
     assert loss.is_cuda and waits.found == [] and waits.count > 1000
 
 
-# ---------------------------------------------------------------------------------------------------- QuickGELU
-
-
 def test_quickgelu_has_the_values_and_gradients_of_timm_and_keeps_one_tensor_for_the_backward_pass():
     x = torch.cat([torch.randn(1000) * 4, torch.tensor([0.0, -100.0, 100.0])])
     ours, theirs, kept = x.clone().requires_grad_(), x.clone().requires_grad_(), []
@@ -119,9 +114,6 @@ def test_twenty_steps_of_training_have_the_losses_of_masks_everywhere_and_timms_
         losses.append(torch.stack(found))
     torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
     assert (losses[0][0] - losses[0][-1]).abs().min() > 1e-3  # and they are those of a model that learns
-
-
-# ------------------------------------------------------------------------------------------- masks of attention
 
 
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "matrix products"])
@@ -159,9 +151,6 @@ def test_collate_functions_say_whether_anything_is_padded():
 
     assert asked("who is it", "what is it") is None
     assert asked("who is it", "is it").sum().item() == 4 + 3
-
-
-# ------------------------------------------------------------------------------------------------- checkpointing
 
 
 @pytest.mark.parametrize("dropout", [(), NO_DROPOUT], ids=["dropout", "no dropout"])

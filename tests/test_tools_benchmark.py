@@ -21,9 +21,6 @@ def run(capsys, *words):
     return json.loads(capsys.readouterr().out)  # nothing else is on standard output
 
 
-# ---------------------------------------------------------------------------------------------------- parameters
-
-
 def test_base_size_has_the_parameters_computed_from_the_shapes(capsys):
     found = run(capsys, "params")
     assert found["gflop_of_a_pair_by_tokens"] == {"14": 321.8, "25": 356.4}  # docs/speed.md
@@ -44,9 +41,6 @@ def test_base_size_has_the_parameters_computed_from_the_shapes(capsys):
     assert counts["total"] == sum(value for key, value in counts.items() if key != "total")
     none = run(capsys, "params", "--override", "mim.target=none")["trainable_parameters"]
     assert none["encoding_head"] == 0 and none["image_encoder"] == vit
-
-
-# -------------------------------------------------------------------------------------------------- pre-training
 
 
 def test_two_settings_are_timed_by_turns(capsys):
@@ -82,9 +76,6 @@ def test_captions_are_as_long_as_real_ones_and_sorting_spares_padding():
     assert tokens[0] > 24 and tokens[8] < 16
 
 
-# -------------------------------------------------------------------------------- the others, and all of them
-
-
 def test_captions_are_timed_against_transformers_with_equal_sentences(capsys):
     words = "caption --device cpu --images 2 --beams 2 --max_tokens 4 --repeats 1 --override".split()
     found = run(capsys, *words, *TINY)
@@ -112,9 +103,6 @@ def test_the_loader_is_measured(capsys, resize):
 def test_a_checkpoint_is_timed(capsys):
     found = run(capsys, "checkpoint", "--device", "cpu", "--repeats", 1, "--override", *TINY)
     assert found["gigabytes"] > 0 and found["seconds"] > 0
-
-
-# ----------------------------------------------------------------------------------------------------- roofline
 
 
 def test_the_traced_step_has_the_operations_of_the_formula_and_no_wait_for_the_host():

@@ -114,9 +114,6 @@ def test_the_masking_figure_hides_the_masked_patches():
     assert int(blue.sum()) == pytest.approx(3 * int(gray.sum()), rel=0.1)  # one whole image and a half; half an image
 
 
-# ------------------------------------------------------------------------------------------------ the model's part
-
-
 def inputs(batch) -> tuple:
     return batch["image2"], batch["input_ids"], batch["attention_mask"]
 
