@@ -249,7 +249,9 @@ def _entries(read: dict, where: Place, kind: str, folders, source: Source, conve
         for key, types in needed.items():
             check_kind(entry[key], key, types, where)
         for key, types in optional.items():
-            if key in entry and entry[key] not in (None, []):
+            if entry.get(key) == []:  # as if it were missing
+                entry[key] = None
+            if entry.get(key) is not None:
                 check_kind(entry[key], key, types, where)
         if not entry["image"] or "\0" in entry["image"]:
             raise UserError(f"{where}: 'image' is empty or holds a zero byte")
@@ -418,7 +420,7 @@ def _for_captioning(entry: dict, where: Place) -> list[dict]:
     Karpathy's without blank captions."""
     if official.is_karpathy(entry):
         entry = {**entry, **official.karpathy_image(entry, official.karpathy_set(entry, where.header))}
-    ids = [entry[key] for key in ("image_id", "img_id", "cocoid", "imgid") if entry.get(key) not in (None, "")]
+    ids = [entry[key] for key in ("image_id", "img_id", "cocoid", "imgid") if entry.get(key) not in (None, "", [])]
     if ids:
         entry["image_id"] = ids[0]
         return [entry]
