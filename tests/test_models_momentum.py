@@ -26,7 +26,7 @@ def test_the_teacher_stays_in_eval_mode():
     assert not any(module.training for module in model["teacher"].modules())
 
 
-@pytest.mark.parametrize("size", [1, 3, 7, 10])
+@pytest.mark.parametrize("size", [0, 1, 3, 7, 10])
 def test_queue_of_any_size_keeps_the_last_entries(size):
     queue, fed = FeatureQueue(size, 2), []
     for batch in (4, 1, 12, 3, 5):
@@ -35,7 +35,7 @@ def test_queue_of_any_size_keeps_the_last_entries(size):
         features = ids[:, None].float().expand(-1, 2)
         queue.enqueue(features, -features, ids)
         kept = sorted(i for i in queue.image_id.tolist() if i >= 0)
-        assert kept == fed[-size:]
+        assert kept == fed[len(fed) - min(size, len(fed)) :]
         filled = queue.image_id >= 0
         assert torch.equal(queue.image_feat[filled, 0], queue.image_id[filled].float())
         assert torch.equal(queue.text_feat[filled, 0], -queue.image_id[filled].float())

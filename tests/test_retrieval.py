@@ -42,6 +42,13 @@ def test_queue_and_teacher_follow_the_steps():
     assert model.queue.image_id[:12].tolist() == [0, 1, 2, 3, 0, 1] * 2
 
 
+def test_in_batch_contrast_needs_no_teacher():
+    model = retrieval_model("itc.negatives=batch")
+    model(batch_of_pairs(), 0.4)[0].backward()
+    model.after_step()
+    assert model.teacher is None and all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
 def test_fine_tuning_keeps_the_best_epoch_and_evaluates_with_it(demo, tmp_path, caplog):
     out, settings = tmp_path / "run", ["itc.negatives=queue", "itc.queue_size=20", "rerank.score=itm", "train.lr=1e-3"]
     run("retrieval", demo, out, *settings)
