@@ -128,6 +128,12 @@ def test_a_question_type_whose_references_are_all_empty_scores_0_and_is_counted(
     assert "how" in "\n".join(vqa.vqa_table("val", columns))
 
 
+@pytest.mark.parametrize("answers", [[], ["yes"] * 9, ["yes"] * 11])
+def test_any_other_number_of_annotators_is_refused(answers):
+    with pytest.raises(ValueError, match=f"{len(answers)} answers"):
+        vqa.vqa_accuracy("yes", answers)
+
+
 def test_columns_are_means_over_the_questions_of_each_type():
     yes, red = ["yes"] * 10, ["red"] * 8 + ["dark red"] * 2
     columns = vqa.vqa_metrics(
