@@ -15,7 +15,7 @@ import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 from engine.distributed import init_distributed  # noqa: E402
-from utils import UserError, leave_group  # noqa: E402
+from utils import UserError, leave_group, seed_everything  # noqa: E402
 
 torch.set_num_threads(1)
 # Background jobs of a shell ignore SIGINT, and under nohup SIGHUP; the processes of tests would inherit that.
@@ -37,6 +37,12 @@ def demo(tmp_path_factory):
     from stages import make_demo  # imports all scripts
 
     return make_demo(tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture(autouse=True)
+def same_draws():
+    """Every test begins with the same random state, whichever tests ran before it."""
+    seed_everything(0)
 
 
 @pytest.fixture
