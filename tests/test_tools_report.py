@@ -86,6 +86,7 @@ def row(table: Table, name: str) -> dict[str, str]:
         (COCO, "coco"),
         ("/disk/karpathy/dataset_flickr30k.json", "flickr"),
         ("data/vqa/vqa_test_ocr.json", "vqa"),
+        (DEMO, "demo"),
         ("data/mine/vqa_test.json", "mine"),
         ("test.json", "test"),
     ],
