@@ -63,9 +63,11 @@ def test_nocaps_keeps_domains_and_ids(folder):
         {"image": "a.png", "img_id": 5, "caption": ["x"], "domain": "near-domain"},
         {"image": "b.png", "img_id": 6, "caption": ["y"], "domain": "out"},
         {"image": "c.png", "img_id": 7, "domain": "in-domain"},
+        {"image": "d.png", "img_id": 8, "caption": []},
     ]
     data = make("caption_eval", write(folder, entries))
-    assert data.ids == [5, 6, 7] and data.domains == ["near", "out", "in"] and data.references == [["x"], ["y"], []]
+    assert data.ids == [5, 6, 7, 8] and data.domains == ["near", "out", "in", None]
+    assert data.references == [["x"], ["y"], [], []]
 
 
 def test_targets_are_the_words_and_sep_and_a_cut_caption_does_not_end():

@@ -219,6 +219,11 @@ def test_a_folder_that_no_run_wrote_is_refused_and_left_as_it_is(tmp_path, files
     assert contents(tmp_path) == {name: b"mine" for name in files}
 
 
+def test_an_output_folder_that_cannot_be_made_is_an_error(tmp_path):
+    (tmp_path / "file").touch()
+    refused(lambda: start(tmp_path / "file"), "--output_dir", "file")
+
+
 def _open(folder, queue):
     try:
         Run(folder).open(evaluate=True)

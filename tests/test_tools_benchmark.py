@@ -100,6 +100,10 @@ def test_the_loader_is_measured(capsys, resize):
     assert found["pairs"] == 16 and found["ms_of_cpu_per_pair"] > 0
 
 
+def test_counts_below_one_are_an_error():
+    refused(lambda: benchmark.main(["retrieval", "--repeats", "0"]), "--repeats 0")
+
+
 def test_a_checkpoint_is_timed(capsys):
     found = run(capsys, "checkpoint", "--device", "cpu", "--repeats", 1, "--override", *TINY)
     assert found["gigabytes"] > 0 and found["seconds"] > 0

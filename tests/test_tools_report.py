@@ -374,6 +374,7 @@ def test_a_page_is_written_to_a_new_file_alone(tmp_path):
     with pytest.raises(UserError, match="exists already"):
         report.main([str(tmp_path), "--format", "html", "--output", str(tmp_path / "mine.html")])
     assert (tmp_path / "mine.html").read_text() == "the user's"
+    refused(lambda: report.main([str(tmp_path), "--format", "html"]), "needs --output")
 
 
 def test_the_page_holds_all_tables_curves_and_settings_and_needs_no_other_file(tmp_path):
