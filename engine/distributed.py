@@ -100,7 +100,9 @@ def init_distributed(device: str = "auto") -> torch.device:
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
         number, size = (one_line(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
         if not (number.isdecimal() and size.isdecimal() and int(number) < int(size)):
-            raise UserError(f"RANK is {number} and WORLD_SIZE {size}: no process of so many; torchrun sets them")
+            raise UserError(
+                f"RANK is {number} and WORLD_SIZE is {size}: it must be a number below that; torchrun sets them"
+            )
         try:
             dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", **_restarted())
         except (TimeoutError, RuntimeError, ValueError) as error:

@@ -193,9 +193,9 @@ def test_processes_that_do_not_find_each_other_end_with_one_line(number):
     "rank, size, local, problem",
     [
         ("0", "1", "x", "LOCAL_RANK is x, which is no number"),
-        ("x", "2", "0", "RANK is x and WORLD_SIZE 2"),
-        ("0", "", "0", "RANK is 0 and WORLD_SIZE : "),
-        ("2", "2", "0", "RANK is 2 and WORLD_SIZE 2"),  # gloo would wait for it
+        ("x", "2", "0", "RANK is x and WORLD_SIZE is 2"),
+        ("0", "", "0", "RANK is 0 and WORLD_SIZE is : "),
+        ("2", "2", "0", "RANK is 2 and WORLD_SIZE is 2"),  # gloo would wait for it
     ],
 )
 def test_a_rank_that_is_none_of_the_group_is_an_error(monkeypatch, rank, size, local, problem):
