@@ -7,8 +7,8 @@ on the number of workers or on where it was resumed.
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from itertools import islice
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -27,7 +27,10 @@ class BatchIndices(Sampler):
     has the same number of batches.
     bucket_batches: sort the captions by length within this many global batches, so that a batch holds captions of
     similar length and little padding; needs `dataset.caption_length(epoch, index)`. 0: do not sort.
+    length_workers: processes that look at the captions of the next window meanwhile, 0 or 1.
     """
+
+    length_workers = 0
 
     def __init__(
         self,
@@ -67,24 +70,42 @@ class BatchIndices(Sampler):
         return self._bucketed(batches, generator, start) if self.bucket_batches else iter(batches[start:])
 
     def _bucketed(self, batches: torch.Tensor, generator: torch.Generator, start: int) -> Iterator[torch.Tensor]:
-        """Sorted by caption length within windows; the batches of a window and the entries of a batch are
-        shuffled. While a window is visited, the captions of the next one are looked at, a batch of them a batch: those
-        of a window at once would be waited for, and those of an epoch would take a minute."""
+        """Sorted by caption length within windows; the batches of a window and the entries of a batch are shuffled."""
         windows = batches.split(self.bucket_batches)
         first = start // self.bucket_batches  # of those before it only the random numbers are drawn
-        visits = (i for window in windows[first:] for i in window.flatten().tolist())
-        stream, lengths = (self.dataset.caption_length(self.epoch, i) for i in visits), []
+        found = DataLoader(
+            CaptionLengths(self.dataset),
+            batch_size=None,
+            sampler=((self.epoch, window.flatten().numpy()) for window in windows[first:]),
+            prefetch_factor=1 if self.length_workers else None,
+            generator=torch.Generator(),  # else a number would be drawn from the training's
+            **worker_options(self.length_workers),
+        )
+        lengths = iter(found)
         for number, window in enumerate(windows):
             within = torch.rand(window.shape, generator=generator).argsort(1)
             shuffled = torch.randperm(len(window), generator=generator)
             if number < first:
                 continue
-            lengths += islice(stream, window.numel() - len(lengths))
-            by_length = window.flatten()[torch.tensor(lengths).argsort(stable=True)].view(window.shape)
-            lengths = []
-            for batch in by_length.gather(1, within)[shuffled][max(0, start - number * self.bucket_batches) :]:
-                yield batch
-                lengths += islice(stream, self.step)
+            by_length = window.flatten()[next(lengths).argsort(stable=True)].view(window.shape)
+            yield from by_length.gather(1, within)[shuffled][max(0, start - number * self.bucket_batches) :]
+
+
+class CaptionLengths(Dataset):
+    """`lengths[(epoch, visits [N])]`: how long the captions of these visits are, [N]."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, item: tuple[int, np.ndarray]) -> torch.Tensor:
+        epoch, visits = item
+        return torch.tensor([self.dataset.caption_length(epoch, i) for i in visits.tolist()])
+
+
+def worker_options(num_workers: int) -> dict:
+    """A DataLoader's options. Forked workers share annotations and cached images; other start methods copy them."""
+    context = "fork" if num_workers and sys.platform == "linux" else None
+    return {"num_workers": num_workers, "multiprocessing_context": context, "worker_init_fn": child_signals}
 
 
 class Loader:
@@ -108,17 +129,14 @@ class Loader:
         self.max_bad_share = max_bad_share
         self.visited, self.bad = 0, 0
         self.first_bad: list[str] = []
-        # Forked workers share the annotations and the cached images; other start methods copy them.
-        context = "fork" if num_workers and sys.platform == "linux" else None
+        batches.length_workers = min(num_workers, 1)
         self._loader = DataLoader(
             self.dataset,
             batch_sampler=batches,
             collate_fn=collate,
-            num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
-            multiprocessing_context=context,
-            worker_init_fn=child_signals,
+            **worker_options(num_workers),
         )
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:

@@ -110,8 +110,10 @@ def windows_at_once(size, step, bucket, epoch, seed):
     return torch.cat(parts).tolist()
 
 
-@pytest.mark.parametrize("bucket", [1, 3, 4, 50])
-def test_windows_are_the_same_whether_sorted_when_reached_or_at_the_start(bucket):
+@pytest.mark.parametrize(("bucket", "workers"), [(1, 0), (3, 0), (4, 1), (50, 1)])
+def test_windows_are_sorted_when_reached_without_a_draw_of_the_trainings_generator(bucket, workers):
     for epoch, seed in ((0, 0), (3, 5)):
-        found = indices(batches(103, 6, epoch=epoch, seed=seed, bucket_batches=bucket))
-        assert found == windows_at_once(103, 6, bucket, epoch, seed)
+        order = BatchIndices(Pairs(103), 6, seed=seed, bucket_batches=bucket)
+        order.epoch, order.length_workers, before = epoch, workers, torch.get_rng_state()
+        assert indices(order) == windows_at_once(103, 6, bucket, epoch, seed)
+        assert torch.equal(torch.get_rng_state(), before)
