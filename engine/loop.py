@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.checkpoint import Progress, position, random_state, save_last, set_random_state
-from engine.distributed import Transfer, compile_model, rehearse, stop_signals, wrap_ddp
+from engine.distributed import Transfer, compile_model, keep_freed_memory, rehearse, stop_signals, wrap_ddp
 from engine.run import Run
 from engine.window import Window
 from models.weights import check_finite
@@ -117,6 +117,8 @@ def start_training(
             f"{len(loader.dataset)} training entries are too few for one step: lower train.batch_size "
             f"(now {train.batch_size} per process) or train.accumulation (now {train.accumulation})"
         )
+    if device.type == "cpu":
+        keep_freed_memory()
     lr, lr_vit = train.lr, train.lr_vit if pretrained_vit else train.lr
     optimizer = create_optimizer(model, lr=lr, lr_vit=lr_vit, weight_decay=train.weight_decay, betas=train.betas)
     steps = Progress.start(train, batches).total_steps

@@ -11,7 +11,7 @@ import torch
 import utils
 from dataset.text import Tokenizer
 from engine.config import Config
-from engine.distributed import Transfer, compile_model
+from engine.distributed import Transfer, compile_model, keep_freed_memory
 from engine.loop import Progress, Task, train_step
 from engine.window import Window, peak_tflops
 from models.pretrain import PretrainModel, build_pretrain_model, operations
@@ -38,6 +38,7 @@ def run_pretrain(args: argparse.Namespace) -> dict:
     found = [case.figures() for case in cases]
     result = {"machine": machine(device), "config": args.config, "override": args.override}
     result |= found[0] if len(found) == 1 else {"A": found[0], "B": found[1], "B_to_A": ratios(*found)}
+    result["operations"] = cases[-1].by_time()
     if device.type == "cuda":  # of both, if there are two
         result["peak_memory_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
     return result
@@ -48,6 +49,8 @@ class Case(Task):
 
     def __init__(self, args: argparse.Namespace, setting: str, device: torch.device):
         self.setting, self.device = setting, device
+        if device.type == "cpu":
+            keep_freed_memory()  # as training does
         self.cfg = random_config(args.config, [*args.override, *shlex.split(setting)])
         tokenizer, train = tokenizer_of(self.cfg), self.cfg.train
         torch.manual_seed(0)
@@ -103,6 +106,20 @@ class Case(Task):
             "tflops": round(reached, 4),
             "mfu": round(reached / peak, 4) if peak else None,
             "first_loss": self.first_loss,
+        }
+
+
+    def by_time(self, longest: int = 20) -> dict[str, dict]:
+        """{operation: its calls, ms, their share} of one more step, the longest: of the GPU's time, or the CPU's."""
+        with torch.profiler.profile() as profile:
+            self.step(len(self.batches) // 2)
+        name = f"self_{self.device.type if self.device.type == 'cpu' else 'device'}_time_total"  # in us
+        found = [(row.key, row.count, getattr(row, name)) for row in profile.key_averages()]
+        found = sorted((row for row in found if row[0].startswith("aten::")), key=lambda row: -row[2])
+        whole = sum(time for *_, time in found)
+        return {
+            key.removeprefix("aten::"): {"calls": count, "ms": round(time / 1e3, 1), "share": round(time / whole, 3)}
+            for key, count, time in found[:longest]
         }
 
 
