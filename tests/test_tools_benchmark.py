@@ -56,6 +56,7 @@ def test_two_settings_are_timed_by_turns(capsys):
         assert side["tflops"] == pytest.approx(flops / 1e12, rel=0.02, abs=1e-4)
         assert side["mfu"] is None  # of a CPU's peak nothing is known
     assert found["B_to_A"]["pairs_per_second"] > 0
+    assert found["operations"]["_fused_adamw_"]["calls"] == 4 and found["operations"]["mm"]["share"] > 0.05
 
 
 def test_equal_settings_have_equal_losses(capsys):
@@ -136,6 +137,8 @@ def test_the_roofline_adds_operations_traffic_and_launches_and_fuses_what_stands
     assert eager["seconds"] == pytest.approx(14e9 / a100[0] + (2 + 2 + 3 + 2) * 10 / a100[1] + 6 * 3e-6)
     assert fused["memory"] == pytest.approx((1 + 2 + 2) * 10 / a100[1]) and fused["kernels"] == 4
     assert roofline.predict(found, "cpu") is None
+    by_bytes = roofline.by_bytes(found)
+    assert next(iter(by_bytes)) == "add" and by_bytes["add"] == {"calls": 1, "gb": 0.0, "share": round(3 / 9, 3)}
 
 
 def test_the_summary_shows_measured_beside_predicted_figures():

@@ -11,7 +11,8 @@ params: trainable parameters of the pre-training model per module and in total, 
 built without memory for its weights (torch's meta device): it takes seconds, fits any machine, downloads no weights.
 
 pretrain: pairs per second of whole pre-training steps on noise with captions of real lengths, operations per pair, the
-share of the peak that is reached (MFU), peak memory; `--compare A B` alternates two settings in one process.
+share of the peak that is reached (MFU), peak memory, the operations by time; `--compare A B` alternates two settings in
+one process.
 
 retrieval: (image, text) pairs per second of re-ranking as one batched job, beside the loop over queries (ALBEF's way,
 every text padded to 30 tokens) on equal weights and candidates, whose scores must agree.
@@ -24,7 +25,7 @@ loader: milliseconds of CPU time per pair of the pre-training loader on JPEG ima
 checkpoint: how long training waits for a checkpoint.
 
 roofline: pairs per second that a H200, H100 and A100 would reach with 128, 64 and 16 pairs, kernel by kernel and fused
-by a perfect compiler, from a traced step of fake tensors; it needs no GPU and takes minutes.
+by a perfect compiler, and the operations by bytes, from a traced step of fake tensors; it needs no GPU.
 
 all: all of them, each in a process of its own, at base size on a GPU (about 10 minutes on an H100) and at the demo's on
 a CPU, into FOLDER/all.json after each and FOLDER/summary.md at the end, a table of measured beside predicted figures:

@@ -108,7 +108,6 @@ class Case(Task):
             "first_loss": self.first_loss,
         }
 
-
     def by_time(self, longest: int = 20) -> dict[str, dict]:
         """{operation: its calls, ms, their share} of one more step, the longest: of the GPU's time, or the CPU's."""
         with torch.profiler.profile() as profile:

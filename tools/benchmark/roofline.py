@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -174,11 +175,27 @@ def trace_step(config: str, overrides: list[str], pairs: int) -> list[Operation]
     return trace.operations
 
 
+def by_bytes(operations: list[Operation], longest: int = 20) -> dict[str, dict]:
+    """{operation: its calls, GB that they read and write, their share}, the largest of those that are no products."""
+    calls, moved = Counter(), Counter()
+    for x in operations:
+        if not x.flops:
+            calls[x.name] += 1
+            moved[x.name] += sum(x.reads.values()) + sum(x.writes.values())
+    return {
+        name: {"calls": calls[name], "gb": round(size / 1e9, 2), "share": round(size / moved.total(), 3)}
+        for name, size in moved.most_common(longest)
+    }
+
+
 def run_roofline(args: argparse.Namespace) -> dict:
-    """{GPU: {pairs of a step: pairs per second, kernel by kernel (eager) and fused by a perfect compiler}}"""
+    """{GPU: {pairs of a step: pairs per second, kernel by kernel (eager) and fused by a perfect compiler}}, and the
+    operations of the largest step by bytes.
+    """
     found: dict = {"config": args.config, **{name: {} for name in BANDWIDTH}}
     for pairs in BATCHES:
         operations = trace_step(args.config, args.override, pairs)
+        found.setdefault("operations", by_bytes(operations))
         for name in BANDWIDTH:
             peak = peak_tflops(name, "bf16") * 1e12
             eager, fused = (predict(operations, name, fused) for fused in (False, True))
