@@ -17,7 +17,7 @@ from os import PathLike
 import timm
 import torch
 from timm.data import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-from timm.layers import resample_abs_pos_embed
+from timm.layers import Attention, resample_abs_pos_embed
 from timm.layers.activations import QuickGELU as SlowQuickGELU
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models import is_model_in_modules
@@ -25,7 +25,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.bert import fused_attention_pays, padding_mask
+from models.bert import attention, padding_mask
 from models.tensors import QuickGELU
 from models.weights import check_value, find_weights, load_exactly, read_architecture, read_weights
 from utils import UserError, one_line, reason, shown
@@ -132,9 +132,7 @@ class ImageEncoder(nn.Module):
                 images = torch.ones(x.shape[:2], dtype=text_mask.dtype, device=x.device)
                 mask = padding_mask(torch.cat((images, text_mask), dim=1), x)  # [B, 1, 1, 1 + N + L]
             x = torch.cat((x, text.to(x.dtype)), dim=1)
-        fused = fused_attention_pays(x)
         for block in self.vit.blocks[first - 1 : last]:
-            block.attn.fused_attn = fused
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, mask, use_reentrant=False)
             else:
@@ -214,6 +212,19 @@ class ImageEncoder(nn.Module):
         return {**state_dict, key: resized}, [line]
 
 
+class ImageAttention(Attention):
+    """timm's, with this project's `attention`, and split so that the gradients of queries, keys and values are written
+    once, as the projection reads them; timm's order of dimensions has them copied."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """x: [B, N, D]; attn_mask: additive, broadcastable to [B, H, N, N] -> [B, N, D]"""
+        qkv = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, self.head_dim)
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # [B, H, N, d]
+        drop = self.attn_drop.p if self.training else 0.0
+        out = attention(self.q_norm(q), self.k_norm(k), v, attn_mask, drop, is_causal)
+        return self.proj_drop(self.proj(self.norm(out.transpose(1, 2).flatten(2))))
+
+
 def create_vit(name: str, image_size: int, args: dict, weights: str = "random") -> VisionTransformer:
     """-> timm VisionTransformer without a head; everything that does not fit this project is a UserError."""
     check_arguments(name, image_size, args)
@@ -238,6 +249,8 @@ def create_vit(name: str, image_size: int, args: dict, weights: str = "random") 
     for block in vit.blocks:
         if isinstance(block.mlp.act, SlowQuickGELU):
             block.mlp.act = QuickGELU()
+        if type(block.attn) is Attention and block.attn.gate is None:
+            block.attn.__class__ = ImageAttention  # equal weights and names
     plain = type(vit) is VisionTransformer and vit.has_class_token and vit.num_prefix_tokens == 1
     if not plain or vit.pos_embed is None:
         raise UserError(

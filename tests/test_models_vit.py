@@ -67,7 +67,7 @@ def test_vit_b16_equals_transformers_clip_at_224(monkeypatch):
     images = torch.randn(1, 3, 224, 224)
     expected = clip_tokens(clip, images)
     for fused in (True, False):  # both ways to compute attention, whatever the device would choose
-        monkeypatch.setattr("models.vit.fused_attention_pays", lambda x, fused=fused: fused)
+        monkeypatch.setattr("models.bert.fused_attention_pays", lambda x, fused=fused: fused)
         with torch.no_grad():
             torch.testing.assert_close(encoder(images), expected, atol=1e-4, rtol=0)
 

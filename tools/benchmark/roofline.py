@@ -144,8 +144,8 @@ def pretending():
     from models import bert, vit  # here: timm takes two seconds to import
 
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    texts, images = mock.patch.object(bert, "attention", attention), mock.patch.object(vit, "fused_attention_pays")
-    with texts, images, fake, LikeCuda():  # the mock of the second is true
+    texts, images = (mock.patch.object(module, "attention", attention) for module in (bert, vit))
+    with texts, images, fake, LikeCuda():
         yield fake
 
 
