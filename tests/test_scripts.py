@@ -16,6 +16,7 @@ from conftest import ROOT
 STAND_IN = """#!/usr/bin/env bash
 [[ $* == *"-m pip"* ]] && exit
 echo "$*" >>commands
+[[ $* == *"$FAIL_AT"* ]] && echo "error: broken" && exit 2
 [[ $* == *"$SLEEP_AT"* ]] || exit 0
 echo $$ >>sleeping
 [[ $SLEEP_AT == torch.distributed.run ]] && exec REAL "${@:1:4}" sleeper.py
@@ -39,8 +40,9 @@ def demo(tmp_path):
     return tmp_path
 
 
-def start(folder: Path, sleep_at: str) -> subprocess.Popen:
-    return subprocess.Popen(["bash", "demo.sh"], cwd=folder, env={**os.environ, "SLEEP_AT": sleep_at})
+def start(folder: Path, sleep_at: str, fail_at: str = "no step", **options) -> subprocess.Popen:
+    env = {**os.environ, "SLEEP_AT": sleep_at, "FAIL_AT": fail_at}
+    return subprocess.Popen(["bash", "demo.sh"], cwd=folder, env=env, **options)
 
 
 def alive(pid: int) -> bool:
@@ -59,9 +61,22 @@ def test_all_steps_run(demo):
         assert step in commands
 
 
+@pytest.mark.parametrize(
+    ("broken", "others"),
+    [("VQA.yaml", "no step"), ("Caption.yaml", "Retrieval.yaml --output_dir output/demo/retrieval")],
+)
+def test_a_step_that_fails_says_so_and_ends_what_runs_beside_it(demo, broken, others):
+    script = start(demo, others, broken, stdout=subprocess.PIPE, text=True)
+    lines = script.communicate(timeout=60)[0].splitlines()
+    assert script.returncode != 0 and lines[-1] == "error: broken"
+    assert "tools.report" not in (demo / "commands").read_text()
+    if (demo / "sleeping").exists():
+        assert not any(map(alive, map(int, (demo / "sleeping").read_text().split())))
+
+
 @pytest.mark.parametrize("signals", [("TERM",), ("HUP", "TERM"), ("INT", "INT")], ids="-".join)
 @pytest.mark.parametrize(
-    ("step", "processes"), [("tools.demo", 1), ("--evaluate", 1), ("checkpoint_last.pth --resume", 2)]
+    ("step", "processes"), [("tools.demo", 1), ("--evaluate", 1), ("checkpoint_last.pth --resume", 3)]
 )
 def test_a_signal_ends_what_runs_and_nothing_more_starts(demo, step, processes, signals):
     stopped(demo, step, processes, signals)
