@@ -225,13 +225,13 @@ class Attention(nn.Module):
         """x: [R, L, D]; mask: additive, broadcastable to [R, H, L, past + L]; cache: whose layer `index` this is; keep:
         the number of leading tokens whose result is needed (None: all); causal: see `attention`. -> [R, L or keep, D]
         """
-        seen = x.to(compute_dtype(x))  # once for all three projections
-        k, v = self.project(seen)
-        q = self.self.split(self.self.query(seen[:, :keep]))
+        k, v = self.project(x)
+        x = x[:, :keep]
+        q = self.self.split(self.self.query(x))
         if cache is not None:
             k, v = cache.append(index, k, v)
         out = attention(q, k, v, mask, self.self.drop(), causal)
-        return self.output(out.transpose(1, 2).flatten(2), x[:, :keep])
+        return self.output(out.transpose(1, 2).flatten(2), x)
 
     def cross(
         self, x: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor | None = None, rows: Tensor | None = None
@@ -406,7 +406,6 @@ class FusionEncoder(nn.Module):
 
     def project_memory(self, memory: Tensor) -> Memory:
         """memory [B, S, D], the image tokens -> keys and values of every layer, each [B, H, S, d]"""
-        memory = memory.to(compute_dtype(memory))  # once for all layers
         return [layer.crossattention.project(memory) for layer in self.encoder.layer]
 
     def forward(
