@@ -17,6 +17,7 @@ from utils import UserError, child_signals, user_message
 log = logging.getLogger("semmim")
 
 MIN_BAD = 10  # a share of very few samples says nothing
+FORK = sys.platform == "linux"  # forked workers share annotations and cached images; other start methods copy them
 
 
 class BatchIndices(Sampler):
@@ -103,8 +104,8 @@ class CaptionLengths(Dataset):
 
 
 def worker_options(num_workers: int) -> dict:
-    """A DataLoader's options. Forked workers share annotations and cached images; other start methods copy them."""
-    context = "fork" if num_workers and sys.platform == "linux" else None
+    """A DataLoader's options."""
+    context = "fork" if num_workers and FORK else None
     return {"num_workers": num_workers, "multiprocessing_context": context, "worker_init_fn": child_signals}
 
 
@@ -129,7 +130,7 @@ class Loader:
         self.max_bad_share = max_bad_share
         self.visited, self.bad = 0, 0
         self.first_bad: list[str] = []
-        batches.length_workers = min(num_workers, 1)
+        batches.length_workers = int(FORK and num_workers > 0)
         self._loader = DataLoader(
             self.dataset,
             batch_sampler=batches,
