@@ -11,6 +11,7 @@ import argparse
 import runpy
 import sys
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -18,17 +19,17 @@ from torch import Tensor
 
 import dataset.pretrain
 import models.pretrain
+from dataset.files import read_json
 from tools.demo import crowd, scenes
-from utils import ROOT
+from utils import ROOT, UserError, run_main, write_json
 
 BLUR, CONTRAST, NOISE = 5, 0.3, 20  # pixels of the box that is averaged, share of the contrast, levels of 255
 VIEWS = ("whole", "blurred", "occluded")  # occluded: blurred, and a gray third covers the object that the caption names
 TEXTS = ("own", "shuffled", "where")
 
 
-def degrade(images: Tensor, captions: list[str], view: str) -> Tensor:
+def degrade(images: Tensor, captions: list[str], view: str, generator: torch.Generator) -> Tensor:
     """View 2, uint8 [B, 3, S, S]: blurred, of low contrast, noisy, and occluded if asked for."""
-    noise = NOISE * torch.randn(images.shape)  # drawn for every view: the other draws of a step stay the same
     if view == "whole":
         return images
     border = BLUR // 2
@@ -40,6 +41,7 @@ def degrade(images: Tensor, captions: list[str], view: str) -> Tensor:
         for image, color, caption in zip(pixels, mean, captions, strict=True):
             row, column = crowd.CELLS[named_cell(caption)]
             image[:, edges[row] : edges[row + 1], edges[column] : edges[column + 1]] = color
+    noise = NOISE * torch.randn(images.shape, generator=generator)
     return (pixels + noise).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -71,7 +73,8 @@ class Collate(dataset.pretrain.PretrainCollate):
 
     def batch(self, samples: list[dict]) -> dict:
         batch, captions = super().batch(samples), [sample["caption"] for sample in samples]
-        batch["image2"] = degrade(batch["image2"], captions, self.view)
+        noise = torch.Generator().manual_seed(int(batch["image2"].sum()))  # a function of the batch: exact at --resume
+        batch["image2"] = degrade(batch["image2"], captions, self.view, noise)
         if self.text != "own":
             other = self.tokenizer.encode(told(captions, self.text), self.max_tokens)
             batch["injected_ids"], batch["injected_mask"] = other
@@ -80,6 +83,11 @@ class Collate(dataset.pretrain.PretrainCollate):
 
 class PretrainModel(models.pretrain.PretrainModel):
     """The layers of both image encoders get the text of `injected_ids`; all else, masks included, the caption."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        if self.uses_queue:
+            raise UserError("itc.negatives: queue: its text teacher would get the injected text, too; choose batch")
 
     def injected(self, batch: dict) -> tuple[dict, Tensor]:
         ids, mask = batch["injected_ids"], batch["injected_mask"]
@@ -101,13 +109,20 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--view", choices=VIEWS, required=True)
     parser.add_argument("--text", choices=TEXTS, default="own")
+    parser.add_argument("--output_dir", type=Path, required=True)
     args, others = parser.parse_known_args(argv)
+    chosen, run = {"view": args.view, "text": args.text}, args.output_dir
+    file = run.with_name(f"{run.name}.injection.json")  # beside the run's folder, which is Pretrain.py's
+    if file.is_file() and read_json(file) != chosen:
+        raise UserError(f"{file}: the run was begun with {read_json(file)}, not {chosen}")
+    run.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, chosen)
     dataset.pretrain.PretrainCollate = partial(Collate, view=args.view, text=args.text)
     if args.text != "own":
         models.pretrain.PretrainModel = PretrainModel
-    sys.argv[1:] = others
+    sys.argv[1:] = ["--output_dir", str(run), *others]
     runpy.run_path(str(ROOT / "Pretrain.py"), run_name="__main__")
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)
