@@ -204,6 +204,21 @@ def test_a_rank_that_is_none_of_the_group_is_an_error(monkeypatch, rank, size, l
     refused(lambda: init_distributed("cpu"), problem)
 
 
+def test_a_gpu_that_fails_is_no_process_that_is_not_found(monkeypatch):
+    def fail(*_, **options):
+        raise RuntimeError("device is busy")
+
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.distributed, "init_process_group", fail)
+    refused(lambda: init_distributed("cpu"), "the processes do not find each other (device is busy)")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", fail)
+    with pytest.raises(RuntimeError, match="^device is busy"):
+        init_distributed("cuda")
+
+
 def test_only_what_a_lost_process_causes_is_called_one():
     assert LOST.search("[../gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 1800000ms")
     assert LOST.search("NCCL error in: ProcessGroupNCCL.cpp:1, remote process exited\nncclRemoteError: A call failed")
