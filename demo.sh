@@ -7,9 +7,9 @@ source tools/setup_venv.sh
 setup_venv requirements.txt tools/requirements.txt
 python=.venv/bin/python
 demo=output/demo
-# A small model uses two processes of one thread better than one process of two (123 against 85 pairs/s): the
+# A small model uses two processes of one thread better than one process of two threads (123 against 85 pairs/s): the
 # pre-training runs in two processes, and the tasks after it run side by side. Of more cores each process takes a share.
-cores=$(getconf _NPROCESSORS_ONLN)
+cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) # those that this process may use; macOS has no nproc
 threads() { # for each of $1 processes
     local share=$((cores / $1))
     export OMP_NUM_THREADS=$((share < 1 ? 1 : share > 4 ? 4 : share))
