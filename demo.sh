@@ -8,12 +8,8 @@ setup_venv requirements.txt tools/requirements.txt
 python=.venv/bin/python
 demo=output/demo
 # A small model uses two processes of one thread better than one process of two threads (123 against 85 pairs/s): the
-# pre-training runs in two processes, and the tasks after it run side by side. Of more cores each process takes a share.
-cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) # those that this process may use; macOS has no nproc
-threads() { # for each of $1 processes
-    local share=$((cores / $1))
-    export OMP_NUM_THREADS=$((share < 1 ? 1 : share > 4 ? 4 : share))
-}
+# pre-training runs in two processes, and of the stages after it two run side by side.
+export OMP_NUM_THREADS=1
 
 # For `run` and `start`: script, its configuration, the run's folder, the checkpoint to start from.
 # --resume resumes if the run's folder holds a checkpoint, otherwise it starts.
@@ -21,34 +17,27 @@ train() {
     exec $python "$1" --config "configs/demo/$2" --output_dir "$demo/$3" --checkpoint "$demo/$4" --resume
 }
 
-# For process $1, whose lines are in $2.
-finish() { wait $1 || { cat $2; exit 1; }; }
-
 echo "== 1. Data: images of simple scenes, captions, questions, boxes"
 run $python -m tools.demo --output $demo/data --train 8000 --val 300 --test 600 --size 72
 
 echo "== 2. Pre-training: all six losses (configs/demo/Pretrain.yaml), 16 pairs a process"
-threads 2
 run $python -m torch.distributed.run --standalone --nproc_per_node=2 Pretrain.py --device cpu \
     --config configs/demo/Pretrain.yaml --output_dir $demo/pretrain --resume --override train.batch_size=16
 
-threads 3
-echo "== 3. Side by side: visual question answering, generated answers (configs/demo/VQA.yaml; its lines go to $demo/vqa.out)"
-start train VQA.py VQA.yaml vqa pretrain/checkpoint_last.pth >$demo/vqa.out 2>&1
-vqa=$!
-
-echo "== 4. zero-shot retrieval: contrastive ranking, then re-ranking by the fusion encoder"
+echo "== 3. Zero-shot retrieval: contrastive ranking, then re-ranking by the fusion encoder"
 run $python Retrieval.py --config configs/demo/Retrieval.yaml --output_dir $demo/zeroshot \
     --checkpoint $demo/pretrain/checkpoint_last.pth --evaluate
 
-echo "== 5. retrieval, fine-tuned (configs/demo/Retrieval.yaml; its lines go to $demo/retrieval.out)"
-start train Retrieval.py Retrieval.yaml retrieval pretrain/checkpoint_last.pth >$demo/retrieval.out 2>&1
-retrieval=$!
+echo "== 4. Side by side: visual question answering, generated answers (configs/demo/VQA.yaml; its lines go to $demo/vqa.out)"
+start train VQA.py VQA.yaml vqa pretrain/checkpoint_last.pth >$demo/vqa.out 2>&1
+vqa=$!
 
-echo "== 6. captioning: cross-entropy, then CIDEr (configs/demo/Caption.yaml, Caption_scst.yaml)"
+echo "== 5. and retrieval, fine-tuned (configs/demo/Retrieval.yaml)"
+run train Retrieval.py Retrieval.yaml retrieval pretrain/checkpoint_last.pth
+
+echo "== 6. and captioning: cross-entropy, then CIDEr (configs/demo/Caption.yaml, Caption_scst.yaml)"
 run train Caption.py Caption.yaml caption pretrain/checkpoint_last.pth
 run train Caption.py Caption_scst.yaml caption_scst caption/checkpoint_best.pth
 
-finish $retrieval $demo/retrieval.out
-finish $vqa $demo/vqa.out
+wait $vqa || { cat $demo/vqa.out; exit 1; }
 run $python -m tools.report $demo
