@@ -157,6 +157,7 @@ BERTS = {
     "ReLU": ({"config": {"hidden_act": "relu"}}, "config.json: hidden_act is 'relu', the model's is gelu"),
     "RoBERTa": ({"config": {"model_type": "roberta"}}, "config.json: model_type is 'roberta', the model's is bert"),
     "other heads": ({"config": {"num_attention_heads": 2}}, "num_attention_heads is 2, the model's is 4"),
+    "another epsilon": ({"config": {"layer_norm_eps": 1e-5}}, "layer_norm_eps is 1e-05, the model's is 1e-12"),
     "no JSON": ({"config": "{"}, "config.json: a model's configuration that cannot be read"),
     "another vocabulary": ({WORDS: torch.ones(61, 32)}, "word_embeddings.weight has the shape [61, 32] instead of [60"),
     "a missing weight": ({"drop": "layer.0.output.dense.bias"}, "output.dense.bias is missing"),
