@@ -157,7 +157,9 @@ def _plain_columns(chunk: list[tuple[Place, int | str, Any]], root: Path | None)
     Arrow takes no column with anything but strings that can be encoded: no entry needs to be looked at by itself.
     """
     first = chunk[0][0]
-    folder = "" if first.folder is None else os.path.join(root or first.folder, "")
+    if first.folder is None:  # of a shard or a folder of images, whose paths are not looked for in a folder
+        return None
+    folder = os.path.join(root or first.folder, "")
     try:
         images, captions = (
             pa.array([element[key] for _, _, element in chunk], pa.large_string()) for key in ("image", "caption")
@@ -170,7 +172,7 @@ def _plain_columns(chunk: list[tuple[Place, int | str, Any]], root: Path | None)
     except (KeyError, TypeError, ValueError, pa.ArrowException):
         return None
     is_complete = not images.null_count + captions.null_count and pc.min(pc.binary_length(images)).as_py() > 0
-    if not (is_plain or first.folder is None) or not is_complete or any(file is not first for file, _, _ in chunk):
+    if not is_plain or not is_complete or any(file is not first for file, _, _ in chunk):
         return None
     return paths.cast(pa.large_binary()), captions, np.ones(len(chunk), dtype=np.int64)
 

@@ -11,6 +11,7 @@ from official_files import open_set
 from pycocotools.coco import COCO
 from torch.utils.data import DataLoader
 
+from dataset import annotations
 from utils import UserError, user_message
 
 folder = annotated.folder
@@ -210,7 +211,9 @@ def test_a_folder_that_links_lead_to_is_one_folder(folder):
     assert linked.image_of_caption.tolist() == [0, 1, 0]
 
 
-def test_a_link_and_the_image_that_it_leads_to_are_one_image(folder):
+@pytest.mark.parametrize("chunk", [1, 2048])
+def test_a_link_and_the_image_that_it_leads_to_are_one_image(folder, monkeypatch, chunk):
+    monkeypatch.setattr(annotations, "CHUNK", chunk)
     (folder / "d.png").symlink_to("a.png")
     linked = make("pretrain", write(folder, [entry(0), entry(1), entry(0, image="d.png")]))
     for name in "abd":
