@@ -44,11 +44,11 @@ def test_writing_gives_the_scenes_that_measuring_leaves_out(tmp_path, monkeypatc
 def test_recall_and_attributes_of_perfect_and_of_color_blind_scores():
     assert TRUE.sum(1).eq(crowd.OBJECTS).all()
     scores = TRUE.float()
-    assert crowd.recall(scores, TRUE) == 100 and set(crowd.told_apart(scores, TRUE).values()) == {100}
+    assert crowd.recall(scores, TRUE) == 100 and set(crowd.attribute_accuracy(scores, TRUE).values()) == {100}
     shape = (-1, *map(len, crowd.ATTRIBUTES.values()))
     blind = scores.view(shape).amax(2, keepdim=True).expand(-1, -1, 4, -1, -1)  # as high for each color
     noise = torch.rand(blind.shape, generator=torch.Generator().manual_seed(0))
-    found = crowd.told_apart((blind + 0.1 * noise).flatten(1), TRUE)
+    found = crowd.attribute_accuracy((blind + 0.1 * noise).flatten(1), TRUE)
     assert found["color"] == pytest.approx(25, abs=6) and found["shape"] > 95 and found["place"] > 85
 
 
@@ -99,7 +99,7 @@ def test_another_text_reaches_the_patches_of_view_2_and_no_other_loss(text):
     batch = make_batch(captions=captions)
     plain, other = tiny_model(*overrides), tiny_model(*overrides)
     other.__class__ = injection.PretrainModel
-    batch["injected_ids"], batch["injected_mask"] = TOKENIZER.encode(injection.told(captions, text), 25)
+    batch["injected_ids"], batch["injected_mask"] = TOKENIZER.encode(injection.injected_texts(captions, text), 25)
     draws = make_draws(batch)
     (_, expected), (_, found) = (model(model.prepare(batch, draws), 0.4) for model in (plain, other))
     for name in ("cls", "itc", "itm", "mlm", "plm"):

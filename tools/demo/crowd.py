@@ -109,7 +109,7 @@ def recall(scores: Tensor, true: Tensor) -> float:
     return 50 * (of_images + of_texts).item()
 
 
-def told_apart(scores: Tensor, true: Tensor) -> dict[str, float]:
+def attribute_accuracy(scores: Tensor, true: Tensor) -> dict[str, float]:
     """How often an object's true value of each attribute scores highest, in percent; all else of it is given."""
     shape = [len(values) for values in ATTRIBUTES.values()]
     scores, true = scores.view(-1, *shape), true.view(-1, *shape)
@@ -141,7 +141,7 @@ def measure(args: argparse.Namespace) -> None:
     texts = [describe(*row) for row in DESCRIPTIONS]
     itc = model.encode_image(pictures) @ model.encode_text(texts).T / model.temperature  # [I, 432]
     true = true_descriptions(shown)
-    found = {"recall": {"itc": recall(itc, true)}, **told_apart(itc, true)}
+    found = {"recall": {"itc": recall(itc, true)}, **attribute_accuracy(itc, true)}
     odds = model.match(pictures, texts).logit(eps=1e-7)  # near 1 and 0 a float32 cannot tell more
     found["recall"]["re-ranked"] = recall(odds + itc, true)
 

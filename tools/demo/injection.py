@@ -57,8 +57,8 @@ def only_where(caption: str) -> str:
     return " ".join("object" if word in scenes.SHAPES else word for word in words)
 
 
-def told(captions: list[str], text: str) -> list[str]:
-    """What the image encoder is told of each image."""
+def injected_texts(captions: list[str], text: str) -> list[str]:
+    """What the image encoder gets with each image."""
     if text == "shuffled":
         return [*captions[1:], captions[0]]
     return captions if text == "own" else list(map(only_where, captions))
@@ -76,7 +76,7 @@ class Collate(dataset.pretrain.PretrainCollate):
         noise = torch.Generator().manual_seed(int(batch["image2"].sum()))  # a function of the batch: exact at --resume
         batch["image2"] = degrade(batch["image2"], captions, self.view, noise)
         if self.text != "own":
-            other = self.tokenizer.encode(told(captions, self.text), self.max_tokens)
+            other = self.tokenizer.encode(injected_texts(captions, self.text), self.max_tokens)
             batch["injected_ids"], batch["injected_mask"] = other
         return batch
 
