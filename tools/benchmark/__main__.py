@@ -160,9 +160,10 @@ def run_all(args: argparse.Namespace) -> dict:
             found["figures"] = json.loads(done.stdout)
         result[name] = found
         write_json(folder / "all.json", result)
+    table = summary(result)
     with replacing(folder / "summary.md") as file:
-        file.write_text(summary(result) + "\n", encoding="utf-8")
-    print(summary(result), file=sys.stderr)
+        file.write_text(table + "\n", encoding="utf-8")
+    print(table, file=sys.stderr)
     return result
 
 

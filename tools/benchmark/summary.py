@@ -5,7 +5,7 @@ from __future__ import annotations
 from tabulate import tabulate
 
 # Measured on other machines: milliseconds of CPU a pair, seconds a gigabyte (docs/speed.md)
-LOADER, CHECKPOINT = 3.6, 0.56
+LOADER, CHECKPOINT = 3.4, 0.56
 
 
 def summary(result: dict) -> str:
