@@ -2,11 +2,8 @@
 
 import csv
 import json
-import os
 import re
 import shutil
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +17,6 @@ from models.caption import CaptionModel
 from models.semmim import build_backbone
 from semmim import SemMIM
 from tools.predict import __main__ as predict
-from tools.predict.files import write_rows
 from utils import UserError, load_checkpoint, save_checkpoint, write_json
 
 TEXTS = ["a red bus", "two dogs", "nothing at all"]
@@ -78,9 +74,13 @@ def test_every_question_is_answered_about_every_image(folder, run, tmp_path):
     found, model = run("vqa", folder / "images", "--questions", tmp_path / "questions.txt")
     paths = [str(folder / "images" / f"{name}.png") for name in "ab"]
     assert found == [[p, q, model.answer(p, q)[0]] for p in paths for q in questions]
-    assert run("vqa", folder / "images", questions[0])[0] == [row for row in found if row[1] == questions[0]]
+    options = [word for question in questions for word in ("--question", question)]
+    assert run("vqa", folder / "images", *options)[0] == found
     (tmp_path / "answers.txt").write_text("dog\ntwo\n")
-    assert run("vqa", paths[0], "is it red?", "--answers", tmp_path / "answers.txt")[0][0][2] in ("dog", "two")
+    assert run("vqa", paths[0], "--question", "is it red?", "--answers", tmp_path / "answers.txt")[0][0][2] in (
+        "dog",
+        "two",
+    )
 
 
 def test_the_order_that_was_better_on_val_is_taken(folder, run, tmp_path):
@@ -126,9 +126,9 @@ def test_zero_shot_accuracy_is_of_the_rows_that_are_written(folder, run, tmp_pat
 
 
 def test_what_numbers_the_folders_is_no_part_of_the_names_of_classes_and_never_all_of_it():
-    for names in (["n01440764", "n01443537", "n02102040"], ["0", "1", "10"], ["class_1", "class_2", "dog"]):
-        refused(lambda names=names: predict.class_names(names, None), "differ in their numbers alone", "--names FILE")
-    for names in (["boeing 737-200", "A310", "DC-10"], ["7 up", "737 boeing", "dog"], ["été", "红色", "dog"]):
+    for names in (["n01440764", "n01443537", "n02102040"], ["0", "1", "10"]):
+        refused(lambda names=names: predict.class_names(names, None), "without --names FILE")
+    for names in (["boeing 737-200", "A310", "DC-10"], ["7 up", "737 boeing", "dog"], ["3d printer", "4x4 car"]):
         assert predict.class_names(names, None) == names
     birds, dogs = ["001.Black_footed_Albatross", "002.Laysan_Albatross"], ["n02085620-Chihuahua", "n02085782-pug"]
     assert predict.class_names(birds, None) == ["Black footed Albatross", "Laysan Albatross"]
@@ -196,7 +196,6 @@ def test_every_commands_rows_are_what_it_prints(folder, run, tmp_path, command):
     "arguments, message",
     [
         (["caption", "a.png", "--output", "x.txt"], "--output x.txt: the name must end in .jsonl or .csv"),
-        (["caption", "a.png", "--output", "absent/x.csv"], "--output absent/x.csv"),
         (["caption", "absent.png"], "absent.png"),
         (["vqa", "a.png"], "no question"),
         (["retrieve", "a.png"], "no sentence"),
@@ -211,29 +210,18 @@ def test_wrong_options_are_one_line(folder, run, arguments, message):
         run(*(places.get(word, word) for word in arguments))
 
 
-def test_a_cell_that_would_be_a_formula_is_text(tmp_path):
-    for path in (tmp_path / "rows.csv", tmp_path / "rows.jsonl"):
-        write_rows(({"image": Path(name), "score": -0.5} for name in ("=1+1", "+1", "-1", "@x", "a=1")), path)
-    assert [row["image"] for row in rows(tmp_path / "rows.csv")] == ["'=1+1", "'+1", "'-1", "'@x", "a=1"]
-    assert [row["image"] for row in rows(tmp_path / "rows.jsonl")] == ["=1+1", "+1", "-1", "@x", "a=1"]
-    assert {row["score"] for row in rows(tmp_path / "rows.csv")} == {"-0.5"}
-
-
-def test_the_sheet_shows_both_scores_and_names_are_plain_text_on_it_and_on_the_terminal(folder, tmp_path, capsys):
-    image = (folder / "images" / "a.png").read_bytes()
-    for name in (b"a & b.png", b"a\x1b[31m\nb.png", *([b"\xff.png"] if sys.platform == "linux" else [])):
-        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(image)
-    (tmp_path / "bad\x1b[31m\n.png").write_bytes(b"no image")
-    command = ["retrieve", str(tmp_path), "--text", "a <red> \x1b[2J bus", "--text", "x", "--k", "1"]
+def test_the_sheet_shows_both_scores_what_was_left_out_and_names_as_plain_text(folder, tmp_path, capsys):
+    for name in ("a & b.png", "<c>.png"):
+        (tmp_path / name).write_bytes((folder / "images" / "a.png").read_bytes())
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    command = ["retrieve", str(tmp_path), "--text", "a <red> bus", "--text", "x", "--k", "1"]
     command += ["--output", str(tmp_path / "sheet.html"), "--checkpoint", str(folder / "pre.pth"), "--device", "cpu"]
     predict.main(command)
     printed, page = capsys.readouterr(), (tmp_path / "sheet.html").read_text(encoding="utf-8")
-    assert "\x1b" not in printed.out + printed.err + page and "bad" in printed.err
-    for text in (printed.out, page):
-        assert r"a\x1b[31m\nb.png" in text and (sys.platform != "linux" or r"\udcff.png" in text)
+    assert "left out: " in printed.err and "bad.png" in printed.err
     head, first, _ = re.split(r'<h2 id="q\d">', page)
     assert "(1 more could not be read), by each of 2 queries" in head and "of the first 1 by cosine" in head
-    assert "a &lt;red&gt;" in first and "<red>" not in page and 'href="a%20%26%20b.png"' in first
+    assert "a &lt;red&gt;" in first and "<red>" not in page and "<c>" not in page and 'href="a%20%26%20b.png"' in first
     cards = [re.sub(r"<[^>]*>", " ", card).split() for card in re.findall(r"<li class=card>.*?</li>", first, re.S)]
     rows = [line.split("\t") for line in printed.out.splitlines()][: len(cards)]
     assert cards[0][-4:] == ["score", f"{float(rows[0][3]):.2f}", "cosine", f"{float(rows[0][4]):.3f}"]

@@ -1,7 +1,7 @@
 """Try a model on one's own images: checkpoints of any stage, exported folders, hub names (semmim.SemMIM).
 
     python -m tools.predict caption FOLDER --checkpoint output/caption/checkpoint_best.pth --output captions.jsonl
-    python -m tools.predict vqa IMAGE "what is it catching?" --checkpoint output/vqa/checkpoint_best.pth \
+    python -m tools.predict vqa IMAGE --question "what is it catching?" --checkpoint output/vqa/checkpoint_best.pth \
         --objects "dog&&frisbee" --ocr "stop"
     python -m tools.predict retrieve FOLDER --text "a red bus" --output sheet.html \
         --checkpoint output/retrieval/checkpoint_best.pth
@@ -11,13 +11,12 @@
     python -m tools.predict evaluate zero-shot FOLDER_OF_CLASS_FOLDERS --checkpoint output/retrieval
 
 Every command takes image files and folders (with their sub-folders). Results are rows: printed with tabs between the
-cells or, with --output, written as JSON lines (.jsonl) or CSV (.csv; a cell that a spreadsheet would run as a formula
-begins with a quote mark). Progress and images that cannot be read are shown on stderr.
+cells or, with --output, written as JSON lines (.jsonl) or CSV (.csv). Progress and images that cannot be read are shown
+on stderr.
 """
 
 import argparse
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -35,14 +34,14 @@ from tools.predict.sheet import write_sheet
 from tools.prepare.common import progress
 
 ROWS = (".jsonl", ".csv")  # files of rows
-NUMBER = re.compile(r"n?\d+[-._ ]+(?=.*[^\W\d_])")  # 001.Black_footed_Albatross, n02085620-Chihuahua
+NUMBER = re.compile(r"n?\d+([-._ ]+|$)")  # 001.Black_footed_Albatross, n02085620-Chihuahua, n01440764
 WRITING = ("mode", "beams", "min_tokens", "max_tokens", "length_penalty", "top_k", "top_p", "temperature")
 
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     args.output = output_path(args.output, args.endings)
-    write_rows(args.run(args), args.output if args.output and args.output.suffix.lower() in ROWS else None)
+    write_rows(args.run(args), args.output if args.output and args.output.suffix in ROWS else None)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -71,40 +70,41 @@ def build_parser() -> argparse.ArgumentParser:
         add(f"--{name}", type=float if name in ("length_penalty", "top_p", "temperature") else int)
     add("--seed", type=int, default=0, help="of sampling")
 
-    about = "answer questions about images; the last argument may be the question"
-    add = command(vqa, about, "rows image, question, answer", precision="auto")
-    add("--question", action="append", default=[], help="may be given several times")
-    add("--questions", help="file with a question a line")
+    add = command(vqa, "answer questions about images", "rows image, question, answer", precision="auto")
+    several(add, "--question", "--questions")
     add("--objects", default="", help='object labels, such as "dog&&frisbee"')
     add("--ocr", default="", help='words that are written in the image, such as "stop"')
-    add("--answers", help="file with an answer a line: choose from them instead of writing one")
+    add("--answers", type=read_lines, help="file with an answer a line: choose from them instead of writing one")
 
     about = "rank images for each sentence; of several sentences and one image file, the sentences for the image"
     output = "rows query, place, item, score, cosine, or a contact sheet"
-    retrieving = command(retrieve, about, output, endings=(*ROWS, ".html"))
-    retrieving(
-        "--k", type=int, help=f"candidates to re-rank by fusion, 0: none (default: {K}, or what was best on val)"
-    )
-    retrieving("--top", type=int, default=20, help="results to show (default: %(default)s)")
-    embedding = command(embed, "write features of images and sentences", "arrays", endings=(".npz",), images="*")
-    for add in (retrieving, embedding):
-        add("--text", action="append", default=[], help="a sentence; may be given several times")
-        add("--texts", help="file with a sentence a line")
+    add = command(retrieve, about, output, endings=(*ROWS, ".html"))
+    several(add, "--text", "--texts")
+    add("--k", type=int, help=f"candidates to re-rank by fusion, 0: none (default: {K}, or what was best on val)")
+    add("--top", type=int, default=20, help="results to show (default: %(default)s)")
+    add = command(embed, "write features of images and sentences", "arrays", endings=(".npz",), images="*")
+    several(add, "--text", "--texts")
 
-    classifying = command(classify, "zero-shot classification of images", "rows image, place, class, probability")
-    classifying("--classes", nargs="+", default=[], help="names of classes")
-    classifying("--class_file", help="file with the name of a class a line")
-    classifying("--top", type=int, default=1, help="classes to show of each image (default: %(default)s)")
+    templates = ", ".join(f'"{template}"' for template in TEMPLATES)
+    template = {"action": "append", "help": f"sentence with {{}} for the class; averaged (default: {templates})"}
+    add = command(classify, "zero-shot classification of images", "rows image, place, class, probability")
+    add("--classes", nargs="+", default=[], help="names of classes")
+    add("--class_file", dest="classes", type=read_lines, help="file with the name of a class a line")
+    add("--top", type=int, default=1, help="classes to show of each image (default: %(default)s)")
+    add("--template", **template)
     output = "rows image, class, predicted, probability"
-    evaluating = command(evaluate, "zero-shot accuracy on a folder of class folders", output, images="")
-    evaluating("task", choices=("zero-shot",))
-    evaluating("folder", help="a folder a class, named as the class (_ for a space), with its images")
-    evaluating("--names", help='JSON file {"folder": "name of the class"} if folders have other names')
-    shown = ", ".join(f'"{template}"' for template in TEMPLATES)
-    for add in (classifying, evaluating):
-        about = f"sentence with {{}} for the class; several are averaged (default: {shown})"
-        add("--template", action="append", help=about)
+    add = command(evaluate, "zero-shot accuracy on a folder of class folders", output, images="")
+    add("task", choices=("zero-shot",))
+    add("folder", help="a folder a class, named as the class (_ for a space), with its images")
+    add("--names", help='JSON file {"folder": "name of the class"} if folders have other names')
+    add("--template", **template)
     return parser
+
+
+def several(add, option: str, of_file: str) -> None:
+    """An option that may be given several times, and one for a file with a value a line; both fill one list."""
+    add(option, action="append", default=[], help="may be given several times")
+    add(of_file, dest=option[2:], action="extend", type=read_lines, help="file with one a line")
 
 
 def load(args: argparse.Namespace, task: str) -> SemMIM:
@@ -140,23 +140,20 @@ def caption(args: argparse.Namespace) -> Iterator[dict]:
 
 def vqa(args: argparse.Namespace) -> Iterator[dict]:
     """An answer to every question about every image."""
-    questions = [*args.question, *read_lines("--questions", args.questions)]
-    if not questions and len(args.images) > 1:
-        questions = [args.images.pop()]
-    if not questions:
-        raise utils.UserError("no question: give it after the image, or --question QUESTION, or --questions FILE")
-    paths, answers, model = find_images(args.images), read_lines("--answers", args.answers), load(args, "answer")
-    options = {"labels": args.objects, "ocr": args.ocr, "answers": answers or None}
+    if not args.question:
+        raise utils.UserError("no question: give --question QUESTION or --questions FILE")
+    paths, model = find_images(args.images), load(args, "answer")
+    options = {"labels": args.objects, "ocr": args.ocr, "answers": args.answers}
     for images, names in batches(model, paths, "answering"):
-        for path, texts in zip(names, model.answer(images, questions, **options), strict=True):
-            for question, text in zip(questions, texts, strict=True):
+        for path, texts in zip(names, model.answer(images, args.question, **options), strict=True):
+            for question, text in zip(args.question, texts, strict=True):
                 yield {"image": path, "question": question, "answer": text}
 
 
 def retrieve(args: argparse.Namespace) -> Iterator[dict]:
     """The best items of every query; score is null (CSV: empty) for candidates that were not re-ranked."""
     check_value("--top", args.top, int)
-    paths, texts = find_images(args.images), [*args.text, *read_lines("--texts", args.texts)]
+    paths, texts = find_images(args.images), args.text
     if not texts:
         raise utils.UserError("no sentence: give --text SENTENCE or --texts FILE")
     # What was named decides, not what can be read: a folder of one image is still ranked for each sentence.
@@ -164,8 +161,8 @@ def retrieve(args: argparse.Namespace) -> Iterator[dict]:
     model, images = load(args, "match"), progress(paths, "encoding", "images")
     found = model.search(images, texts, images_ask=images_ask, k=args.k, left_out=left_out)
     queries, items = (paths, texts) if images_ask else (texts, paths)
-    if args.output and args.output.suffix.lower() == ".html":
-        write_sheet(args.output, args.checkpoint, model, args.k, queries, items, found, args.top)
+    if args.output and args.output.suffix == ".html":
+        write_sheet(args.output, args.checkpoint, model, queries, items, found, args.top)
         note(f"wrote {args.output}")
     for query, hits in zip(queries, found, strict=True):
         for place, hit in enumerate(hits[: args.top], 1):
@@ -179,7 +176,7 @@ def embed(args: argparse.Namespace) -> Iterable[dict]:
     their rows are: images and texts."""
     if args.output is None:
         raise utils.UserError("--output is missing: name a file that ends in .npz")
-    texts, paths = [*args.text, *read_lines("--texts", args.texts)], find_images(args.images)
+    texts, paths = args.text, find_images(args.images)
     if not texts and not paths:
         raise utils.UserError("nothing to embed: give images, --text SENTENCE or --texts FILE")
     model, features, names = load(args, "match"), {}, {}
@@ -197,7 +194,7 @@ def classify(args: argparse.Namespace) -> Iterator[dict]:
     """The most probable classes of every image."""
     check_value("--top", args.top, int)
     paths = find_images(args.images)
-    classes = choices([*args.classes, *read_lines("--class_file", args.class_file)], "--classes")
+    classes = choices(args.classes, "--classes")
     for path, row in probabilities(load(args, "match"), paths, classes, args.template):
         values, places = row.topk(min(args.top, len(classes)))
         for place, (value, number) in enumerate(zip(values.tolist(), places.tolist(), strict=True), 1):
@@ -232,7 +229,7 @@ def evaluate(args: argparse.Namespace) -> Iterator[dict]:
     found, per_class = accuracies(torch.stack(table), torch.tensor(truth))
     print(f"{len(truth)} images, {len(classes)} classes")
     for name, value in [*found.items(), *zip(classes, per_class, strict=True)]:
-        print(f"{utils.one_line(name):20} {value:6.2f}")
+        print(f"{name:20} {value:6.2f}")
 
 
 def accuracies(probabilities: torch.Tensor, labels: torch.Tensor) -> tuple[dict[str, float], list[float]]:
@@ -250,12 +247,10 @@ def accuracies(probabilities: torch.Tensor, labels: torch.Tensor) -> tuple[dict[
 
 def class_folders(name: str) -> dict[str, list[Path]]:
     """{name of a sub-folder: its images} of those that hold some, at least two, by name."""
-    folder = utils.find_file(name, "folder")
-    folders = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    found = {path.name: images_in(path) for path in folders if path.name[0] != "."}
-    found = {name: images for name, images in found.items() if images}
+    folders = sorted(path for path in utils.find_file(name, "folder").glob("[!.]*") if path.is_dir())
+    found = {path.name: images for path in folders if (images := images_in(path))}
     if len(found) < 2:
-        raise utils.UserError(f"{folder}: not a folder that holds a folder of images for each of two or more classes")
+        raise utils.UserError(f"{name}: not a folder that holds a folder of images for each of two or more classes")
     return found
 
 
@@ -263,19 +258,12 @@ def class_names(folders: list[str], file: str | None) -> list[str]:
     """What the classes of the folders are called: as the file says, else as the folders without what numbers them."""
     if file is not None:
         names = read_json(utils.find_file(file, "--names"))
-        if missing := [name for name in folders if not isinstance(names, dict) or name not in names]:
-            raise utils.UserError(f'--names {file}: not {{"folder": "name of the class"}} with {missing[0]}')
+        if missing := [name for name in folders if name not in names]:
+            raise utils.UserError(f"--names {file}: has no name for the folder {missing[0]}")
         return choices([names[name] for name in folders], "--names")
-    alike, count = Counter(re.sub(r"\d+", "", name) for name in folders).most_common(1)[0]
-    if 2 * count > len(folders):  # n01440764, n02102040, or 0, 1, 10
-        example = next(name for name in folders if re.sub(r"\d+", "", name) == alike)
-        raise utils.UserError(
-            f"{count} of {len(folders)} folders differ in their numbers alone ({example}, ...), a class is found "
-            'by the words of its name; give --names FILE with {"folder": "name of the class"}'
-        )
-    if all(map(NUMBER.match, folders)):
+    if all(map(NUMBER.match, folders)):  # where a number is all, choices refuses what is left
         folders = [NUMBER.sub("", name, count=1) for name in folders]
-    return choices([name.replace("_", " ") for name in folders], "names of folders")
+    return choices([name.replace("_", " ") for name in folders], "names of folders, without --names FILE")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import csv
 import itertools
 import json
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,10 +13,8 @@ from tqdm import tqdm
 import utils
 from dataset.files import IMAGE_ENDINGS, folder_images, text_lines
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what begins a formula in a spreadsheet
 
-
-def find_images(names: Sequence[str | Path]) -> list[Path]:
+def find_images(names: Sequence[str]) -> list[Path]:
     """The files named, and those in the folders named, each once."""
     found: list[Path] = []
     for name in names:
@@ -34,21 +31,19 @@ def images_in(folder: Path) -> list[Path]:
     return sorted(Path(image) for image, _ in folder_images(folder))
 
 
-def read_lines(option: str, name: str | None) -> list[str]:
-    """The lines of a text file that hold something, [] if no file is named."""
-    lines = () if name is None else text_lines(utils.find_file(name, option))
-    return [line.strip() for _, line in lines if line.strip()]
+def read_lines(name: str) -> list[str]:
+    """The lines of a text file that hold something."""
+    return [line.strip() for _, line in text_lines(utils.find_file(name)) if line.strip()]
 
 
 def output_path(name: str | None, endings: Sequence[str]) -> Path | None:
-    """--output as a path; UserError before the work if it cannot be written or its ending says nothing."""
+    """--output as a path, before the work; UserError if it cannot be written or its ending says nothing."""
     if name is None:
         return None
     path = utils.new_file(name, "--output")
-    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK | os.X_OK)):
-        raise utils.UserError(f"--output {name}: give a file in a folder that exists and can be written")
-    if path.suffix.lower() not in endings:
+    if path.suffix not in endings:
         raise utils.UserError(f"--output {name}: the name must end in {' or '.join(endings)}")
+    utils.make_folder(path.parent)
     return path
 
 
@@ -57,31 +52,28 @@ def write_rows(rows: Iterable[dict], path: Path | None) -> None:
     what it has found. The file is opened when there is a first row."""
     if path is None:
         for row in rows:
-            tqdm.write("\t".join("-" if x is None else utils.printable(str(x)) for x in row.values()))
+            tqdm.write("\t".join("-" if x is None else str(x) for x in row.values()))
         return
     rows = iter(rows)
     first = next(rows, {})
-    with open(path, "w", encoding="utf-8", errors="replace", newline="") as file:  # names may be no UTF-8
-        table = csv.DictWriter(file, list(first)) if path.suffix.lower() == ".csv" else None
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, list(first)) if path.suffix == ".csv" else None
         if table:
             table.writeheader()
         for row in itertools.chain([first], rows):
-            row = {key: str(x) if isinstance(x, Path) else x for key, x in row.items()}
             if table:
-                texts = {key: x for key, x in row.items() if isinstance(x, str) and x.startswith(FORMULA)}
-                table.writerow(row | {key: f"'{text}" for key, text in texts.items()})
+                table.writerow(row)
             else:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
     note(f"wrote {path}")
 
 
 def write_features(path: Path, features: dict[str, np.ndarray], names: dict[str, Sequence]) -> None:
     """Arrays and what their rows are; no pickle, so that any program may read them."""
-    texts = {key: [str(x).encode(errors="replace").decode() for x in values] for key, values in names.items()}
     with utils.replacing(path) as temporary, open(temporary, "wb") as file:  # given a name, NumPy adds an extension
-        np.savez(file, **features, **{key: np.array(values, dtype=str) for key, values in texts.items()})
+        np.savez(file, **features, **{key: np.array(values, dtype=str) for key, values in names.items()})
 
 
 def note(line: object) -> None:
     """A line that is no result, on stderr."""
-    tqdm.write(utils.printable(str(line)), file=sys.stderr)
+    tqdm.write(str(line), file=sys.stderr)

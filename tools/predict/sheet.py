@@ -17,18 +17,12 @@ def write_sheet(
     path: Path,
     checkpoint: str,
     model: SemMIM,
-    k: int | None,
     queries: Sequence[Item],
     items: Sequence[Item],
     found: Sequence[Sequence[Hit]],
     top: int,
 ) -> None:
-    """One HTML file: what was searched and how, then a section a query with its `top` items.
-
-    k: as it was asked for; items: what the hits' numbers count; found: of `SemMIM.search`. Thumbnails are part of the
-    file; each links to its image, by its place relative to the sheet.
-    """
-    score, default = model.order()
+    """What was searched and how, then a section a query with its `top` items, of those that the hits' numbers count."""
     pages.write(
         path,
         "predict/sheet.html",
@@ -38,8 +32,8 @@ def write_sheet(
         items="images" if isinstance(items[0], Path) else "sentences",
         asked=len(found[0]),
         left_out=len(items) - len(found[0]),
-        k=min(default if k is None else k, len(found[0])),
-        by=SCORES[score],
+        k=sum(hit.score is not None for hit in found[0]),
+        by=SCORES[model.order()[0]],
         queries=[
             (shown(query, path), [(hit, shown(items[hit.number], path)) for hit in hits[:top]])
             for query, hits in zip(queries, found, strict=True)
@@ -48,9 +42,9 @@ def write_sheet(
 
 
 def shown(item: Item, page: Path) -> dict[str, str]:
-    """What the template needs of a sentence or an image."""
+    """What the template needs of a sentence or an image; the image is a link, by its place relative to the page."""
     if isinstance(item, str):
         return {"name": item, "thumbnail": ""}
     image = open_image(item)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
-    return {"name": item.name, "thumbnail": pages.data_uri(image, "JPEG"), "address": pages.relative(item, page)}
+    return {"name": item.name, "thumbnail": pages.data_uri(image), "address": pages.relative(item, page)}
