@@ -4,14 +4,14 @@
     python -m tools.visualize --checkpoint FILE --data data/coco/annotations/coco_val.json --image_root data/coco/images
     python -m tools.visualize --checkpoint FILE --codebook data/flava-image-codebook
 
-Writes into --output (default: `figures` beside the checkpoint) PNG files and index.html, which holds all of them:
+Writes PNG files into --output (default: `figures` beside the checkpoint):
 figure2_*.png (the clearest patches of some patterns in their context) and figure3.png (each patch in its pattern's
 color) for the encoding head, for k-means of pixels and, with --codebook, for DALL-E's dVAE; masking.png (random and
 text-guided masks, the similarity map, the caption).
 
 Without --data the demo's scenes are drawn, those that no training has seen, and each patch's object is known; then
-numbers.json and the page also hold the adjusted mutual information between patterns and object class, color and
-background, and the share of masked patches on objects that the caption names.
+numbers.json holds, and the console shows, the adjusted mutual information between patterns and object class, color and
+background (0 by chance, 1 if they are the same), and the share of masked patches on objects that the caption names.
 """
 
 from __future__ import annotations
@@ -30,62 +30,53 @@ from dataset.text import Tokenizer
 from dataset.transforms import ImageError, open_image, to_tensor
 from models.mim import CodebookTarget
 from models.pretrain import PretrainModel, build_pretrain_model
-from models.weights import load_exactly
+from models.weights import check_value, load_exactly
 from tools.demo import scenes
-from tools.visualize import encodings
-from tools.visualize.encodings import Clustering
-from tools.visualize.scenes import DRAWS, Labels, number_tables, patch_labels, scene_numbers
+from tools.visualize import encodings, figures
+from tools.visualize.scenes import Labels, patch_labels, scene_numbers
 from utils import UserError, as_config, choose_device, load_checkpoint, own_folder, run_main, write_json
 
-OURS, PIXELS, DVAE = "encoding head", "k-means of pixels", "dVAE"
-FIGURE_2 = {OURS: "figure2_encoding_head", PIXELS: "figure2_kmeans_of_pixels", DVAE: "figure2_dvae"}
+OURS, PIXELS, DVAE = "encoding head", "k-means of pixels", "dvae"
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
-    from tools import pages  # here: matplotlib and jinja2 take half a second to import
-    from tools.visualize import figures
-
     model, tokenizer, max_tokens, max_words = load_model(args.checkpoint, torch.device(choose_device(args.device)))
     output = own_folder(args.output or args.checkpoint.parent / "figures", "tools.visualize")  # before the work
-    encoder = model.backbone.image_encoder
+    encoder, mim = model.backbone.image_encoder, model.mim
     samples = read_samples if args.data else draw_scenes
     images, captions, known = samples(args, encoder.image_size, encoder.grid, max_words)
     inputs = torch.stack([to_tensor(image) for image in images]), *tokenizer.encode(captions, max_tokens)
-    similarity, ours = encode(model, *inputs)
+    similarity, ours = encodings.encode(model, *inputs)
     count = max(2, len(ours.assignment.unique())) if ours else 64  # of k-means, as many clusters as we use patterns
     clusterings = {OURS: ours} if ours else {}
     clusterings[PIXELS] = encodings.kmeans_of_pixels(images, encoder.patch_size, count, args.seed)
     if args.codebook:
         clusterings[DVAE] = encodings.dvae_codes(CodebookTarget(args.codebook), images, encoder.grid)
 
-    drawn = {
-        FIGURE_2[name]: figures.pattern_figure(images, name, clustering, encoder.grid)
-        for name, clustering in clusterings.items()
-    }
-    shown, mim = slice(args.show), model.mim
+    shown = slice(args.show)
     uniform = torch.rand(similarity[shown].shape, generator=torch.Generator().manual_seed(args.seed))
     masks = {
         heading: encodings.draw_masks(similarity[shown], mim.mask_ratio, mim.mask_temperature, uniform, by_text)
         for heading, by_text in (("masked at random", False), ("masked by the text", True))
     }
+    drawn = {
+        f"figure2_{name.replace(' ', '_')}": figures.pattern_figure(images, name, clustering, encoder.grid)
+        for name, clustering in clusterings.items()
+    }
     drawn["figure3"] = figures.layouts(images[shown], captions[shown], clusterings)
     drawn["masking"] = figures.masking_figure(images[shown], captions[shown], masks, similarity[shown])
-    files = {name: output / f"{name}.png" for name in drawn}
-    for name, path in files.items():
-        pages.save_figure(drawn[name], path)
-    numbers, tables = None, ()
+    for name, figure in drawn.items():
+        figure.savefig(output / f"{name}.png")
     if known:
         assignments = {name: clustering.assignment for name, clustering in clusterings.items()}
-        drawing = mim.mask_ratio, mim.mask_temperature
-        numbers = scene_numbers(known, similarity, assignments, drawing, args.seed)
-        tables = number_tables(numbers)
+        numbers = scene_numbers(known, similarity, assignments, (mim.mask_ratio, mim.mask_temperature), args.seed)
         write_json(output / "numbers.json", numbers)
         print(f"{numbers['images']} scenes, {numbers['patches']} patches")
-        print(*(tabulate(table, "firstrow", disable_numparse=True) + "\n" for table in tables), sep="\n")
-    values = {"title": f"Figures of {args.checkpoint}", "figures": files, "numbers": numbers}
-    pages.write(output / "index.html", "visualize/index.html", **values, tables=tables, draws=DRAWS)
-    print(output / "index.html")
+        for title, key in (("adjusted mutual information", "agreement"), ("share of patches", "masked")):
+            rows = [{title: name, **values} for name, values in numbers[key].items()]
+            print(f"\n{tabulate(rows, 'keys', floatfmt='.3f')}")
+    print(output)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -103,9 +94,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of scenes, masks and k-means")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     args = parser.parse_args(argv)
-    for name in ("images", "show"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: must be 1 or more")
+    check_value("--images", args.images, int)
+    check_value("--show", args.show, int)
     return args
 
 
@@ -151,17 +141,6 @@ def read_samples(
     if not images:
         raise UserError(f"--data {args.data[0]}: no entry has a readable image and a caption (see --image_root)")
     return images, captions, {}
-
-
-def encode(model: PretrainModel, *inputs: torch.Tensor) -> tuple[torch.Tensor, Clustering | None]:
-    """`encodings.encode` of all images, in batches."""
-    device = next(model.parameters()).device
-    batches = zip(*(part.to(device).split(encodings.BATCH) for part in inputs), strict=True)
-    similarity, patterns = zip(*(encodings.encode(model, *batch) for batch in batches), strict=True)
-    ours = None
-    if patterns[0]:
-        ours = Clustering(*(torch.cat([getattr(p, name) for p in patterns]) for name in ("assignment", "score")))
-    return torch.cat(similarity), ours
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ Shapes: B images with a caption each, N = g x g patches, L text tokens, K patter
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from PIL import Image
+from sklearn.cluster import KMeans
 from torch import Tensor
 
 from dataset.transforms import to_pixels, to_unit
@@ -17,26 +17,9 @@ from models.mim import CodebookTarget, as_mask, draw_patches, masked_count, rand
 from models.pretrain import PretrainModel
 from models.semmim import project
 from models.tensors import fp32
+from tools.visualize.figures import Clustering
 
 BATCH = 50  # images at once
-
-
-@dataclass
-class Clustering:
-    """A cluster for each patch, [B, N], and how clearly the patch belongs to it (higher is clearer)."""
-
-    assignment: Tensor
-    score: Tensor
-
-    def examples(self, cluster: int, count: int) -> list[tuple[int, int]]:
-        """(image, place) of the patches that belong to a cluster most clearly, at most two of an image."""
-        numbers, places = (self.assignment == cluster).nonzero().T
-        order = self.score[numbers, places].argsort(descending=True, stable=True)
-        chosen: list[tuple[int, int]] = []
-        for number, place in zip(numbers[order].tolist(), places[order].tolist(), strict=True):
-            if sum(number == other for other, _ in chosen) < 2:
-                chosen.append((number, place))
-        return chosen[:count]
 
 
 @torch.no_grad()
@@ -49,29 +32,27 @@ def encode(
     without an encoding head). The patterns' distributions are those that pre-training takes as targets: text injected
     (Section 3.2.2), centered, sharpened.
     """
-    backbone, teacher = model.backbone, model.teacher
     encoder, vision_proj, text_encoder, text_proj = (
-        getattr(teacher, part, getattr(backbone, part))
+        getattr(model.teacher, part, getattr(model.backbone, part))
         for part in ("image_encoder", "vision_proj", "text_encoder", "text_proj")
     )
-    text_embeds = text_encoder(input_ids, attention_mask)
-    plain, injected, below = encoder.forward_twice(images, text_embeds, attention_mask, model.mim.inject_from)
-    patterns = None
-    if model.mim.target == "encoding":
-        logits = fp32(teacher.head(injected[:, 1:])) - model.patch_center.value
-        best = (logits / model.mim.teacher_temperature).softmax(-1).max(-1)
-        patterns = Clustering(best.indices.cpu(), best.values.cpu())
-    unused = plain.new_zeros(plain.shape[0], plain.shape[1] - 1)  # the draws: only the similarity is wanted
-    patches = vision_proj(model.compared_patches(encoder, plain, below))
-    text_feat = project(text_proj, text_embeds[:, 0])
-    _, similarity = text_guided_mask(patches, text_feat, model.mim.mask_ratio, model.mim.mask_temperature, unused)
-    return similarity.cpu(), patterns
+    mim, device, similarity, scores, patterns = model.mim, next(model.parameters()).device, [], [], []
+    for rows in zip(*(part.to(device).split(BATCH) for part in (images, input_ids, attention_mask)), strict=True):
+        text_embeds = text_encoder(*rows[1:])
+        plain, injected, below = encoder.forward_twice(rows[0], text_embeds, rows[2], mim.inject_from)
+        patches = vision_proj(model.compared_patches(encoder, plain, below))  # [b, N, E]
+        text_feat, unused = project(text_proj, text_embeds[:, 0]), torch.zeros(patches.shape[:2], device=device)
+        similarity.append(text_guided_mask(patches, text_feat, mim.mask_ratio, mim.mask_temperature, unused)[1].cpu())
+        if mim.target == "encoding":
+            logits = fp32(model.teacher.head(injected[:, 1:])) - model.patch_center.value  # [b, N, K]
+            score, pattern = (logits / mim.teacher_temperature).softmax(-1).max(-1)
+            scores.append(score.cpu())
+            patterns.append(pattern.cpu())
+    return torch.cat(similarity), Clustering(torch.cat(patterns), torch.cat(scores)) if patterns else None
 
 
 def kmeans_of_pixels(images: Sequence[Image.Image], patch_size: int, count: int, seed: int) -> Clustering:
     """Patches clustered by their pixels."""
-    from sklearn.cluster import KMeans  # here: scikit-learn takes two seconds to import
-
     pixels = torch.stack([to_unit(to_pixels(image)) for image in images])
     points = torch.nn.functional.unfold(pixels, patch_size, stride=patch_size).transpose(1, 2)  # [B, N, 3 p p]
     flat = points.flatten(0, 1).numpy()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,14 +18,30 @@ from matplotlib.patches import Patch
 from PIL import Image
 from torch import Tensor
 
-from tools.visualize.encodings import Clustering
-
 SIDE = 1.5  # inches of an image
 NAMED = 6  # patterns in a legend
 SHOWN, EXAMPLES = 8, 8  # clusters in Figure 2, and patches of each
 GOLDEN = 0.61803398875  # steps of hue that never come near an earlier one
 Cell = tuple[str, np.ndarray]  # heading, picture
 Color = tuple[float, float, float]
+
+
+@dataclass
+class Clustering:
+    """A cluster for each patch, [B, N], and how clearly the patch belongs to it (higher is clearer)."""
+
+    assignment: Tensor
+    score: Tensor
+
+    def examples(self, cluster: int, count: int) -> list[tuple[int, int]]:
+        """(image, place) of the patches that belong to a cluster most clearly, at most two of an image."""
+        numbers, places = (self.assignment == cluster).nonzero().T
+        order = self.score[numbers, places].argsort(descending=True, stable=True)
+        chosen: list[tuple[int, int]] = []
+        for number, place in zip(numbers[order].tolist(), places[order].tolist(), strict=True):
+            if sum(number == other for other, _ in chosen) < 2:
+                chosen.append((number, place))
+        return chosen[:count]
 
 
 def pixels(figure: Figure) -> Tensor:
@@ -101,14 +118,14 @@ def layout(image: Image.Image, patterns: Tensor, colors: dict[int, Color]) -> np
     return tinted(picture(image, gray=True), np.array([[colors[int(p)] for p in row] for row in square(patterns)]), 0.7)
 
 
-def crop(image: Image.Image, place: int, grid: int, context: int = 1) -> np.ndarray:
-    """Patch number `place`, outlined in red, with `context` patches around it; at the border the crop moves inwards."""
-    shown, unit, count = picture(image).copy(), image.width // grid, min(grid, 2 * context + 1)
+def crop(image: Image.Image, place: int, grid: int) -> np.ndarray:
+    """Patch number `place`, outlined in red, with its neighbors; at the border the crop moves inwards."""
+    shown, unit, count = picture(image).copy(), image.width // grid, min(grid, 3)
     row, column = (at * unit for at in divmod(place, grid))
     inner = shown[row + 1 : row + unit - 1, column + 1 : column + unit - 1].copy()
     shown[row : row + unit, column : column + unit] = (1, 0, 0)
     shown[row + 1 : row + unit - 1, column + 1 : column + unit - 1] = inner
-    top, left = (min(max(at - context, 0), grid - count) * unit for at in divmod(place, grid))
+    top, left = (min(max(at - 1, 0), grid - count) * unit for at in divmod(place, grid))
     return shown[top : top + count * unit, left : left + count * unit]
 
 

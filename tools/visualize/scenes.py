@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from sklearn.metrics import adjusted_mutual_info_score
 from torch import Tensor
 
 from tools.demo import scenes
@@ -36,8 +37,6 @@ def patch_labels(shown: Sequence[scenes.Scene], captions: Sequence[str], size: i
 
 def agreement(clusters: np.ndarray, known: Labels) -> dict[str, float]:
     """Adjusted mutual information (0 by chance, 1 if equal) with each labelling; the number of clusters, [B * N]."""
-    from sklearn.metrics import adjusted_mutual_info_score  # here: scikit-learn takes two seconds to import
-
     found: dict[str, float] = {"clusters": len(np.unique(clusters))}
     for name in LABELS:
         counts = known[name] != ""
@@ -65,13 +64,3 @@ def scene_numbers(
 
 def kind_shares(kinds: np.ndarray) -> dict[str, float]:
     return {kind: float((kinds == kind).mean()) for kind in KINDS}
-
-
-def number_tables(numbers: dict) -> tuple[list[list[str]], list[list[str]]]:
-    """Both tables of `scene_numbers`, each with its headings as the first row."""
-    first = [["clusters of patches", "in use", *LABELS]]
-    for name, found in numbers["agreement"].items():
-        first.append([name, str(found["clusters"]), *(f"{found[label]:.3f}" for label in LABELS)])
-    second = [["patches", "on named objects", "on other objects", "on the background"]]
-    second += [[name, *(f"{share[kind]:.1%}" for kind in KINDS)] for name, share in numbers["masked"].items()]
-    return first, second
