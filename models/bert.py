@@ -18,6 +18,7 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -26,7 +27,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.tensors import fp32
-from models.weights import check_value, check_vocabulary, find_weights, load_exactly, read_architecture, read_weights
+from models.weights import (
+    architecture_beside,
+    check_value,
+    check_vocabulary,
+    find_weights,
+    load_exactly,
+    read_architecture,
+    read_weights,
+)
 from utils import UserError, reason, shown
 
 Memory = list[tuple[Tensor, Tensor]]  # one (keys, values) pair per layer, each [B, H, S, d]
@@ -496,54 +505,44 @@ def load_bert_weights(
 ) -> list[str]:
     """Fill the given modules from a BERT checkpoint; -> one line for the log on each.
 
-    source: a local file or folder (`model.safetensors` or `pytorch_model.bin`), `package:NAME` or a hub name; in
-        BertModel's or BertForMaskedLM's layout, also with the old `gamma`/`beta` names. vocab: see `check_vocabulary`.
+    source: see `find_weights`; in BertModel's or BertForMaskedLM's layout, also with the old `gamma`/`beta` names.
+    vocab: see `check_vocabulary`.
     The text encoder takes the first layers, the fusion encoder the last ones if the file has enough for both (else it
     starts at random), the decoder the first ones; cross-attention and what the file lacks stay at their initial values.
     Another architecture, or an unknown entry, is a UserError.
     """
-    path, config_file = find_weights(source)
-    if config_file is not None:
-        check_architecture(config_file, text_encoder.config)
-    below, lines = len(text_encoder.encoder.layer), []
+    path, lines = find_weights(source), []
+    check_architecture(path, text_encoder.config)
     if vocab is not None:
         lines.append(f"text encoder, fusion encoder, decoder: weights of {path}; {check_vocabulary(path, vocab)}")
     embeddings, layers, head = split_bert(read_weights(path), path)
-
-    def load_layers(name: str, module: nn.Module, first: int = 0) -> None:
-        own = module.encoder.layer
-        taken = layers[first : first + len(own)]
+    above = len(fusion_encoder.encoder.layer) if fusion_encoder is not None else 0
+    first = len(layers) - above  # of the fusion encoder's
+    first = first if first >= len(text_encoder.encoder.layer) else len(layers)
+    for name, module, start in (
+        ("text encoder", text_encoder, 0),
+        ("fusion encoder", fusion_encoder, first),
+        ("decoder", decoder, 0),
+    ):
+        if module is None:
+            continue
+        if module is not fusion_encoder:
+            load_embeddings(module, embeddings, path)
+        own, taken = module.encoder.layer, layers[start:]
         for layer, weights in zip(own, taken, strict=False):
             load_exactly(layer, weights, path, ADVICE, lacking="crossattention.")  # which no BERT file has
-        text = f"{name}: layers {first + 1} to {first + len(taken)} of {len(layers)} from {path}"
-        if len(taken) < len(own):
-            text += f"; the last {len(own) - len(taken)} of its {len(own)} layers start at random"
-        lines.append(text + ("" if module is text_encoder else "; cross-attention starts at random"))
-
-    def load_head(name: str, module: LMHead) -> None:
-        if head:
-            load_exactly(module, head, path, ADVICE)
-        lines.append(f"{name}: from {path}" if head else f"{name}: starts at random ({path} has no cls.predictions)")
-
-    load_embeddings(text_encoder, embeddings, path)
-    load_layers("text encoder", text_encoder)
-    if fusion_encoder is not None:
-        needed = below + len(fusion_encoder.encoder.layer)
-        if needed <= len(layers):
-            load_layers("fusion encoder", fusion_encoder, len(layers) - needed + below)
-        else:
-            lacking = f"{path} has {len(layers)} layers, text and fusion need {needed}"
-            lines.append(f"fusion encoder: starts at random ({lacking})")
-    if decoder is not None:
-        load_embeddings(decoder, embeddings, path)
-        load_layers("decoder", decoder)
-        load_head("LM head", decoder.cls["predictions"])
-    if mlm_head is not None:
-        load_head("MLM head", mlm_head)
+        count = min(len(own), len(taken))
+        which = f"layers {start + 1} to {start + count} of {len(layers)} from {path}, " if count else ""
+        lines.append(f"{name}: {which}{len(own) - count} of its {len(own)} layers are random")
+    for name, module in (("LM head", decoder and decoder.cls["predictions"]), ("MLM head", mlm_head)):
+        if module is not None:
+            if head:
+                load_exactly(module, head, path, ADVICE)
+            lines.append(f"{name}: from {path}" if head else f"{name}: random ({path} has no cls.predictions)")
     return lines
 
 
-def load_embeddings(module: nn.Module, embeddings: dict, path: str) -> None:
+def load_embeddings(module: nn.Module, embeddings: dict, path: Path) -> None:
     """Fill `module.embeddings`; a model with fewer positions or token types than the file takes the first ones."""
     own = module.embeddings.state_dict()
     for key in ("position_embeddings.weight", "token_type_embeddings.weight"):
@@ -552,7 +551,7 @@ def load_embeddings(module: nn.Module, embeddings: dict, path: str) -> None:
     load_exactly(module.embeddings, embeddings, path, f"{ADVICE}, and text.vocab to its vocabulary")
 
 
-def split_bert(weights: dict, path: str) -> tuple[dict, list[dict], dict]:
+def split_bert(weights: dict, path: Path) -> tuple[dict, list[dict], dict]:
     """(embeddings, list of layers, head) of a BERT state dict: state dicts in fp32, without their prefixes."""
     embeddings, layers, head = {}, {}, {}
     for key, value in weights.items():
@@ -573,18 +572,18 @@ def split_bert(weights: dict, path: str) -> tuple[dict, list[dict], dict]:
     return embeddings, [layers[i] for i in range(len(layers))], head
 
 
-def check_architecture(config_file: str, config: BertConfig) -> None:
-    """A UserError if the config.json beside the weights is of another computation than the model's.
+def check_architecture(path: Path, config: BertConfig) -> None:
+    """A UserError if the config.json beside a weight file is of another computation than the model's.
 
     Sizes may fit all the same: RoBERTa counts positions from 2, and heads and activations have no weights.
     """
-    values = read_architecture(config_file)
+    values = architecture_beside(path)
     computed = {key: (getattr(config, key),) for key in ("num_attention_heads", "layer_norm_eps")}
     computed |= {"model_type": ("bert",), "position_embedding_type": ("absolute",)}
     computed |= {"hidden_act": ("gelu", "gelu_python")}  # one GELU, two names
     for key, names in computed.items():
         if (found := values.get(key, names[0])) not in names:
             raise UserError(
-                f"{config_file}: {key} is {shown(found)}, the model's is {names[0]}; take weights made with that, set "
-                f"model.bert.args, or model.bert.weights: random"
+                f"{path}: its config.json has {key} {shown(found)}, the model's is {names[0]}; take weights made with "
+                "that, set model.bert.args, or model.bert.weights: random"
             )

@@ -7,15 +7,13 @@ The paper's symbols: I_1, I_2 are the views `image1`, `image2` of a batch; H_I i
 \hat H_I the teacher's (`teacher.head`); a distribution d is the softmax of a head's logits divided by a temperature.
 """
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.tensors import fp32, full_precision, take
 from models.weights import find_weights, load_exactly, read_architecture, read_weights
-from utils import UserError, all_reduce_sum, find_file, reason
+from utils import UserError, all_reduce_sum, find_file
 
 DALLE_EPSILON = 0.1  # DALL-E's `map_pixels`: [0, 1] -> [0.1, 0.9], the input range its encoder was trained on
 
@@ -209,13 +207,9 @@ class CodebookTarget(nn.Module):
                 "mim.codebook: mim.target is dvae, which needs the folder of a FlavaImageCodebook "
                 "(config.json and model.safetensors, e.g. facebook/flava-image-codebook downloaded)"
             )
-        path, config_file = find_weights(str(find_file(folder, "mim.codebook")))
-        config_file = config_file or Path(path).parent / "config.json"
-        values = read_architecture(config_file)
-        try:
-            self.codebook = FlavaImageCodebook(FlavaImageCodebookConfig.from_dict(values))
-        except Exception as error:  # transformers checks little: any of its parts may stumble over a value
-            raise UserError(f"mim.codebook: {config_file} is no FlavaImageCodebook's ({reason(error)})") from None
+        path = find_weights(str(find_file(folder, "mim.codebook")))
+        config = FlavaImageCodebookConfig.from_dict(read_architecture(path.with_name("config.json")))
+        self.codebook = FlavaImageCodebook(config)
         load_exactly(self.codebook, read_weights(path), path, "take the weights that its config.json was made for")
         self.codebook.eval().requires_grad_(False)
         self.vocab_size = self.codebook.vocab_size

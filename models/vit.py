@@ -7,16 +7,13 @@ with the text's help.
 Shapes: B images, N = grid * grid patches, L text tokens, D the width.
 """
 
-import logging
 import math
-import os
 import re
-from collections.abc import Sequence
 from os import PathLike
+from pathlib import Path
 
 import timm
 import torch
-from timm.data import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from timm.layers import Attention, resample_abs_pos_embed
 from timm.layers.activations import QuickGELU as SlowQuickGELU
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
@@ -27,10 +24,8 @@ from torch.utils.checkpoint import checkpoint
 
 from models.bert import attention, padding_mask
 from models.tensors import QuickGELU
-from models.weights import check_value, find_weights, load_exactly, read_architecture, read_weights
+from models.weights import architecture_beside, check_value, find_weights, load_exactly, read_weights
 from utils import UserError, one_line, reason, shown
-
-log = logging.getLogger("semmim")
 
 # The arguments of timm.create_model that a configuration, a checkpoint or an exported folder may set. Others could name
 # a file to load or a class to build with.
@@ -64,46 +59,15 @@ class ImageEncoder(nn.Module):
         self.num_patches = self.grid**2
         self.mask_token = nn.Parameter(torch.empty(self.width))
         nn.init.normal_(self.mask_token, std=0.02)
-        if weights in ("openai", "hub"):
-            self.expect_pixels(self.vit.pretrained_cfg["mean"], self.vit.pretrained_cfg["std"], name)
-        elif weights != "random":
+        if weights not in ("random", "openai", "hub"):
             load_vit_weights(self, weights)
-
-    @torch.no_grad()
-    def expect_pixels(self, mean: Sequence[float], std: Sequence[float], source: str) -> None:
-        """Let weights that were trained on images of another mean and deviation read images of CLIP's, as all are here.
-
-        The patches' projection absorbs the difference: the tokens are those of an image normalized as it was trained.
-        mean, std: of the three colors in [0, 1]; source: names the weights in the line for the log.
-        """
-        mean, std, own_mean, own_std = (torch.tensor(x) for x in (mean, std, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
-        if torch.allclose(mean, own_mean, atol=1e-4) and torch.allclose(std, own_std, atol=1e-4):
-            return
-        weight, bias = self.vit.patch_embed.proj.weight, self.vit.patch_embed.proj.bias  # [D, 3, p, p], [D] or None
-        shift = (weight.sum((2, 3)) * ((own_mean - mean) / std)).sum(1)  # [D]
-        weight.mul_((own_std / std)[:, None, None])
-        if bias is not None:
-            bias.add_(shift)
-        else:  # CLIP's has none: what each patch adds goes into the positions, and not into [MASK]
-            self.vit.pos_embed[:, -self.num_patches :].add_(shift)
-            self.mask_token.sub_(shift)
-        shown_mean, shown_std = ([round(x, 4) for x in values.tolist()] for values in (mean, std))
-        log.info(
-            "%s: trained on images of mean %s and deviation %s: the first layer is adapted to CLIP's, by which images "
-            "are normalized here",
-            *(source, shown_mean, shown_std),
-        )
 
     def start_from_sincos(self) -> None:
         """Set the patches' positions [N, D] to MAE's two-dimensional sines and cosines; training goes on from there.
 
         Random positions say which patch is which and not which are neighbors, and are hardly seen beside the patches
-        at first: a short training never learns where things are (docs/study.md). UserError if D is no multiple of 4.
+        at first: a short training never learns where things are (docs/study.md). D must be a multiple of 4.
         """
-        if self.width % 4:
-            raise UserError(
-                f"model.image_encoder.positions: sincos needs a width that is a multiple of 4, not {self.width}"
-            )
         positions = build_sincos2d_pos_embed([self.grid, self.grid], self.width)
         with torch.no_grad():
             self.vit.pos_embed[:, -self.num_patches :] = positions
@@ -193,20 +157,17 @@ class ImageEncoder(nn.Module):
         """Fit the positional embeddings of a checkpoint from another resolution to this one.
 
         state_dict[key]: [1, 1 + n, D] with n a square number, resized by timm's bicubic, antialiased interpolation.
-        -> (a state dict with the resized ones, a line for the log), or the same and no line if the sizes agree. Raises
-        UserError, naming `source`, if n is no square.
+        -> (a state dict with the resized ones, a line for the log), or the same and no line if the sizes agree or n is
+        no square, which loading then refuses.
         """
         own, found = self.vit.pos_embed, state_dict.get(key)
         if found is None or found.ndim != 3 or found.shape[::2] != own.shape[::2] or found.shape[1] == own.shape[1]:
             return state_dict, []
         prefix_tokens = 0 if self.vit.no_embed_class else 1
-        patches = found.shape[1] - prefix_tokens
-        if patches < 1 or math.isqrt(patches) ** 2 != patches:
-            raise UserError(
-                f"{source}: {key} has {found.shape[1]} positions, which are not [CLS] and a square of patches; take "
-                "the weights of a plain Vision Transformer with one [CLS] token and square images"
-            )
-        side, now = math.isqrt(patches), f"{self.grid} x {self.grid} patches (image_size {self.image_size})"
+        side = math.isqrt(found.shape[1] - prefix_tokens)
+        if side**2 != found.shape[1] - prefix_tokens:
+            return state_dict, []
+        now = f"{self.grid} x {self.grid} patches (image_size {self.image_size})"
         resized = resample_abs_pos_embed(found, new_size=[self.grid, self.grid], num_prefix_tokens=prefix_tokens)
         line = f"{source}: trained with {side} x {side} patches of an image, here {now}: its positions are resized"
         return {**state_dict, key: resized}, [line]
@@ -240,12 +201,8 @@ def create_vit(name: str, image_size: int, args: dict, weights: str = "random") 
         options = {"num_classes": 0, "global_pool": "", "img_size": image_size}
         vit = timm.create_model(name, pretrained=pretrained, **options, **args)
     except Exception as error:  # timm checks little: any of its layers may stumble over a value
-        if not pretrained or not isinstance(error, OSError | RuntimeError | ValueError):
-            raise UserError(f"model.image_encoder.args: {shown(args)} do not fit {name} ({reason(error)})") from None
-        raise UserError(
-            f"model.image_encoder.weights: cannot get the hub weights of {name} ({reason(error)}); give a local file "
-            "instead, or 'random'"
-        ) from None
+        what = f"get the hub weights of {name}" if pretrained else f"build {name} with args {shown(args)}"
+        raise UserError(f"model.image_encoder: timm cannot {what} ({reason(error)})") from None
     for block in vit.blocks:
         if isinstance(block.mlp.act, SlowQuickGELU):
             block.mlp.act = QuickGELU()
@@ -318,36 +275,12 @@ def load_vit_weights(encoder: ImageEncoder, source: str) -> None:
     a file of Hugging Face's whose config.json says that it was made with another activation.
     Positions are resized.
     """
-    path, config_file = find_weights(source)
+    path = find_weights(source)
     weights = to_timm(read_weights(path), path)
-    check_activation(encoder.vit, path, config_file)
+    check_activation(encoder.vit, path)
     weights, _ = encoder.resize_positions(weights, "pos_embed", path)
     advice = "set model.image_encoder.name and args to the architecture that the file was made for"
     load_exactly(encoder.vit, weights, path, advice)
-    if stated := stated_normalization(os.path.dirname(path)):
-        encoder.expect_pixels(*stated, path)
-
-
-def stated_normalization(folder: str) -> tuple[list[float], list[float]] | None:
-    """(mean, deviation) of the pixels that a file beside weights names: Hugging Face's, timm's or open_clip's."""
-    for name, part, keys in (
-        ("preprocessor_config.json", None, ("image_mean", "image_std")),
-        ("config.json", "pretrained_cfg", ("mean", "std")),
-        ("open_clip_config.json", "preprocess_cfg", ("mean", "std")),
-    ):
-        file = os.path.join(folder, name)
-        values = read_architecture(file) if os.path.isfile(file) else {}
-        values = values if part is None else values.get(part)
-        if not isinstance(values, dict) or not all(key in values for key in keys):
-            continue
-        found = [values[key] for key in keys]
-        for key, value in zip(keys, found, strict=True):
-            if not isinstance(value, list) or len(value) != 3:
-                raise UserError(f"{file}: {key} is {shown(value)}; three numbers are needed, or none")
-            for number in value:
-                check_value(f"{file}: {key}", number, float, low=1e-6 if "std" in key else -1000, high=1000)
-        return found[0], found[1]
-    return None
 
 
 def to_timm(weights: dict[str, Tensor], source: str = "state dict") -> dict[str, Tensor]:
@@ -367,35 +300,26 @@ def to_timm(weights: dict[str, Tensor], source: str = "state dict") -> dict[str,
     result["cls_token"] = result["cls_token"].view(1, 1, -1)
     result["pos_embed"] = result["pos_embed"].unsqueeze(0)
     for key in [key for key in result if ".attn.q." in key]:
-        parts = [result.pop(key.replace(".q.", f".{part}."), None) for part in "qkv"]
-        if any(part is None or part.shape != parts[0].shape or not part.ndim for part in parts):
-            raise UserError(f"{source}: the queries, keys and values of {key} do not go together")
-        result[key.replace(".q.", ".qkv.")] = torch.cat(parts)
+        names = [key.replace(".q.", f".{part}.") for part in "qkv"]
+        if all(name in result for name in names):
+            result[key.replace(".q.", ".qkv.")] = torch.cat([result.pop(name) for name in names])
     return result
 
 
-def check_activation(vit: VisionTransformer, path: str, config_file: str | None) -> None:
-    """A UserError if a file was made with another activation than the encoder's; a warning if CLIP's cannot say.
+def check_activation(vit: VisionTransformer, path: Path) -> None:
+    """A UserError if the config.json beside a weight file states another activation than the encoder's.
 
     Activations have no weights: with the wrong one a file loads, and every number is off by about a hundredth.
     """
     own = "quick_gelu" if isinstance(vit.blocks[0].mlp.act, QuickGELU) else "gelu"
-    values, stated = read_architecture(config_file) if config_file is not None else {}, None
-    vision, pretrained = values.get("vision_config", values), values.get("pretrained_cfg")
-    if isinstance(name := values.get("architecture"), str):  # timm's own name of the model
-        openai = isinstance(pretrained, dict) and pretrained.get("tag") == "openai"
-        stated = "quick_gelu" if openai or "quickgelu" in name else "gelu"
-    elif str(values.get("model_type")).startswith("clip") and isinstance(vision, dict):  # Hugging Face's
-        stated = vision.get("hidden_act", "quick_gelu")
-    if stated is not None:
-        if (stated == "quick_gelu") != (own == "quick_gelu"):
-            raise UserError(
-                f"{config_file}: its weights were made with the activation {shown(stated)}, model.image_encoder.name "
-                f"computes {own}; take a name with or without quickgelu, or other weights"
-            )
-    elif not isinstance(vit.norm_pre, nn.Identity):  # CLIP's, which come with either
-        log.warning(
-            "%s: the file does not say its activation, the image encoder computes %s: OpenAI's CLIP has quick_gelu, "
-            "LAION's gelu; choose with model.image_encoder.name",
-            *(path, own),
+    values, stated = architecture_beside(path), own
+    if "architecture" in values:  # timm's
+        openai = values.get("pretrained_cfg", {}).get("tag") == "openai"
+        stated = "quick_gelu" if openai or "quickgelu" in values["architecture"] else "gelu"
+    elif str(values.get("model_type")).startswith("clip"):  # Hugging Face's
+        stated = values.get("vision_config", values).get("hidden_act", "quick_gelu")
+    if (stated == "quick_gelu") != (own == "quick_gelu"):
+        raise UserError(
+            f"{path}: its config.json states the activation {shown(stated)}, model.image_encoder.name computes {own}; "
+            "take a name with or without quickgelu, or other weights"
         )

@@ -1,12 +1,12 @@
 """Weights: reading the files that others published, found locally or on the hub, and putting them into a module."""
 
-import contextlib
 import importlib.util
 import json
 import os
 import sys
 from collections.abc import Callable, Mapping
 from itertools import zip_longest
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
@@ -15,64 +15,63 @@ from torch import Tensor, nn
 from utils import UserError, find_file, one_line, open_file, reason, shown
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-BESIDE = ("vocab.txt", "tokenizer.json", "preprocessor_config.json")  # what they say of the weights is checked
+BESIDE = ("config.json", "vocab.txt", "tokenizer.json")  # what they say of the weights is checked
 EXTENSIONS = (".safetensors", ".bin", ".pt", ".pth")
 
 
 # ------------------------------------------------------------------------------------------------ finding files
 
 
-def find_weights(source: str) -> tuple[str, str | None]:
-    """-> (weight file, config.json beside it or None) for a local file or folder, or a name on the hub.
+def find_weights(source: str) -> Path:
+    """The weight file of a local file or folder, or of a name on the hub; a folder may have it in its `model/`.
 
-    `package:NAME` is the folder of the installed Python package NAME. A folder is searched for WEIGHT_FILES, then its
-    `model/`. Nothing is downloaded unless `source` names no local path.
+    `package:NAME` is the folder of the installed Python package NAME.
     """
     if source.startswith("package:"):
-        name = source.removeprefix("package:").replace("-", "_")
-        spec = importlib.util.find_spec(name) if name.isidentifier() else None  # looking for a.b would run a
-        if spec is None or not spec.submodule_search_locations:
-            raise UserError(f"{source}: no Python package {name!r} is installed; install it with pip")
-        source = next(iter(spec.submodule_search_locations))
-    try:
-        path = str(find_file(source, "weights"))
-    except UserError:
-        if source.count("/") > 1 or source.startswith((".", "/", "~")) or source.endswith(EXTENSIONS):
-            raise
-        return download(source)
-    if os.path.isfile(path):
-        config = os.path.join(os.path.dirname(path), "config.json")
-        return path, config if os.path.isfile(config) else None
-    for folder in (path, os.path.join(path, "model")):
-        for name in WEIGHT_FILES:
-            if os.path.isfile(os.path.join(folder, name)):
-                return find_weights(os.path.join(folder, name))
+        source = package_folder(source)
+    for name in WEIGHT_FILES:  # one after the other: from the hub both would be downloaded
+        path = find_or_download(source, "weights", (name, *BESIDE))
+        if path.is_file():
+            return path
+        for file in (path / name, path / "model" / name):
+            if file.is_file():
+                return file
     raise UserError(f"{path}: the folder has none of {', '.join(WEIGHT_FILES)}")
 
 
-def download(name: str) -> tuple[str, str]:
-    """-> (weight file, config.json) of the model `name` on the Hugging Face hub, from its cache if it is there."""
-    from huggingface_hub import hf_hub_download
+def package_folder(source: str) -> str:
+    """The folder of `package:NAME`."""
+    name = source.removeprefix("package:").replace("-", "_")
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None  # looking for a.b would run a
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"{source}: no Python package {name!r} is installed; install it with pip")
+    return next(iter(spec.submodule_search_locations))
 
-    for file in WEIGHT_FILES:
-        try:
-            found = hf_hub_download(name, file), hf_hub_download(name, "config.json")
-            for beside in BESIDE:
-                with contextlib.suppress(Exception):  # there is none, or it is not in the cache and the hub not reached
-                    hf_hub_download(name, beside)  # into the same folder
-            return found
-        except Exception as error:  # offline, unknown name, no such file: each has its own class, none is ours to tell
-            why = reason(error)
-    raise UserError(
-        f"weights {name!r}: neither a local path nor available on the hub ({why}); give a local folder or file, or "
-        "'random'"
-    )
+
+def find_or_download(source: str | os.PathLike, what: str, files: tuple[str, ...]) -> Path:
+    """A local file or folder or, if there is none of that name, the folder of a hub repository.
+
+    what: see `utils.find_file`; files: what is downloaded of the repository, unless the cache has it.
+    """
+    name = str(source)
+    try:
+        return find_file(source, what)
+    except UserError:
+        if name.count("/") > 1 or name.startswith((".", "/", "~")) or name.endswith(EXTENSIONS):  # no hub name
+            raise
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=files))
+    except Exception as error:  # the hub's client has errors of its own for names, rights, network and cache
+        why = one_line(error, 160)
+        raise UserError(f"{what} {name}: no such file or folder here, and the hub did not give it ({why})") from None
 
 
 # ------------------------------------------------------------------------------------------------ reading them
 
 
-def read_weights(path: str) -> dict[str, Tensor]:
+def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
     """-> the state dict in a .safetensors, .pt, .pth or .bin file, on the CPU. No code from the file is run, and so no
     TorchScript archive is read.
 
@@ -101,11 +100,17 @@ def read_architecture(path: str | os.PathLike) -> dict:
     try:
         with open_file(path) as file:
             values = json.loads(file.read().decode("utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: a model's configuration that cannot be read ({reason(error)})") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds {type(values).__name__}, not the map of a model's configuration")
     return values
+
+
+def architecture_beside(path: Path) -> dict:
+    """The map in the config.json beside a weight file; {} without one."""
+    config = path.with_name("config.json")
+    return read_architecture(config) if config.is_file() else {}
 
 
 # ------------------------------------------------------------------------------------------------ checking them
@@ -126,7 +131,7 @@ def check_weights(
     lacking: str | None = None,
     shown: Callable[[str], str] = str,
 ) -> None:
-    """UserError unless `weights` are plain tensors of the very names and shapes of `own`, a module's state dict.
+    """UserError unless `weights` have the very names and shapes of `own`, a module's state dict.
 
     source: the file, which the one line names first; advice: what to do, with which it ends; lacking: prefix of the
     names that may be missing; shown: how a name is called in the file, if it was renamed.
@@ -134,9 +139,7 @@ def check_weights(
     missing = [name for name in own if name not in weights and not (lacking and name.startswith(lacking))]
     left_over = [name for name in weights if name not in own]
     wrong = [name for name in own if name in weights and weights[name].shape != own[name].shape]
-    odd = [name for name in own if name in weights and not is_plain(weights[name])]
-    problems = "is missing", "has no place in the model", "", "is a sparse, quantized, complex or expanded tensor"
-    for names, problem in zip((missing, left_over, wrong, odd), problems, strict=True):
+    for names, problem in ((missing, "is missing"), (left_over, "has no place in the model"), (wrong, None)):
         if names:
             name, others = names[0], len(names) - 1
             problem = problem or f"has the shape {list(weights[name].shape)} instead of {list(own[name].shape)}"
@@ -144,29 +147,21 @@ def check_weights(
             raise UserError(f"{source}: {one_line(shown(name))} {problem}{more}; {advice}")
 
 
-def is_plain(value: Tensor) -> bool:
-    """Whether it has real values of its own, as many as its shape says."""
-    if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
-        return False
-    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
-
-
-def check_vocabulary(path: str, vocab: str | os.PathLike) -> str:
+def check_vocabulary(path: Path, vocab: str | os.PathLike) -> str:
     """What is known of the vocabulary that text weights were trained with, as the end of a line for the log.
 
     UserError if the one beside them is not that of the file `vocab`: of the same size it loads, and every text is
     gibberish.
     """
-    beside, whole = (os.path.join(os.path.dirname(path), name) for name in ("vocab.txt", "tokenizer.json"))
-    if os.path.isfile(beside):
+    beside, whole = path.with_name("vocab.txt"), path.with_name("tokenizer.json")
+    if beside.is_file():
         theirs = read_pieces(beside)
-    elif os.path.isfile(whole):
+    elif whole.is_file():
         pieces = read_architecture(whole).get("model", {}).get("vocab", {})
         beside, theirs = whole, sorted(pieces, key=pieces.get) if isinstance(pieces, dict) else []
     else:
         return "whether its words are those of text.vocab no file beside it says"
-    ours = read_pieces(find_file(vocab, "text.vocab"))
-    for number, (own, their) in enumerate(zip_longest(ours, theirs)):
+    for number, (own, their) in enumerate(zip_longest(read_pieces(find_file(vocab, "text.vocab")), theirs)):
         if own != their:
             raise UserError(
                 f"{beside}: its word piece {number} is {shown(their)}, that of text.vocab ({vocab}) is {shown(own)}: "
@@ -175,10 +170,9 @@ def check_vocabulary(path: str, vocab: str | os.PathLike) -> str:
     return "its vocabulary is text.vocab's"
 
 
-def read_pieces(path: str | os.PathLike) -> list[str]:
+def read_pieces(path: Path) -> list[str]:
     """The word pieces of a vocab.txt."""
-    with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
-        return [line.rstrip("\r\n") for line in file.read().rstrip("\n").split("\n")]
+    return path.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
 
 
 def check_value(name: str, value, kind: type, low: float = 1, high: float = sys.float_info.max) -> None:

@@ -2,16 +2,9 @@
 
 import json
 
-from semmim.files import CONVERTED, Content
+from semmim.files import Content
 
 PIPELINES = {"caption": "image-to-text", "vqa": "visual-question-answering"}  # the hub's names for tasks
-LEARNED = {
-    "pretrain": "pre-trained on image-text pairs; captions and rankings are zero-shot",
-    "retrieval": "fine-tuned for image-text retrieval",
-    "caption": "fine-tuned for captioning",
-    "vqa": "fine-tuned for visual question answering",
-    CONVERTED: "of ALBEF's released weights",
-}
 USE = {
     "match": """texts = ["a red bus"]
 print(model.encode_image(images) @ model.encode_text(texts).T, model.match(images, texts))
@@ -29,12 +22,8 @@ tags:
 
 # SemMIM
 
-A vision-language model trained with semantics-enhanced cross-modal masked image modeling (SemMIM),
-{learned}.
-
-- image encoder: {encoder}, images resized to {size} x {size} pixels
-- text encoder, fusion encoder, decoder: {layers} layers
-- {count:.1f}M parameters, features of {width} numbers
+A vision-language model trained with semantics-enhanced cross-modal masked image modeling (stage: {stage}):
+{encoder}, images of {size} x {size} pixels, {count:.1f}M parameters.
 
 ## Use
 
@@ -55,17 +44,14 @@ images = ["image.jpg"]
 
 def card(content: Content, tasks: tuple[str, ...]) -> str:
     """Markdown with the hub's front matter. tasks: keys of USE, what the model has learned."""
-    described, decoder = content.backbone.description, content.backbone.decoder
-    layers = (described["text_layers"], described["fusion_layers"], described["decoder_layers"] if decoder else 0)
+    encoder = content.backbone.description["image_encoder"]
     splits = {name: value for name, value in content.metrics.items() if isinstance(value, dict) and name != "run"}
     return CARD.format(
         pipeline=PIPELINES.get(content.stage, "zero-shot-image-classification"),
-        learned=LEARNED[content.stage],
-        encoder=described["image_encoder"]["name"],
-        size=described["image_encoder"]["image_size"],
-        layers=", ".join(map(str, layers)),
+        stage=content.stage,
+        encoder=encoder["name"],
+        size=encoder["image_size"],
         count=sum(parameter.numel() for parameter in content.backbone.parameters()) / 1e6,
-        width=described["embed_dim"],
         use="".join(USE[task] for task in tasks),
         metrics=json.dumps(splits, indent=2),  # within its quotation marks no name has a meaning for Markdown or HTML
     )

@@ -9,20 +9,18 @@ Everything that a file says is checked here, once: the architecture and the weig
 the rules of their stage's configuration.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 import utils
 from dataset.files import read_json
 from dataset.text import Tokenizer, checkpoint_tokenizer
 from engine.checkpoint import BEST, LAST
 from engine.config import STAGES, checked_config, lookup
-from evaluation.ranking import SCORES
 from models.semmim import PREFIX, SemMIM, load_backbone
+from models.weights import find_or_download, read_weights
 from utils import UserError
 
 CONFIG, WEIGHTS, VOCAB, CASE = "config.json", "model.safetensors", "vocab.txt", "tokenizer_config.json"
@@ -64,42 +62,32 @@ class Content:
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
-def read(source: str | Path, image_size: int | None = None, **hub) -> Content:
+def read(source: str | Path) -> Content:
     """A model from a checkpoint file, a run's folder (its best checkpoint, else its last), a folder of `write`, or the
     hub. Files are looked up in the working directory, then in the repository.
 
-    image_size: another resolution than the model's, in pixels; hub: options of huggingface_hub.snapshot_download.
     Raises UserError if there is none, or a file of it is absent or broken.
     """
-    path = locate(source, **hub)
+    path = locate(source)
+    run, name = (path, path.name) if path.is_dir() else (path.parent, f"{path.parent.name}/{path.name}")
     loaded, about, vocabulary = read_folder(path) if path.is_dir() else read_checkpoint(path)
-    stage, step, best, settings = (about.get(key) for key in ("stage", "step", "best", "settings"))
-    best = {} if best is None else best
-    is_sound = stage in (*STAGES, CONVERTED) and isinstance(best, dict) and isinstance(settings, dict)
-    if not is_sound or best.get("order") not in (None, "itc", *SCORES):
-        raise UserError(f"{path}: stage, best or settings are not what a script of this project writes")
     decoder = any(str(key).startswith(f"{PREFIX}decoder.") for key in loaded["model"])
-    used = utils.Config()
-    for name in KEPT if decoder else ("retrieval",):
-        what, own = f"{path}: settings.{name}", settings.get(name)
-        own = part(own, KEPT[name], what) if own or path.is_dir() else {}
-        used[name] = part(checked_config(own, STAGES[name], what), KEPT[name], what)
-    backbone, rest, _ = load_backbone(path, image_size, decoder=decoder, loaded=loaded)
-    run = path if path.is_dir() else path.parent
-    name = path.name if path.is_dir() else f"{run.name}/{path.name}"
+    backbone, rest, _ = load_backbone(path, decoder=decoder, loaded=loaded)
+    if about.get("stage") not in (*STAGES, CONVERTED):
+        raise UserError(f"{path}: its stage is not one that a script of this project writes")
+    settings = utils.Config()
+    for stage in KEPT if decoder else ("retrieval",):
+        own = part(lookup(about, f"settings.{stage}"), KEPT[stage])
+        settings[stage] = part(checked_config(own, STAGES[stage], f"{path}: settings.{stage}"), KEPT[stage])
     tokenizer = checkpoint_tokenizer(vocabulary, rest["description"])
-    return Content(backbone, tokenizer, used, stage, step, best, read_metrics(run / METRICS), name)
+    metrics = read_json(run / METRICS) if (run / METRICS).is_file() else {}
+    best = about.get("best") or {}
+    return Content(backbone, tokenizer, settings, about["stage"], about.get("step"), best, metrics, name)
 
 
-def locate(source: str | Path, **hub) -> Path:
+def locate(source: str | Path) -> Path:
     """A checkpoint file or a folder of `write`; what is neither here nor in the repository is asked of the hub."""
-    try:
-        path = utils.find_file(source, "model")
-    except UserError:
-        name = str(source)
-        if name.startswith(("/", ".", "~")) or name.count("/") > 1 or name.endswith((".pth", ".pt", ".safetensors")):
-            raise
-        return download(name, **hub)
+    path = find_or_download(source, "model", (CONFIG, WEIGHTS, VOCAB, CASE, METRICS))
     if not path.is_dir() or (path / CONFIG).is_file():
         return path
     for name in (BEST, LAST):
@@ -108,24 +96,12 @@ def locate(source: str | Path, **hub) -> Path:
     raise UserError(f"{path}: holds neither {CONFIG} (see python -m tools.export) nor {BEST} nor {LAST}")
 
 
-def download(name: str, **hub) -> Path:
-    """The folder of a hub repository's files, from the cache if they are there."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, VOCAB, CASE, METRICS], **hub))
-    except Exception as error:  # the hub's client has errors of its own for names, rights, network and cache
-        why = utils.one_line(error, 160)
-        raise UserError(f"{name}: no such file or folder here, and the hub did not give it ({why})") from None
-
-
 def read_checkpoint(path: Path) -> tuple[dict, dict, str]:
     """(weights and description, what config.json of a folder would say, the vocabulary) of any stage's checkpoint."""
     loaded = utils.load_checkpoint(path)
-    stage, own = loaded.get("stage"), loaded.get("config")
+    stage, config = loaded.get("stage"), loaded.get("config")
     about = {"stage": stage, "best": loaded.get("best"), "step": lookup(loaded, "progress.step")}
-    about["settings"] = {str(stage): own}
-    return loaded, about, lookup(own, "text.vocab") or BERT_VOCAB
+    return loaded, {**about, "settings": {stage: config}}, lookup(config, "text.vocab") or BERT_VOCAB
 
 
 def read_folder(folder: Path) -> tuple[dict, dict, Path]:
@@ -133,16 +109,8 @@ def read_folder(folder: Path) -> tuple[dict, dict, Path]:
     config = own_config(folder)
     if missing := [name for name in (WEIGHTS, VOCAB) if not (folder / name).is_file()]:
         raise UserError(f"{folder}: {missing[0]} is missing; export the model again (python -m tools.export)")
-    try:
-        weights = load_file(folder / WEIGHTS)
-        with safe_open(folder / WEIGHTS, "pt") as file:
-            made_for = (file.metadata() or {}).get("description")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder / WEIGHTS}: not a readable weight file ({utils.one_line(error)})") from None
-    description = config.get("description")
-    if made_for not in (None, json.dumps(description, sort_keys=True)):  # other heads have the same shapes
-        raise UserError(f"{folder / CONFIG}: its description is not the one that {WEIGHTS} was exported with")
-    return {"model": weights, "description": description}, config, folder / VOCAB
+    loaded = {"model": read_weights(folder / WEIGHTS), "description": config.get("description")}
+    return loaded, config, folder / VOCAB
 
 
 def own_config(folder: Path) -> dict:
@@ -153,24 +121,14 @@ def own_config(folder: Path) -> dict:
     return config
 
 
-def part(values: dict | None, keys: tuple[str, ...], source: str) -> utils.Config:
-    """The part of a configuration that the dotted `keys` name; UserError, naming `source`, if one is missing."""
+def part(values: dict | None, keys: tuple[str, ...]) -> utils.Config:
+    """The part of a configuration that the dotted `keys` name, as far as it has them."""
     found = utils.Config()
     for key in keys:
-        if (value := lookup(values, key)) is None:
-            raise UserError(f"{source}.{key} is missing; export the model again, or take another checkpoint")
         first, _, second = key.partition(".")
-        found = utils.as_config({**found, first: {**found.get(first, {}), second: value} if second else value})
+        if (value := lookup(values, key)) is not None:
+            found = utils.as_config({**found, first: {**found.get(first, {}), second: value} if second else value})
     return found
-
-
-def read_metrics(path: Path) -> dict:
-    """A run's metrics.json, {} if there is none or it cannot be read: a model is usable without."""
-    try:
-        metrics = read_json(path)
-    except UserError:
-        return {}
-    return metrics if isinstance(metrics, dict) else {}
 
 
 # ---------------------------------------------------------------------------------------------------------- writing
@@ -186,16 +144,13 @@ def write(content: Content, folder: str | Path, card: str) -> Path:
         own_config(folder)
     utils.make_folder(folder)
     state = {f"{PREFIX}{key}": value.contiguous().cpu() for key, value in content.backbone.state_dict().items()}
+    vocabulary = content.tokenizer.vocab_file.read_bytes()  # before anything is written: it may be the folder's own
     config = {**KIND, "stage": content.stage, "step": content.step, "best": content.best}
     config |= {"description": content.backbone.description, "settings": content.settings.to_dict()}
-    vocabulary = content.tokenizer.vocab_file.read_bytes()  # before anything is written: it may be the folder's own
-    if not (folder / CONFIG).exists():  # before all else: by it the next export knows what a kill has left as its own
-        utils.write_json(folder / CONFIG, config)
+    (folder / WEIGHTS).unlink(missing_ok=True)  # at no time old weights beside new settings
+    utils.write_json(folder / CONFIG, config)  # first: by it the next export knows what a kill has left as its own
     with utils.replacing(folder / WEIGHTS) as temporary:
-        description = json.dumps(config["description"], sort_keys=True)
-        save_file(state, temporary, metadata={"description": description})  # one entry: two come in any order
-        (folder / WEIGHTS).unlink(missing_ok=True)  # at no time old weights beside new settings
-        utils.write_json(folder / CONFIG, config)
+        save_file(state, temporary)
     utils.write_json(folder / CASE, {"tokenizer_class": "BertTokenizer", **content.tokenizer.case})
     for name, data in ((VOCAB, vocabulary), (CARD, card.encode())):
         with utils.replacing(folder / name) as temporary:

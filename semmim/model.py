@@ -1,7 +1,8 @@
 """`SemMIM`: images and sentences to features, matches, captions and answers, by the model of any stage's checkpoint."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,21 +13,18 @@ from torch import Tensor, nn
 import utils
 from dataset.caption import prompt_text
 from dataset.text import clean_caption, clean_question, has_word
-from dataset.transforms import ImageError
 from dataset.vqa import Parts, encode_answers, encode_questions, question_limits, question_parts
 from models.caption import CaptionModel
-from models.generation import Generation
+from models.generation import Generation, answer_options
 from models.vqa import VQAModel
 from models.weights import check_value
 from semmim import files
 from semmim.card import card
 from semmim.inputs import (
     Images,
-    Preprocessed,
+    LeftOut,
     Texts,
     choices,
-    device_of,
-    generation_options,
     object_labels,
     read_batches,
     read_image,
@@ -53,8 +51,7 @@ LEARNED = {
 class SemMIM(nn.Module):
     """A trained model for use, not for training: it stays in eval mode. Made by `from_pretrained`.
 
-    images: paths, PIL images, arrays [H, W, 3] of bytes, or what `preprocess` returned (a tensor from elsewhere is
-        refused: its scale is not known); one, several, or an iterator of them.
+    images: paths, PIL images, arrays [H, W, 3] of bytes, or what `preprocess` returned; one, several, or an iterator.
     texts: strings; one, several, or an iterator.
 
     Images are preprocessed, and texts are cleaned and cut (a line says how many), as in the stage's evaluation. Work is
@@ -85,32 +82,17 @@ class SemMIM(nn.Module):
         device: str | torch.device = "cpu",
         precision: str = "fp32",
         batch_size: int = 64,
-        image_size: int | None = None,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
     ) -> "SemMIM":
-        """Load a model; no pickle is run.
+        """Load a model; no pickle is run. UserError: nothing of that name, or files that are damaged.
 
-        Args:
-            source: a checkpoint of any stage (.pth), a run's folder, a folder that `save_pretrained` wrote, or the name
-                of a hub repository that holds such a folder.
-            device: "cpu", "cuda", "cuda:1" or "auto" (a GPU if there is one); any device later by `to`.
-            precision: "fp32", "bf16", or "auto": bf16 if the device has it in hardware. Weights stay in fp32.
-            batch_size: images of one forward.
-            image_size: another resolution than the model's, in pixels; positions are interpolated.
-            revision, token, cache_dir, local_files_only: as in huggingface_hub.snapshot_download.
-
-        Raises:
-            utils.UserError: nothing of that name, or files that are damaged or of something else.
+        source: a checkpoint of any stage (.pth), a run's folder, a folder that `save_pretrained` wrote, or the name of
+            a hub repository that holds such a folder.
+        device: "cpu", "cuda", "cuda:1" or "auto" (a GPU if there is one); any device later by `to`.
+        precision: "fp32", "bf16", or "auto": bf16 if the device has it in hardware. Weights stay in fp32.
+        batch_size: images of one forward.
         """
-        check_value("batch_size", batch_size, int)
-        check_value("image_size", 1 if image_size is None else image_size, int)
-        where = device_of(device)
-        precision = utils.resolve_precision(precision, where)
-        hub = {"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        return cls(files.read(source, image_size, **hub), precision, batch_size).to(where)
+        where = torch.device(utils.choose_device(str(device)))
+        return cls(files.read(source), utils.resolve_precision(precision, where), batch_size).to(where)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write safetensors, config.json, vocab.txt and a model card into a new folder, or one of an earlier export."""
@@ -124,12 +106,6 @@ class SemMIM(nn.Module):
         """Stays in eval mode, whatever the module does that holds this one: dropout would change every result."""
         return super().train(False)
 
-    def _apply(self, function: Callable, recurse: bool = True) -> "SemMIM":
-        """What `to`, `cuda`, `half`, ... do to every tensor; another type of numbers is refused."""
-        if function(torch.zeros(1)).dtype != torch.float32:
-            raise UserError('the weights stay in fp32; for speed load the model with precision="bf16"')
-        return super()._apply(function, recurse)
-
     # ------------------------------------------------------------------------------- features, matching, retrieval
 
     @torch.no_grad()
@@ -139,8 +115,8 @@ class SemMIM(nn.Module):
         found = []
         for batch, _ in self._read(images):
             with self._autocast():
-                found.append(self.backbone.encode_image(batch)[1])
-        return self._features(found)
+                found.append(self.backbone.encode_image(batch)[1].float().cpu())
+        return torch.cat(found)
 
     @torch.no_grad()
     def encode_text(self, texts: Texts) -> Tensor:
@@ -150,8 +126,8 @@ class SemMIM(nn.Module):
         for start in range(0, len(cleaned), size):
             rows = self.tokenizer.encode(cleaned[start : start + size], self.settings.retrieval.text.max_tokens)
             with self._autocast():
-                found.append(self.backbone.encode_text(*(x.to(self.device) for x in rows))[1])
-        return self._features(found)
+                found.append(self.backbone.encode_text(*(x.to(self.device) for x in rows))[1].float().cpu())
+        return torch.cat(found)
 
     @torch.no_grad()
     def match(self, images: Images, texts: Texts) -> Tensor:
@@ -176,7 +152,7 @@ class SemMIM(nn.Module):
         *,
         images_ask: bool = False,
         k: int | None = None,
-        left_out: Callable[[object, ImageError], object] | None = None,
+        left_out: LeftOut | None = None,
     ) -> list[list[Hit]]:
         """The images for each text, best first, in two stages: by cosine, then the first k by the fusion encoder.
 
@@ -184,9 +160,10 @@ class SemMIM(nn.Module):
         `batches`.
         """
         self.needs("match")
-        k = self.order()[1] if k is None else k
+        score, most = self.order()
+        k = most if k is None else k
         check_value("k", k, int, low=0)
-        return search(self, self._read(images, left_out), self.clean(texts), images_ask, k, self.order()[0])
+        return search(self, self._read(images, left_out), self.clean(texts), images_ask, k, score)
 
     def order(self) -> tuple[str, int]:
         """(the score that re-ranks, the candidates that it re-ranks; 0: the cosine orders alone), as the checkpoint
@@ -213,12 +190,8 @@ class SemMIM(nn.Module):
 
         classes: their names, two or more, or what `class_features` made of them.
         """
-        features, width = classes, self.backbone.description["embed_dim"]
-        if not isinstance(features, Tensor):
-            features = self.class_features(classes, templates)
-        if features.ndim != 2 or len(features) < 2 or features.shape[1] != width or not features.isfinite().all():
-            raise UserError(f"classes: {tuple(features.shape)} is not [C, {width}] of two classes or more, all finite")
-        return (self.encode_image(images) @ features.to("cpu", torch.float32).T / self.temperature).softmax(-1)
+        features = classes if isinstance(classes, Tensor) else self.class_features(classes, templates)
+        return (self.encode_image(images) @ features.T / self.temperature).softmax(-1)
 
     @property
     def temperature(self) -> float:
@@ -240,7 +213,7 @@ class SemMIM(nn.Module):
         """
         self.needs("caption")
         settings = self.settings.caption
-        written = generation_options(options, {**settings.generation, "num_return": 1})
+        written = Generation(**{**settings.generation, "num_return": 1, **options})
         prompt = settings.text.prompt if prompt is None else "".join(several_texts(prompt, "prompt"))
         text = prompt_text(prompt, object_labels(labels), self.tokenizer.lower)
         self._note_cut("prompts", [text], self.tokenizer.room(settings.text.max_prompt_tokens))
@@ -267,12 +240,11 @@ class SemMIM(nn.Module):
         """An answer to the question about each image; to several questions, a list of their answers for each image.
 
         labels: names of objects, a list or "dog&&frisbee"; ocr: words written in the image; answers: two or more to
-        choose from, None: the answer is written; options: beams, min_tokens, max_tokens, length_penalty of writing.
+        choose from, None: the answer is written; options: of writing it, as `caption` has them.
         """
         self.needs("answer")
         settings, found = self.settings.vqa, []
-        own = {key: settings.answer[key] for key in ("beams", "min_tokens", "max_tokens", "length_penalty")}
-        written = generation_options(options, own)
+        written = replace(answer_options(settings.answer), **options)
         if answers is not None:
             answers = choices(answers, "answers")
             self._note_cut("answers", answers, settings.text.max_answer_tokens - 1)
@@ -315,18 +287,18 @@ class SemMIM(nn.Module):
 
     # ----------------------------------------------------------------------------------------------------- batches
 
-    def batches(
-        self, images: Images, left_out: Callable[[object, ImageError], object] | None = None
-    ) -> Iterator[tuple[Preprocessed, list[int]]]:
+    def batches(self, images: Images, left_out: LeftOut | None = None) -> Iterator[tuple[Tensor, list[int]]]:
         """(preprocessed images [n, 3, S, S], which every other call takes, their places), read while they are used.
 
-        left_out: called with each image that cannot be read, and why; None: a UserError instead.
+        left_out: called with the error of each image that cannot be read; None: a UserError instead.
         """
         return read_batches(several_images(images), self.backbone.image_encoder.image_size, self.batch_size, left_out)
 
     def clean(self, texts: Texts) -> list[str]:
         """The texts as the encoder reads them; UserError if nothing is left of one."""
         texts, settings = several_texts(texts), self.settings.retrieval
+        if not texts:
+            raise UserError("no text is given")
         cleaned = [clean_caption(text, None, self.tokenizer.lower) for text in texts]
         if "" in cleaned:
             empty = texts[cleaned.index("")]
@@ -356,17 +328,10 @@ class SemMIM(nn.Module):
         if not learned:
             self._warn(f"{who}: never trained to {task}; do not expect much")
 
-    def _read(self, images: Images, left_out=None) -> Iterator[tuple[Tensor, list[int]]]:
+    def _read(self, images: Images, left_out: LeftOut | None = None) -> Iterator[tuple[Tensor, list[int]]]:
         """(images [B, 3, S, S] on the device, their places)"""
         for batch, places in self.batches(images, left_out):
-            yield batch.as_subclass(Tensor).to(self.device, torch.float32), places
-
-    def _features(self, parts: list[Tensor]) -> Tensor:
-        """The rows of all batches, [N, E] float32 on the CPU."""
-        found = torch.cat([torch.zeros(0, self.backbone.description["embed_dim"]), *(x.float().cpu() for x in parts)])
-        if not found.isfinite().all():
-            raise UserError(f"{self.content.name}: gives results that are not finite; its weights are damaged")
-        return found
+            yield batch.to(self.device), places
 
     def _autocast(self):
         return utils.autocast(self.device, self.precision)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -46,15 +45,9 @@ def search(
             places.extend(some)
             yield images, torch.arange(len(places) - len(some), len(places))
 
-    found = numbered()
-    first = list(islice(found, 1))
-    if not first or not texts:
-        for _ in found:  # counts them
-            pass
-        return [[] for _ in (places if images_ask else texts)]
     rows = model.tokenizer.encode(texts, model.settings.retrieval.text.max_tokens)
     options = {"device": model.device, "precision": model.precision, "tokens": k > 0}
-    encoded = ranking.extract_features(model.backbone, chain(first, found), None, *rows, **options)
+    encoded = ranking.extract_features(model.backbone, numbered(), None, *rows, **options)
     images, sentences = (part.feats for part in encoded)
     asking, asked = (images, sentences) if images_ask else (sentences, images)
     cosines, ids = (asking @ asked.T).cpu().sort(dim=1, descending=True, stable=True)  # [Q, C]

@@ -120,11 +120,8 @@ def test_a_name_that_is_no_vision_transformer_of_timms_is_refused(weights, name)
         (torch.full((16, 32), float("nan")), "not finite"),
         (torch.ones(1, 32), "has the shape"),
         (torch.ones(1).expand(10**9, 10**6), "has the shape"),
-        (torch.ones(1).expand(16, 32), "expanded"),
-        (torch.ones(16, 32).to_sparse(), "sparse"),
-        (torch.ones(16, 32) + 1j, "complex"),
     ],
-    ids=["not finite", "another shape", "expanded without bound", "expanded", "sparse", "complex"],
+    ids=["not finite", "another shape", "expanded without bound"],
 )
 def test_a_tampered_weight_is_one_line_that_names_it(weights, value, words):
     changes = {"backbone.text_proj.weight": value}

@@ -1,6 +1,5 @@
 """The Python interface: semmim.SemMIM against the stages' own evaluation, its folders, and the hub."""
 
-import io
 import json
 import os
 import re
@@ -121,7 +120,7 @@ def test_several_questions_are_answered_as_one_by_one_and_encode_an_image_once(f
     assert model.answer(images(folder), QUESTIONS[1], answers=answers) == [texts[1] for texts in one_by_one]
     model.backbone.image_encoder.register_forward_hook(lambda _, args, __: encoded.append(len(args[0])))
     assert model.answer(images(folder), QUESTIONS, answers=answers) == one_by_one
-    assert encoded == [2, 1] and model.answer(images(folder), []) == [[], [], []]
+    assert encoded == [2, 1]
     assert answers is None or {text for texts in one_by_one for text in texts} <= set(answers)
 
 
@@ -141,30 +140,20 @@ def test_match_is_the_fusion_encoders_probability_pair_by_pair(folder):
 # ------------------------------------------------------------------------------------------------------ what it takes
 
 
-def test_an_image_is_the_same_in_every_form(folder):
+def test_images_and_texts_are_the_same_in_every_form(folder):
     model, path = loaded(folder, "retrieval"), images(folder)[0]
     image = open_image(path)
     one = model.preprocess(image)
-    kinds = [str(path), path, image, Image.open(path), np.asarray(image), one]
-    found = model.encode_image(kinds)
+    found = model.encode_image([str(path), path, image, Image.open(path), np.asarray(image), one])
     assert all(torch.equal(row, found[0]) for row in found)
     forms = [torch.stack([one, one]), np.stack([np.asarray(image)] * 2), (x for x in [path, path]), path, one]
     for form, count in zip(forms, (2, 2, 2, 1, 1), strict=True):
         torch.testing.assert_close(model.encode_image(form), found[:count])
-    loader = torch.utils.data.DataLoader([one, one], batch_size=2)  # a stack of them is known, too
-    assert len(model.encode_image(next(iter(loader)))) == 2
-
-
-def test_texts_are_the_same_in_every_form_and_none_is_none(folder):
-    model, path = loaded(folder, "retrieval"), images(folder)[0]
     expected = model.encode_text(TEXTS)
-    for form in (tuple(TEXTS), np.array(TEXTS), (text for text in TEXTS), dict.fromkeys(TEXTS)):
+    for form in (tuple(TEXTS), np.array(TEXTS), (text for text in TEXTS)):
         assert torch.equal(model.encode_text(form), expected)
-    for one in (TEXTS[0], np.array(TEXTS[0])):
-        assert torch.equal(model.encode_text(one), model.encode_text(TEXTS[:1]))
-    assert model.encode_image([]).shape == (0, 16) and model.match([], TEXTS).shape == (0, 3)
-    assert model.search(path, []) == model.search([], TEXTS, images_ask=True) == [] and model.search([], "a") == [[]]
-    assert model.match([path, path], []).shape == (2, 0) and model.match(path, TEXTS[0]).shape == (1, 1)
+    assert torch.equal(model.encode_text(TEXTS[0]), model.encode_text(TEXTS[:1]))
+    assert model.match(path, TEXTS[0]).shape == (1, 1)
 
 
 def test_labels_are_a_list_or_joined_and_several_captions_are_a_list_an_image(folder):
@@ -178,14 +167,10 @@ def test_labels_are_a_list_or_joined_and_several_captions_are_a_list_an_image(fo
     assert once == model.answer(images(folder), QUESTIONS, labels="dog&&bus", ocr="stop now")
 
 
-def test_it_stays_in_eval_mode_and_in_fp32(folder):
-    model = loaded(folder, "retrieval", device=CPU)
+def test_it_stays_in_eval_mode(folder):
+    model = loaded(folder, "retrieval")
     expected = model.encode_image(images(folder))
-    around = torch.nn.ModuleList([model]).train()
-    assert torch.equal(model.encode_image(images(folder)), expected) and around.training
-    for change in (model.half, model.bfloat16, model.double, lambda: model.to(torch.float16), around.half):
-        refused(change, 'precision="bf16"')
-    assert torch.equal(model.float().to("cpu").encode_image(images(folder)), expected)
+    assert torch.nn.ModuleList([model]).train().training and torch.equal(model.encode_image(images(folder)), expected)
 
 
 def truncated(folder):
@@ -195,39 +180,22 @@ def truncated(folder):
     return Image.open(path)
 
 
-def damaged(model):
-    """After it was loaded."""
-    model.backbone.text_proj.bias.data.fill_(torch.nan)
-    return model
-
-
 @pytest.mark.parametrize(
     "stage, wrong, message",
     [
         ("retrieval", lambda m, f: m.encode_image("absent.png"), "absent.png: No such file"),
-        ("retrieval", lambda m, f: m.encode_image(3), "a int is no image"),
-        ("retrieval", lambda m, f: m.encode_image(torch.rand(3, 32, 32)), r"float32, \(3, 32, 32\) is no image"),
-        ("retrieval", lambda m, f: m.encode_image(m.preprocess(f / "0.png")[:, :8]), r"\[3, 32, 32\] of finite"),
-        ("retrieval", lambda m, f: m.encode_image(m.preprocess(f / "0.png") * torch.nan), "of finite numbers"),
-        ("retrieval", lambda m, f: m.encode_image(m.preprocess(f / "0.png").to(torch.uint8)), "uint8.* is no image"),
-        ("retrieval", lambda m, f: m.encode_image(io.BytesIO(b"x")), "a BytesIO is no image"),
-        ("retrieval", lambda m, f: damaged(m).encode_text("a dog"), "not finite"),
-        ("retrieval", lambda m, f: m.encode_image(Image.new("RGB", (0, 0))), "0 x 0 pixels"),
+        ("retrieval", lambda m, f: m.encode_image([3]), "3 is no image"),
+        ("retrieval", lambda m, f: m.encode_image(torch.ones(3, 8, 32)), r"Tensor \(3, 8, 32\) is no image"),
         ("retrieval", lambda m, f: m.encode_image(truncated(f)), "truncated.png: cannot be used"),
         ("retrieval", lambda m, f: m.encode_text(["a", "!?"]), "nothing is left"),
         ("retrieval", lambda m, f: m.encode_text("\udcff"), "surrogate"),
+        ("retrieval", lambda m, f: m.encode_text(["a", None]), "None is no text"),
         ("retrieval", lambda m, f: m.caption([]), "take a checkpoint of Caption.py"),
         ("retrieval", lambda m, f: m.class_features(["dog", "cat"], ["a photo"]), "where the name of the class"),
         ("retrieval", lambda m, f: m.classify(f / "0.png", ["dog", "dog"]), "no choice"),
         ("caption", lambda m, f: m.encode_image(f / "0.png"), "take a checkpoint of Pretrain.py or Retrieval.py"),
-        ("caption", lambda m, f: m.caption(f / "0.png", nosuch=1), "nosuch: no such option"),
         ("caption", lambda m, f: m.caption(f / "0.png", num_return=9), "at most 5 sentences"),
-        ("vqa", lambda m, f: m.match(f / "0.png", "a dog"), "take a checkpoint of Pretrain.py or Retrieval.py"),
         ("vqa", lambda m, f: m.answer(f / "0.png", "what?", answers="yes"), "answers: .* no choice"),
-        ("retrieval", lambda m, f: loaded(f, "vqa", device="tpu"), "device tpu: "),
-        ("retrieval", lambda m, f: m.classify(f / "0.png", torch.ones(3, 7)), r"\(3, 7\) is not \[C, 16\]"),
-        ("retrieval", lambda m, f: loaded(f, "vqa", batch_size=0), "batch_size is 0"),
-        ("retrieval", lambda m, f: loaded(f, "vqa", image_size="big"), "image_size is 'big'"),
         ("retrieval", lambda m, f: m.save_pretrained(f), "something else than an exported model"),
     ],
 )
@@ -316,12 +284,13 @@ def test_every_stages_export_gives_the_same_as_its_checkpoint_elsewhere(folder, 
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "moved" / name).read_bytes()
 
 
-def test_an_export_in_the_hubs_cache_is_loaded_by_its_name_as_its_card_says(folder, tmp_path):
-    repository, model = tmp_path / "cache" / "models--me--small", loaded(folder, "retrieval")
+def test_an_export_in_the_hubs_cache_is_loaded_by_its_name_as_its_card_says(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository, model = tmp_path / "models--me--small", loaded(folder, "retrieval")
     snapshot = model.save_pretrained(repository / "snapshots" / ("0" * 40))
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0" * 40)
-    again = SemMIM.from_pretrained("me/small", cache_dir=tmp_path / "cache", local_files_only=True)
+    again = SemMIM.from_pretrained("me/small")
     assert uses(again, images(folder)) == uses(model, images(folder))
     text = (snapshot / "README.md").read_text()
     assert '"itm_tr_r1": 12.345' in text and "library_name: semmim" in text
@@ -337,21 +306,11 @@ def test_an_export_in_the_hubs_cache_is_loaded_by_its_name_as_its_card_says(fold
         ("vocab.txt", None, "vocab.txt is missing"),
         ("model.safetensors", b"no weights", "not a readable weight file"),
         ("config.json", b"{", "not valid JSON"),
-        ("metrics.json", b"{", ""),  # a model is usable without
-        *(("config.json", key, f"{key}.* not what a script") for key in ("stage", "best", "settings")),
-        ("config.json", b"max_words", "settings.retrieval.data.max_words is missing; export the model again"),
     ],
 )
 def test_a_damaged_folder_is_one_line(folder, tmp_path, name, damage, message):
     loaded(folder, "retrieval").save_pretrained(tmp_path)
-    if isinstance(damage, str):
-        damage = json.dumps({**json.loads((tmp_path / name).read_text()), damage: "other"}).encode()
-    if damage == b"max_words":
-        damage = (tmp_path / name).read_bytes().replace(damage, b"words")
     (tmp_path / name).unlink() if damage is None else (tmp_path / name).write_bytes(damage)
-    if not message:
-        assert SemMIM.from_pretrained(tmp_path).content.metrics == {}
-        return
     with pytest.raises(UserError, match=message):
         SemMIM.from_pretrained(tmp_path)
 
@@ -377,13 +336,10 @@ def test_only_an_export_is_written_over(folder, tmp_path):
     refused(lambda: export.main([str(folder / "vqa"), str(tmp_path / "README.md")]), "README.md")
 
 
-def test_a_name_that_is_nowhere_is_one_line(folder, tmp_path):
-    for name in ("output/absent", "nobody/nothing"):
-        with pytest.raises(UserError, match=f"{name}: no such file or folder here"):
-            SemMIM.from_pretrained(name, cache_dir=tmp_path, local_files_only=True)
+def test_a_name_that_is_nowhere_is_one_line():
+    refused(lambda: SemMIM.from_pretrained("output/absent"), "output/absent: no such file or folder here")
     for name in ("run/absent.pth", "/absent", "output/demo/absent"):
-        with pytest.raises(UserError, match=f"{name} does not exist"):
-            SemMIM.from_pretrained(name)
+        refused(lambda name=name: SemMIM.from_pretrained(name), f"{name} does not exist")
 
 
 def test_what_pyproject_installs_suffices_from_anywhere(folder, tmp_path):

@@ -121,7 +121,7 @@ def batches(model: SemMIM, paths: list[Path], label: str) -> Iterator[tuple[torc
         yield images, [paths[place] for place in places]
 
 
-def left_out(_, error: Exception) -> None:
+def left_out(error: Exception) -> None:
     note(f"left out: {error}")
 
 
