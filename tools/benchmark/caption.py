@@ -1,71 +1,62 @@
 """`tools.benchmark caption`: captions per second of beam search, against transformers' generate."""
 
-from __future__ import annotations
-
 import argparse
 
 import torch
 
-import utils
 from models.bert import TextDecoder
 from models.generation import Generation, generate
 from models.semmim import build_backbone
-from tools.benchmark.model import by_turns, machine, random_config, tokenizer_of
+from tools.benchmark.model import by_turns, random_config, tokenizer_of
 from tools.benchmark.roofline import per_second
 
+BEAMS, LENGTH = 5, 20  # of a search; tokens of a caption
 
-@torch.random.fork_rng()
-def run_caption(args: argparse.Namespace) -> dict:
+
+@torch.no_grad()
+def run_caption(args: argparse.Namespace, device: torch.device) -> dict:
     """Ours and transformers' on the same random decoder weights and memory by turns; their sentences are equal."""
-    from transformers import DynamicCache, EncoderDecoderCache
+    from transformers import DynamicCache, EncoderDecoderCache  # here, as below: it takes seconds to import
 
-    device = torch.device(utils.choose_device(args.device))
     cfg = random_config(args.config, args.override)
     tokens = tokenizer_of(cfg)
     torch.manual_seed(0)
     backbone = build_backbone(cfg, mlm_head=False)[0].to(device).eval()
-    decoder = backbone.decoder
+    decoder, theirs = backbone.decoder, transformers_decoder(backbone.decoder).to(device)
     memory_tokens = 2 + backbone.image_encoder.num_patches  # [CLS] of the image and of the empty prompt
     memory = torch.randn(args.images, memory_tokens, decoder.config.hidden_size, device=device)
     mask = torch.ones(memory.shape[:2], dtype=torch.int64, device=device)
-    theirs = transformers_decoder(decoder).to(device)
     sentences = {}
 
     def ours():
-        options = Generation(beams=args.beams, max_tokens=args.max_tokens)
-        sentences["ours"] = generate(decoder, memory, mask, tokens, options)[0]
+        sentences["ours"] = generate(decoder, memory, mask, tokens, Generation(beams=BEAMS, max_tokens=LENGTH))[0]
 
-    @torch.no_grad()
     def reference():
         sentences["transformers"] = theirs.generate(
             input_ids=torch.full((args.images, 1), tokens.cls_id, device=device),
             encoder_hidden_states=memory,
             encoder_attention_mask=mask,
             past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()),
-            num_beams=args.beams,
+            num_beams=BEAMS,
             do_sample=False,
             min_new_tokens=1,
-            max_new_tokens=args.max_tokens,
+            max_new_tokens=LENGTH,
             bos_token_id=tokens.cls_id,
             eos_token_id=tokens.sep_id,
             pad_token_id=tokens.pad_id,
         )[:, 1:]
 
-    times = by_turns({"ours": ours, "transformers": reference}, args.repeats + 1, device)  # one warms up
+    times = by_turns({"ours": ours, "transformers": reference}, args.repeats, device)
     speed = {name: args.images / seconds for name, (seconds, _) in times.items()}
-    same = (sentences["ours"][:, : sentences["transformers"].shape[1]] == sentences["transformers"]).float().mean()
+    same = sentences["ours"][:, : sentences["transformers"].shape[1]] == sentences["transformers"]
     return {
-        "config": args.config,
-        "machine": machine(device),
-        "images": args.images,
         "memory_tokens": memory_tokens,
-        "beams": args.beams,
         "tokens": sentences["ours"].shape[1],
         "captions_per_second": round(speed["ours"], 3),
         "captions_per_second_transformers": round(speed["transformers"], 3),
         "predicted": per_second(ours, args.images, device),
         "ratio": round(speed["ours"] / speed["transformers"], 2),
-        "equal_tokens": round(float(same), 4),
+        "equal_tokens": round(same.float().mean().item(), 4),
     }
 
 

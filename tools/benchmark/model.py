@@ -1,14 +1,12 @@
 """What the benchmarks share: a model of random weights, its parameters, and a stopwatch."""
 
-from __future__ import annotations
-
 import argparse
+import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 
 import torch
 
-import utils
 from dataset.text import Tokenizer
 from engine.config import PRETRAIN, Config, load_config
 from models.pretrain import PretrainModel, build_pretrain_model, operations
@@ -25,18 +23,7 @@ def random_config(config: str, overrides: Iterable[str] = ()) -> Config:
 
 
 def tokenizer_of(config: Config) -> Tokenizer:
-    return Tokenizer(utils.find_file(config.text.vocab, "text.vocab"), config.text.sep)
-
-
-def run_params(args: argparse.Namespace) -> dict:
-    """Trainable parameters, and operations of a pair with captions of MEAN_TOKENS and of the longest."""
-    model, config = meta_model(args.config, args.override)
-    operations_of = {n: round(operations(model, 1, n) / 1e9, 1) for n in (MEAN_TOKENS, config.text.max_tokens)}
-    return {
-        "config": args.config,
-        "trainable_parameters": trainable_parameters(args.config, args.override),
-        "gflop_of_a_pair_by_tokens": operations_of,
-    }
+    return Tokenizer(config.text.vocab, config.text.sep)
 
 
 def meta_model(config: str, overrides: Iterable[str] = ()) -> tuple[PretrainModel, Config]:
@@ -44,6 +31,14 @@ def meta_model(config: str, overrides: Iterable[str] = ()) -> tuple[PretrainMode
     cfg = random_config(config, overrides)
     with torch.device("meta"):
         return build_pretrain_model(cfg, tokenizer_of(cfg))[0], cfg
+
+
+def run_params(args: argparse.Namespace, device: torch.device) -> dict:
+    """Trainable parameters, and operations of a pair with captions of MEAN_TOKENS and of the longest."""
+    model, config = meta_model(args.config, args.override)
+    operations_of = {n: round(operations(model, 1, n) / 1e9, 1) for n in (MEAN_TOKENS, config.text.max_tokens)}
+    counts = trainable_parameters(args.config, args.override)
+    return {"trainable_parameters": counts, "gflop_of_a_pair_by_tokens": operations_of}
 
 
 def trainable_parameters(config: str, overrides: Iterable[str] = ()) -> dict[str, int]:
@@ -58,30 +53,22 @@ def trainable_parameters(config: str, overrides: Iterable[str] = ()) -> dict[str
     return counts
 
 
-def timed(function: Callable, device: torch.device) -> tuple[float, float]:
-    """(seconds, seconds of CPU time) of a call; CPU time is hardly moved by a machine's other work."""
-    synchronize(device)
-    start, cpu_start = time.perf_counter(), time.process_time()
-    function()
-    synchronize(device)
-    return time.perf_counter() - start, time.process_time() - cpu_start
-
-
-def by_turns(sides: dict[str, Callable], repeats: int, device: torch.device) -> dict[str, tuple[float, float]]:
-    """{side: (seconds, of CPU time) of its fastest call}: in turns, so that all meet the same load of the machine."""
+def by_turns(
+    sides: dict[Hashable, Callable], repeats: int, device: torch.device
+) -> dict[Hashable, tuple[float, float]]:
+    """{side: (seconds, seconds of CPU time) of a call, the medians}: in turns, so that all meet the same load of the
+    machine, which moves CPU time hardly. The first round warms up."""
     times = {name: [] for name in sides}
-    for _ in range(repeats):
+    for _ in range(1 + repeats):
         for name, function in sides.items():
-            times[name].append(timed(function, device))
-    return {name: tuple(map(min, zip(*calls, strict=True))) for name, calls in times.items()}
+            synchronize(device)
+            start, cpu_start = time.perf_counter(), time.process_time()
+            function()
+            synchronize(device)
+            times[name].append((time.perf_counter() - start, time.process_time() - cpu_start))
+    return {name: tuple(map(statistics.median, zip(*calls[1:], strict=True))) for name, calls in times.items()}
 
 
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def machine(device: torch.device) -> dict:
-    """What the figures were measured on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    return {"device": name, "torch": torch.__version__}

@@ -1,144 +1,128 @@
-"""`tools.benchmark pretrain`: pairs per second and utilization of pre-training steps, and settings side by side."""
-
-from __future__ import annotations
+"""`tools.benchmark pretrain` and `checkpoint`: pre-training steps, and how long training waits for its checkpoint."""
 
 import argparse
+import math
 import shlex
 import statistics
+import tempfile
+from functools import partial
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
-import utils
 from dataset.text import Tokenizer
+from engine.checkpoint import save_last
 from engine.config import Config
 from engine.distributed import Transfer, compile_model, keep_freed_memory
-from engine.loop import Progress, Task, train_step
-from engine.window import Window, peak_tflops
+from engine.window import peak_tflops
 from models.pretrain import PretrainModel, build_pretrain_model, operations
 from optim import create_optimizer
-from tools.benchmark.model import machine, random_config, timed, tokenizer_of
+from tools.benchmark.model import by_turns, random_config, tokenizer_of
+from utils import autocast, resolve_precision
 
 # Mean and deviation of ln(word pieces), [CLS] included: 12.8 on average, as COCO's and the web's captions
 LENGTHS = (2.45, 0.45)
+LONGEST = 20  # operations that are listed
 
 
-@torch.random.fork_rng()
-def run_pretrain(args: argparse.Namespace) -> dict:
-    """Steps of the whole training loop but the loader: copy, forward, backward, clipping, AdamW, teacher and queue.
-
-    With `--compare` the steps of both take turns. Every figure is the mean over the batches, whose lengths differ, of
-    the median over the rounds; the first round warms up.
-    """
-    device = torch.device(utils.choose_device(args.device))
-    cases = [Case(args, setting, device) for setting in args.compare or [""]]
-    for _ in range(args.rounds + 1):
-        for number in range(args.batches):
-            for case in cases:
-                case.step(number)
-    found = [case.figures() for case in cases]
-    result = {"machine": machine(device), "config": args.config, "override": args.override}
-    result |= found[0] if len(found) == 1 else {"A": found[0], "B": found[1], "B_to_A": ratios(*found)}
-    result["operations"] = cases[-1].by_time()
+def run_pretrain(args: argparse.Namespace, device: torch.device) -> dict:
+    """Steps of training without the loader, those of both settings of `--compare` by turns. Figures are means over
+    batches, whose lengths differ."""
+    cases = [Case(args.config, [*args.override, *shlex.split(own)], args.batches, device) for own in args.compare]
+    sides = {(case, number): partial(case.step, number) for number in range(args.batches) for case in cases}
+    times = by_turns(sides, args.repeats, device)
+    found = []
+    for case, settings in zip(cases, args.compare, strict=True):
+        seconds, cpu = map(statistics.mean, zip(*(times[case, number] for number in range(args.batches)), strict=True))
+        found.append({"settings": settings, **case.figures(seconds, cpu)})
+    result: dict = {"cases": found}
+    if len(found) == 2:
+        names = ("pairs_per_second", "cpu_seconds_of_a_step")
+        result["B_to_A"] = {name: round(found[1][name] / found[0][name], 3) for name in names}
+        result["B_to_A"]["difference_of_first_loss"] = found[1]["first_loss"] - found[0]["first_loss"]
+    result["operations"] = by_time(partial(cases[-1].step, args.batches // 2), device)
     if device.type == "cuda":  # of both, if there are two
         result["peak_memory_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
     return result
 
 
-class Case(Task):
-    """A model with its optimizer, batches and figures. setting: overrides of its own, in one string."""
+class Case:
+    """A model with its optimizer and batches."""
 
-    def __init__(self, args: argparse.Namespace, setting: str, device: torch.device):
-        self.setting, self.device = setting, device
+    def __init__(self, config: str, overrides: list[str], batches: int, device: torch.device):
         if device.type == "cpu":
             keep_freed_memory()  # as training does
-        self.cfg = random_config(args.config, [*args.override, *shlex.split(setting)])
-        tokenizer, train = tokenizer_of(self.cfg), self.cfg.train
+        self.cfg, self.device = random_config(config, overrides), device
+        self.precision = resolve_precision(self.cfg.train.precision, device)
+        tokenizer = tokenizer_of(self.cfg)
         torch.manual_seed(0)
         self.model = build_pretrain_model(self.cfg, tokenizer)[0].to(device).train()
-        rates = {"lr": train.lr, "lr_vit": train.lr_vit, "weight_decay": train.weight_decay, "betas": train.betas}
-        self.optimizer = create_optimizer(self.model, **rates)
-        if train.compile:
+        self.optimizer = make_optimizer(self.model, self.cfg)
+        if self.cfg.train.compile:
             compile_model(self.model)
-        precision = utils.resolve_precision(train.precision, device)
-        self.progress = Progress(steps_per_epoch=1000, total_steps=1000, precision=precision)
-        self.batches = make_batches(self.cfg, tokenizer, args.batches, pin=device.type == "cuda")
-        self.transfer, self.window = Transfer(device), Window(None, device)
-        self.times: list[list[tuple[float, float]]] = [[] for _ in self.batches]  # (seconds, of CPU time) of each step
-        self.first_loss: float | None = None
+        self.batches, self.transfer = make_batches(self.cfg, tokenizer, batches), Transfer(device)
+        self.first_loss: Tensor | None = None
 
     def step(self, number: int) -> None:
-        """One optimizer step on batch `number`, of `train.accumulation` equal micro-batches."""
+        """One step on batch `number`, with the same draws whatever the case."""
+        torch.manual_seed(number)
+        batch = self.transfer(self.model.prepare(self.batches[number]))
+        loss = train_step(self.model, self.optimizer, batch, self.cfg, self.precision)
+        self.first_loss = loss if self.first_loss is None else self.first_loss
 
-        def step() -> None:
-            batches = [self.batches[number]] * self.cfg.train.accumulation
-            micro = map(self.transfer, map(self.model.prepare, batches))
-            train_step(self.model, micro, self.optimizer, self, self.progress, self.cfg.train, self.window)
-            self.model.after_step()
-
-        if self.first_loss is None:
-            torch.manual_seed(1)  # the same draws for all cases
-        self.times[number].append(timed(step, self.device))
-        self.window.restart()
-
-    def loss(self, model: PretrainModel, batch: dict, progress: Progress):
-        loss, values = model(batch, self.cfg.itc.alpha)
-        if self.first_loss is None:
-            self.first_loss = float(loss.detach())
-        return loss, values
-
-    def figures(self) -> dict:
-        size, lengths = self.cfg.train.batch_size, [batch["input_ids"].shape[1] for batch in self.batches]
-        pairs = size * self.cfg.train.accumulation
-        counted = statistics.mean(operations(self.model, size, length) for length in lengths) / size  # of a pair
-        timed_steps = [zip(*times[1:], strict=True) for times in self.times]  # the first round warms up
-        seconds, cpu = (statistics.mean(map(statistics.median, parts)) for parts in zip(*timed_steps, strict=True))
+    def figures(self, seconds: float, cpu: float) -> dict:
+        """From the seconds, and those of CPU time, of a step."""
+        pairs, lengths = self.cfg.train.batch_size, [batch["input_ids"].shape[1] for batch in self.batches]
+        counted = statistics.mean(operations(self.model, pairs, length) for length in lengths)  # of a step
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        peak, reached = peak_tflops(name, self.progress.precision), counted * pairs / seconds / 1e12
+        peak = peak_tflops(name, self.precision)
         return {
-            "settings": self.setting,
-            "precision": self.progress.precision,
+            "precision": self.precision,
             "pairs_of_a_step": pairs,
             "tokens_of_a_row": round(statistics.mean(lengths), 2),
             "seconds_of_a_step": round(seconds, 4),
             "cpu_seconds_of_a_step": round(cpu, 4),
             "pairs_per_second": round(pairs / seconds, 2),
-            "gflop_of_a_pair": round(counted / 1e9, 2),
-            "tflops": round(reached, 4),
-            "mfu": round(reached / peak, 4) if peak else None,
-            "first_loss": self.first_loss,
-        }
-
-    def by_time(self, longest: int = 20) -> dict[str, dict]:
-        """{operation: its calls, ms, their share} of one more step, the longest: of the GPU's time, or the CPU's."""
-        with torch.profiler.profile() as profile:
-            self.step(len(self.batches) // 2)
-        name = f"self_{self.device.type if self.device.type == 'cpu' else 'device'}_time_total"  # in us
-        found = [(row.key, row.count, getattr(row, name)) for row in profile.key_averages()]
-        found = sorted((row for row in found if row[0].startswith("aten::")), key=lambda row: -row[2])
-        whole = sum(time for *_, time in found)
-        return {
-            key.removeprefix("aten::"): {"calls": count, "ms": round(time / 1e3, 1), "share": round(time / whole, 3)}
-            for key, count, time in found[:longest]
+            "gflop_of_a_pair": round(counted / pairs / 1e9, 2),
+            "mfu": round(counted / seconds / peak / 1e12, 4) if peak else None,
+            "first_loss": float(self.first_loss),
         }
 
 
-def ratios(a: dict, b: dict) -> dict:
-    """How B compares with A; CPU time is hardly moved by a machine's other work."""
-    cpu = [case["cpu_seconds_of_a_step"] / case["pairs_of_a_step"] for case in (a, b)]
+def make_optimizer(model: PretrainModel, cfg: Config) -> torch.optim.Optimizer:
+    return create_optimizer(model, **{key: cfg.train[key] for key in ("lr", "lr_vit", "weight_decay", "betas")})
+
+
+def train_step(
+    model: PretrainModel, optimizer: torch.optim.Optimizer, batch: dict, cfg: Config, precision: str
+) -> Tensor:
+    """Forward, backward, clipping, AdamW, teacher and queue, as engine.loop has them -> the loss."""
+    with autocast(batch["input_ids"].device, precision):
+        loss, _ = model(batch, cfg.itc.alpha)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.train.clip_grad or math.inf, foreach=True)
+    optimizer.step()
+    optimizer.zero_grad()
+    model.after_step()
+    return loss.detach()
+
+
+def by_time(function, device: torch.device) -> dict[str, dict]:
+    """{operation: its calls, ms, their share} of a call, the longest ones: of the GPU's time, or the CPU's."""
+    with torch.profiler.profile() as profile:
+        function()
+    time = "self_cpu_time_total" if device.type == "cpu" else "self_device_time_total"  # in us
+    found = {row.key: (row.count, getattr(row, time)) for row in profile.key_averages() if "aten::" in row.key}
+    whole = sum(spent for _, spent in found.values())
+    longest = sorted(found.items(), key=lambda item: -item[1][1])[:LONGEST]
     return {
-        "pairs_per_second": round(b["pairs_per_second"] / a["pairs_per_second"], 3),
-        "cpu_seconds_of_a_pair": round(cpu[1] / cpu[0], 3),
-        "difference_of_first_loss": float(f"{b['first_loss'] - a['first_loss']:.2g}"),
+        name.removeprefix("aten::"): {"calls": calls, "ms": round(spent / 1e3, 1), "share": round(spent / whole, 3)}
+        for name, (calls, spent) in longest
     }
 
 
-def caption_lengths(count: int, longest: int, generator: torch.Generator) -> torch.Tensor:
-    """Tokens of captions as they are on the web, [CLS] included: [count] in 3..longest"""
-    mean, deviation = LENGTHS
-    return (torch.randn(count, generator=generator) * deviation + mean).exp().round().long().clamp(3, longest)
-
-
-def make_batches(cfg: Config, tokenizer: Tokenizer, count: int, pin: bool = False) -> list[dict]:
+def make_batches(cfg: Config, tokenizer: Tokenizer, count: int) -> list[dict]:
     """`count` batches of noise with captions of real lengths, sorted by length within `data.bucket_batches`."""
     generator = torch.Generator().manual_seed(0)
     size, side = cfg.train.batch_size, cfg.model.image_encoder.image_size
@@ -149,15 +133,36 @@ def make_batches(cfg: Config, tokenizer: Tokenizer, count: int, pin: bool = Fals
     images = torch.randint(0, 256, (2, size, side, side, 3), generator=generator, dtype=torch.uint8)
     views = dict(zip(("image1", "image2"), images.permute(0, 1, 4, 2, 3), strict=True))  # as workers stack them
     batches = []
-    for rows in lengths.split(size):
+    for number, rows in zip(torch.arange(count * size).split(size), lengths.split(size), strict=True):
         mask = (torch.arange(int(rows.max())) < rows[:, None]).long()
-        ids = torch.randint(0, tokenizer.vocab_size, mask.shape, generator=generator)
-        special = (ids == tokenizer.cls_id) | (ids == tokenizer.sep_id) | (ids == tokenizer.pad_id)
-        ids = ids.masked_fill(special, tokenizer.mask_id).masked_fill(mask == 0, tokenizer.pad_id)
+        ids = torch.randint(tokenizer.mask_id + 1, tokenizer.vocab_size, mask.shape, generator=generator)
+        ids = ids.masked_fill(mask == 0, tokenizer.pad_id)
         ids[:, 0] = tokenizer.cls_id
-        number = torch.arange(len(batches) * size, (len(batches) + 1) * size)
         batch = {**views, "input_ids": ids, "attention_mask": mask, "image_id": number, "caption_id": number}
-        if pin:
-            batch = {key: value.pin_memory() for key, value in batch.items()}
         batches.append(batch | {"padded": not mask.all().item()})
     return batches
+
+
+def caption_lengths(count: int, longest: int, generator: torch.Generator) -> Tensor:
+    """Tokens of captions as they are on the web, [CLS] included: [count] in 3..longest"""
+    mean, deviation = LENGTHS
+    return (torch.randn(count, generator=generator) * deviation + mean).exp().round().long().clamp(3, longest)
+
+
+def run_checkpoint(args: argparse.Namespace, device: torch.device) -> dict:
+    """Weights, AdamW's moments and queues, written as training does; into $TMPDIR, so name a folder on the disk."""
+    case = Case(args.config, [*args.override, "train.batch_size=2"], 1, device)
+    case.step(0)  # makes the moments
+    with tempfile.TemporaryDirectory() as folder:
+
+        def save() -> None:
+            state = {"model": case.model.state_dict(), "optimizer": case.optimizer.state_dict()}
+            save_last(Path(folder), state, keep=1)
+
+        seconds, cpu = by_turns({"save": save}, args.repeats, device)["save"]
+        gigabytes = sum(file.stat().st_size for file in Path(folder).iterdir()) / 1e9
+    return {
+        "gigabytes": round(gigabytes, 3),
+        "seconds_per_gigabyte": round(seconds / gigabytes, 3),
+        "cpu_seconds_per_gigabyte": round(cpu / gigabytes, 3),
+    }
