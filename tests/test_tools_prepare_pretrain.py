@@ -1,7 +1,6 @@
 """tools.prepare on small files in the official layouts: Visual Genome, CC3M, SBU; and images that must not leak."""
 
 import json
-import os
 import pickle
 import tarfile
 
@@ -116,8 +115,7 @@ def test_cc3m_as_img2dataset_left_it(run, source, tmp_path, tar, header):
         "left out: 1 x caption without a word; first: 00000/000000002.jpg",
         "left out: 1 x pair that is listed again; first: 00000/000000003.jpg",
         "00000/000000004.jpg = flickr30k test",
-        "left out: 2 x sample that img2dataset left incomplete; first: 00001/000010001.json (",
-        "00001/000010002.json (its image is missing or empty)",
+        "left out: 2 x sample that img2dataset left incomplete; first: 00001/000010001.json, 00001/000010002.json",
         "warning: pairs listed: 6, 3,318,327 fewer than the published 3,318,333",
     ):
         assert line in out
@@ -138,22 +136,16 @@ def test_without_images_no_list_names_any_and_the_addresses_can_be_downloaded(ru
     assert "left out: 1 x row that is no caption and address; first: row 4" in out
 
 
-def test_a_shard_cannot_unpack_to_more_than_its_own_size_and_what_never_ends_is_not_read(run, source, tmp_path):
+def test_a_shard_cannot_unpack_to_more_than_its_own_size_and_only_into_a_folder_of_the_tool(run, source, tmp_path):
     cc3m_list(source)
     folder = tmp_path / "data/cc3m/images"
     cc3m_downloads(folder, tar=False)
-    (folder / "00000/000000001.json").unlink()
-    os.mkfifo(folder / "00000/000000001.json")
     with tarfile.open(folder / "00002.tar", "w:gz") as tar:
         member = tarfile.TarInfo("0.jpg")
         member.size = 100_000_000
         tar.addfile(member, open("/dev/zero", "rb"))
-    out = run("cc3m")
+    assert "rest of a damaged tar shard; first: 00002.tar (" in run("cc3m")
     assert not list((folder / "00002").iterdir())
-    assert "rest of a damaged tar shard; first: 00002.tar (" in out and "00000/000000001.json (" in out
-    os.mkfifo(folder / "00004.tar")
-    refused(lambda: run("cc3m"), "00004.tar: cannot be read (not a regular file)")
-    (folder / "00004.tar").unlink()
     official.save(folder / "00005.partial/mine.jpg", 1)
     official.img2dataset_shard(folder, 5, {}, tar=True)
     refused(lambda: run("cc3m"), "00005.partial: holds files that semmim did not write")

@@ -14,15 +14,15 @@ are in training too; with 0 otherwise.
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from dataset import create_dataset
-from dataset.advice import Texts, split_texts
+from dataset.advice import split_texts
 from dataset.loader import MIN_BAD
 from dataset.text import Tokenizer
 from dataset.transforms import ImageError
@@ -35,49 +35,12 @@ SAME_PATH = "the same path"
 MANY_SHARED = 0.01  # of a split's images: its numbers are then those of memory
 
 
-def line(split: str, what: str, number: int, total: int = 0, first: Iterable[str] = ()) -> None:
-    """A line of the report; first: examples, of which SHOWN are printed."""
-    share = f" ({100 * number / total:.2f}% of {total:,})" if total else ""
-    examples = ", ".join(one_line(text, 1000) for text in islice(first, SHOWN))
-    print(f"{split:6} {what}: {number:,}{share}{'; first: ' * bool(examples)}{examples}", flush=True)
-
-
 def main(argv: list[str] | None = None) -> None:
-    faults = []
-    for split, reason in check(parse_arguments(argv)):
-        faults.append(f"{split}: {one_line(reason, 1000)}")
-        print(f"FAULT: {faults[-1]}", flush=True)
+    faults = [f"{split}: {one_line(reason, 1000)}" for split, reason in check(parse_arguments(argv))]
     if faults:
         print(f"{len(faults)} faults to mend before a run:\n  " + "\n  ".join(faults))
         sys.exit(1)
     print("no fault found")
-
-
-def check(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """Read and report everything that the arguments name -> (split, reason) of each fault."""
-    stage, cfg = stage_config(args.config, args.override, args.stage)
-    print(f"{args.config}: {stage}")
-    if "cache_images" in cfg.data:
-        cfg.data.cache_images = False
-    datasets = {}
-    for split, make in splits(stage, cfg):  # made as training makes them; what it would refuse is a fault
-        try:
-            dataset = make()
-        except UserError as error:
-            yield split, str(error)
-            continue
-        datasets[split] = dataset
-        line(split, "samples of an epoch" if split == "train" else "items", len(dataset))
-        line(split, "images", len(image_paths(dataset)))
-    tokenizer = Tokenizer(cfg.text.vocab, bool(cfg.text.get("sep")))
-    for split, dataset in datasets.items():
-        for texts in split_texts(dataset, cfg, tokenizer):
-            report_texts(split, texts, tokenizer)
-    spared = {}
-    for path in args.against:
-        stage, other = stage_config(path, [])
-        spared |= {f"{Path(path).stem} {split}": make() for split, make in splits(stage, other) if split != "train"}
-    yield from check_images(datasets, spared, cfg, args.workers)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -87,24 +50,57 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--config", required=True, help="configuration of any stage")
     add("--override", nargs="*", action="extend", default=[], metavar="KEY.SUB=VALUE", help="as in training")
-    add("--stage", choices=list(STAGES), help="default: the stage whose keys the configuration has")
     add("--against", nargs="*", default=[], metavar="CONFIG", help="further configurations whose val and test to spare")
     add("--workers", type=int, default=os.cpu_count(), help="processes that open images (default: %(default)s)")
     return parser.parse_args(argv)
 
 
-def stage_config(path: str, overrides: list[str], stage: str | None = None) -> tuple[str, Config]:
-    """The stage and the resolved configuration; a configuration fits the stage whose schema knows all its keys."""
-    fits, error = {}, None
-    for name in [stage] if stage else STAGES:
+def check(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Read and report everything that the arguments name -> (split, reason) of each fault."""
+    stage, cfg = stage_config(args.config, args.override)
+    print(f"{args.config}: {stage}")
+    if "cache_images" in cfg.data:
+        cfg.data.cache_images = False
+    datasets = {}
+    for split, make in splits(stage, cfg):  # made as training makes them; what it would refuse is a fault
         try:
-            fits[name] = load_config(path, overrides, STAGES[name])
-        except UserError as caught:
-            error = caught
-    if len(fits) == 1:
-        return next(iter(fits.items()))
-    problem = f"its keys fit {' and '.join(fits)}" if fits else f"fits no stage ({error})"
-    raise UserError(f"{path}: {problem}; name the stage with --stage ({', '.join(STAGES)})")
+            datasets[split] = make()
+        except UserError as error:
+            yield split, str(error)
+    tokenizer = Tokenizer(cfg.text.vocab, bool(cfg.text.get("sep")))
+    for split, dataset in datasets.items():
+        line(split, "samples of an epoch" if split == "train" else "items", len(dataset))
+        line(split, "images", len(image_paths(dataset)))
+        report_texts(split, dataset, cfg, tokenizer)
+    held_out = {split: image_paths(dataset) for split, dataset in datasets.items() if split != "train"}
+    own = list(held_out)
+    for path in args.against:
+        for split, make in splits(*stage_config(path, [])):
+            if split != "train":
+                held_out[f"{Path(path).stem} {split}"] = image_paths(make())
+    # evaluation's images first, so that training's are compared with them as they come
+    every = list(dict.fromkeys(chain.from_iterable(held_out.values())))
+    marks = dict(fingerprints(every, args.workers, "opening validation and test images"))
+    bad = {path: mark.reason for path, mark in marks.items() if isinstance(mark, ImageError)}
+    for split, paths in held_out.items():
+        report_bad(split, paths, bad)
+        first = next((path for path in paths if path in bad), None)
+        if first and split in own:
+            yield split, f"evaluation needs every image: {first}: {bad[first]} (check data.image_root)"
+    if "train" in datasets:
+        known = KnownImages({path: mark for path, mark in marks.items() if path not in bad})
+        yield from check_training_images(datasets["train"], held_out, known, cfg, args.workers)
+
+
+def stage_config(path: str, overrides: list[str]) -> tuple[str, Config]:
+    """The stage whose schema knows all keys of a configuration, and the resolved configuration."""
+    errors = []
+    for name, stage in STAGES.items():
+        try:
+            return name, load_config(path, overrides, stage)
+        except UserError as error:
+            errors.append(f"as {name}: {error}")
+    raise UserError(f"{path}: fits no stage; {'; '.join(errors)}")
 
 
 def splits(stage: str, cfg: Config) -> Iterator[tuple[str, Callable]]:
@@ -117,34 +113,6 @@ def splits(stage: str, cfg: Config) -> Iterator[tuple[str, Callable]]:
 def image_paths(dataset) -> list[str]:
     """Of a data set's images, each once."""
     return list(dict.fromkeys(dataset.paths if hasattr(dataset, "paths") else dataset.images))
-
-
-def report_texts(split: str, texts: Texts, tokenizer: Tokenizer) -> None:
-    """Shares of thousands of the texts, from everywhere."""
-    probes = texts.probes()
-    shares = {"empty": sum(not text.strip() for text in probes) / max(1, len(probes))}
-    shares |= {"cut": texts.share_cut(tokenizer), "that the vocabulary cannot write": tokenizer.unwritable(probes)[0]}
-    print(f"{split:6} {texts.name}: {', '.join(f'{share:.2%} {what}' for what, share in shares.items())}", flush=True)
-
-
-def check_images(datasets: dict, spared: dict, cfg: Config, workers: int) -> Iterator[tuple[str, str]]:
-    """Opens every image once; evaluation's first, so that training's are compared with them as they come.
-
-    spared: data sets of other configurations whose images training should not have. -> faults as of `check`
-    """
-    own = {split: dataset for split, dataset in datasets.items() if split != "train"}
-    held_out = {split: image_paths(dataset) for split, dataset in {**own, **spared}.items()}
-    every = list(dict.fromkeys(chain.from_iterable(held_out.values())))
-    marks = dict(fingerprints(every, workers, "opening validation and test images"))
-    bad = {path: mark.reason for path, mark in marks.items() if isinstance(mark, ImageError)}
-    for split, paths in held_out.items():
-        report_bad(split, paths, bad)
-        first = next((path for path in paths if path in bad), None)
-        if first and split in own:
-            yield split, f"evaluation needs every image: {first}: {bad[first]} (check data.image_root)"
-    if "train" in datasets:
-        known = KnownImages({path: mark for path, mark in marks.items() if path not in bad})
-        yield from check_training_images(datasets["train"], held_out, known, cfg, workers)
 
 
 def check_training_images(
@@ -174,6 +142,25 @@ def check_training_images(
         wanted = split == "val" and cfg.data.get("train_on_minival")
         if len(shared) > MANY_SHARED * len(paths) and not wanted:
             yield split, f"{len(shared)} of its {len(paths)} images are in training too: they measure memory"
+
+
+# ------------------------------------------------------------------------------------------------ the report
+
+
+def line(split: str, what: str, number: int, total: int = 0, examples: list[str] = ()) -> None:
+    share = f" ({100 * number / total:.2f}% of {total:,})" if total else ""
+    first = f"; first: {', '.join(map(one_line, examples[:SHOWN]))}" if examples else ""
+    print(f"{split:6} {what}: {number:,}{share}{first}", flush=True)
+
+
+def report_texts(split: str, dataset, cfg: Config, tokenizer: Tokenizer) -> None:
+    """Shares of thousands of the texts of each kind, from everywhere."""
+    for texts in split_texts(dataset, cfg, tokenizer):
+        probes = texts.probes()
+        empty = sum(not text.strip() for text in probes) / max(1, len(probes))
+        cut, unwritable = texts.share_cut(tokenizer), tokenizer.unwritable(probes)[0]
+        shares = f"{empty:.2%} empty, {cut:.2%} cut, {unwritable:.2%} that the vocabulary cannot write"
+        print(f"{split:6} {texts.name}: {shares}", flush=True)
 
 
 def report_bad(split: str, paths: list[str], bad: dict[str, str]) -> None:

@@ -12,13 +12,11 @@ with the same image are one. They are packed and not trained from as they are, s
 """
 
 import argparse
-import hashlib
 import io
 import itertools
 import json
+import os
 import tarfile
-from array import array
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -26,22 +24,22 @@ import numpy as np
 
 from dataset.annotations import Source
 from dataset.cache import Pairs, load_pairs
-from dataset.files import IMAGES
+from dataset.shards import open_member
 from dataset.transforms import ImageError, opened
 from models.weights import check_value
-from tools.prepare.common import progress, warn, whole_folder
-from tools.prepare.image_hash import image_bytes
+from tools.prepare.common import progress, whole_folder
 from tools.prepare.parquet import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
     LeftOut,
     Sample,
-    open_tables,
+    format_ending,
+    parquet_columns,
     read_tables,
 )
-from utils import UserError, find_file, run_main, write_json
+from utils import UserError, find_file, run_main
 
-EXAMPLES = 3  # of what is left out, in the error
+EXAMPLES = 3  # of what is left out
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -49,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
         "python -m tools.shards", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--data", nargs="+", required=True, metavar="FILE", help="annotation files, shards, or parquet")
+    add("--data", nargs="+", required=True, metavar="FILE", help="annotation files and shards, or parquet files")
     add("--image_root", help="folder of relative image paths (default: the annotation file's)")
     add("--image_column", metavar="NAME", help=f"parquet's (default: {', '.join(IMAGE_COLUMNS)})")
     add("--caption_column", metavar="NAME", help=f"parquet's (default: {', '.join(CAPTION_COLUMNS)})")
@@ -59,38 +57,28 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     check_value("--per_shard", args.per_shard, int)
     check_value("--max_bad_share", args.max_bad_share, float, 0, 1)
-    with whole_folder(args.output) as partial:
-        total, samples = find_samples(args)
-        packing = Packing(samples, total, args.max_bad_share)
-        packing.write(partial, args.per_shard)
-    count = packing.count
-    rows = f" of {count['rows']} rows" if count["rows"] > count["written"] else ""
-    failed = f", {count['failed']} failed downloads" if count["failed"] else ""
-    left_out = f"{count['left out']} unreadable or without caption left out{failed}"
-    print(f"{count['written']} images{rows} ({left_out}) in {args.output}")
-    if packing.examples:
-        warn(f"left out: {'; '.join(packing.examples)}")
-    if repeats := count["written"] - len(np.unique(packing.digests)):
-        warn(f"{repeats} of the images come again further on, not side by side, and count as images of their own")
+    usable = Usable(*find_samples(args), args.max_bad_share)
+    with whole_folder(args.output) as folder:
+        written = write_shards(folder, usable, args.per_shard)
+        if not written:
+            raise UserError(f"no image with a caption can be used: {usable}")
+    print(f"{written} images ({usable}) in {args.output}")
 
 
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def find_samples(args: argparse.Namespace) -> tuple[int, Iterator[Sample | LeftOut | None]]:
-    """(how many rows `--data` has, their samples): the rows of parquet files, else the images of anything else."""
+def find_samples(args: argparse.Namespace) -> tuple[Iterable[Sample | LeftOut | None], int]:
+    """The samples of parquet files, or of the images of anything else that `--data` names; how many rows or images."""
     paths = [find_file(name, "--data") for name in args.data]
-    others = [path for path in paths if path.suffix.lower() != ".parquet"]
-    if (args.image_root or others) if len(others) < len(paths) else (args.image_column or args.caption_column):
-        raise UserError(
-            f"--data {paths[0]}, ...: give parquet files alone, with --image_column and --caption_column, or none of "
-            "them, with --image_root; pack both kinds into a folder each"
-        )
-    if others:
+    packed = [path for path in paths if path.suffix.lower() == ".parquet"]
+    if not packed:
         pairs = load_pairs(Source(args.data, args.image_root, max_bad_share=args.max_bad_share))
-        return len(pairs.paths), read_pairs(pairs)
-    tables = open_tables(paths, args.image_column, args.caption_column)
-    return sum(table.rows for table in tables), read_tables(tables)
+        return read_pairs(pairs), len(pairs.paths)
+    if len(packed) < len(paths):
+        raise UserError(f"--data {packed[0]}, ...: pack parquet files and others into a folder each")
+    found = {path: parquet_columns(path, args.image_column, args.caption_column) for path in paths}
+    return read_tables({path: columns for path, (_, columns) in found.items()}), sum(rows for rows, _ in found.values())
 
 
 def read_pairs(pairs: Pairs) -> Iterator[Sample | LeftOut]:
@@ -100,14 +88,14 @@ def read_pairs(pairs: Pairs) -> Iterator[Sample | LeftOut]:
     for image in range(len(pairs.paths)):
         path = pairs.paths[image]
         try:
-            with opened(path):  # an image, or an ImageError
-                pass
-            content = image_bytes(path)
+            with opened(path) as picture:
+                ending = format_ending(picture)
         except ImageError as error:
             yield error
             continue
         captions = [_caption(pairs, entry) for entry in order[first[image] : first[image + 1]]]
-        yield Sample(content, _ending(path), captions)
+        with open_member(os.fspath(path)) as file:
+            yield Sample(file.read(), ending, captions)
 
 
 def _caption(pairs: Pairs, entry: int) -> str | list[str]:
@@ -115,71 +103,53 @@ def _caption(pairs: Pairs, entry: int) -> str | list[str]:
     return texts[0] if len(texts) == 1 else texts
 
 
-def _ending(path: str) -> str:
-    name = path.rpartition("@")[0] if ".tar/" in path else path  # an image in a shard: see dataset.shards
-    ending = name.rpartition(".")[2].lower()
-    return ending if ending in IMAGES else "jpg"  # readers go by the content
-
-
 # ------------------------------------------------------------------------------------------------ writing
 
 
-class Packing:
-    """Writes samples as shards and counts what became of them.
+class Usable:
+    """The samples that can be written, taken one at a time, so that memory holds one; the others are counted.
 
-    samples: of `total` rows, taken one at a time, so that memory holds one. Raises UserError if more than
-    `max_bad_share` of them, failed downloads apart, are left out, which is looked at after every shard's number of
-    samples and at the end, and if none can be used.
-
-    count: of the samples "written", "left out" and "failed" (downloads), and of the "rows" that were written.
+    Raises UserError as soon as more than `max_bad_share` of `total` samples, failed downloads apart, are left out.
     """
 
     def __init__(self, samples: Iterable[Sample | LeftOut | None], total: int, max_bad_share: float):
         self.samples, self.total, self.max_bad_share = samples, total, max_bad_share
-        self.count: Counter[str] = Counter()
+        self.failed, self.left_out = 0, 0
         self.examples: list[str] = []
-        self.digests = array("Q")  # of the images, 64 bits each, in few of which two would be the same by chance
 
-    def write(self, folder: Path, per_shard: int) -> None:
-        """Shards of `per_shard` images; SHARD_stats.json has the number of a shard's images."""
-        numbered = enumerate(self._usable(per_shard))
-        for shard, samples in itertools.groupby(numbered, lambda item: item[0] // per_shard):
-            before = self.count["written"]
-            with tarfile.open(folder / f"{shard:05d}.tar", "w", format=tarfile.PAX_FORMAT) as tar:
-                for number, sample in samples:
-                    key = f"{shard:05d}{number % per_shard:0{len(str(per_shard - 1))}d}"
-                    captions = sample.captions
-                    text = {"caption": captions[0]} if len(captions) == 1 else {"captions": captions}
-                    _add(tar, f"{key}.{sample.ending}", sample.image)
-                    _add(tar, f"{key}.json", json.dumps(text).encode())
-                    self.count.update(written=1, rows=sample.rows)
-                    self.digests.frombytes(hashlib.blake2b(sample.image, digest_size=8).digest())
-            write_json(folder / f"{shard:05d}_stats.json", {"successes": self.count["written"] - before})
-
-    def _usable(self, every: int) -> Iterator[Sample]:
-        """The samples that can be written; the share of the others is checked after `every` samples."""
-        for number, sample in enumerate(progress(self.samples, "packing images", "images", self.total), 1):
+    def __iter__(self) -> Iterator[Sample]:
+        for sample in progress(self.samples, "packing images", "images", self.total):
             if isinstance(sample, Sample):
                 yield sample
-            elif sample is None:
-                self.count["failed"] += 1
+                continue
+            if sample is None:
+                self.failed += 1
             else:
-                self.count["left out"] += 1
+                self.left_out += 1
                 self.examples = [*self.examples, str(sample)][:EXAMPLES]
-            if number % every == 0:
-                self._check()
-        self._check()
-        if not self.count["written"]:
-            why = f"{self.count['left out']} left out, {self.count['failed']} failed downloads"
-            raise UserError(f"no image with a caption can be used: {'; '.join([why, *self.examples])}")
+            if self.left_out > self.max_bad_share * (self.total - self.failed):
+                raise UserError(f"{self}; of {self.total}, --max_bad_share allows {self.max_bad_share:g}")
 
-    def _check(self) -> None:
-        downloaded = self.total - self.count["failed"]
-        if self.count["left out"] > self.max_bad_share * downloaded:
-            raise UserError(
-                f"{self.count['left out']} of {downloaded} images cannot be read or have no caption, --max_bad_share "
-                f"allows {self.max_bad_share:g}: {'; '.join(self.examples)}"
-            )
+    def __str__(self) -> str:
+        """What became of the others, in one line."""
+        failed = f", {self.failed} failed downloads" * bool(self.failed)
+        examples = f": {'; '.join(self.examples)}" * bool(self.examples)
+        return f"{self.left_out} unreadable or without caption left out{failed}{examples}"
+
+
+def write_shards(folder: Path, samples: Iterable[Sample], per_shard: int) -> int:
+    """Shards of `per_shard` images, 00000.tar and so on; how many images."""
+    written = 0
+    for shard, numbered in itertools.groupby(enumerate(samples), lambda item: item[0] // per_shard):
+        with tarfile.open(folder / f"{shard:05d}.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+            for number, sample in numbered:
+                key = f"{shard:05d}{number % per_shard:0{len(str(per_shard - 1))}d}"
+                captions = sample.captions
+                text = {"caption": captions[0]} if len(captions) == 1 else {"captions": captions}
+                _add(tar, f"{key}.{sample.ending}", sample.image)
+                _add(tar, f"{key}.json", json.dumps(text).encode())
+                written += 1
+    return written
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

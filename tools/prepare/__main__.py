@@ -30,7 +30,7 @@ SETS = {  # name: (module, folder of the images below OUTPUT, what it is)
     "emoji": (emoji, "images", "emoji of two artists, from npm"),
     "folder": (folder, "", "images of one's own with captions"),
 }
-OWN_ARGUMENTS = ("emoji", "folder")
+WITHOUT_LEAKS = ("emoji", "folder")  # sets that share no image with the paper's test sets
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -40,12 +40,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     for name, (module, images, what) in SETS.items():
         command = commands.add_parser(name, help=what, description=module.__doc__, formatter_class=raw)
         add = command.add_argument
-        if name not in OWN_ARGUMENTS:
-            add("--source", type=Path, required=True, help="folder of the official files")
-            add("--output", type=Path, required=True, help=f"what configurations call data/; images: OUTPUT/{images}")
+        add("--source", type=Path, required=True, help="folder of the files as downloaded")
+        add("--output", type=Path, required=True, help=f"what configurations call data/; images: OUTPUT/{images}")
+        add("--workers", type=int, default=os.cpu_count(), help="that compare images (default: %(default)s)")
+        if name not in WITHOUT_LEAKS:
             add("--require_images", action="store_true", help="write only what has its image on disk")
             add("--check_leaks", action="store_true", help="also find held-out images by the content of their files")
-            add("--workers", type=int, default=os.cpu_count(), help="that compare images (default: %(default)s)")
         if hasattr(module, "add_arguments"):
             module.add_arguments(command)
     return parser.parse_args(argv)
@@ -58,14 +58,12 @@ def main(argv: list[str] | None = None) -> None:
     try:
         module.prepare(job)
         if job.missing:
-            job.note(f"not on disk yet: {len(job.missing):,} images below {job.images}; first: {min(job.missing)}")
-        record = {"counts": job.counts, "left_out": job.left_out, "lines": job.lines}
-        job.write_json(f"prepared/{job.name}.json", record)
+            count, first = len(job.missing), min(job.missing)
+            job.lines.append(f"not on disk yet: {count:,} images below {job.images}; first: {first}")
+        job.save()
     finally:  # what was found explains a failure too
         if job.counts or job.left_out:
             print(job.report(), flush=True)
-    for path, count in job.files.items():
-        print(f"{path}: {count:,} entries")
 
 
 if __name__ == "__main__":

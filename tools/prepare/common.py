@@ -12,8 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dataset.files import json_list
-from utils import UserError, make_folder, one_line, open_file, own_folder, replacing, write_json
+from dataset.files import json_list, read_json
+from utils import UserError, make_folder, one_line, own_folder, replacing, write_json
 
 SHOWN = 3  # places that are named of a kind of entry that is left out
 
@@ -38,61 +38,41 @@ def progress(items: Iterable, label: str, unit: str, total: int | None = None) -
     return tqdm(items, one_line(label), total, unit=f" {unit}", mininterval=every, delay=1, leave=False)
 
 
-def warn(line: str) -> None:
-    """A line on stderr that explains the result and stops nothing."""
-    print(f"warning: {one_line(line, 1000)}", file=sys.stderr, flush=True)
-
-
 @contextlib.contextmanager
 def whole_folder(output: Path) -> Iterator[Path]:
     """Gives the folder OUTPUT.partial, which becomes `output`, a new or an empty folder, when the block ends without
     error: what an interrupted run leaves is never taken for the whole, and the next run replaces it."""
     output = output.resolve()  # of a link to another disk the folder there
-    partial, program = output.with_name(f"{output.name}.partial"), "semmim"
-    try:
-        if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir()) or output.is_mount()):
-            raise UserError(f"--output {output}: must be a new or an empty folder (no mount point); name another")
-        shutil.rmtree(own_folder(partial, program))
-        own_folder(partial, program)
-        yield partial
-        (partial / f".{program}").unlink()
-        partial.replace(output)
-    except OSError as error:
-        raise UserError(f"{error.filename or partial}: cannot be written ({error.strerror or error})") from None
-    except UserError:
-        if partial.is_dir() and os.listdir(partial) == [f".{program}"]:
-            shutil.rmtree(partial)
-        raise
+    if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"--output {output}: must be a new or an empty folder; name another")
+    partial = output.with_name(f"{output.name}.partial")
+    shutil.rmtree(own_folder(partial, "semmim"))
+    yield own_folder(partial, "semmim")
+    (partial / ".semmim").unlink()
+    partial.replace(output)
 
 
 class Job:
-    """One preparation: where things are, what it wrote, counted and left out.
+    """One preparation: where things are, what it counted and left out.
 
     source: folder of the official files; output: the folder that configurations call data/; images: folder of the
-    images; options: the command's arguments; files: {path: entries} of the lists written so far.
+    images; options: the command's arguments; prepared: OUTPUT/prepared, the tool's own folder.
 
-    OUTPUT/prepared/written.jsonl has [name, bytes, whole seconds] of every file that a preparation wrote. What stands
-    there as it was left may be replaced or removed; everything else is the user's, and is refused.
+    OUTPUT/prepared/SET.json records what was found and [bytes, seconds] of every list that the preparations of the set
+    wrote. A list that is as it was left may be replaced; every other file is the user's, and is refused.
     """
 
     def __init__(self, options: argparse.Namespace, images: Path):
         self.name, self.options = options.set, options
         self.source, self.output, self.images = options.source, options.output, images
-        self.files: dict[Path, int] = {}
+        self.prepared = own_folder(self.output / "prepared", "tools.prepare")
         self.counts: list[dict] = []
         self.left_out: dict[str, dict] = {}
         self.missing: set[str] = set()  # images that lists name and the disk lacks
         self.lines: list[str] = []  # notes and warnings
         self._listings: dict[str, frozenset[str]] = {}
-        self._record = self.output / "prepared" / "written.jsonl"
-        self._written: set[tuple] = set()
-        if os.path.lexists(self._record):
-            with open_file(self._record) as file:
-                for line in file:
-                    with contextlib.suppress(ValueError, TypeError):  # a full disk may have cut a line
-                        self._written.add(tuple(json.loads(line)))
-            if self._record.stat().st_size and not any(len(state) == 3 for state in self._written):
-                raise UserError(f"{self._record}: is not tools.prepare's; move it away, or name another --output")
+        self._record = self.prepared / f"{self.name}.json"
+        self._written = read_json(self._record)["written"] if self._record.exists() else {}
 
     # -------------------------------------------------------------------------------------------- files
 
@@ -112,27 +92,17 @@ class Job:
             else:
                 yield where, converted
 
-    def owns(self, path: Path) -> bool:
-        """Whether a file stands there as a preparation wrote it."""
-        return os.path.lexists(path) and self._state(path, path) in self._written
-
     @contextlib.contextmanager
     def replacing(self, path: Path) -> Iterator[Path]:
-        """`utils.replacing` of a file below OUTPUT. Raises UserError if a file there is not the tool's own."""
-        if os.path.lexists(path) and not self.owns(path):
+        """`utils.replacing` of a list below OUTPUT. Raises UserError if a file there is not the tool's own."""
+        name = os.path.relpath(path, self.output)
+        if os.path.lexists(path) and self._written.get(name) != _state(path):
             raise UserError(f"{path}: is not as tools.prepare wrote it; move it away, or name another --output")
         make_folder(path.parent)
         with replacing(path) as temporary:
             yield temporary
-            make_folder(self._record.parent)
-            state = self._state(path, temporary)
-            with open(self._record, "a", encoding="utf-8") as file:
-                file.write("\n" + json.dumps(state))  # the line before may be cut
-            self._written.add(state)
-
-    def _state(self, path: Path, file: Path) -> tuple[str, int, int]:
-        found = file.lstat()
-        return os.path.relpath(path, self.output), found.st_size, int(found.st_mtime)
+        self._written[name] = _state(path)
+        self.save()
 
     def write(self, name: str, entries: Iterable) -> int:
         """Write the JSON list OUTPUT/name, an entry a line, which is in place only when it is whole; its length.
@@ -144,12 +114,13 @@ class Job:
             file.write("\n]\n")
             if not count:
                 raise UserError(f"{path}: no entry is left to write; see the counts above")
-        self.files[path] = count
+        self.lines.append(f"{path}: {count:,} entries")
         return count
 
-    def write_json(self, name: str, content: dict) -> None:
-        with self.replacing(self.output / name) as temporary:
-            write_json(temporary, content)
+    def save(self) -> None:
+        """Write the record."""
+        found = {"counts": self.counts, "left_out": self.left_out, "lines": self.lines}
+        write_json(self._record, {"written": self._written, **found})
 
     # -------------------------------------------------------------------------------------------- images
 
@@ -181,16 +152,13 @@ class Job:
 
     def leave_out(self, kind: str, where: str) -> None:
         """One more entry that is left out; the first places of a kind are kept."""
-        found = self.left_out.setdefault(one_line(kind), {"count": 0, "first": []})
+        found = self.left_out.setdefault(kind, {"count": 0, "first": []})
         found["count"] += 1
         if found["count"] <= SHOWN:
             found["first"].append(one_line(where))
 
-    def note(self, line: str) -> None:
-        self.lines.append(one_line(line, 1000))
-
     def warn(self, line: str) -> None:
-        self.note(f"warning: {line}")
+        self.lines.append(f"warning: {line}")
 
     def report(self) -> str:
         """What was counted, as a table and lines."""
@@ -202,3 +170,8 @@ class Job:
         for kind, found in self.left_out.items():
             lines.append(f"left out: {found['count']:,} x {kind}; first: {', '.join(found['first'])}")
         return "\n".join(lines + self.lines)
+
+
+def _state(path: Path) -> list[int]:
+    found = path.lstat()
+    return [found.st_size, int(found.st_mtime)]

@@ -12,13 +12,13 @@ Noto Emoji is under the Apache license 2.0; Twemoji under CC-BY 4.0, copyright T
 names are emojibase's (MIT) from Unicode's CLDR.
 """
 
-import argparse
 import json
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.prepare.common import Job, find_official
+from tools.prepare.common import Job, find_official, whole_folder
 from utils import UserError
 
 REGISTRY = "https://registry.npmjs.org"
@@ -33,11 +33,6 @@ COUNTS = {"noto": 3786, "twemoji": 3786, "train": 6993, "pairs": 30_345, "val": 
 NO_TEXT_STYLE = "-fe0f"  # a selector that the packages write in different places
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--source", type=Path, required=True, help="folder of the three .tgz files")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write; configs/emoji name data/emoji")
-
-
 def prepare(job: Job) -> None:
     """Unpack the images and write the lists that configs/emoji name."""
     packages = [NAMES[0], *(package for package, _ in ARTISTS.values())]
@@ -48,7 +43,7 @@ def prepare(job: Job) -> None:
     for artist, (package, folder) in ARTISTS.items():
         names = unpack(job, artist, members(found[package], folder), captions)
         job.count(f"images, {artist}", len(names), COUNTS[artist])
-        for name in sorted(names):
+        for name in names:
             stem = name.removesuffix(".png")
             split = split_of.get(stem, "train") if artist == "twemoji" else "train"
             image = {"image": f"images/{artist}/{name}", "image_id": f"{artist}/{stem}"}
@@ -95,17 +90,17 @@ def read_captions(package: Path) -> dict[str, list[str]]:
 
 
 def unpack(job: Job, artist: str, files: Iterator[tuple[str, bytes]], captions: dict) -> list[str]:
-    """Write an artist's images whose names are known; their files' names."""
-    names = []
-    for name, content in files:
-        stem, _, ending = name.rpartition(".")
-        if ending == "png" and key_of(stem) in captions:
-            with job.replacing(job.images / artist / name) as temporary:
-                temporary.write_bytes(content)
-            names.append(name)
-        elif ending == "png":
-            job.leave_out("image whose name is not known", f"{artist}/{name}")
-    return names
+    """Write an artist's images whose names are known, or leave those of an earlier preparation; their files' names."""
+    folder = job.images / artist
+    if not folder.is_dir():
+        with whole_folder(folder) as partial:
+            for name, content in files:
+                stem, _, ending = name.rpartition(".")
+                if ending == "png" and key_of(stem) in captions:
+                    (partial / name).write_bytes(content)
+                elif ending == "png":
+                    job.leave_out("image whose name is not known", f"{artist}/{name}")
+    return sorted(os.listdir(folder))
 
 
 def held_out() -> dict[str, str]:

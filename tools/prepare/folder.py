@@ -15,17 +15,16 @@ show the same (the same bytes, or the same image in another size or compression)
 import argparse
 import os
 import random
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable
 
-from dataset.annotations import COCO_NAME, KINDS, Source, located_entries, strings
+from dataset.annotations import COCO_NAME, Source, located_entries, strings
 from dataset.files import IMAGE_ENDINGS, captions_beside, folder_images
 from dataset.official import tidy
 from dataset.text import clean_caption
 from dataset.transforms import ImageError
 from tools.prepare.common import Job
 from tools.prepare.image_hash import NO_FILE, fingerprints, group_images
-from utils import HALF_SURROGATE, UserError, find_file, shown
+from utils import UserError
 
 ALL_LINES, FIRST_LINE = "all-lines", "first-line"
 SHARE, MOST = 0.1, 1000  # of the images for validation and test each, by default
@@ -34,20 +33,13 @@ LARGE, FEW = 0.1, 10  # a group of more look-alikes than this share of the image
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--source", type=Path, required=True, help="folder of the images, in it or in folders in it")
-    add("--output", type=Path, required=True, help="folder to write into; configs/small name data/own")
-    add(
-        "--captions",
-        default=ALL_LINES,
-        help=f"{ALL_LINES} or {FIRST_LINE} of the .txt beside each image, or a file that names the images "
-        "(default: %(default)s)",
-    )
+    which = f"{ALL_LINES} or {FIRST_LINE} of the .txt beside each image, or a file that names the images"
+    add("--captions", default=ALL_LINES, help=f"{which} (default: %(default)s)")
     add("--columns", nargs="*", default=[], metavar="KEY=NAME", help="what image and caption are called in that file")
     what = f"images for %s: a number, or a share below 1 (default: {SHARE}, at most {MOST})"
     add("--val", type=amount, help=what % "validation")
     add("--test", type=amount, help=what % "test")
     add("--seed", type=int, default=0, help="of the split (default: %(default)s)")
-    add("--workers", type=int, default=os.cpu_count(), help="processes that compare images (default: %(default)s)")
 
 
 def amount(text: str) -> float:
@@ -59,14 +51,12 @@ def amount(text: str) -> float:
 
 
 def prepare(job: Job) -> None:
-    options = job.options
-    if not options.source.is_dir():
-        raise UserError(f"--source {options.source}: no such folder")
-    in_file = options.captions not in (ALL_LINES, FIRST_LINE)
-    if options.columns and not in_file:
-        raise UserError(f"--columns {' '.join(options.columns)}: needs --captions FILE, whose columns they are")
-    ids: dict[str, str | int] = {}
-    found = captions_of_file(job, ids) if in_file else captions_beside_images(job)
+    if not job.source.is_dir():
+        raise UserError(f"--source {job.source}: no such folder")
+    if job.options.captions in (ALL_LINES, FIRST_LINE):
+        found, ids = captions_beside_images(job), {}
+    else:
+        found, ids = captions_of_file(job)
     captions = usable_captions(job, found)
     splits = split(job, same_images(job, captions))
     write_splits(job, captions, image_ids(job, captions) | ids, splits)
@@ -75,55 +65,46 @@ def prepare(job: Job) -> None:
 # ------------------------------------------------------------------------------------------------ captions
 
 
-def captions_beside_images(job: Job) -> Iterator[tuple[str, list[str]]]:
-    """(path of an image, its captions as they stand), in the images' order, from the .txt beside each."""
-    texts = set(job.source.rglob("*.txt"))
+def captions_beside_images(job: Job) -> dict[str, list[str]]:
+    """{path of an image: its captions as they stand}, in the images' order, from the .txt beside each."""
+    captions, texts = {}, set(job.source.rglob("*.txt"))
     for image, text in folder_images(job.source):
         texts.discard(text)
         try:
-            found = [caption for _, caption in captions_beside(text)]
+            lines = [caption for _, caption in captions_beside(text)]
         except UserError as error:
             job.leave_out("image whose .txt cannot be read", str(error))
             continue
-        yield image, found[:1] if job.options.captions == FIRST_LINE else found
+        captions[image] = lines[:1] if job.options.captions == FIRST_LINE else lines
     for text in sorted(texts):
         job.leave_out(f"caption without an image ({', '.join(IMAGE_ENDINGS)})", str(text))
+    return captions
 
 
-def captions_of_file(job: Job, ids: dict[str, str | int]) -> Iterator[tuple[str, list[str]]]:
-    """(path of an image, its captions as they stand), in the file's order, of a file that names images below SOURCE;
-    ids: gets the file's own `image_id`s."""
-    path, names = find_file(job.options.captions, "--captions"), {}
-    for text in job.options.columns:
-        key, _, names[key] = text.partition("=")
-        if key not in KINDS["pretrain"] or not names[key]:
-            raise UserError(f"--columns {text}: must be image=NAME or caption=NAME")
+def captions_of_file(job: Job) -> tuple[dict[str, list[str]], dict[str, str | int]]:
+    """{path of an image: its captions as they stand}, in the order of a file that names images below SOURCE, and
+    {path: the file's own `image_id`}."""
+    columns = {key: name for key, _, name in (text.partition("=") for text in job.options.columns)}
     captions: dict[str, list[str]] = {}
-    for where, entry in located_entries(Source(path, job.source, columns=names), "caption"):
+    ids: dict[str, str | int] = {}
+    for _, entry in located_entries(Source(job.options.captions, job.source, columns=columns), "caption"):
         image = os.path.normpath(entry["image"])
         captions.setdefault(image, []).extend(strings(entry.get("caption") or []))
-        if entry.get("image_id") is not None and ids.setdefault(image, entry["image_id"]) != entry["image_id"]:
-            raise UserError(f"{where}: {image} has the image_id {entry['image_id']!r}, but {ids[image]!r} before")
-    listed = {os.path.abspath(image) for image in captions}
-    for image, _ in folder_images(job.source):
-        if os.path.abspath(image) not in listed:
-            job.leave_out(f"image that {path.name} does not name", image)
-    yield from captions.items()
+        if entry.get("image_id") is not None:
+            ids[image] = entry["image_id"]
+    return captions, ids
 
 
-def usable_captions(job: Job, found: Iterable[tuple[str, list[str]]]) -> dict[str, list[str]]:
+def usable_captions(job: Job, found: dict[str, list[str]]) -> dict[str, list[str]]:
     """The images with their captions in one line each, every caption once, without images that have none."""
     captions = {}
-    for image, texts in found:
-        if HALF_SURROGATE.search(image):
-            job.leave_out("image whose name is not UTF-8", image)
-            continue
+    for image, texts in found.items():
         usable = []
         for text in dict.fromkeys(map(tidy, texts)):
             if clean_caption(text, 1):
                 usable.append(text)
             else:
-                job.leave_out("caption without a word", f"{image}: {shown(text)}")
+                job.leave_out("caption without a word", f"{image}: {text}")
         if usable:
             captions[image] = usable
         else:
@@ -150,10 +131,7 @@ def same_images(job: Job, captions: dict[str, list[str]]) -> list[list[str]]:
     for path, number in zip(readable, numbers.tolist(), strict=True):
         groups.setdefault(number, []).append(path)
     if crowd:
-        job.warn(
-            f"{crowd:,} of {len(readable):,} images look alike, in groups of more than a tenth of all: of these only "
-            "files with the same bytes are kept in one split, so that test images may look like training's"
-        )
+        job.warn(f"{crowd:,} images look alike: only files with the same bytes count as copies among them")
     job.count("images that show what another shows, kept in its split", len(readable) - len(groups))
     return list(groups.values())
 
@@ -194,9 +172,7 @@ def write_splits(job: Job, captions: dict[str, list[str]], ids: dict, splits: di
     folder = os.path.relpath(source, output) if source.is_relative_to(output.parent) else str(source)
     for name, images in splits.items():
         if not images:
-            job.note(f"no image for {name}: {name}.json is not written")
-            if job.owns(job.output / f"{name}.json"):
-                (job.output / f"{name}.json").unlink()  # of an earlier run, whose images are training's now
+            job.warn(f"no image for {name}: {name}.json is not written; remove it if an earlier preparation left one")
             continue
         entries = []
         for image in images:

@@ -28,9 +28,9 @@ def flickr_photo(url: str | None) -> int | None:
     return int(found[1]) if found else None
 
 
-def held_out_file(output: Path, name: str) -> Path:
+def held_out_file(job: Job, name: str) -> Path:
     """Where the preparation of coco or flickr30k leaves its held-out images."""
-    return output / "prepared" / f"held_out_{name}.json"
+    return job.prepared / f"held_out_{name}.json"
 
 
 class HeldOut:
@@ -46,8 +46,8 @@ class HeldOut:
         self.flickr: dict[int, str] = {}
         files: dict[str, str] = {}  # path: split
         for name in ("coco", "flickr30k"):
-            if held_out_file(job.output, name).is_file():
-                content = read_json(held_out_file(job.output, name))
+            if held_out_file(job, name).is_file():
+                content = read_json(held_out_file(job, name))
                 for image in content["images"]:
                     split = f"{content['name']} {image['split']}"
                     files[str(Path(content["folder"], image["image"]))] = split
@@ -117,5 +117,5 @@ def read_refs(path: Path) -> list[tuple[int, str]]:
     try:
         with open_file(path) as file:
             return [(ref["image_id"], ref["split"]) for ref in _PlainUnpickler(file, encoding="latin1").load()]
-    except (EOFError, pickle.UnpicklingError, ValueError, LookupError, AttributeError, TypeError) as error:
+    except (EOFError, pickle.UnpicklingError) as error:
         raise UserError(f"{path}: not RefCOCO's references ({error})") from None

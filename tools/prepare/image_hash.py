@@ -24,13 +24,12 @@ from scipy.spatial import KDTree
 from dataset.shards import open_member
 from dataset.transforms import ImageError, opened, to_rgb
 from tools.prepare.common import progress
-from utils import UserError, in_processes
+from utils import in_processes
 
 SIDE, LOW = 32, 8  # pixels of the small image, frequencies that are kept of each axis
 RADIUS = 0.05  # how far copies may be apart
 MIN_CONTRAST = 4  # gray levels (standard deviation): a nearly even image looks like every other
 NEIGHBORS = 8  # look-alikes of an image that are looked at
-SAMPLE = 100  # images whose look-alikes are counted among all
 NO_FILE = os.strerror(errno.ENOENT)
 COPY, LOOK_ALIKE = "a copy", "a look-alike"  # the same bytes; the same image in other bytes
 
@@ -50,16 +49,8 @@ def fingerprint(path: str | Path) -> Fingerprint:
     waves = dctn(np.asarray(gray, dtype=np.float32), norm="ortho")[:LOW, :LOW].ravel()[1:]
     length = np.linalg.norm(waves)
     look = waves / length if length >= MIN_CONTRAST * SIDE else None
-    return Fingerprint(hashlib.sha256(image_bytes(path)).hexdigest(), look)
-
-
-def image_bytes(path: str | Path) -> bytes:
-    """The bytes of an image's file, or of an image in a shard. Raises ImageError if they cannot be read."""
-    try:
-        with open_member(os.fspath(path)) as file:
-            return file.read()
-    except (UserError, OSError, EOFError) as error:
-        raise ImageError(path, str(error)) from None
+    with open_member(os.fspath(path)) as file:
+        return Fingerprint(hashlib.sha256(file.read()).hexdigest(), look)
 
 
 def fingerprints(paths: Sequence[str], workers: int, label: str) -> Iterator[tuple[str, Fingerprint | ImageError]]:
@@ -100,14 +91,8 @@ def group_images(marks: Sequence[Fingerprint], most: int) -> tuple[np.ndarray, i
     _, first, same = np.unique([mark.sha256 for mark in marks], return_index=True, return_inverse=True)
     links = [np.stack([np.arange(len(marks)), first[same]])]  # every image to the first of its bytes
     places = np.array([place for place, mark in enumerate(marks) if mark.look is not None], dtype=int)
-    is_crowd = np.zeros(len(marks), dtype=bool)
     if len(places):
         looks = np.stack([marks[place].look for place in places])  # [n, 63]
-        some = looks[:: max(1, len(looks) // SAMPLE)]
-        near = looks @ some.T > 1 - RADIUS**2 / 2  # cosines: [n, about SAMPLE]
-        is_crowd[places] = near[:, near.sum(axis=0) > most].any(axis=1)  # to search these would be quadratic
-        looks, places = looks[~is_crowd[places]], places[~is_crowd[places]]
-    if len(places):
         _, near = KDTree(looks).query(looks, NEIGHBORS + 1, distance_upper_bound=RADIUS, workers=-1)
         row, column = np.nonzero(near < len(looks))
         links.append(np.stack([places[row], places[near[row, column]]]))
@@ -115,5 +100,5 @@ def group_images(marks: Sequence[Fingerprint], most: int) -> tuple[np.ndarray, i
     graph = coo_array((np.ones(len(start), dtype=bool), (start, end)), shape=(len(marks), len(marks)))
     _, group = connected_components(graph, directed=False)
     sizes = np.bincount(group)
-    is_crowd |= sizes[group] > most
+    is_crowd = sizes[group] > most
     return np.where(is_crowd, len(sizes) + same, group), int(is_crowd.sum())

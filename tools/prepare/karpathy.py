@@ -17,8 +17,8 @@ from dataset.official import (
     tidy,
 )
 from tools.prepare.common import Job, find_official
-from tools.prepare.held_out import HeldOut, flickr_photo
-from utils import UserError
+from tools.prepare.held_out import HeldOut, flickr_photo, held_out_file
+from utils import UserError, write_json
 
 KARPATHY_URL = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
 COCO_URL = "http://images.cocodataset.org/annotations/annotations_trainval2014.zip"
@@ -51,7 +51,7 @@ def prepare(job: Job) -> None:
     entries = read_entries(job, path)
     held_out = [photo_of(job, entry, photos) for entry in entries if entry["split"] not in KARPATHY_TRAIN]
     content = {"name": job.name, "folder": str(job.images.resolve()), "images": held_out}
-    job.write_json(f"prepared/held_out_{job.name}.json", content)
+    write_json(held_out_file(job, job.name), content)
     if is_coco:  # Karpathy's layout under its own name, where configs/Caption_coco.yaml looks for it
         job.write("coco/dataset_coco.json", ({"dataset": "coco", **entry} for entry in entries))
     write_retrieval(job, entries)
@@ -137,7 +137,7 @@ def from_coco_captions(job: Job, files: dict[str, Path]) -> None:
         files = {split: path for split, path in files.items() if split == "train2014"}
     if not files:
         raise UserError(f"--source {job.source}: files of 2017 need dataset_coco.json ({KARPATHY_URL})")
-    job.note("retrieval and captioning files need dataset_coco.json: only pre-training is written")
+    job.lines.append("retrieval and captioning files need dataset_coco.json: only pre-training is written")
     pairs = (pair for item in files.items() for pair in coco_captions(job, held_out, *item))
     held_out.write_pairs(pairs)
 

@@ -72,7 +72,7 @@ def prepare(job: Job) -> None:
 
 def minival_images(job: Job, path: Path | None) -> set[int]:
     """COCO ids of the 5,000 images of val2014 that validation uses; path: their list, else Karpathy's val is taken."""
-    karpathy = held_out_file(job.output, "coco")
+    karpathy = held_out_file(job, "coco")
     if path is not None:
         found = job.read(path, None, lambda entry: int(entry["img_id"].rpartition("_")[2]))  # COCO_val2014_000000522418
         images = {number for _, number in found}
@@ -83,7 +83,7 @@ def minival_images(job: Job, path: Path | None) -> set[int]:
             f"the 5,000 validation images are not known: put {MINIVAL} ({MINIVAL_URL}) into --source {job.source}, "
             f"or run tools.prepare coco with --output {job.output} first (then Karpathy's val is taken)"
         )
-    job.note(f"validation images: {path or karpathy}")
+    job.lines.append(f"validation images: {path or karpathy}")
     job.count("images, minival", len(images), MINIVAL_IMAGES)
     return images
 

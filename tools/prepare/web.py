@@ -17,7 +17,7 @@ import pyarrow
 import pyarrow.parquet
 
 from dataset.files import read_json
-from dataset.official import needed, tidy
+from dataset.official import tidy
 from dataset.shards import shard_members
 from dataset.text import clean_caption
 from tools.prepare.common import Job, find_official, progress, whole_folder
@@ -30,7 +30,6 @@ CC3M_NAME = "Train_GCC-training.tsv"
 SBU_NAME = "sbu-captions-all.json"
 SBU_LINES = ("SBU_captioned_photo_dataset_urls.txt", "SBU_captioned_photo_dataset_captions.txt")
 PUBLISHED = {"cc3m": 3_318_333, "sbu": 1_000_000}
-NO_PAIR = "row that is no caption and address"
 SHARD = re.compile(r"\d{5,}")
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -60,51 +59,42 @@ def prepare(job: Job) -> None:
 def cc3m_rows(job: Job) -> Iterator[tuple[str, str]]:
     """(caption, address) of every line; quotation marks are characters like any other."""
     path = find_official(job.source, {CC3M_NAME: CC3M_URL})[CC3M_NAME]
-    with open_file(path) as file:
-        for number, content in enumerate(file):
-            try:
-                caption, address = content.decode("utf-8-sig").rstrip("\r\n").split("\t")
-            except ValueError as error:  # no UTF-8, or not two parts
-                job.leave_out(NO_PAIR, f"row {number} ({error})")
-                continue
-            if (caption, address) != ("caption", "url"):  # as img2dataset's guide puts it on top
-                yield caption, address.strip()
+    for number, line in enumerate(read_lines(path)):
+        caption, tab, address = line.partition("\t")
+        if not tab:
+            job.leave_out("row that is no caption and address", f"row {number}")
+        elif (caption, address) != ("caption", "url"):  # as img2dataset's guide puts it on top
+            yield caption, address.strip()
 
 
 def sbu_rows(job: Job) -> Iterator[tuple[str, str]]:
     """(caption, address) of every pair of one of the two published layouts."""
-    found = find_official(job.source, {}, dict.fromkeys(SBU_LINES, SBU_URL))
-    try:
-        if len(found) == len(SBU_LINES):
-            path, (addresses, captions) = found[SBU_LINES[0]], (read_lines(found[name]) for name in SBU_LINES)
-        else:
-            or_lines = f"{SBU_URL}sbu-captions-all.tar.gz; or {' and '.join(SBU_LINES)}"
-            path = find_official(job.source, {SBU_NAME: or_lines})[SBU_NAME]
-            content = read_json(path)
-            captions, addresses = (needed(content, key, list) for key in ("captions", "image_urls"))
-        if len(captions) != len(addresses):
-            raise ValueError(f"{len(captions)} captions for {len(addresses)} addresses")
-    except ValueError as error:
-        raise UserError(f"{path}: {error}; is it the official file?") from None
-    for number, row in enumerate(zip(captions, addresses, strict=True)):
-        if all(isinstance(text, str) for text in row):
-            yield row
-        else:
-            job.leave_out(NO_PAIR, f"row {number}")
+    found = find_official(job.source, {}, dict.fromkeys((SBU_NAME, *SBU_LINES), SBU_URL))
+    if all(name in found for name in SBU_LINES):
+        addresses, captions = (read_lines(found[name]) for name in SBU_LINES)
+    elif SBU_NAME in found:
+        content = read_json(found[SBU_NAME])
+        addresses, captions = content["image_urls"], content["captions"]
+    else:
+        raise UserError(f"--source {job.source} lacks {SBU_NAME} ({SBU_URL}) or {' and '.join(SBU_LINES)}")
+    if len(captions) != len(addresses):
+        raise UserError(f"{job.source}: {len(captions)} captions for {len(addresses)} addresses; incomplete downloads?")
+    for caption, address in zip(captions, addresses, strict=True):
+        if caption is not None:
+            yield caption, address
 
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a file; only a line feed ends one, and captions may hold other separators."""
     with open_file(path) as file:
-        lines = [line.rstrip("\r") for line in file.read().decode("utf-8", "replace").split("\n")]
+        lines = [line.rstrip("\r") for line in file.read().decode("utf-8-sig", "replace").split("\n")]
     return lines if lines[-1] else lines[:-1]
 
 
 def write_addresses(job: Job, rows: list[tuple[str, str]]) -> None:
     """A parquet file with the columns url and caption: of a .tsv img2dataset takes a quotation mark for the start of a
     cell that may hold line ends, and stops."""
-    encoded = ([text.encode(errors="replace") for text in column] for column in zip(*rows, strict=True))
-    captions, addresses = (pyarrow.array(column).cast(pyarrow.string()) for column in encoded)
+    captions, addresses = zip(*rows, strict=True)
     with job.replacing(job.output / job.name / "addresses.parquet") as temporary:
         pyarrow.parquet.write_table(pyarrow.table({"url": addresses, "caption": captions}), temporary)
 
@@ -135,34 +125,27 @@ def img2dataset_photos(job: Job) -> Iterator[dict]:
     for shard in progress(shard_names(job.images), "reading shards", "shards"):
         names = set(os.listdir(job.images / shard))
         for name in sorted(name for name in names if name.endswith(".json")):
+            key = name.removesuffix(".json")
+            image = next((key + ending for ending in IMAGE_ENDINGS if key + ending in names), None)
             try:
-                photo = read_photo(job.images / shard, name.removesuffix(".json"), names)
-            except (UserError, ValueError, AttributeError) as error:
-                job.leave_out("sample that img2dataset left incomplete", f"{shard}/{name} ({error})")
+                content = read_json(job.images / shard / name)
+            except UserError:  # of a download that was stopped
+                content, image = {}, None
+            if content.get("status", "success") != "success":
                 continue
-            if photo:
-                downloaded += 1
-                yield {**photo, "image": f"{shard}/{photo['image']}"}
+            if image is None:
+                job.leave_out("sample that img2dataset left incomplete", f"{shard}/{name}")
+                continue
+            downloaded += 1
+            found = {key: str(content.get(key) or "") for key in ("caption", "url", "sha256")}
+            yield {**found, "image": f"{shard}/{image}"}
     job.count("pairs downloaded", downloaded)
-
-
-def read_photo(folder: Path, key: str, names: set[str]) -> dict | None:
-    """A sample; None of a failed download. Raises UserError, ValueError or AttributeError if it is incomplete."""
-    content = read_json(folder / f"{key}.json")
-    if content.get("status", "success") != "success":
-        return None
-    image = next((key + ending for ending in IMAGE_ENDINGS if key + ending in names), None)
-    if image is None or not (folder / image).stat().st_size:
-        raise ValueError("its image is missing or empty")
-    caption = "" if content.get("caption") is None else needed(content, "caption", str)
-    return {"image": image, "caption": caption, "url": str(content.get("url")), "sha256": str(content.get("sha256"))}
 
 
 def shard_names(folder: Path) -> list[str]:
     """Names of the shards in a folder, whether unpacked or tar files."""
     names = os.listdir(folder) if folder.is_dir() else []
-    found = {Path(name).stem for name in names if name.endswith(".tar") or (folder / name).is_dir()}
-    return sorted(name for name in found if SHARD.fullmatch(name))
+    return sorted({stem for name in names if SHARD.fullmatch(stem := name.removesuffix(".tar"))})
 
 
 def unpack_shards(job: Job) -> None:
