@@ -87,11 +87,11 @@ class PretrainTask(Task):
 
     def after_epoch(self, progress: Progress) -> None:
         if self.cfg.train.images and is_main() and self.cfg.mim.target != "none":
-            image = masking_image(self.model, self.dataset, self.tokenizer, self.cfg.text.max_tokens, self.device)
-            if image is not None:
+            try:
+                image = masking_image(self.model, self.dataset, self.tokenizer, self.cfg.text.max_tokens, self.device)
                 self.run.image(progress.step, "masking", image)
-            elif progress.epoch == 0:
-                self.run.info("no image of the masking: matplotlib is missing (pip install -r tools/requirements.txt)")
+            except ImportError as error:
+                self.run.info(f"no image of the masking: {error} (pip install -r tools/requirements.txt)")
         if self.validation:
             with random_state_kept():  # with it or without, the training is the same
                 self.latest["val"] = self.validation(self.model.backbone, progress.step, progress.precision)
@@ -147,22 +147,17 @@ def train(
 
 
 @torch.no_grad()
-def masking_image(model: PretrainModel, dataset, tokenizer, max_tokens: int, device) -> torch.Tensor | None:
-    """[3, H, W] in [0, 1]: for some pairs both views, the mask, the patch-text similarity and the patterns.
+def masking_image(model: PretrainModel, dataset, tokenizer, max_tokens: int, device) -> torch.Tensor:
+    """[3, H, W] in [0, 1]: for some pairs both views, the mask, the patch-text similarity and the patterns."""
+    from torchvision.transforms.functional import to_pil_image  # here: torchvision takes a second to import
 
-    None without matplotlib (tools/requirements.txt), which draws it.
-    """
+    from tools.visualize.figures import masking_figure, pixels
+
     count = min(SHOWN, len(dataset))
     samples = [dataset[(0, index * len(dataset) // count)] for index in range(count)]
     batch = PretrainCollate(tokenizer, max_tokens)(samples)
     with evaluating(model):
         shown = model.inspect(normalized(to_device(batch, device)))
-    from torchvision.transforms.functional import to_pil_image  # here: torchvision takes a second to import
-
-    try:
-        from tools.visualize.figures import masking_figure, pixels
-    except ImportError:
-        return None
     clean, views = (list(map(to_pil_image, batch[name])) for name in ("image1", "image2"))
     figure = masking_figure(
         views,

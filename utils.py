@@ -20,7 +20,6 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import BinaryIO
 
@@ -41,120 +40,65 @@ HALF_SURROGATE = re.compile("[\ud800-\udfff]")  # what JSON and YAML can write, 
 class UserError(Exception):
     """Something the user can put right: one line that names the file, entry or key, and the remedy."""
 
+    def __str__(self) -> str:
+        """The line alone: torch puts the traceback before it if a DataLoader's worker raised it."""
+        return super().__str__().rstrip().rpartition("UserError: ")[2]
+
 
 class Stopped(Exception):
     """Training was asked by a signal to stop; its checkpoint is written, or is about to be."""
 
 
-def user_message(error: UserError) -> str:
-    """Its one line, also of an error in a DataLoader's worker process, which torch wraps in the worker's traceback."""
-    message = str(error)
-    if "DataLoader worker process" in message:
-        message = message.strip().splitlines()[-1].split("UserError: ", 1)[-1]
-    return message
+def one_line(text: object, length: int = 200) -> str:
+    """A text in one line, cut if it is long, with its control characters, which a terminal could obey, as escapes."""
+    text = " ".join(str(text).split())
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return text if len(text) <= length else f"{text[:length]} ..."
 
 
 def shown(value) -> str:
-    """The value as it is named in an error: in one line, and cut if it is long."""
+    """The value as it is named in an error."""
     return one_line(repr(value), 80)
 
 
-def one_line(text: object, length: int = 200) -> str:
-    """A text in one printable line, cut after a word if it is long."""
-    text = printable(" ".join(re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(text)).split()))  # torch colors its messages
-    if len(text) <= length:
-        return text
-    return text[: max(text.rfind(" ", length // 2, length), length // 2)] + " ..."
-
-
-def printable(text: str) -> str:
-    """The text with its control characters, of which a terminal would take some for commands, as escapes."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
 def reason(error: Exception) -> str:
-    """What other people's code says of a file, in one line: the first of its message, or its name without one.
-
-    torch's refusal of a file that could run code is a page of advice how to let it; of that, what it found.
-    """
-    message = str(error).strip()
+    """What other people's code says of a file, in one line; of torch's page about unsafe files, what it found."""
+    message = str(error)
     if "TorchScript" in message:
         return "it is a TorchScript archive, a program; docs/training.md makes a state dict of OpenAI's"
     if found := re.search(r"GLOBAL ([\w.]+)", message):
-        return f"it holds {one_line(found[1])}, which is no tensor and could run code"
-    if found := re.search(r"WeightsUnpickler error:\s*(.+)", message):
-        message = found[1]
-    return one_line(message.splitlines()[0]) if message else type(error).__name__
-
-
-def disk_error(error: OSError) -> str | None:
-    """One line for an error of the disk or of a file's place; None for one that may be this code's."""
-    if error.errno == errno.ENOENT and error.filename is None:  # of os.getcwd
-        return "the working directory is gone; change into one that exists"
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM):
-        return None
-    name = "a file" if error.filename is None else one_line(os.fsdecode(error.filename), 1000)
-    return f"{name}: {error.strerror}; make room, permit it, or write to another place"
+        return f"it holds {found[1]}, which is no tensor and could run code"
+    message = message.partition("WeightsUnpickler error:")[2].strip() or message.strip() or type(error).__name__
+    return one_line(message.splitlines()[0])
 
 
 STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP]
 EXIT_STOPPED = 130  # exit code of a run that a signal stopped: its checkpoint is written, --resume continues
-stop_requests: list[int] = []  # stop signals that have come, see engine.distributed
-
-
-def stop_requested() -> bool:
-    """Whether this process was asked to stop: long work outside the training steps looks here now and then."""
-    return bool(stop_requests)
+stop_requests: list[int] = []  # stop signals that have come, see engine.distributed; long work looks here now and then
 
 
 def run_main(main: Callable[[], object]) -> None:
     """Run a script's `main` and exit: 0; 130 if stopped; 2, with one line instead of a traceback, after a UserError or
-    if the disk refuses (`disk_error`).
+    if the disk refuses.
     """
-    try:
-        code = _exit_code(main)  # past it an error's frames are gone, whose loaders end their workers as they go
-    finally:
-        end_children()
-    sys.exit(code)
-
-
-def _exit_code(main: Callable[[], object]) -> int:
+    code = 0
     try:
         main()
-        return 0
     except (Stopped, KeyboardInterrupt) as stop:
+        code = EXIT_STOPPED
         if str(stop):
             logger.info("%s", stop)
-        return EXIT_STOPPED
     except BrokenPipeError:  # whoever read the output, such as `head`, has gone
-        drop_output()
-        return 141
-    except Exception as error:
-        if (line := _error_line(error)) is None:
-            raise
-        print("error:" if is_main() else f"error (process {rank()}):", printable(line), file=sys.stderr, flush=True)
-        return 2
-
-
-def _error_line(error: Exception) -> str | None:
-    """What the user is to know of an error; None for one that is this code's fault."""
-    if isinstance(error, UserError):
-        return user_message(error)
-    if isinstance(error, torch.OutOfMemoryError):
-        advice = "lower train.batch_size and raise train.accumulation, or set checkpointing: true"
-        return f"out of GPU memory ({reason(error)}); {advice}"
-    worker = "DataLoader worker .*(exited unexpectedly|killed by signal)|unable to (write to file|mmap)"
-    if isinstance(error, RuntimeError) and re.search(worker, str(error)):
-        remedy = "lower data.num_workers, or enlarge /dev/shm (docker: --shm-size)"
-        return f"a data worker died ({one_line(error)}); {remedy}"
-    if isinstance(error, UnicodeEncodeError):  # of a name on the command line
-        return f"{shown(error.object)} is no UTF-8; name it otherwise"
-    return disk_error(error) if isinstance(error, OSError) else None
-
-
-def drop_output() -> None:
-    """Let nothing more be written to the standard output, not even at the interpreter's end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # at its end Python writes what is left
+    except (UserError, OSError) as error:
+        code, line = 2, str(error)
+        if isinstance(error, OSError):
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+            line = f"{one_line(error, 1000)}; make room, permit it, or write to another place"
+        print("error:" if is_main() else f"error (process {rank()}):", line, file=sys.stderr, flush=True)
+    sys.exit(code)
 
 
 class Config(dict):
@@ -188,12 +132,10 @@ def find_file(path: str | os.PathLike, what: str = "file") -> Path:
     `what` says in the error what was looked for, e.g. the configuration key.
     """
     path = Path(os.path.expanduser(path))
-    folders = list(dict.fromkeys((Path.cwd(), ROOT)))
-    for folder in folders:
+    for folder in (Path(), ROOT):
         if os.path.exists(folder / path):
-            return path if folder == folders[0] else folder / path
-    where = "" if path.is_absolute() else f" (looked in {' and '.join(map(str, folders))})"
-    raise UserError(f"{what}: {one_line(path, 1000)} does not exist{where}")
+            return folder / path
+    raise UserError(f"{what}: {one_line(path, 1000)} does not exist (looked in {Path.cwd()} and {ROOT})")
 
 
 def open_file(path: str | os.PathLike) -> BinaryIO:
@@ -286,12 +228,8 @@ def load_checkpoint(path, required=("model",)) -> dict:
     path = find_file(path, "checkpoint")
     try:
         with open_file(path) as file:
-            if zipfile.is_zipfile(file):  # if not, torch says what it is instead
-                with zipfile.ZipFile(file) as archive:
-                    if record := archive.testzip():
-                        raise UserError(
-                            f"{path}: damaged: the checksum of its record {record!r} is wrong; take another"
-                        )
+            if zipfile.is_zipfile(file) and (record := zipfile.ZipFile(file).testzip()):
+                raise ValueError(f"damaged: the checksum of its record {record!r} is wrong")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
@@ -346,13 +284,9 @@ def in_processes(work: Callable, items: Iterable, workers: int) -> Iterator:
     if workers <= 1:
         yield from map(work, items)
         return
-    methods = multiprocessing.get_all_start_methods()  # a forked process need not import everything again
-    context = multiprocessing.get_context("fork" if "fork" in methods else methods[0])
-    try:
-        with ProcessPoolExecutor(workers, context, initializer=child_signals) as pool:
-            yield from pool.map(work, items, chunksize=16)
-    except BrokenProcessPool:
-        raise UserError("a worker process was killed (out of memory?); use fewer workers") from None
+    fork = multiprocessing.get_context("fork")  # a forked process need not import everything again
+    with ProcessPoolExecutor(workers, fork, initializer=child_signals) as pool:
+        yield from pool.map(work, items, chunksize=16)
 
 
 def rank() -> int:
@@ -376,17 +310,13 @@ def leave_group() -> bool:
 
 
 def on_main(function: Callable[[], object]):
-    """What `function` returns in the main process, in all of them; its UserError, or error of the disk, too."""
+    """What `function` returns in the main process, in all of them; its error, too."""
     result = error = None
     if is_main():
         try:
             result = function()
-        except UserError as caught:
+        except Exception as caught:
             error = caught
-        except OSError as caught:
-            if (line := disk_error(caught)) is None:
-                raise
-            error = UserError(line)
     result, error = gather_objects((result, error))[0]
     if error is not None:
         raise error

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from utils import UserError, child_signals, user_message
+from utils import UserError, child_signals
 
 log = logging.getLogger("semmim")
 
@@ -147,12 +147,9 @@ class Loader:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[dict]:
-        try:
-            for batch in self._loader:
-                self._count(batch)
-                yield batch
-        except UserError as error:  # of a worker, too
-            raise UserError(user_message(error)) from None
+        for batch in self._loader:
+            self._count(batch)
+            yield batch
 
     def _count(self, batch: dict) -> None:
         self.visited += len(batch["paths"]) + len(batch["bad"])

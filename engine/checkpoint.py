@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import math
 import os
 import random
@@ -52,8 +51,8 @@ def save_last(folder: Path, checkpoint: dict, keep: int) -> None:
             if (newer := last_path(folder, number - 1)).exists():
                 os.replace(newer, last_path(folder, number))
         if keep > 1 and last.exists():
+            last_path(folder, 1).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # a file system without links: the last one is simply replaced
-                last_path(folder, 1).unlink(missing_ok=True)
                 os.link(last, last_path(folder, 1))
 
 
@@ -62,24 +61,18 @@ def last_path(folder: Path, number: int = 0) -> Path:
     return folder / (f"checkpoint_last_{number}.pth" if number else LAST)
 
 
-def last_paths(folder: Path) -> list[Path]:
-    """The last checkpoints that exist, the newest first. After a gap in their numbers it is no run that wrote them."""
-    older = itertools.takewhile(Path.exists, (last_path(folder, number) for number in itertools.count(1)))
-    return [path for path in (last_path(folder), *older) if path.exists()]
-
-
-def load_last(folder: Path) -> tuple[dict | None, Path | None]:
-    """(The newest whole checkpoint of a folder, its file), None if there is none; UserError if all are damaged."""
+def load_last(folder: Path, keep: int) -> dict | None:
+    """The newest whole one of the `keep` last checkpoints, None if there is none; UserError if all are damaged."""
     problems = []
-    for path in last_paths(folder):
+    for path in filter(Path.exists, (last_path(folder, number) for number in range(keep))):
         try:
-            return load_checkpoint(path.resolve(), required=ENTRIES), path
+            return load_checkpoint(path, required=ENTRIES)
         except UserError as error:
             problems.append(str(error))
             logger.info("warning: %s; the one before is tried", error)
     if problems:
         raise UserError(f"--resume: no whole checkpoint is left: {'; '.join(problems)}")
-    return None, None
+    return None
 
 
 class BestCheckpoint:

@@ -8,10 +8,8 @@ import inspect
 import logging
 import os
 import re
-import shutil
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 
 import torch
@@ -26,13 +24,11 @@ from utils import (
     UserError,
     all_reduce_sum,
     choose_device,
-    drop_output,
     end_with_parent,
     is_main,
     leave_group,
     logger,
     one_line,
-    printable,
     rank,
     stop_requests,
     to_device,
@@ -62,7 +58,6 @@ def distributed(device: str = "auto") -> Iterator[torch.device]:
             raise KeyboardInterrupt("stopped outside of training; the same command with --resume continues")
 
     chosen = init_distributed(device)
-    stop_requests.clear()
     previous = _listen(handler)
     try:
         yield chosen
@@ -75,9 +70,8 @@ def distributed(device: str = "auto") -> Iterator[torch.device]:
         if stop_requests:  # another process ended first, at the same signal
             raise KeyboardInterrupt from None
         if world_size() > 1 and LOST.search(str(error)):
-            why = one_line(error, 1000)
-            line = f"error (process {rank()}): another process is gone ({why}); start again with --resume"
-            print(line, file=sys.stderr, flush=True)
+            line = f"error (process {rank()}): another process is gone ({one_line(error, 1000)})"
+            print(f"{line}; start again with --resume", file=sys.stderr, flush=True)
             os._exit(2)  # without the group's farewell, which would wait for the lost process
         raise
     finally:
@@ -90,28 +84,16 @@ def init_distributed(device: str = "auto") -> torch.device:
 
     CPU tensors travel by gloo, CUDA tensors by NCCL. Without torchrun there is one process and no group.
     """
-    device, local = choose_device(device), os.environ.get("LOCAL_RANK", "0")
-    if not local.isdecimal():
-        raise UserError(f"LOCAL_RANK is {one_line(local)}, which is no number; torchrun sets it")
-    local = int(local)
+    device, local = choose_device(device), int(os.environ.get("LOCAL_RANK", "0"))
     if device == "cuda":
         if local >= (gpus := torch.cuda.device_count()):
             raise UserError(f"process {local} has no GPU: start torchrun with --nproc_per_node={gpus}")
         torch.cuda.set_device(local)
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
-        number, size = (one_line(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
-        if not (number.isdecimal() and size.isdecimal() and int(number) < int(size)):
-            raise UserError(
-                f"RANK is {number} and WORLD_SIZE is {size}: it must be a number below that; torchrun sets them"
-            )
-        try:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", **_restarted())
-        except (TimeoutError, RuntimeError, ValueError) as error:
-            why = one_line(error, 1000)
-            raise UserError(f"the processes do not find each other ({why}); start them all again by torchrun") from None
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", **_restarted())
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent(signal.SIGTERM)  # a killed torchrun would leave its processes behind, training on
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=[Console(sys.stdout)])
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
     logger.setLevel(logging.INFO if is_main() else logging.WARNING)
     return torch.device("cuda", local) if device == "cuda" else torch.device("cpu")
 
@@ -127,33 +109,6 @@ def _restarted() -> dict:
         return {}
     store, number, processes = next(dist.rendezvous("env://"))
     return {"store": dist.PrefixStore(f"restart_{restarts}", store), "rank": number, "world_size": processes}
-
-
-def keep_freed_memory() -> None:
-    """Keep what the tensors of a step free for those of the next; the kernel would take it back and clear it again.
-
-    Changes glibc's malloc (mallopt(3)); without it nothing happens.
-    """
-    trim_threshold, mmap_max = -1, -4
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        mallopt(trim_threshold, -1)  # the heap never shrinks
-        mallopt(mmap_max, 0)  # and every tensor lies in it
-
-
-class Console(logging.StreamHandler):
-    """Log lines on the standard output; if its reader goes (`| head`) or its disk is full, the run continues without.
-
-    Control characters, which names of files may hold, are escaped.
-    """
-
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, logging's name
-        if isinstance(sys.exc_info()[1], OSError):
-            drop_output()
-        else:
-            super().handleError(record)
 
 
 # ------------------------------------------------------------------------------------------------------ stop signals
@@ -177,10 +132,8 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
 
     def stopping() -> bool:
         # by gloo, so that the GPU's queue is not waited for
-        asked = len(stop_requests)
-        return bool(asked) if world_size() == 1 else bool(all_reduce_sum(torch.tensor(asked)))
+        return bool(all_reduce_sum(torch.tensor(len(stop_requests))))
 
-    stop_requests.clear()
     previous = _listen(handler)
     try:
         yield stopping
@@ -192,17 +145,14 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
 
 def _listen(handler: Callable) -> dict[int, object]:
     """Give the stop signals a handler; returns the handlers that they had."""
-    previous = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in STOP_SIGNALS:
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                previous[number] = signal.signal(number, handler)
-    return previous
+    stop_requests.clear()
+    nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return {number: signal.signal(number, handler) for number in STOP_SIGNALS if number != signal.SIGHUP or not nohup}
 
 
 def _give_back(previous: dict[int, object]) -> None:
     for number, handler in previous.items():
-        signal.signal(number, handler or signal.SIG_DFL)
+        signal.signal(number, handler)
     stop_requests.clear()
 
 
@@ -210,11 +160,9 @@ def _give_back(previous: dict[int, object]) -> None:
 
 
 def wrap_ddp(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-    """The model in DistributedDataParallel if there are several processes; it starts from rank 0's values."""
+    """The model in DistributedDataParallel if there are several processes, which have built it alike."""
     if world_size() == 1:
         return model
-    for buffer in model.buffers():  # DDP's own start leaves them out if they are not synchronized later
-        dist.broadcast(buffer.view(torch.uint8) if buffer.dtype == torch.bool else buffer, 0)
     ddp = torch.nn.parallel.DistributedDataParallel
     renamed = "forward_sync_buffers" in inspect.signature(ddp).parameters  # in newer torch
     options = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
@@ -262,6 +210,17 @@ class Transfer:
         return moved
 
 
+def keep_freed_memory() -> None:
+    """Keep what the tensors of a step free for those of the next; the kernel would take it back and clear it again.
+
+    Changes glibc's malloc (mallopt(3)); without it nothing happens.
+    """
+    trim_threshold, mmap_max = -1, -4
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(trim_threshold, -1)  # the heap never shrinks
+        mallopt(mmap_max, 0)  # and every tensor lies in it
+
+
 VARIANTS = 64  # of a layer's code: with and without gradient, mask, memory, `rows` and `keep`, at several lengths
 
 
@@ -276,9 +235,6 @@ def compile_model(model: torch.nn.Module, backend: str | Callable = "inductor") 
     """
     from timm.models.vision_transformer import Block  # here: timm takes two seconds to import (see models.semmim)
 
-    compilers = filter(None, (os.environ.get("CXX"), "g++", "clang++", "c++"))
-    if backend == "inductor" and not any(map(shutil.which, compilers)):
-        raise UserError("train.compile: needs a C++ compiler (g++, clang++ or $CXX); install one, or set it to false")
     torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
     whole = getattr(model, "one_graph", False)
     parts = [model] if whole else [part for part in model.modules() if isinstance(part, Block | BertLayer)]

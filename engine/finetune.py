@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from dataset import create_train_loader
 from dataset.text import checkpoint_tokenizer
-from engine.checkpoint import BestCheckpoint, last_paths
+from engine.checkpoint import BestCheckpoint, last_path
 from engine.config import Config, Stage, arguments, load_config
 from engine.distributed import distributed
 from engine.loop import Progress, Task, fit, start_training
@@ -31,7 +31,7 @@ def run_stage(
     with distributed(args.device) as device:
         cfg = load_config(args.config, args.override, stage)
         run, resume_from = begin(args, cfg)
-        source = next(iter(last_paths(run.dir) if args.resume else ()), args.checkpoint)
+        source = last_path(run.dir) if resume_from else args.checkpoint
         if source is None:
             raise UserError("--checkpoint is missing: name a pre-trained checkpoint, e.g. one that Pretrain.py wrote")
         seed_everything(cfg.seed, per_rank=False)  # every process builds the same model

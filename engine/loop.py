@@ -139,18 +139,9 @@ def start_training(
             "--resume: data.train has other entries, or another order of them, than when the run was stopped; use "
             "the same files, or start a new run in another --output_dir with --checkpoint"
         )
-    before = [group["lr"] for group in resume_from["optimizer"]["param_groups"]] if resume_from else []
     seed_everything(cfg.seed)  # from here on every process draws its own noise
     progress = position(model, optimizer, batches, train, device, resume_from)
     schedule.step(progress.step, progress.done)
-    rises = [
-        (group["lr"] / max(1e-30, rate), rate, "train.lr_vit" if group["name"] == "vit" else "train.lr")
-        for group, rate in zip(optimizer.param_groups, before, strict=False)  # none at a beginning
-    ]
-    rise, rate, key = max(rises, key=lambda found: found[0], default=(0.0, 0.0, ""))
-    if rise > 1.01 and progress.step > train.warmup_steps and not progress.over:
-        why = "the length or the rates are new, and this run will not end as one that had them from the start"
-        logger.info("warning: --resume: the rate of %s rises %.3g times, from %.2e: %s", key, rise, rate, why)
     if train.compile:
         logger.info("train.compile: %d parts, in the first steps", compile_model(model))
     return Training(model, loader, optimizer, schedule, progress, device, data)

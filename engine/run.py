@@ -13,24 +13,19 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from engine.checkpoint import last_path, last_paths, load_last, random_state_kept
-from engine.config import MAY_CHANGE, Config, differences, read_yaml, save_config
-from models.weights import check_value
+from engine.checkpoint import last_path, load_last, random_state_kept
+from engine.config import MAY_CHANGE, Config, differences, save_config
 from utils import (
     ROOT,
     UserError,
-    gather_objects,
     is_main,
     logger,
     on_main,
     one_line,
-    open_file,
-    reason,
     replacing,
     resolve_precision,
     world_size,
@@ -52,14 +47,11 @@ def begin(args: argparse.Namespace, cfg: Config) -> tuple[Run, dict | None]:
     checkpoint's configuration. Evaluation resumes nothing. Raises UserError if the folder is not a run's.
     """
     folder = Path(args.output_dir).expanduser()
-    on_main(lambda: check_folder(folder, args.resume or args.evaluate, cfg))
+    on_main(lambda: check_folder(folder, args.resume or args.evaluate))
     resume = args.resume and not args.evaluate
-    resume_from, source = load_last(folder) if resume else (None, None)
+    resume_from = load_last(folder, cfg.train.keep_checkpoints) if resume else None
     step = resume_from["progress"]["step"] if resume_from else -1
-    if len(steps := set(gather_objects(step))) > 1:  # none renames anything before all have read
-        raise UserError(f"--resume: the processes read checkpoints of different steps, {steps}; start once more")
     if args.seed is not None:
-        check_value("--seed", args.seed, int, 0, 2**62)
         cfg.seed = args.seed
     elif resume_from:
         cfg.seed = resume_from["config"]["seed"]
@@ -68,7 +60,7 @@ def begin(args: argparse.Namespace, cfg: Config) -> tuple[Run, dict | None]:
         check_same_run(cfg, resume_from, args.other_ranks)
     elif resume:
         logger.info("--resume: no checkpoint in %s, starting", folder)
-    return Run(folder, cfg, resume=resume, step=step, source=source), resume_from
+    return Run(folder, cfg, resume, step), resume_from
 
 
 def check_same_run(config: dict, resume_from: dict, other_ranks: bool) -> None:
@@ -94,27 +86,21 @@ def check_same_run(config: dict, resume_from: dict, other_ranks: bool) -> None:
         logger.info("resumed with %s %r instead of %r", key, now, before)
 
 
-def check_folder(folder: Path, used: bool, config: dict | None) -> None:
+def check_folder(folder: Path, used: bool) -> None:
     """Raise UserError if a run may not write into a folder; touches nothing.
 
-    A folder that is not empty must have the lock file of a run of this project and, unless `used`, nothing else. Its
-    config.yaml must be of the same stage, that is have the keys of `config`.
+    A folder that is not empty must have the lock file of a run of this project and, unless `used`, nothing else.
     """
-    names = sorted(os.listdir(folder)) if folder.is_dir() else []
-    path = folder / LOCK
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
-    new = names == [LOCK] and text == ""  # of a run that was killed before it could write its mark
-    if names and not new and (text is None or not text.startswith(MARK)):
+    names, path = sorted(os.listdir(folder)) if folder.is_dir() else [], folder / LOCK
+    if names and not (path.is_file() and path.read_bytes().startswith(MARK.encode())):
         raise UserError(
             f"--output_dir {folder}: it holds {one_line(names[0])} and no run's {LOCK}: no run wrote it, so none "
             "touches it; name a new or an empty folder"
         )
-    if not used and names and names != [LOCK]:
+    if not used and names not in ([], [LOCK]):
         raise UserError(
             f"--output_dir {folder}: it holds an earlier run; add --resume to continue it, or name another folder"
         )
-    if config is not None and (known := folder / "config.yaml").exists() and read_yaml(known).keys() != config.keys():
-        raise UserError(f"--output_dir {folder}: its config.yaml is of another stage or version; name another folder")
 
 
 def lock(path: Path):
@@ -144,64 +130,44 @@ class Run(contextlib.AbstractContextManager):
     `with run:` closes it, whatever ends the block. Nothing is touched before `open`, so that a start that fails on what
     can be checked leaves an earlier run alone.
 
-    resume: whether the folder may hold an earlier run; step: the one to continue from, -1 for none; source: its file.
+    resume: whether it continues an earlier run; step: from which, -1 without a checkpoint.
     """
 
-    def __init__(
-        self,
-        output_dir: str | os.PathLike,
-        config: Config | None = None,
-        resume: bool = False,
-        step: int = -1,
-        source: Path | None = None,
-    ):
+    def __init__(self, output_dir: str | os.PathLike, config: Config, resume: bool = False, step: int = -1):
         self.dir, self.config = Path(output_dir).expanduser(), config
-        self.resume, self.step, self.source = resume, step, source
+        self.resume, self.step = resume, step
         self.start, self.about = time.time(), {}
         self._lock = self._log = None
-        self._failed: set[str] = set()  # files whose failure has been logged
 
     def __exit__(self, *_) -> None:
         self.close()
 
     def open(self, evaluate: bool = False) -> None:
-        """Take the folder for this process, called in all processes. Raises UserError if it cannot be had: it must be
-        new, empty or, for an evaluation or with --resume, a run's (see `check_folder`). Lines of the log after the step
-        that a resumed run continues from are removed; an evaluation continues the logs.
+        """Take the folder for this process, called in all processes; UserError if it cannot be had. Lines of the log
+        after the step that a resumed run continues from are removed; an evaluation continues the logs.
         """
         on_main(lambda: self._open(evaluate))
 
     def _open(self, evaluate: bool) -> None:
         try:
             self.dir.mkdir(parents=True, exist_ok=True)
-            check_folder(self.dir, evaluate or self.resume, self.config)
             self._lock = lock(self.dir / LOCK)
             for path in self.dir.iterdir():
                 if UNFINISHED.fullmatch(path.name):
                     path.unlink()
             if self.resume:
-                if self.source:  # over a damaged newer one, which would be kept instead of it
-                    os.replace(self.source, last_path(self.dir))
                 forget_steps_after(self.step, self.dir / "log.jsonl")
             self._log = open(self.dir / "log.jsonl", "a", encoding="utf-8")
         except OSError as error:
             raise UserError(f"--output_dir {self.dir}: {error.strerror or error}") from None
-        if self.config is not None:
-            of_training = evaluate and last_paths(self.dir)
-            save_config(self.config, self.dir / ("config_evaluate.yaml" if of_training else "config.yaml"))
-            if not evaluate and self.config.get("train", {}).get("tracker") == "wandb":
-                self._start_wandb()
-
-    def _start_wandb(self) -> None:
-        """Let wandb follow TensorBoard's events, until Python ends; nothing that fails in it ends a training."""
-        try:
+        of_training = evaluate and last_path(self.dir).exists()
+        save_config(self.config, self.dir / ("config_evaluate.yaml" if of_training else "config.yaml"))
+        if not evaluate and self.config.train.tracker == "wandb":
             import wandb
 
-            options = {"project": "semmim", "name": self.dir.name, "dir": str(self.dir), "resume": "auto"}
             with random_state_kept():
-                wandb.init(config=self.config.to_dict(), sync_tensorboard=True, **options)
-        except Exception as error:
-            logger.warning("train.tracker: wandb failed (%s); the run continues without it", reason(error))
+                options = {"name": self.dir.name, "dir": str(self.dir), "config": self.config.to_dict()}
+                wandb.init(project="semmim", resume="auto", sync_tensorboard=True, **options)
 
     def log(self, step: int, values: dict[str, float], split: str = "train", final: bool = False) -> None:
         """A line of log.jsonl (values that are not finite as null) and TensorBoard points `split/name`.
@@ -213,12 +179,10 @@ class Run(contextlib.AbstractContextManager):
         values = {key: float(value) for key, value in values.items()}
         finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
         line = {"step": step, "split": split, "seconds": round(time.time() - self.start, 1), **finite}
-        with self._tolerant("log.jsonl"):
-            self._log.write(json.dumps(line) + "\n")
-            self._log.flush()
-        with self._tolerant("tensorboard"):
-            for key, value in () if final else values.items():
-                self.board.add_scalar(f"{split}/{key}", value, step)
+        self._log.write(json.dumps(line) + "\n")
+        self._log.flush()
+        for key, value in () if final else values.items():
+            self.board.add_scalar(f"{split}/{key}", value, step)
 
     def image(self, step: int, name: str, image: torch.Tensor) -> None:
         """An image [3, H, W], float in [0, 1], for TensorBoard and as images/NAME_STEP.png."""
@@ -226,11 +190,9 @@ class Run(contextlib.AbstractContextManager):
             return
         from torchvision.utils import save_image  # here: torchvision takes a second to import
 
-        with self._tolerant("images"):
-            self.board.add_image(name, image, step)
-            self.board.flush()
-            (self.dir / "images").mkdir(exist_ok=True)
-            save_image(image, self.dir / "images" / f"{name}_{step:07}.png")
+        self.board.add_image(name, image, step)
+        (self.dir / "images").mkdir(exist_ok=True)
+        save_image(image, self.dir / "images" / f"{name}_{step:07}.png")
 
     def describe(self, device: torch.device, model: dict) -> None:
         """Note for metrics.json what numbers depend on beside data and weights; called in all processes, which agree on
@@ -259,12 +221,9 @@ class Run(contextlib.AbstractContextManager):
         """Close the logs and give the folder back."""
         if self._log is None:
             return
-        board = self.__dict__.pop("board", None)
-        for name, file in (("log.jsonl", self._log), ("tensorboard", board)):
-            with self._tolerant(name):
-                if file is not None:
-                    file.close()  # which tries once more to write what could not be written
-        self._lock.close()
+        for file in (self._log, self.__dict__.pop("board", None), self._lock):
+            if file is not None:
+                file.close()
         self._log = None
 
     @functools.cached_property
@@ -273,17 +232,6 @@ class Run(contextlib.AbstractContextManager):
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
         return SummaryWriter(str(self.dir / "tensorboard"), purge_step=self.step + 1 if self.resume else None)
-
-    @contextlib.contextmanager
-    def _tolerant(self, name: str) -> Iterator[None]:
-        """A full disk must not end a training over a line of its log: a warning, once for each file."""
-        try:
-            yield
-        except OSError as error:
-            if name not in self._failed:
-                self._failed.add(name)
-                why = error.strerror or error
-                logger.warning("%s: cannot be written (%s); the run continues", self.dir / name, why)
 
 
 def code_version() -> str:
@@ -298,12 +246,8 @@ def code_version() -> str:
 
 def forget_steps_after(step: int, log: Path) -> None:
     """Drop the lines after `step` from log.jsonl: a killed run logged steps, and epochs, that it did not save."""
-    if not log.exists():
-        return
     kept = []
-    with open_file(log) as file:
-        lines = file.read().decode(errors="replace").splitlines()
-    for line in lines:
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else ():
         with contextlib.suppress(ValueError, TypeError, KeyError):  # a line that a kill or a full disk cut off
             if json.loads(line)["step"] <= step:
                 kept.append(f"{line}\n")

@@ -59,7 +59,7 @@ def run_sharded(
     """
     found = Gathered(label, device)
     for batch in tqdm(batches, label, unit="batch", delay=10, mininterval=10, disable=not utils.is_main()):
-        if utils.stop_requested():
+        if utils.stop_requests:
             break
         found.put(*compute(batch))
     return found.collect(total)[0]
@@ -89,7 +89,7 @@ class Gathered:
             Stopped: in all processes alike, if one was asked to stop, which leaves rows out.
             RuntimeError: in all processes alike, if a row is missing or was put more than once.
         """
-        if any(utils.gather_objects(utils.stop_requested())):
+        if any(utils.gather_objects(bool(utils.stop_requests))):
             raise utils.Stopped
         parts = [part for one in utils.gather_objects(self.parts) for part in one]
         self.parts = []

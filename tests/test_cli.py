@@ -88,31 +88,12 @@ def trained(demo, tmp_path_factory):
         ([], ["--checkpoint", "absent.pth"]),
         (["mim.mask_ratio=0.6"], ["--resume"]),
         ([], []),  # a second training in the folder
-        ([], ["--seed", "-5", "--resume"]),
     ],
 )
 def test_a_start_that_fails_touches_nothing_of_an_earlier_run(demo, trained, overrides, flags):
     before = contents(trained, "run.lock")
     refused(lambda: pretrain(demo, trained, *overrides, flags=flags))
     assert contents(trained, "run.lock") == before
-
-
-@pytest.mark.parametrize(
-    "rates, rise",
-    [  # the cosine at (3 - 2) / (4 - 2) of its way, and at (4 - 2) / (8 - 2); end 1e-6
-        ([], "the rate of train.lr rises 1.49 times, from 5.05e-05"),
-        (["train.lr=5e-5", "train.lr_vit=1e-4"], "the rate of train.lr_vit rises 13.7 times, from 5.50e-06"),
-    ],
-    ids=["longer", "longer, another lr_vit"],
-)
-def test_a_resumed_run_warns_that_a_rate_rises(demo, trained, tmp_path, caplog, rates, rise):
-    train = functools.partial(pretrain, demo, tmp_path / "run")
-    train("train.epochs=1", "train.lr_vit=1e-5", flags=["--checkpoint", trained / "checkpoint_last.pth"])
-    with caplog.at_level("INFO", "semmim"):
-        train("train.epochs=1", "train.lr_vit=1e-5", flags=["--resume"])
-        assert "the rate of" not in caplog.text
-        train("train.epochs=2", "train.lr_vit=1e-5", *rates, flags=["--resume"])
-    assert caplog.text.count("the rate of") == 1 and rise in caplog.text
 
 
 def test_other_entries_or_another_order_of_them_are_refused_on_resume(demo, tmp_path):

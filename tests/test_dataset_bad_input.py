@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 from torch.utils.data import DataLoader
 
 from dataset import annotations
-from utils import UserError, user_message
+from utils import UserError
 
 folder = annotated.folder
 pytestmark = pytest.mark.usefixtures("no_hanging")
@@ -81,7 +81,7 @@ def test_an_image_that_cannot_be_read_stops_evaluation_with_one_line(folder, sta
     with pytest.raises(UserError) as caught:
         list(DataLoader(data, batch_size=None, num_workers=workers))
     expected = f"{folder / 'b.png'}: not a regular file; evaluation needs every image (check data.image_root)"
-    assert user_message(caught.value) == expected
+    assert str(caught.value) == expected
 
 
 # ------------------------------------------------------------------------------------------------- texts
