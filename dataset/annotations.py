@@ -18,14 +18,9 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from itertools import islice
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from dataset import official
 from dataset.files import LINES, PARQUET_PROBLEM, folder_entries, read_json
@@ -33,7 +28,6 @@ from dataset.shards import member_name, shard_entries, shard_files
 from utils import HALF_SURROGATE, UserError, find_file, one_line, shown
 
 Files = str | Path | Sequence[str | Path]
-Columns = tuple[pa.Array, pa.Array, np.ndarray]  # see `pair_chunks`
 
 TEXT, TEXTS, IDENTIFIER = (str,), (str, list), (str, int)  # kinds of values; a list is one of texts
 NAMES = {str: "a string", list: "a list of strings", int: "a whole number"}
@@ -59,7 +53,6 @@ WHOLE_NUMBER = re.compile(  # COCO's twelve digits, too; pandas writes 139.0 if 
     r"((?=[0-9]{12}$)[0-9]+|0|-?[1-9][0-9]{0,17})(?:\.0+)?"
 )
 COCO_NAME = re.compile(r"(?:COCO_\w+_|(?:^|/)(?=\d{12}\.))0*(\d{1,18})\.\w+$")  # of 2014, and of 2017: twelve digits
-CHUNK = 2048  # entries of pre-training checked at a time
 
 
 @dataclass(frozen=True)
@@ -110,71 +103,32 @@ def located_entries(
     kind: str,
     convert: Callable[[dict, Place], list[dict]] | None = None,
     split: str | None = None,
-    elements: Iterable[tuple[Place, int | str, Any]] | None = None,
 ) -> Iterator[tuple[Place, dict]]:
     """(place, entry) of all files, `image` replaced by the path to open.
 
     kind: a key of KINDS: which keys an entry must have. convert: for files of other layouts, called first with an entry
     and its place: what it is in this layout, as one entry, several, or none; its ValueErrors say what an entry lacks.
     split: "train", "val" or "test": of the entries that name a `split`, those of this one alone; at least one.
-    elements: those of `_elements` to take; None: all.
     Raises UserError naming the file, the entry's number and the key.
     """
-    folders, found = image_folders(source.image_root), False
-    splits = official.KARPATHY_SPLITS.get(split)
-    for file, number, read in _elements(source, kind) if elements is None else elements:
-        where = file._replace(number=number)
+    splits, found = official.KARPATHY_SPLITS.get(split), False
+    find_folder = cache(lambda folder, key: str(find_file(folder, key).resolve()))
+    for where, read in _elements(source):
         check_texts(read, where)
-        if splits is None or "split" not in read or read["split"] in splits:
-            for entry in _entries(read, where, kind, folders, source, convert):
-                found = True
-                yield where, entry
+        if splits and read.get("split", splits[0]) not in splits:
+            continue
+        try:
+            entries = convert(_plain(read, source.columns), where) if convert else [_plain(read, source.columns)]
+        except ValueError as error:
+            raise UserError(f"{where}: {error}") from None
+        for entry in entries:
+            _check(entry, kind, where)
+            if where.folder is not None:
+                entry["image"] = _image_path(entry, where, source, find_folder)
+            found = True
+            yield where, entry
     if splits and not found:
         raise UserError(f"{source.files}: no entry has the split {' or '.join(splits)}")
-
-
-def pair_chunks(source: Source) -> Iterator[Columns]:
-    """The entries for pre-training in chunks: (paths to open [n], binary; their captions one after the other; the
-    number of each entry's captions [n]). They are what `located_entries` yields, in a third of its time."""
-    folders = image_folders(source.image_root)
-    plain = not (isinstance(folders, dict) or source.image_prefix_map or source.columns)
-    elements = _elements(source, "pretrain")
-    while chunk := list(islice(elements, CHUNK)):
-        columns = _plain_columns(chunk, folders) if plain else None
-        yield columns or _columns([entry for _, entry in located_entries(source, "pretrain", elements=chunk)])
-
-
-def _columns(entries: list[dict]) -> Columns:
-    paths = pa.array([os.fsencode(entry["image"]) for entry in entries], pa.large_binary())
-    captions = [strings(entry["caption"]) for entry in entries]
-    texts = pa.array([text for group in captions for text in group], pa.large_string())
-    return paths, texts, np.array([len(group) for group in captions], dtype=np.int64)
-
-
-def _plain_columns(chunk: list[tuple[Place, int | str, Any]], root: Path | None) -> Columns | None:
-    """As `_columns`, of elements of one file that all have an image, without links or dots, and one caption; else None.
-
-    Arrow takes no column with anything but strings that can be encoded: no entry needs to be looked at by itself.
-    """
-    first = chunk[0][0]
-    if first.folder is None:  # of a shard or a folder of images, whose paths are not looked for in a folder
-        return None
-    folder = os.path.join(root or first.folder, "")
-    try:
-        images, captions = (
-            pa.array([element[key] for _, _, element in chunk], pa.large_string()) for key in ("image", "caption")
-        )
-        start, separator = (pa.scalar(text, pa.large_string()) for text in (folder, ""))
-        inside = pc.binary_join_element_wise(start, images, separator)
-        paths = pc.if_else(pc.starts_with(images, os.sep), images, inside)
-        folders = pc.unique(pc.replace_substring_regex(paths, "[^/]*$", "")).to_pylist()
-        is_plain = all(name is None or _real_folder(name) == (name.rstrip(os.sep), False) for name in folders)
-    except (KeyError, TypeError, ValueError, pa.ArrowException):
-        return None
-    is_complete = not images.null_count + captions.null_count and pc.min(pc.binary_length(images)).as_py() > 0
-    if not is_plain or not is_complete or any(file is not first for file, _, _ in chunk):
-        return None
-    return paths.cast(pa.large_binary()), captions, np.ones(len(chunk), dtype=np.int64)
 
 
 def file_list(files: Files) -> Sequence[str | Path]:
@@ -187,35 +141,34 @@ def strings(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
 
 
-def _elements(source: Source, kind: str) -> Iterator[tuple[Place, int | str, Any]]:
-    """(a place in the file, the number for it, element) of every list, table, folder and shard: a place of its own for
-    each of millions of elements would take as long as to read them."""
+def _elements(source: Source) -> Iterator[tuple[Place, Any]]:
+    """(place, element) of every list, table, folder and shard."""
     for name in file_list(source.files):
         path = find_file(name, "annotation file")
         path = path.resolve() if path.is_dir() else path.parent.resolve() / path.name
         if shards := shard_files(path):
             for shard, key, entry in shard_entries(shards, source.max_bad_share):
-                yield Place(shard, "sample", key), key, entry
+                yield Place(shard, "sample", key), entry
         elif path.is_dir():
             for text, number, entry in folder_entries(path):
-                yield Place(text, "line", number), number, entry
+                yield Place(text, "line", number), entry
         else:
-            header, unit, elements = _read_list(path, [source.columns.get(key, key) for key in KINDS[kind]])
-            file, number = Place(path, unit, 0, header, str(path.parent)), None
+            header, unit, elements = _read_list(path)
+            number, folder = None, str(path.parent)
             for number, element in elements:
-                yield file, number, element
+                yield Place(path, unit, number, header, folder), element
             if number is None:
                 raise UserError(f"{path}: holds no entry")
 
 
-def _read_list(path: Path, needed: list[str]) -> tuple[dict[str, str], str, Iterable[tuple[int, Any]]]:
+def _read_list(path: Path) -> tuple[dict[str, str], str, Iterable[tuple[int, Any]]]:
     """(the texts beside the list of an official file, else {}; what its entries are counted in; their numbers and the
-    entries); needed: the columns that a table must have."""
+    entries)"""
     ending = path.suffix.lower()
     if ending == ".parquet":
         raise UserError(f"{path}: {PARQUET_PROBLEM}")
     if ending in LINES:
-        return {}, "line", LINES[ending](path, needed)
+        return {}, "line", LINES[ending](path)
     content = read_json(path)
     if isinstance(content, list):
         return {}, "entry", enumerate(content)
@@ -232,73 +185,42 @@ def _read_list(path: Path, needed: list[str]) -> tuple[dict[str, str], str, Iter
 # ------------------------------------------------------------------------------------------------- checks
 
 
-def _entries(read: dict, where: Place, kind: str, folders, source: Source, convert=None) -> list[dict]:
-    """The entries that an element of a file is, checked, and with the paths to open as their `image`; folders: of
-    `image_folders`."""
-    for key, name in source.columns.items():
-        if name in read:
-            read[key] = read[name]
-    for key in IDENTIFIERS & read.keys():
-        read[key] = whole_number(read[key])
-    try:
-        entries = convert(read, where) if convert else [read]
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from None
+def _plain(read: dict, columns: Mapping[str, str]) -> dict:
+    """An entry under this project's keys, without those that are null or an empty list, its ids as numbers."""
+    entry = {key: value for key, value in read.items() if value is not None and (value != [] or key == "sentences")}
+    entry |= {key: entry[name] for key, name in columns.items() if name in entry}
+    return entry | {key: whole_number(entry[key]) for key in IDENTIFIERS & entry.keys()}
+
+
+def _check(entry: dict, kind: str, where: Place) -> None:
+    """UserError if an entry lacks a key of its kind, or the value of one is of another type."""
     needed, optional = KINDS[kind], OPTIONAL.get(kind, {})
-    for entry in entries:
-        if missing := next((key for key in needed if key not in entry), None):
-            raise UserError(f"{where} has no {missing!r}; a {kind} entry needs {', '.join(needed)}")
-        for key, types in needed.items():
-            check_kind(entry[key], key, types, where)
-        for key, types in optional.items():
-            if entry.get(key) == []:  # as if it were missing
-                entry[key] = None
-            if entry.get(key) is not None:
+    if missing := next((key for key in needed if key not in entry), None):
+        raise UserError(f"{where} has no {missing!r}; a {kind} entry needs {', '.join(needed)}")
+    for kinds in (needed, optional):
+        for key, types in kinds.items():
+            if key in entry:
                 check_kind(entry[key], key, types, where)
-        if not entry["image"] or "\0" in entry["image"]:
-            raise UserError(f"{where}: 'image' is empty or holds a zero byte")
-        if where.folder is not None:
-            entry["image"] = _image_path(entry, where, folders, source.image_prefix_map)
-        elif where.unit == "line":  # of a folder of images
-            entry["image"] = _real_file(entry["image"])
-    return entries
+    if not entry["image"] or "\0" in entry["image"]:
+        raise UserError(f"{where}: 'image' is empty or holds a zero byte")
 
 
-def _image_path(entry: dict, where: Place, folders, prefixes: Mapping[str, str]) -> str:
-    """The path to open, to which its links and .. lead: an image has one path, however files spell it."""
-    folder, image = where.folder if folders is None else folders, entry["image"]
-    if isinstance(folders, dict):
+def _image_path(entry: dict, where: Place, source: Source, find_folder: Callable[[str, str], str]) -> str:
+    """The path to open, to which links and .. of its folder lead: an image has one path, however files spell it."""
+    image, prefixes, root, key = entry["image"], source.image_prefix_map, source.image_root, "data.image_root"
+    if isinstance(root, Mapping):
         name = entry.get("dataset")
-        if not isinstance(name, str) or name not in folders:
-            known = ", ".join(folders) or "nothing"
-            raise UserError(
-                f"{where} has the dataset {shown(name)}, but data.image_root names only {known}; add it there"
-            )
-        if isinstance(folders[name], str):
-            folders[name] = find_file(folders[name], f"data.image_root.{name}").resolve()
-        folder = folders[name]
+        if name not in list(root):
+            known = ", ".join(root) or "nothing"
+            raise UserError(f"{where} has the dataset {shown(name)}, but {key} names only {known}; add it there")
+        root, key = root[name], f"{key}.{name}"
+    folder = where.folder if root is None else find_folder(root, key)
     old = max((prefix for prefix in prefixes if image.startswith(prefix)), key=len, default="")
-    return _real_file(os.path.join(folder, prefixes.get(old, old) + image[len(old) :]))
+    parent, name = os.path.split(os.path.join(folder, prefixes.get(old, old) + image[len(old) :]))
+    return os.path.join(_real_folder(parent), name)
 
 
-def _real_file(path: str) -> str:
-    """Where an absolute path leads."""
-    parent, name = os.path.split(path)
-    folder, has_links = _real_folder(parent)
-    path = os.path.join(folder, name)
-    return os.path.realpath(path) if has_links else path
-
-
-@lru_cache(maxsize=1 << 16)
-def _real_folder(path: str) -> tuple[str, bool]:
-    """Where a folder's absolute path leads, and whether links are in it: it is listed once, since to look at each of
-    millions of files takes several times as long."""
-    folder = os.path.realpath(path)
-    try:
-        with os.scandir(folder) as files:
-            return folder, any(file.is_symlink() for file in files)
-    except OSError:  # no such folder, or no right to list it
-        return folder, False
+_real_folder = lru_cache(maxsize=1 << 16)(os.path.realpath)  # looked up once for millions of images
 
 
 def check_kind(value, key: str, types: tuple[type, ...], where: Place | str) -> None:
@@ -329,20 +251,12 @@ def check_texts(entry: Any, where: Place | str) -> None:
             raise UserError(f"{where}: {key!r} holds half of a surrogate pair, which is no character: {shown(value)}")
 
 
-def image_folders(image_root: str | Path | Mapping[str, str] | None) -> Path | dict[str, str | Path] | None:
-    """The folder of relative paths, None for that of the annotation file, or a map whose folders are looked for when an
-    entry names them."""
-    if isinstance(image_root, Mapping):
-        return {key: str(path) for key, path in image_root.items()}
-    return None if image_root is None else find_file(image_root, "data.image_root").resolve()
-
-
 def _each_once(located: list[tuple[Place, dict]]) -> None:
     """UserError if a file or an entry stands there twice: if all entries of an image do. A caption that was published
     twice among others of its image stays."""
     places: dict[str, dict[tuple[str, ...], list[Place]]] = {}
     for where, entry in located:
-        captions = tuple(caption.strip() for caption in strings(entry.get("caption") or []))
+        captions = tuple(caption.strip() for caption in strings(entry.get("caption", [])))
         places.setdefault(entry["image"], {}).setdefault(captions, []).append(where)
     for image, groups in places.items():
         if min(map(len, groups.values())) > 1:
@@ -393,16 +307,16 @@ def load_captions(source: Source, split: str) -> list[dict]:
         image, domain = entry["image"], (entry.get("domain") or "").removesuffix("-domain") or None
         if domain not in (None, *DOMAINS):
             raise UserError(f"{where}: 'domain' is {shown(domain)}, it must be one of {', '.join(DOMAINS)}")
-        identifier = entry["name"] if entry["image_id"] is None else entry["image_id"]
+        identifier = entry.get("image_id", entry.get("name"))
         labels = split_labels(entry.get("object_label") or "")
         new = {"image": image, "captions": [], "image_id": identifier, "labels": labels, "domain": domain}
         first = images.setdefault(image, new)
-        first["captions"] += [] if entry.get("caption") is None else strings(entry["caption"])
+        first["captions"] += strings(entry.get("caption", []))
         if split == "train":  # of which no places are kept: there are many
             continue
         evaluated.append((where, entry))
         place, other = of_id.setdefault(first["image_id"], (where, first))
-        if other is not first or entry["image_id"] not in (None, first["image_id"]):
+        if other is not first or entry.get("image_id", first["image_id"]) != first["image_id"]:
             raise UserError(
                 f"{where}: {image} has the image_id {shown(identifier)}, but {other['image']} has "
                 f"{shown(other['image_id'])} in {place}; over all files, an id must stand for one image, and an image "
@@ -418,14 +332,13 @@ def split_labels(object_label: str) -> list[str]:
 
 
 def _for_captioning(entry: dict, where: Place) -> list[dict]:
-    """An entry of any layout with `image`, `caption` and `image_id` or, if it has none (None), `name`, its id then;
-    Karpathy's without blank captions."""
+    """An entry of any layout with `image`, `caption` and `image_id` or, if it has none, `name`, its id then; Karpathy's
+    without blank captions."""
     if official.is_karpathy(entry):
         entry = {**entry, **official.karpathy_image(entry, official.karpathy_set(entry, where.header))}
-    ids = [entry[key] for key in ("image_id", "img_id", "cocoid", "imgid") if entry.get(key) not in (None, "", [])]
+    ids = [entry[key] for key in ("image_id", "img_id", "cocoid", "imgid") if key in entry]
     if ids:
-        entry["image_id"] = ids[0]
-        return [entry]
+        return [{**entry, "image_id": ids[0]}]
     name = os.path.normpath(member_name(str(entry.get("image"))))
     number = COCO_NAME.search(name)
-    return [entry | {"image_id": None, "name": int(number[1]) if number else name}]
+    return [{**entry, "name": int(number[1]) if number else name}]

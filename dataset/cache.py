@@ -1,36 +1,38 @@
 """What data sets keep in memory, in blocks that processes share: strings, pre-training's entries, decoded images.
 
 Millions of Python strings take ten times the memory of their text, and forked data workers copy them page by page. The
-entries of large files are also kept in an Arrow file beside the first of them (else in $XDG_CACHE_HOME/semmim), which
-later runs and the other processes of a machine map: it is in memory once.
+entries of large files are also kept in an Arrow file in $XDG_CACHE_HOME/semmim (or ~/.cache/semmim), whose name has a
+digest of what it was made of. Later runs and the other processes of a machine map it: it is in memory once.
 """
 
-import contextlib
 import fcntl
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
-from dataset.annotations import Source, file_list, pair_chunks
+from dataset.annotations import Source, file_list, located_entries, strings
 from dataset.shards import shard_files
 from dataset.transforms import ImageError, open_image
-from utils import UserError, find_file, replacing
+from utils import UserError, find_file, make_folder, replacing
 
 log = logging.getLogger("semmim")
 pa.set_memory_pool(pa.system_memory_pool())  # others keep what was needed to read millions of entries
 
 CACHED_FROM = 50_000_000  # bytes of annotation files; fewer are read in seconds
-VERSION = 5  # of what the Arrow file holds: to be raised with every change of what is read, checked or stored
+CHUNK = 2048  # entries held as Python's objects at a time
+VERSION = 6  # of what the Arrow file holds: to be raised with every change of what is read, checked or stored
 SHARE_OF_MEMORY = 0.25  # that decoded images may take
-AT_ONCE = 1000  # images decoded before their size is looked at
 
 
 class StringTable:
@@ -52,6 +54,11 @@ class StringTable:
             raise IndexError(index)
         return str(self.bytes[self.ends[index] : self.ends[index + 1]], "utf-8", "surrogateescape")
 
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Characters of each string."""
+        return pc.utf8_length(self.array.cast(pa.large_string())).to_numpy()
+
 
 # ------------------------------------------------------------------------------------------------- entries
 
@@ -68,14 +75,17 @@ class Pairs:
 
 def read_pairs(source: Source) -> pa.Table:
     """The entries of pre-training's files: `image`, the path to open (numbered in a dictionary), and `captions`."""
-    images, captions, counts = [], [], [[0]]
-    for paths, texts, numbers in pair_chunks(source):
+    images, captions, counts = [], [], [0]
+    located = located_entries(source, "pretrain")
+    while chunk := list(islice(located, CHUNK)):
+        groups = [strings(entry["caption"]) for _, entry in chunk]
+        paths = pa.array([os.fsencode(entry["image"]) for _, entry in chunk], pa.large_binary())
         images.append(paths.dictionary_encode())
-        captions.append(texts)
-        counts.append(numbers)
+        captions.append(pa.array([text for group in groups for text in group], pa.large_string()))
+        counts += map(len, groups)
     captions = pa.chunked_array(captions).combine_chunks()  # one after the other: a copy of both would be held
     images = pa.chunked_array(images).unify_dictionaries().combine_chunks()
-    starts = pa.array(np.cumsum(np.concatenate(counts), dtype=np.int64))
+    starts = pa.array(np.cumsum(counts, dtype=np.int64))
     return pa.table({"image": images, "captions": pa.LargeListArray.from_arrays(starts, captions)})
 
 
@@ -83,57 +93,25 @@ def load_pairs(source: Source) -> Pairs:
     """The entries of pre-training's files, from their Arrow file if they are large."""
     named = [Path(find_file(name, "annotation file")) for name in file_list(source.files)]
     files = [file for path in named for file in shard_files(path) or [path]]
-    states = [path.stat() for path in files]
+    states = [(str(path.absolute()), path.stat()) for path in files]
     folders = any(path.is_dir() for path in files)  # of images: no size and time tells what is in them
-    if folders or sum(state.st_size for state in states) < CACHED_FROM:
+    if folders or sum(state.st_size for _, state in states) < CACHED_FROM:
         return Pairs(read_pairs(source))
-    settings = [[str(path.absolute()) for path in files], str(source), os.getcwd()]
-    content = json.dumps([VERSION, settings, [[state.st_size, state.st_mtime_ns] for state in states]]).encode()
-    digest = hashlib.blake2b(json.dumps(settings).encode(), digest_size=8).hexdigest()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "semmim")
-    folder = files[0].parent if os.access(files[0].parent, os.W_OK) else cache
-    with _one_at_a_time(files[0].parent):  # the first process of a machine makes the file, the others wait for it
-        pairs = Pairs(_kept(folder / f".{files[0].stem}.{digest}.arrow", content, source))
+    content = [VERSION, str(source), os.getcwd(), [(name, state.st_size, state.st_mtime_ns) for name, state in states]]
+    digest = hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
+    folder = make_folder(Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "semmim"))
+    path = folder / f"{files[0].stem}.{digest}.arrow"
+    with open(folder / "lock", "w") as lock:  # the first process of a machine makes the file, the others wait for it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            with replacing(path) as temporary:
+                entries = read_pairs(source)
+                with pa.ipc.new_file(str(temporary), entries.schema) as file:
+                    file.write_table(entries)
+    entries = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     pa.default_memory_pool().release_unused()
-    return pairs
-
-
-def _kept(path: Path, content: bytes, source: Source) -> pa.Table:
-    """The entries in the Arrow file `path`, which is made anew unless it was made of `content`."""
-    if entries := _mapped(path, content):
-        log.info("%d entries of data.train from %s", len(entries), path)
-        return entries
-    entries = read_pairs(source).replace_schema_metadata({b"content": content})
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary, pa.ipc.new_file(str(temporary), entries.schema) as file:
-            file.write_table(entries)
-    except (OSError, UserError) as error:
-        log.warning("the entries of data.train cannot be kept (%s): every process reads the files", error)
-        return entries
-    log.info("%d entries, kept in %s", len(entries), path)
-    return _mapped(path, content) or entries
-
-
-def _mapped(path: Path, content: bytes) -> pa.Table | None:
-    """The entries in an Arrow file that was made of `content`, mapped; None if it is missing or of something else."""
-    try:
-        entries = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except (OSError, pa.ArrowException):
-        return None
-    return entries if entries.schema.metadata == {b"content": content} else None
-
-
-@contextlib.contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """While it lasts, no other process is in it for the same folder (if the file system knows such locks)."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)  # which ends the lock
+    log.info("%d entries of data.train in %s", len(entries), path)
+    return Pairs(entries)
 
 
 # ------------------------------------------------------------------------------------------------- images
@@ -149,11 +127,11 @@ class ImageCache:
         self._images: list[np.ndarray | ImageError] = []
         size = 0
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for first in range(0, len(paths), AT_ONCE):
-                images = pool.map(_decode, [paths[i] for i in range(first, min(first + AT_ONCE, len(paths)))])
-                self._images += images
-                size += sum(image.size for image in self._images[first:] if isinstance(image, np.ndarray))
+            for image in pool.map(_decode, [paths[i] for i in range(len(paths))]):
+                self._images.append(image)
+                size += image.size if isinstance(image, np.ndarray) else 0
                 if size > limit:
+                    pool.shutdown(cancel_futures=True)
                     raise UserError(
                         f"data.cache_images: the decoded images take more than {limit / 1e9:.2f} GB (a quarter of the "
                         "memory, over all processes here); set it to false"

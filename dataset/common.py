@@ -25,9 +25,9 @@ class TrainDataset(Dataset):
     """`dataset[(epoch, index)]` (or `dataset[index]` for epoch 0): a sample, a pure function of (seed, epoch, index):
     number of workers, ranks and resumes do not change it.
 
-    A subclass has `__len__`, `caption_length(epoch, index) -> int` (to sort by) and `_sample(index, rng) -> dict` with
-    the key `path`. If that raises ImageError or EmptyCaption, another index is drawn; `bad` has a line for each that
-    was replaced, and is the sample's only key if no replacement was found either.
+    A subclass has `__len__`, `caption_lengths(epoch, visits [N]) -> [N]` (to sort by) and `_sample(index, rng) -> dict`
+    with the key `path`. If that raises ImageError or EmptyCaption, another index is drawn; `bad` has a line for each
+    that was replaced, and is the sample's only key if no replacement was found either.
 
     paths: of the images, each once; cache_images: keep the decoded images in memory.
     """
@@ -90,14 +90,18 @@ class CaptionedDataset(TrainDataset):
     def __len__(self) -> int:
         return len(self.captions) if self.groups is None else len(self.groups) - 1
 
-    def caption_length(self, epoch: int, index: int) -> int:
-        """Characters of the caption of this visit, for sorting by length."""
-        if self.groups is not None and self.groups[index + 1] - self.groups[index] == 1:
-            return len(self.captions[self.groups[index]])  # no need to draw
-        return len(self.captions[self.draw_caption(index, sample_rng(self.seed, epoch, index))])
+    def caption_lengths(self, epoch: int, visits: np.ndarray) -> np.ndarray:
+        """Characters of the captions of these visits [N], for sorting by length: [N]"""
+        captions = visits
+        if self.groups is not None:
+            captions, ends = self.groups[visits], self.groups[visits + 1]
+            for place in np.flatnonzero(ends - captions > 1):
+                rng = sample_rng(self.seed, epoch, visits[place])
+                captions[place] = self.draw_caption(visits[place], rng)
+        return self.captions.lengths[captions]
 
     def draw_caption(self, index: int, rng: random.Random) -> int:
-        """The caption of a visit, to be drawn before anything else: `caption_length` draws the same one."""
+        """The caption of a visit, to be drawn before anything else: `caption_lengths` draws the same one."""
         if self.groups is None:
             return index
         return rng.randrange(self.groups[index], self.groups[index + 1])

@@ -10,7 +10,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ IMAGE_ENDINGS = tuple(f".{ending}" for ending in IMAGES)
 SEPARATORS = {".csv": ",;\t|", ".tsv": "\t"}  # the first of these that the line of names holds
 CAPTION_NUMBER = re.compile(r"#\d+$")  # 1000092795.jpg#0: the first of an image's captions
 PARQUET_PROBLEM = "parquet is not read here; pack it into tar shards with tools.shards (VQA: write JSON lines)"
-LONGEST_CELL = 1 << 22  # characters; Python's own limit is 131,072
 
 
 # ------------------------------------------------------------------------------------------------- JSON
@@ -92,57 +92,43 @@ def token_lines(path: Path) -> Iterator[tuple[int, dict]]:
             )
 
 
-def table_rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict]]:
-    """(line, entry) of the rows below the line of names, which must hold the columns `needed`.
+def table_rows(path: Path) -> Iterator[tuple[int, dict]]:
+    """(line, entry) of the rows below the line of names.
 
-    A cell holds text, or a JSON list of texts (["a dog", "a black dog"]); an empty one is a missing key. A quotation
-    mark that is never closed takes the next rows into its cell: a row of several lines is refused if more than one of
-    them has, in the place of the image, the name of one. needed: the image's column first.
+    A cell holds text, or a JSON list of texts (["a dog", "a black dog"]); an empty one is a missing key. A row is one
+    line: a quotation mark that is never closed would take the next rows into its cell.
     """
     separators = SEPARATORS[path.suffix.lower()]
     names = next((line for _, line in text_lines(path) if line.strip()), "")
     separator = next((mark for mark in separators if mark in names), separators[0])
-    csv.field_size_limit(max(csv.field_size_limit(), LONGEST_CELL))
-    rows, line = csv.reader((line for _, line in text_lines(path)), delimiter=separator, strict=True), 1
+    rows = csv.reader((line for _, line in text_lines(path)), delimiter=separator, strict=True)
+    columns, line = None, 1
     try:
-        columns = [name.strip() for name in next((row for row in rows if row), [])]
-        found = one_line(", ".join(map(repr, columns))) or "none"
-        if missing := [name for name in needed if name not in columns]:
-            raise UserError(f"{path}: line 1 must name a column {missing[0]!r}, the columns are {found}")
-        if len(set(filter(None, columns))) < len(list(filter(None, columns))):
-            raise UserError(f"{path}: line 1 names a column twice ({found}); a caption more is a row more")
-        line, place = rows.line_num + 1, columns.index(needed[0])
         for row in rows:
-            if any(map(str.strip, row)):  # else a blank line
-                if len(row) != len(columns):
-                    raise UserError(
-                        f"{path}: line {line} has {len(row)} cells, but there are {len(columns)} columns ({found}); "
-                        f"a cell with {separator!r} in it needs quotes"
-                    )
-                if rows.line_num > line and _are_several(row, place, separator):
-                    raise UserError(
-                        f"{path}: lines {line} to {rows.line_num} are one row by their quotation marks, but look like "
-                        'several; write "" for a mark inside a quoted cell, or JSON lines'
-                    )
-                yield line, {name: _value(cell) for name, cell in zip(columns, row, strict=True) if cell}
+            if rows.line_num > line:
+                raise UserError(
+                    f"{path}: lines {line} to {rows.line_num} are one row by their quotation marks, a row must be one "
+                    'line; write "" for a mark inside a quoted cell, or JSON lines for texts of several lines'
+                )
             line = rows.line_num + 1
+            if not any(map(str.strip, row)):  # a blank line
+                continue
+            if columns is None:
+                columns = [name.strip() for name in row]
+                if twice := [name for name, count in Counter(columns).items() if name and count > 1]:
+                    raise UserError(f"{path}: names the column {twice[0]!r} twice; a caption more is a row more")
+                continue
+            if len(row) != len(columns):
+                raise UserError(
+                    f"{path}: line {rows.line_num} has {len(row)} cells, but there are {len(columns)} columns; a cell "
+                    f"with {separator!r} in it needs quotes"
+                )
+            yield rows.line_num, {name: _value(cell) for name, cell in zip(columns, row, strict=True) if cell}
     except csv.Error as error:
         raise UserError(
             f"{path}: line {line} is no row ({error}); a cell that begins with a quote needs quotes around it, and "
             "two for each in it"
         ) from None
-
-
-def _are_several(row: list[str], place: int, separator: str) -> bool:
-    """Whether several lines of a row have an image in its place, counted from either end."""
-
-    def ending(cell: str) -> str:
-        return os.path.splitext(cell.strip())[1].lower()
-
-    endings = {ending(row[place]), *IMAGE_ENDINGS}
-    lines = [line.split(separator) for line in separator.join(row).split("\n")]
-    places = [(cells[place], cells[place - len(row)]) for cells in lines if len(cells) >= len(row)]
-    return "\n" in row[place] or sum(not endings.isdisjoint(map(ending, cells)) for cells in places) > 1
 
 
 def _value(cell: str) -> str | list:
@@ -152,9 +138,9 @@ def _value(cell: str) -> str | list:
     return cell
 
 
-LINES = {  # ending: reader(path, needed columns) -> (line, entry) of a file of lines
-    **dict.fromkeys((".jsonl", ".ndjson"), lambda path, needed: json_lines(path)),
-    **dict.fromkeys((".txt", ".token"), lambda path, needed: token_lines(path)),
+LINES = {  # ending: reader(path) -> (line, entry) of a file of lines
+    **dict.fromkeys((".jsonl", ".ndjson"), json_lines),
+    **dict.fromkeys((".txt", ".token"), token_lines),
     **dict.fromkeys(SEPARATORS, table_rows),
 }
 
@@ -182,12 +168,11 @@ def captions_beside(text: Path | None) -> list[tuple[int, str]]:
 
 def folder_entries(folder: Path) -> Iterator[tuple[Path, int, dict]]:
     """(text file, line, entry) of a folder of images, an entry a caption; images without one are warned of."""
-    without, captions, first, shared = [], 0, {}, []
+    without, captions = [], 0
     for image, text in folder_images(folder):
         lines = captions_beside(text)
         captions += len(lines)
         without += [] if lines else [image]
-        shared += [image] if lines and first.setdefault(text, image) != image else []
         for number, caption in lines:
             yield text, number, {"image": image, "caption": caption}
     if not captions:
@@ -195,11 +180,8 @@ def folder_entries(folder: Path) -> Iterator[tuple[Path, int, dict]]:
             f"{folder}: holds no tar shard, and none of its {len(without)} images has a .txt beside it, a caption a "
             f"line; {PARQUET_PROBLEM}"
         )
-    for images, problem in (
-        (without, "have no caption in a .txt beside them, left out"),
-        (shared, "share another's .txt (a mask? it would be trained on)"),
-    ):
-        if images:
-            log.warning(
-                "%s images %s; first: %s", one_line(f"{folder}: {len(images)}", 1000), problem, one_line(images[0])
-            )
+    if without:
+        log.warning(
+            "%s: %d images have no caption in a .txt beside them, left out; first: %s",
+            *(one_line(folder, 1000), len(without), one_line(without[0])),
+        )

@@ -7,8 +7,8 @@ on the number of workers or on where it was resumed.
 import logging
 import sys
 from collections.abc import Callable, Iterator
+from itertools import islice
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -17,7 +17,6 @@ from utils import UserError, child_signals
 log = logging.getLogger("semmim")
 
 MIN_BAD = 10  # a share of very few samples says nothing
-FORK = sys.platform == "linux"  # forked workers share annotations and cached images; other start methods copy them
 
 
 class BatchIndices(Sampler):
@@ -27,11 +26,8 @@ class BatchIndices(Sampler):
     together what one process with the N-fold batch sees; the last incomplete global batch is dropped and every rank
     has the same number of batches.
     bucket_batches: sort the captions by length within this many global batches, so that a batch holds captions of
-    similar length and little padding; needs `dataset.caption_length(epoch, index)`. 0: do not sort.
-    length_workers: processes that look at the captions of the next window meanwhile, 0 or 1.
+    similar length and little padding; needs `dataset.caption_lengths(epoch, visits)`. 0: do not sort.
     """
-
-    length_workers = 0
 
     def __init__(
         self,
@@ -59,54 +55,22 @@ class BatchIndices(Sampler):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, first = self.epoch, self.rank * self.batch_size
-        for batch in self._global_batches(self.start_batch):
-            yield [(epoch, i) for i in batch[first : first + self.batch_size].tolist()]
-
-    def _global_batches(self, start: int) -> Iterator[torch.Tensor]:
-        """The global batches [step] from number `start` on."""
         # Mixed by multiplication: seed + epoch would give run 43 the orders of run 42, one epoch later.
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
         order = torch.randperm(len(self.dataset), generator=generator)[: len(self) * self.step]
         batches = order.view(-1, self.step)  # [batches, step]
-        return self._bucketed(batches, generator, start) if self.bucket_batches else iter(batches[start:])
+        if self.bucket_batches:
+            batches = self._bucketed(batches, epoch, generator)
+        for batch in islice(batches, self.start_batch, None):
+            yield [(epoch, i) for i in batch[first : first + self.batch_size].tolist()]
 
-    def _bucketed(self, batches: torch.Tensor, generator: torch.Generator, start: int) -> Iterator[torch.Tensor]:
+    def _bucketed(self, batches: torch.Tensor, epoch: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
         """Sorted by caption length within windows; the batches of a window and the entries of a batch are shuffled."""
-        windows = batches.split(self.bucket_batches)
-        first = start // self.bucket_batches  # of those before it only the random numbers are drawn
-        found = DataLoader(
-            CaptionLengths(self.dataset),
-            batch_size=None,
-            sampler=((self.epoch, window.flatten().numpy()) for window in windows[first:]),
-            prefetch_factor=1 if self.length_workers else None,
-            generator=torch.Generator(),  # else a number would be drawn from the training's
-            **worker_options(self.length_workers),
-        )
-        lengths = iter(found)
-        for number, window in enumerate(windows):
+        for window in batches.split(self.bucket_batches):
+            lengths = torch.from_numpy(self.dataset.caption_lengths(epoch, window.flatten().numpy()))
+            by_length = window.flatten()[lengths.argsort(stable=True)].view(window.shape)
             within = torch.rand(window.shape, generator=generator).argsort(1)
-            shuffled = torch.randperm(len(window), generator=generator)
-            if number < first:
-                continue
-            by_length = window.flatten()[next(lengths).argsort(stable=True)].view(window.shape)
-            yield from by_length.gather(1, within)[shuffled][max(0, start - number * self.bucket_batches) :]
-
-
-class CaptionLengths(Dataset):
-    """`lengths[(epoch, visits [N])]`: how long the captions of these visits are, [N]."""
-
-    def __init__(self, dataset: Dataset):
-        self.dataset = dataset
-
-    def __getitem__(self, item: tuple[int, np.ndarray]) -> torch.Tensor:
-        epoch, visits = item
-        return torch.tensor([self.dataset.caption_length(epoch, i) for i in visits.tolist()])
-
-
-def worker_options(num_workers: int) -> dict:
-    """A DataLoader's options."""
-    context = "fork" if num_workers and FORK else None
-    return {"num_workers": num_workers, "multiprocessing_context": context, "worker_init_fn": child_signals}
+            yield from by_length.gather(1, within)[torch.randperm(len(window), generator=generator)]
 
 
 class Loader:
@@ -130,14 +94,17 @@ class Loader:
         self.max_bad_share = max_bad_share
         self.visited, self.bad = 0, 0
         self.first_bad: list[str] = []
-        batches.length_workers = int(FORK and num_workers > 0)
+        # Forked workers share annotations and cached images; other start methods copy them.
+        context = "fork" if num_workers and sys.platform == "linux" else None
         self._loader = DataLoader(
             self.dataset,
             batch_sampler=batches,
             collate_fn=collate,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
-            **worker_options(num_workers),
+            num_workers=num_workers,
+            multiprocessing_context=context,
+            worker_init_fn=child_signals,
         )
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:

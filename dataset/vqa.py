@@ -91,9 +91,9 @@ class VQATrainDataset(TrainDataset):
     def __len__(self) -> int:
         return len(self.image_id)
 
-    def caption_length(self, epoch: int, index: int) -> int:
-        """Characters that the encoder reads, for sorting by length."""
-        return sum(len(column[index]) for column in self.parts)
+    def caption_lengths(self, epoch: int, visits: np.ndarray) -> np.ndarray:
+        """Characters that the encoder reads of these visits [N], for sorting by length: [N]"""
+        return sum(column.lengths[visits] for column in self.parts)
 
     def _sample(self, index: int, rng: random.Random) -> dict:
         image_id = int(self.image_id[index])

@@ -37,8 +37,7 @@ def pairs_set(path, image_size, two_views=True, codebook_size=None, ops=2, **opt
     return PretrainDataset(Source(path), views, **options)
 
 
-def test_caching_changes_no_sample_however_many_are_read_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "AT_ONCE", 2)
+def test_caching_changes_no_sample(tmp_path):
     path = write_pairs(tmp_path, pairs(5), broken=("2.png",))
     plain, cached = pairs_set(path, image_size=16), pairs_set(path, image_size=16, cache_images=True)
     for i in range(5):
