@@ -80,4 +80,4 @@ def test_an_image(tmp_path, case):
         data = CaptionEvalDataset(Source(tmp_path / "split.json"), square(8), "val")
         return [data[i] for i in range(2)]
 
-    refused(read, os.path.realpath(tmp_path / "b.jpg"), "evaluation needs every image")  # where links lead
+    refused(read, tmp_path / "b.jpg", "evaluation needs every image")
