@@ -4,7 +4,6 @@ import contextlib
 import inspect
 import io
 import shutil
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -33,7 +32,6 @@ from models.generation import Generation
 
 CAPTION_COLUMNS = ("bleu1", "bleu2", "bleu3", "bleu4", "meteor", "rouge_l", "cider", "spice")
 SPICE_PARSER = Path(inspect.getfile(Spice)).parent / "lib"
-ONE_IMAGE = "not computed: CIDEr weighs words by how many images have them, and is 0 for a single image in any case"
 NO_JAVA = "not computed: it needs Java; install one (Debian, Ubuntu: apt install default-jre-headless)"
 NO_SPICE = (
     "not computed: SPICE's parser is absent; fetch it once (400 MB): python -m pycocoevalcap.spice.get_stanford_models"
@@ -141,26 +139,20 @@ def caption_metrics(
 ) -> dict[str, float | str]:
     """The columns of the captioning table, in percent (CIDEr: times 100), by pycocoevalcap.
 
-    Args:
-        references: all captions of every image; results: the caption to judge of the same images, at least one.
-        spice: whether to compute SPICE (minutes on COCO).
-
-    Returns:
-        CAPTION_COLUMNS, and `tokenizer`: "ptb", Stanford's as in COCO's official evaluation, or "python"
-        (`caption_words`, close to it) if Java is missing. A column that cannot be computed, for whatever reason,
-        holds a line that says why and what to do, and costs no other one.
+    references: all captions of every image; results: the caption to judge of the same images, at least one; spice:
+    whether to compute SPICE (minutes on COCO).
+    -> CAPTION_COLUMNS, and `tokenizer`: "ptb", Stanford's as in COCO's official evaluation, or "python"
+    (`caption_words`, close to it) if Java is missing. A column that cannot be computed holds a line that says why and
+    what to do, and costs no other one.
     """
-    tokens = ptb_tokens(references, results) if shutil.which("java") else None
-    java = tokens is not None
-    tokens = tokens or (
-        {i: [caption_words(text) for text in references[i]] for i in results},
-        {i: [caption_words(results[i])] for i in results},
-    )
+    java = shutil.which("java") is not None
+    lists = {i: references[i] for i in results}, {i: [results[i]] for i in results}
+    tokens = tuple(map(ptb_tokens if java else python_tokens, lists))
     columns: dict[str, float | str] = {"tokenizer": "ptb" if java else "python"}
     with contextlib.redirect_stdout(io.StringIO()):  # pycocoevalcap prints
         columns |= dict(zip(("bleu1", "bleu2", "bleu3", "bleu4"), score(Bleu, tokens, 4), strict=True))
         (columns["rouge_l"],) = score(Rouge, tokens)
-        (columns["cider"],) = score(Cider, tokens) if len(results) > 1 else [ONE_IMAGE]
+        (columns["cider"],) = score(Cider, tokens)
         (columns["meteor"],) = score(Meteor, tokens) if java else [NO_JAVA]
         if not spice:
             columns["spice"] = "not computed: eval.spice is false"
@@ -171,20 +163,15 @@ def caption_metrics(
     return columns
 
 
-def ptb_tokens(references: Mapping, results: Mapping) -> tuple[dict, dict] | None:
-    """Both sides through Stanford's tokenizer; None if its Java program does not run."""
+def python_tokens(texts: Mapping[str | int, Sequence[str]]) -> dict[str | int, list[str]]:
+    """The words of captions, by image."""
+    return {i: [caption_words(text) for text in group] for i, group in texts.items()}
 
-    def tokenize(texts: dict) -> dict:
-        # one line a caption, and none empty: the tokenizer tells captions apart by lines
-        lines = {i: [{"caption": " ".join(apart(text).split()) or "."} for text in group] for i, group in texts.items()}
-        return PTBTokenizer().tokenize(lines)
 
-    try:
-        found = tokenize({i: references[i] for i in results}), tokenize({i: [results[i]] for i in results})
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return None  # for one, its temporary file lies in pycocoevalcap's own folder, which may be read-only
-    complete = all(len(found[0].get(i, ())) == len(references[i]) and i in found[1] for i in results)
-    return found if complete else None
+def ptb_tokens(texts: Mapping[str | int, Sequence[str]]) -> dict[str | int, list[str]]:
+    """The same by Stanford's tokenizer, which tells captions apart by lines: one line a caption, and none empty."""
+    lines = {i: [{"caption": " ".join(apart(text).split()) or "."} for text in group] for i, group in texts.items()}
+    return PTBTokenizer().tokenize(lines)
 
 
 def score(scorer: type, tokens: tuple[dict, dict], count: int = 1) -> list[float | str]:
@@ -197,8 +184,6 @@ def score(scorer: type, tokens: tuple[dict, dict], count: int = 1) -> list[float
     except Exception as error:  # whatever is wrong in there, it must not cost the other columns
         if (lock := getattr(program, "lock", None)) is not None and lock.locked():
             lock.release()  # METEOR keeps it after an error, and its destructor would wait for ever
-        with contextlib.suppress(AttributeError, OSError):
-            program.meteor_p.stdin.close()  # what the dead program did not read; the destructor would print a traceback
         remedy = "; it needs Java 8 or newer and a path without spaces" if scorer in (Meteor, Spice) else ""
         why = utils.one_line(f"{type(error).__name__}: {error}", 100)
         return [f"not computed: pycocoevalcap failed ({why}){remedy}"] * count
@@ -208,8 +193,10 @@ def caption_table(split: str, numbers: Mapping) -> list[str]:
     """`Captioner.judge`'s numbers as lines: a row for the split, one for each domain, then what is missing."""
     rows = {split: numbers, **{f"  {name}": numbers[name] for name in DOMAINS if name in numbers}}
     lines = [f"{'':8}" + "".join(f"{column:>9}" for column in CAPTION_COLUMNS) + f"   ({numbers['tokenizer']} tokens)"]
+    missing = {}
     for name, row in rows.items():
-        cells = (row[column] for column in CAPTION_COLUMNS)
-        lines.append(f"{name:8}" + "".join(f"{x:9.2f}" if isinstance(x, float) else f"{'-':>9}" for x in cells))
-    cells = [(column, row[column]) for row in rows.values() for column in CAPTION_COLUMNS]
-    return lines + list(dict.fromkeys(f"{column}: {why}" for column, why in cells if isinstance(why, str)))
+        cells = {column: row[column] for column in CAPTION_COLUMNS}
+        missing |= {f"{column}: {why}": None for column, why in cells.items() if isinstance(why, str)}
+        shown = (f"{x:9.2f}" if isinstance(x, float) else f"{'-':>9}" for x in cells.values())
+        lines.append(f"{name:8}" + "".join(shown))
+    return [*lines, *missing]

@@ -82,18 +82,11 @@ def two_stage(
     batch_size: int = 1024,
     precision: str = "fp32",
 ) -> tuple[Ranks, Rankings]:
-    """Both stages on the features of a data set.
+    """Both stages on the features of N images and T texts (`extract_features`), the same in every process.
 
-    Args:
-        backbone: models.semmim.SemMIM in eval mode, on the features' device.
-        images, texts: from `extract_features` (N images, T texts).
-        image_of_text: [T] index of each text's image.
-        k: candidates re-ranked for a query (at most all).
-        score, batch_size: see `rerank`.
-
-    Returns:
-        (Ranks, Rankings), the same in every process: ranks of each query's best positive, of text retrieval (tr: images
-        ask) and image retrieval (ir: texts ask), in both stages; the first k items of each query, best first.
+    image_of_text: [T] index of each text's image; k: candidates re-ranked for a query; score, batch_size: see `rerank`.
+    -> (ranks of each query's best positive, of text retrieval (tr: images ask) and image retrieval (ir: texts ask), in
+    both stages; the first k items of each query, best first).
     """
     image_of_text, image_ids = torch.as_tensor(image_of_text), torch.arange(len(images.feats))
     tr = topk_candidates(images.feats, texts.feats, image_ids, image_of_text, k)
@@ -149,17 +142,10 @@ def extract_features(
 ) -> tuple[ImageFeatures, TextFeatures]:
     """Every image and text through its encoder once, shared among the processes.
 
-    Args:
-        backbone: models.semmim.SemMIM on `device`, in eval mode.
-        image_batches: (images [n, 3, S, S], indices [n]): this process's batches, cut by `eval_batches`.
-        num_images: N; None: as many as come, numbered without gaps.
-        input_ids, attention_mask: [T, L] int64, padded on the right: all texts, in every process.
-        text_batch_size: texts of one forward pass.
-        tokens: whether to keep them, for re-ranking.
-
-    Raises:
-        RuntimeError: an image is missing or comes twice.
-        utils.UserError: features that are not finite (any ranking of them would be meaningless).
+    backbone: models.semmim.SemMIM on `device`, in eval mode; image_batches: (images [n, 3, S, S], indices [n]), this
+    process's batches, cut by `eval_batches`; num_images: see `run_sharded`; input_ids, attention_mask: [T, L] int64,
+    padded on the right, all texts in every process; text_batch_size: texts of one forward pass; tokens: whether to keep
+    them, for re-ranking. Raises UserError for features that are not finite: a ranking of them would mean nothing.
     """
     lengths = attention_mask.sum(dim=1)  # [T]
     starts = lengths.cumsum(0) - lengths
@@ -191,13 +177,18 @@ def extract_features(
     text_feats = run_sharded(batches, encode_texts, len(lengths), label="encoding texts", device=device)
     packed = text_tokens.collect(int(lengths.sum()))[0] if tokens else text_feats.new_zeros(0, 0)
     image_feats = run_sharded(image_batches, encode_images, num_images, label="encoding images", device=device)
-    for name, feats in (("image", image_feats), ("text", text_feats)):
-        if broken := int((~feats.isfinite()).any(dim=1).sum()):
-            raise utils.UserError(
-                f"{broken} of {len(feats)} {name} features are NaN or infinite: training has diverged (lower train.lr) "
-                "or the checkpoint is broken, or try --override train.precision=fp32"
-            )
+    check_numbers(image_feats, "image features")
+    check_numbers(text_feats, "text features")
     return ImageFeatures(image_feats, kept), TextFeatures(text_feats, packed, starts.to(device), lengths)
+
+
+def check_numbers(values: Tensor, what: str) -> None:
+    """UserError if a number is not finite."""
+    if not values.isfinite().all():
+        raise utils.UserError(
+            f"{what} are NaN or infinite: training has diverged (lower train.lr) or the checkpoint is broken, or try "
+            "--override train.precision=fp32"
+        )
 
 
 def _storage(size: float, device: torch.device) -> torch.device:
@@ -213,18 +204,12 @@ def _storage(size: float, device: torch.device) -> torch.device:
 
 @torch.no_grad()
 def topk_candidates(
-    query_feats: Tensor,
-    candidate_feats: Tensor,
-    query_ids: Tensor,
-    candidate_ids: Tensor,
-    k: int,
+    query_feats: Tensor, candidate_feats: Tensor, query_ids: Tensor, candidate_ids: Tensor, k: int
 ) -> Candidates:
     """First stage of one direction: cosine similarities by matrix products.
 
-    Args:
-        query_feats: [Q, E] float32 L2-normalized. candidate_feats: [C, E], the same.
-        query_ids, candidate_ids: [Q], [C] image ids: a candidate answers a query when they are equal.
-        k: candidates to keep (at most C).
+    query_feats: [Q, E], candidate_feats: [C, E], both float32 and L2-normalized; query_ids, candidate_ids: [Q], [C]
+    image ids: a candidate answers a query if they are equal; k: candidates to keep (at most C).
     """
     device, k = query_feats.device, min(k, len(candidate_feats))
     query_ids, candidate_ids = query_ids.to(device), candidate_ids.to(device)
@@ -239,10 +224,8 @@ def topk_candidates(
 
 
 def first_hit(hits: Tensor, otherwise: Tensor | int) -> Tensor:
-    """The 0-based rank of each query. hits: [Q, n] bool, of its candidates, best first: does one answer the query?
-
-    Returns the place of the first that does, `otherwise` ([Q] or one number) if none does: [Q] int64.
-    """
+    """The 0-based rank of each query, [Q]: the place of the first candidate that answers it, or `otherwise` ([Q] or one
+    number). hits: [Q, n] bool, of the candidates, best first: does it answer the query?"""
     return torch.where(hits.any(dim=1), hits.int().argmax(dim=1), otherwise)
 
 
@@ -270,26 +253,19 @@ def rerank(
     candidates well only together with it: log-odds + cosine/t is log p. With nothing learned they are constant, and
     the order is the first stage's.
 
-    Args:
-        backbone: models.semmim.SemMIM in eval mode.
-        images, texts: from `extract_features` (N images, T texts).
-        tr, ir: Candidates of text retrieval ([N, k] text ids) and image retrieval ([T, k'] image ids).
-        batch_size: (image, text) pairs of one fusion forward, at most (but at least one for each of the few
-            images that are visited together).
-        score: "itm", the matching logit alone (ALBEF); "itm+itc", plus the cosine similarity (BLIP); "itm+itc/t",
-            the match's log-odds plus the cosine over the contrast's temperature t, with which negatives are drawn.
-
-    Returns:
-        (tr_scores [N, k], ir_scores [T, k']) float32 on the CPU, in the order of the candidates, equal in all
-        processes.
-    Raises:
-        utils.UserError: scores that are not finite.
+    tr, ir: candidates of text retrieval ([N, k] text ids) and image retrieval ([T, k'] image ids).
+    batch_size: (image, text) pairs of one fusion forward, at most (but at least one for each of the few images that are
+        visited together).
+    score: "itm", the matching logit alone (ALBEF); "itm+itc", plus the cosine similarity (BLIP); "itm+itc/t", the
+        match's log-odds plus the cosine over the contrast's temperature t, with which negatives are drawn.
+    -> (tr_scores [N, k], ir_scores [T, k']) float32 on the CPU, in the order of the candidates, equal in all processes.
+    Raises UserError for scores that are not finite.
     """
     odds, device, num_texts = score == "itm+itc/t", texts.tokens.device, len(texts.lengths)
-    wanted_by_images = torch.arange(len(tr.ids))[:, None] * num_texts + tr.ids  # [N, k] pair (i, t) as i * T + t
-    wanted_by_texts = ir.ids * num_texts + torch.arange(num_texts)[:, None]  # [T, k']
+    by_images = torch.arange(len(tr.ids))[:, None] * num_texts + tr.ids  # [N, k] pair (i, t) as i * T + t
+    by_texts = ir.ids * num_texts + torch.arange(num_texts)[:, None]  # [T, k']
     # Each pair once, image by image; back: the place of each request's score.
-    pairs, back = torch.cat([wanted_by_images.flatten(), wanted_by_texts.flatten()]).unique(return_inverse=True)
+    pairs, back = torch.cat([by_images.flatten(), by_texts.flatten()]).unique(return_inverse=True)
     first_pair = torch.searchsorted(pairs, torch.arange(len(tr.ids) + 1) * num_texts)  # [N + 1]
 
     def match(text_ids: Tensor, memory: list) -> Tensor:
@@ -308,10 +284,7 @@ def rerank(
         return torch.cat(places), torch.cat(scores)
 
     scores = run_sharded(images.batches, score_batch, len(pairs), label="re-ranking", device=device).cpu()
-    if not scores.isfinite().all():
-        raise utils.UserError(
-            "re-ranking scores are NaN or infinite: the checkpoint is broken, or try --override train.precision=fp32"
-        )
+    check_numbers(scores, "re-ranking scores")
     tr_scores, ir_scores = scores[back].split([tr.ids.numel(), ir.ids.numel()])
     tr_scores, ir_scores = tr_scores.view(tr.ids.shape), ir_scores.view(ir.ids.shape)
     if score == "itm":

@@ -27,14 +27,10 @@ SAVED = 10  # candidates of a query in retrieval_result.json
 
 
 def retrieval_metrics(tr_ranks: Tensor, ir_ranks: Tensor) -> dict[str, float]:
-    """The columns of the retrieval table, recall@k: the share of queries whose rank is below k, in percent.
+    """Recall@k, the share of queries whose rank is below k, in percent.
 
-    Args:
-        tr_ranks: [N] ranks of text retrieval (queries are images, candidates are texts).
-        ir_ranks: [T] ranks of image retrieval (queries are texts, candidates are images).
-
-    Returns:
-        {tr_r1, tr_r5, tr_r10, ir_r1, ir_r5, ir_r10, r_mean: the mean of the six}
+    tr_ranks: [N] of text retrieval (images ask for texts); ir_ranks: [T] of image retrieval (texts ask for images).
+    -> {tr_r1, tr_r5, tr_r10, ir_r1, ir_r5, ir_r10, r_mean: the mean of the six}
     """
     return _columns(lambda k: tr_ranks < k, lambda k: ir_ranks < k)
 
@@ -118,11 +114,9 @@ class Ranker:
     ) -> tuple[dict[str, float], ranking.Rankings, dict[str, float]]:
         """Rank one split in all processes; the backbone keeps its mode.
 
-        step: optimizer steps done, for the log; final: at the end of the script, see `Record.log`.
-
-        Returns ({"itc_tr_r1": ..., "itm_...", "chance_...", "images", "texts", "seconds"}, the rankings, at the end on
-        test the columns' mean over `eval.folds` equal runs of consecutive images, each with its texts: MSCOCO 1K is
-        five of 1,000). Raises UserError if a feature or score is not finite.
+        step, final: see `Record.log`. -> ({"itc_tr_r1": ..., "itm_...", "chance_...", "images", "texts", "seconds"},
+        the rankings, at the end on test the columns' mean over `eval.folds` equal runs of consecutive images, each with
+        its texts: MSCOCO 1K is five of 1,000).
         """
         dataset, start = self.dataset(split), time.perf_counter()
         image_of_text = torch.tensor(dataset.image_of_caption)
@@ -192,18 +186,16 @@ def better_order(numbers: dict[str, float], score: str) -> tuple[str, float]:
 
 def result_entries(dataset: RetrievalEvalDataset, rankings: ranking.Rankings) -> dict[str, list[dict]]:
     """The first `SAVED` items of every query, as lists of {query, ranked, scores}; images by their paths."""
-    images, captions = [str(path) for path in dataset.images], dataset.captions
-    entries = {}
-    for key, name, queries, items in (
-        ("tr", "text_retrieval", images, captions),
-        ("ir", "image_retrieval", captions, images),
-    ):
+
+    def listed(key: str, queries: list[str], items: list[str]) -> list[dict]:
         ids, scores = (part[:, :SAVED].tolist() for part in rankings[key])
-        entries[name] = [
+        return [
             {"query": query, "ranked": [items[i] for i in row], "scores": [round(value, 4) for value in values]}
             for query, row, values in zip(queries, ids, scores, strict=True)
         ]
-    return entries
+
+    images, captions = [str(path) for path in dataset.images], dataset.captions
+    return {"text_retrieval": listed("tr", images, captions), "image_retrieval": listed("ir", captions, images)}
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -211,10 +203,7 @@ def result_entries(dataset: RetrievalEvalDataset, rankings: ranking.Rankings) ->
 
 
 class Validation:
-    """Ranks at most `cfg.eval.images` images of a split by the first stage alone, ITC's; called in all processes.
-
-    The numbers are the same for any number of processes.
-    """
+    """Ranks at most `cfg.eval.images` images of a split by the first stage alone, ITC's; called in all processes."""
 
     def __init__(
         self, dataset: RetrievalEvalDataset, tokenizer: Tokenizer, cfg: utils.Config, device: torch.device, run: Record
@@ -227,8 +216,7 @@ class Validation:
     def __call__(self, backbone: nn.Module, step: int, precision: str) -> dict[str, float]:
         """The recalls (percent) of the backbone after `step` steps, which keeps its mode; logged as those of `val`.
 
-        Returns {"itc_tr_r1": ..., "itc_r_mean": the mean of the six, "chance_...", "images", "texts", "seconds"}.
-        Raises UserError if a feature is not finite, Stopped if a process was asked to stop.
+        -> {"itc_tr_r1": ..., "itc_r_mean": the mean of the six, "chance_...", "images", "texts", "seconds"}
         """
         start, image_of_text = time.perf_counter(), torch.tensor(self.dataset.image_of_caption)
         with evaluating(backbone):

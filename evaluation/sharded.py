@@ -41,21 +41,12 @@ def run_sharded(
     label: str,
     device: torch.device = CPU,
 ) -> Tensor | list:
-    """The results of all items, in their order, in every process; called in all processes.
+    """The results of all items, in their order, in every process: a tensor [total, ...] or a list; called in all.
 
-    Args:
-        batches: this process's share, of `eval_batches` or `eval_loader`.
-        compute: batch -> (places [n] of its items among all, results: a tensor [n, ...] or n picklable objects).
-        total: the number of items, over all processes; None: as many as come, numbered without gaps.
-        label: what is done, for the progress of work that takes longer than ten seconds ("answering val").
-        device: where a tensor of results is gathered.
-
-    Returns:
-        A tensor [total, ...] or a list of `total` objects, as `compute` gives them.
-
-    Raises:
-        RuntimeError: an item has no result, or more than one.
-        Stopped: a process was asked to stop meanwhile.
+    batches: this process's share, of `eval_batches` or `eval_loader`.
+    compute: batch -> (places [n] of its items among all, results: a tensor [n, ...] or n picklable objects).
+    label: what is done, for the progress of work that takes longer than ten seconds ("answering val").
+    total, device, and what is raised: see `Gathered`.
     """
     found = Gathered(label, device)
     for batch in tqdm(batches, label, unit="batch", delay=10, mininterval=10, disable=not utils.is_main()):
@@ -68,7 +59,7 @@ def run_sharded(
 class Gathered:
     """Columns of results (a row an item) to which every process adds the rows that it has computed.
 
-    what: names them in an error; device: of the tensors that are collected.
+    what: names them in an error; device: where tensors are collected.
     """
 
     def __init__(self, what: str, device: torch.device = CPU):
@@ -83,11 +74,9 @@ class Gathered:
     def collect(self, total: int | None) -> list[Tensor | list]:
         """Every column with all processes' rows in order, in every process; called in all, and once.
 
-        total: how many rows there must be; None: as many as were put, numbered without gaps.
-
-        Raises:
-            Stopped: in all processes alike, if one was asked to stop, which leaves rows out.
-            RuntimeError: in all processes alike, if a row is missing or was put more than once.
+        total: how many rows there must be, over all processes; None: as many as were put, numbered without gaps.
+        Raises, in all processes alike, Stopped if one was asked to stop, which leaves rows out, and RuntimeError if a
+        row is missing or was put more than once.
         """
         if any(utils.gather_objects(bool(utils.stop_requests))):
             raise utils.Stopped
@@ -99,13 +88,14 @@ class Gathered:
         if not torch.equal(found, torch.arange(total)):
             lost = total - len(found[(0 <= found) & (found < total)].unique())
             raise RuntimeError(f"{self.what}: {len(found)} results for {total} items, of which {lost} have none")
-        return [self._joined(column, order) for column in list(zip(*parts, strict=True))[1:]]
-
-    def _joined(self, column: tuple, order: Tensor) -> Tensor | list:
-        if isinstance(column[0], Tensor):
-            return torch.cat(column)[order].to(self.device)
-        rows = [row for part in column for row in part]
-        return [rows[place] for place in order.tolist()]
+        joined = []
+        for column in list(zip(*parts, strict=True))[1:]:
+            if isinstance(column[0], Tensor):
+                joined.append(torch.cat(column)[order].to(self.device))
+            else:
+                rows = [row for part in column for row in part]
+                joined.append([rows[place] for place in order.tolist()])
+        return joined
 
 
 @contextlib.contextmanager

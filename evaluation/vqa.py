@@ -46,7 +46,6 @@ APOSTROPHES = {
     word[:at] + word[at + 1 :]: word for word in CONTRACTIONS for at, letter in enumerate(word) if letter == "'"
 } | {"somebody'd": "somebodyd"}  # the official list has this one the wrong way round
 
-FEW_TYPES = 12  # question types that a table shows; VQA v2 has 65
 SCORING = ("official", "official_2017")
 Reference = str | Sequence[str] | Mapping[str, float]  # one answer, ten annotators' answers, or scores by answer
 
@@ -63,19 +62,15 @@ def vqa_accuracy(prediction: str, reference: Reference, scoring: str = "official
 def answer_scores(reference: Reference, scoring: str = "official") -> tuple[bool, dict[str, float]]:
     """What a reference gives to answers: (whether a prediction is normalized first, {answer: accuracy from 0 to 1}).
 
-    Args:
-        reference: the answers of ten annotators, see `leave_one_out`. A single answer (a string or a list of one) is
-            right or wrong, and a map {answer: score} (LXMERT's and mPLUG's minival) gives its scores, both sides
-            normalized. A reference without a word gives nothing to any answer.
-        scoring: how the ten annotators' answers are compared with the prediction.
-            "official": as the official program does since March 2021. If all ten are the same, white space around them
-            apart, the prediction must be the very same; otherwise both sides are normalized.
-            "official_2017": as it did before; ALBEF's and mPLUG's code has this version, their published numbers are
-            the server's. The prediction is always normalized; the annotators' answers only lose their punctuation, and
-            only if they are not all the same. An annotator's "none" or "two" then matches nothing.
-
-    Raises:
-        ValueError: another number of answers than one or ten.
+    reference: the answers of ten annotators, see `leave_one_out`. A single answer (a string or a list of one) is right
+        or wrong, and a map {answer: score} (LXMERT's and mPLUG's minival) gives its scores, both sides normalized. A
+        reference without a word gives nothing to any answer.
+    scoring: how the ten annotators' answers are compared with the prediction.
+        "official": as the official program does since March 2021. If all ten are the same, white space around them
+        apart, the prediction must be the very same; otherwise both sides are normalized.
+        "official_2017": as it did before; ALBEF's and mPLUG's code has this version, their published numbers are the
+        server's. The prediction is always normalized; the annotators' answers only lose their punctuation, and only if
+        they are not all the same. An annotator's "none" or "two" then matches nothing.
     """
     if isinstance(reference, Mapping):
         scores: dict[str, float] = defaultdict(float)
@@ -84,8 +79,6 @@ def answer_scores(reference: Reference, scoring: str = "official") -> tuple[bool
             scores[form] = max(float(score), scores[form])
         return True, scores
     answers = [reference] if isinstance(reference, str) else list(reference)
-    if len(answers) not in (1, ANNOTATORS):
-        raise ValueError(f"{len(answers)} answers; the accuracy is defined for 1 or {ANNOTATORS}")
     if is_empty(answers):
         return True, {}
     if len(answers) == 1:
@@ -154,11 +147,9 @@ def vqa_metrics(
 ) -> dict:
     """Accuracies of a split in percent; all arguments but `scoring` are lists with one item a question.
 
-    Returns:
-        {"questions", "empty_references", "accuracy", "by_answer_type": {type: accuracy}, "by_question_type",
-        "constant", "constant_by_question_type"}: constant is what the best single answer of each question type
-        reaches; a question without a type counts overall only, and as one more type for `constant`. A question whose
-        reference is empty scores 0.
+    -> {"questions", "empty_references", "accuracy", "by_answer_type": {type: accuracy}, "by_question_type", "constant",
+    "constant_by_question_type"}: constant is what the best single answer of each question type reaches; a question
+    without a type counts overall only, and as one more type for `constant`. An empty reference scores 0.
     """
     found = [answer_scores(reference, scoring) for reference in references]
     scores = [look_up(answer, *given) for answer, given in zip(predictions, found, strict=True)]
@@ -200,16 +191,10 @@ def best_constant(references: Sequence[Reference], found: Sequence[tuple[bool, d
 
 
 def vqa_table(split: str, numbers: dict) -> list[str]:
-    """The accuracies of one split (of `vqa_metrics`) beside those of constant answers, as the lines of a text table."""
+    """The accuracies of one split (of `vqa_metrics`) as the lines of a text table."""
     overall = f"{numbers['accuracy']:6.2f}  constant {numbers['constant']:6.2f}"
-    lines = [f"{split:22} {overall}  ({numbers['questions']} questions)"]
-    constants = numbers["constant_by_question_type"]
-    if len(constants) > FEW_TYPES:
-        lines += [f"  {kind:20} {value:6.2f}" for kind, value in numbers["by_answer_type"].items()]
-    else:
-        types = numbers["by_question_type"].items()
-        lines += [f"  {kind:20} {value:6.2f}  constant {constants[kind]:6.2f}" for kind, value in types]
-    return lines
+    types = (f"  {kind:20} {value:6.2f}" for kind, value in numbers["by_answer_type"].items())
+    return [f"{split:22} {overall}  ({numbers['questions']} questions)", *types]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -252,8 +237,7 @@ class Answerer:
     def evaluate(self, model: VQAModel, split: str, step: int = 0, final: bool = False) -> dict:
         """Answer a split in all processes; -> its metrics (percent; without references only the number of questions).
 
-        step: optimizer steps done, for the log; final: at the end of the script (see `Record.log`), when the answers go
-        into vqa_result.json (test) or vqa_result_val.json.
+        step, final: see `Record.log`; at the end the answers go into vqa_result.json (test) or vqa_result_val.json.
         """
         dataset = self.batches[split].dataset
         answers = self.predict(model, split)

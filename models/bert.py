@@ -150,22 +150,28 @@ def padding_mask(attention_mask: Tensor | None, like: Tensor) -> Tensor | None:
     return mask.masked_fill_(attention_mask == 0, torch.finfo(dtype).min)[:, None, None, :]
 
 
-def cross_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, rows: Tensor | None = None, drop: float = 0.0
+def attend(
+    q: Tensor,
+    memory: tuple[Tensor, Tensor],
+    mask: Tensor | None = None,
+    rows: Tensor | None = None,
+    drop: float = 0.0,
+    causal: bool = False,
 ) -> Tensor:
-    """Attention of R text rows to the keys and values of B images.
+    """Attention of R text rows to the keys and values of B memories, their own (B = R) or images'.
 
-    q: [R, H, L, d]; k, v: [B, H, S, d]; mask: additive [B, 1, 1, S] or None. -> [R, H, L, d].
-    rows: [R] int64, the image of each row, whose keys and values are then gathered. None: row r belongs to image
-    r // (R / B); the queries of one image stand side by side and nothing is copied.
+    q: [R, H, L, d]; memory: keys and values, each [B, H, S, d]; mask: additive [B, 1, 1, S] or None; drop, causal: see
+    `attention`. -> [R, H, L, d].
+    rows: [R] int64, the memory of each row, which is then gathered. None: row r belongs to memory r // (R / B); the
+    queries of one memory stand side by side and nothing is copied.
     """
-    batch, images = q.shape[0], k.shape[0]
+    (k, v), batch = memory, q.shape[0]
     if rows is not None:
         k, v = k.index_select(0, rows), v.index_select(0, rows)
         mask = None if mask is None else mask.index_select(0, rows)
-        return attention(q, k, v, mask, drop)
+    images = k.shape[0]
     if batch == images:
-        return attention(q, k, v, mask, drop)
+        return attention(q, k, v, mask, drop, causal)
     group = batch // images
     heads, length, width = q.shape[1:]
     q = q.view(images, group, heads, length, width).transpose(1, 2)
@@ -211,7 +217,7 @@ class AttentionOutput(nn.Module):
 
 
 class Attention(nn.Module):
-    """BERT's attention block: self-attention (`forward`) or attention to projected memory (`cross`)."""
+    """BERT's attention block: to the text itself or to an image, whichever keys and values it is given."""
 
     def __init__(self, config: BertConfig):
         super().__init__()
@@ -225,31 +231,14 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
+        memory: tuple[Tensor, Tensor],
         mask: Tensor | None = None,
-        cache: KVCache | None = None,
-        index: int = 0,
-        keep: int | None = None,
+        rows: Tensor | None = None,
         causal: bool = False,
     ) -> Tensor:
-        """x: [R, L, D]; mask: additive, broadcastable to [R, H, L, past + L]; cache: whose layer `index` this is; keep:
-        the number of leading tokens whose result is needed (None: all); causal: see `attention`. -> [R, L or keep, D]
-        """
-        k, v = self.project(x)
-        x = x[:, :keep]
+        """x: [R, L, D]; memory: keys and values of `project`; the others: see `attend` -> [R, L, D]"""
         q = self.self.split(self.self.query(x))
-        if cache is not None:
-            k, v = cache.append(index, k, v)
-        out = attention(q, k, v, mask, self.self.drop(), causal)
-        return self.output(out.transpose(1, 2).flatten(2), x)
-
-    def cross(
-        self, x: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor | None = None, rows: Tensor | None = None
-    ) -> Tensor:
-        """x: [R, L, D]; memory: this layer's (keys, values); mask: additive [B, 1, 1, S]; rows: see `cross_attention`.
-        -> [R, L, D]
-        """
-        q = self.self.split(self.self.query(x))
-        out = cross_attention(q, *memory, mask, rows, self.self.drop())
+        out = attend(q, memory, mask, rows, self.self.drop(), causal)
         return self.output(out.transpose(1, 2).flatten(2), x)
 
 
@@ -276,10 +265,16 @@ class BertLayer(nn.Module):
         keep: int | None = None,
         causal: bool = False,
     ) -> Tensor:
-        """[R, L, D] -> [R, L or keep, D]; see `Attention.forward` and `Attention.cross`."""
-        x = self.attention(x, mask, cache, index, keep, causal)  # [R, L, D]
+        """x: [R, L, D]; mask: additive, broadcastable to [R, H, L, past + L]; memory: this layer's (keys, values);
+        memory_mask: additive [B, 1, 1, S]; cache: whose layer `index` this is; keep: the number of leading tokens whose
+        result is needed (None: all). -> [R, L or keep, D]
+        """
+        own = self.attention.project(x)
+        if cache is not None:
+            own = cache.append(index, *own)
+        x = self.attention(x[:, :keep], own, mask, causal=causal)
         if memory is not None:
-            x = self.crossattention.cross(x, memory, memory_mask, rows)
+            x = self.crossattention(x, memory, memory_mask, rows)
         return self.output(F.gelu(self.intermediate["dense"](x)), x)
 
 

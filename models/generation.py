@@ -85,24 +85,13 @@ def generate(
 ) -> tuple[Tensor, Tensor]:
     """Sentences for B images; the decoder runs in eval mode and is put back.
 
-    Args:
-        memory: [B, S, D], what the decoder attends to; memory_mask: [B, S], 1 = attend, None: everything.
-        tokens: cls_id is the start token, sep_id ends a sentence, pad_id follows it.
-        generator: the randomness of sampling, on the memory's device; None: the global one.
-
-    Returns:
-        sequences: [B * num_return, T] int64 without the start token, padded after [SEP], T the longest; the sentences
-            of an image are neighbors, best first in beam search.
-        scores: [B * num_return] float32, by the model's own distribution whatever the sampling options.
-
-    Raises:
-        UserError: more beams than the vocabulary has first tokens to compare; scores that are not finite.
+    memory: [B, S, D], what the decoder attends to; memory_mask: [B, S], 1 = attend, None: everything; tokens: cls_id is
+    the start token, sep_id ends a sentence, pad_id follows it; generator: the randomness of sampling, on the memory's
+    device, None: the global one.
+    -> (sequences [B * num_return, T] int64 without the start token, padded after [SEP], T the longest, the sentences of
+    an image side by side, best first in beam search; scores [B * num_return] float32, by the model's own distribution
+    whatever the sampling options). Raises UserError if a score is not finite.
     """
-    words = decoder.embeddings.word_embeddings.num_embeddings
-    if options.mode == "beam" and 2 * options.beams > words:
-        raise UserError(f"beams: {options.beams} are too many for a vocabulary of {words}; use {words // 2} or fewer")
-    if memory.shape[0] == 0:
-        return torch.empty(0, 0, dtype=torch.int64, device=memory.device), torch.empty(0, device=memory.device)
     training = decoder.training
     decoder.eval()
     try:

@@ -317,21 +317,11 @@ class PretrainModel(nn.Module):
 def build_pretrain_model(
     cfg: Config, tokens: SpecialTokens, initial_weights: bool = True
 ) -> tuple[PretrainModel, list[str]]:
-    """The model of a pre-training config with its initial weights, and log lines that say where they came from.
-
-    initial_weights: False if a checkpoint will replace them (see `build_backbone`).
-    """
+    """The model of a pre-training config and log lines; initial_weights: see `build_backbone`."""
     backbone, lines = build_backbone(cfg, initial_weights=initial_weights)
     depth, first = backbone.image_encoder.depth, cfg.mim.inject_from
     if first is not None and not (isinstance(first, int) and 1 <= first <= depth):
         raise UserError(f"mim.inject_from: {first!r} is neither none nor a layer of the image encoder (1..{depth})")
-    unread = [] if cfg.mim.masking == "text_guided" else ["similarity", "mask_temperature"]
-    if cfg.mim.target != "encoding":
-        unread += ["head.patterns", "head.normalize", "student_temperature", "teacher_temperature", "center_momentum"]
-    unread += ["codebook"] if cfg.mim.codebook and cfg.mim.target != "dvae" else []
-    if unread:
-        unread = ["every other key"] if cfg.mim.target == "none" else unread
-        lines.append(f"mim: {', '.join(unread)}: without effect with this target and masking")
     return PretrainModel(backbone, cfg, tokens), lines
 
 

@@ -26,17 +26,12 @@ PREFIX = "backbone."  # where every stage's model keeps its backbone, and so the
 
 def describe(cfg: Config) -> dict:
     """The architecture in a config (`model`, `text.sep`, `itc.temperature`) as a plain dict for checkpoints."""
-    bert = BertConfig.from_file(find_file(cfg.model.bert.config, "model.bert.config"), cfg.model.bert.args)
+    encoder, bert = cfg.model.image_encoder, cfg.model.bert
+    config = BertConfig.from_file(find_file(bert.config, "model.bert.config"), bert.args)
     return {
-        "image_encoder": {
-            "name": cfg.model.image_encoder.name,
-            "image_size": cfg.model.image_encoder.image_size,
-            "args": dict(cfg.model.image_encoder.args),
-        },
-        "bert": asdict(bert),
-        "text_layers": cfg.model.bert.text_layers,
-        "fusion_layers": cfg.model.bert.fusion_layers,
-        "decoder_layers": cfg.model.bert.decoder_layers,
+        "image_encoder": {"name": encoder.name, "image_size": encoder.image_size, "args": dict(encoder.args)},
+        "bert": asdict(config),
+        **{key: bert[key] for key in ("text_layers", "fusion_layers", "decoder_layers")},
         "embed_dim": cfg.model.embed_dim,
         "temperature": cfg.itc.temperature,
         "sep": cfg.text.sep,
@@ -169,13 +164,11 @@ def build_backbone(
         return net, []
     if encoder.weights == "random" and encoder.positions == "sincos":
         net.image_encoder.start_from_sincos()
-    lines = [f"image encoder: {encoder.name}, weights: {encoder.weights}"]
+    line = f"image encoder: {encoder.name}, weights: {encoder.weights}"
     if bert.weights == "random":
-        return net, [*lines, "text encoder, fusion encoder, decoder: random weights"]
-    lines += load_bert_weights(
-        bert.weights, net.text_encoder, net.fusion_encoder, net.decoder, net.mlm_head, cfg.text.vocab
-    )
-    return net, lines
+        return net, [line, "text encoder, fusion encoder, decoder: random weights"]
+    parts = net.text_encoder, net.fusion_encoder, net.decoder, net.mlm_head
+    return net, [line, *load_bert_weights(bert.weights, *parts, cfg.text.vocab)]
 
 
 def load_backbone(
@@ -188,11 +181,9 @@ def load_backbone(
     """Rebuild the backbone of a checkpoint of any stage, at its own or another resolution.
 
     loaded: the content of `path`, if it has been read already.
-
-    Returns (backbone, the rest of the checkpoint without model and optimizer, log lines: which parts were left out,
-    and whether positions were resized).
-    Raises UserError if the file is no checkpoint of this codebase, lacks weights that are asked for, or its description
-    is not its weights'.
+    -> (backbone, the rest of the checkpoint without model and optimizer, log lines: which parts were left out, and
+    whether positions were resized). Raises UserError if the file is no checkpoint of this codebase, lacks weights that
+    are asked for, or its description is not its weights'.
     """
     checkpoint = load_checkpoint(path) if loaded is None else loaded
     state, description = backbone_state(checkpoint, path), checkpoint.get("description")
@@ -204,24 +195,21 @@ def load_backbone(
     if decoder and not any(key.startswith("decoder.") for key in state):
         raise UserError(f"{path}: the checkpoint has no decoder, which writing text needs; give one of pre-training")
     if image_size is not None:
-        image_encoder = {**description["image_encoder"], "image_size": image_size}
-        description = {**description, "image_encoder": image_encoder}
+        description = {**description, "image_encoder": {**description["image_encoder"], "image_size": image_size}}
     backbone = SemMIM(description, decoder, mlm_head)
     state, resized = backbone.image_encoder.resize_positions(state, POSITIONS, path)
     load_exactly(backbone, state, path, ADVICE, extra=True)
-    own = backbone.state_dict()
-    unused = sorted({key.split(".")[0] for key in state if key not in own})
-    unused += sorted({key.split(".")[0] for key in checkpoint["model"] if not key.startswith(PREFIX)})
+    own = {f"{PREFIX}{key}" for key in backbone.state_dict()}
+    unused = {key.removeprefix(PREFIX).split(".")[0] for key in checkpoint["model"] if key not in own}
     rest = {key: value for key, value in checkpoint.items() if key not in ("model", "optimizer")}
-    rest["description"] = description
     lines = [f"{path}: weights of step {checkpoint.get('progress', {}).get('step', '?')}", *resized]
     if unused:
-        lines.append(f"{path}: not used here: {', '.join(unused)}")
-    return backbone, rest, lines
+        lines.append(f"{path}: not used here: {', '.join(sorted(unused))}")
+    return backbone, {**rest, "description": description}, lines
 
 
 def backbone_state(checkpoint: dict, path: str | Path) -> dict[str, Tensor]:
-    """The weights of a checkpoint's backbone, without PREFIX; UserError if they are no plain tensors."""
+    """The weights of a checkpoint's backbone, without PREFIX."""
     state = checkpoint.get("model")
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise UserError(f"{path}: its entry model is not what a script of this project writes")

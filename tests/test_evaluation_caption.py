@@ -5,7 +5,6 @@ import inspect
 import json
 import os
 import shutil
-import subprocess
 import threading
 from unittest import mock
 
@@ -114,22 +113,17 @@ def test_metrics_equal_pycocoevalcap_called_directly(references, results, monkey
     assert isinstance(found["spice"], float) or "python -m pycocoevalcap.spice.get_stanford_models" in found["spice"]
 
 
-@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")  # a destructor's traceback
 def test_a_scorer_whose_program_fails_is_reported_and_not_waited_for():
     class Broken:
         def __init__(self):
             self.lock = threading.Lock()
-            self.meteor_p = subprocess.Popen(["true"], stdin=subprocess.PIPE)
 
         def compute_score(self, *tokens):
             self.lock.acquire()
-            self.meteor_p.wait()
-            self.meteor_p.stdin.write(b"SCORE")
             return float("")
 
         def __del__(self):  # as pycocoevalcap's METEOR: for ever, if the lock is still held
             assert self.lock.acquire(timeout=5)
-            self.meteor_p.stdin.close()
 
     assert caption.score(Broken, ({}, {}))[0].startswith("not computed: pycocoevalcap failed")
     gc.collect()
@@ -141,11 +135,8 @@ def test_without_java_the_rest_is_computed_with_python_words_and_marked(referenc
     assert found["tokenizer"] == "python" and found["cider"] == pytest.approx(cider(references, results))
     assert all(isinstance(found[name], float) for name in ("bleu1", "bleu4", "rouge_l"))
     assert all("install one" in found[name] for name in ("meteor", "spice"))
-    one = caption.caption_metrics({7: references[7]}, {7: references[7][0]})
-    assert one["cider"] == caption.ONE_IMAGE and one["bleu1"] == pytest.approx(100)  # else it is 0 by construction
-    table = caption.caption_table("test", found | {"in": one})
-    assert "python tokens" in table[0] and any(line.startswith("meteor: not computed") for line in table)
-    assert f"cider: {caption.ONE_IMAGE}" in table and len(table) == 6
+    table = caption.caption_table("test", found | {"in": found})
+    assert "python tokens" in table[0] and len(table) == 5 and table[-2].startswith("meteor: not computed")
 
 
 @pytest.mark.parametrize("broken", ["Bleu", "Cider", "Meteor", "Rouge", "Spice"])
@@ -154,8 +145,7 @@ def test_a_metric_that_fails_costs_no_other_column(references, results, monkeypa
     constant.return_value.compute_score.return_value = 0.25, []
     failing.return_value.compute_score.side_effect = IndexError("list index out of range")
     monkeypatch.setattr(caption.shutil, "which", lambda name: name)
-    tokens = {i: words(texts) for i, texts in references.items()}, {i: words([text]) for i, text in results.items()}
-    monkeypatch.setattr(caption, "ptb_tokens", lambda *texts: tokens)
+    monkeypatch.setattr(caption, "ptb_tokens", caption.python_tokens)
     monkeypatch.setattr(caption, "SPICE_PARSER", tmp_path)
     (tmp_path / "stanford-corenlp-3.6.0-models.jar").touch()
     for name in ("Meteor", "Spice"):  # Java programs

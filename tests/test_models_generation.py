@@ -179,30 +179,15 @@ def test_the_decoders_mode_is_put_back(pair, memory):
     decoder.eval()
 
 
-def test_no_images_give_no_sentences(pair):
-    sequences, scores = written(pair[1], (torch.zeros(0, 5, 32), None))
-    assert sequences.shape == (0, 0) and scores.shape == (0,)
-
-
-def test_more_beams_than_first_tokens_are_an_error(pair, memory):
-    with pytest.raises(UserError, match="beams: 31 are too many for a vocabulary of 60; use 30 or fewer"):
-        written(pair[1], memory, beams=31)
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"max_tokens": 0}, "max_tokens is 0"),
-        ({"max_tokens": 10**12}, "max_tokens is 10"),
         ({"beams": "5"}, "beams is '5'"),
         ({"num_return": 6}, "num_return 6: mode beam gives at most 5"),
         ({"mode": "greedy", "num_return": 2}, "mode greedy gives at most 1"),
-        ({"top_p": 0.0}, "top_p is 0.0"),
         ({"top_p": float("nan")}, "top_p is nan"),
-        ({"temperature": 1e-40}, "temperature is 1e-40"),
-        ({"temperature": float("inf")}, "temperature is inf"),
         ({"top_k": -1}, "top_k is -1"),
-        ({"length_penalty": 1e6}, "length_penalty is 1000000"),
     ],
 )
 def test_a_senseless_option_is_an_error_that_names_it(options, words):

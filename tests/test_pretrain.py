@@ -166,21 +166,6 @@ def test_a_step_draws_with_the_temperature_of_its_place_in_the_training():
         assert step(model, make_batch(), done=done)[1]["itm/temperature"].item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    "overrides, named",
-    [
-        ((), []),
-        (("mim.masking=random", "mim.codebook=x"), ["mim: similarity, mask_temperature, codebook: without effect"]),
-        (("mim.target=pixels",), ["mim: head.patterns, head.normalize, student_temperature, teacher_temperature, "]),
-        (("mim.target=none",), ["mim: every other key: without effect"]),
-    ],
-)
-def test_settings_of_masked_modeling_without_an_effect_are_named(overrides, named):
-    lines = build_pretrain_model(tiny_config(*overrides), TOKENIZER)[1]
-    lines = [line for line in lines if line.startswith("mim: ")]
-    assert len(lines) == len(named) and all(map(str.startswith, lines, named))
-
-
 def test_rows_without_a_legal_negative_are_left_out_and_counted():
     model = tiny_model()
     batch = make_batch(4, captions=[CAPTIONS[0]] * 4)
