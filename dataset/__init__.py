@@ -1,13 +1,12 @@
 """The data sets and the training loader of a stage, made from its configuration."""
 
-import logging
 from collections.abc import Mapping
 from functools import partial
 
 import torch
 from torch.utils.data import Dataset
 
-from dataset.advice import cut_texts, shared_images, split_texts
+from dataset.advice import report_texts, warn_of_shared_images
 from dataset.annotations import Source, file_list
 from dataset.caption import CaptionEvalDataset, CaptionTrainDataset
 from dataset.common import Collate
@@ -18,8 +17,6 @@ from dataset.text import Language, Tokenizer
 from dataset.transforms import Augment, PretrainViews, test_transform
 from dataset.vqa import VQAEvalDataset, VQATrainDataset, question_parts
 from utils import UserError, rank, world_size
-
-log = logging.getLogger("semmim")
 
 
 def create_dataset(kind: str, cfg, split: str | None = None, codebook_size: int | None = None) -> Dataset:
@@ -63,13 +60,6 @@ def create_dataset(kind: str, cfg, split: str | None = None, codebook_size: int 
     return PretrainDataset(source, PretrainViews(augment, two_views=cfg.mim.target != "none"), **options)
 
 
-def warn_of_cut_texts(datasets: Mapping[str, Dataset], cfg, tokenizer: Tokenizer) -> None:
-    """Log how many texts of the evaluation's `datasets` {split: data set} are cut, if any are."""
-    for split, dataset in datasets.items():
-        for line in cut_texts(split, dataset, cfg, tokenizer):
-            log.warning("warning: %s", line)
-
-
 def create_train_loader(
     dataset: Dataset, cfg, collate: Collate, device: torch.device, held_out: Mapping[str, Dataset] | None = None
 ) -> Loader:
@@ -78,17 +68,9 @@ def create_train_loader(
     It logs how many texts `collate` cuts or the vocabulary cannot write, and warns if splits of `held_out` {split: data
     set} have images of training.
     """
-    tokenizer, data = collate.tokenizer, cfg.data
-    columns = split_texts(dataset, cfg, tokenizer)
-    cut = ", ".join(f"{column.share_cut(tokenizer):.1%} of {column.name}" for column in columns)
-    log.info("training texts that are longer than their limits and cut: %s", cut)
-    written = ", ".join(
-        f"{tokenizer.unwritable(column.probes())[0]:.1%} of {column.name.split(' (')[0]}" for column in columns
-    )
-    log.info("training texts whose letters this vocabulary cannot write: %s", written)
-    for line in shared_images(dataset, held_out or {}):
-        log.warning("warning: %s", line)
-    ranks = {"rank": rank(), "world_size": world_size()}
+    report_texts(dataset, cfg, collate.tokenizer)
+    warn_of_shared_images(dataset, held_out or {})
+    data, ranks = cfg.data, {"rank": rank(), "world_size": world_size()}
     batches = BatchIndices(dataset, cfg.train.batch_size, seed=cfg.seed, bucket_batches=data.bucket_batches, **ranks)
     workers = {"num_workers": data.num_workers, "pin_memory": device.type == "cuda"}
     return Loader(batches, collate, max_bad_share=data.max_bad_share, **workers)

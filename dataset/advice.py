@@ -1,8 +1,9 @@
 """What the start of a training and an evaluation says about their data: texts that are cut, images that are shared."""
 
+import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
@@ -11,9 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataset.caption import target_text
-from dataset.text import Tokenizer, clean_caption
+from dataset.text import Tokenizer, clean_caption, evenly
 from dataset.vqa import question_limits
 from utils import one_line
+
+log = logging.getLogger("semmim")
 
 PROBES = 10_000  # more texts are not looked at
 
@@ -32,7 +35,7 @@ class Texts(NamedTuple):
 
     def probes(self) -> list[str]:
         """PROBES of the texts, evenly spaced over all, as they are cleaned."""
-        return [self.clean(self.texts[i]) for i in range(0, len(self.texts), max(1, -(-len(self.texts) // PROBES)))]
+        return [self.clean(text) for text in evenly(self.texts, PROBES)]
 
     def share_cut(self, tokenizer: Tokenizer) -> float:
         """The share of the texts that are longer than a limit."""
@@ -46,39 +49,51 @@ class Texts(NamedTuple):
 
 def split_texts(dataset: Any, cfg: Any, tokenizer: Tokenizer) -> list[Texts]:
     """The texts of any stage's data set, for training or evaluation, the main ones first."""
-    text, sep = cfg.text, tokenizer.sep
+    text, room = cfg.text, tokenizer.room
     if hasattr(dataset, "parts"):
         names = ("questions (text.max_question_tokens", "OCR (text.max_ocr_tokens", "labels (text.max_label_tokens")
         trains, limit = hasattr(dataset, "answers"), text.max_answer_tokens
         columns = dataset.parts if trains else zip(*dataset.parts, strict=True)
         rows = zip(names, columns, question_limits(cfg), strict=True)
-        found = [Texts(f"{name} {room})", column, room) for name, column, room in rows]
+        found = [Texts(f"{name} {limit})", column, limit) for name, column, limit in rows]
         if trains:  # an answer's end counts as a piece, as a caption's
             found.append(Texts(f"answers (text.max_answer_tokens {limit})", dataset.answers, limit - 1))
         return found
     if hasattr(dataset, "prompts"):
-        room, limit = text.max_prompt_tokens - 1 - sep, text.max_tokens
-        prompts = Texts(f"prompts (text.max_prompt_tokens {text.max_prompt_tokens})", dataset.prompts, room)
+        limit = text.max_prompt_tokens
+        prompts = Texts(f"prompts (text.max_prompt_tokens {limit})", dataset.prompts, room(limit))
         if not hasattr(dataset, "captions"):  # references are not cut
             return [Texts("references", list(chain.from_iterable(dataset.references)), sys.maxsize), prompts]
         clean = partial(target_text, lower=tokenizer.lower)
-        return [Texts(f"captions (text.max_tokens {limit})", dataset.captions, limit - 1, clean), prompts]
+        return [
+            Texts(f"captions (text.max_tokens {text.max_tokens})", dataset.captions, text.max_tokens - 1, clean),
+            prompts,
+        ]
     words, clean = cfg.data.max_words, partial(clean_caption, max_words=None, lower=tokenizer.lower)
     name = f"captions (data.max_words {words}, text.max_tokens {text.max_tokens})"
-    raw = getattr(dataset, "raw_captions", dataset.captions)
-    return [Texts(name, raw, text.max_tokens - 1 - sep, clean, words)]
+    return [Texts(name, getattr(dataset, "raw_captions", dataset.captions), room(text.max_tokens), clean, words)]
 
 
-def cut_texts(split: str, dataset: Any, cfg: Any, tokenizer: Tokenizer) -> Iterator[str]:
-    """A line for each kind of texts of which the evaluation of a split cuts some."""
-    for column in split_texts(dataset, cfg, tokenizer):
-        if share := column.share_cut(tokenizer):
-            yield f"{split}: {share:.1%} of {column.name} are longer than that and cut"
+def report_texts(dataset: Any, cfg: Any, tokenizer: Tokenizer) -> None:
+    """Log how many texts of a training set are cut, and how many the vocabulary cannot write."""
+    columns = split_texts(dataset, cfg, tokenizer)
+    cut = ", ".join(f"{column.share_cut(tokenizer):.1%} of {column.name}" for column in columns)
+    log.info("training texts that are longer than their limits and cut: %s", cut)
+    shares = [f"{tokenizer.unwritable(column.probes())[0]:.1%} of {column.name.split(' (')[0]}" for column in columns]
+    log.info("training texts whose letters this vocabulary cannot write: %s", ", ".join(shares))
 
 
-def shared_images(dataset: Any, held_out: Mapping[str, Any]) -> Iterator[str]:
-    """A line for each split of `held_out`, {split: data set}, that has images of the training set `dataset`, and one if
-    test has images of val."""
+def warn_of_cut_texts(datasets: Mapping[str, Any], cfg: Any, tokenizer: Tokenizer) -> None:
+    """Log how many texts of the evaluation's `datasets` {split: data set} are cut, if any are."""
+    for split, dataset in datasets.items():
+        for column in split_texts(dataset, cfg, tokenizer):
+            if share := column.share_cut(tokenizer):
+                log.warning("warning: %s: %.1f%% of %s are longer than that and cut", split, 100 * share, column.name)
+
+
+def warn_of_shared_images(dataset: Any, held_out: Mapping[str, Any]) -> None:
+    """Log how many images each split of `held_out` {split: data set} shares with the training set `dataset`, and test
+    with val."""
     images = {
         split: set(map(os.fsencode, other.images if hasattr(other, "images") else other.paths))
         for split, other in held_out.items()
@@ -89,7 +104,6 @@ def shared_images(dataset: Any, held_out: Mapping[str, Any]) -> Iterator[str]:
         chosen_by = sorted(own & images.get("val", set())) if split == "test" else []
         for shared, where in ((trained, "data.train"), (chosen_by, "data.val, which chooses the epoch")):
             if shared:
-                yield (
-                    f"{split}: {len(shared)} of {len(own)} images are in {where}: its numbers are not of new ones "
-                    f"(first: {one_line(os.fsdecode(shared[0]), 1000)})"
-                )
+                counts = f"{split}: {len(shared)} of {len(own)} images are in {where}"
+                first = one_line(os.fsdecode(shared[0]), 1000)
+                log.warning("warning: %s: its numbers are not of new ones (first: %s)", counts, first)

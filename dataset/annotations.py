@@ -41,7 +41,7 @@ KINDS: dict[str, dict[str, tuple[type, ...]]] = {
 OPTIONAL: dict[str, dict[str, tuple[type, ...]]] = {
     "caption": {"caption": TEXTS, "image_id": IDENTIFIER, "object_label": TEXT, "domain": TEXT},
     "vqa_train": {"dataset": TEXT, "question_id": IDENTIFIER, "object_label": TEXT},
-    "vqa_eval": {"dataset": TEXT, "object_label": TEXT, "answer_type": TEXT, "question_type": TEXT},
+    "vqa_eval": dict.fromkeys(("dataset", "object_label", "answer_type", "question_type"), TEXT) | {"answer": TEXTS},
 }
 READ = frozenset(  # all keys that something is read of
     "image caption sentences filename filepath dataset domain object_label ocr image_id img_id cocoid imgid question "

@@ -2,7 +2,7 @@
 
 A shard holds samples, files of one key: `key.jpg` (or another image) and `key.json` or `key.txt`. The JSON is an entry
 without `image`: {"caption": text | [texts], ...}, or {"captions": [...]} for an image of several entries; `key.txt` is
-a caption. The key ends at the first dot; see `_samples` for names with several. An image's path becomes
+a caption. The key ends at the first dot. An image's path becomes
 
     /data/00012.tar/000120345.jpg@51200+20481      (shard, file in it, where its bytes begin, their number)
 
@@ -16,7 +16,6 @@ import logging
 import os
 import re
 import tarfile
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -70,57 +69,49 @@ def shard_entries(shards: list[Path], max_bad_share: float) -> Iterator[tuple[Pa
     UserError if more than `max_bad_share` of the samples or of the shards are lost.
     """
     found, lost, damaged = 0, 0, 0  # samples, samples, shards
-    problems: list[str] = []  # the first of each
+    problems: list[str] = []
     for shard in shards:
         try:
             for key, image, texts, problem in _samples(shard):
-                if entries := [] if problem else _entries(texts):
+                entries = [] if problem else _entries(texts)
+                yield from ((shard, key, {**entry, "image": image}) for entry in entries)
+                if entries:
                     found += 1
-                    yield from ((shard, key, {**entry, "image": image}) for entry in entries)
-                    continue
-                lost += 1
-                if lost <= SHOWN:
-                    problems.append(one_line(f"{shard}: sample {key} has {problem or 'no caption'}", 1000))
+                else:
+                    lost += 1
+                    problems = [*problems, f"{shard}: sample {key} has {problem or 'no caption'}"][:SHOWN]
         except (OSError, EOFError, ValueError) as error:
             damaged += 1
-            problems.append(one_line(f"{shard}: damaged ({error})", 1000))
+            problems = [f"{shard}: damaged ({error})", *problems][:SHOWN]
     if not found + lost + damaged:
         raise UserError(f"{shards[0].parent}: {len(shards)} shard(s) hold no sample; is it the right folder?")
     counts = f"{lost} of {found + lost} samples and {damaged} of {len(shards)} shard(s) cannot be used"
-    total = f"{shards[0].parent}: {counts}"
+    total, examples = f"{shards[0].parent}: {counts}", one_line("; ".join(problems), 1000)
     if not found or max(lost / (found + lost), damaged / len(shards)) > max_bad_share:
-        raise UserError(f"{total}, data.max_bad_share allows {max_bad_share:g} ({problems[-1]})")
+        raise UserError(f"{total}, data.max_bad_share allows {max_bad_share:g} ({examples})")
     if lost or damaged:
-        log.warning("%s, left out: %s", total, "; ".join(problems))
+        log.warning("%s, left out: %s", total, examples)
 
 
 def _samples(shard: Path) -> Iterator[tuple[str, str, dict[str, bytes], str]]:
     """(key, path of the image, {"json" | "txt": its bytes}, what is wrong with them or "") of a shard's samples.
 
-    Between the key and the ending a name may have a part: 001.image.jpg with 001.caption.txt is one sample, IMG_2.1.jpg
-    with IMG_2.1.txt and IMG_2.2.jpg with IMG_2.2.txt are two, and 001.mask.png belongs to the sample 001.jpg and
-    001.txt, which leaves it out.
+    Between the key and the ending a name may have a part: 001.image.jpg with 001.caption.txt is one sample.
     """
     with open_file(shard) as file:
         keyed = ((found[1], member) for member in shard_members(file) if (found := KEY.match(member[0])))
         for key, members in groupby(keyed, lambda pair: pair[0]):
-            images, texts = defaultdict(list), []  # by part; (part, ending, bytes)
+            images, texts = [], []
             for _, (name, start, size) in members:
-                part, _, ending = name.removeprefix(key).rpartition(".")
-                if ending.lower() in IMAGES and size:
-                    images[part].append(f"{shard}/{os.path.basename(name)}@{start}+{size}")
-                elif ending.lower() in TEXTS and size <= LONGEST_TEXT:
+                ending = name.rpartition(".")[2].lower()
+                if ending in IMAGES and size:
+                    images.append(f"{shard}/{os.path.basename(name)}@{start}+{size}")
+                elif ending in TEXTS and size <= LONGEST_TEXT:
                     file.seek(start)
-                    texts.append((part, ending.lower(), file.read(size)))
-            if "" in images and any(part == "" for part, *_ in texts):
-                images = {"": images[""]}
-            for part, paths in images.items():
-                own = [text for text in texts if text[0] == part] or (texts if len(images) == 1 else [])
-                found = {ending: text for _, ending, text in own}
-                problem = "two images or texts of one name" if len(paths) > 1 or len(found) < len(own) else ""
-                yield key + part, paths[0], found, problem
-            if not images:
-                yield key, "", {}, "no image"
+                    texts.append((ending, file.read(size)))
+            is_plain = len(images) == 1 and len(dict(texts)) == len(texts)
+            problem = "" if is_plain else "two images or texts of one kind" if images else "no image"
+            yield key, images[0] if images else "", dict(texts), problem
 
 
 def _entries(files: dict) -> list[dict]:

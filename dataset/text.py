@@ -1,7 +1,6 @@
 """Captions and questions: cleaning as ALBEF does, and BERT word pieces without a final [SEP]."""
 
 import hashlib
-import io
 import os
 import re
 import unicodedata
@@ -14,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dataset.files import read_json
-from utils import UserError, find_file, open_file
+from dataset.files import read_json, text_lines
+from utils import UserError, find_file
 
 # The Rust tokenizer's own threads would warn about, and may hang in, forked data workers; batches here are small.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -89,6 +88,11 @@ def has_word(text: str) -> bool:
     return any(character != "\ufffd" and unicodedata.category(character) not in IGNORED for character in text)
 
 
+def evenly(texts: Sequence[str], most: int) -> list[str]:
+    """At most so many of the texts, evenly spaced over all."""
+    return [texts[i] for i in range(0, len(texts), max(1, -(-len(texts) // most)))]
+
+
 def _strip_punctuation(text: str, lower: bool) -> str:
     return PUNCTUATION.sub("", text.lower() if lower else text).replace("-", " ").replace("/", " ")
 
@@ -107,17 +111,9 @@ class Tokenizer:
 
     def __init__(self, vocab_file: str | Path, sep: bool = False):
         path = Path(find_file(vocab_file, "vocabulary (text.vocab)"))
-        try:
-            with io.TextIOWrapper(open_file(path), "utf-8") as file:
-                lines = file.read().rstrip("\n").split("\n")  # splitlines() would also cut at U+2028
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"vocabulary (text.vocab): {path} cannot be read ({error})") from None
-        vocab = {line.rstrip("\r"): i for i, line in enumerate(lines)}
-        missing = [token for token in SPECIAL_TOKENS if token not in vocab]
-        if missing:
+        vocab = {line.rstrip("\r\n"): number - 1 for number, line in text_lines(path)}
+        if missing := [token for token in SPECIAL_TOKENS if token not in vocab]:
             raise UserError(f"vocabulary {path} lacks {', '.join(missing)}; it must be a BERT vocab.txt")
-        if len(vocab) < len(lines):
-            raise UserError(f"vocabulary {path} has a word piece twice; it must be a BERT vocab.txt")
         self.sep, self.vocab_file = sep, path
         self.vocab_size = len(vocab)
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (vocab[t] for t in SPECIAL_TOKENS)
@@ -196,7 +192,7 @@ class Tokenizer:
 
     def unwritable(self, texts: Sequence[str]) -> tuple[float, str]:
         """(the share of the texts whose letters and digits change as word pieces, "" or an example); case apart."""
-        probes = [texts[i] for i in range(0, len(texts), max(1, -(-len(texts) // PROBES)))]
+        probes = evenly(texts, PROBES)
         plain = self._backend.normalizer.normalize_str
         changed = [
             text
@@ -255,15 +251,11 @@ def vocabulary_case(path: Path, pieces: Iterable[str]) -> dict[str, bool]:
     if not file.is_file():
         return case
     values = read_json(file)
-    values = values if isinstance(values, dict) else {}
-    kind, lower, accents = values.get("tokenizer_class"), values.get("do_lower_case", True), values.get("strip_accents")
+    if values.get("tokenizer_class") == "BertJapaneseTokenizer":
+        raise UserError(f"{file}: its words are found by a dictionary, which is not supported; take another vocabulary")
+    lower, accents = values.get("do_lower_case", True), values.get("strip_accents")
     case = {"do_lower_case": lower, "strip_accents": lower if accents is None else accents}
-    case["tokenize_chinese_chars"] = values.get("tokenize_chinese_chars", True)
-    if not all(isinstance(value, bool) for value in case.values()):
-        raise UserError(f"{file}: of {case}, some are neither true nor false")
-    if kind == "BertJapaneseTokenizer":
-        raise UserError(f"{file}: {kind} finds words by a dictionary, which is not supported; take another vocabulary")
-    return case
+    return {**case, "tokenize_chinese_chars": values.get("tokenize_chinese_chars", True)}
 
 
 def _letters(text: str) -> str:

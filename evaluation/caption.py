@@ -19,7 +19,8 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 from torch import Tensor
 
 import utils
-from dataset import create_dataset, warn_of_cut_texts
+from dataset import create_dataset
+from dataset.advice import warn_of_cut_texts
 from dataset.annotations import DOMAINS
 from dataset.caption import CaptionEvalDataset
 from dataset.text import Tokenizer

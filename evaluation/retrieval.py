@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import utils
-from dataset import create_dataset, warn_of_cut_texts
+from dataset import create_dataset
+from dataset.advice import warn_of_cut_texts
 from dataset.retrieval import RetrievalEvalDataset
 from dataset.text import Tokenizer
 from evaluation import Record, ranking

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 import utils
-from dataset import create_dataset, warn_of_cut_texts
+from dataset import create_dataset
+from dataset.advice import warn_of_cut_texts
 from dataset.official import ANNOTATORS
 from dataset.questions import read_answer_list
 from dataset.text import Tokenizer

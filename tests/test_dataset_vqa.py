@@ -130,12 +130,9 @@ def test_eval_batches_hold_every_question_once_and_every_image_once(folder):
             assert words(ids).split()[-1] == question.split()[-1]
 
 
-@pytest.mark.parametrize(
-    ("content", "shown"),
-    [(["yes", "yes"], "not 'yes'"), (["yes", " "], "not ' '"), (["a", 2], "not 2"), ([], "")],
-)
-def test_an_answer_list_holds_different_texts(folder, content, shown):
-    refused(lambda: read_answer_list(write(folder, content, "answers.json")), "answers.json: an answer list is", shown)
+@pytest.mark.parametrize("content", [["yes", "yes"], ["yes", " "], ["a", 2], []])
+def test_an_answer_list_holds_different_texts(folder, content):
+    refused(lambda: read_answer_list(write(folder, content, "answers.json")), "answers.json: an answer list is")
 
 
 @pytest.mark.parametrize(
