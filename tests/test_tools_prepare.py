@@ -1,6 +1,5 @@
 """tools.prepare on small files in the official layouts: COCO, Flickr30K, NoCaps, VQA, and what all sets share."""
 
-import json
 from itertools import count
 
 import official_files as official
@@ -35,9 +34,7 @@ def test_coco_becomes_retrieval_captioning_and_pretraining_files(run, tmp_path):
     pairs = read(tmp_path / "data/pretrain/coco.json")
     assert len(pairs) == 15 and not any("391895" in pair["image"] or "184613" in pair["image"] for pair in pairs)
     assert pairs[0]["image"] == "../coco/images/val2014/COCO_val2014_000000522418.jpg"
-    assert "left out: 1 x blank caption; first: dataset_coco.json entry 3" in out
-    lines = [line.split() for line in out.splitlines()]
-    assert ["images,", "train", "3", "113,287"] in lines
+    assert f"left out: 1 x blank caption; first: {TRAIN[0]}\n" in out
     assert "warning: images, val: 2, 4,998 fewer than the published 5,000\n" in out
 
 
@@ -49,7 +46,7 @@ def test_coco_without_karpathys_file_gives_pretraining_alone_and_no_validation_i
     pairs = read(tmp_path / "data/pretrain/coco.json")
     assert [pair["image"] for pair in pairs] == [f"../coco/images/{name}" for name in TRAIN]
     assert "only train2014 is used" in out and not (tmp_path / "data/coco/annotations").exists()
-    assert "left out: 1 x blank caption" in out and "image_id 999 is not among the file's images" in out
+    assert "left out: 1 x blank caption" in out
 
 
 def test_cocos_own_files_of_2017_leave_karpathys_test_images_out(run, source, tmp_path):
@@ -90,24 +87,8 @@ def test_what_a_preparation_needs_first_is_named_with_where_to_get_it(run, sourc
     assert "v2_OpenEnded_mscoco_train2014_questions.json (https://visualqa.org" in line
     official.visual_genome(source, {1: None})
     refused(lambda: run("vg"), "run tools.prepare coco with --output")
-    refused(lambda: run("vg", "--captions", "0"), "--captions is 0; a whole number of at least 1")
     (source / "dataset_coco.json").unlink()
     refused(lambda: run("coco"), "lacks dataset_coco.json", "karpathy")
-
-
-def test_malformed_entries_are_counted_and_named(run, source):
-    content = read(source / "dataset_flickr30k.json")
-    content["images"][1:1] = [7, {"split": "train"}, {**content["images"][0], "split": "extra"}]
-    official.write_json(source / "dataset_flickr30k.json", content)
-    out = run("flickr30k") + run("coco")
-    assert "left out: 3 x entry that is not as published; first: dataset_flickr30k.json entry 1 is no object" in out
-    official.visual_genome(source, {1: None, 3: 57870, 5: None})
-    regions = read(source / "region_descriptions.json")
-    del regions[0]["regions"][0]["phrase"], regions[1]["regions"]
-    official.write_json(source / "region_descriptions.json", regions)
-    out += run("vg")
-    found = "2 has no 'sentences'", "3 has the split 'extra'", "0 has no 'phrase'", "1 has no 'regions'"
-    assert all(f"entry {text}" in out for text in found)
 
 
 def test_a_file_that_is_not_as_the_tool_wrote_it_is_not_replaced(run, tmp_path):
@@ -131,8 +112,7 @@ def test_nocaps_becomes_captioning_evaluation(run, source, tmp_path):
     assert [len(entry["caption"]) for entry in entries] == [9, 10, 10, 10]
     assert [entry["img_id"] for entry in entries] == [0, 1, 2, 3]
     assert [entry["domain"][:3] for entry in entries] == ["in-", "nea", "out", "in-"]
-    lines = [line.split() for line in out.splitlines()]
-    assert ["images,", "in-domain", "2", "648"] in lines and ["captions", "39", "45,000"] in lines
+    assert "images, in-domain: 2, 646 fewer than the published 648" in out and "captions: 39, " in out
     assert "left out: 1 x blank caption" in out
 
 
@@ -147,7 +127,7 @@ def vqa_source(source, run):
     train = [(next(numbers), 57870, f"What colour is kite {i}?") for i in range(11)]
     val = [(101, 184613, "What is it?"), (102, 522418, "Who is it?"), (103, 318219, "Is it red?"), (104, 318219, "?")]
     train.append((12, 57870, "?!"))
-    official.vqa_questions(source, "train2014", [*train, (50, 57870, "No annotation?")])
+    official.vqa_questions(source, "train2014", train)
     official.vqa_questions(source, "val2014", val)
     official.vqa_questions(source, "test2015", [(201, 262144, "What is this?"), (202, 262144, "And that?")])
     official.vqa_questions(source, "test-dev2015", [(201, 262144, "What is this?")])
@@ -174,8 +154,7 @@ def test_vqa_becomes_questions_with_ten_answers_and_visual_genomes(run, vqa_sour
     genome = [(entry["image"], entry["answer"]) for entry in read(folder / "vg_qa.json")]
     assert genome == [("VG_100K_2/1.jpg", "green"), ("VG_100K_2/3.jpg", "green")]
     assert read(folder / "answer_list.json") == ["red"]
-    for text in ("entry 12 has no annotation", "all blank; first: question 1", "without a word; first: question 12"):
-        assert text in out
+    assert "all blank; first: question 1" in out and "without a word; first: question 12" in out
     label = read(folder / "minival.json")[0]["label"]
     assert label == {"red": 1.0, "dark red": 0.9, "maroon": 0.6, "Red": 0.3}
     for answer in ("dark red", "maroon"):
@@ -194,16 +173,13 @@ def test_the_minival_is_lxmerts_list_else_karpathys_validation_images(run, vqa_s
 
 @pytest.mark.parametrize("layout", ["map", "mplug"])
 def test_object_labels_and_words_are_joined_by_image(run, vqa_source, tmp_path, layout):
-    objects = {"COCO_train2014_000000057870.jpg": ["kite", "sky"], "184613": ["bus"], "x": 3}
+    objects = {"COCO_train2014_000000057870.jpg": ["kite", "sky"], "COCO_val2014_000000184613.jpg": ["bus"]}
     words = {"images/train2014/COCO_train2014_000000057870.jpg": [[[0, 0, 9, 9], "STOP"], [[0, 9, 9, 9], "now"]]}
     if layout == "mplug":
         objects = [{"image": TRAIN[0], "object_label": "kite&&sky"}, {"image": "val2014/COCO_val2014_000000184613.jpg"}]
         words = [{"image": TRAIN[0], "ocr": next(iter(words.values()))}]
     paths = [official.write_json(tmp_path / name, value) for name, value in (("o.json", objects), ("w.json", words))]
-    out = run("vqa", "--objects", str(paths[0]), "--ocr", str(paths[1]))
+    run("vqa", "--objects", str(paths[0]), "--ocr", str(paths[1]))
     entry = read(tmp_path / "data/vqa/vqa_train_ocr.json")[0]
     assert entry["object_label"] == "kite&&sky" and [word for _, word in entry["ocr"]] == ["STOP", "now"]
     assert ("object_label" in read(tmp_path / "data/vqa/vqa_minival_ocr.json")[0]) == (layout == "map")
-    assert "questions with ocr" in out and ("object_label that cannot be read" in out) == (layout == "map")
-    official.write_json(paths[0], json.loads("3"))
-    refused(lambda: run("vqa", "--objects", str(paths[0])), "o.json: is neither a map of images nor a list of entries")

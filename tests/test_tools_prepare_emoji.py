@@ -4,7 +4,6 @@ import json
 
 import official_files as official
 import pytest
-from conftest import refused
 
 from tools.prepare import __main__ as prepare
 from tools.prepare import emoji
@@ -71,9 +70,3 @@ def test_the_list_of_held_out_names_is_the_one_of_the_published_numbers():
     splits = list(names.values())
     assert (splits.count("val"), splits.count("test")) == (emoji.COUNTS["val"], emoji.COUNTS["test"])
     assert emoji.COUNTS["train"] + len(names) == emoji.COUNTS["noto"] + emoji.COUNTS["twemoji"]
-
-
-def test_a_damaged_package_is_named(command, tmp_path):
-    path = tmp_path / "downloads" / emoji.ARTISTS["noto"][0]
-    path.write_bytes(path.read_bytes()[:200])
-    refused(lambda: prepare.main(command), "emoji-datasource-google-16.0.0.tgz: not a whole .tgz", "get it again")

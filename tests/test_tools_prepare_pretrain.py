@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import tarfile
 
 import numpy as np
@@ -16,11 +17,6 @@ from tools.prepare.held_out import flickr_photo, read_refs
 from tools.prepare.image_hash import KnownImages, fingerprint, group_images
 
 source, run, read = official.source, official.run, official.read
-
-
-def counts(tmp_path, name):
-    """{what: number} as the record of the last run has it."""
-    return {count["what"].strip(): count["files"] for count in read(tmp_path / f"data/prepared/{name}.json")["counts"]}
 
 
 # ------------------------------------------------------------------------------------------------ Visual Genome
@@ -43,13 +39,11 @@ def test_visual_genomes_filters_are_albefs_and_each_is_counted(run, source, tmp_
         for number in (1, 3)
         for caption in ("the clock is green in colour", "a man & a bicycle")
     ]
-    found = counts(tmp_path, "vg")
-    assert found["images that are also COCO's"] == 4 and found["region descriptions"] == 36
-    filters = {what.removeprefix("filter: "): number for what, number in found.items() if what.startswith("filter")}
-    assert list(filters.values()) == [24, 2, 2, 2]
+    assert "images that are also COCO's: 4\n" in out and "region descriptions: 36, " in out
+    assert re.findall(r"  filter: .*: (\d+)\n", out) == ["24", "2", "2", "2"]
     assert "VG_100K_2/5.jpg = RefCOCO+ evaluation" in out and "VG_100K/4.jpg = flickr30k test" in out
     assert "left out: 4 x image of a validation or test set (by id)" in out
-    assert "left out: 2 x region without a word; first: region_descriptions.json entry 0 region 5" in out
+    assert "left out: 2 x region without a word; first: region 105, region 305" in out
     assert "region below 0.1600 of the image" in out  # the smaller of the four
     assert "region below 0.6400 of the image" in run("vg", "--captions", "2")  # the larger one of a repeated sentence
     run("vg", "--all_regions")
@@ -67,8 +61,6 @@ def test_references_are_read_without_running_what_is_in_them(tmp_path):
     path.write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "hacked").encode() + b"'\ntR.")
     refused(lambda: read_refs(path), "holds os.system, which is not plain data")
     assert not (tmp_path / "hacked").exists()
-    path.write_bytes(b"junk")
-    refused(lambda: read_refs(path), "not RefCOCO's references")
 
 
 # ------------------------------------------------------------------------------------------------ CC3M and SBU
@@ -84,11 +76,6 @@ CC3M = [
 ]
 
 
-def cc3m_list(source, header=False):
-    lines = ["caption\turl"] * header + ["\t".join(pair) for pair in CC3M] + ["a line without an address"]
-    (source / "Train_GCC-training.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
 def cc3m_downloads(folder, tar):
     samples = {}
     for i, (caption, url) in enumerate(CC3M[:5]):
@@ -99,10 +86,9 @@ def cc3m_downloads(folder, tar):
     official.img2dataset_shard(folder, 1, odd | ({"../../escaped.jpg": b"x"} if tar else {}), tar)
 
 
-@pytest.mark.parametrize(("tar", "header"), [(False, True), (True, False)])
-def test_cc3m_as_img2dataset_left_it(run, source, tmp_path, tar, header):
+@pytest.mark.parametrize("tar", [False, True])
+def test_cc3m_as_img2dataset_left_it(run, tmp_path, tar):
     run("flickr30k")
-    cc3m_list(source, header)
     cc3m_downloads(tmp_path / "data/cc3m/images", tar)
     out = run("cc3m")
     assert read(tmp_path / "data/pretrain/cc3m.json") == [
@@ -111,33 +97,30 @@ def test_cc3m_as_img2dataset_left_it(run, source, tmp_path, tar, header):
         {"image": "../cc3m/images/00001/000010000.jpg", "caption": "not listed"},
     ]
     for line in (
-        f"left out: 1 x row that is no caption and address; first: row {6 + header}",
         "left out: 1 x caption without a word; first: 00000/000000002.jpg",
         "left out: 1 x pair that is listed again; first: 00000/000000003.jpg",
         "00000/000000004.jpg = flickr30k test",
         "left out: 2 x sample that img2dataset left incomplete; first: 00001/000010001.json, 00001/000010002.json",
-        "warning: pairs listed: 6, 3,318,327 fewer than the published 3,318,333",
     ):
         assert line in out
     assert not list(tmp_path.rglob("escaped.jpg"))
     assert official.open_set("pretrain", f"data.train=[{tmp_path}/data/pretrain/cc3m.json]")[0]["bad"] == []
 
 
-def test_without_images_no_list_names_any_and_the_addresses_can_be_downloaded(run, source, tmp_path):
+@pytest.mark.parametrize("header", ["", "caption\turl\n"])
+def test_cc3ms_addresses_can_be_downloaded(run, source, tmp_path, header):
     captions = ['"a quotation mark that nothing closes', 'and a "pair" of them', "an apostrophe's", 'tail"']
     rows = [f"{caption}\thttp://x.org/{i}.jpg" for i, caption in enumerate(captions)]
-    (source / "Train_GCC-training.tsv").write_text("\n".join([*rows, "a line without an address"]) + "\n")
-    for options in ([], ["--require_images"]):
-        refused(lambda options=options: run("cc3m", *options), "cc3m/images: holds no shard", "--addresses")
-    assert not (tmp_path / "data/pretrain/cc3m.json").exists()
+    (source / "Train_GCC-training.tsv").write_text(header + "\n".join([*rows, "a line without an address"]) + "\n")
+    refused(lambda: run("cc3m"), "cc3m/images: holds no shard", "--addresses")
     out = run("cc3m", "--addresses")
     table = pyarrow.parquet.read_table(tmp_path / "data/cc3m/addresses.parquet").to_pydict()
     assert table == {"url": [f"http://x.org/{i}.jpg" for i in range(4)], "caption": captions}
-    assert "left out: 1 x row that is no caption and address; first: row 4" in out
+    assert f"left out: 1 x row that is no caption and address; first: row {5 if header else 4}" in out
+    assert "warning: pairs listed: 4, 3,318,329 fewer than the published 3,318,333" in out
 
 
-def test_a_shard_cannot_unpack_to_more_than_its_own_size_and_only_into_a_folder_of_the_tool(run, source, tmp_path):
-    cc3m_list(source)
+def test_a_shard_cannot_unpack_to_more_than_its_own_size_and_only_into_a_folder_of_the_tool(run, tmp_path):
     folder = tmp_path / "data/cc3m/images"
     cc3m_downloads(folder, tar=False)
     with tarfile.open(folder / "00002.tar", "w:gz") as tar:
@@ -177,10 +160,10 @@ def test_sbu_in_both_published_layouts(run, source, tmp_path, layout):
     for place in (0, 2):
         samples |= official.img2dataset_sample(f"{place:09d}", captions[place], urls[place], official.jpeg(place))
     official.img2dataset_shard(tmp_path / "data/sbu/images", 0, samples, tar=False)
-    assert "00000/000000002.jpg = flickr30k test" in run("sbu")
+    out = run("sbu")
+    assert "00000/000000002.jpg = flickr30k test" in out and "pairs downloaded: 2\n" in out
     expected = [{"image": "../sbu/images/00000/000000000.jpg", "caption": SBU[0][0]}]
     assert read(tmp_path / "data/pretrain/sbu.json") == expected
-    assert counts(tmp_path, "sbu")["pairs downloaded"] == 2
 
 
 # ------------------------------------------------------------------------------------------------ leaks by content
@@ -211,7 +194,7 @@ def test_planted_copies_of_test_images_are_found_and_left_out(run, source, tmp_p
     assert "1 x comparison of an image that is unreadable" in out
 
 
-def test_downloaded_copies_are_found_by_their_pixels_and_by_the_sum_of_the_original(run, source, tmp_path):
+def test_downloaded_copies_are_found_by_their_pixels_and_by_the_sum_of_the_original(run, tmp_path):
     original = official.save(tmp_path / "data/flickr30k/flickr30k-images/1007129816.jpg", 5, (500, 375), 95)
     official.save(tmp_path / "data/flickr30k/flickr30k-images/1018148011.jpg", 6, (500, 375), 95)
     run("flickr30k")
@@ -221,7 +204,6 @@ def test_downloaded_copies_are_found_by_their_pixels_and_by_the_sum_of_the_origi
     meta = json.loads(samples["000000002.json"])
     samples["000000002.json"] = json.dumps({**meta, "sha256": fingerprint(original).sha256}).encode()
     official.img2dataset_shard(tmp_path / "data/cc3m/images", 0, samples, tar=True)
-    cc3m_list(source)
     assert "left out: 2 x image of a validation or test set (by content)" in run("cc3m", "--check_leaks")
     assert [pair["caption"] for pair in read(tmp_path / "data/pretrain/cc3m.json")] == ["thing 1"]
 

@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -57,12 +58,17 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     check_value("--per_shard", args.per_shard, int)
     check_value("--max_bad_share", args.max_bad_share, float, 0, 1)
-    usable = Usable(*find_samples(args), args.max_bad_share)
+    samples, total = find_samples(args)
+    counts, examples = Counter(), []
     with whole_folder(args.output) as folder:
-        written = write_shards(folder, usable, args.per_shard)
-        if not written:
-            raise UserError(f"no image with a caption can be used: {usable}")
-    print(f"{written} images ({usable}) in {args.output}")
+        written = write_shards(folder, usable(samples, total, counts, examples), args.per_shard)
+        failed = f", {counts['failed']} failed downloads" * bool(counts["failed"])
+        left_out = f"{counts['left out']} unreadable or without caption left out{failed}"
+        if examples:
+            left_out += f"; first: {'; '.join(examples)}"
+        if not written or counts["left out"] > args.max_bad_share * (total - counts["failed"]):
+            raise UserError(f"{left_out}; of {total}, --max_bad_share allows {args.max_bad_share:g}")
+    print(f"{written} images in {args.output}, {left_out}")
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -106,35 +112,19 @@ def _caption(pairs: Pairs, entry: int) -> str | list[str]:
 # ------------------------------------------------------------------------------------------------ writing
 
 
-class Usable:
-    """The samples that can be written, taken one at a time, so that memory holds one; the others are counted.
-
-    Raises UserError as soon as more than `max_bad_share` of `total` samples, failed downloads apart, are left out.
-    """
-
-    def __init__(self, samples: Iterable[Sample | LeftOut | None], total: int, max_bad_share: float):
-        self.samples, self.total, self.max_bad_share = samples, total, max_bad_share
-        self.failed, self.left_out = 0, 0
-        self.examples: list[str] = []
-
-    def __iter__(self) -> Iterator[Sample]:
-        for sample in progress(self.samples, "packing images", "images", self.total):
-            if isinstance(sample, Sample):
-                yield sample
-                continue
-            if sample is None:
-                self.failed += 1
-            else:
-                self.left_out += 1
-                self.examples = [*self.examples, str(sample)][:EXAMPLES]
-            if self.left_out > self.max_bad_share * (self.total - self.failed):
-                raise UserError(f"{self}; of {self.total}, --max_bad_share allows {self.max_bad_share:g}")
-
-    def __str__(self) -> str:
-        """What became of the others, in one line."""
-        failed = f", {self.failed} failed downloads" * bool(self.failed)
-        examples = f": {'; '.join(self.examples)}" * bool(self.examples)
-        return f"{self.left_out} unreadable or without caption left out{failed}{examples}"
+def usable(
+    samples: Iterable[Sample | LeftOut | None], total: int, counts: Counter, examples: list[str]
+) -> Iterator[Sample]:
+    """The samples that can be written, one at a time, so that memory holds one; the others are counted."""
+    for sample in progress(samples, "packing images", "images", total):
+        if isinstance(sample, Sample):
+            yield sample
+        elif sample is None:
+            counts["failed"] += 1
+        else:
+            counts["left out"] += 1
+            if len(examples) < EXAMPLES:
+                examples.append(str(sample))
 
 
 def write_shards(folder: Path, samples: Iterable[Sample], per_shard: int) -> int:

@@ -62,8 +62,7 @@ def main(argv: list[str] | None = None) -> None:
             job.lines.append(f"not on disk yet: {count:,} images below {job.images}; first: {first}")
         job.save()
     finally:  # what was found explains a failure too
-        if job.counts or job.left_out:
-            print(job.report(), flush=True)
+        print(*job.report(), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

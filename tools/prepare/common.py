@@ -6,13 +6,12 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from dataset.files import json_list, read_json
+from dataset.files import read_json
 from utils import UserError, make_folder, one_line, own_folder, replacing, write_json
 
 SHOWN = 3  # places that are named of a kind of entry that is left out
@@ -66,31 +65,14 @@ class Job:
         self.name, self.options = options.set, options
         self.source, self.output, self.images = options.source, options.output, images
         self.prepared = own_folder(self.output / "prepared", "tools.prepare")
-        self.counts: list[dict] = []
-        self.left_out: dict[str, dict] = {}
+        self.lines: list[str] = []  # counts, notes and warnings
+        self.left_out: dict[str, tuple[int, list[str]]] = {}  # kind: (how many, the first places)
         self.missing: set[str] = set()  # images that lists name and the disk lacks
-        self.lines: list[str] = []  # notes and warnings
         self._listings: dict[str, frozenset[str]] = {}
         self._record = self.prepared / f"{self.name}.json"
         self._written = read_json(self._record)["written"] if self._record.exists() else {}
 
     # -------------------------------------------------------------------------------------------- files
-
-    def read(self, path: Path, key: str | None, convert: Callable[[Any], Any]) -> Iterator[tuple[str, Any]]:
-        """(place, what `convert` makes of it) of the elements of an official file, or of the list under its `key`.
-
-        The one door of malformed entries: what `convert` raises about an element leaves it out.
-        """
-        elements = progress(json_list(path, key), f"reading {path.name}", "entries")
-        for number, element in enumerate(elements):
-            where = f"{path.name} entry {number}"
-            try:
-                converted = convert(element)
-            except (ValueError, LookupError, TypeError, AttributeError) as error:
-                text = error if isinstance(error, ValueError) else repr(error)
-                self.leave_out("entry that is not as published", f"{where} {text}")
-            else:
-                yield where, converted
 
     @contextlib.contextmanager
     def replacing(self, path: Path) -> Iterator[Path]:
@@ -113,14 +95,13 @@ class Job:
                 file.write(("[\n" if count == 1 else ",\n") + json.dumps(entry))
             file.write("\n]\n")
             if not count:
-                raise UserError(f"{path}: no entry is left to write; see the counts above")
+                raise UserError(f"{path}: no entry is left to write; see what was left out")
         self.lines.append(f"{path}: {count:,} entries")
         return count
 
     def save(self) -> None:
         """Write the record."""
-        found = {"counts": self.counts, "left_out": self.left_out, "lines": self.lines}
-        write_json(self._record, {"written": self._written, **found})
+        write_json(self._record, {"written": self._written, "report": self.report()})
 
     # -------------------------------------------------------------------------------------------- images
 
@@ -145,31 +126,25 @@ class Job:
 
     def count(self, what: str, number: int, published: int | None = None, rounded: int = 1) -> None:
         """A number of the files; a difference from the published one (known to `rounded`) is a warning."""
-        self.counts.append({"what": what, "files": number, "published": published})
-        if published is not None and abs(number - published) > rounded // 2:
+        text = f"{what}: {number:,}"
+        if published is None or abs(number - published) <= rounded // 2:
+            self.lines.append(text)
+        else:
             difference = f"{abs(number - published):,} {'more' if number > published else 'fewer'}"
-            self.warn(f"{what}: {number:,}, {difference} than the published {published:,}")
+            self.warn(f"{text}, {difference} than the published {published:,}")
 
     def leave_out(self, kind: str, where: str) -> None:
-        """One more entry that is left out; the first places of a kind are kept."""
-        found = self.left_out.setdefault(kind, {"count": 0, "first": []})
-        found["count"] += 1
-        if found["count"] <= SHOWN:
-            found["first"].append(one_line(where))
+        """One more entry that is left out; the first places of a kind are shown."""
+        number, first = self.left_out.get(kind, (0, []))
+        self.left_out[kind] = number + 1, [*first, one_line(where)][:SHOWN]
 
     def warn(self, line: str) -> None:
         self.lines.append(f"warning: {line}")
 
-    def report(self) -> str:
-        """What was counted, as a table and lines."""
-        width = max((len(count["what"]) for count in self.counts), default=0) + 2
-        lines = [f"{self.name:{width}}{'files':>12}{'published':>12}"]
-        for count in self.counts:
-            known = "" if count["published"] is None else f"{count['published']:,}"
-            lines.append(f"{count['what']:{width}}{count['files']:>12,}{known:>12}")
-        for kind, found in self.left_out.items():
-            lines.append(f"left out: {found['count']:,} x {kind}; first: {', '.join(found['first'])}")
-        return "\n".join(lines + self.lines)
+    def report(self) -> list[str]:
+        """What was left out and counted, in lines."""
+        left_out = self.left_out.items()
+        return [f"left out: {n:,} x {kind}; first: {', '.join(first)}" for kind, (n, first) in left_out] + self.lines
 
 
 def _state(path: Path) -> list[int]:

@@ -37,17 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--captions", default=ALL_LINES, help=f"{which} (default: %(default)s)")
     add("--columns", nargs="*", default=[], metavar="KEY=NAME", help="what image and caption are called in that file")
     what = f"images for %s: a number, or a share below 1 (default: {SHARE}, at most {MOST})"
-    add("--val", type=amount, help=what % "validation")
-    add("--test", type=amount, help=what % "test")
+    add("--val", type=float, help=what % "validation")
+    add("--test", type=float, help=what % "test")
     add("--seed", type=int, default=0, help="of the split (default: %(default)s)")
-
-
-def amount(text: str) -> float:
-    """A number of images, or a share below 1."""
-    number = float(text)
-    if not (0 <= number < 1 or number.is_integer() and number > 0):
-        raise ValueError(text)
-    return number
 
 
 def prepare(job: Job) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.official import needed, tidy
+from dataset.files import json_list
+from dataset.official import tidy
 from dataset.text import clean_caption, clean_question
-from models.weights import check_value
 from tools.prepare.common import Job, find_official
 from tools.prepare.held_out import HeldOut, read_refs
 from utils import UserError
@@ -36,7 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare(job: Job) -> None:
-    check_value("--captions", job.options.captions, int)
     found = find_official(job.source, dict.fromkeys((IMAGES, REGIONS), GENOME_URL), {REFS: REFCOCO_URL})
     images = read_images(job, found[IMAGES])
     held_out = held_out_images(job, found.get(REFS))
@@ -61,34 +60,22 @@ def held_out_images(job: Job, refs: Path | None) -> HeldOut:
 
 
 def read_images(job: Job, path: Path) -> dict[int, dict]:
-    """{image_id: see `genome_image`}"""
-    images = {image["image_id"]: image for _, image in job.read(path, None, genome_image)}
+    """{image_id: {image_id, image, coco_id, flickr_id, pixels}} of image_data.json; coco_id and flickr_id may be None.
+    The image's path is the end of its address: .../VG_100K_2/1.jpg -> VG_100K_2/1.jpg."""
+    images = {}
+    for entry in json_list(path):
+        number = image_number(entry)
+        ids = {"image_id": number, "coco_id": entry["coco_id"], "flickr_id": entry["flickr_id"]}
+        image = "/".join(entry["url"].split("/")[-2:])
+        images[number] = {**ids, "image": image, "pixels": entry["width"] * entry["height"]}
     job.count("images", len(images), 108_077)
     job.count("images that are also COCO's", sum(image["coco_id"] is not None for image in images.values()))
     return images
 
 
-def genome_image(entry: dict) -> dict:
-    """{image_id, image, coco_id, flickr_id, pixels} of one element of image_data.json; the ids may be None. Raises
-    ValueError. The image's path is the end of its address: .../VG_100K_2/1.jpg -> VG_100K_2/1.jpg."""
-    return {
-        "image_id": needed(entry, "image_id" if "image_id" in entry else "id", int),
-        "image": "/".join(needed(entry, "url", str).split("/")[-2:]),
-        "coco_id": entry.get("coco_id"),
-        "flickr_id": entry.get("flickr_id"),
-        "pixels": max(needed(entry, "width", int) * needed(entry, "height", int), 1),
-    }
-
-
-def elements(job: Job, path: Path, key: str, convert) -> Iterator[tuple[str, tuple[int, list]]]:
-    """(place, (image, list)) of the elements of region_descriptions.json or question_answers.json; key: of the list,
-    whose members are what `convert` makes of them."""
-
-    def read(entry: dict) -> tuple[int, list]:
-        number = needed(entry, "id" if "id" in entry else "image_id", int)
-        return number, [convert(item) for item in needed(entry, key, list)]
-
-    return job.read(path, None, read)
+def image_number(entry: dict) -> int:
+    """The image that an element of one of the files is about: their versions call it differently."""
+    return entry["image_id"] if "image_id" in entry else entry["id"]
 
 
 # ------------------------------------------------------------------------------------------------ regions
@@ -97,13 +84,14 @@ def elements(job: Job, path: Path, key: str, convert) -> Iterator[tuple[str, tup
 def write_regions(job: Job, images: dict[int, dict], held_out: HeldOut, path: Path) -> None:
     """pretrain/vg.json: the sentences of `images` that pass the filters."""
     options, counts = job.options, Counter()
-    kept: list[tuple[int, str, float]] = []
-    for where, (number, regions) in elements(job, path, "regions", genome_region):
+    kept: list[tuple[int, str, float]] = []  # (image, sentence, share of the image that its region covers)
+    for entry in json_list(path):
+        number, regions = image_number(entry), entry["regions"]
         counts["listed"] += len(regions)
         if number not in images:
             counts["left out"] += len(regions)
             continue
-        for phrase, area in sentences(job, regions, where, counts):
+        for phrase, area in sentences(job, regions, counts):
             kept.append((number, phrase, min(area / images[number]["pixels"], 1.0)))
     smallest, place = 0.0, len(kept) - options.captions
     if not options.all_regions and place >= 0:
@@ -118,14 +106,15 @@ def write_regions(job: Job, images: dict[int, dict], held_out: HeldOut, path: Pa
     job.count(f"  filter: region below {smallest:.4f} of the image", len(kept) - written)
 
 
-def sentences(job: Job, regions: list, where: str, counts: Counter) -> list[tuple[str, float]]:
+def sentences(job: Job, regions: list[dict], counts: Counter) -> list[tuple[str, float]]:
     """(phrase, pixels of its largest region) of an image's sentences that are neither short nor repeated, which are
     counted; with --all_regions of all that hold a word."""
     kept: dict[str, tuple[str, float]] = {}
-    for place, (phrase, area) in enumerate(regions):
+    for place, region in enumerate(regions):
+        phrase, area = tidy(region["phrase"]), region["width"] * region["height"]
         words = clean_caption(phrase, 10_000)
         if not words:
-            job.leave_out("region without a word", f"{where} region {place}")
+            job.leave_out("region without a word", f"region {region['region_id']}")
         elif job.options.all_regions:
             kept[str(place)] = phrase, area
         elif len(words.split()) < job.options.min_words:
@@ -138,45 +127,30 @@ def sentences(job: Job, regions: list, where: str, counts: Counter) -> list[tupl
     return list(kept.values())
 
 
-def genome_region(region: dict) -> tuple[str, float]:
-    """(phrase, pixels that its region covers); raises ValueError."""
-    area = max(needed(region, "width", (int, float)), 0) * max(needed(region, "height", (int, float)), 0)
-    return tidy(needed(region, "phrase", str)), area
-
-
 # ------------------------------------------------------------------------------------------------ questions
 
 
 def write_questions(job: Job, images: dict[int, dict], held_out: set[int], path: Path) -> None:
-    """vqa/vg_qa.json: the questions of `images` that are not of COCO's images `held_out`."""
+    """vqa/vg_qa.json: the questions of `images` that are not of COCO's images `held_out`; answers lose their final
+    period."""
     counts = Counter()
 
     def entries() -> Iterator[dict]:
-        for where, (number, pairs) in elements(job, path, "qas", genome_question):
+        for element in json_list(path):
+            image, pairs = images[image_number(element)], element["qas"]
             counts["listed"] += len(pairs)
-            if number not in images:
-                job.leave_out("questions of an image that image_data.json lacks", where)
-            elif images[number]["coco_id"] in held_out:
+            if image["coco_id"] in held_out:
                 counts["left out"] += len(pairs)
-            else:
-                for pair in pairs:
-                    if pair["answer"] and clean_question(pair["question"]):
-                        yield {**pair, "image": images[number]["image"], "coco_id": images[number]["coco_id"]}
-                    else:
-                        job.leave_out("question or answer without a word", f"{where} question {pair['question_id']}")
+                continue
+            for pair in pairs:
+                question, answer = tidy(pair["question"]), tidy(pair["answer"]).lower().removesuffix(".").strip()
+                entry = {"question_id": pair["qa_id"], "question": question, "dataset": "vg", "answer": answer}
+                if answer and clean_question(question):
+                    yield {**entry, "image": image["image"], "coco_id": image["coco_id"]}
+                else:
+                    job.leave_out("question or answer without a word", f"question {pair['qa_id']}")
 
     written = job.write(VG_QA, entries())
     job.count("Visual Genome's questions", counts["listed"], 1_400_000, rounded=100_000)
     job.count("Visual Genome's questions of validation images, left out", counts["left out"])
     job.count("Visual Genome's questions written", written)
-
-
-def genome_question(pair: dict) -> dict:
-    """A VQA training entry, without its image, of one element of `qas`; answers lose their final period. Raises
-    ValueError."""
-    return {
-        "question_id": needed(pair, "qa_id", int),
-        "question": tidy(needed(pair, "question", str)),
-        "dataset": "vg",
-        "answer": tidy(needed(pair, "answer", str)).lower().removesuffix(".").strip(),
-    }

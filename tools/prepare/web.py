@@ -39,15 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare(job: Job) -> None:
-    rows = list(progress(cc3m_rows(job) if job.name == "cc3m" else sbu_rows(job), "reading the list", "pairs"))
-    job.count("pairs listed", len(rows), PUBLISHED[job.name])
     if job.options.addresses:
-        write_addresses(job, rows)
+        write_addresses(job, list(cc3m_rows(job) if job.name == "cc3m" else sbu_rows(job)))
         return
     if not shard_names(job.images):
         raise UserError(
-            f"{job.images}: holds no shard of img2dataset; the same command with --addresses writes the list for it, "
-            "which downloads the images (docs/reproduce.md)"
+            f"{job.images}: holds no shard of img2dataset, which downloads the list that --addresses writes"
         )
     held_out = HeldOut(job)
     held_out.write_pairs((photo["image"], photo["caption"]) for photo in held_out.spare(usable(job)))
@@ -94,6 +91,7 @@ def read_lines(path: Path) -> list[str]:
 def write_addresses(job: Job, rows: list[tuple[str, str]]) -> None:
     """A parquet file with the columns url and caption: of a .tsv img2dataset takes a quotation mark for the start of a
     cell that may hold line ends, and stops."""
+    job.count("pairs listed", len(rows), PUBLISHED[job.name])
     captions, addresses = zip(*rows, strict=True)
     with job.replacing(job.output / job.name / "addresses.parquet") as temporary:
         pyarrow.parquet.write_table(pyarrow.table({"url": addresses, "caption": captions}), temporary)
