@@ -1,9 +1,9 @@
 """`SemMIM`: images and sentences to features, matches, captions and answers, by the model of any stage's checkpoint."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 
 import torch
@@ -46,6 +46,17 @@ LEARNED = {
     "vqa": ("answer",),
     files.CONVERTED: ("match",),
 }
+
+
+def inference(method: Callable) -> Callable:
+    """Run a method of the model without gradients and in its precision."""
+
+    @wraps(method)
+    def run(self, *args, **kwargs):
+        with torch.no_grad(), utils.autocast(self.device, self.precision):
+            return method(self, *args, **kwargs)
+
+    return run
 
 
 class SemMIM(nn.Module):
@@ -108,28 +119,22 @@ class SemMIM(nn.Module):
 
     # ------------------------------------------------------------------------------- features, matching, retrieval
 
-    @torch.no_grad()
+    @inference
     def encode_image(self, images: Images) -> Tensor:
         """[N, E] float32, L2-normalized: a product with `encode_text`'s is the cosine that ITC was trained on."""
         self.needs("match")
-        found = []
-        for batch, _ in self._read(images):
-            with self._autocast():
-                found.append(self.backbone.encode_image(batch)[1].float().cpu())
-        return torch.cat(found)
+        return torch.cat([self.backbone.encode_image(batch)[1].float().cpu() for batch, _ in self.batches(images)])
 
-    @torch.no_grad()
+    @inference
     def encode_text(self, texts: Texts) -> Tensor:
         """[N, E] float32, L2-normalized; see `encode_image`."""
         self.needs("match")
         cleaned, size, found = self.clean(texts), 4 * self.batch_size, []
         for start in range(0, len(cleaned), size):
             rows = self.tokenizer.encode(cleaned[start : start + size], self.settings.retrieval.text.max_tokens)
-            with self._autocast():
-                found.append(self.backbone.encode_text(*(x.to(self.device) for x in rows))[1].float().cpu())
+            found.append(self.backbone.encode_text(*(x.to(self.device) for x in rows))[1].float().cpu())
         return torch.cat(found)
 
-    @torch.no_grad()
     def match(self, images: Images, texts: Texts) -> Tensor:
         """[N, T] float32: the probability that the fusion encoder gives to image n and text t being a pair.
 
@@ -137,14 +142,13 @@ class SemMIM(nn.Module):
         """
         self.needs("match")
         texts = self.clean(texts)
-        rows = search(self, self._read(images), texts, True, len(texts), "itm+itc/t")
+        rows = search(self, self.batches(images), texts, True, len(texts), "itm+itc/t")
         odds = torch.zeros(len(rows), len(texts))  # log-odds: what the cosine adds to the score is taken away
         for row, hits in zip(odds, rows, strict=True):
             for hit in hits:
                 row[hit.number] = hit.score - hit.cosine / self.temperature
         return odds.sigmoid()
 
-    @torch.no_grad()
     def search(
         self,
         images: Images,
@@ -163,7 +167,7 @@ class SemMIM(nn.Module):
         score, most = self.order()
         k = most if k is None else k
         check_value("k", k, int, low=0)
-        return search(self, self._read(images, left_out), self.clean(texts), images_ask, k, score)
+        return search(self, self.batches(images, left_out), self.clean(texts), images_ask, k, score)
 
     def order(self) -> tuple[str, int]:
         """(the score that re-ranks, the candidates that it re-ranks; 0: the cosine orders alone), as the checkpoint
@@ -200,7 +204,7 @@ class SemMIM(nn.Module):
 
     # -------------------------------------------------------------------------------------------------------- text
 
-    @torch.no_grad()
+    @inference
     def caption(
         self, images: Images, *, prompt: str | None = None, labels: Texts = (), **options
     ) -> list[str] | list[list[str]]:
@@ -219,14 +223,12 @@ class SemMIM(nn.Module):
         self._note_cut("prompts", [text], self.tokenizer.room(settings.text.max_prompt_tokens))
         ids, _ = self.tokenizer.encode([text], settings.text.max_prompt_tokens)  # one for all: nothing is padded
         model, found, count = CaptionModel(self.backbone, self.tokenizer), [], written.num_return
-        for batch, _ in self._read(images):
-            prompts = ids.expand(len(batch), -1).to(self.device)
-            with self._autocast():
-                sequences, _ = model.generate(batch, prompts, None, written)
+        for batch, _ in self.batches(images):
+            sequences, _ = model.generate(batch, ids.expand(len(batch), -1).to(self.device), None, written)
             found += [self.tokenizer.decode_caption(row) for row in sequences.tolist()]
         return found if count == 1 else [found[i : i + count] for i in range(0, len(found), count)]
 
-    @torch.no_grad()
+    @inference
     def answer(
         self,
         images: Images,
@@ -243,56 +245,50 @@ class SemMIM(nn.Module):
         choose from, None: the answer is written; options: of writing it, as `caption` has them.
         """
         self.needs("answer")
-        settings, found = self.settings.vqa, []
+        settings, model, found = self.settings.vqa, VQAModel(self.backbone, self.tokenizer), []
         written = replace(answer_options(settings.answer), **options)
         if answers is not None:
             answers = choices(answers, "answers")
             self._note_cut("answers", answers, settings.text.max_answer_tokens - 1)
+            listed = encode_answers(self.tokenizer, answers, settings.text.max_answer_tokens)
+            listed = [part.to(self.device) for part in listed]
         parts = self._questions(several_texts(questions, "question"), labels, " ".join(several_texts(ocr, "ocr")))
-        for batch, _ in self._read(images):
-            with self._autocast():
-                image_embeds = self.backbone.image_encoder(batch)
-            table = [self._answer(image_embeds, question, answers, written) for question in parts]  # [Q][n]
-            found += [[texts[place] for texts in table] for place in range(len(batch))]
+        rows = [encode_questions(self.tokenizer, [part], question_limits(settings))[0] for part in parts]  # [1, L] each
+        for batch, _ in self.batches(images):
+            image_embeds, table = self.backbone.image_encoder(batch), []  # one row a question
+            for ids in rows:  # one for all images: nothing is padded
+                ids = ids.expand(len(batch), -1).to(self.device)
+                asked = {"image_embeds": image_embeds, "input_ids": ids, "attention_mask": None}
+                if answers is None:
+                    table.append([self.tokenizer.decode_answer(row) for row in model.answer(asked, written)])
+                else:
+                    best, _ = model.rank(asked, *listed, k=settings.answer.k_test)
+                    table.append([answers[place] for place in best.tolist()])
+            found += map(list, zip(*table, strict=True))
         return [texts[0] for texts in found] if isinstance(questions, str) else found
 
     def _questions(self, questions: list[str], labels: Texts, ocr: str) -> list[Parts]:
         """What the encoder reads of each question."""
         settings, lower = self.settings.vqa, self.tokenizer.lower
-        entry = {"object_label": "&&".join(object_labels(labels)), "ocr": [[[], word] for word in ocr.split()]}
-        entries = [{**entry, "question": question} for question in questions]
         if blank := [question for question in questions if not has_word(clean_question(question))]:
             raise UserError(f"the question {utils.shown(blank[0])} has no word")
+        entry = {"object_label": "&&".join(object_labels(labels)), "ocr": [[[], word] for word in ocr.split()]}
         words, limits = settings.text.max_ocr_words, question_limits(settings)
+        entries = ({**entry, "question": question} for question in questions)
         parts = [question_parts(entry, max_ocr_words=words, lower=lower) for entry in entries]
         self._note_cut("questions", [question for question, _, _ in parts], limits[0])
         self._note_cut("OCR texts", [clean_question(ocr, None, lower)], limits[1], words)
         self._note_cut("labels", [names for _, _, names in parts[:1]], limits[2])
         return parts
 
-    def _answer(
-        self, image_embeds: Tensor, question: Parts, answers: list[str] | None, options: Generation
-    ) -> list[str]:
-        """The answers to one question about n images; image_embeds: [n, 1+N, D]."""
-        settings, model = self.settings.vqa, VQAModel(self.backbone, self.tokenizer)
-        ids, _ = encode_questions(self.tokenizer, [question], question_limits(settings))
-        ids = ids.expand(len(image_embeds), -1).to(self.device)  # one for all: nothing is padded
-        batch = {"image_embeds": image_embeds, "input_ids": ids, "attention_mask": None}
-        with self._autocast():
-            if answers is None:
-                return [self.tokenizer.decode_answer(row) for row in model.answer(batch, options)]
-            encoded = encode_answers(self.tokenizer, answers, settings.text.max_answer_tokens)
-            best, _ = model.rank(batch, *(x.to(self.device) for x in encoded), k=settings.answer.k_test)
-        return [answers[place] for place in best.tolist()]
-
     # ----------------------------------------------------------------------------------------------------- batches
 
     def batches(self, images: Images, left_out: LeftOut | None = None) -> Iterator[tuple[Tensor, list[int]]]:
-        """(preprocessed images [n, 3, S, S], which every other call takes, their places), read while they are used.
-
-        left_out: called with the error of each image that cannot be read; None: a UserError instead.
-        """
-        return read_batches(several_images(images), self.backbone.image_encoder.image_size, self.batch_size, left_out)
+        """(preprocessed images [n, 3, S, S] on the device, which every other call takes, their places), read while they
+        are used. left_out: called with the error of each image that cannot be read; None: a UserError instead."""
+        size = self.backbone.image_encoder.image_size
+        for batch, places in read_batches(several_images(images), size, self.batch_size, left_out):
+            yield batch.to(self.device), places
 
     def clean(self, texts: Texts) -> list[str]:
         """The texts as the encoder reads them; UserError if nothing is left of one."""
@@ -327,11 +323,3 @@ class SemMIM(nn.Module):
             raise UserError(f"{who}: its training did not keep what {task} needs; take a checkpoint of {TAKE[task]}")
         if not learned:
             self._warn(f"{who}: never trained to {task}; do not expect much")
-
-    def _read(self, images: Images, left_out: LeftOut | None = None) -> Iterator[tuple[Tensor, list[int]]]:
-        """(images [B, 3, S, S] on the device, their places)"""
-        for batch, places in self.batches(images, left_out):
-            yield batch.to(self.device), places
-
-    def _autocast(self):
-        return utils.autocast(self.device, self.precision)

@@ -94,26 +94,10 @@ def test_quickgelu_has_the_values_and_gradients_of_timm_and_keeps_one_tensor_for
     assert len(kept) == 1
 
 
-def test_twenty_steps_of_training_have_the_losses_of_masks_everywhere_and_timms_activation():
-    losses = []
-    for plain in (False, True):
-        model = tiny_model(*NO_DROPOUT, CLIP)
-        assert isinstance(model.backbone.image_encoder.vit.blocks[0].mlp.act, QuickGELU)
-        for part in (model.backbone, model.teacher) if plain else ():
-            for block in part.image_encoder.vit.blocks:
-                block.mlp.act = PlainQuickGELU()
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-        found = []
-        for number in range(20):
-            captions = [["a red dog", "a blue cat", "the tall man"] * 2, None][number % 2]  # of one length, and padded
-            batch = make_batch(seed=number, captions=captions)
-            batch["padded"] = plain or not bool(batch["attention_mask"].all())
-            found.append(step(model, batch, make_draws(batch, number))[0].detach())
-            optimizer.step()
-            model.after_step()
-        losses.append(torch.stack(found))
-    torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
-    assert (losses[0][0] - losses[0][-1]).abs().min() > 1e-3  # and they are those of a model that learns
+def test_a_step_without_masks_where_nothing_is_padded_is_that_with_them():
+    model, batch = tiny_model(*NO_DROPOUT), make_batch(captions=["a red dog", "a blue cat", "the tall man"] * 2)
+    assert batch["attention_mask"].all()
+    same_step(*(step(model, {**batch, "padded": padded}) for padded in (False, True)))
 
 
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "matrix products"])
