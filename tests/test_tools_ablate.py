@@ -71,15 +71,12 @@ def test_every_row_runs_once_a_seed_a_failed_one_is_named_and_tried_again_and_th
     expected = [(row, seed, stage) for seed in (42, 43) for row in ROWS for stage in stages]
     missing = [("table5_random", seed, "vqa") for seed in (42, 43)]
     assert fake.calls == [call for call in expected if call not in missing]
-    result = tmp_path / "out/table5_random/seed_42/result.json"
-    assert list(json.loads(result.read_text())["failed"]) == ["retrieval", "vqa"]  # for the report
     fake.calls, fake.fails = [], set()
     ablate.main(arguments(tmp_path, 5, 6, "--seeds", 2, "--stages", "zeroshot", "retrieval", "vqa"))
     again = [call for call in fake.calls if call[2] != "zeroshot"]
     assert again == [("table5_random", seed, stage) for seed in (42, 43) for stage in ("retrieval", "vqa")]
     result = json.loads((tmp_path / "out/table6_45/seed_43/result.json").read_text())
     assert set(result["stages"]) == {"zeroshot", *stages} and result["switches"]["mim.mask_ratio"] == 0.45
-    assert "failed" not in result
 
 
 def test_finished_stages_of_other_settings_are_refused(tmp_path, fake):
@@ -122,16 +119,15 @@ def test_the_dvae_row_is_left_out_without_its_weights(tmp_path, fake, capsys):
 
 
 def test_the_gpus_are_divided_evenly_among_the_runs(monkeypatch):
-    monkeypatch.setattr(running, "cores", lambda: 5)
-    assert running.divide_gpus(2, "cpu") == [(), ()]
+    assert running.divide_gpus(2, "cpu") == [[], []]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,3,4,5,6")
-    assert running.divide_gpus(2, "auto") == [("7", "3"), ("4", "5")]
-    refused(lambda: running.divide_gpus(6, "cpu"), "--jobs 6: there are only 5 CPU cores")
+    assert running.divide_gpus(2, "auto") == [["7", "3"], ["4", "5"]]
+    refused(lambda: running.divide_gpus(6, "auto"), "--jobs 6: there are only 5 GPUs")
 
 
 def test_as_many_runs_as_slots_go_side_by_side(tmp_path, monkeypatch, fake):
-    monkeypatch.setattr(ablate, "divide_gpus", lambda jobs, device: [()] * jobs)
+    monkeypatch.setattr(ablate, "divide_gpus", lambda jobs, device: [[]] * jobs)
     started, both = [], {"semmim", "table5_random"}
 
     def start(run, stage, *args):  # pre-training ends when both rows are at it
@@ -184,7 +180,7 @@ def test_signals_end_the_running_stage_start_no_other_and_the_next_call_resumes(
     request.addfinalizer(lambda: signal.signal(signal.SIGHUP, hangup))
     real = running.command
     monkeypatch.setattr(running, "command", lambda *a: [sys.executable, "-c", PROGRAM, *real(*a)[2:]])
-    monkeypatch.setattr(ablate, "divide_gpus", lambda jobs, device: [("4",)])
+    monkeypatch.setattr(ablate, "divide_gpus", lambda jobs, device: [["4"]])
     started = [tmp_path / f"out/{row}/seed_42/pretrain/started" for row in ("semmim", "table5_random")]
     stop_when(started[0].exists, *signals)
     with pytest.raises(Stopped):
@@ -194,7 +190,7 @@ def test_signals_end_the_running_stage_start_no_other_and_the_next_call_resumes(
     monkeypatch.setattr(plan, "rows_of", lambda tables: ["semmim"])
     ablate.main(arguments(tmp_path, 5, "--seeds", 1))
     lines = (tmp_path / "out/semmim/seed_42/pretrain.log").read_text().splitlines()
-    assert lines == [f"{running.cores()} 4"] * 2
+    assert lines == [f"{torch.get_num_threads()} 4"] * 2
     assert len(json.loads((tmp_path / "out/semmim/seed_42/result.json").read_text())["stages"]) == 3
 
 

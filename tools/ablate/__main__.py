@@ -23,8 +23,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.run import lock
+from models.weights import check_value
 from tools.ablate.plan import STAGES, Stage, plan
-from tools.ablate.running import divide_gpus, read_stages, run_all, say
+from tools.ablate.running import divide_gpus, run_all, say
 from utils import UserError, own_folder, run_main
 
 TABLES = ("4", "5", "6", "7")
@@ -33,14 +34,10 @@ TABLES = ("4", "5", "6", "7")
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     runs, left_out = plan(args)
-    if not runs:
-        raise UserError("; ".join(left_out))
-    slots, stages = divide_gpus(args.jobs, args.device), runs[0].stages
+    slots = divide_gpus(args.jobs, args.device)
     with lock(own_folder(args.output, "tools.ablate") / ".tools.ablate"):
-        done = sum(len(read_stages(run)) for run in runs)
-        names = ", ".join(stage.name for stage in stages)
-        say(*left_out, f"{len(runs)} runs of {names}, {len(slots)} side by side; {done} stages are done already")
-        batches = global_batches(stages, max(1, len(slots[0])))
+        say(*left_out, f"{len(runs)} runs, {len(slots)} side by side")
+        batches = global_batches(runs[0].stages, max(1, len(slots[0])))
         say("global batch: " + ", ".join(f"{name} {batch:,}" for name, batch in batches.items()))
         failed = run_all(runs, slots, args.device)
     if failed:  # everything else is done
@@ -66,9 +63,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     for name in ("override", "retrieval_override", "vqa_override"):
         add(f"--{name}", nargs="*", action="extend", default=[], metavar="KEY.SUB=VALUE")
     args = parser.parse_args(argv)
-    for name in ("seeds", "jobs"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: must be 1 or more")
+    check_value("--seeds", args.seeds, int)
+    check_value("--jobs", args.jobs, int)
     args.tables = list(TABLES) if "all" in args.tables else sorted(set(args.tables))
     args.stages = [name for name in STAGES if name in args.stages]
     return args
@@ -76,11 +72,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def global_batches(stages: Sequence[Stage], processes: int) -> dict[str, int]:
     """{stage: samples of an optimizer step}, without the zero-shot stage, which trains nothing."""
-    return {
-        stage.name: stage.settings.train.batch_size * stage.settings.train.accumulation * processes
-        for stage in stages
-        if stage.name != "zeroshot"
-    }
+    trained = {stage.name: stage.settings.train for stage in stages if stage.name != "zeroshot"}
+    return {name: train.batch_size * train.accumulation * processes for name, train in trained.items()}
 
 
 if __name__ == "__main__":

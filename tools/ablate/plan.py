@@ -15,8 +15,8 @@ from utils import ROOT, Config, UserError, find_file
 
 PAPER_DEPTH = 12  # layers of the image encoder whose numbers Table 7 names
 SWITCHES = ("target", "masking", "mask_ratio", "inject_from")  # of mim: what a row is
-KINDS = {"Pretrain.py": settings.PRETRAIN, "Retrieval.py": settings.RETRIEVAL, "VQA.py": settings.VQA}
 STAGES = {"pretrain": "Pretrain.py", "zeroshot": "Retrieval.py", "retrieval": "Retrieval.py", "vqa": "VQA.py"}
+BESIDE = {"retrieval": ("Retrieval.yaml", "Retrieval_coco.yaml"), "vqa": ("VQA.yaml",)}  # the base, by default
 
 
 @dataclass
@@ -45,17 +45,17 @@ class AblationRun:
 
 
 def plan(args: argparse.Namespace) -> tuple[list[AblationRun], list[str]]:
-    """-> (the runs, a seed's before the next seed's, lines about rows that cannot be run)."""
+    """-> (the runs, a seed's before the next seed's; rows that are left out, for they need a codebook)."""
     base = settings.load_config(args.base, args.override, settings.PRETRAIN)
     fine_tuning, rows, left_out = [], {}, []
     for name in args.stages:
         kind = "vqa" if name == "vqa" else "retrieval"
-        config = getattr(args, kind) or beside(args.base, STAGES[name])
+        config = getattr(args, kind) or beside(args.base, kind)
         fine_tuning.append(make_stage(name, config, getattr(args, f"{kind}_override")))
     for row in rows_of(args.tables):
         switches = row_switches(row, base)
         codebook = switches.get("mim.codebook")
-        if codebook and not any(Path(where, codebook).expanduser().is_dir() for where in (".", ROOT)):
+        if codebook and not any(Path(folder, codebook).is_dir() for folder in (".", ROOT)):
             left_out.append(f"{row}: left out, {codebook} does not exist: give it by --override mim.codebook=FOLDER")
             continue
         changed = [f"{key}={'none' if value is None else json.dumps(value)}" for key, value in switches.items()]
@@ -66,6 +66,20 @@ def plan(args: argparse.Namespace) -> tuple[list[AblationRun], list[str]]:
         for row, (switches, stages) in rows.items()
     ]
     return runs, left_out
+
+
+def make_stage(name: str, config: str, overrides: list[str]) -> Stage:
+    stage = settings.STAGES[STAGES[name].removesuffix(".py").lower()]
+    return Stage(name, config, overrides, settings.load_config(config, overrides, stage))
+
+
+def beside(base: str, kind: str) -> str:
+    """The configuration of fine-tuning that lies beside the base's."""
+    folder = find_file(base, "--base").parent
+    found = [str(folder / name) for name in BESIDE[kind] if (folder / name).is_file()]
+    if not found:
+        raise UserError(f"--{kind} is missing: {folder} holds no {' or '.join(BESIDE[kind])}")
+    return found[0]
 
 
 def rows_of(tables: Sequence[str]) -> list[str]:
@@ -98,21 +112,3 @@ def image_depth(config: Config) -> int:
     encoder = config.model.image_encoder
     with torch.device("meta"):
         return ImageEncoder(encoder.name, encoder.image_size, dict(encoder.args)).depth
-
-
-def make_stage(name: str, config: str, overrides: list[str]) -> Stage:
-    values = settings.load_config(config, overrides, KINDS[STAGES[name]])
-    if name == "pretrain" and values.mim.target != "dvae":
-        values.mim.codebook = None  # read by that target alone
-    return Stage(name, str(config), overrides, values)
-
-
-def beside(base: str, script: str) -> str:
-    """The configuration of a fine-tuning script that lies beside the base's, under one of the project's names."""
-    names = {"Retrieval.py": ("Retrieval.yaml", "Retrieval_coco.yaml"), "VQA.py": ("VQA.yaml",)}[script]
-    folder = find_file(base, "--base").parent
-    for name in names:
-        if (folder / name).is_file():
-            return str(folder / name)
-    option = "--vqa" if script == "VQA.py" else "--retrieval"
-    raise UserError(f"{option} is missing: {folder} holds no {' or '.join(names)}")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -16,11 +18,18 @@ from dataset.files import read_json
 from engine.config import differences
 from engine.distributed import stop_signals
 from tools.ablate.plan import STAGES, AblationRun, Stage
-from utils import ROOT, UserError, clock, make_folder, one_line, write_json
+from utils import ROOT, UserError, clock, make_folder, one_line, stop_requested, write_json
 
 # Settings that change no number: finished stages stay finished when one of them differs.
-HARMLESS = ("data.num_workers", "data.cache_images", "train.log_every", "train.checkpoint_every", "seed")
-Gpus = tuple[str, ...]
+HARMLESS = (
+    "data.num_workers",
+    "data.cache_images",
+    "train.log_every",
+    "train.checkpoint_every",
+    "seed",
+    "mim.codebook",
+)
+Gpus = list[str]
 
 
 def divide_gpus(jobs: int, device: str) -> list[Gpus]:
@@ -28,19 +37,13 @@ def divide_gpus(jobs: int, device: str) -> list[Gpus]:
 
     Each gets equally many: rows that are trained with other global batches cannot be compared.
     """
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = 0 if device == "cpu" else torch.cuda.device_count()
-    gpus = named.split(",")[:count] if named else [str(number) for number in range(count)]
-    most, what = (count, "GPUs") if gpus else (cores(), "CPU cores")
-    if jobs > most:
-        raise UserError(f"--jobs {jobs}: there are only {most} {what}; use at most as many runs side by side")
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = named.split(",") if named else [str(number) for number in range(count)]
+    if 0 < count < jobs:
+        raise UserError(f"--jobs {jobs}: there are only {count} GPUs; use at most as many runs side by side")
     share = count // jobs
-    return [tuple(gpus[job * share : (job + 1) * share]) for job in range(jobs)]
-
-
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return [gpus[job * share : (job + 1) * share] for job in range(jobs)]
 
 
 def read_stages(run: AblationRun) -> dict[str, dict]:
@@ -65,56 +68,52 @@ def run_all(runs: Sequence[AblationRun], slots: Sequence[Gpus], device: str) -> 
 
     Raises utils.Stopped after a stop signal, when the running stages have written their checkpoints and ended.
     """
-    waiting, failed = list(runs), []
-    workers = [work(waiting, failed, gpus, max(1, cores() // len(slots)), device) for gpus in slots]
-    processes: dict[int, subprocess.Popen | None] = {}
-    with stop_signals() as stopping:
+    free: queue.SimpleQueue[Gpus] = queue.SimpleQueue()
+    for gpus in slots:
+        free.put(gpus)
+
+    def work(run: AblationRun) -> str | None:
+        gpus = free.get()
         try:
-            while not stopping():
-                for number, worker in enumerate(workers):
-                    processes[number] = next(worker, None)  # None: nothing is left to start
-                if not any(processes.values()):
-                    return failed
-                time.sleep(0.2)
-            say("stopping: the runs write their checkpoints; the same command resumes them")
+            return run_stages(run, gpus, max(1, torch.get_num_threads() // len(slots)), device)
+        except UserError as error:  # the other runs go on
+            return f"{run.name}: {one_line(error)}"
         finally:
-            for process in filter(None, processes.values()):
-                process.terminate()
-            for process in filter(None, processes.values()):
-                process.wait()
+            free.put(gpus)
+
+    with stop_signals(), ThreadPoolExecutor(len(slots)) as pool:
+        return [line for line in pool.map(work, runs) if line]
 
 
-def work(
-    waiting: list[AblationRun], failed: list[str], gpus: Gpus, threads: int, device: str
-) -> Iterator[subprocess.Popen]:
-    """Take runs from `waiting` and start their unfinished stages one after another; gives a stage's process as long as
-    it runs. Each stage is recorded in result.json as it ends; a run that fails leaves a line in `failed`, and there."""
-    while waiting:
-        run = waiting.pop(0)
-        notes = {"row": run.row, "seed": run.seed, "switches": run.switches}
-        try:
-            make_folder(run.folder)
-            finished = read_stages(run)
-        except UserError as error:  # the other rows go on
-            failed.append(f"{run.name}: {one_line(error)}")
+def run_stages(run: AblationRun, gpus: Gpus, threads: int, device: str) -> str | None:
+    """Run what is unfinished, each stage recorded in result.json as it ends; -> a line if one fails. After a stop
+    signal the running stage writes its checkpoint and ends, and no other begins."""
+    finished = read_stages(run)
+    for stage in run.stages:
+        if stage.name in finished:
             continue
-        for stage in (stage for stage in run.stages if stage.name not in finished):
-            start = time.monotonic()
-            process = start_stage(run, stage, gpus, threads, device)
-            while process.poll() is None:
-                yield process
-            seconds, metrics = round(time.monotonic() - start, 1), run.folder / stage.name / "metrics.json"
-            if process.returncode or not metrics.is_file():
-                why = f"{stage.name} ended with {process.returncode} ({last_line(run.folder / f'{stage.name}.log')})"
-                failed.append(f"{run.name}: {why}")
-                unfinished = [stage.name for stage in run.stages if stage.name not in finished]
-                reasons = dict.fromkeys(unfinished, f"failed: {why}")  # which tools.report shows
-                write_json(run.folder / "result.json", {**notes, "stages": finished, "failed": reasons})
-                break
-            finished[stage.name] = {"settings": stage.settings, "seconds": seconds, "metrics": read_json(metrics)}
-            write_json(run.folder / "result.json", {**notes, "stages": finished})
-            where = f"{len(gpus)} GPUs" if gpus else f"{threads} cores"
-            say(f"{run.name}: {stage.name} took {clock(seconds)} on {where}")
+        if stop_requested():
+            return None
+        start = time.monotonic()
+        code = wait_for(start_stage(run, stage, gpus, threads, device))
+        metrics = run.folder / stage.name / "metrics.json"
+        if code or not metrics.is_file():
+            return f"{run.name}: {stage.name} ended with {code} ({last_line(run.folder / f'{stage.name}.log')})"
+        seconds = round(time.monotonic() - start, 1)
+        finished[stage.name] = {"settings": stage.settings, "seconds": seconds, "metrics": read_json(metrics)}
+        notes = {"row": run.row, "seed": run.seed, "switches": run.switches}
+        write_json(run.folder / "result.json", {**notes, "stages": finished})
+        say(f"{run.name}: {stage.name} took {clock(seconds)} on {f'{len(gpus)} GPUs' if gpus else f'{threads} cores'}")
+    return None
+
+
+def wait_for(process: subprocess.Popen) -> int:
+    """Its exit code; a stop signal is passed on."""
+    while process.poll() is None and not stop_requested():
+        time.sleep(0.2)
+    if process.poll() is None:
+        process.terminate()
+    return process.wait()
 
 
 def start_stage(run: AblationRun, stage: Stage, gpus: Gpus, threads: int, device: str) -> subprocess.Popen:
@@ -125,15 +124,10 @@ def start_stage(run: AblationRun, stage: Stage, gpus: Gpus, threads: int, device
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    with open(run.folder / f"{stage.name}.log", "a", encoding="utf-8") as console:
-        return subprocess.Popen(
-            command(run, stage, len(gpus), device),
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=console,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    with open(make_folder(run.folder) / f"{stage.name}.log", "a", encoding="utf-8") as console:
+        words = command(run, stage, len(gpus), device)
+        options = {"env": environment, "stdin": subprocess.DEVNULL, "start_new_session": True}
+        return subprocess.Popen(words, stdout=console, stderr=subprocess.STDOUT, **options)
 
 
 def command(run: AblationRun, stage: Stage, gpus: int, device: str) -> list[str]:
@@ -145,14 +139,13 @@ def command(run: AblationRun, stage: Stage, gpus: int, device: str) -> list[str]
     arguments += ["--evaluate" if stage.name == "zeroshot" else "--resume"]
     if stage.name != "pretrain":
         arguments += ["--checkpoint", str(run.folder / "pretrain" / "checkpoint_last.pth")]
-    overrides = ["--override", *stage.overrides] if stage.overrides else []
-    return [*program, str(ROOT / STAGES[stage.name]), *arguments, *overrides]
+    return [*program, str(ROOT / STAGES[stage.name]), *arguments, "--override", *stage.overrides]
 
 
 def last_line(log: Path) -> str:
     """The last line of a console log, cut to a line's length."""
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return f"{one_line(lines[-1])}; all of it in {log}" if lines else f"{log} is empty"
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
+    return f"{one_line(lines[-1])}; all of it in {log}"
 
 
 def say(*lines: str) -> None:
