@@ -19,40 +19,39 @@ import argparse
 import json
 from pathlib import Path
 
+from tabulate import tabulate
+
+from models.weights import check_value
 from tools.benchmark.model import trainable_parameters
 from tools.report.ablation import ablation_tables
-from tools.report.formats import FORMATS
 from tools.report.runs import Run, find_runs
 from tools.report.summary import summaries
 from tools.report.tables import BASE, Table, caption_tables, cost_tables, retrieval_tables, vqa_tables
 from utils import UserError, find_file, make_folder, new_file, replacing, run_main
 
+FORMATS = {"text": ("simple", ""), "markdown": ("pipe", "### "), "latex": ("latex_booktabs", "% ")}  # tabulate's, title
+
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
-    folder, kind = find_file(args.folder), args.format
-    if args.output is not None:  # before the work
-        make_folder(args.output.parent)
-    runs = find_runs(folder, unfinished=kind in ("summary", "html"))
-    if kind == "html":
-        from tools.report.pages import write_page
+    folder = find_file(args.folder)
+    runs = find_runs(folder, unfinished=args.format in ("summary", "html"))
+    if args.format == "html":
+        from tools.report.pages import write_page  # here: matplotlib and jinja2 take half a second to import
 
         tables = all_tables([run for run in runs if run.metrics], args) if len(runs) > 1 else []
         write_page(folder, runs, tables, args.output)
-    elif kind == "summary":
-        write_text(summaries(runs), args.output)
-    elif kind == "jsonl":
-        write_text("\n".join(json.dumps(run.record(folder)) for run in runs), args.output)
+        return
+    if args.format == "summary":
+        text = summaries(runs)
+    elif args.format == "jsonl":
+        text = "\n".join(json.dumps(run.record(folder)) for run in runs)
     else:
-        write_text("\n".join(map(FORMATS[kind], all_tables(runs, args))), args.output)
-
-
-def write_text(text: str, output: Path | None) -> None:
-    """Into a file, or to the console without one."""
-    if output is None:
+        text = "\n".join(draw(table, args.format) for table in all_tables(runs, args))
+    if args.output is None:
         print(text)
         return
-    with replacing(output) as temporary:
+    with replacing(args.output) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
@@ -60,6 +59,15 @@ def all_tables(runs: list[Run], args: argparse.Namespace) -> list[Table]:
     """Tables 1 to 8 of the paper, each followed by this code's further numbers of its kind."""
     tables = [*retrieval_tables(runs), *caption_tables(runs), *vqa_tables(runs), *ablation_tables(runs)]
     return tables + cost_tables(runs, trainable_parameters(BASE), args.pairs_per_second, args.gpus)
+
+
+def draw(table: Table, form: str) -> str:
+    """A table with its title and notes, in LaTeX as comments; LaTeX needs \\usepackage{booktabs}."""
+    name, mark = FORMATS[form]
+    align = ["left"] + ["right"] * (len(table.columns) - 1)
+    body = tabulate(table.rows, table.columns, name, disable_numparse=True, colalign=align)
+    notes = [f"% {note}" if form == "latex" else note for note in table.notes]
+    return "\n\n".join([mark + table.title, body, *notes]) + "\n"
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -73,12 +81,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--pairs_per_second", type=float, help="pre-training speed measured with configs/Pretrain.yaml, of all GPUs")
     add("--gpus", type=int, default=1, help="GPUs that reached it (default: %(default)s)")
     args = parser.parse_args(argv)
-    if args.gpus < 1 or (args.pairs_per_second is not None and not args.pairs_per_second > 0):
-        raise UserError("--gpus and --pairs_per_second must be above 0")
+    check_value("--gpus", args.gpus, int)
+    check_value("--pairs_per_second", args.pairs_per_second or 1.0, float, 1e-9)
     if args.format == "html" and args.output is None:
         raise UserError("--format html: needs --output")
     if args.output is not None:
-        new_file(args.output, "--output")
+        make_folder(new_file(args.output, "--output").parent)  # before the work
     return args
 
 

@@ -8,37 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tools.report.runs import Run, paired_difference, run_name
-from tools.report.tables import (
-    DASH,
-    PAPER,
-    Table,
-    Value,
-    cell,
-    data_label,
-    metric,
-    paper_rows,
-    paper_values,
-    printed,
-    vqa_accuracy,
-)
+from tools.report.runs import Run, paired_differences, show
+from tools.report.tables import DASH, PAPER, Table, Value, cell, data_label, metric, paper_values, printed
 
 NUMBERS = ("4", "5", "6", "7")
-MARKS = (
-    "Shown: mean ± standard deviation (number of seeds); * differs from 0 by a paired t test over the seeds at 5%: "
-    "of 20 effects that are 0, one is expected to have an asterisk by chance."
+NOTE = (
+    "Effect: the difference to the paper's model over the seeds of both. Shown: mean ± standard deviation (number of "
+    "seeds); * differs from 0 by a paired t test over the seeds at 5%: of 20 effects that are 0, one is expected to "
+    "have an asterisk by chance."
 )
-COLUMNS: dict[str, tuple[str, Value]] = {  # of paper_tables.json -> (stage that fills it, value of a run)
-    "coco_tr_r1": ("retrieval", metric("itm_tr_r1")),
-    "coco_ir_r1": ("retrieval", metric("itm_ir_r1")),
-    "vqa_test_dev": ("vqa", vqa_accuracy),
-}
+
+
+def ablation_tables(runs: Sequence[Run]) -> list[Table]:
+    """By the fine-tuned models, or the zero-shot ones if there are no others; mean recalls of both."""
+    kinds = sorted({run.kind for run in runs if run.row and run.stage == "retrieval"})
+    tables = []
+    for number in NUMBERS:
+        tables.append(ablation_table(number, Ablations(runs, kinds[0] if kinds else "fine-tuned")))
+        tables += [mean_recall_table(number, Ablations(runs, kind)) for kind in kinds]
+    return tables
 
 
 class Ablations:
-    """The runs of the ablations, of retrieval those of one kind; `base`, a row's name, is the paper's model."""
-
-    base = "semmim"
+    """The runs of the ablations, of retrieval those of one kind."""
 
     def __init__(self, runs: Sequence[Run], kind: str):
         self.kind = kind
@@ -49,26 +41,17 @@ class Ablations:
 
     def effect(self, row: dict, stage: str, value: Value, decimals: int) -> str:
         """The difference to the paper's model over the seeds of both; the paper's model itself has none."""
-        runs, others = self.of(row["config"], stage), self.of(self.base, stage)
-        effect = None if row.get("paper") else paired_difference(runs, others, value)
-        return DASH if effect is None else effect.show(decimals, effect=True)
+        others = () if row.get("paper") else self.of("semmim", stage)
+        found = paired_differences(self.of(row["config"], stage), others, value)
+        return show(found, decimals, effect=True) if found else DASH
 
-    def data(self, stage: str) -> str:
-        """The data, with the split of `vqa_accuracy`; "" if the stage was not run."""
-        finished = [run for run in self.all if run.stage == stage and "failed" not in run.metrics]
-        names = {data_label(run) + (f", {vqa_split(run)}" if stage == "vqa" else "") for run in finished}
-        return " and ".join(sorted(names))
-
-
-def ablation_tables(runs: Sequence[Run]) -> list[Table]:
-    """By the fine-tuned models, or the zero-shot ones if there are no others; mean recalls of both."""
-    kinds = sorted({run.kind for run in runs if run.row and run.stage == "retrieval" and "failed" not in run.metrics})
-    first, *others = [Ablations(runs, kind) for kind in kinds or ["fine-tuned"]]
-    tables = []
-    for number in NUMBERS:
-        tables += [ablation_table(number, first), *mean_recall_table(number, first)]
-        tables += [table for found in others for table in mean_recall_table(number, found, f", {found.kind}")]
-    return tables
+    def data(self) -> str:
+        """Which stages were run on what, VQA with the split of its accuracy."""
+        retrieval = {data_label(run) for run in self.all if run.stage == "retrieval"}
+        vqa = {f"{data_label(run)}, {vqa_split(run)}" for run in self.all if run.stage == "vqa"}
+        parts = [f"retrieval on {' and '.join(sorted(retrieval))}, {self.kind} and re-ranked"] if retrieval else []
+        parts += [f"vqa on {' and '.join(sorted(vqa))}"] if vqa else []
+        return "; ".join(parts) or "not run (tools.ablate)"
 
 
 def ablation_table(number: str, found: Ablations) -> Table:
@@ -80,33 +63,32 @@ def ablation_table(number: str, found: Ablations) -> Table:
     for row in paper["rows"]:
         cells = [row["name"]]
         for (key, _, decimals), value, best in zip(paper["columns"], row["values"], paper_values(paper), strict=True):
-            stage, measure = COLUMNS[key]
+            stage, measure = ("vqa", vqa_accuracy) if key == "vqa_test_dev" else ("retrieval", recall(key))
             published = DASH if row.get("paper") else f"{value - best:+.{decimals}f}"
             ours = cell(found.of(row["config"], stage), measure, decimals)
-            effect = found.effect(row, stage, measure, decimals)
-            cells += [printed(value, decimals), published, ours, effect]
+            cells += [printed(value, decimals), published, ours, found.effect(row, stage, measure, decimals)]
         rows.append(cells)
-    retrieval, vqa = found.data("retrieval"), found.data("vqa")
-    where = [f"retrieval on {retrieval}, {found.kind} and re-ranked"] if retrieval else []
-    where += [f"vqa on {vqa}"] if vqa else []
-    ours = f"{'; '.join(where)}; of the test split, or of val without one" if where else "not run (tools.ablate)"
-    note = f"Effect: difference to the paper's model, for ours the mean over the seeds of both. Ours: {ours}. {MARKS}"
-    names = {row["config"] for row in paper["rows"]}
-    failed = [run for run in found.all if run.row in names and "failed" in run.metrics]
-    notes = [note, *(f"{run_name([run])} {run.metrics['failed']}" for run in failed)]
-    return Table(f"Table {number}. {paper['title']}", columns, rows, notes, paper=paper_rows(paper))
+    notes = [f"Ours: {found.data()}; of the test split, or of val without one. {NOTE}"]
+    return Table(f"Table {number}. {paper['title']}", columns, rows, notes)
+
+
+def recall(key: str) -> Value:
+    """coco_tr_r1 -> the re-ranked recall of a run."""
+    return metric(f"itm_{key.removeprefix('coco_')}")
 
 
 def vqa_split(run: Run) -> str | None:
-    """The split of `vqa_accuracy`."""
-    return "test-dev" if "test_dev" in run.server else run.split_of("accuracy")
+    return "test-dev" if "test_dev" in run.metrics else run.split_of("accuracy")
 
 
-def mean_recall_table(number: str, found: Ablations, ending: str = "") -> list[Table]:
-    """A row per row of the paper: ours alone, the mean of six recalls by both stages, per split; [] without any run."""
+def vqa_accuracy(run: Run) -> float | str | None:
+    """The server's test-dev if it is known, else the test (or val) accuracy of the run."""
+    return run.number("server", "test_dev") or run.number("accuracy")
+
+
+def mean_recall_table(number: str, found: Ablations) -> Table:
+    """A row per row of the paper: ours alone, the mean of six recalls by both stages, per split."""
     paper = PAPER[number]
-    if not any(found.of(row["config"], "retrieval") for row in paper["rows"]):
-        return []
     columns, rows = [paper["name"]], []
     for split in ("val", "test"):
         columns += [f"{split} by ITC", f"{split} re-ranked", f"{split} effect"]
@@ -116,10 +98,5 @@ def mean_recall_table(number: str, found: Ablations, ending: str = "") -> list[T
             itc, itm = (metric(f"{order}_r_mean", split) for order in ("itc", "itm"))
             cells += [cell(mine, itc, 1), cell(mine, itm, 1), found.effect(row, "retrieval", itm, 1)]
         rows.append(cells)
-    note = (
-        f"{paper['title']}. Mean of R@1, R@5 and R@10 in both directions, retrieval on {found.data('retrieval')}, "
-        f"{found.kind}, on val and test: by ITC alone, and with the first candidates re-ranked by the fusion encoder. "
-        f"Effect: of the re-ranked, the difference to the paper's model, over the seeds of both. {MARKS}"
-    )
-    title = f"Table {number}: this code by the mean of six recalls{ending}"
-    return [Table(title, columns, rows, [note], paper=paper_rows(paper))]
+    title = f"Table {number}: this code by the mean of six recalls, {found.kind}"
+    return Table(title, columns, rows, [f"Ours: {found.data()}, the effect too. {NOTE}"])

@@ -23,8 +23,7 @@ def write_page(folder: Path, runs: Sequence[Run], tables: Sequence[Table], path:
     """The tables, and each run: its numbers, curves and settings."""
     if not folder.is_dir():
         raise UserError(f"{folder}: html needs the folders of the runs")
-    sections = [section(run, folder, path) for run in runs if "failed" not in run.metrics]
-    values = {"sections": sections, "tables": tables, "date": time.strftime("%F")}
+    values = {"sections": [section(run, folder, path) for run in runs], "tables": tables, "date": time.strftime("%F")}
     pages.write(path, "report/report.html", title=f"Report: {folder}", **values)
 
 
