@@ -72,7 +72,7 @@ def test_wrong_input_is_one_line(tmp_path):
 def test_examples_are_the_clearest_and_at_most_two_of_an_image():
     assignment = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 1]])
     score = torch.tensor([[0.5, 0.9, 0.7, 1.0], [0.1, 1.0, 1.0, 0.8]])
-    assert figures.Clustering(assignment, score).examples(1, 4) == [(0, 1), (1, 3), (0, 2), (1, 0)]
+    assert encodings.Clustering(assignment, score).examples(1, 4) == [(0, 1), (1, 3), (0, 2), (1, 0)]
 
 
 def test_labels_of_patches_follow_the_scene():

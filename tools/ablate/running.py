@@ -18,7 +18,7 @@ from dataset.files import read_json
 from engine.config import differences
 from engine.distributed import stop_signals
 from tools.ablate.plan import STAGES, AblationRun, Stage
-from utils import ROOT, UserError, clock, make_folder, one_line, stop_requested, write_json
+from utils import ROOT, UserError, clock, make_folder, one_line, stop_requests, write_json
 
 # Settings that change no number: finished stages stay finished when one of them differs.
 HARMLESS = (
@@ -92,7 +92,7 @@ def run_stages(run: AblationRun, gpus: Gpus, threads: int, device: str) -> str |
     for stage in run.stages:
         if stage.name in finished:
             continue
-        if stop_requested():
+        if stop_requests:
             return None
         start = time.monotonic()
         code = wait_for(start_stage(run, stage, gpus, threads, device))
@@ -109,7 +109,7 @@ def run_stages(run: AblationRun, gpus: Gpus, threads: int, device: str) -> str |
 
 def wait_for(process: subprocess.Popen) -> int:
     """Its exit code; a stop signal is passed on."""
-    while process.poll() is None and not stop_requested():
+    while process.poll() is None and not stop_requests:
         time.sleep(0.2)
     if process.poll() is None:
         process.terminate()

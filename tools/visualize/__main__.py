@@ -32,7 +32,7 @@ from models.mim import CodebookTarget
 from models.pretrain import PretrainModel, build_pretrain_model
 from models.weights import check_value, load_exactly
 from tools.demo import scenes
-from tools.visualize import encodings, figures
+from tools.visualize import encodings
 from tools.visualize.scenes import Labels, patch_labels, scene_numbers
 from utils import UserError, as_config, choose_device, load_checkpoint, own_folder, run_main, write_json
 
@@ -41,6 +41,8 @@ OURS, PIXELS, DVAE = "encoding head", "k-means of pixels", "dvae"
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
+    from tools.visualize import figures  # here: matplotlib takes half a second to import
+
     model, tokenizer, max_tokens, max_words = load_model(args.checkpoint, torch.device(choose_device(args.device)))
     output = own_folder(args.output or args.checkpoint.parent / "figures", "tools.visualize")  # before the work
     encoder, mim = model.backbone.image_encoder, model.mim

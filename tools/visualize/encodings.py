@@ -6,10 +6,10 @@ Shapes: B images with a caption each, N = g x g patches, L text tokens, K patter
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
-from sklearn.cluster import KMeans
 from torch import Tensor
 
 from dataset.transforms import to_pixels, to_unit
@@ -17,9 +17,26 @@ from models.mim import CodebookTarget, as_mask, draw_patches, masked_count, rand
 from models.pretrain import PretrainModel
 from models.semmim import project
 from models.tensors import fp32
-from tools.visualize.figures import Clustering
 
 BATCH = 50  # images at once
+
+
+@dataclass
+class Clustering:
+    """A cluster for each patch, [B, N], and how clearly the patch belongs to it (higher is clearer)."""
+
+    assignment: Tensor
+    score: Tensor
+
+    def examples(self, cluster: int, count: int) -> list[tuple[int, int]]:
+        """(image, place) of the patches that belong to a cluster most clearly, at most two of an image."""
+        numbers, places = (self.assignment == cluster).nonzero().T
+        order = self.score[numbers, places].argsort(descending=True, stable=True)
+        chosen: list[tuple[int, int]] = []
+        for number, place in zip(numbers[order].tolist(), places[order].tolist(), strict=True):
+            if sum(number == other for other, _ in chosen) < 2:
+                chosen.append((number, place))
+        return chosen[:count]
 
 
 @torch.no_grad()
@@ -53,6 +70,8 @@ def encode(
 
 def kmeans_of_pixels(images: Sequence[Image.Image], patch_size: int, count: int, seed: int) -> Clustering:
     """Patches clustered by their pixels."""
+    from sklearn.cluster import KMeans  # here: scikit-learn takes two seconds to import
+
     pixels = torch.stack([to_unit(to_pixels(image)) for image in images])
     points = torch.nn.functional.unfold(pixels, patch_size, stride=patch_size).transpose(1, 2)  # [B, N, 3 p p]
     flat = points.flatten(0, 1).numpy()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,30 +17,14 @@ from matplotlib.patches import Patch
 from PIL import Image
 from torch import Tensor
 
+from tools.visualize.encodings import Clustering
+
 SIDE = 1.5  # inches of an image
 NAMED = 6  # patterns in a legend
 SHOWN, EXAMPLES = 8, 8  # clusters in Figure 2, and patches of each
 GOLDEN = 0.61803398875  # steps of hue that never come near an earlier one
 Cell = tuple[str, np.ndarray]  # heading, picture
 Color = tuple[float, float, float]
-
-
-@dataclass
-class Clustering:
-    """A cluster for each patch, [B, N], and how clearly the patch belongs to it (higher is clearer)."""
-
-    assignment: Tensor
-    score: Tensor
-
-    def examples(self, cluster: int, count: int) -> list[tuple[int, int]]:
-        """(image, place) of the patches that belong to a cluster most clearly, at most two of an image."""
-        numbers, places = (self.assignment == cluster).nonzero().T
-        order = self.score[numbers, places].argsort(descending=True, stable=True)
-        chosen: list[tuple[int, int]] = []
-        for number, place in zip(numbers[order].tolist(), places[order].tolist(), strict=True):
-            if sum(number == other for other, _ in chosen) < 2:
-                chosen.append((number, place))
-        return chosen[:count]
 
 
 def pixels(figure: Figure) -> Tensor:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from sklearn.metrics import adjusted_mutual_info_score
 from torch import Tensor
 
 from tools.demo import scenes
@@ -37,6 +36,8 @@ def patch_labels(shown: Sequence[scenes.Scene], captions: Sequence[str], size: i
 
 def agreement(clusters: np.ndarray, known: Labels) -> dict[str, float]:
     """Adjusted mutual information (0 by chance, 1 if equal) with each labelling; the number of clusters, [B * N]."""
+    from sklearn.metrics import adjusted_mutual_info_score  # here: scikit-learn takes two seconds to import
+
     found: dict[str, float] = {"clusters": len(np.unique(clusters))}
     for name in LABELS:
         counts = known[name] != ""
