@@ -43,10 +43,6 @@ OPTIONAL: dict[str, dict[str, tuple[type, ...]]] = {
     "vqa_train": {"dataset": TEXT, "question_id": IDENTIFIER, "object_label": TEXT},
     "vqa_eval": dict.fromkeys(("dataset", "object_label", "answer_type", "question_type"), TEXT) | {"answer": TEXTS},
 }
-READ = frozenset(  # all keys that something is read of
-    "image caption sentences filename filepath dataset domain object_label ocr image_id img_id cocoid imgid question "
-    "question_id answer answers label answer_type question_type".split()
-)
 DOMAINS = ("in", "near", "out")  # of NoCaps; its files say "near-domain"
 IDENTIFIERS = {"question_id", "image_id", "img_id", "cocoid", "imgid"}
 WHOLE_NUMBER = re.compile(  # COCO's twelve digits, too; pandas writes 139.0 if an id of the column is missing
@@ -239,16 +235,12 @@ def whole_number(value):
 
 
 def check_texts(entry: Any, where: Place | str) -> None:
-    """UserError if an entry is no object, or a text that is read of it holds half of a surrogate pair (JSON can write
-    one), which neither a tokenizer nor a result file can take."""
+    """UserError if an entry is no object, or a text of it holds half of a surrogate pair (JSON can write one), which
+    neither a tokenizer nor a result file can take."""
     if not isinstance(entry, dict):
         raise UserError(f"{where} is {type(entry).__name__}, not an object")
-    for key in READ & entry.keys():
-        value = entry[key]
-        if isinstance(value, int) or (isinstance(value, str) and value.isascii()):
-            continue
-        if HALF_SURROGATE.search(json.dumps(value, ensure_ascii=False)):
-            raise UserError(f"{where}: {key!r} holds half of a surrogate pair, which is no character: {shown(value)}")
+    if found := HALF_SURROGATE.search(json.dumps(entry, ensure_ascii=False)):
+        raise UserError(f"{where}: a text holds {ascii(found[0])}, half of a surrogate pair, which is no character")
 
 
 def _each_once(located: list[tuple[Place, dict]]) -> None:
@@ -269,10 +261,8 @@ def _each_once(located: list[tuple[Place, dict]]) -> None:
 
 def load_pairs(source: Source) -> list[dict]:
     """The entries to fine-tune retrieval on."""
-    return [
-        entry
-        for _, entry in located_entries(source, "retrieval_train", partial(_for_retrieval, split="train"), "train")
-    ]
+    located = located_entries(source, "retrieval_train", partial(_for_retrieval, split="train"), "train")
+    return [entry for _, entry in located]
 
 
 def load_candidates(source: Source, split: str) -> list[dict]:

@@ -19,12 +19,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from dataset.annotations import Source, file_list, located_entries, strings
 from dataset.shards import shard_files
 from dataset.transforms import ImageError, open_image
-from utils import UserError, find_file, make_folder, replacing
+from utils import find_file, make_folder, replacing
 
 log = logging.getLogger("semmim")
 pa.set_memory_pool(pa.system_memory_pool())  # others keep what was needed to read millions of entries
@@ -32,7 +31,6 @@ pa.set_memory_pool(pa.system_memory_pool())  # others keep what was needed to re
 CACHED_FROM = 50_000_000  # bytes of annotation files; fewer are read in seconds
 CHUNK = 2048  # entries held as Python's objects at a time
 VERSION = 6  # of what the Arrow file holds: to be raised with every change of what is read, checked or stored
-SHARE_OF_MEMORY = 0.25  # that decoded images may take
 
 
 class StringTable:
@@ -117,36 +115,16 @@ def load_pairs(source: Source) -> Pairs:
 # ------------------------------------------------------------------------------------------------- images
 
 
-class ImageCache:
-    """Decoded RGB images, indexed like `paths`; a broken image raises its ImageError at every visit. UserError if they
-    take more than a quarter of the machine's memory, divided among its processes."""
-
-    def __init__(self, paths: StringTable):
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        limit = memory * SHARE_OF_MEMORY / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        self._images: list[np.ndarray | ImageError] = []
-        size = 0
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for image in pool.map(_decode, [paths[i] for i in range(len(paths))]):
-                self._images.append(image)
-                size += image.size if isinstance(image, np.ndarray) else 0
-                if size > limit:
-                    pool.shutdown(cancel_futures=True)
-                    raise UserError(
-                        f"data.cache_images: the decoded images take more than {limit / 1e9:.2f} GB (a quarter of the "
-                        "memory, over all processes here); set it to false"
-                    )
-        log.info("cached %d images (%.0f MB)", len(paths), size / 1e6)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        image = self._images[index]
-        if isinstance(image, ImageError):
-            raise ImageError(image.path, image.reason)
-        return Image.fromarray(image)
+def decoded_images(paths: StringTable) -> list[np.ndarray | None]:
+    """The images of the paths as RGB [H,W,3] uint8; None for one that cannot be read."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        images = list(pool.map(_decoded, map(paths.__getitem__, range(len(paths)))))
+    log.info("cached %d images (%.0f MB)", len(paths), sum(image.size for image in images if image is not None) / 1e6)
+    return images
 
 
-def _decode(path: str) -> np.ndarray | ImageError:
+def _decoded(path: str) -> np.ndarray | None:
     try:
-        return np.asarray(open_image(path))  # [H,W,3] uint8
-    except ImageError as error:
-        return error
+        return np.asarray(open_image(path))
+    except ImageError:
+        return None

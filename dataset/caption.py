@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 import numpy as np
 from PIL import Image
@@ -33,8 +34,8 @@ class CaptionTrainDataset(CaptionedDataset):
     per: "caption", an epoch visits every (image, caption); "image", every image with one of its captions
     drawn. object_labels: whether the prompt names the entry's labels.
 
-    `dataset[(epoch, index)]` (or `dataset[index]` for epoch 0) is a dict: image [3,S,S], caption (lower case),
-    prompt, references (all captions of the image, as they stand), path, bad (as PretrainDataset).
+    A sample is a dict: image [3,S,S], caption (as `target_text` has it), prompt, references (all captions of the image,
+    as they stand), path, bad.
     """
 
     def __init__(
@@ -52,25 +53,20 @@ class CaptionTrainDataset(CaptionedDataset):
         if not entries:
             raise UserError(f"{source.files}: no entry has a caption to learn from")
         captions = [entry["captions"] for entry in entries]
-        self.prompts = StringTable(
-            prompt_text(prompt, entry["labels"] if object_labels else (), language.lower) for entry in entries
-        )
+        self.prompts = StringTable(prompts(entries, prompt, object_labels, language))
         self.start = starts(captions)  # [images + 1], an image's captions
         self.language = language
         self.transform = transform
         images = np.repeat(np.arange(len(entries)), np.diff(self.start))
-        texts = StringTable(text for group in captions for text in group)
+        texts = StringTable(chain.from_iterable(captions))
         groups = self.start if per == "image" else None
         super().__init__((entry["image"] for entry in entries), texts, images, groups, seed=seed)
-
-    def references(self, image: int) -> list[str]:
-        """All captions of an image (by its number in `paths`), as they stand."""
-        return [self.captions[i] for i in range(self.start[image], self.start[image + 1])]
 
     def _sample(self, index: int, rng: random.Random) -> dict:
         caption = self.draw_caption(index, rng)
         image = int(self.image_of_caption[caption])
-        path, references = self.paths[image], self.references(image)
+        path = self.paths[image]
+        references = [self.captions[i] for i in range(self.start[image], self.start[image + 1])]
         text = target_text(self.captions[caption], self.language.lower)
         if not has_word(text):
             raise EmptyCaption(f"{one_line(path, 1000)}: an empty caption")
@@ -101,13 +97,16 @@ class CaptionEvalDataset(EvalDataset):
         language: Language = LOWER_CASE,
     ):
         entries = load_captions(source, split)
-        self.ids = [entry["image_id"] for entry in entries]
         super().__init__([entry["image"] for entry in entries], transform)
+        self.ids = [entry["image_id"] for entry in entries]
         self.references = [entry["captions"] for entry in entries]
-        self.domains = [entry.get("domain") for entry in entries]
-        self.prompts = [
-            prompt_text(prompt, entry["labels"] if object_labels else (), language.lower) for entry in entries
-        ]
+        self.domains = [entry["domain"] for entry in entries]
+        self.prompts = prompts(entries, prompt, object_labels, language)
+
+
+def prompts(entries: list[dict], prompt: str, object_labels: bool, language: Language) -> list[str]:
+    """What the text encoder reads of each entry."""
+    return [prompt_text(prompt, entry["labels"] if object_labels else (), language.lower) for entry in entries]
 
 
 class CaptionCollate(Collate):

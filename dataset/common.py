@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dataset.cache import ImageCache, StringTable
+from dataset.cache import StringTable, decoded_images
 from dataset.text import clean_caption, has_word
 from dataset.transforms import ImageError, open_image
 from utils import UserError, one_line, shown
@@ -35,7 +35,7 @@ class TrainDataset(Dataset):
     def __init__(self, paths: Iterable[str], seed: int, cache_images: bool = False):
         self.paths = paths if isinstance(paths, StringTable) else StringTable(paths)
         self.seed = seed
-        self.cache = ImageCache(self.paths) if cache_images else None
+        self.decoded = decoded_images(self.paths) if cache_images else None
 
     def __getitem__(self, item: int | tuple[int, int]) -> dict:
         epoch, index = item if isinstance(item, tuple) else (0, item)
@@ -54,16 +54,20 @@ class TrainDataset(Dataset):
         images' paths, which may have moved."""
         digest = hashlib.blake2b(digest_size=16)
         for name, value in sorted(vars(self).items()):
+            if name in ("paths", "decoded"):
+                continue
             for column in value if isinstance(value, list) else [value]:
-                if isinstance(column, StringTable) and name != "paths":
+                if isinstance(column, StringTable):
                     digest.update(column.ends), digest.update(column.bytes)
                 elif isinstance(column, np.ndarray):
                     digest.update(np.ascontiguousarray(column))
         return digest.hexdigest()
 
     def read_image(self, number: int) -> Image.Image:
-        """The image with this number in `paths`, as RGB."""
-        return open_image(self.paths[number]) if self.cache is None else self.cache[number]
+        """The image with this number in `paths`, as RGB. Raises ImageError."""
+        if self.decoded is None or self.decoded[number] is None:
+            return open_image(self.paths[number])
+        return Image.fromarray(self.decoded[number])
 
 
 class CaptionedDataset(TrainDataset):

@@ -1,6 +1,5 @@
 """Image-text retrieval: pairs for fine-tuning, and the whole candidate set of a split for evaluation."""
 
-import logging
 import random
 from collections.abc import Callable
 from functools import partial
@@ -13,11 +12,9 @@ from dataset.annotations import Source, load_candidates, load_pairs, strings
 from dataset.cache import StringTable
 from dataset.common import EvalDataset, numbered
 from dataset.pretrain import PairDataset
-from dataset.text import LOWER_CASE, Language, clean_caption, has_word
+from dataset.text import LOWER_CASE, Language, clean_caption
 from dataset.transforms import Augment
 from utils import UserError
-
-log = logging.getLogger("semmim")
 
 
 class RetrievalTrainDataset(PairDataset):
@@ -70,5 +67,3 @@ class RetrievalEvalDataset(EvalDataset):
         self.raw_captions = [text for _, text in pairs]
         self.captions = [clean_caption(text, max_words, language.lower) for text in self.raw_captions]
         self.image_of_caption = [image for image, _ in pairs]
-        if empty := sum(not has_word(caption) for caption in self.captions):
-            log.warning("%s: %d captions have no word left after cleaning", source.files, empty)

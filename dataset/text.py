@@ -35,12 +35,16 @@ def clean_caption(text: str, max_words: int | None, lower: bool = True) -> str:
     Returns "" if nothing is left (ALBEF raises): the data sets decide what an empty caption means. lower: false for a
     vocabulary that has capital letters.
     """
-    return _truncate(_strip_punctuation(text, lower).replace("<person>", "person"), max_words)
+    return clean_question(text, max_words, lower).replace("<person>", "person")
 
 
 def clean_question(text: str, max_words: int | None = None, lower: bool = True) -> str:
-    """ALBEF's `pre_question`: the same rules as for captions, without the <person> placeholder."""
-    return _truncate(_strip_punctuation(text, lower), max_words)
+    """ALBEF's `pre_question`: the same rules as for captions, without the <person> placeholder.
+
+    Every run of white space counts as one space (ALBEF's question rule lets double spaces count as words).
+    """
+    text = PUNCTUATION.sub("", text.lower() if lower else text).replace("-", " ").replace("/", " ")
+    return " ".join(text.split()[:max_words])
 
 
 # Words that say left or right: ar de en es fr hi it nl pl pt ru tr vi, and of scripts without spaces ja ko th zh.
@@ -93,15 +97,6 @@ def evenly(texts: Sequence[str], most: int) -> list[str]:
     return [texts[i] for i in range(0, len(texts), max(1, -(-len(texts) // most)))]
 
 
-def _strip_punctuation(text: str, lower: bool) -> str:
-    return PUNCTUATION.sub("", text.lower() if lower else text).replace("-", " ").replace("/", " ")
-
-
-def _truncate(text: str, max_words: int | None) -> str:
-    # Every run of white space counts as one space (ALBEF's question rule lets double spaces count as words).
-    return " ".join(text.split()[:max_words])
-
-
 class Tokenizer:
     """BERT's word pieces from a local `vocab.txt`, as padded tensors; case and accents: see `vocabulary_case`.
 
@@ -118,9 +113,16 @@ class Tokenizer:
         self.vocab_size = len(vocab)
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (vocab[t] for t in SPECIAL_TOKENS)
         self.case = vocabulary_case(path, vocab)
+        self.lower = self.case["do_lower_case"]
         # of the pieces and their case: what a checkpoint is compared by
         self.digest = hashlib.blake2b(repr([*vocab, self.case]).encode(), digest_size=8).hexdigest()
-        self._backend = _word_pieces(vocab, self.case)
+        # The Rust tokenizer alone: BertTokenizer's `__call__` costs several times as much and pads by its own rules.
+        from transformers import BertTokenizerFast
+
+        self._backend = BertTokenizerFast(vocab=vocab, **self.case).backend_tokenizer
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self._backend.encode_special_tokens = True  # a text that says [SEP] means these five characters
 
     def word_pieces(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids without special tokens, unpadded and untruncated; UserError for a text that is none."""
@@ -128,11 +130,6 @@ class Tokenizer:
             return [encoding.ids for encoding in self._backend.encode_batch(list(texts), add_special_tokens=False)]
         except TypeError:  # of a configuration or command line; annotations are checked
             raise UserError("a text holds half of a surrogate pair, which is no character") from None
-
-    @property
-    def lower(self) -> bool:
-        """Whether the vocabulary is of lower case."""
-        return self.case["do_lower_case"]
 
     def names(self, ids: Sequence[int]) -> list[str]:
         """The word pieces as the vocabulary writes them: dog, ##s."""
@@ -262,15 +259,3 @@ def _letters(text: str) -> str:
     """Letters, their marks and digits in lower case."""
     text = unicodedata.normalize("NFC", text.lower())
     return "".join(character for character in text if unicodedata.category(character)[0] in "LMN")
-
-
-def _word_pieces(vocab: dict[str, int], case: dict[str, bool]):
-    """The Rust tokenizer inside transformers' BertTokenizer, whose `__call__` costs several times what the Rust call
-    costs and pads with its own rules."""
-    from transformers import BertTokenizerFast
-
-    backend = BertTokenizerFast(vocab=dict(vocab), **case).backend_tokenizer
-    backend.no_padding()
-    backend.no_truncation()
-    backend.encode_special_tokens = True  # a text that says [SEP] means these five characters
-    return backend

@@ -3,7 +3,6 @@
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,6 @@ from dataset.transforms import Augment, stack_pixels
 from utils import one_line
 
 Parts = tuple[str, str, str]  # question, OCR tokens, object labels; each may be ""
-
-
-# ------------------------------------------------------------------------------------------------- entries
 
 
 def question_parts(
@@ -48,19 +44,13 @@ def weighted_answers(entry: dict, answer_weight: Mapping[str, float]) -> dict[st
     }
 
 
-# ------------------------------------------------------------------------------------------------- training
-
-
 class VQATrainDataset(TrainDataset):
-    """Questions for fine-tuning; an epoch visits every entry once.
+    """Questions for fine-tuning; an epoch visits every entry once. VQACollate makes batches of its samples.
 
     parts: entry -> the texts that the encoder reads (see `question_parts`); answer_weight: {data set: weight of its
-    answers}; left_out: files whose questions (same data set, same id) are not trained on; their number is
-    `.left_out`; official: annotation files of official question files (else the one beside them is read);
-    cache_images: keep the decoded images in memory.
+    answers}; left_out, official: see `load_training_questions`; `.left_out` is the number of questions left out.
 
-    `dataset[(epoch, index)]` (or `dataset[index]` for epoch 0) is a dict: image [3,S,S], parts, answers (list of
-    strings), weights (list of numbers), path, bad (as PretrainDataset). VQACollate makes batches.
+    A sample is a dict: image [3,S,S], parts, answers (list of strings), weights (list of numbers), path, bad.
     """
 
     def __init__(
@@ -101,15 +91,15 @@ class VQATrainDataset(TrainDataset):
         question, ocr, labels = (column[index] for column in self.parts)
         if not has_word(question):
             raise EmptyCaption(f"{one_line(path, 1000)}: a question without a word")
-        places = range(self.answer_start[index], self.answer_start[index + 1])
-        answers = [self.answers[place] for place in places]
+        places = slice(self.answer_start[index], self.answer_start[index + 1])
+        answers = [self.answers[place] for place in range(places.start, places.stop)]
         # a mirror swaps left and right, and spoils what is written in the image
         allow_flip = not ocr and self.language.may_flip(" ".join([question, *answers]))
         return {
             "image": self.transform(self.read_image(image_id), rng, allow_flip),
             "parts": (question, ocr, labels),
             "answers": answers,
-            "weights": [float(self.weights[place]) for place in places],
+            "weights": self.weights[places].tolist(),
             "path": path,
         }
 
@@ -206,11 +196,7 @@ class VQAEvalDataset(Dataset):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Parts]:
-        return self.image(self.paths[index]), self.parts[index]
-
-    def image(self, path: str) -> Tensor:
-        """The image at `path`, [3,S,S]; UserError if it cannot be read."""
-        return read_for_evaluation(path, self.transform)
+        return read_for_evaluation(self.paths[index], self.transform), self.parts[index]
 
 
 class EvalBatches(Dataset):
@@ -232,10 +218,10 @@ class EvalBatches(Dataset):
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         index, dataset = self.batches[number], self.dataset
-        paths = [path for path, _ in groupby(index, key=lambda i: dataset.paths[i])]
+        paths = list(dict.fromkeys(dataset.paths[i] for i in index))
         ids, mask = encode_questions(self.tokenizer, [dataset.parts[i] for i in index], self.limits)
         return {
-            "image": torch.stack([dataset.image(path) for path in paths]),
+            "image": torch.stack([read_for_evaluation(path, dataset.transform) for path in paths]),
             "image_rows": torch.tensor([paths.index(dataset.paths[i]) for i in index]),
             "input_ids": ids,
             "attention_mask": self.tokenizer.padding(mask),

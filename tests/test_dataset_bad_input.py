@@ -98,7 +98,11 @@ def test_captions_without_a_word_are_replaced_and_named(folder, stage, text):
     [("image", HALF, "pretrain"), ("caption", ["x", HALF], "retrieval_eval"), ("ocr", [[[], HALF]], "vqa_train")],
 )
 def test_half_of_a_surrogate_pair_is_named(folder, stage, key, value):
-    refused(stage, write(folder, [entry(0), entry(1, **{key: value})]), f"entry 1: {key!r} holds half of a surrogate")
+    refused(
+        stage,
+        write(folder, [entry(0), entry(1, **{key: value})]),
+        "entry 1: a text holds '\\ud83d', half of a surrogate",
+    )
 
 
 # ------------------------------------------------------------------------------------------------- values
@@ -144,7 +148,7 @@ def test_a_file_without_the_asked_split_is_refused(folder, stage):
 BAD_SCORES = [
     ([{"label": {"a": 1}}], "entry 0 is not as expected (KeyError('question_id'))"),
     ([{"question_id": 0, "label": {"a": float("nan")}}], "no score"),
-    ([{"question_id": 0, "label": {HALF: 1}}], "entry 0: 'label' holds half"),
+    ([{"question_id": 0, "label": {HALF: 1}}], "entry 0: a text holds"),
     ({"annotations": []}, "holds no JSON list"),
 ]
 

@@ -5,7 +5,6 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset import cache
 from dataset.annotations import Source
 from dataset.loader import BatchIndices, Loader
 from dataset.pretrain import PretrainCollate, PretrainDataset
@@ -42,12 +41,6 @@ def test_caching_changes_no_sample(tmp_path):
     plain, cached = pairs_set(path, image_size=16), pairs_set(path, image_size=16, cache_images=True)
     for i in range(5):
         assert torch.equal(plain[i]["image2"], cached[i]["image2"]) and plain[i]["bad"] == cached[i]["bad"]
-
-
-def test_a_cache_larger_than_its_share_of_memory_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "SHARE_OF_MEMORY", 1e-9)
-    with pytest.raises(UserError, match="data.cache_images.*set it to false"):
-        pairs_set(write_pairs(tmp_path, pairs(3)), image_size=16, cache_images=True)
 
 
 def test_images_of_captions_with_left_or_right_are_not_mirrored(tmp_path):
