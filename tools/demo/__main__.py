@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 
 from dataset.files import read_json
-from models.weights import check_value
 from tools.demo import scenes
 from tools.prepare.common import progress, whole_folder
 from utils import in_processes, run_main, write_json
@@ -36,10 +35,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="another seed, other scenes")
     add("--questions_per_scene", type=int, default=4, help="questions asked about an image")
     add("--workers", type=int, default=os.cpu_count(), help="processes; the result is the same")
-    args = parser.parse_args(argv)
-    for name in ("train", "val", "test", "size", "questions_per_scene"):
-        check_value(f"--{name}", getattr(args, name), int, low=32 if name == "size" else 1)
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -53,11 +49,17 @@ def main(argv: list[str] | None = None) -> None:
         boxes = {}
         for split, indices in scenes.plan(args.seed, counts).items():
             (folder / "images" / split).mkdir(parents=True)
-            work = partial(draw, args=args, folder=folder, split=split)
-            drawn = in_processes(work, indices, args.workers)
+            drawn = in_processes(partial(draw, args=args, folder=folder, split=split), indices, args.workers)
             drawn = list(progress(drawn, f"demo data, {split}", "images", len(indices)))
-            write_lists(folder, split, drawn)
-            boxes |= {captioned["image"]: found for captioned, _, found in drawn}
+            captioned = [entry for entry, _, _ in drawn]  # lists in the formats that ALBEF and mPLUG published
+            shown = [{key: entry[key] for key in ("image", "caption", "image_id")} for entry in captioned]
+            if split == "train":
+                write_json(folder / "pretrain.json", [{"image": e["image"], "caption": e["caption"]} for e in shown])
+                shown = [{**entry, "caption": text} for entry in shown for text in entry["caption"]]
+            write_json(folder / f"retrieval_{split}.json", shown)
+            write_json(folder / f"caption_{split}.json", captioned)
+            write_json(folder / f"vqa_{split}.json", [question for _, asked, _ in drawn for question in asked])
+            boxes |= {entry["image"]: found for entry, _, found in drawn}
         lines = (f"{json.dumps(image)}: {json.dumps(found)}" for image, found in boxes.items())
         (folder / "boxes.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
         write_json(folder / "answer_list.json", scenes.answer_list())
@@ -71,7 +73,6 @@ def draw(index: int, args: argparse.Namespace, folder: Path, split: str) -> tupl
     scenes.render(scene, args.size).save(folder / image)
     labels = "&&".join(o.label for o in scene.objects)  # as mPLUG writes a detector's
     captioned = {"image": image, "caption": scenes.captions(scene), "image_id": index, "object_label": labels}
-    words = [[o.pixel_box(args.size), o.word] for o in scene.objects if o.word]
     asked = [
         {
             "question_id": index * 100 + number,
@@ -80,25 +81,13 @@ def draw(index: int, args: argparse.Namespace, folder: Path, split: str) -> tupl
             "dataset": "vqa",
             "answer": found["answer"],
             "object_label": labels,
-            "ocr": words,
+            "ocr": [[o.pixel_box(args.size), o.word] for o in scene.objects if o.word],
             "question_type": found["kind"],
             "answer_type": found["answer_type"],
         }
         for number, found in enumerate(scenes.questions(scene, args.questions_per_scene))
     ]
     return captioned, asked, [{"label": o.label, "box": o.pixel_box(args.size)} for o in scene.objects]
-
-
-def write_lists(folder: Path, split: str, drawn: list[tuple]) -> None:
-    """A split's lists in the formats that ALBEF and mPLUG published."""
-    captioned = [entry for entry, _, _ in drawn]
-    shown = [{key: entry[key] for key in ("image", "caption", "image_id")} for entry in captioned]
-    if split == "train":
-        write_json(folder / "pretrain.json", [{"image": e["image"], "caption": e["caption"]} for e in shown])
-        shown = [{**entry, "caption": text} for entry in shown for text in entry["caption"]]  # an entry, a caption
-    write_json(folder / f"retrieval_{split}.json", shown)
-    write_json(folder / f"caption_{split}.json", captioned)
-    write_json(folder / f"vqa_{split}.json", [question for _, asked, _ in drawn for question in asked])
 
 
 if __name__ == "__main__":

@@ -15,9 +15,7 @@ share of the masked patches that lie on it.
 
 import argparse
 import itertools
-import os
 import random
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,18 +23,17 @@ from torch import Tensor
 
 from dataset.transforms import to_tensor
 from tools.demo import scenes
-from tools.prepare.common import whole_folder
-from utils import in_processes, run_main, write_json
+from tools.prepare.common import progress, whole_folder
+from utils import run_main, write_json
 
 OBJECTS = 5
 PIXELS = {"small": 18, "large": 24}  # side of an object: one and a half and two patches of the demo's 12 pixels
 STARTS = ("", "there is ", "we see ", "this picture shows ", "a picture of ")
-CELLS = list(itertools.product(range(3), range(3)))
 ATTRIBUTES = {  # a description has one of each
     "size": tuple(PIXELS),
     "color": tuple(scenes.COLORS),
     "shape": scenes.SHAPES,
-    "place": tuple(scenes.PLACES[row][column] for row, column in CELLS),
+    "place": tuple(itertools.chain(*scenes.PLACES)),
 }
 DESCRIPTIONS = list(itertools.product(*ATTRIBUTES.values()))
 LEAST = 0.1  # share of a patch that an object covers to count: small ones lie across four
@@ -51,22 +48,20 @@ def make_scene(seed: int, index: int, size: int) -> scenes.Scene:
     rng = random.Random(f"{seed}/{index}/crowd")
     kinds = rng.sample(list(itertools.product(scenes.SHAPES, scenes.COLORS)), OBJECTS)
     objects = []
-    for (shape, color), (row, column) in zip(kinds, rng.sample(CELLS, OBJECTS), strict=True):
+    for (shape, color), cell in zip(kinds, rng.sample(scenes.CELLS, OBJECTS), strict=True):
         extent = rng.choice(list(PIXELS))
-        side = PIXELS[extent] / size
-        x0, y0 = (column + 0.5) / 3 - side / 2, (row + 0.5) / 3 - side / 2
-        box = (x0, y0, x0 + side, y0 + side)
-        objects.append(scenes.SceneObject(shape, color, extent, "", scenes.PLACES[row][column], box))
+        place, box = scenes.place_in(cell, PIXELS[extent] / size, PIXELS[extent] / size)
+        objects.append(scenes.SceneObject(shape, color, extent, "", place, box))
     return scenes.Scene(seed, index, rng.choice(list(scenes.BACKGROUNDS)), rng.choice(scenes.FINISHES), tuple(objects))
-
-
-def describe(size: str, color: str, shape: str, place: str) -> str:
-    return f"a {size} {color} {shape} {scenes.place_words(place)}"
 
 
 def description(o: scenes.SceneObject) -> tuple[str, str, str, str]:
     """The object's row of DESCRIPTIONS."""
     return o.size, o.color, o.shape, o.place
+
+
+def describe(size: str, color: str, shape: str, place: str) -> str:
+    return f"a {size} {color} {shape} {scenes.place_words(place)}"
 
 
 def captions(scene: scenes.Scene) -> list[str]:
@@ -75,18 +70,15 @@ def captions(scene: scenes.Scene) -> list[str]:
     return [rng.choice(STARTS) + describe(*description(o)) for o in scene.objects]
 
 
-def draw(index: int, seed: int, size: int, folder: Path) -> dict:
-    """Draws and saves one scene -> its entry."""
-    scene, image = make_scene(seed, index, size), f"images/{index:07d}.png"
-    scenes.render(scene, size).save(folder / image)
-    return {"image": image, "caption": captions(scene)}
-
-
 def write(args: argparse.Namespace) -> None:
     with whole_folder(args.output) as folder:
         (folder / "images").mkdir()
-        work = partial(draw, seed=args.seed, size=args.size, folder=folder)
-        write_json(folder / "pretrain.json", list(in_processes(work, range(TRAIN), os.cpu_count() or 1)))
+        entries = []
+        for index in progress(range(TRAIN), "crowded scenes", "images"):
+            scene, image = make_scene(args.seed, index, args.size), f"images/{index:07d}.png"
+            scenes.render(scene, args.size).save(folder / image)
+            entries.append({"image": image, "caption": captions(scene)})
+        write_json(folder / "pretrain.json", entries)
 
 
 # ---------------------------------------------------------------- measures

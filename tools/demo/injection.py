@@ -11,7 +11,6 @@ import argparse
 import runpy
 import sys
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +18,8 @@ from torch import Tensor
 
 import dataset.pretrain
 import models.pretrain
-from dataset.files import read_json
 from tools.demo import crowd, scenes
-from utils import ROOT, UserError, run_main, write_json
+from utils import ROOT, UserError, run_main
 
 BLUR, CONTRAST, NOISE = 5, 0.3, 20  # pixels of the box that is averaged, share of the contrast, levels of 255
 VIEWS = ("whole", "blurred", "occluded")  # occluded: blurred, and a gray third covers the object that the caption names
@@ -39,29 +37,21 @@ def degrade(images: Tensor, captions: list[str], view: str, generator: torch.Gen
     if view == "occluded":
         edges = [round(images.shape[-1] * k / 3) for k in range(4)]
         for image, color, caption in zip(pixels, mean, captions, strict=True):
-            row, column = crowd.CELLS[named_cell(caption)]
+            named = [caption.endswith(f" {scenes.place_words(place)}") for place in crowd.ATTRIBUTES["place"]]
+            row, column = scenes.CELLS[named.index(True)]
             image[:, edges[row] : edges[row + 1], edges[column] : edges[column + 1]] = color
     noise = NOISE * torch.randn(images.shape, generator=generator)
     return (pixels + noise).round().clamp(0, 255).to(torch.uint8)
 
 
-def named_cell(caption: str) -> int:
-    """The place in crowd.CELLS that a caption ends with."""
-    ends = [caption.endswith(f" {scenes.place_words(place)}") for place in crowd.ATTRIBUTES["place"]]
-    return ends.index(True)
-
-
-def only_where(caption: str) -> str:
-    """Says that there is an object, not which."""
-    words = [word for word in caption.split() if word not in (*crowd.PIXELS, *scenes.COLORS)]
-    return " ".join("object" if word in scenes.SHAPES else word for word in words)
-
-
 def injected_texts(captions: list[str], text: str) -> list[str]:
     """What the image encoder gets with each image."""
+    if text == "own":
+        return captions
     if text == "shuffled":
         return [*captions[1:], captions[0]]
-    return captions if text == "own" else list(map(only_where, captions))
+    kept = ([word for word in caption.split() if word not in (*crowd.PIXELS, *scenes.COLORS)] for caption in captions)
+    return [" ".join("object" if word in scenes.SHAPES else word for word in words) for words in kept]
 
 
 class Collate(dataset.pretrain.PretrainCollate):
@@ -109,18 +99,11 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--view", choices=VIEWS, required=True)
     parser.add_argument("--text", choices=TEXTS, default="own")
-    parser.add_argument("--output_dir", type=Path, required=True)
     args, others = parser.parse_known_args(argv)
-    chosen, run = {"view": args.view, "text": args.text}, args.output_dir
-    file = run.with_name(f"{run.name}.injection.json")  # beside the run's folder, which is Pretrain.py's
-    if file.is_file() and read_json(file) != chosen:
-        raise UserError(f"{file}: the run was begun with {read_json(file)}, not {chosen}")
-    run.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, chosen)
     dataset.pretrain.PretrainCollate = partial(Collate, view=args.view, text=args.text)
     if args.text != "own":
         models.pretrain.PretrainModel = PretrainModel
-    sys.argv[1:] = ["--output_dir", str(run), *others]
+    sys.argv[1:] = others
     runpy.run_path(str(ROOT / "Pretrain.py"), run_name="__main__")
 
 

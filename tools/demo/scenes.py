@@ -1,16 +1,15 @@
 """The built-in demo data: drawn scenes with captions, labels, printed words, questions and boxes.
 
-A scene holds one to three objects, each with a shape, a color, a size and a place; one of them may
-be a sign with a printed word. Nothing is downloaded, everything is a pure function of (seed, index):
+A scene holds one to three objects, each with a shape, a color, a size and a place; one may be a sign with a printed
+word. Nothing is downloaded, everything is a pure function of (seed, index):
 
     scene = make_scene(seed=0, index=7)
     picture = render(scene, size=64)          # PIL RGB, anti-aliased
     captions(scene)                           # five wordings
     questions(scene, 4)                       # each with the answers of ten simulated annotators
 
-`split_of` assigns a scene to train, val or test by a hash of what its objects are (`Scene.signature`): two
-splits can never share a scene, whatever the seeds. Lengths are shares of the picture's side; `pixel_box`
-turns them into pixels.
+`split_of` assigns a scene to train, val or test by a hash of what its objects are (`Scene.signature`): two splits can
+never share a scene, whatever the seeds. Lengths are shares of the picture's side; `pixel_box` turns them into pixels.
 """
 
 import hashlib
@@ -32,6 +31,7 @@ SIZES = {"small": 0.25, "large": 1 / 3}
 SIGN_SIZE = (0.5, 0.25)
 WORDS = ("stop", "open", "exit", "taxi", "zoo", "sale")
 PLACES = (("top left", "top", "top right"), ("left", "middle", "right"), ("bottom left", "bottom", "bottom right"))
+CELLS = list(itertools.product(range(3), range(3)))  # (row, column) in PLACES
 NUMBERS = ("zero", "one", "two", "three", "four")
 SPLITS = ("train", "val", "test")
 
@@ -99,21 +99,17 @@ def split_of(scene: Scene) -> str:
 
 
 def plan(seed: int, counts: dict[str, int]) -> dict[str, list[int]]:
-    """The first scenes of the series that fill each split; val and test hold no signature twice.
-
-    Returns {split: ascending scene indices}.
-    """
+    """{split: indices of the first scenes that fill it}, ascending; val and test hold no signature twice."""
     chosen, seen = {split: [] for split in counts}, set()
     for index in itertools.count():
-        if all(len(chosen[split]) >= counts[split] for split in counts):
+        if all(len(chosen[split]) == counts[split] for split in counts):
             return chosen
         scene = make_scene(seed, index)
-        split = split_of(scene)
-        full = split not in counts or len(chosen[split]) >= counts[split]
-        if full or split != "train" and scene.signature in seen:
-            continue
-        seen.add(scene.signature)
-        chosen[split].append(index)
+        split, signature = split_of(scene), scene.signature
+        room = len(chosen.get(split, ())) < counts.get(split, 0)
+        if room and (split == "train" or signature not in seen):
+            seen.add(signature)
+            chosen[split].append(index)
 
 
 def _draw_kinds(rng: random.Random) -> list[tuple[str, str, str, str]]:
@@ -141,15 +137,18 @@ def _draw_places(rng: random.Random, extents: list[tuple[float, float]]) -> list
     a small image encoder sees shapes many times sooner so.
     """
     while True:
-        cells = rng.sample([(row, column) for row in range(3) for column in range(3)], len(extents))
-        boxes = []
-        for (row, column), (width, height) in zip(cells, extents, strict=True):
-            x0 = min(max((column + 0.5) / 3 - width / 2, 0), 1 - width)
-            y0 = min(max((row + 0.5) / 3 - height / 2, 0), 1 - height)
-            boxes.append((x0, y0, x0 + width, y0 + height))
-        pairs = itertools.combinations(boxes, 2)
+        places = [place_in(cell, *size) for cell, size in zip(rng.sample(CELLS, len(extents)), extents, strict=True)]
+        pairs = itertools.combinations([box for _, box in places], 2)
         if not any(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for a, b in pairs):
-            return [(PLACES[row][column], box) for (row, column), box in zip(cells, boxes, strict=True)]
+            return places
+
+
+def place_in(cell: tuple[int, int], width: float, height: float) -> tuple[str, tuple]:
+    """(place, box) of an object in the middle of a cell, moved if it would leave the picture."""
+    row, column = cell
+    x0 = min(max((column + 0.5) / 3 - width / 2, 0), 1 - width)
+    y0 = min(max((row + 0.5) / 3 - height / 2, 0), 1 - height)
+    return PLACES[row][column], (x0, y0, x0 + width, y0 + height)
 
 
 # ---------------------------------------------------------------- relations
@@ -174,22 +173,6 @@ def place_words(place: str) -> str:
     """Where a place of PLACES is."""
     words = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}
     return words.get(place) or ("in the middle" if place == "middle" else f"in the {place} corner")
-
-
-def _neighbors(scene: Scene) -> list[tuple[SceneObject, SceneObject]]:
-    """The pairs that lie side by side with little between them."""
-    return [
-        (a, b)
-        for a, b in itertools.combinations(scene.objects, 2)
-        if relation(a, b) in (("left",), ("right",)) and max(a.box[0], b.box[0]) - min(a.box[2], b.box[2]) < 0.2
-    ]
-
-
-def _chains(scene: Scene) -> list[tuple[SceneObject, SceneObject, SceneObject]]:
-    """Triples (a, b, c) in which a lies straight beside, above or below b and c; a sign can only be c."""
-    triples = itertools.permutations(scene.objects, 3)
-    straight = [(a, b, c) for a, b, c in triples if len(relation(a, b)) == len(relation(a, c)) == 1]
-    return [(a, b, c) for a, b, c in straight if not a.word and not b.word]
 
 
 # ---------------------------------------------------------------- captions
@@ -226,23 +209,32 @@ class Writer:
         return f"{words(a, b)}{self.rest(a, b)}"
 
     def wordings(self) -> list[Callable[[], str]]:
-        """The captions that any scene with as many objects can have, beside `listing`."""
-        name, everything, ground = self.name, self.all, self.ground
-        if len(self.objects) == 1:
-            at = place_words(self.objects[0].place)
+        """The captions that the scene can have beside `listing`."""
+        name, everything, ground, objects = self.name, self.all, self.ground, self.objects
+        if len(objects) == 1:
+            at = place_words(objects[0].place)
             return [
                 lambda: f"on {ground} {everything()}",
                 lambda: f"{everything()} {at}",
                 lambda: f"{at} there is {everything()}",
                 lambda: f"{everything()} on {ground}",
             ]
-        return [
+        found = [
             partial(self.of_two, lambda a, b: f"{name(a)} {_to(a, b)} {name(b)}"),
             partial(self.of_two, lambda a, b: f"{name(a, 'the')} is {_to(a, b)} {name(b, 'the')}"),
             partial(self.of_two, lambda a, b: f"{name(a)} {place_words(a.place)} and {name(b)} {place_words(b.place)}"),
             lambda: f"on {ground} {everything()}",
             partial(self.of_two, lambda a, b: f"{_to(b, a)} {name(a, 'the')} there is {name(b)}"),
         ]
+        drawn = [o for o in objects if not o.word]
+        chains = [(a, b, c) for a, b, c in itertools.permutations(objects, 3) if a in drawn and b in drawn]
+        if chains := [(a, b, c) for a, b, c in chains if len(relation(a, b)) == len(relation(a, c)) == 1]:
+            found.append(partial(self.chain, chains))
+        found += [partial(self.sign, o) for o in objects if o.word]
+        level = [(a, b) for a, b in itertools.combinations(objects, 2) if relation(a, b) in (("left",), ("right",))]
+        if near := [(a, b) for a, b in level if max(a.box[0], b.box[0]) - min(a.box[2], b.box[2]) < 0.2]:
+            found.append(partial(self.side_by_side, near))
+        return found
 
     def listing(self) -> str:
         count = len(self.objects)
@@ -250,6 +242,7 @@ class Writer:
         return f"{self.rng.choice(starts)} {self.all()}"
 
     def chain(self, chains: list) -> str:
+        """One object that lies straight beside, above or below two others; only the last of them can be a sign."""
         a, b, c = self.rng.choice(chains)
         again = "" if relation(a, b) == relation(a, c) else f"{_to(a, c)} "
         others = f"{self.name(b, size=0)} and {again}{self.name(c, size=0)}"
@@ -270,25 +263,11 @@ def captions(scene: Scene) -> list[str]:
 
     Everything that mirroring the picture would make false contains the word left or right.
     """
-    rng = scene.rng("captions")
-    write = Writer(scene, rng)
-    wordings = write.wordings()
-    if chains := _chains(scene):
-        wordings.append(partial(write.chain, chains))
-    wordings += [partial(write.sign, o) for o in scene.objects if o.word]
-    if pairs := _neighbors(scene):
-        wordings.append(partial(write.side_by_side, pairs))
-    chosen = [write.listing, *rng.sample(wordings, 4)]
-    rng.shuffle(chosen)
-    return [_short_enough(wording) for wording in chosen]
-
-
-def _short_enough(wording: Callable[[], str]) -> str:
-    """Words the scene again, with other objects or fewer details, until the caption keeps to MAX_WORDS."""
-    while True:
-        caption = wording()
-        if len(caption.replace(",", " ,").split()) <= MAX_WORDS:
-            return caption
+    write = Writer(scene, scene.rng("captions"))
+    chosen = [write.listing, *write.rng.sample(write.wordings(), 4)]
+    write.rng.shuffle(chosen)
+    drawn = (iter(wording, None) for wording in chosen)  # again and again, with other objects or fewer details
+    return [next(text for text in texts if len(text.replace(",", " ,").split()) <= MAX_WORDS) for texts in drawn]
 
 
 def named_objects(scene: Scene, caption: str) -> list[bool]:
@@ -314,7 +293,9 @@ def questions(scene: Scene, count: int) -> list[dict]:
             break
         question, truth = QUESTIONS[kind](scene, rng) or (None, None)
         if question and question not in found:
-            answers = _ten_answers(kind, truth, rng)
+            dissenters = rng.choice((0, 0, 0, 1, 1, 2, 3, 4))
+            answers = [truth] * (10 - dissenters) + [rng.choice(_near_misses(kind, truth)) for _ in range(dissenters)]
+            rng.shuffle(answers)
             answer_type = {"yes or no": "yes/no", "how many": "number"}.get(kind, "other")
             found[question] = {"kind": kind, "question": question, "answer": answers, "answer_type": answer_type}
     return list(found.values())
@@ -324,13 +305,6 @@ def answer_list() -> list[str]:
     """Every answer that can be true, each once."""
     lists = (["yes", "no"], map(str, range(5)), COLORS, BACKGROUNDS, SHAPES)
     return list(dict.fromkeys(itertools.chain(*lists, *PLACES, WORDS)))
-
-
-def _ten_answers(kind: str, truth: str, rng: random.Random) -> list[str]:
-    dissenters = rng.choice((0, 0, 0, 1, 1, 2, 3, 4))
-    answers = [truth] * (10 - dissenters) + [rng.choice(_near_misses(kind, truth)) for _ in range(dissenters)]
-    rng.shuffle(answers)
-    return answers
 
 
 def _near_misses(kind: str, truth: str) -> list[str]:
