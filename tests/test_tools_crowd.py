@@ -8,7 +8,7 @@ from tiny import NO_DROPOUT, TOKENIZER, make_batch, make_draws, tiny_config, tin
 
 from dataset.transforms import to_pixels
 from tools.demo import crowd, injection, scenes
-from utils import ROOT, UserError, save_checkpoint
+from utils import ROOT, save_checkpoint
 
 SHOWN = [crowd.make_scene(3, index, size=96) for index in range(100)]
 TRUE = crowd.true_descriptions(SHOWN)
@@ -33,14 +33,6 @@ def test_objects_keep_their_pixels_and_lie_apart_on_every_grid(size, grid):
         assert {-1, *range(crowd.OBJECTS)} == set(scenes.patch_objects(scene, size, grid, crowd.LEAST))
 
 
-def test_writing_gives_the_scenes_that_measuring_leaves_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(crowd, "TRAIN", 3)
-    crowd.main(["write", "--output", str(tmp_path / "crowd"), "--size", "96", "--seed", "3"])
-    entries = json.loads((tmp_path / "crowd/pretrain.json").read_text())
-    assert [entry["caption"] for entry in entries] == [crowd.captions(scene) for scene in SHOWN[:3]]
-    assert all((tmp_path / "crowd" / entry["image"]).is_file() for entry in entries)
-
-
 def test_recall_and_attributes_of_perfect_and_of_color_blind_scores():
     assert TRUE.sum(1).eq(crowd.OBJECTS).all()
     scores = TRUE.float()
@@ -58,12 +50,18 @@ def test_masked_shares_count_patches_of_the_named_object():
     assert crowd.masked_shares(masks, named) == {"of the named": 75, "on the named": 75}
 
 
-def test_random_weights_measure_chance(tmp_path):
+def test_random_weights_measure_chance_on_scenes_that_are_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(crowd, "TRAIN", 3)
+    monkeypatch.setattr(crowd, "SHOWN", 30)
+    crowd.main(["write", "--output", str(tmp_path / "crowd"), "--size", "96"])
+    entries = json.loads((tmp_path / "crowd/pretrain.json").read_text())
+    assert [entry["caption"] for entry in entries] == [crowd.captions(crowd.make_scene(0, i, 96)) for i in range(3)]
+    assert all((tmp_path / "crowd" / entry["image"]).is_file() for entry in entries)
     overrides = "model.image_encoder.image_size=96", "mim.masking=random"
     model, config = tiny_model(*overrides), tiny_config(*overrides)
     content = {"model": model.state_dict(), "config": config.to_dict(), "stage": "pretrain"}
     save_checkpoint(tmp_path / "last.pth", {**content, "description": model.backbone.description})
-    crowd.main(["measure", "--checkpoint", str(tmp_path / "last.pth"), "--images", "30"])
+    crowd.main(["measure", "--checkpoint", str(tmp_path / "last.pth")])
     found = json.loads((tmp_path / "crowd.json").read_text())
     assert max(found["recall"].values()) < 10
     for name, values in crowd.ATTRIBUTES.items():
@@ -89,7 +87,8 @@ def test_what_is_occluded_is_the_third_of_the_named_object():
 
 
 def test_a_text_without_the_object_says_where_something_is():
-    assert injection.only_where("we see a small red circle on the left") == "we see a object on the left"
+    found = injection.injected_texts(["we see a small red circle on the left"], "where")
+    assert found == ["we see a object on the left"]
 
 
 @pytest.mark.parametrize("text", injection.TEXTS)
@@ -105,9 +104,3 @@ def test_another_text_reaches_the_patches_of_view_2_and_no_other_loss(text):
     for name in ("cls", "itc", "itm", "mlm", "plm"):
         assert torch.equal(found[f"loss/{name}"], expected[f"loss/{name}"])
     assert torch.equal(found["loss/patch"], expected["loss/patch"]) == (text == "own")
-
-
-def test_a_run_is_not_continued_with_another_view(tmp_path):
-    (tmp_path / "run.injection.json").write_text('{"view": "blurred", "text": "own"}')
-    with pytest.raises(UserError, match="run.injection.json"):
-        injection.main(["--view", "whole", "--output_dir", str(tmp_path / "run")])

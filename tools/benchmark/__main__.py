@@ -7,29 +7,19 @@
     python -m tools.benchmark loader
     python -m tools.benchmark all
 
-params: trainable parameters of the pre-training model per module and in total, and operations of a pair. The model is
-built without memory for its weights (torch's meta device): it takes seconds, fits any machine, downloads no weights.
-
-pretrain: pairs per second of whole pre-training steps on noise with captions of real lengths, operations per pair, the
-share of the peak that is reached (MFU), peak memory, the operations by time; `--compare A B` alternates two settings in
-one process.
-
-retrieval: (image, text) pairs per second of re-ranking as one batched job, beside the loop over queries (ALBEF's way,
-every text padded to 30 tokens) on equal weights and candidates, whose scores must agree.
-
+params: trainable parameters of the pre-training model per module, and operations of a pair; it takes no memory.
+pretrain: pairs per second of whole pre-training steps on noise with captions of real lengths, the share of the peak
+    that is reached (MFU), peak memory, the operations by time; `--compare A B` alternates two settings.
+retrieval: pairs per second of re-ranking as one batched job, beside the loop over queries (ALBEF's way, every text
+    padded to 30 tokens) on equal weights and candidates, whose scores must agree.
 caption: captions per second of beam search (the decoder's part, given the image's tokens) beside transformers'
-`generate` on equal random weights.
-
+    `generate` on equal random weights.
 loader: milliseconds of CPU time per pair of the pre-training loader on JPEG images made for the purpose.
-
 checkpoint: how long training waits for a checkpoint.
-
-roofline: pairs per second that a H200, H100 and A100 would reach with 128, 64 and 16 pairs, kernel by kernel and fused
-by a perfect compiler, from a traced step of fake tensors; it needs no GPU.
-
-all: all of them, each in a process of its own, at base size on a GPU (about 10 minutes on an H100) and at the demo's on
-a CPU, into FOLDER/all.json after each and FOLDER/summary.md at the end, a table of measured beside predicted figures:
-what to run once on a new machine.
+roofline: what H200, H100 and A100 would reach in `pretrain` with 128, 64 and 16 pairs, kernel by kernel and fused by a
+    perfect compiler, from a traced step of fake tensors; it needs no GPU.
+all: each in a process of its own, at base size on a GPU (about 10 minutes on an H100) and at the demo's on a CPU, into
+    FOLDER/all.json and at the end FOLDER/summary.md, measured beside predicted figures: what to run once on a machine.
 """
 
 import argparse
@@ -44,9 +34,8 @@ from tools.benchmark.caption import run_caption
 from tools.benchmark.everything import BASE, run_all
 from tools.benchmark.loader import run_loader
 from tools.benchmark.model import run_params
-from tools.benchmark.pretrain import run_checkpoint, run_pretrain
+from tools.benchmark.pretrain import run_checkpoint, run_pretrain, run_roofline
 from tools.benchmark.retrieval import run_retrieval
-from tools.benchmark.roofline import run_roofline
 from utils import choose_device, run_main
 
 RUN = {

@@ -8,7 +8,7 @@ from models.bert import TextDecoder
 from models.generation import Generation, generate
 from models.semmim import build_backbone
 from tools.benchmark.model import by_turns, random_config, tokenizer_of
-from tools.benchmark.roofline import per_second
+from tools.benchmark.roofline import predict_call
 
 BEAMS, LENGTH = 5, 20  # of a search; tokens of a caption
 
@@ -54,7 +54,7 @@ def run_caption(args: argparse.Namespace, device: torch.device) -> dict:
         "tokens": sentences["ours"].shape[1],
         "captions_per_second": round(speed["ours"], 3),
         "captions_per_second_transformers": round(speed["transformers"], 3),
-        "predicted": per_second(ours, args.images, device),
+        "predicted": predict_call(ours, args.images, device, "captions"),
         "ratio": round(speed["ours"] / speed["transformers"], 2),
         "equal_tokens": round(same.float().mean().item(), 4),
     }

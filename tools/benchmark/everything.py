@@ -9,31 +9,25 @@ import torch
 from tabulate import tabulate
 
 from engine.distributed import distributed
-from tools.benchmark.roofline import BATCHES
+from tools.benchmark.pretrain import BATCHES
 from utils import ROOT, own_folder, replacing, write_json
 
 BASE, DEMO = "configs/Pretrain.yaml", "configs/demo/Pretrain.yaml"
-COMPARE = "--compare train.compile=false train.compile=true"
-SHOWN = {  # of a command's figures: the heading, the key, and what other machines gave (docs/speed.md)
-    "loader": ("ms of CPU a pair", "ms_of_cpu_per_pair", 3.4),
-    "checkpoint": ("seconds a GB", "seconds_per_gigabyte", 0.56),
-    "retrieval": ("pairs/s", "pairs_per_second", None),
-    "caption": ("captions/s", "captions_per_second", None),
-}
+HEADLINES = ("pairs_per_second", "captions_per_second", "mfu", "ms_of_cpu_per_pair", "seconds_per_gigabyte")
 
 
 def commands(device: str) -> dict[str, str]:
     """{name: words}: at the paper's size on a GPU, at the demo's, at which a step takes a second, on a CPU."""
-    config, large = (BASE, "--override model.image_encoder.image_size=384") if device == "cuda" else (DEMO, "")
-    found = {"params": "params", "loader": "loader", "checkpoint": f"checkpoint --config {config}"}
+    config, large, compare, batches = DEMO, "", "", (32,)
     if device == "cuda":
-        found["roofline"] = "roofline"
-        for pairs in BATCHES:
-            found[f"pretrain_{pairs}"] = f"pretrain --override train.batch_size={pairs} {COMPARE}"
-    else:
-        found["pretrain"] = f"pretrain --config {config}"
-    retrieval, caption = f"retrieval --config {config} --images 200 {large}", f"caption --config {config} {large}"
-    return found | {"retrieval": retrieval, "caption": caption}
+        config, large, batches = BASE, "--override model.image_encoder.image_size=384", BATCHES
+        compare = "--compare train.compile=false train.compile=true"
+    found = {"params": "params", "loader": "loader", "checkpoint": f"checkpoint --config {config}"}
+    for n in batches:
+        found[f"pretrain_{n}"] = f"pretrain --config {config} --override train.batch_size={n} {compare}"
+    found["retrieval"] = f"retrieval --config {config} --images 200 {large}"
+    found["caption"] = f"caption --config {config} {large}"
+    return found
 
 
 @distributed("cpu")  # a signal is an exception here, at which `subprocess.run` ends its process
@@ -57,27 +51,15 @@ def run_all(args: argparse.Namespace, device: torch.device) -> dict:
 
 
 def summary(result: dict) -> str:
-    """A Markdown table of all.json; a figure that failed shows its error, one without a prediction a dash."""
+    """A Markdown table of all.json; a benchmark that failed shows its error, a figure without a prediction a dash."""
     rows, machine = [], ""
     for name, found in result.items():
         if "error" in found:
             rows.append([name, found["error"], None])
             continue
-        figures, command = found["figures"], name.partition("_")[0]
+        figures = found["figures"]
         machine = figures["machine"]
-        if command in SHOWN:
-            what, key, usual = SHOWN[command]
-            rows.append([f"{name}: {what}", figures[key], figures.get("predicted") or usual])
-        for case in figures.get("cases", ()):
-            rows += training_rows(case, machine, result.get("roofline", {}).get("figures", {}))
+        for case in figures.get("cases", [figures]):
+            title, predicted = f"{name} {case.get('settings', '')}".strip(), case.get("predicted", {})
+            rows += [[f"{title}: {key}", case[key], predicted.get(key)] for key in HEADLINES if key in case]
     return tabulate(rows, [machine, "measured", "predicted"], "pipe", disable_numparse=True, missingval="-")
-
-
-def training_rows(case: dict, machine: str, roofline: dict) -> list[list]:
-    """What a setting of `pretrain` gave, beside the roofline of this machine and number of pairs."""
-    pairs, compiled = case["pairs_of_a_step"], "train.compile=true" in case["settings"]
-    kind = f"pretrain: {pairs} pairs, {'compiled' if compiled else 'eager'}"
-    found = next((sizes[str(pairs)] for name, sizes in roofline.items() if name in machine), {})
-    speed = found.get("pairs_per_second_compiled" if compiled else "pairs_per_second")
-    mfu = None if compiled else found.get("mfu")
-    return [[f"{kind}, pairs/s", case["pairs_per_second"], speed], [f"{kind}, MFU", case["mfu"], mfu]]

@@ -1,4 +1,5 @@
-"""`tools.benchmark pretrain` and `checkpoint`: pre-training steps, and how long training waits for its checkpoint."""
+"""`tools.benchmark pretrain`, `roofline` and `checkpoint`: pre-training steps, measured and predicted, and how long
+training waits for its checkpoint."""
 
 import argparse
 import math
@@ -12,18 +13,21 @@ import torch
 from torch import Tensor
 
 from dataset.text import Tokenizer
+from dataset.transforms import normalized
 from engine.checkpoint import save_last
 from engine.config import Config
 from engine.distributed import Transfer, compile_model, keep_freed_memory
 from engine.window import peak_tflops
 from models.pretrain import PretrainModel, build_pretrain_model, operations
 from optim import create_optimizer
-from tools.benchmark.model import by_turns, random_config, tokenizer_of
+from tools.benchmark.model import by_turns, meta_model, random_config, tokenizer_of
+from tools.benchmark.roofline import BANDWIDTH, Operation, Trace, fused, predict, pretending
 from utils import autocast, resolve_precision
 
 # Mean and deviation of ln(word pieces), [CLS] included: 12.8 on average, as COCO's and the web's captions
 LENGTHS = (2.45, 0.45)
 LONGEST = 20  # operations that are listed
+BATCHES = (128, 64, 16)  # pairs of a GPU
 
 
 def run_pretrain(args: argparse.Namespace, device: torch.device) -> dict:
@@ -53,7 +57,8 @@ class Case:
     def __init__(self, config: str, overrides: list[str], batches: int, device: torch.device):
         if device.type == "cpu":
             keep_freed_memory()  # as training does
-        self.cfg, self.device = random_config(config, overrides), device
+        self.config, self.overrides, self.device = config, overrides, device
+        self.cfg = random_config(config, overrides)
         self.precision = resolve_precision(self.cfg.train.precision, device)
         tokenizer = tokenizer_of(self.cfg)
         torch.manual_seed(0)
@@ -62,14 +67,13 @@ class Case:
         if self.cfg.train.compile:
             compile_model(self.model)
         self.batches, self.transfer = make_batches(self.cfg, tokenizer, batches), Transfer(device)
-        self.first_loss: Tensor | None = None
+        self.losses: list[Tensor] = []
 
     def step(self, number: int) -> None:
         """One step on batch `number`, with the same draws whatever the case."""
         torch.manual_seed(number)
         batch = self.transfer(self.model.prepare(self.batches[number]))
-        loss = train_step(self.model, self.optimizer, batch, self.cfg, self.precision)
-        self.first_loss = loss if self.first_loss is None else self.first_loss
+        self.losses.append(train_step(self.model, self.optimizer, batch, self.cfg, self.precision))
 
     def figures(self, seconds: float, cpu: float) -> dict:
         """From the seconds, and those of CPU time, of a step."""
@@ -77,7 +81,7 @@ class Case:
         counted = statistics.mean(operations(self.model, pairs, length) for length in lengths)  # of a step
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         peak = peak_tflops(name, self.precision)
-        return {
+        figures = {
             "precision": self.precision,
             "pairs_of_a_step": pairs,
             "tokens_of_a_row": round(statistics.mean(lengths), 2),
@@ -86,8 +90,42 @@ class Case:
             "pairs_per_second": round(pairs / seconds, 2),
             "gflop_of_a_pair": round(counted / pairs / 1e9, 2),
             "mfu": round(counted / seconds / peak / 1e12, 4) if peak else None,
-            "first_loss": float(self.first_loss),
+            "first_loss": float(self.losses[0]),
         }
+        if self.device.type == "cuda":
+            kernels = trace_step(self.config, self.overrides)
+            figures["predicted"] = predict(fused(kernels) if self.cfg.train.compile else kernels, pairs, name)
+        return figures
+
+
+def run_roofline(args: argparse.Namespace, device: torch.device) -> dict:
+    """{GPU: {pairs of a step: prediction, kernel by kernel (eager) and fused by a perfect compiler}}"""
+    traced = {pairs: trace_step(args.config, [*args.override, f"train.batch_size={pairs}"]) for pairs in BATCHES}
+    return {
+        name: {
+            pairs: {"eager": predict(kernels, pairs, name), "compiled": predict(fused(kernels), pairs, name)}
+            for pairs, kernels in traced.items()
+        }
+        for name in BANDWIDTH
+    }
+
+
+def trace_step(config: str, overrides: list[str]) -> list[Operation]:
+    """The kernels of one whole optimizer step in bf16 on a GPU, without one."""
+    model, cfg = meta_model(config, overrides)
+    batches = make_batches(cfg, tokenizer_of(cfg), cfg.data.bucket_batches or 1)
+    batch = model.prepare(batches[len(batches) // 2])  # of middle length
+    with pretending() as fake:
+        model.to_empty(device="cpu").train()
+        optimizer = make_optimizer(model, cfg)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+        optimizer.step()  # makes its moments
+        optimizer.zero_grad()
+        batch = {key: fake.from_tensor(x) if isinstance(x, Tensor) else x for key, x in batch.items()}
+        with Trace() as trace:
+            train_step(model, optimizer, normalized(batch), cfg, "bf16")
+    return trace.operations
 
 
 def make_optimizer(model: PretrainModel, cfg: Config) -> torch.optim.Optimizer:
@@ -165,4 +203,5 @@ def run_checkpoint(args: argparse.Namespace, device: torch.device) -> dict:
         "gigabytes": round(gigabytes, 3),
         "seconds_per_gigabyte": round(seconds / gigabytes, 3),
         "cpu_seconds_per_gigabyte": round(cpu / gigabytes, 3),
+        "predicted": {"seconds_per_gigabyte": 0.56},  # as on another machine (docs/speed.md)
     }

@@ -1,6 +1,5 @@
-"""`tools.benchmark roofline`: how long a GPU would take for a pre-training step, from a trace of fake tensors."""
+"""How long a GPU would take for what ran, by a roofline over its kernels, and fake tensors that take a GPU's ways."""
 
-import argparse
 import itertools
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -15,39 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from dataset.transforms import normalized
 from engine.window import peak_tflops
-from tools.benchmark.model import meta_model, tokenizer_of
-from tools.benchmark.pretrain import make_batches, make_optimizer, train_step
 
-BATCHES = (128, 64, 16)  # pairs of a GPU
 BANDWIDTH = {"H200": 4.8, "H100": 3.35, "A100": 2.04}  # TB/s of the 80 GB (A100, H100) and 141 GB (H200) SXM boards
 GEMM, MEMORY, LAUNCH = 0.7, 0.85, 3e-6  # shares of the peaks that kernels reach; seconds to start one
 VIEWS = {"detach", "view", "_unsafe_view", "expand", "t", "transpose", "permute", "slice", "select", "unsqueeze"}
 VIEWS |= {"squeeze", "split", "unbind", "as_strided", "alias", "device", "lift_fresh", "empty", "empty_like"}
 VIEWS |= {"_record_function_enter_new", "_record_function_exit", "new_empty", "empty_strided"}
-
-
-def run_roofline(args: argparse.Namespace, device: torch.device) -> dict:
-    """{GPU: {pairs of a step: pairs per second, kernel by kernel (eager) and fused by a perfect compiler}}"""
-    found: dict = {name: {} for name in BANDWIDTH}
-    for pairs in BATCHES:
-        operations = trace_step(args.config, args.override, pairs)
-        for name, of_device in found.items():
-            eager, compiled = predict(operations, name), predict(fused(operations), name)
-            of_device[pairs] = {
-                "pairs_per_second": round(pairs / eager["seconds"]),
-                "pairs_per_second_compiled": round(pairs / compiled["seconds"]),
-                "mfu": round(GEMM * eager["gemm"] / eager["seconds"], 3),
-                "ms": {key: round(1e3 * eager[key], 1) for key in ("seconds", "gemm", "memory")},
-                "gigabytes": round(eager["moved"] / 1e9, 1),
-                "gflop_of_a_pair": round(sum(x.flops for x in operations) / pairs / 1e9, 1),
-                "kernels": len(operations),
-            }
-    return found
-
-
-# ---------------------------------------------------------------- kernels and their time
 
 
 @dataclass
@@ -86,15 +59,23 @@ def tensors(values) -> list[torch.Tensor]:
     return [x for x in tree_leaves(values) if isinstance(x, torch.Tensor)]
 
 
-def predict(operations: list[Operation], device_name: str) -> dict[str, float] | None:
-    """Seconds of a list of operations by a roofline, and their parts; None if nothing is known of the device."""
+def predict(operations: list[Operation], count: int, device_name: str, unit: str = "pairs") -> dict:
+    """Of kernels that treat `count` pairs: pairs that a GPU treats in a second, the share of its peak in bf16, and the
+    parts of its time; {} if nothing is known of the device."""
     bandwidth = next((value for name, value in BANDWIDTH.items() if name in device_name), None)
     if bandwidth is None:
-        return None
-    gemm = sum(x.flops for x in operations) / (GEMM * peak_tflops(device_name, "bf16") * 1e12)
+        return {}
+    ideal = sum(x.flops for x in operations) / peak_tflops(device_name, "bf16") / 1e12  # seconds
     moved = sum(sum(x.reads.values()) + sum(x.writes.values()) for x in operations if not x.flops)
-    memory = moved / (MEMORY * bandwidth * 1e12)
-    return {"seconds": gemm + memory + LAUNCH * len(operations), "gemm": gemm, "memory": memory, "moved": moved}
+    parts = {"gemm": ideal / GEMM, "memory": moved / MEMORY / bandwidth / 1e12, "launches": LAUNCH * len(operations)}
+    seconds = sum(parts.values())
+    return {
+        f"{unit}_per_second": round(count / seconds, 1),
+        "mfu": round(ideal / seconds, 3),
+        "ms": {part: round(1e3 * time, 1) for part, time in parts.items()},
+        "gigabytes": round(moved / 1e9, 1),
+        "kernels": len(operations),
+    }
 
 
 def fused(operations: list[Operation]) -> list[Operation]:
@@ -118,46 +99,13 @@ def fused(operations: list[Operation]) -> list[Operation]:
     return found
 
 
-def per_second(function: Callable, count: int, device: torch.device) -> float | None:
-    """What the roofline of a function that treats `count` things on this device makes of it; None on a CPU."""
+def predict_call(function: Callable, count: int, device: torch.device, unit: str = "pairs") -> dict:
+    """`predict` of what a function runs on this device; {} on a CPU."""
     if device.type != "cuda":
-        return None
+        return {}
     with Trace() as trace:
         function()
-    found = predict(trace.operations, torch.cuda.get_device_name(device))
-    return found and round(count / found["seconds"], 1)
-
-
-# ---------------------------------------------------------------- a step as on a GPU, without one
-
-
-def trace_step(config: str, overrides: list[str], pairs: int) -> list[Operation]:
-    """The kernels of one whole optimizer step in bf16."""
-    model, cfg = meta_model(config, [*overrides, f"train.batch_size={pairs}"])
-    batches = make_batches(cfg, tokenizer_of(cfg), cfg.data.bucket_batches or 1)
-    batch = model.prepare(batches[len(batches) // 2])  # of middle length
-    with pretending() as fake:
-        model.to_empty(device="cpu").train()
-        optimizer = make_optimizer(model, cfg)
-        for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-        optimizer.step()  # makes its moments
-        optimizer.zero_grad()
-        batch = {key: fake.from_tensor(x) if isinstance(x, torch.Tensor) else x for key, x in batch.items()}
-        with Trace() as trace:
-            train_step(model, optimizer, normalized(batch), cfg, "bf16")
-    return trace.operations
-
-
-@contextmanager
-def pretending():
-    """Fake tensors on the CPU that take the ways of a GPU."""
-    from models import bert, vit  # here: timm takes two seconds to import
-
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    texts, images = (mock.patch.object(module, "attention", flash_attention) for module in (bert, vit))
-    with texts, images, fake, LikeCuda():
-        yield fake
+    return predict(trace.operations, count, torch.cuda.get_device_name(device), unit)
 
 
 class LikeCuda(TorchFunctionMode):
@@ -175,3 +123,14 @@ class LikeCuda(TorchFunctionMode):
 def flash_attention(q, k, v, mask=None, drop=0.0, causal=False):
     """`bert.attention` as one kernel, whose dropout moves nothing."""
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, attn_mask=mask)[0]
+
+
+@contextmanager
+def pretending():
+    """Fake tensors on the CPU that take the ways of a GPU."""
+    from models import bert, vit  # here: timm takes two seconds to import
+
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    texts, images = (mock.patch.object(module, "attention", flash_attention) for module in (bert, vit))
+    with texts, images, fake, LikeCuda():
+        yield fake

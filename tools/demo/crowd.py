@@ -37,7 +37,7 @@ ATTRIBUTES = {  # a description has one of each
 }
 DESCRIPTIONS = list(itertools.product(*ATTRIBUTES.values()))
 LEAST = 0.1  # share of a patch that an object covers to count: small ones lie across four
-TRAIN = 8000  # scenes; those after them are never trained on
+SEED, TRAIN, SHOWN = 0, 8000, 300  # scenes to train on; those that are shown come after them
 
 
 # ---------------------------------------------------------------- scenes
@@ -75,7 +75,7 @@ def write(args: argparse.Namespace) -> None:
         (folder / "images").mkdir()
         entries = []
         for index in progress(range(TRAIN), "crowded scenes", "images"):
-            scene, image = make_scene(args.seed, index, args.size), f"images/{index:07d}.png"
+            scene, image = make_scene(SEED, index, args.size), f"images/{index:07d}.png"
             scenes.render(scene, args.size).save(folder / image)
             entries.append({"image": image, "caption": captions(scene)})
         write_json(folder / "pretrain.json", entries)
@@ -114,9 +114,9 @@ def attribute_accuracy(scores: Tensor, true: Tensor) -> dict[str, float]:
 
 def masked_shares(masks: Tensor, named: Tensor) -> dict[str, float]:
     """Masks [D, I, N] of I images, the patches [I, N] of the named object -> both shares in percent."""
-    both = (masks & named).sum((0, 2)).float()  # [I]
-    of_named = both.sum() / named.sum() / len(masks)
-    return {"of the named": 100 * of_named.item(), "on the named": 100 * (both.sum() / masks.sum()).item()}
+    both = (masks & named).sum().float()
+    shares = {"of the named": both / named.sum() / len(masks), "on the named": both / masks.sum()}
+    return {name: 100 * share.item() for name, share in shares.items()}
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -126,23 +126,26 @@ def measure(args: argparse.Namespace) -> None:
     from tools.visualize.scenes import DRAWS
 
     pretrained, tokenizer, max_tokens, _ = load_model(args.checkpoint, torch.device("cpu"))
-    mim, encoder = pretrained.mim, pretrained.backbone.image_encoder
-    shown = [make_scene(args.seed, TRAIN + index, encoder.image_size) for index in range(args.images)]
-    pictures = [scenes.render(scene, encoder.image_size) for scene in shown]
+    mim, size, grid = (
+        pretrained.mim,
+        pretrained.backbone.image_encoder.image_size,
+        pretrained.backbone.image_encoder.grid,
+    )
+    shown = [make_scene(SEED, TRAIN + index, size) for index in range(SHOWN)]
+    pictures = [scenes.render(scene, size) for scene in shown]
     model = SemMIM.from_pretrained(args.checkpoint)
     texts = [describe(*row) for row in DESCRIPTIONS]
     itc = model.encode_image(pictures) @ model.encode_text(texts).T / model.temperature  # [I, 432]
-    true = true_descriptions(shown)
-    found = {"recall": {"itc": recall(itc, true)}, **attribute_accuracy(itc, true)}
     odds = model.match(pictures, texts).logit(eps=1e-7)  # near 1 and 0 a float32 cannot tell more
-    found["recall"]["re-ranked"] = recall(odds + itc, true)
+    true = true_descriptions(shown)
+    found = {"recall": {"itc": recall(itc, true), "re-ranked": recall(odds + itc, true)}}
+    found |= attribute_accuracy(itc, true)
 
     first = [scene.objects[0] for scene in shown]
     views = torch.stack([to_tensor(picture) for picture in pictures])
     similarity, _ = encode(pretrained, views, *tokenizer.encode([describe(*description(o)) for o in first], max_tokens))
-    size, grid = encoder.image_size, encoder.grid
     patches = torch.tensor([scenes.patch_objects(scene, size, grid, LEAST) for scene in shown])  # [I, N]
-    uniform = torch.rand((DRAWS, *similarity.shape), generator=torch.Generator().manual_seed(args.seed))
+    uniform = torch.rand((DRAWS, *similarity.shape), generator=torch.Generator().manual_seed(SEED))
     by_text = mim.masking == "text_guided"
     masks = [draw_masks(similarity, mim.mask_ratio, mim.mask_temperature, part, by_text) for part in uniform]
     found["masked"] = masked_shares(torch.stack(masks), patches == 0)
@@ -159,10 +162,8 @@ def main(argv: list[str] | None = None) -> None:
     writing.add_argument("--output", type=Path, required=True, help="folder to write into")
     writing.add_argument("--size", type=int, default=96, help="side of an image in pixels")
     measuring.add_argument("--checkpoint", type=Path, required=True, help="of Pretrain.py")
-    measuring.add_argument("--images", type=int, default=300, help="scenes that are shown")
-    for part, function in ((writing, write), (measuring, measure)):
-        part.add_argument("--seed", type=int, default=0, help="another seed, other scenes")
-        part.set_defaults(function=function)
+    for command, function in ((writing, write), (measuring, measure)):
+        command.set_defaults(function=function)
     args = parser.parse_args(argv)
     args.function(args)
 
