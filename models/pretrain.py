@@ -352,7 +352,8 @@ def operations(model: PretrainModel, pairs: int, tokens: int, scored: float | No
     backward pass takes twice the forward pass's, and what checkpointing recomputes counts for nothing.
     """
     net, encoder, mim = model.backbone, model.backbone.image_encoder, model.mim
-    bert, width, patches = net.description["bert"], encoder.width, encoder.num_patches
+    bert, embed = net.description["bert"], net.description["embed_dim"]
+    width, patches = encoder.width, encoder.num_patches
     texts, fusions, decoders = (net.description[f"{name}_layers"] for name in ("text", "fusion", "decoder"))
     image, both = 1 + patches, 1 + patches + tokens  # tokens of an image, and with its text
     below = encoder.depth if mim.inject_from is None else mim.inject_from - 1  # layers before the text joins
@@ -382,17 +383,15 @@ def operations(model: PretrainModel, pairs: int, tokens: int, scored: float | No
     matching = 3 * (fusions - 1) * layer(tokens, seen=image) + 3 * layer(tokens, keep=1, seen=image)
     student += fusions * (memory(image) + 2 * layer(tokens, seen=image)) + matching
     student += decoders * (memory(both) + layer(tokens, seen=both)) + scored * 2 * width * (width + bert["vocab_size"])
-    student += 4 * width * net.description["embed_dim"] + 12 * width
+    student += 4 * width * embed + 12 * width
 
     teacher = 0
     if model.uses_queue:  # the last: two directions of logits, soft targets and the gradient of the query
-        teacher += texts * layer(tokens) + (1 + model.teacher_sees) * 2 * width * net.description["embed_dim"]
-        teacher += 12 * model.queue.size * net.description["embed_dim"]
+        teacher += texts * layer(tokens) + (1 + model.teacher_sees) * 2 * width * embed + 12 * model.queue.size * embed
     if model.teacher_sees:
         teacher += pixels + images(encoder.depth, image)
     if encoding:
         teacher += images(encoder.depth - below, both) + image * head
     if model.guided:
-        teacher += 2 * patches * width * net.description["embed_dim"]
-        teacher += 8 * image * width**2 if mim.similarity == "values" else 0
+        teacher += 2 * patches * width * embed + (8 * image * width**2 if mim.similarity == "values" else 0)
     return pairs * (3 * student + teacher - (1 + model.second_view) * pixels)  # no gradient is needed of the pixels

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -17,34 +16,33 @@ from utils import UserError, reason, shown
 
 READERS = min(8, os.cpu_count() or 1)  # threads: decoding and resizing leave Python's lock
 
-AnyImage = str | Path | Image.Image | np.ndarray | Tensor
+AnyImage = str | Path | Image.Image | Tensor
 Images = AnyImage | Iterable[AnyImage]
 Texts = str | Iterable[str]
 LeftOut = Callable[[ImageError], object]  # called with each image that cannot be read, by its name, and why
 
 
 def several_images(images: Images) -> Iterable[AnyImage]:
-    """One image alone as a list of one; an array [N, H, W, 3] or a tensor [N, 3, S, S] is N images."""
+    """One image alone as a list of one; a tensor [N, 3, S, S] is N images."""
     is_one = isinstance(images, str | Path | Image.Image) or getattr(images, "ndim", 4) == 3
     return [images] if is_one else images
 
 
 def read_image(image: AnyImage, size: int) -> Tensor:
-    """One image as the model takes it, float32 [3, size, size]: a file, a PIL image or an array [H, W, 3] of bytes is
-    resized and normalized; a tensor has been through this already. UserError, or for a broken image ImageError."""
+    """One image as the model takes it, float32 [3, size, size]: a file or a PIL image is resized and normalized; a
+    tensor has been through this already. UserError, or for a broken image ImageError."""
     if isinstance(image, Tensor) and image.shape == (3, size, size) and image.is_floating_point():
         return image
     if isinstance(image, str | Path):
         return test_transform(size)(open_image(image))
-    if not (isinstance(image, Image.Image) or isinstance(image, np.ndarray) and image.dtype == np.uint8):
+    if not isinstance(image, Image.Image):
         kind = f"{type(image).__name__} {tuple(image.shape)}" if hasattr(image, "shape") else shown(image)
-        what = f"a path, a PIL image, an array [H, W, 3] of bytes, or a tensor [3, {size}, {size}] of model.preprocess"
+        what = f"a path, a PIL image, or a tensor [3, {size}, {size}] of model.preprocess"
         raise UserError(f"{kind} is no image: give {what}")
-    try:  # an image that is opened and not yet read may turn out broken
-        return test_transform(size)(to_rgb(Image.fromarray(image) if isinstance(image, np.ndarray) else image))
-    except Exception as error:  # decoders raise nearly anything on broken files
-        name = getattr(image, "filename", "") or type(image).__name__
-        raise ImageError(name, f"cannot be used ({reason(error)})") from None
+    try:
+        return test_transform(size)(to_rgb(image))
+    except Exception as error:  # decoders raise nearly anything on broken files, which may have been opened only
+        raise ImageError(getattr(image, "filename", "an image"), f"cannot be used ({reason(error)})") from None
 
 
 def read_batches(

@@ -62,8 +62,7 @@ def inference(method: Callable) -> Callable:
 class SemMIM(nn.Module):
     """A trained model for use, not for training: it stays in eval mode. Made by `from_pretrained`.
 
-    images: paths, PIL images, arrays [H, W, 3] of bytes, or what `preprocess` returned; one, several, or an iterator.
-    texts: strings; one, several, or an iterator.
+    images: paths, PIL images, or what `preprocess` returned; one, several, or an iterator. texts: strings, alike.
 
     Images are preprocessed, and texts are cleaned and cut (a line says how many), as in the stage's evaluation. Work is
     done in batches of `batch_size` on the device of the model (`model.to("cuda")`); results are on the CPU. Anything

@@ -12,7 +12,6 @@ from tiny import NO_DROPOUT, TOKENIZER, tiny_config
 import utils
 from dataset.vqa import encode_answers, encode_questions
 from evaluation.vqa import vqa_accuracy
-from models.generation import Generation
 from models.semmim import build_backbone
 from models.vqa import VQAModel, answer_log_probs
 
@@ -117,27 +116,6 @@ def test_ranking_scores_only_the_answers_with_the_most_probable_first_token(mode
 def test_equal_answers_rank_in_the_lists_order(model):
     tensors = encode_answers(TOKENIZER, ["Yes", "yes", "YES"], 20)
     assert model.rank(question_batch(), *tensors, k=3)[0].tolist() == [0, 0, 0, 0]
-
-
-def test_generated_answers_are_the_most_probable_of_all_short_ones(model):
-    """One word piece and [SEP], or two pieces cut off: every such answer is scored, and the best one is written."""
-    batch, net = question_batch(), model.backbone
-    ids = model.answer(batch, Generation(beams=64, max_tokens=2, length_penalty=0.0))
-    with torch.no_grad():
-        memory, memory_mask = model.remember(batch)
-        memory = net.decoder.project_memory(memory)
-        start = torch.full((4, 1), TOKENIZER.cls_id)
-        first = net.decoder.lm_logits(net.decoder(start, memory=memory, memory_mask=memory_mask)[:, 0]).log_softmax(-1)
-        first[:, TOKENIZER.sep_id] = -torch.inf
-        scores, tokens = first.topk(64)
-        pairs = torch.stack([torch.full_like(tokens, TOKENIZER.cls_id), tokens], 2).flatten(0, 1)  # [4 * 64, 2]
-        hidden = net.decoder(pairs, memory=memory, memory_mask=memory_mask)[:, 1]
-        second = net.decoder.lm_logits(hidden).log_softmax(-1).view(4, 64, -1)
-        total = (scores[..., None] + second).flatten(1)
-    best = total.argmax(1)
-    vocabulary = second.shape[-1]
-    expected = torch.stack([tokens.gather(1, (best // vocabulary)[:, None])[:, 0], best % vocabulary], 1)
-    assert torch.equal(ids, expected)
 
 
 def test_only_what_answering_uses_is_trained(model):
