@@ -23,8 +23,7 @@ SCORE = "itc_r_mean"  # what `Validation` chooses the best epoch by
 SAVED = 10  # candidates of a query in retrieval_result.json
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Recall
+# --------------------------------------------------------------------------------------------------------------- Recall
 
 
 def retrieval_metrics(tr_ranks: Tensor, ir_ranks: Tensor) -> dict[str, float]:
@@ -74,8 +73,7 @@ def retrieval_table(split: str, numbers: dict[str, float]) -> list[str]:
     return lines
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Both stages on splits
+# ------------------------------------------------------------------------------------------------ Both stages on splits
 
 
 class Ranker:
@@ -199,8 +197,7 @@ def result_entries(dataset: RetrievalEvalDataset, rankings: ranking.Rankings) ->
     return {"text_retrieval": listed("tr", images, captions), "image_retrieval": listed("ir", captions, images)}
 
 
-# ------------------------------------------------------------------------------------------------------------
-# While pre-training
+# --------------------------------------------------------------------------------------------------- While pre-training
 
 
 class Validation:

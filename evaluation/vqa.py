@@ -51,8 +51,7 @@ SCORING = ("official", "official_2017")
 Reference = str | Sequence[str] | Mapping[str, float]  # one answer, ten annotators' answers, or scores by answer
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Accuracy
+# ------------------------------------------------------------------------------------------------------------- Accuracy
 
 
 def vqa_accuracy(prediction: str, reference: Reference, scoring: str = "official") -> float:
@@ -198,8 +197,7 @@ def vqa_table(split: str, numbers: dict) -> list[str]:
     return [f"{split:22} {overall}  ({numbers['questions']} questions)", *types]
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Splits
+# --------------------------------------------------------------------------------------------------------------- Splits
 
 
 class Answerer:

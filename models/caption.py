@@ -115,7 +115,13 @@ class SelfCritical:
     def __call__(
         self, model: CaptionModel, batch: dict, memory: Tensor, memory_mask: Tensor | None
     ) -> tuple[Tensor, dict]:
-        sequences, greedy = self.sentences(model, memory.detach(), memory_mask)
+        given, greedy = (model.backbone.decoder, memory.detach(), memory_mask, model.tokens), None
+        with torch.compiler.set_stance("force_eager"):  # compiled layers would be compiled again for every length
+            sequences, _ = generate(*given, self.options)  # [B * n, T]
+            if self.greedy is not None:
+                greedy, _ = generate(*given, self.greedy)  # [B, T']
+        # Autocast keeps weights that it cast while no gradient was recorded; the loss needs casts of its own.
+        torch.clear_autocast_cache()
         start = time.perf_counter()
         rewards, baseline = self.rewards(sequences, greedy, batch["references"])
         spent = time.perf_counter() - start
@@ -132,19 +138,6 @@ class SelfCritical:
         spread = rewards.std(dim=1, unbiased=False).mean()
         values = {"reward": rewards.mean(), "reward_spread": spread, "tokens": written.sum(1).float().mean()}
         return loss, {**values, "time/reward_seconds": spent}
-
-    def sentences(
-        self, model: CaptionModel, memory: Tensor, memory_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """(the sentences to judge [B * n, T], the greedy ones [B, T'] if they are the baseline)"""
-        given, greedy = (model.backbone.decoder, memory, memory_mask, model.tokens), None
-        with torch.compiler.set_stance("force_eager"):  # compiled layers would be compiled again for every length
-            sequences, _ = generate(*given, self.options)
-            if self.greedy is not None:
-                greedy, _ = generate(*given, self.greedy)
-        # Autocast keeps weights that it cast while no gradient was recorded; the loss needs casts of its own.
-        torch.clear_autocast_cache()
-        return sequences, greedy
 
     def rewards(self, sequences: Tensor, greedy: Tensor | None, references: Sequence) -> tuple[Tensor, Tensor]:
         """(rewards, baseline), [B, n] float32 each"""

@@ -34,8 +34,7 @@ class Generation:
     mode: "beam" (the `num_return` best of `beams`), "greedy", or "sample" (`num_return` draws per image).
     min_tokens: before so many tokens are written [SEP] is not allowed; max_tokens: the most of them, [SEP] included.
     length_penalty: p in score = log-probability / length^p; a greater p prefers longer sentences.
-    top_k, top_p, temperature: of sampling: only the k most probable tokens (0: all), only the fewest whose
-        probabilities reach top_p, logits divided by temperature before both.
+    top_k, top_p, temperature: of sampling, see `filter_logits`.
     """
 
     mode: str = "beam"

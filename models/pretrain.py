@@ -10,25 +10,10 @@ from os import PathLike
 import torch
 from torch import Tensor, nn
 
+from models import mim
 from models.alignment import Features, contrast, hard_negatives, match, matching_rows, negative_temperature
 from models.bert import SpecialTokens
 from models.losses import global_count, mask_tokens, split_prefix, token_mean
-from models.mim import (
-    CodebookTarget,
-    EncodingHead,
-    TeacherCenter,
-    as_mask,
-    cls_loss,
-    code_loss,
-    collapse_monitors,
-    masked_count,
-    patch_loss,
-    patterns_in_use,
-    pixel_loss,
-    random_mask,
-    relevant_share,
-    text_guided_mask,
-)
 from models.momentum import FeatureQueue, MomentumTeacher
 from models.semmim import ADVICE, POSITIONS, SemMIM, backbone_state, build_backbone, project
 from models.tensors import fp32, interleave, take, text_mask
@@ -89,17 +74,17 @@ class PretrainModel(nn.Module):
         self.second_view = target != "none"  # whether there is a second augmented view: all targets need one
         self.guided = self.second_view and cfg.mim.masking == "text_guided"  # the caption chooses the masked patches
         self.teacher_sees = self.uses_queue or target == "encoding" or self.guided  # its image encoder is needed
-        self.codebook = CodebookTarget(cfg.mim.codebook) if target == "dvae" else None
+        self.codebook = mim.CodebookTarget(cfg.mim.codebook) if target == "dvae" else None
         if target == "none":
             self.head = None
             encoder.mask_token.requires_grad_(False)
         elif target == "encoding":
-            self.head = EncodingHead(encoder.width, head.hidden, head.patterns, head.normalize)
-            self.cls_center = TeacherCenter(head.patterns, cfg.mim.center_momentum)
-            self.patch_center = TeacherCenter(head.patterns, cfg.mim.center_momentum)
+            self.head = mim.EncodingHead(encoder.width, head.hidden, head.patterns, head.normalize)
+            self.cls_center = mim.TeacherCenter(head.patterns, cfg.mim.center_momentum)
+            self.patch_center = mim.TeacherCenter(head.patterns, cfg.mim.center_momentum)
         else:
             out = self.codebook.vocab_size if target == "dvae" else 3 * encoder.patch_size**2
-            self.head = EncodingHead(encoder.width, head.hidden, out, normalize=False)
+            self.head = mim.EncodingHead(encoder.width, head.hidden, out, normalize=False)
 
         self.queue = FeatureQueue(cfg.itc.queue_size if self.uses_queue else 0, backbone.description["embed_dim"])
         self.teacher = MomentumTeacher(self.students())
@@ -243,9 +228,9 @@ class PretrainModel(nn.Module):
     def choose_patches(self, teacher: TeacherView, uniform: Tensor) -> tuple[Tensor, Tensor | None]:
         """(indices [B, M] of the masked patches, similarity [B, N] of all patches to the text, None if not guided)"""
         if not self.guided:
-            return random_mask(self.mim.mask_ratio, uniform), None
+            return mim.random_mask(self.mim.mask_ratio, uniform), None
         settings = self.mim.mask_ratio, self.mim.mask_temperature
-        return text_guided_mask(teacher.patch_feat, teacher.text_feat, *settings, uniform)
+        return mim.text_guided_mask(teacher.patch_feat, teacher.text_feat, *settings, uniform)
 
     def mim_losses(
         self, batch: dict, image_embeds: Tensor, text_embeds: Tensor, teacher: TeacherView
@@ -259,11 +244,11 @@ class PretrainModel(nn.Module):
         masked, similarity = self.choose_patches(teacher, batch["patch_draws"])  # [B, M], [B, N]
         if self.guided:
             by_chance = max(1, encoder.num_patches // 4) / encoder.num_patches
-            logs["mim/masked_on_relevant_quarter"] = relevant_share(similarity, masked)
+            logs["mim/masked_on_relevant_quarter"] = mim.relevant_share(similarity, masked)
             logs["mim/masked_on_relevant_quarter_if_random"] = similarity.new_full((), by_chance)
         masked_embeds = encoder(
             batch["image2"],
-            mask=as_mask(masked, encoder.num_patches),
+            mask=mim.as_mask(masked, encoder.num_patches),
             text=text_embeds,
             text_mask=text_mask(batch),
             inject_from=self.mim.inject_from,
@@ -273,21 +258,21 @@ class PretrainModel(nn.Module):
             places = torch.arange(encoder.num_patches, device=masked.device).expand(len(masked), -1)
         prediction = self.head(take(masked_embeds[:, 1:], places))  # [B, P, K]
         if self.mim.target == "pixels":
-            return {"patch": pixel_loss(prediction, batch["image2"], encoder.patch_size, places)}, logs
+            return {"patch": mim.pixel_loss(prediction, batch["image2"], encoder.patch_size, places)}, logs
         if self.mim.target == "dvae":
-            return {"patch": code_loss(prediction, self.codebook(batch["codebook_image"]), places)}, logs
+            return {"patch": mim.code_loss(prediction, self.codebook(batch["codebook_image"]), places)}, logs
 
         if self.training:
             self.cls_center.add(teacher.cls_logits)
             self.patch_center.add(teacher.patch_logits)
         temperatures = self.mim.student_temperature, self.mim.teacher_temperature
         student_cls = self.head(image_embeds[:, 0])  # [B, K]
-        cls, cls_probs = cls_loss(student_cls, teacher.cls_logits, self.cls_center.value, *temperatures)
-        patch, patch_probs = patch_loss(
+        cls, cls_probs = mim.cls_loss(student_cls, teacher.cls_logits, self.cls_center.value, *temperatures)
+        patch, patch_probs = mim.patch_loss(
             prediction, teacher.patch_logits, places, self.patch_center.value, *temperatures
         )
-        logs |= collapse_monitors("cls", cls_probs, cls) | collapse_monitors("patch", patch_probs, patch)
-        logs["teacher/patterns_in_use"] = patterns_in_use(teacher.patch_logits, self.patch_center.value)
+        logs |= mim.collapse_monitors("cls", cls_probs, cls) | mim.collapse_monitors("patch", patch_probs, patch)
+        logs["teacher/patterns_in_use"] = mim.patterns_in_use(teacher.patch_logits, self.patch_center.value)
         return {"cls": cls, "patch": patch}, logs
 
     @torch.no_grad()
@@ -311,7 +296,7 @@ class PretrainModel(nn.Module):
         patterns = None
         if self.mim.target == "encoding":
             patterns = (fp32(teacher.patch_logits) - self.patch_center.value).argmax(-1)
-        return {"mask": as_mask(masked, patches), "similarity": similarity, "patterns": patterns}
+        return {"mask": mim.as_mask(masked, patches), "similarity": similarity, "patterns": patterns}
 
 
 def build_pretrain_model(
@@ -351,13 +336,13 @@ def operations(model: PretrainModel, pairs: int, tokens: int, scored: float | No
     vocabulary, MLM's and PLM's (None: as many as are expected). A multiplication and an addition are two operations; a
     backward pass takes twice the forward pass's, and what checkpointing recomputes counts for nothing.
     """
-    net, encoder, mim = model.backbone, model.backbone.image_encoder, model.mim
+    net, encoder, settings = model.backbone, model.backbone.image_encoder, model.mim
     bert, embed = net.description["bert"], net.description["embed_dim"]
     width, patches = encoder.width, encoder.num_patches
     texts, fusions, decoders = (net.description[f"{name}_layers"] for name in ("text", "fusion", "decoder"))
     image, both = 1 + patches, 1 + patches + tokens  # tokens of an image, and with its text
-    below = encoder.depth if mim.inject_from is None else mim.inject_from - 1  # layers before the text joins
-    encoding = mim.target == "encoding"
+    below = encoder.depth if settings.inject_from is None else settings.inject_from - 1  # layers before the text joins
+    encoding = settings.target == "encoding"
 
     def layer(length: int, inner: int = bert["intermediate_size"], keep: int | None = None, seen: int = 0) -> int:
         """A row of `length` tokens, `keep` of which are needed, that attend to `seen` others if there are any."""
@@ -378,7 +363,7 @@ def operations(model: PretrainModel, pairs: int, tokens: int, scored: float | No
 
     student = 3 * texts * layer(tokens) + pixels + images(encoder.depth, image)  # a caption, masked, and its prefix
     if model.second_view:
-        rows = patches if mim.predict == "all" else masked_count(patches, mim.mask_ratio)
+        rows = patches if settings.predict == "all" else mim.masked_count(patches, settings.mask_ratio)
         student += pixels + images(below, image) + images(encoder.depth - below, both) + (rows + encoding) * head
     matching = 3 * (fusions - 1) * layer(tokens, seen=image) + 3 * layer(tokens, keep=1, seen=image)
     student += fusions * (memory(image) + 2 * layer(tokens, seen=image)) + matching
@@ -393,5 +378,5 @@ def operations(model: PretrainModel, pairs: int, tokens: int, scored: float | No
     if encoding:
         teacher += images(encoder.depth - below, both) + image * head
     if model.guided:
-        teacher += 2 * patches * width * embed + (8 * image * width**2 if mim.similarity == "values" else 0)
+        teacher += 2 * patches * width * embed + (8 * image * width**2 if settings.similarity == "values" else 0)
     return pairs * (3 * student + teacher - (1 + model.second_view) * pixels)  # no gradient is needed of the pixels

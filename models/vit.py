@@ -33,8 +33,8 @@ SIZES = ("patch_size", "embed_dim", "depth", "num_heads")
 RATES = ("pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")
 NUMBERS = ("mlp_ratio", "init_values")
 FLAGS = ("qkv_bias", "qk_norm", "proj_bias", "no_embed_class", "pre_norm")
-ACT_LAYERS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")
 FAMILY = ("vision_transformer",)  # timm's module of the names that are accepted
+ACT_LAYERS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "silu")
 
 
 class ImageEncoder(nn.Module):
@@ -43,9 +43,8 @@ class ImageEncoder(nn.Module):
     name: a timm VisionTransformer with a [CLS] token, e.g. `vit_base_patch16_clip_quickgelu_224` for OpenAI's
         CLIP, which was trained with QuickGELU.
     args: timm.create_model's keyword arguments (`embed_dim`, `depth`, ...), see `check_arguments`.
-    weights: "random"; "openai" (timm's hub weights of that tag) or "hub" (the name's default tag); or a file, a
-        folder or a model of the Hugging Face hub, see `load_vit_weights`. Positions are resized to
-        `image_size`.
+    weights: "random"; "openai" (timm's hub weights of that tag) or "hub" (the name's default tag); or what
+        `load_vit_weights` reads. Positions are resized to `image_size`.
     checkpointing (an attribute): recompute each layer in the backward pass instead of keeping its activations.
     """
 
@@ -216,17 +215,13 @@ def create_vit(name: str, image_size: int, args: dict, weights: str = "random") 
         )
     patch = vit.patch_embed.patch_size[0]
     if image_size % patch:
-        raise UserError(
-            f"model.image_encoder.image_size: {image_size} is not divisible by the patch size {patch}; take "
-            f"{max(image_size // patch, 1) * patch} or {(image_size // patch + 1) * patch}"
-        )
+        raise UserError(f"model.image_encoder.image_size: {image_size} is not divisible by the patch size {patch}")
     return vit
 
 
 def check_arguments(name: str, image_size: int, args: dict) -> None:
     """UserError unless timm has a Vision Transformer `name` and `args` are its architecture alone: nothing is fetched
-    or loaded because of them.
-    """
+    or loaded because of them."""
     if not (isinstance(name, str) and re.fullmatch(r"\w+(\.\w+)?", name) and is_model_in_modules(name, FAMILY)):
         raise UserError(f"model.image_encoder.name: timm {timm.__version__} has no Vision Transformer {shown(name)}")
     check_value("model.image_encoder.image_size", image_size, int, 1, 4096)
@@ -268,12 +263,10 @@ CLIP_NAMES = [
 
 
 def load_vit_weights(encoder: ImageEncoder, source: str) -> None:
-    """Load the ViT of `encoder` from a .safetensors, .pt or .pth file (`source`: see `weights.find_weights`).
+    """Load the ViT of `encoder` from `source` (see `weights.find_weights`); positions are resized.
 
     Known layouts: timm's; Hugging Face's CLIPModel and CLIPVisionModel; state dicts in OpenAI's names, as open_clip has
-    them. Entries in IGNORED are skipped; anything else missing, left over or of another shape is a UserError, and so is
-    a file of Hugging Face's whose config.json says that it was made with another activation.
-    Positions are resized.
+    them. Entries in IGNORED are skipped; anything else missing, left over or of another shape is a UserError.
     """
     path = find_weights(source)
     weights = to_timm(read_weights(path), path)

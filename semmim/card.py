@@ -4,7 +4,6 @@ import json
 
 from semmim.files import Content
 
-PIPELINES = {"caption": "image-to-text", "vqa": "visual-question-answering"}  # the hub's names for tasks
 USE = {
     "match": """texts = ["a red bus"]
 print(model.encode_image(images) @ model.encode_text(texts).T, model.match(images, texts))
@@ -14,10 +13,6 @@ print(model.encode_image(images) @ model.encode_text(texts).T, model.match(image
 }
 CARD = """---
 library_name: semmim
-pipeline_tag: {pipeline}
-tags:
-- semmim
-- vision-language
 ---
 
 # SemMIM
@@ -47,7 +42,6 @@ def card(content: Content, tasks: tuple[str, ...]) -> str:
     encoder = content.backbone.description["image_encoder"]
     splits = {name: value for name, value in content.metrics.items() if isinstance(value, dict) and name != "run"}
     return CARD.format(
-        pipeline=PIPELINES.get(content.stage, "zero-shot-image-classification"),
         stage=content.stage,
         encoder=encoder["name"],
         size=encoder["image_size"],

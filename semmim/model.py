@@ -18,19 +18,9 @@ from models.caption import CaptionModel
 from models.generation import Generation, answer_options
 from models.vqa import VQAModel
 from models.weights import check_value
-from semmim import files
+from semmim import files, inputs
 from semmim.card import card
-from semmim.inputs import (
-    Images,
-    LeftOut,
-    Texts,
-    choices,
-    object_labels,
-    read_batches,
-    read_image,
-    several_images,
-    several_texts,
-)
+from semmim.inputs import Images, LeftOut, Texts
 from semmim.search import Hit, search
 from utils import UserError
 
@@ -63,12 +53,9 @@ class SemMIM(nn.Module):
     """A trained model for use, not for training: it stays in eval mode. Made by `from_pretrained`.
 
     images: paths, PIL images, or what `preprocess` returned; one, several, or an iterator. texts: strings, alike.
-
     Images are preprocessed, and texts are cleaned and cut (a line says how many), as in the stage's evaluation. Work is
-    done in batches of `batch_size` on the device of the model (`model.to("cuda")`); results are on the CPU. Anything
-    that cannot be used raises utils.UserError, whose message is one line.
-
-    (models.semmim.SemMIM is the backbone inside, on tensors: `model.backbone`.)
+    done in batches of `batch_size` on the model's device (`model.to("cuda")`); results are on the CPU. Anything that
+    cannot be used raises utils.UserError. (models.semmim.SemMIM is the backbone inside, on tensors: `model.backbone`.)
     """
 
     def __init__(self, content: files.Content, precision: str = "fp32", batch_size: int = 64):
@@ -77,7 +64,7 @@ class SemMIM(nn.Module):
         self.backbone, self.tokenizer = content.backbone, content.tokenizer
         self.settings, self.stage = content.settings, content.stage
         self.precision, self.batch_size = precision, batch_size
-        self.preprocess = partial(read_image, size=self.backbone.image_encoder.image_size)
+        self.preprocess = partial(inputs.read_image, size=self.backbone.image_encoder.image_size)
         self._warned: set[str] = set()
         self.requires_grad_(False)
         self.eval()
@@ -86,12 +73,7 @@ class SemMIM(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls,
-        source: str | Path,
-        *,
-        device: str | torch.device = "cpu",
-        precision: str = "fp32",
-        batch_size: int = 64,
+        cls, source: str | Path, *, device: str | torch.device = "cpu", precision: str = "fp32", batch_size: int = 64
     ) -> "SemMIM":
         """Load a model; no pickle is run. UserError: nothing of that name, or files that are damaged.
 
@@ -178,7 +160,7 @@ class SemMIM(nn.Module):
 
     def class_features(self, classes: Texts, templates: Texts = TEMPLATES) -> Tensor:
         """[C, E]: a class's feature is the mean of its sentences', normalized again; {} in a template is its name."""
-        classes, templates = choices(classes, "classes"), several_texts(templates, "template")
+        classes, templates = inputs.choices(classes, "classes"), inputs.several_texts(templates, "template")
         if not templates or not all("{}" in template for template in templates):
             raise UserError(f"templates {utils.shown(templates)}: write {{}} where the name of the class belongs")
         read: dict[tuple, str] = {}
@@ -217,8 +199,8 @@ class SemMIM(nn.Module):
         self.needs("caption")
         settings = self.settings.caption
         written = Generation(**{**settings.generation, "num_return": 1, **options})
-        prompt = settings.text.prompt if prompt is None else "".join(several_texts(prompt, "prompt"))
-        text = prompt_text(prompt, object_labels(labels), self.tokenizer.lower)
+        prompt = settings.text.prompt if prompt is None else "".join(inputs.several_texts(prompt, "prompt"))
+        text = prompt_text(prompt, inputs.object_labels(labels), self.tokenizer.lower)
         self._note_cut("prompts", [text], self.tokenizer.room(settings.text.max_prompt_tokens))
         ids, _ = self.tokenizer.encode([text], settings.text.max_prompt_tokens)  # one for all: nothing is padded
         model, found, count = CaptionModel(self.backbone, self.tokenizer), [], written.num_return
@@ -247,11 +229,13 @@ class SemMIM(nn.Module):
         settings, model, found = self.settings.vqa, VQAModel(self.backbone, self.tokenizer), []
         written = replace(answer_options(settings.answer), **options)
         if answers is not None:
-            answers = choices(answers, "answers")
+            answers = inputs.choices(answers, "answers")
             self._note_cut("answers", answers, settings.text.max_answer_tokens - 1)
             listed = encode_answers(self.tokenizer, answers, settings.text.max_answer_tokens)
             listed = [part.to(self.device) for part in listed]
-        parts = self._questions(several_texts(questions, "question"), labels, " ".join(several_texts(ocr, "ocr")))
+        parts = self._questions(
+            inputs.several_texts(questions, "question"), labels, " ".join(inputs.several_texts(ocr, "ocr"))
+        )
         rows = [encode_questions(self.tokenizer, [part], question_limits(settings))[0] for part in parts]  # [1, L] each
         for batch, _ in self.batches(images):
             image_embeds, table = self.backbone.image_encoder(batch), []  # one row a question
@@ -271,7 +255,7 @@ class SemMIM(nn.Module):
         settings, lower = self.settings.vqa, self.tokenizer.lower
         if blank := [question for question in questions if not has_word(clean_question(question))]:
             raise UserError(f"the question {utils.shown(blank[0])} has no word")
-        entry = {"object_label": "&&".join(object_labels(labels)), "ocr": [[[], word] for word in ocr.split()]}
+        entry = {"object_label": "&&".join(inputs.object_labels(labels)), "ocr": [[[], word] for word in ocr.split()]}
         words, limits = settings.text.max_ocr_words, question_limits(settings)
         entries = ({**entry, "question": question} for question in questions)
         parts = [question_parts(entry, max_ocr_words=words, lower=lower) for entry in entries]
@@ -286,12 +270,12 @@ class SemMIM(nn.Module):
         """(preprocessed images [n, 3, S, S] on the device, which every other call takes, their places), read while they
         are used. left_out: called with the error of each image that cannot be read; None: a UserError instead."""
         size = self.backbone.image_encoder.image_size
-        for batch, places in read_batches(several_images(images), size, self.batch_size, left_out):
+        for batch, places in inputs.read_batches(inputs.several_images(images), size, self.batch_size, left_out):
             yield batch.to(self.device), places
 
     def clean(self, texts: Texts) -> list[str]:
         """The texts as the encoder reads them; UserError if nothing is left of one."""
-        texts, settings = several_texts(texts), self.settings.retrieval
+        texts, settings = inputs.several_texts(texts), self.settings.retrieval
         if not texts:
             raise UserError("no text is given")
         cleaned = [clean_caption(text, None, self.tokenizer.lower) for text in texts]

@@ -26,12 +26,7 @@ class Hit:
 
 
 def search(
-    model: "SemMIM",
-    batches: Iterable[tuple[Tensor, list[int]]],
-    texts: list[str],
-    images_ask: bool,
-    k: int,
-    score: str,
+    model: "SemMIM", batches: Iterable[tuple[Tensor, list[int]]], texts: list[str], images_ask: bool, k: int, score: str
 ) -> list[list[Hit]]:
     """The items of every query, best first: images for each text or, if images ask, texts for each image.
 

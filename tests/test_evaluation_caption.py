@@ -156,8 +156,7 @@ def test_a_metric_that_fails_costs_no_other_column(references, results, monkeypa
             assert isinstance(found[column], float), column
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Captioning a split
+# --------------------------------------------------------------------------------------------------- Captioning a split
 
 
 GRAYS = [4, 0, 8, 2, 6, 1, 7, 3, 5]  # the images' order

@@ -19,8 +19,7 @@ def test_a_query_without_an_answer_keeps_its_other_rank():
     assert retrieval.retrieval_metrics(*[ranking.first_hit(hits, ranking.MISS)] * 2)["tr_r10"] == pytest.approx(200 / 3)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Both stages, with known scores
+# --------------------------------------------------------------------------------------- Both stages, with known scores
 
 
 class Pairing:
@@ -133,8 +132,7 @@ def test_numbers_that_are_not_finite_are_one_line():
     refused(lambda: run_table(backbone, *texts), "text features")
 
 
-# ------------------------------------------------------------------------------------------------------------
-# The real model, tiny
+# ------------------------------------------------------------------------------------------------- The real model, tiny
 
 
 def tiny_backbone():
