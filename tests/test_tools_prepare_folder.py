@@ -116,7 +116,7 @@ def test_one_file_may_hold_the_captions(run, photos, tmp_path, name):
     found = images(tmp_path / "data/own")
     assert sum(map(len, found.values())) == 28
     assert {entry["caption"] for entry in lists(tmp_path / "data/own")["train"]} < {caption for _, caption in rows}
-    assert "1 x image that is missing; first: " in out and "gone.png" in out
+    assert "1 x image that cannot be read; first: " in out and "gone.png" in out
 
 
 def test_what_cannot_be_used_is_counted_and_named_in_plain_lines(run, photos, tmp_path):
@@ -126,7 +126,7 @@ def test_what_cannot_be_used_is_counted_and_named_in_plain_lines(run, photos, tm
     (photos / "00.txt").write_text(" ...\n")
     (photos / "02.txt").write_bytes("ein Käse\n".encode("latin-1"))
     out = run("--val", "0")
-    assert "1 x image that cannot be read; first: " in out and "a warning: b.png: not an image" in out
+    assert "1 x image that cannot be read; first: " in out and " warning: b.png: not an image" in out
     assert "\x1b" not in out and "\nwarning: b" not in out
     assert "1 x caption without a word; first: " in out
     assert "1 x image whose .txt cannot be read; first: " in out and "0xe4 is not UTF-8 text" in out

@@ -1,12 +1,11 @@
-"""Check a configuration's data before hours of training: images, texts, and images that train and test share.
+"""Check a configuration's data before hours of training: its files, its images, and images that train and test share.
 
     python -m tools.check_data --config configs/Retrieval_coco.yaml
     python -m tools.check_data --config configs/Pretrain.yaml --against configs/Retrieval_coco.yaml --workers 16
 
 Reads the annotations exactly as training does, opens every image in parallel, and reports for every split: missing and
-unreadable images, the shares of texts that are empty, cut or not of the vocabulary, and images of validation and test
-that are in training too (by path, by the bytes of the file, by what the image shows). `--against` takes the
-validation and test images of further configurations into that comparison.
+unreadable images, and images of validation and test that are in training too (by path, by the bytes of the file, by
+what the image shows). `--against` takes the validation and test images of further configurations into that comparison.
 Ends with exit code 1, and the reasons, if training or its evaluation would stop, or if more than 1% of a split's images
 are in training too; with 0 otherwise.
 """
@@ -22,9 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset import create_dataset
-from dataset.advice import split_texts
 from dataset.loader import MIN_BAD
-from dataset.text import Tokenizer
 from dataset.transforms import ImageError
 from engine.config import STAGES, load_config
 from tools.prepare.image_hash import COPY, LOOK_ALIKE, NO_FILE, KnownImages, fingerprints
@@ -67,11 +64,9 @@ def check(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
             datasets[split] = make()
         except UserError as error:
             yield split, str(error)
-    tokenizer = Tokenizer(cfg.text.vocab, bool(cfg.text.get("sep")))
-    for split, dataset in datasets.items():
-        line(split, "samples of an epoch" if split == "train" else "items", len(dataset))
-        line(split, "images", len(image_paths(dataset)))
-        report_texts(split, dataset, cfg, tokenizer)
+            continue
+        line(split, "samples of an epoch" if split == "train" else "items", len(datasets[split]))
+        line(split, "images", len(image_paths(datasets[split])))
     held_out = {split: image_paths(dataset) for split, dataset in datasets.items() if split != "train"}
     own = list(held_out)
     for path in args.against:
@@ -144,23 +139,10 @@ def check_training_images(
             yield split, f"{len(shared)} of its {len(paths)} images are in training too: they measure memory"
 
 
-# ------------------------------------------------------------------------------------------------ the report
-
-
 def line(split: str, what: str, number: int, total: int = 0, examples: list[str] = ()) -> None:
     share = f" ({100 * number / total:.2f}% of {total:,})" if total else ""
     first = f"; first: {', '.join(map(one_line, examples[:SHOWN]))}" if examples else ""
     print(f"{split:6} {what}: {number:,}{share}{first}", flush=True)
-
-
-def report_texts(split: str, dataset, cfg: Config, tokenizer: Tokenizer) -> None:
-    """Shares of thousands of the texts of each kind, from everywhere."""
-    for texts in split_texts(dataset, cfg, tokenizer):
-        probes = texts.probes()
-        empty = sum(not text.strip() for text in probes) / max(1, len(probes))
-        cut, unwritable = texts.share_cut(tokenizer), tokenizer.unwritable(probes)[0]
-        shares = f"{empty:.2%} empty, {cut:.2%} cut, {unwritable:.2%} that the vocabulary cannot write"
-        print(f"{split:6} {texts.name}: {shares}", flush=True)
 
 
 def report_bad(split: str, paths: list[str], bad: dict[str, str]) -> None:

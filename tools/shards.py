@@ -13,11 +13,9 @@ with the same image are one. They are packed and not trained from as they are, s
 
 import argparse
 import io
-import itertools
 import json
 import os
 import tarfile
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -32,7 +30,6 @@ from tools.prepare.common import progress, whole_folder
 from tools.prepare.parquet import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
-    LeftOut,
     Sample,
     format_ending,
     parquet_columns,
@@ -59,22 +56,16 @@ def main(argv: list[str] | None = None) -> None:
     check_value("--per_shard", args.per_shard, int)
     check_value("--max_bad_share", args.max_bad_share, float, 0, 1)
     samples, total = find_samples(args)
-    counts, examples = Counter(), []
     with whole_folder(args.output) as folder:
-        written = write_shards(folder, usable(samples, total, counts, examples), args.per_shard)
-        failed = f", {counts['failed']} failed downloads" * bool(counts["failed"])
-        left_out = f"{counts['left out']} unreadable or without caption left out{failed}"
-        if examples:
-            left_out += f"; first: {'; '.join(examples)}"
-        if not written or counts["left out"] > args.max_bad_share * (total - counts["failed"]):
-            raise UserError(f"{left_out}; of {total}, --max_bad_share allows {args.max_bad_share:g}")
-    print(f"{written} images in {args.output}, {left_out}")
+        written, failed, left_out = pack(progress(samples, "packing images", "images", total), folder, args.per_shard)
+        downloads = f", {failed} failed downloads" * bool(failed)
+        report = f"{len(left_out)} unreadable or without caption left out{downloads}: {'; '.join(left_out[:EXAMPLES])}"
+        if not written or len(left_out) > args.max_bad_share * (total - failed):
+            raise UserError(f"--max_bad_share {args.max_bad_share:g} of {total} images: {report}")
+    print(f"{written} images in {args.output}, {report}")
 
 
-# ------------------------------------------------------------------------------------------------ reading
-
-
-def find_samples(args: argparse.Namespace) -> tuple[Iterable[Sample | LeftOut | None], int]:
+def find_samples(args: argparse.Namespace) -> tuple[Iterable[Sample | str | None], int]:
     """The samples of parquet files, or of the images of anything else that `--data` names; how many rows or images."""
     paths = [find_file(name, "--data") for name in args.data]
     packed = [path for path in paths if path.suffix.lower() == ".parquet"]
@@ -87,7 +78,7 @@ def find_samples(args: argparse.Namespace) -> tuple[Iterable[Sample | LeftOut | 
     return read_tables({path: columns for path, (_, columns) in found.items()}), sum(rows for rows, _ in found.values())
 
 
-def read_pairs(pairs: Pairs) -> Iterator[Sample | LeftOut]:
+def read_pairs(pairs: Pairs) -> Iterator[Sample | str]:
     """A sample of every image with the captions of its entries, or why it cannot be read."""
     order = np.argsort(pairs.image_id, kind="stable")  # the entries of an image stand together in it
     first = np.searchsorted(pairs.image_id[order], np.arange(len(pairs.paths) + 1))
@@ -97,7 +88,7 @@ def read_pairs(pairs: Pairs) -> Iterator[Sample | LeftOut]:
             with opened(path) as picture:
                 ending = format_ending(picture)
         except ImageError as error:
-            yield error
+            yield str(error)
             continue
         captions = [_caption(pairs, entry) for entry in order[first[image] : first[image + 1]]]
         with open_member(os.fspath(path)) as file:
@@ -109,37 +100,30 @@ def _caption(pairs: Pairs, entry: int) -> str | list[str]:
     return texts[0] if len(texts) == 1 else texts
 
 
-# ------------------------------------------------------------------------------------------------ writing
-
-
-def usable(
-    samples: Iterable[Sample | LeftOut | None], total: int, counts: Counter, examples: list[str]
-) -> Iterator[Sample]:
-    """The samples that can be written, one at a time, so that memory holds one; the others are counted."""
-    for sample in progress(samples, "packing images", "images", total):
-        if isinstance(sample, Sample):
-            yield sample
-        elif sample is None:
-            counts["failed"] += 1
+def pack(samples: Iterable[Sample | str | None], folder: Path, per_shard: int) -> tuple[int, int, list[str]]:
+    """Write shards of `per_shard` images, 00000.tar and so on -> how many images; how many failed downloads; why others
+    are left out. Samples are taken one at a time, so that memory holds one."""
+    written, failed, left_out, tar = 0, 0, [], None
+    for sample in samples:
+        if sample is None:
+            failed += 1
+        elif isinstance(sample, str):
+            left_out.append(sample)
         else:
-            counts["left out"] += 1
-            if len(examples) < EXAMPLES:
-                examples.append(str(sample))
-
-
-def write_shards(folder: Path, samples: Iterable[Sample], per_shard: int) -> int:
-    """Shards of `per_shard` images, 00000.tar and so on; how many images."""
-    written = 0
-    for shard, numbered in itertools.groupby(enumerate(samples), lambda item: item[0] // per_shard):
-        with tarfile.open(folder / f"{shard:05d}.tar", "w", format=tarfile.PAX_FORMAT) as tar:
-            for number, sample in numbered:
-                key = f"{shard:05d}{number % per_shard:0{len(str(per_shard - 1))}d}"
-                captions = sample.captions
-                text = {"caption": captions[0]} if len(captions) == 1 else {"captions": captions}
-                _add(tar, f"{key}.{sample.ending}", sample.image)
-                _add(tar, f"{key}.json", json.dumps(text).encode())
-                written += 1
-    return written
+            shard, number = divmod(written, per_shard)
+            if number == 0:
+                if tar:
+                    tar.close()
+                tar = tarfile.open(folder / f"{shard:05d}.tar", "w", format=tarfile.PAX_FORMAT)
+            key = f"{shard:05d}{number:0{len(str(per_shard - 1))}d}"
+            captions = sample.captions
+            text = {"caption": captions[0]} if len(captions) == 1 else {"captions": captions}
+            _add(tar, f"{key}.{sample.ending}", sample.image)
+            _add(tar, f"{key}.json", json.dumps(text).encode())
+            written += 1
+    if tar:
+        tar.close()
+    return written, failed, left_out
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

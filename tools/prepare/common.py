@@ -72,8 +72,6 @@ class Job:
         self._record = self.prepared / f"{self.name}.json"
         self._written = read_json(self._record)["written"] if self._record.exists() else {}
 
-    # -------------------------------------------------------------------------------------------- files
-
     @contextlib.contextmanager
     def replacing(self, path: Path) -> Iterator[Path]:
         """`utils.replacing` of a list below OUTPUT. Raises UserError if a file there is not the tool's own."""
@@ -103,8 +101,6 @@ class Job:
         """Write the record."""
         write_json(self._record, {"written": self._written, "report": self.report()})
 
-    # -------------------------------------------------------------------------------------------- images
-
     def has(self, image: str) -> bool:
         """Whether an image (a path in the images' folder) may be written: with --require_images it must exist."""
         if self.exists(image):
@@ -121,8 +117,6 @@ class Job:
             path = self.images / folder
             self._listings[folder] = frozenset(os.listdir(path)) if path.is_dir() else frozenset()
         return name in self._listings[folder]
-
-    # -------------------------------------------------------------------------------------------- what was found
 
     def count(self, what: str, number: int, published: int | None = None, rounded: int = 1) -> None:
         """A number of the files; a difference from the published one (known to `rounded`) is a warning."""

@@ -23,7 +23,7 @@ from dataset.official import tidy
 from dataset.text import clean_caption
 from dataset.transforms import ImageError
 from tools.prepare.common import Job
-from tools.prepare.image_hash import NO_FILE, fingerprints, group_images
+from tools.prepare.image_hash import fingerprints, group_images
 from utils import UserError
 
 ALL_LINES, FIRST_LINE = "all-lines", "first-line"
@@ -52,9 +52,6 @@ def prepare(job: Job) -> None:
     captions = usable_captions(job, found)
     splits = split(job, same_images(job, captions))
     write_splits(job, captions, image_ids(job, captions) | ids, splits)
-
-
-# ------------------------------------------------------------------------------------------------ captions
 
 
 def captions_beside_images(job: Job) -> dict[str, list[str]]:
@@ -104,20 +101,16 @@ def usable_captions(job: Job, found: dict[str, list[str]]) -> dict[str, list[str
     return captions
 
 
-# ------------------------------------------------------------------------------------------------ splits
-
-
 def same_images(job: Job, captions: dict[str, list[str]]) -> list[list[str]]:
     """The images that can be read, in order, those that show the same in one group."""
     readable = {}
     for path, mark in fingerprints(list(captions), job.options.workers, "comparing images"):
         if isinstance(mark, ImageError):
-            how = "is missing" if mark.reason == NO_FILE else "cannot be read"
-            job.leave_out(f"image that {how}", str(mark))
+            job.leave_out("image that cannot be read", str(mark))
         else:
             readable[path] = mark
     if not readable:
-        raise UserError(f"--source {job.source}: no image with a caption that can be used; see the counts above")
+        raise UserError(f"--source {job.source}: no image with a caption that can be used; see what was left out")
     numbers, crowd = group_images(list(readable.values()), max(FEW, int(LARGE * len(readable))))
     groups: dict[int, list[str]] = {}
     for path, number in zip(readable, numbers.tolist(), strict=True):

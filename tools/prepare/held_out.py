@@ -5,7 +5,6 @@ what is in there: by COCO's id (Visual Genome names it), by the number of the Fl
 and in SBU's and Visual Genome's addresses), and with --check_leaks by what the image files show.
 """
 
-import itertools
 import os
 import pickle
 import re
@@ -19,7 +18,6 @@ from tools.prepare.image_hash import KnownImages, fingerprints
 from utils import UserError, open_file
 
 FLICKR_URL = re.compile(r"flickr\.com/\d+/(\d+)_")  # static.flickr.com/SERVER/PHOTO_SECRET.jpg, in all its hosts
-BLOCK = 20_000  # images that are compared at a time
 
 
 def flickr_photo(url: str | None) -> int | None:
@@ -72,18 +70,17 @@ class HeldOut:
         photos: {"image": path in the images' folder, and if known "coco_id", "flickr_id" and "sha256", that of the
         file at its address, which a download tool has resized}
         """
-        photos = iter(photos)
-        while block := list(itertools.islice(photos, BLOCK)):
-            copies = self._copies({photo["image"] for photo in block}) if self.known.by_bytes else {}
-            for photo in block:
-                image, original = photo["image"], self.known.by_bytes.get(photo.get("sha256"))
-                split = self.coco.get(photo.get("coco_id")) or self.flickr.get(photo.get("flickr_id"))
-                if split:
-                    self.job.leave_out("image of a validation or test set (by id)", f"{image} = {split}")
-                elif copy := copies.get(image) or original:
-                    self.job.leave_out("image of a validation or test set (by content)", f"{image} = {copy}")
-                else:
-                    yield photo
+        photos = list(photos)
+        copies = self._copies(photo["image"] for photo in photos) if self.known.by_bytes else {}
+        for photo in photos:
+            image, original = photo["image"], self.known.by_bytes.get(photo.get("sha256"))
+            split = self.coco.get(photo.get("coco_id")) or self.flickr.get(photo.get("flickr_id"))
+            if split:
+                self.job.leave_out("image of a validation or test set (by id)", f"{image} = {split}")
+            elif copy := copies.get(image) or original:
+                self.job.leave_out("image of a validation or test set (by content)", f"{image} = {copy}")
+            else:
+                yield photo
 
     def write_pairs(self, pairs: Iterable[tuple[str, str]], published: int | None = None) -> int:
         """Write OUTPUT/pretrain/SET.json of (image, caption), whose images `spare` gave; their number."""
@@ -93,9 +90,9 @@ class HeldOut:
         self.job.count("pairs written for pre-training", written, published, rounded=1_000)
         return written
 
-    def _copies(self, images: set[str]) -> dict[str, str]:
+    def _copies(self, images: Iterable[str]) -> dict[str, str]:
         """{image: the held-out one that it shows}"""
-        paths = {str(self.job.images / image): image for image in sorted(images) if self.job.exists(image)}
+        paths = {str(self.job.images / image): image for image in images if self.job.exists(image)}
         copies = {}
         for path, mark in fingerprints(list(paths), self.job.options.workers, "comparing with held-out images"):
             if isinstance(mark, ImageError):

@@ -95,9 +95,6 @@ def write_retrieval(job: Job, entries: list[dict]) -> None:
         job.write(f"{job.name}/annotations/{job.name}_{split}.json", pairs)
 
 
-# ------------------------------------------------------------------------------------------------ COCO's own files
-
-
 def from_coco_captions(job: Job, files: dict[str, Path]) -> None:
     """Pre-training from captions_*.json alone. Karpathy's val and test are in val2014, so that it and the files of
     2017 need OUTPUT/prepared/held_out_coco.json; train2014 has none of them."""

@@ -18,7 +18,6 @@ from PIL import Image
 from pyarrow.parquet import ParquetFile
 
 from dataset.annotations import strings
-from dataset.common import EmptyCaption
 from dataset.text import clean_caption
 from dataset.transforms import ImageError, opened
 from utils import UserError, open_file, reason
@@ -37,9 +36,6 @@ class Sample(NamedTuple):
     image: bytes
     ending: str
     captions: list[str | list[str]]
-
-
-LeftOut = ImageError | EmptyCaption  # in the place of a sample that cannot be used: it names the place and the reason
 
 
 def parquet_columns(path: Path, image_column: str | None, caption_column: str | None) -> tuple[int, list[str]]:
@@ -63,7 +59,7 @@ def parquet_columns(path: Path, image_column: str | None, caption_column: str | 
     return rows, columns + [STATUS] * (STATUS in present)
 
 
-def read_tables(tables: Mapping[Path, list[str]]) -> Iterator[Sample | LeftOut | None]:
+def read_tables(tables: Mapping[Path, list[str]]) -> Iterator[Sample | str | None]:
     """A sample of every image in parquet files {path: its columns}, in order, or why a row is none: "FILE: row 3: ...",
     counted from 0 in each file; None of an image that could not be downloaded when the data set was made.
 
@@ -85,7 +81,7 @@ def read_tables(tables: Mapping[Path, list[str]]) -> Iterator[Sample | LeftOut |
         yield held
 
 
-def _read_rows(tables: Mapping[Path, list[str]]) -> Iterator[Sample | LeftOut | None]:
+def _read_rows(tables: Mapping[Path, list[str]]) -> Iterator[Sample | str | None]:
     """A sample of every row, or why it is none."""
     for path, columns in tables.items():
         row = 0
@@ -97,19 +93,19 @@ def _read_rows(tables: Mapping[Path, list[str]]) -> Iterator[Sample | LeftOut | 
                     row += 1
 
 
-def _sample(where: str, image: Any, caption: Any) -> Sample | LeftOut:
+def _sample(where: str, image: Any, caption: Any) -> Sample | str:
     """image, caption: a row's values; where: the row, as errors name it."""
     content = image["bytes"] if isinstance(image, dict) else image
+    if not content:
+        return f"{where}: holds no image"
     try:
-        if not content:
-            raise ImageError(where, "holds no image")
         with opened(where, content) as picture:
             ending = format_ending(picture)
     except ImageError as error:
-        return error
+        return str(error)
     texts = [text for text in strings(caption or []) if text and clean_caption(text, 1)]
     if not texts:
-        return EmptyCaption(f"{where}: holds no caption with a word in it")
+        return f"{where}: holds no caption with a word in it"
     return Sample(content, ending, [texts[0] if len(texts) == 1 else texts])
 
 

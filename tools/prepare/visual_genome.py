@@ -30,7 +30,6 @@ ALBEF_CAPTIONS = 769_000
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--all_regions", action="store_true", help="keep all 5.4M descriptions but those of held-out images")
     add("--min_words", type=int, default=3, help="shortest sentence in words (default: %(default)s; ours)")
     add("--captions", type=int, default=ALBEF_CAPTIONS, help="of the largest regions (default: %(default)s, as ALBEF)")
 
@@ -78,9 +77,6 @@ def image_number(entry: dict) -> int:
     return entry["image_id"] if "image_id" in entry else entry["id"]
 
 
-# ------------------------------------------------------------------------------------------------ regions
-
-
 def write_regions(job: Job, images: dict[int, dict], held_out: HeldOut, path: Path) -> None:
     """pretrain/vg.json: the sentences of `images` that pass the filters."""
     options, counts = job.options, Counter()
@@ -94,11 +90,11 @@ def write_regions(job: Job, images: dict[int, dict], held_out: HeldOut, path: Pa
         for phrase, area in sentences(job, regions, counts):
             kept.append((number, phrase, min(area / images[number]["pixels"], 1.0)))
     smallest, place = 0.0, len(kept) - options.captions
-    if not options.all_regions and place >= 0:
+    if place >= 0:
         shares = np.array([share for *_, share in kept], dtype=np.float32)
         smallest = float(np.partition(shares, place)[place])
     large = ((images[number]["image"], phrase) for number, phrase, share in kept if share >= smallest)
-    written = held_out.write_pairs(large, None if options.all_regions else ALBEF_CAPTIONS)
+    written = held_out.write_pairs(large, ALBEF_CAPTIONS)
     job.count("region descriptions", counts["listed"], 5_400_000, rounded=100_000)
     job.count("  filter: of images left out", counts["left out"])
     job.count(f"  filter: fewer than {options.min_words} words", counts["short"])
@@ -108,15 +104,13 @@ def write_regions(job: Job, images: dict[int, dict], held_out: HeldOut, path: Pa
 
 def sentences(job: Job, regions: list[dict], counts: Counter) -> list[tuple[str, float]]:
     """(phrase, pixels of its largest region) of an image's sentences that are neither short nor repeated, which are
-    counted; with --all_regions of all that hold a word."""
+    counted."""
     kept: dict[str, tuple[str, float]] = {}
-    for place, region in enumerate(regions):
+    for region in regions:
         phrase, area = tidy(region["phrase"]), region["width"] * region["height"]
         words = clean_caption(phrase, 10_000)
         if not words:
             job.leave_out("region without a word", f"region {region['region_id']}")
-        elif job.options.all_regions:
-            kept[str(place)] = phrase, area
         elif len(words.split()) < job.options.min_words:
             counts["short"] += 1
         elif words in kept:
@@ -125,9 +119,6 @@ def sentences(job: Job, regions: list[dict], counts: Counter) -> list[tuple[str,
         else:
             kept[words] = phrase, area
     return list(kept.values())
-
-
-# ------------------------------------------------------------------------------------------------ questions
 
 
 def write_questions(job: Job, images: dict[int, dict], held_out: set[int], path: Path) -> None:

@@ -85,9 +85,6 @@ def minival_images(job: Job, path: Path | None) -> set[int]:
     return images
 
 
-# ------------------------------------------------------------------------------------------------ questions
-
-
 def annotated(job: Job, found: dict[str, Path], split: str, answers: Counter) -> Iterator[dict]:
     """Questions with their ten answers; `answers` counts each question's most frequent one."""
     annotations = {}
@@ -143,9 +140,6 @@ def read_extras(files: list[Path], key: str) -> dict[int, str | list]:
                 "&&".join(value) if key == "object_label" and isinstance(value, list) else value
             )
     return extras
-
-
-# ------------------------------------------------------------------------------------------------ answers
 
 
 def write_minival_scores(job: Job, validation: list[dict]) -> None:

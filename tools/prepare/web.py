@@ -47,10 +47,7 @@ def prepare(job: Job) -> None:
             f"{job.images}: holds no shard of img2dataset, which downloads the list that --addresses writes"
         )
     held_out = HeldOut(job)
-    held_out.write_pairs((photo["image"], photo["caption"]) for photo in held_out.spare(usable(job)))
-
-
-# ------------------------------------------------------------------------------------------------ the list
+    held_out.write_pairs((photo["image"], photo["caption"]) for photo in held_out.spare(downloaded_photos(job)))
 
 
 def cc3m_rows(job: Job) -> Iterator[tuple[str, str]]:
@@ -97,34 +94,16 @@ def write_addresses(job: Job, rows: list[tuple[str, str]]) -> None:
         pyarrow.parquet.write_table(pyarrow.table({"url": addresses, "caption": captions}), temporary)
 
 
-# ------------------------------------------------------------------------------------------------ photos
-
-
-def usable(job: Job) -> Iterator[dict]:
-    """The photos on disk without blank captions and repeated pairs, with the number of the Flickr photo."""
-    seen: set[int] = set()
-    for photo in img2dataset_photos(job):
-        caption = tidy(photo["caption"])
-        mark = hash((photo["url"], caption))  # of millions of pairs 64 bits each
-        if not clean_caption(caption, 1):
-            job.leave_out("caption without a word", photo["image"])
-        elif mark in seen:
-            job.leave_out("pair that is listed again", photo["image"])
-        else:
-            yield {**photo, "caption": caption, "flickr_id": flickr_photo(photo["url"])}
-        seen.add(mark)
-
-
-def img2dataset_photos(job: Job) -> Iterator[dict]:
-    """{"image", "caption", "url", "sha256"} of every image in img2dataset's shards; the sum is that of the file at the
-    address, from before it was resized."""
+def downloaded_photos(job: Job) -> Iterator[dict]:
+    """{"image", "caption", "flickr_id", "sha256"} of the images in img2dataset's shards, without blank captions and
+    repeated pairs; the sum is that of the file at the address, from before it was resized."""
     unpack_shards(job)
-    downloaded = 0
+    downloaded, seen = 0, set()
     for shard in progress(shard_names(job.images), "reading shards", "shards"):
         names = set(os.listdir(job.images / shard))
         for name in sorted(name for name in names if name.endswith(".json")):
-            key = name.removesuffix(".json")
-            image = next((key + ending for ending in IMAGE_ENDINGS if key + ending in names), None)
+            stem = f"{shard}/{name.removesuffix('.json')}"
+            image = next((stem + ending for ending in IMAGE_ENDINGS if os.path.basename(stem + ending) in names), None)
             try:
                 content = read_json(job.images / shard / name)
             except UserError:  # of a download that was stopped
@@ -132,11 +111,19 @@ def img2dataset_photos(job: Job) -> Iterator[dict]:
             if content.get("status", "success") != "success":
                 continue
             if image is None:
-                job.leave_out("sample that img2dataset left incomplete", f"{shard}/{name}")
+                job.leave_out("sample that img2dataset left incomplete", f"{stem}.json")
                 continue
             downloaded += 1
-            found = {key: str(content.get(key) or "") for key in ("caption", "url", "sha256")}
-            yield {**found, "image": f"{shard}/{image}"}
+            caption, url = tidy(content.get("caption") or ""), content.get("url")
+            pair = hash((url, caption))  # of millions 64 bits each
+            if not clean_caption(caption, 1):
+                job.leave_out("caption without a word", image)
+            elif pair in seen:
+                job.leave_out("pair that is listed again", image)
+            else:
+                seen.add(pair)
+                found = {"image": image, "caption": caption, "flickr_id": flickr_photo(url)}
+                yield {**found, "sha256": content.get("sha256")}
     job.count("pairs downloaded", downloaded)
 
 
