@@ -10,8 +10,8 @@ import pytest
 
 from dataset import annotations, files
 from engine.config import STAGES, load_config
+from tools import shards
 from tools.ablate import __main__ as ablate
-from tools.prepare import parquet
 from tools.report import tables as report_tables
 from utils import ROOT
 
@@ -79,7 +79,7 @@ def test_the_keys_columns_and_endings_of_the_data_are_the_readers():
     listed = set(re.findall(r"`(\w+)`", "".join(cells)))
     known = {key for keys in (*annotations.KINDS.values(), *annotations.OPTIONAL.values()) for key in keys}
     assert known <= listed and listed - known == {"split", "ocr"}
-    assert all(f"`{name}`" in sections["Parquet"] for name in (*parquet.IMAGE_COLUMNS, *parquet.CAPTION_COLUMNS))
+    assert all(f"`{name}`" in sections["Parquet"] for name in (*shards.IMAGE_COLUMNS, *shards.CAPTION_COLUMNS))
     assert all(f"`{ending}`" in sections["## Files"] for ending in (*files.LINES, ".json", ".tar"))
 
 

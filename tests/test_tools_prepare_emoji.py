@@ -30,9 +30,9 @@ def command(tmp_path, monkeypatch):
         folder / emoji.NAMES[0], {"package/package.json": b"{}", emoji.NAMES[1]: json.dumps(NAMES).encode()}, "w:gz"
     )
     for number, (package, images) in enumerate(emoji.ARTISTS.values()):
-        files = {f"{images}{name}.png": f"{number} {name}".encode() for name in IMAGES}
-        files |= {"package/img/other/1f0cf.png": b"x", f"{images}deep/1f0cf.png": b"x", f"{images}read.me": b"x"}
-        files |= {f"{images}ffff.png": b"x"} if number else {}
+        files = {f"{images}/{name}.png": f"{number} {name}".encode() for name in IMAGES}
+        files |= {"package/img/other/1f0cf.png": b"x", f"{images}/deep/1f0cf.png": b"x", f"{images}/read.me": b"x"}
+        files |= {f"{images}/ffff.png": b"x"} if number else {}
         official.pack(folder / package, files, "w:gz")
     (tmp_path / "held_out.txt").write_text("val 1f0cf\ntest 1f44b\n")
     monkeypatch.setattr(emoji, "HELD_OUT", tmp_path / "held_out.txt")

@@ -55,7 +55,8 @@ def test_flickrs_photo_numbers():
 def test_references_are_read_without_running_what_is_in_them(tmp_path):
     path = tmp_path / "refs(unc).p"
     path.write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "hacked").encode() + b"'\ntR.")
-    refused(lambda: read_refs(path), "holds os.system, which is not plain data")
+    with pytest.raises(pickle.UnpicklingError, match="holds os.system, which is not plain data"):
+        read_refs(path)
     assert not (tmp_path / "hacked").exists()
 
 
@@ -103,16 +104,14 @@ def test_cc3m_as_img2dataset_left_it(run, tmp_path, tar):
     assert official.open_set("pretrain", f"data.train=[{tmp_path}/data/pretrain/cc3m.json]")[0]["bad"] == []
 
 
-@pytest.mark.parametrize("header", ["", "caption\turl\n"])
-def test_cc3ms_addresses_can_be_downloaded(run, source, tmp_path, header):
+def test_cc3ms_addresses_can_be_downloaded(run, source, tmp_path):
     captions = ['"a quotation mark that nothing closes', 'and a "pair" of them', "an apostrophe's", 'tail"']
-    rows = [f"{caption}\thttp://x.org/{i}.jpg" for i, caption in enumerate(captions)]
-    (source / "Train_GCC-training.tsv").write_text(header + "\n".join([*rows, "a line without an address"]) + "\n")
+    rows = [f"{caption}\thttp://x.org/{i}.jpg\n" for i, caption in enumerate(captions)]
+    (source / "Train_GCC-training.tsv").write_text("".join(rows))
     refused(lambda: run("cc3m"), "cc3m/images: holds no shard", "--addresses")
     out = run("cc3m", "--addresses")
     table = pyarrow.parquet.read_table(tmp_path / "data/cc3m/addresses.parquet").to_pydict()
     assert table == {"url": [f"http://x.org/{i}.jpg" for i in range(4)], "caption": captions}
-    assert f"left out: 1 x row that is no caption and address; first: row {5 if header else 4}" in out
     assert "warning: pairs listed: 4, 3,318,329 fewer than the published 3,318,333" in out
 
 
@@ -142,7 +141,7 @@ def test_sbu_in_both_published_layouts(run, source, tmp_path, layout):
     run("flickr30k")
     captions, urls = zip(*SBU, strict=True)
     if layout == "json":
-        content = {"image_urls": [*urls, "u"], "user_ids": ["1"], "captions": [*captions, None]}
+        content = {"image_urls": urls, "user_ids": ["1"], "captions": captions}
         official.write_json(source / "sbu-captions-all.json", content)
     else:
         folder = source / "dataset"

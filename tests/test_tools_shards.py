@@ -14,7 +14,6 @@ from dataset.files import IMAGES
 from dataset.pretrain import PretrainDataset
 from dataset.transforms import FORMATS, Augment, PretrainViews
 from tools import shards as make_shards
-from tools.prepare.parquet import parquet_columns, read_tables
 from utils import UserError
 
 CAPTIONS = ["a dog", ["a cat", "une très grande bête"], "left of it", ["one"], "ünï 'x'", "six", "seven"]
@@ -182,6 +181,6 @@ def test_memory_holds_a_few_rows_and_a_page_not_the_file_and_no_row_group(tmp_pa
     path = tmp_path / "x.parquet"  # 32 MB in pages of 1 MB
     write(path, images, ["a dog"] * 1024, row_group_size=1024, write_batch_size=16, **plain)
     before, peak, count = pyarrow.total_allocated_bytes(), 0, 0
-    for _ in read_tables({path: parquet_columns(path, None, None)[1]}):
+    for _ in make_shards.read_tables({path: make_shards.parquet_columns(path, None, None)[1]}):
         peak, count = max(peak, pyarrow.total_allocated_bytes() - before), count + 1
     assert count == 1024 and peak < path.stat().st_size / 4

@@ -67,8 +67,6 @@ class Job:
         self.prepared = own_folder(self.output / "prepared", "tools.prepare")
         self.lines: list[str] = []  # counts, notes and warnings
         self.left_out: dict[str, tuple[int, list[str]]] = {}  # kind: (how many, the first places)
-        self.missing: set[str] = set()  # images that lists name and the disk lacks
-        self._listings: dict[str, frozenset[str]] = {}
         self._record = self.prepared / f"{self.name}.json"
         self._written = read_json(self._record)["written"] if self._record.exists() else {}
 
@@ -103,20 +101,10 @@ class Job:
 
     def has(self, image: str) -> bool:
         """Whether an image (a path in the images' folder) may be written: with --require_images it must exist."""
-        if self.exists(image):
+        if not self.options.require_images or (self.images / image).is_file():
             return True
-        if self.options.require_images:
-            self.leave_out("image that is not on disk", image)
-            return False
-        self.missing.add(image)
-        return True
-
-    def exists(self, image: str) -> bool:
-        folder, name = os.path.split(image)
-        if folder not in self._listings:  # one listing a folder: asking for each of millions of files is slow
-            path = self.images / folder
-            self._listings[folder] = frozenset(os.listdir(path)) if path.is_dir() else frozenset()
-        return name in self._listings[folder]
+        self.leave_out("image that is not on disk", image)
+        return False
 
     def count(self, what: str, number: int, published: int | None = None, rounded: int = 1) -> None:
         """A number of the files; a difference from the published one (known to `rounded`) is a warning."""

@@ -15,15 +15,14 @@ names are emojibase's (MIT) from Unicode's CLDR.
 import json
 import os
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from tools.prepare.common import Job, find_official, whole_folder
 
 REGISTRY = "https://registry.npmjs.org"
 ARTISTS = {  # name here: (package, its folder of images)
-    "noto": ("emoji-datasource-google-16.0.0.tgz", "package/img/google/64/"),
-    "twemoji": ("emoji-datasource-twitter-16.0.0.tgz", "package/img/twitter/64/"),
+    "noto": ("emoji-datasource-google-16.0.0.tgz", "package/img/google/64"),
+    "twemoji": ("emoji-datasource-twitter-16.0.0.tgz", "package/img/twitter/64"),
 }
 NAMES = ("emojibase-data-17.0.0.tgz", "package/en/data.json")
 HELD_OUT = Path(__file__).with_name("emoji_held_out.txt")
@@ -40,7 +39,7 @@ def prepare(job: Job) -> None:
     splits: dict[str, list[dict]] = {"train": [], "val": [], "test": []}
     split_of = held_out()
     for artist, (package, folder) in ARTISTS.items():
-        names = unpack(job, artist, members(found[package], folder), captions)
+        names = unpack(job, artist, found[package], folder, captions)
         job.count(f"images, {artist}", len(names), COUNTS[artist])
         for name in names:
             stem = name.removesuffix(".png")
@@ -63,21 +62,13 @@ def key_of(name: str) -> str:
     return name.lower().replace(NO_TEXT_STYLE, "")
 
 
-def members(package: Path, folder: str) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of the files in a folder of a package, or of one file."""
-    with tarfile.open(package) as tar:
-        for member in tar:
-            name = member.name.removeprefix(folder)
-            if member.isfile() and member.name.startswith(folder) and "/" not in name:
-                yield name, tar.extractfile(member).read()
-
-
 def read_captions(package: Path) -> dict[str, list[str]]:
     """{code points: captions} of all emoji and their skin tones: the name in a sentence, the name alone, and with
     keywords that it does not hold."""
-    content = next(content for _, content in members(package, NAMES[1]))
+    with tarfile.open(package) as tar:
+        content = json.load(tar.extractfile(NAMES[1]))
     captions = {}
-    for emoji in json.loads(content):
+    for emoji in content:
         for one in (emoji, *emoji.get("skins", ())):
             name = one["label"]
             tags = [tag for tag in one.get("tags") or emoji.get("tags") or () if tag not in name]
@@ -85,18 +76,20 @@ def read_captions(package: Path) -> dict[str, list[str]]:
     return captions
 
 
-def unpack(job: Job, artist: str, files: Iterator[tuple[str, bytes]], captions: dict) -> list[str]:
+def unpack(job: Job, artist: str, package: Path, folder: str, captions: dict) -> list[str]:
     """Write an artist's images whose names are known, or leave those of an earlier preparation; their files' names."""
-    folder = job.images / artist
-    if not folder.is_dir():
-        with whole_folder(folder) as partial:
-            for name, content in files:
-                stem, _, ending = name.rpartition(".")
-                if ending == "png" and key_of(stem) in captions:
-                    (partial / name).write_bytes(content)
-                elif ending == "png":
-                    job.leave_out("image whose name is not known", f"{artist}/{name}")
-    return sorted(os.listdir(folder))
+    output = job.images / artist
+    if not output.is_dir():
+        with tarfile.open(package) as tar, whole_folder(output) as partial:
+            for member in tar:
+                path = Path(member.name)
+                if str(path.parent) != folder or path.suffix != ".png":
+                    continue
+                if key_of(path.stem) in captions:
+                    (partial / path.name).write_bytes(tar.extractfile(member).read())
+                else:
+                    job.leave_out("image whose name is not known", f"{artist}/{path.name}")
+    return sorted(os.listdir(output))
 
 
 def held_out() -> dict[str, str]:

@@ -15,7 +15,7 @@ from dataset.files import read_json
 from dataset.transforms import ImageError
 from tools.prepare.common import Job
 from tools.prepare.image_hash import KnownImages, fingerprints
-from utils import UserError, open_file
+from utils import open_file
 
 FLICKR_URL = re.compile(r"flickr\.com/\d+/(\d+)_")  # static.flickr.com/SERVER/PHOTO_SECRET.jpg, in all its hosts
 
@@ -92,7 +92,7 @@ class HeldOut:
 
     def _copies(self, images: Iterable[str]) -> dict[str, str]:
         """{image: the held-out one that it shows}"""
-        paths = {str(self.job.images / image): image for image in images if self.job.exists(image)}
+        paths = {str(path): image for image in images if (path := self.job.images / image).is_file()}
         copies = {}
         for path, mark in fingerprints(list(paths), self.job.options.workers, "comparing with held-out images"):
             if isinstance(mark, ImageError):
@@ -111,8 +111,5 @@ class _PlainUnpickler(pickle.Unpickler):
 
 def read_refs(path: Path) -> list[tuple[int, str]]:
     """(COCO id, split: train | val | testA | testB) of RefCOCO's refs(unc).p."""
-    try:
-        with open_file(path) as file:
-            return [(ref["image_id"], ref["split"]) for ref in _PlainUnpickler(file, encoding="latin1").load()]
-    except (EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path}: not RefCOCO's references ({error})") from None
+    with open_file(path) as file:
+        return [(ref["image_id"], ref["split"]) for ref in _PlainUnpickler(file, encoding="latin1").load()]

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def prepare(job: Job) -> None:
     if job.options.addresses:
-        write_addresses(job, list(cc3m_rows(job) if job.name == "cc3m" else sbu_rows(job)))
+        write_addresses(job, list(cc3m_rows(job.source) if job.name == "cc3m" else sbu_rows(job.source)))
         return
     if not shard_names(job.images):
         raise UserError(
@@ -50,32 +50,22 @@ def prepare(job: Job) -> None:
     held_out.write_pairs((photo["image"], photo["caption"]) for photo in held_out.spare(downloaded_photos(job)))
 
 
-def cc3m_rows(job: Job) -> Iterator[tuple[str, str]]:
+def cc3m_rows(source: Path) -> Iterator[tuple[str, str]]:
     """(caption, address) of every line; quotation marks are characters like any other."""
-    path = find_official(job.source, {CC3M_NAME: CC3M_URL})[CC3M_NAME]
-    for number, line in enumerate(read_lines(path)):
-        caption, tab, address = line.partition("\t")
-        if not tab:
-            job.leave_out("row that is no caption and address", f"row {number}")
-        elif (caption, address) != ("caption", "url"):  # as img2dataset's guide puts it on top
-            yield caption, address.strip()
+    for line in read_lines(find_official(source, {CC3M_NAME: CC3M_URL})[CC3M_NAME]):
+        caption, _, address = line.partition("\t")
+        yield caption, address
 
 
-def sbu_rows(job: Job) -> Iterator[tuple[str, str]]:
+def sbu_rows(source: Path) -> Iterator[tuple[str, str]]:
     """(caption, address) of every pair of one of the two published layouts."""
-    found = find_official(job.source, {}, dict.fromkeys((SBU_NAME, *SBU_LINES), SBU_URL))
-    if all(name in found for name in SBU_LINES):
+    found = find_official(source, {}, dict.fromkeys(SBU_LINES, SBU_URL))
+    if len(found) == len(SBU_LINES):
         addresses, captions = (read_lines(found[name]) for name in SBU_LINES)
-    elif SBU_NAME in found:
-        content = read_json(found[SBU_NAME])
-        addresses, captions = content["image_urls"], content["captions"]
     else:
-        raise UserError(f"--source {job.source} lacks {SBU_NAME} ({SBU_URL}) or {' and '.join(SBU_LINES)}")
-    if len(captions) != len(addresses):
-        raise UserError(f"{job.source}: {len(captions)} captions for {len(addresses)} addresses; incomplete downloads?")
-    for caption, address in zip(captions, addresses, strict=True):
-        if caption is not None:
-            yield caption, address
+        content = read_json(find_official(source, {SBU_NAME: SBU_URL})[SBU_NAME])
+        addresses, captions = content["image_urls"], content["captions"]
+    return zip(captions, addresses, strict=True)
 
 
 def read_lines(path: Path) -> list[str]:
