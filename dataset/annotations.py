@@ -18,7 +18,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,21 +90,18 @@ class Place(NamedTuple):
 
 
 def load_annotations(source: Source, kind: str) -> list[dict]:
-    """The entries of a kind of file (a key of KINDS), `image` replaced by the path to open."""
+    """The entries of a kind of file (a key of KINDS), as `located_entries` has them."""
     return [entry for _, entry in located_entries(source, kind)]
 
 
 def located_entries(
-    source: Source,
-    kind: str,
-    convert: Callable[[dict, Place], list[dict]] | None = None,
-    split: str | None = None,
+    source: Source, kind: str, split: str | None = None, convert: Callable[[dict, Place], dict] | None = None
 ) -> Iterator[tuple[Place, dict]]:
-    """(place, entry) of all files, `image` replaced by the path to open.
+    """(place, entry) of all files, `image` the path to open, `name` what the file calls it.
 
-    kind: a key of KINDS: which keys an entry must have. convert: for files of other layouts, called first with an entry
-    and its place: what it is in this layout, as one entry, several, or none; its ValueErrors say what an entry lacks.
-    split: "train", "val" or "test": of the entries that name a `split`, those of this one alone; at least one.
+    kind: a key of KINDS: which keys an entry must have. split: "train", "val" or "test", for files that name an entry's
+    `split`, as Karpathy's: those of this one alone; at least one. convert: what makes an entry of this kind of one of
+    another layout at a place; its ValueErrors say what is missing.
     Raises UserError naming the file, the entry's number and the key.
     """
     splits, found = official.KARPATHY_SPLITS.get(split), False
@@ -114,15 +111,16 @@ def located_entries(
         if splits and read.get("split", splits[0]) not in splits:
             continue
         try:
-            entries = convert(_plain(read, source.columns), where) if convert else [_plain(read, source.columns)]
+            if splits and official.is_karpathy(read):
+                read |= official.karpathy_image(read, official.karpathy_set(read, where.header))
+            entry = _plain(read, source.columns)
+            entry = convert(entry, where) if convert else entry
         except ValueError as error:
             raise UserError(f"{where}: {error}") from None
-        for entry in entries:
-            _check(entry, kind, where)
-            if where.folder is not None:
-                entry["image"] = _image_path(entry, where, source, find_folder)
-            found = True
-            yield where, entry
+        _check(entry, kind, where)
+        path = entry["image"] if where.folder is None else _image_path(entry, where, source, find_folder)
+        found = True
+        yield where, {**entry, "name": entry["image"], "image": path}
     if splits and not found:
         raise UserError(f"{source.files}: no entry has the split {' or '.join(splits)}")
 
@@ -259,26 +257,23 @@ def _each_once(located: list[tuple[Place, dict]]) -> None:
 # ------------------------------------------------------------------------------------------------- retrieval
 
 
-def load_pairs(source: Source) -> list[dict]:
-    """The entries to fine-tune retrieval on."""
-    located = located_entries(source, "retrieval_train", partial(_for_retrieval, split="train"), "train")
-    return [entry for _, entry in located]
+def load_pairs(source: Source) -> list[tuple[str, str]]:
+    """(path of an image, caption) of all pairs to fine-tune retrieval on; Karpathy's captions as prepared lists have
+    them."""
+    pairs = []
+    for _, entry in located_entries(source, "retrieval_train", "train"):
+        captions = strings(entry["caption"])
+        if official.is_karpathy(entry):
+            captions = [text for caption in captions if (text := official.tidy(caption))]
+        pairs += [(entry["image"], text) for text in captions]
+    return pairs
 
 
-def load_candidates(source: Source, split: str) -> list[dict]:
-    """The entries {image, caption} of retrieval's "val" or "test", whose captions are ranked for the images."""
-    located = list(located_entries(source, "retrieval_eval", partial(_for_retrieval, split=split), split))
+def load_candidates(source: Source, split: str) -> list[tuple[str, str]]:
+    """(path of an image, caption) of retrieval's "val" or "test", whose captions are ranked for the images."""
+    located = list(located_entries(source, "retrieval_eval", split))
     _each_once(located)
-    return [entry for _, entry in located]
-
-
-def _for_retrieval(entry: dict, where: Place, split: str) -> list[dict]:
-    """A plain entry as it is; Karpathy's as pairs (train) or as one image with its captions, if it has any."""
-    if not official.is_karpathy(entry):
-        return [entry]
-    name = official.karpathy_set(entry, where.header)
-    found = official.karpathy_pairs(entry, name) if split == "train" else [official.karpathy_image(entry, name)]
-    return [item for item in found if item["caption"]]
+    return [(entry["image"], text) for _, entry in located for text in strings(entry["caption"])]
 
 
 # ------------------------------------------------------------------------------------------------- captioning
@@ -293,12 +288,14 @@ def load_captions(source: Source, split: str) -> list[dict]:
     """
     images: dict[str, dict] = {}
     of_id, evaluated = {}, []
-    for where, entry in located_entries(source, "caption", _for_captioning, split):
-        image, domain = entry["image"], (entry.get("domain") or "").removesuffix("-domain") or None
+    for where, entry in located_entries(source, "caption", split):
+        image, domain = entry["image"], entry.get("domain", "").removesuffix("-domain") or None
         if domain not in (None, *DOMAINS):
             raise UserError(f"{where}: 'domain' is {shown(domain)}, it must be one of {', '.join(DOMAINS)}")
-        identifier = entry.get("image_id", entry.get("name"))
-        labels = split_labels(entry.get("object_label") or "")
+        own = next((entry[key] for key in ("image_id", "img_id", "cocoid", "imgid") if key in entry), None)
+        identifier = _image_id(entry["name"]) if own is None else own
+        check_kind(identifier, "image_id", IDENTIFIER, where)
+        labels = split_labels(entry.get("object_label", ""))
         new = {"image": image, "captions": [], "image_id": identifier, "labels": labels, "domain": domain}
         first = images.setdefault(image, new)
         first["captions"] += strings(entry.get("caption", []))
@@ -306,7 +303,7 @@ def load_captions(source: Source, split: str) -> list[dict]:
             continue
         evaluated.append((where, entry))
         place, other = of_id.setdefault(first["image_id"], (where, first))
-        if other is not first or entry.get("image_id", first["image_id"]) != first["image_id"]:
+        if other is not first or own not in (None, first["image_id"]):
             raise UserError(
                 f"{where}: {image} has the image_id {shown(identifier)}, but {other['image']} has "
                 f"{shown(other['image_id'])} in {place}; over all files, an id must stand for one image, and an image "
@@ -316,19 +313,13 @@ def load_captions(source: Source, split: str) -> list[dict]:
     return list(images.values())
 
 
+def _image_id(name: str) -> int | str:
+    """COCO's number in the name of an image, else the name."""
+    name = os.path.normpath(member_name(name))
+    number = COCO_NAME.search(name)
+    return int(number[1]) if number else name
+
+
 def split_labels(object_label: str) -> list[str]:
     """mPLUG's "dog&&frisbee&&dog" -> ["dog", "frisbee"]"""
     return list(dict.fromkeys(label.strip() for label in object_label.split("&&") if label.strip()))
-
-
-def _for_captioning(entry: dict, where: Place) -> list[dict]:
-    """An entry of any layout with `image`, `caption` and `image_id` or, if it has none, `name`, its id then; Karpathy's
-    without blank captions."""
-    if official.is_karpathy(entry):
-        entry = {**entry, **official.karpathy_image(entry, official.karpathy_set(entry, where.header))}
-    ids = [entry[key] for key in ("image_id", "img_id", "cocoid", "imgid") if key in entry]
-    if ids:
-        return [{**entry, "image_id": ids[0]}]
-    name = os.path.normpath(member_name(str(entry.get("image"))))
-    number = COCO_NAME.search(name)
-    return [{**entry, "name": int(number[1]) if number else name}]

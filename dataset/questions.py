@@ -37,11 +37,11 @@ def load_training_questions(source: Source, left_out: Files = (), official: File
     Raises UserError naming file, entry and key, and if nothing remains.
     """
     convert = partial(_official_question, annotations=lambda path: {})
-    located = located_entries(replace(source, files=left_out), "vqa_eval", convert)
+    located = located_entries(replace(source, files=left_out), "vqa_eval", convert=convert)
     held_out = {(entry["question_id"], entry["image"]) for _, entry in located}
     entries, count = [], 0
     convert = partial(_official_question, annotations=cache(partial(_annotations, official=official)), required=True)
-    for where, entry in located_entries(source, "vqa_train", convert):
+    for where, entry in located_entries(source, "vqa_train", convert=convert):
         _check_ocr(entry, where)
         if not any(map(has_word, strings(entry["answer"]))):
             raise UserError(f"{where}: 'answer' is blank")
@@ -59,7 +59,7 @@ def load_questions(source: Source) -> list[dict]:
     files have the answers of the annotation file beside them. A question without a word stays: it needs an answer."""
     entries, first = [], {}
     convert = partial(_official_question, annotations=cache(_annotations))
-    for where, entry in located_entries(source, "vqa_eval", convert):
+    for where, entry in located_entries(source, "vqa_eval", convert=convert):
         _check_ocr(entry, where)
         identifier = entry["question_id"]
         if first.setdefault(identifier, where) != where:
@@ -96,13 +96,13 @@ def read_answer_list(path: str | Path) -> list[str]:
 
 def _official_question(
     entry: dict, where: Place, annotations: Callable[[Path], Mapping], required: bool = False
-) -> list[dict]:
+) -> dict:
     """An entry of an official question file with its answers; one of another layout as it is.
 
     annotations: question file -> {question id: annotation}; required: a question without one is a UserError.
     """
     if not is_vqa_question(entry):
-        return [entry]
+        return entry
     check_kind(entry.get("question_id"), "question_id", IDENTIFIER, where)
     annotation = annotations(where.path).get(entry["question_id"])
     if annotation is None and required:
@@ -110,7 +110,7 @@ def _official_question(
             f"{where}: question_id {shown(entry['question_id'])} has no annotation, thus no answer; put "
             f"{vqa_annotation_name(where.path.name)} beside the file, or name it in data.official"
         )
-    return [vqa_entry(entry, annotation, vqa_split(where.header, where.path.name))]
+    return vqa_entry(entry, annotation, vqa_split(where.header, where.path.name))
 
 
 def _annotations(path: Path, official: Files = ()) -> dict:
@@ -135,7 +135,7 @@ def load_references(
     sources = {
         "official files": _by_id(official, "annotations", _official_answers),
         "entries": {entry["question_id"]: {**entry, "reference": entry.get("answer")} for entry in entries},
-        "score files": _by_id(score_files, None, _scores),
+        "score files": _by_id(score_files, None, lambda entry: entry["label"]),
     }
     used: Counter[str] = Counter()
     columns = {"reference": [], "answer_type": [], "question_type": []}
@@ -157,12 +157,6 @@ def _official_answers(entry: dict) -> list[str]:
     if problem := _wrong_number(answers):
         raise ValueError(problem)
     return answers
-
-
-def _scores(entry: dict) -> dict[str, float]:
-    if not all(type(score) in (int, float) and 0 <= score < float("inf") for score in entry["label"].values()):
-        raise ValueError("label maps an answer to something that is no score")
-    return entry["label"]
 
 
 def _wrong_number(answers: str | list[str] | None) -> str | None:

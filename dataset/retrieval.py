@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from dataset.annotations import Source, load_candidates, load_pairs, strings
+from dataset.annotations import Source, load_candidates, load_pairs
 from dataset.cache import StringTable
 from dataset.common import EvalDataset, numbered
 from dataset.pretrain import PairDataset
@@ -25,11 +25,11 @@ class RetrievalTrainDataset(PairDataset):
     """
 
     def __init__(self, source: Source, transform: Augment, *, per: str = "caption", **options):
-        entries = load_pairs(source)
-        paths = numbered(entry["image"] for entry in entries)
+        pairs = load_pairs(source)
+        paths = numbered(image for image, _ in pairs)
         if len(paths) < 2:
             raise UserError(f"data.train: all entries have the image {next(iter(paths))}: matching has no negative")
-        texts = [(paths[entry["image"]], text) for entry in entries for text in strings(entry["caption"])]
+        texts = [(paths[image], text) for image, text in pairs]
         groups = None
         if per == "image":  # whose captions then stand together
             texts.sort(key=lambda pair: pair[0])
@@ -60,10 +60,9 @@ class RetrievalEvalDataset(EvalDataset):
         max_words: int = 30,
         language: Language = LOWER_CASE,
     ):
-        entries = load_candidates(source, split)
-        number = numbered(entry["image"] for entry in entries)
-        pairs = [(number[entry["image"]], text) for entry in entries for text in strings(entry["caption"])]
+        pairs = load_candidates(source, split)
+        number = numbered(image for image, _ in pairs)
         super().__init__(list(number), transform)
         self.raw_captions = [text for _, text in pairs]
         self.captions = [clean_caption(text, max_words, language.lower) for text in self.raw_captions]
-        self.image_of_caption = [image for image, _ in pairs]
+        self.image_of_caption = [number[image] for image, _ in pairs]

@@ -147,7 +147,6 @@ def test_a_file_without_the_asked_split_is_refused(folder, stage):
 
 BAD_SCORES = [
     ([{"label": {"a": 1}}], "entry 0 is not as expected (KeyError('question_id'))"),
-    ([{"question_id": 0, "label": {"a": float("nan")}}], "no score"),
     ([{"question_id": 0, "label": {HALF: 1}}], "entry 0: a text holds"),
     ({"annotations": []}, "holds no JSON list"),
 ]

@@ -68,7 +68,7 @@ def test_every_image_is_in_one_split_and_every_stage_reads_the_lists(run, photos
     for split in ("val", "test"):
         source = Source(own / f"{split}.json")
         ranked, written = load_candidates(source, split), load_captions(source, split)
-        assert [entry["caption"] for entry in ranked] == [entry["captions"] for entry in written]
+        assert ranked == [(entry["image"], text) for entry in written for text in entry["captions"]]
         assert {entry["image_id"] for entry in written} <= {str(p.relative_to(photos)) for p in photos.rglob("*.png")}
 
 
