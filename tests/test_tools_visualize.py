@@ -22,7 +22,7 @@ def write_checkpoint(path, *overrides, stage="pretrain") -> None:
 
 
 def draw(path, *more) -> dict:
-    arguments = ["--checkpoint", path, "--images", 24, "--show", 2, "--device", "cpu", *more]
+    arguments = ["--checkpoint", path, "--images", 24, "--device", "cpu", *more]
     visualize.main(list(map(str, arguments)))
     return {file.name: file for file in (path.parent / "figures").glob("[!.]*")}
 

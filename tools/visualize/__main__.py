@@ -36,6 +36,8 @@ from tools.visualize import encodings
 from tools.visualize.scenes import Labels, patch_labels, scene_numbers
 from utils import UserError, as_config, choose_device, load_checkpoint, own_folder, run_main, write_json
 
+SHOWN = 6  # images of Figure 3 and of the masks
+SEED = 0  # of scenes, masks and k-means
 OURS, PIXELS, DVAE = "encoding head", "k-means of pixels", "dvae"
 
 
@@ -46,18 +48,21 @@ def main(argv: list[str] | None = None) -> None:
     model, tokenizer, max_tokens, max_words = load_model(args.checkpoint, torch.device(choose_device(args.device)))
     output = own_folder(args.output or args.checkpoint.parent / "figures", "tools.visualize")  # before the work
     encoder, mim = model.backbone.image_encoder, model.mim
-    samples = read_samples if args.data else draw_scenes
-    images, captions, known = samples(args, encoder.image_size, encoder.grid, max_words)
+    known: Labels = {}  # what the patches show
+    if args.data:
+        images, captions = read_samples(Source(args.data, args.image_root), args.images, encoder.image_size, max_words)
+    else:
+        images, captions, known = draw_scenes(args.images, encoder.image_size, encoder.grid, max_words)
     inputs = torch.stack([to_tensor(image) for image in images]), *tokenizer.encode(captions, max_tokens)
     similarity, ours = encodings.encode(model, *inputs)
     count = max(2, len(ours.assignment.unique())) if ours else 64  # of k-means, as many clusters as we use patterns
     clusterings = {OURS: ours} if ours else {}
-    clusterings[PIXELS] = encodings.kmeans_of_pixels(images, encoder.patch_size, count, args.seed)
+    clusterings[PIXELS] = encodings.kmeans_of_pixels(images, encoder.patch_size, count, SEED)
     if args.codebook:
         clusterings[DVAE] = encodings.dvae_codes(CodebookTarget(args.codebook), images, encoder.grid)
 
-    shown = slice(args.show)
-    uniform = torch.rand(similarity[shown].shape, generator=torch.Generator().manual_seed(args.seed))
+    shown = slice(SHOWN)
+    uniform = torch.rand(similarity[shown].shape, generator=torch.Generator().manual_seed(SEED))
     masks = {
         heading: encodings.draw_masks(similarity[shown], mim.mask_ratio, mim.mask_temperature, uniform, by_text)
         for heading, by_text in (("masked at random", False), ("masked by the text", True))
@@ -66,13 +71,13 @@ def main(argv: list[str] | None = None) -> None:
         f"figure2_{name.replace(' ', '_')}": figures.pattern_figure(images, name, clustering, encoder.grid)
         for name, clustering in clusterings.items()
     }
-    drawn["figure3"] = figures.layouts(images[shown], captions[shown], clusterings)
+    drawn["figure3"] = figures.layout_figure(images[shown], captions[shown], clusterings)
     drawn["masking"] = figures.masking_figure(images[shown], captions[shown], masks, similarity[shown])
     for name, figure in drawn.items():
         figure.savefig(output / f"{name}.png")
     if known:
         assignments = {name: clustering.assignment for name, clustering in clusterings.items()}
-        numbers = scene_numbers(known, similarity, assignments, (mim.mask_ratio, mim.mask_temperature), args.seed)
+        numbers = scene_numbers(known, similarity, assignments, (mim.mask_ratio, mim.mask_temperature), SEED)
         write_json(output / "numbers.json", numbers)
         print(f"{numbers['images']} scenes, {numbers['patches']} patches")
         for title, key in (("adjusted mutual information", "agreement"), ("share of patches", "masked")):
@@ -91,13 +96,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--data", nargs="+", help="JSON lists of {image, caption} instead of the demo's scenes")
     add("--image_root", help="folder of the images in --data (default: the JSON file's folder)")
     add("--images", type=int, default=300, help="images whose patches are clustered (default: %(default)s)")
-    add("--show", type=int, default=6, help="of them, images in the figures (default: %(default)s)")
     add("--codebook", help="folder of a FlavaImageCodebook: the dVAE beside ours")
-    add("--seed", type=int, default=0, help="of scenes, masks and k-means")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     args = parser.parse_args(argv)
     check_value("--images", args.images, int)
-    check_value("--show", args.show, int)
     return args
 
 
@@ -113,26 +115,17 @@ def load_model(path: Path, device: torch.device) -> tuple[PretrainModel, Tokeniz
     return model.to(device).eval(), tokenizer, config.text.max_tokens, config.data.max_words
 
 
-def draw_scenes(
-    args: argparse.Namespace, size: int, grid: int, max_words: int
-) -> tuple[list[Image.Image], list[str], Labels]:
+def draw_scenes(count: int, size: int, grid: int, max_words: int) -> tuple[list[Image.Image], list[str], Labels]:
     """Scenes of the test split, which no training shows, each with one of its captions, and what its patches show."""
-    chosen = [scenes.make_scene(args.seed, index) for index in scenes.plan(args.seed, {"test": args.images})["test"]]
+    chosen = [scenes.make_scene(SEED, index) for index in scenes.plan(SEED, {"test": count})["test"]]
     captions = [usable_caption(scenes.captions(scene)[0], max_words, "scene") for scene in chosen]
     return [scenes.render(s, size) for s in chosen], captions, patch_labels(chosen, captions, size, grid)
 
 
-def read_samples(
-    args: argparse.Namespace, size: int, grid: int, max_words: int
-) -> tuple[list[Image.Image], list[str], Labels]:
-    """Every n-th entry of --data, so that --images of them cover the files; unreadable images are left out.
-
-    Nothing is known of what their patches show.
-    """
-    entries = load_annotations(Source(args.data, args.image_root), "pretrain")
-    step = max(1, len(entries) // args.images)
-    images, captions = [], []
-    for entry in entries[::step][: args.images]:
+def read_samples(source: Source, count: int, size: int, max_words: int) -> tuple[list[Image.Image], list[str]]:
+    """Every n-th image with its first caption, so that they cover the files; unreadable images are left out."""
+    entries, images, captions = load_annotations(source, "pretrain"), [], []
+    for entry in entries[:: max(1, len(entries) // count)][:count]:
         caption = entry["caption"] if isinstance(entry["caption"], str) else entry["caption"][0]
         try:
             caption = usable_caption(caption, max_words, entry["image"])
@@ -141,8 +134,8 @@ def read_samples(
         except (ImageError, EmptyCaption) as error:
             print(f"left out: {error}", file=sys.stderr)
     if not images:
-        raise UserError(f"--data {args.data[0]}: no entry has a readable image and a caption (see --image_root)")
-    return images, captions, {}
+        raise UserError("--data: no entry has a readable image and a caption (see --image_root)")
+    return images, captions
 
 
 if __name__ == "__main__":

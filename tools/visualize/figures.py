@@ -13,18 +13,14 @@ import torch
 from matplotlib import colormaps
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from PIL import Image
 from torch import Tensor
 
 from tools.visualize.encodings import Clustering
 
 SIDE = 1.5  # inches of an image
-NAMED = 6  # patterns in a legend
 SHOWN, EXAMPLES = 8, 8  # clusters in Figure 2, and patches of each
 GOLDEN = 0.61803398875  # steps of hue that never come near an earlier one
-Cell = tuple[str, np.ndarray]  # heading, picture
-Color = tuple[float, float, float]
 
 
 def pixels(figure: Figure) -> Tensor:
@@ -37,37 +33,29 @@ def pixels(figure: Figure) -> Tensor:
 
 
 def sheet(
-    title: str,
-    explanation: str,
-    rows: Sequence[Sequence[Cell]],
-    captions: Sequence[str],
-    legend: dict[str, Color] | None = None,
+    title: str, rows: Sequence[Sequence[np.ndarray]], captions: Sequence[str], headings: Sequence[str] = ()
 ) -> Figure:
-    """Rows of pictures, a caption below each row, headings above the first cells that they are about."""
-    columns, legend = max(map(len, rows)), legend or {}
-    width = max(columns * SIDE, 5) + 0.3
-    wide = round(width * 14)  # characters of a line
-    words = textwrap.fill(explanation, wide)
-    captions = [textwrap.fill(caption, wide) for caption in captions]
-    lines = words.count("\n") + sum(caption.count("\n") + 1 for caption in captions) - -len(legend) // min(4, columns)
-    figure = Figure((width, 1 + 0.18 * lines + (SIDE + 0.15) * len(rows)), dpi=130, layout="constrained")
-    figure.suptitle(f"{title}\n{words}", x=0.01, ha="left", fontsize="small")
-    above: list[str] = []
+    """Rows of pictures, a caption below each row, headings above the columns."""
+    columns = max(map(len, rows))
+    width = max(columns * SIDE, 5)
+    figure = Figure((width, (SIDE + 0.35) * len(rows) + 0.5), dpi=130, layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize="small")
     parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
-    for part, cells, caption in zip(parts, rows, captions, strict=True):
-        part.supxlabel(caption, x=0.01, ha="left", fontsize="small")
+    for part, pictures, caption in zip(parts, rows, captions, strict=True):
+        part.supxlabel(textwrap.fill(caption, round(width * 14)), x=0.01, ha="left", fontsize="small")
         axes = part.subplots(1, columns, squeeze=False)[0]
         for axis in axes:
             axis.axis("off")
-        for axis, (heading, picture) in zip(axes, cells, strict=False):
+        for axis, picture in zip(axes, pictures, strict=False):
             axis.imshow(picture)
-            if heading not in above:
-                axis.set_title(textwrap.fill(heading, 20), fontsize="small")
-        above = [heading for heading, _ in cells]
-    if legend:
-        handles = [Patch(color=color, label=name) for name, color in legend.items()]
-        figure.legend(handles=handles, loc="outside lower left", ncols=min(4, columns), fontsize="small", frameon=False)
+    for axis, heading in zip(parts[0].axes, headings, strict=False):
+        axis.set_title(textwrap.fill(heading, 20), fontsize="small")
     return figure
+
+
+def columns_sheet(title: str, columns: dict[str, Sequence[np.ndarray]], captions: Sequence[str]) -> Figure:
+    """columns: {heading: a picture of each image}"""
+    return sheet(title, list(zip(*columns.values(), strict=True)), captions, list(columns))
 
 
 # ------------------------------------------------------------------------------------------------- pictures
@@ -96,9 +84,15 @@ def heat(image: Image.Image, values: Tensor) -> np.ndarray:
     return tinted(picture(image, gray=True), colormaps["viridis"](values)[..., :3], 0.72)
 
 
-def layout(image: Image.Image, patterns: Tensor, colors: dict[int, Color]) -> np.ndarray:
-    """Patches in the color of their pattern [N] over the image in gray."""
-    return tinted(picture(image, gray=True), np.array([[colors[int(p)] for p in row] for row in square(patterns)]), 0.7)
+def layouts(images: Sequence[Image.Image], patterns: Tensor) -> list[np.ndarray]:
+    """Patches in the color of their pattern [B, N] over the images in gray; one color is one pattern in all images,
+    and patterns that are about as frequent get colors that lie far apart."""
+    colors = {p: hsv_to_rgb((i * GOLDEN % 1, 0.8, 0.95)) for i, p in enumerate(by_frequency(patterns))}
+    drawn = []
+    for image, row in zip(images, patterns, strict=True):
+        tints = np.array([colors[p] for p in row.tolist()])  # [N, 3]
+        drawn.append(tinted(picture(image, gray=True), tints.reshape(*square(row).shape, 3), 0.7))
+    return drawn
 
 
 def crop(image: Image.Image, place: int, grid: int) -> np.ndarray:
@@ -124,18 +118,6 @@ def by_frequency(patterns: Tensor) -> list[int]:
     return values[counts.argsort(descending=True, stable=True)].tolist()
 
 
-def colors_of(patterns: Sequence[int]) -> dict[int, Color]:
-    """A color per pattern; neighbors in the list get colors that lie far apart."""
-    styles = ((0.75, 1.0), (0.9, 0.8), (0.45, 0.95))  # saturation and value
-    return {p: tuple(hsv_to_rgb((i * GOLDEN % 1, *styles[i // 12 % 3]))) for i, p in enumerate(patterns)}
-
-
-def legend_of(patterns: Tensor, colors: dict[int, Color]) -> dict[str, Color]:
-    """Of the most frequent patterns, {name with its share of the patches: color}"""
-    shares = {p: float((patterns == p).float().mean()) for p in by_frequency(patterns)[:NAMED]}
-    return {f"pattern {p} ({share:.0%})": colors[p] for p, share in shares.items()}
-
-
 # -------------------------------------------------------------------------------------------------- figures
 
 
@@ -152,24 +134,14 @@ def masking_figure(
     views: B images that are masked; masks: {heading: [B, N] bool, True = masked}; similarity: [B, N] of each patch with
     the caption; patterns: [B, N] pattern of each patch; clean: the B views that stay whole.
     """
-    explanation, legend = "The caption below each row is the one that the model read. Gray: masked.", {}
     columns = {"clean view (view 1)": list(map(picture, clean))} if clean else {}
     columns["masked view (view 2)" if clean else "image"] = list(map(picture, views))
     columns |= {heading: list(map(hidden, views, mask)) for heading, mask in masks.items()}
     if similarity is not None:
         columns["similarity with the caption"] = list(map(heat, views, similarity))
-        explanation += " Similarity: from each image's lowest (dark) to its highest (light)."
     if patterns is not None:
-        colors = colors_of(by_frequency(patterns))
-        columns["the teacher's patterns"] = [layout(*pair, colors) for pair in zip(views, patterns, strict=True)]
-        explanation += f" Patches of one color have the same pattern, in all rows; {len(colors)} patterns."
-        legend = legend_of(patterns, colors)
-    return sheet("What is masked", explanation, rows_of(columns), captions, legend)
-
-
-def rows_of(columns: dict[str, Sequence[np.ndarray]]) -> list[list[Cell]]:
-    """{heading: a picture of each image} -> a row for each image"""
-    return [list(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        columns["the teacher's patterns"] = layouts(views, patterns)
+    return columns_sheet("What is masked", columns, captions)
 
 
 def pattern_figure(images: Sequence[Image.Image], name: str, clustering: Clustering, grid: int) -> Figure:
@@ -177,23 +149,13 @@ def pattern_figure(images: Sequence[Image.Image], name: str, clustering: Cluster
     rows, captions = [], []
     in_use = by_frequency(clustering.assignment)
     for cluster in in_use[:: -(-len(in_use) // SHOWN)]:
-        places = clustering.examples(cluster, EXAMPLES)
-        rows.append([("", crop(images[number], place, grid)) for number, place in places])
+        rows.append([crop(images[number], place, grid) for number, place in clustering.examples(cluster, EXAMPLES)])
         captions.append(f"pattern {cluster} ({int((clustering.assignment == cluster).sum())} patches)")
-    explanation = (
-        f"Each row is one of the {len(in_use)} clusters in use, from the most to the least frequent: its clearest "
-        "patches, outlined, with their surroundings, at most two of an image."
-    )
-    return sheet(f"Figure 2: patches that have the same pattern ({name})", explanation, rows, captions)
+    return sheet(f"Figure 2: patches that have the same pattern ({name}, {len(in_use)} in use)", rows, captions)
 
 
-def layouts(images: Sequence[Image.Image], captions: Sequence[str], clusterings: dict[str, Clustering]) -> Figure:
-    """Figure 3: each patch in the color of its pattern; the legend is that of the first clustering."""
-    columns, legend = {"image": list(map(picture, images))}, None
-    for name, clustering in clusterings.items():
-        patterns = clustering.assignment[: len(images)]
-        colors = colors_of(by_frequency(patterns))
-        columns[name] = [layout(*pair, colors) for pair in zip(images, patterns, strict=True)]
-        legend = legend or legend_of(patterns, colors)
-    explanation = "Each patch has the color of its pattern; one color is one pattern in all images of a column."
-    return sheet("Figure 3: pattern layout of whole images", explanation, rows_of(columns), captions, legend)
+def layout_figure(images: Sequence[Image.Image], captions: Sequence[str], clusterings: dict[str, Clustering]) -> Figure:
+    """Figure 3: each patch in the color of its pattern."""
+    columns = {"image": list(map(picture, images))}
+    columns |= {name: layouts(images, found.assignment[: len(images)]) for name, found in clusterings.items()}
+    return columns_sheet("Figure 3: pattern layout of whole images", columns, captions)
