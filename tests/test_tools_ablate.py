@@ -65,7 +65,7 @@ def test_start_layers_scale_with_depth():
 
 def test_every_row_runs_once_a_seed_a_failed_one_is_named_and_tried_again_and_the_others_go_on(tmp_path, fake):
     fake.fails = {("table5_random", "retrieval")}
-    with pytest.raises(UserError, match="2 runs failed: table5_random seed 42: retrieval ended with 2 .*no luck"):
+    with pytest.raises(UserError, match="2 runs failed: .*table5_random/seed_42: retrieval ended with 2 .*no luck"):
         ablate.main(arguments(tmp_path, "all", "--seeds", 2))
     stages = ("pretrain", "retrieval", "vqa")
     expected = [(row, seed, stage) for seed in (42, 43) for row in ROWS for stage in stages]
@@ -76,7 +76,8 @@ def test_every_row_runs_once_a_seed_a_failed_one_is_named_and_tried_again_and_th
     again = [call for call in fake.calls if call[2] != "zeroshot"]
     assert again == [("table5_random", seed, stage) for seed in (42, 43) for stage in ("retrieval", "vqa")]
     result = json.loads((tmp_path / "out/table6_45/seed_43/result.json").read_text())
-    assert set(result["stages"]) == {"zeroshot", *stages} and result["switches"]["mim.mask_ratio"] == 0.45
+    assert set(result["stages"]) == {"zeroshot", *stages} and result["row"] == "table6_45"
+    assert result["stages"]["pretrain"]["settings"]["mim"]["mask_ratio"] == 0.45
 
 
 def test_finished_stages_of_other_settings_are_refused(tmp_path, fake):
@@ -90,7 +91,7 @@ def test_a_run_whose_folder_cannot_be_made_leaves_the_others_alone(tmp_path, fak
     (tmp_path / "out").mkdir()
     for name in ("table5_random", ".tools.ablate"):
         (tmp_path / "out" / name).touch()
-    with pytest.raises(UserError, match="1 runs failed: table5_random seed 42: .*no folder to write into"):
+    with pytest.raises(UserError, match="1 runs failed: .*table5_random/seed_42: .*no folder to write into"):
         ablate.main(arguments(tmp_path, 5, "--seeds", 1))
     assert ("semmim", 42, "vqa") in fake.calls
 

@@ -5,7 +5,8 @@
     python -m tools.report output/demo/ablation --format text
 
 The rows are those of configs/ablation/: a row is --base with the row's four switches (target, masking, mask ratio,
-start layer) in the place of the base's own. Start layers are the paper's of 12 and scale with the depth of the base's
+start layer) in the place of the base's own; fine-tuning is by the files beside it (Retrieval.yaml or
+Retrieval_coco.yaml, VQA.yaml). Start layers are the paper's of 12 and scale with the depth of the base's
 image encoder (1, 6, 9, 12 become 1, 3, 5, 6 of 6). The paper's model is a row of all four tables and is run once.
 Seeds are the base's own and the following; a seed's rows come before the next seed.
 
@@ -57,8 +58,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--jobs", type=int, default=1, help="runs side by side (default: %(default)s)")
     stages = [name for name in STAGES if name != "pretrain"]
     add("--stages", nargs="+", choices=stages, default=["retrieval", "vqa"], help="after pre-training (default: both)")
-    add("--retrieval", help="YAML of retrieval (default: Retrieval.yaml or Retrieval_coco.yaml beside --base)")
-    add("--vqa", help="YAML of question answering (default: VQA.yaml beside --base)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     for name in ("override", "retrieval_override", "vqa_override"):
         add(f"--{name}", nargs="*", action="extend", default=[], metavar="KEY.SUB=VALUE")

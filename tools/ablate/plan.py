@@ -16,7 +16,8 @@ from utils import ROOT, Config, UserError, find_file
 PAPER_DEPTH = 12  # layers of the image encoder whose numbers Table 7 names
 SWITCHES = ("target", "masking", "mask_ratio", "inject_from")  # of mim: what a row is
 STAGES = {"pretrain": "Pretrain.py", "zeroshot": "Retrieval.py", "retrieval": "Retrieval.py", "vqa": "VQA.py"}
-BESIDE = {"retrieval": ("Retrieval.yaml", "Retrieval_coco.yaml"), "vqa": ("VQA.yaml",)}  # the base, by default
+CONFIGS = {"retrieval": ("Retrieval.yaml", "Retrieval_coco.yaml"), "vqa": ("VQA.yaml",)}  # beside the base
+CONFIGS["zeroshot"] = CONFIGS["retrieval"]
 
 
 @dataclass
@@ -37,11 +38,6 @@ class AblationRun:
     seed: int
     folder: Path
     stages: list[Stage]
-    switches: dict
-
-    @property
-    def name(self) -> str:
-        return f"{self.row} seed {self.seed}"
 
 
 def plan(args: argparse.Namespace) -> tuple[list[AblationRun], list[str]]:
@@ -49,9 +45,8 @@ def plan(args: argparse.Namespace) -> tuple[list[AblationRun], list[str]]:
     base = settings.load_config(args.base, args.override, settings.PRETRAIN)
     fine_tuning, rows, left_out = [], {}, []
     for name in args.stages:
-        kind = "vqa" if name == "vqa" else "retrieval"
-        config = getattr(args, kind) or beside(args.base, kind)
-        fine_tuning.append(make_stage(name, config, getattr(args, f"{kind}_override")))
+        overrides = args.vqa_override if name == "vqa" else args.retrieval_override
+        fine_tuning.append(make_stage(name, beside(args.base, CONFIGS[name]), overrides))
     for row in rows_of(args.tables):
         switches = row_switches(row, base)
         codebook = switches.get("mim.codebook")
@@ -59,11 +54,11 @@ def plan(args: argparse.Namespace) -> tuple[list[AblationRun], list[str]]:
             left_out.append(f"{row}: left out, {codebook} does not exist: give it by --override mim.codebook=FOLDER")
             continue
         changed = [f"{key}={'none' if value is None else json.dumps(value)}" for key, value in switches.items()]
-        rows[row] = switches, [make_stage("pretrain", args.base, [*args.override, *changed]), *fine_tuning]
+        rows[row] = [make_stage("pretrain", args.base, [*args.override, *changed]), *fine_tuning]
     runs = [
-        AblationRun(row, seed, args.output / row / f"seed_{seed}", stages, switches)
+        AblationRun(row, seed, args.output / row / f"seed_{seed}", stages)
         for seed in range(base.seed, base.seed + args.seeds)
-        for row, (switches, stages) in rows.items()
+        for row, stages in rows.items()
     ]
     return runs, left_out
 
@@ -73,12 +68,12 @@ def make_stage(name: str, config: str, overrides: list[str]) -> Stage:
     return Stage(name, config, overrides, settings.load_config(config, overrides, stage))
 
 
-def beside(base: str, kind: str) -> str:
-    """The configuration of fine-tuning that lies beside the base's."""
+def beside(base: str, names: Sequence[str]) -> str:
+    """The configuration of fine-tuning that lies beside the base's, under one of these names."""
     folder = find_file(base, "--base").parent
-    found = [str(folder / name) for name in BESIDE[kind] if (folder / name).is_file()]
+    found = [str(folder / name) for name in names if (folder / name).is_file()]
     if not found:
-        raise UserError(f"--{kind} is missing: {folder} holds no {' or '.join(BESIDE[kind])}")
+        raise UserError(f"--base {base}: beside it is no {' or '.join(names)}")
     return found[0]
 
 

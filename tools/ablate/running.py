@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import torch
 
@@ -77,7 +76,7 @@ def run_all(runs: Sequence[AblationRun], slots: Sequence[Gpus], device: str) -> 
         try:
             return run_stages(run, gpus, max(1, torch.get_num_threads() // len(slots)), device)
         except UserError as error:  # the other runs go on
-            return f"{run.name}: {one_line(error)}"
+            return f"{run.folder}: {one_line(error)}"
         finally:
             free.put(gpus)
 
@@ -98,12 +97,13 @@ def run_stages(run: AblationRun, gpus: Gpus, threads: int, device: str) -> str |
         code = wait_for(start_stage(run, stage, gpus, threads, device))
         metrics = run.folder / stage.name / "metrics.json"
         if code or not metrics.is_file():
-            return f"{run.name}: {stage.name} ended with {code} ({last_line(run.folder / f'{stage.name}.log')})"
+            lines = (run.folder / f"{stage.name}.log").read_text(encoding="utf-8", errors="replace").split("\n")
+            last = next((one_line(line) for line in reversed(lines) if line.strip()), "")
+            return f"{run.folder}: {stage.name} ended with {code} ({last}; more in {stage.name}.log)"
         seconds = round(time.monotonic() - start, 1)
         finished[stage.name] = {"settings": stage.settings, "seconds": seconds, "metrics": read_json(metrics)}
-        notes = {"row": run.row, "seed": run.seed, "switches": run.switches}
-        write_json(run.folder / "result.json", {**notes, "stages": finished})
-        say(f"{run.name}: {stage.name} took {clock(seconds)} on {f'{len(gpus)} GPUs' if gpus else f'{threads} cores'}")
+        write_json(run.folder / "result.json", {"row": run.row, "seed": run.seed, "stages": finished})
+        say(f"{run.folder}: {stage.name} took {clock(seconds)}")
     return None
 
 
@@ -140,12 +140,6 @@ def command(run: AblationRun, stage: Stage, gpus: int, device: str) -> list[str]
     if stage.name != "pretrain":
         arguments += ["--checkpoint", str(run.folder / "pretrain" / "checkpoint_last.pth")]
     return [*program, str(ROOT / STAGES[stage.name]), *arguments, "--override", *stage.overrides]
-
-
-def last_line(log: Path) -> str:
-    """The last line of a console log, cut to a line's length."""
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
-    return f"{one_line(lines[-1])}; all of it in {log}"
 
 
 def say(*lines: str) -> None:
