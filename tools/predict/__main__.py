@@ -25,7 +25,6 @@ import torch
 import utils
 from dataset.files import read_json
 from models.generation import MODES
-from models.weights import check_value
 from semmim import SemMIM
 from semmim.inputs import choices
 from semmim.model import TEMPLATES, K
@@ -56,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
         if images:
             add("images", nargs=images, help="image files and folders")
         add("--checkpoint", required=True, help="file, run's folder, exported folder or hub name")
-        add("--output", help=f"{output} ({', '.join(endings)})")
+        add("--output", required=run is embed, help=f"{output} ({', '.join(endings)})")
         add("--device", default="auto", help="cpu, cuda or auto (default: %(default)s)")
         add("--precision", choices=("auto", "bf16", "fp32"), default=precision, help="(default: %(default)s)")
         add("--batch_size", type=int, default=64, help="images of one forward (default: %(default)s)")
@@ -92,8 +91,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--class_file", dest="classes", type=read_lines, help="file with the name of a class a line")
     add("--top", type=int, default=1, help="classes to show of each image (default: %(default)s)")
     add("--template", **template)
-    output = "rows image, class, predicted, probability"
-    add = command(evaluate, "zero-shot accuracy on a folder of class folders", output, images="")
+    about = "zero-shot accuracy on a folder of class folders"
+    add = command(evaluate, about, "rows name, value", images="")
     add("task", choices=("zero-shot",))
     add("folder", help="a folder a class, named as the class (_ for a space), with its images")
     add("--names", help='JSON file {"folder": "name of the class"} if folders have other names')
@@ -152,7 +151,6 @@ def vqa(args: argparse.Namespace) -> Iterator[dict]:
 
 def retrieve(args: argparse.Namespace) -> Iterator[dict]:
     """The best items of every query; score is null (CSV: empty) for candidates that were not re-ranked."""
-    check_value("--top", args.top, int)
     paths, texts = find_images(args.images), args.text
     if not texts:
         raise utils.UserError("no sentence: give --text SENTENCE or --texts FILE")
@@ -174,8 +172,6 @@ def retrieve(args: argparse.Namespace) -> Iterator[dict]:
 def embed(args: argparse.Namespace) -> Iterable[dict]:
     """[N, E] float32 features, L2-normalized: products are cosines. Arrays image_features and text_features, and what
     their rows are: images and texts."""
-    if args.output is None:
-        raise utils.UserError("--output is missing: name a file that ends in .npz")
     texts, paths = args.text, find_images(args.images)
     if not texts and not paths:
         raise utils.UserError("nothing to embed: give images, --text SENTENCE or --texts FILE")
@@ -192,13 +188,10 @@ def embed(args: argparse.Namespace) -> Iterable[dict]:
 
 def classify(args: argparse.Namespace) -> Iterator[dict]:
     """The most probable classes of every image."""
-    check_value("--top", args.top, int)
-    paths = find_images(args.images)
-    classes = choices(args.classes, "--classes")
+    paths, classes = find_images(args.images), args.classes
     for path, row in probabilities(load(args, "match"), paths, classes, args.template):
-        values, places = row.topk(min(args.top, len(classes)))
-        for place, (value, number) in enumerate(zip(values.tolist(), places.tolist(), strict=True), 1):
-            yield {"image": path, "place": place, "class": classes[number], "probability": round(value, 6)}
+        for place, number in enumerate(row.argsort(descending=True, stable=True)[: args.top].tolist(), 1):
+            yield {"image": path, "place": place, "class": classes[number], "probability": round(row[number].item(), 6)}
 
 
 def probabilities(
@@ -213,23 +206,19 @@ def probabilities(
         yield from zip(names, model.classify(images, features), strict=True)
 
 
-def evaluate(args: argparse.Namespace) -> Iterator[dict]:
-    """The prediction for every image, if they are written to a file; accuracies over all classes and of each."""
-    folders = class_folders(args.folder)
-    classes = class_names(list(folders), args.names)
-    labels = {path: number for number, images in enumerate(folders.values()) for path in images}
-    table, truth = [], []
-    for path, row in probabilities(load(args, "match"), list(labels), classes, args.template):
-        table.append(row)
-        truth.append(labels[path])
-        value, best = row.max(0)
-        if args.output:
-            found = {"image": path, "class": classes[labels[path]], "predicted": classes[int(best)]}
-            yield {**found, "probability": round(float(value), 6)}
-    found, per_class = accuracies(torch.stack(table), torch.tensor(truth))
-    print(f"{len(truth)} images, {len(classes)} classes")
-    for name, value in [*found.items(), *zip(classes, per_class, strict=True)]:
-        print(f"{name:20} {value:6.2f}")
+def evaluate(args: argparse.Namespace) -> list[dict]:
+    """How many images and classes there are, and accuracies in percent over all classes and of each."""
+    folders = sorted(path for path in utils.find_file(args.folder, "folder").glob("[!.]*") if path.is_dir())
+    images = {path.name: found for path in folders if (found := images_in(path))}
+    if len(images) < 2:
+        raise utils.UserError(f"{args.folder}: holds no folder of images for each of two or more classes")
+    classes = class_names(list(images), args.names)
+    labels = {path: number for number, paths in enumerate(images.values()) for path in paths}
+    paths, table = zip(*probabilities(load(args, "match"), list(labels), classes, args.template), strict=True)
+    found, own = accuracies(torch.stack(table), torch.tensor([labels[path] for path in paths]))
+    rows = [("images", len(paths)), ("classes", len(classes))]
+    rows += [(name, f"{value:.2f}") for name, value in [*found.items(), *zip(classes, own, strict=True)]]
+    return [{"name": name, "value": value} for name, value in rows]
 
 
 def accuracies(probabilities: torch.Tensor, labels: torch.Tensor) -> tuple[dict[str, float], list[float]]:
@@ -243,15 +232,6 @@ def accuracies(probabilities: torch.Tensor, labels: torch.Tensor) -> tuple[dict[
     found = {f"top{k}": 100 * (rank < k).double().mean().item() for k in (1, 5) if k == 1 or k < count}
     own = torch.stack([100 * (rank[labels == number] < 1).double().mean() for number in range(count)])  # [C]
     return found | {"mean_per_class": own.nanmean().item(), "chance": 100 / count}, own.tolist()
-
-
-def class_folders(name: str) -> dict[str, list[Path]]:
-    """{name of a sub-folder: its images} of those that hold some, at least two, by name."""
-    folders = sorted(path for path in utils.find_file(name, "folder").glob("[!.]*") if path.is_dir())
-    found = {path.name: images for path in folders if (images := images_in(path))}
-    if len(found) < 2:
-        raise utils.UserError(f"{name}: not a folder that holds a folder of images for each of two or more classes")
-    return found
 
 
 def class_names(folders: list[str], file: str | None) -> list[str]:
