@@ -176,18 +176,18 @@ def extract_features(
     text_feats = run_sharded(batches, encode_texts, len(lengths), label="encoding texts", device=device)
     packed = text_tokens.collect(int(lengths.sum()))[0] if tokens else text_feats.new_zeros(0, 0)
     image_feats = run_sharded(image_batches, encode_images, num_images, label="encoding images", device=device)
-    check_numbers(image_feats, "image features")
-    check_numbers(text_feats, "text features")
-    return ImageFeatures(image_feats, kept), TextFeatures(text_feats, packed, starts.to(device), lengths)
+    images = ImageFeatures(finite(image_feats, "image features"), kept)
+    return images, TextFeatures(finite(text_feats, "text features"), packed, starts.to(device), lengths)
 
 
-def check_numbers(values: Tensor, what: str) -> None:
-    """UserError if a number is not finite."""
+def finite(values: Tensor, what: str) -> Tensor:
+    """The values; UserError if one is not finite."""
     if not values.isfinite().all():
         raise utils.UserError(
             f"{what} are NaN or infinite: training has diverged (lower train.lr) or the checkpoint is broken, or try "
             "--override train.precision=fp32"
         )
+    return values
 
 
 def _storage(size: float, device: torch.device) -> torch.device:
@@ -280,8 +280,8 @@ def rerank(
             scores = score_pairs(backbone.fusion_encoder, match, image_embeds.to(device), text_ids, batch_size)
         return torch.cat(places), torch.cat(scores)
 
-    scores = run_sharded(images.batches, score_batch, len(pairs), label="re-ranking", device=device).cpu()
-    check_numbers(scores, "re-ranking scores")
+    scores = run_sharded(images.batches, score_batch, len(pairs), label="re-ranking", device=device)
+    scores = finite(scores.cpu(), "re-ranking scores")
     tr_scores, ir_scores = scores[back].split([tr.ids.numel(), ir.ids.numel()])
     tr_scores, ir_scores = tr_scores.view(tr.ids.shape), ir_scores.view(ir.ids.shape)
     if score == "itm":

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import timm
 import torch
+from timm.data import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from timm.layers import Attention, resample_abs_pos_embed
 from timm.layers.activations import QuickGELU as SlowQuickGELU
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
@@ -58,7 +59,9 @@ class ImageEncoder(nn.Module):
         self.num_patches = self.grid**2
         self.mask_token = nn.Parameter(torch.empty(self.width))
         nn.init.normal_(self.mask_token, std=0.02)
-        if weights not in ("random", "openai", "hub"):
+        if weights in ("openai", "hub"):
+            check_pixels(self.vit.pretrained_cfg, name)
+        elif weights != "random":
             load_vit_weights(self, weights)
 
     def start_from_sincos(self) -> None:
@@ -271,6 +274,8 @@ def load_vit_weights(encoder: ImageEncoder, source: str) -> None:
     path = find_weights(source)
     weights = to_timm(read_weights(path), path)
     check_activation(encoder.vit, path)
+    for name in ("config.json", "preprocessor_config.json", "open_clip_config.json"):
+        check_pixels(architecture_beside(path, name), path)
     weights, _ = encoder.resize_positions(weights, "pos_embed", path)
     advice = "set model.image_encoder.name and args to the architecture that the file was made for"
     load_exactly(encoder.vit, weights, path, advice)
@@ -316,3 +321,16 @@ def check_activation(vit: VisionTransformer, path: Path) -> None:
             f"{path}: its config.json states the activation {shown(stated)}, model.image_encoder.name computes {own}; "
             "take a name with or without quickgelu, or other weights"
         )
+
+
+def check_pixels(stated: dict, source: str | PathLike) -> None:
+    """UserError if weights state that their images were normalized otherwise than by CLIP's mean and deviation, as all
+    are here: every number would be off. stated: what timm, Hugging Face or open_clip say of their preprocessing."""
+    stated = stated.get("pretrained_cfg") or stated.get("preprocess_cfg") or stated
+    for kind, clips in (("mean", OPENAI_CLIP_MEAN), ("std", OPENAI_CLIP_STD)):
+        found = stated.get(kind, stated.get(f"image_{kind}", clips))
+        if [round(value, 3) for value in found] != [round(value, 3) for value in clips]:
+            raise UserError(
+                f"{source}: trained on images of {kind} {shown(found)}, here all are normalized with CLIP's "
+                f"{shown(clips)}; take weights that were trained so"
+            )

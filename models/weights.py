@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from utils import UserError, find_file, one_line, open_file, reason, shown
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-BESIDE = ("config.json", "vocab.txt", "tokenizer.json")  # what they say of the weights is checked
+BESIDE = ("*config.json", "vocab.txt", "tokenizer.json")  # what they say of the weights is checked
 EXTENSIONS = (".safetensors", ".bin", ".pt", ".pth")
 
 
@@ -107,9 +107,9 @@ def read_architecture(path: str | os.PathLike) -> dict:
     return values
 
 
-def architecture_beside(path: Path) -> dict:
-    """The map in the config.json beside a weight file; {} without one."""
-    config = path.with_name("config.json")
+def architecture_beside(path: Path, name: str = "config.json") -> dict:
+    """The map in a JSON file beside a weight file; {} without one."""
+    config = path.with_name(name)
     return read_architecture(config) if config.is_file() else {}
 
 

@@ -28,33 +28,42 @@ def several_images(images: Images) -> Iterable[AnyImage]:
     return [images] if is_one else images
 
 
-def read_image(image: AnyImage, size: int) -> Tensor:
-    """One image as the model takes it, float32 [3, size, size]: a file or a PIL image is resized and normalized; a
-    tensor has been through this already. UserError, or for a broken image ImageError."""
-    if isinstance(image, Tensor) and image.shape == (3, size, size) and image.is_floating_point():
+class Preprocessed(Tensor):
+    """An image as the model takes it, float32 [3, S, S], or a stack of them: what `read_image` returns, and known by
+    its type, so that no other tensor, whatever its scale, is taken for one. torch.stack and indexing keep the type."""
+
+
+def read_image(image: AnyImage, size: int) -> Preprocessed:
+    """A file or a PIL image, resized and normalized, [3, size, size]; what has been through this stays as it is.
+
+    Raises ImageError for an image that cannot be read, UserError for anything else that is no image.
+    """
+    if isinstance(image, Preprocessed) and image.shape == (3, size, size):
         return image
     if isinstance(image, str | Path):
-        return test_transform(size)(open_image(image))
+        return test_transform(size)(open_image(image)).as_subclass(Preprocessed)
     if not isinstance(image, Image.Image):
         kind = f"{type(image).__name__} {tuple(image.shape)}" if hasattr(image, "shape") else shown(image)
-        what = f"a path, a PIL image, or a tensor [3, {size}, {size}] of model.preprocess"
+        what = f"a path, a PIL image, or what model.preprocess(image) returned, [3, {size}, {size}]"
         raise UserError(f"{kind} is no image: give {what}")
     try:
-        return test_transform(size)(to_rgb(image))
+        if not all(image.size):  # a resize would invent pixels
+            raise ValueError(f"{image.width} x {image.height} pixels")
+        return test_transform(size)(to_rgb(image)).as_subclass(Preprocessed)
     except Exception as error:  # decoders raise nearly anything on broken files, which may have been opened only
         raise ImageError(getattr(image, "filename", "an image"), f"cannot be used ({reason(error)})") from None
 
 
 def read_batches(
     images: Iterable[AnyImage], size: int, batch_size: int, left_out: LeftOut | None = None
-) -> Iterator[tuple[Tensor, list[int]]]:
+) -> Iterator[tuple[Preprocessed, list[int]]]:
     """Yield (images [n, 3, size, size], their places [n] in `images`); the next batch is read while one is in use.
 
     left_out: an image that cannot be read has no place in any batch; None: it is a UserError instead. Raises UserError
     at the end if none can be read.
     """
 
-    def read(image: AnyImage) -> Tensor | ImageError:
+    def read(image: AnyImage) -> Preprocessed | ImageError:
         try:
             return read_image(image, size)
         except ImageError as error:

@@ -14,6 +14,7 @@ import utils
 from dataset.caption import prompt_text
 from dataset.text import clean_caption, clean_question, has_word
 from dataset.vqa import Parts, encode_answers, encode_questions, question_limits, question_parts
+from evaluation.ranking import finite
 from models.caption import CaptionModel
 from models.generation import Generation, answer_options
 from models.vqa import VQAModel
@@ -104,7 +105,8 @@ class SemMIM(nn.Module):
     def encode_image(self, images: Images) -> Tensor:
         """[N, E] float32, L2-normalized: a product with `encode_text`'s is the cosine that ITC was trained on."""
         self.needs("match")
-        return torch.cat([self.backbone.encode_image(batch)[1].float().cpu() for batch, _ in self.batches(images)])
+        found = [self.backbone.encode_image(batch)[1].float().cpu() for batch, _ in self.batches(images)]
+        return finite(torch.cat(found), "image features")
 
     @inference
     def encode_text(self, texts: Texts) -> Tensor:
@@ -114,7 +116,7 @@ class SemMIM(nn.Module):
         for start in range(0, len(cleaned), size):
             rows = self.tokenizer.encode(cleaned[start : start + size], self.settings.retrieval.text.max_tokens)
             found.append(self.backbone.encode_text(*(x.to(self.device) for x in rows))[1].float().cpu())
-        return torch.cat(found)
+        return finite(torch.cat(found), "text features")
 
     def match(self, images: Images, texts: Texts) -> Tensor:
         """[N, T] float32: the probability that the fusion encoder gives to image n and text t being a pair.
@@ -271,7 +273,7 @@ class SemMIM(nn.Module):
         are used. left_out: called with the error of each image that cannot be read; None: a UserError instead."""
         size = self.backbone.image_encoder.image_size
         for batch, places in inputs.read_batches(inputs.several_images(images), size, self.batch_size, left_out):
-            yield batch.to(self.device), places
+            yield batch.as_subclass(Tensor).to(self.device), places
 
     def clean(self, texts: Texts) -> list[str]:
         """The texts as the encoder reads them; UserError if nothing is left of one."""

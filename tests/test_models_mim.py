@@ -74,15 +74,6 @@ def test_center_is_the_moving_average_of_the_mean_logits_however_the_batch_is_cu
     assert torch.allclose(whole.value, parts.value, atol=1e-6)
 
 
-def test_mim_losses_ignore_autocast():
-    student, teacher, center = random(2, 4, 8), random(2, 9, 8, seed=1), torch.linspace(-1, 1, 8)
-    masked = torch.tensor([[0, 1, 2, 3], [8, 7, 6, 5]])
-    arguments = (student, teacher, masked, center, 0.1, 0.04)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss, _ = patch_loss(*arguments)
-    assert loss.dtype == torch.float32 and torch.equal(loss, patch_loss(*arguments)[0])
-
-
 def drawn_with_similarities(similarity: torch.Tensor, rows: int, ratio: float, seed: int) -> torch.Tensor:
     """Masks of `rows` images whose patches all have these cosines [N] with the text, at temperature 0.2."""
     count = len(similarity)

@@ -260,6 +260,23 @@ def test_image_weights_made_with_another_activation(tmp_path, name, config, part
     tiny_encoder(name=EXACT if name == QUICK else QUICK, weights=str(tmp_path))  # the other one fits
 
 
+HALF = {"mean": [0.5] * 3, "std": [0.5] * 3}
+
+
+@pytest.mark.parametrize(
+    "name, values",
+    [
+        ("preprocessor_config.json", {"image_mean": HALF["mean"], "image_std": HALF["std"]}),
+        ("config.json", {"pretrained_cfg": HALF}),
+        ("open_clip_config.json", {"preprocess_cfg": HALF}),
+    ],
+)
+def test_weights_that_state_another_mean_than_clips_are_refused(tmp_path, name, values):
+    torch.save(timm_weights(), tmp_path / "pytorch_model.bin")
+    (tmp_path / name).write_text(json.dumps(values))
+    refused(lambda: tiny_encoder(weights=str(tmp_path)), tmp_path, "mean [0.5, 0.5, 0.5]")
+
+
 def test_openais_weights_under_a_name_without_quickgelu_are_refused():
     line = refused(lambda: tiny_encoder(name=EXACT, weights="openai"), f"model.image_encoder.name: {EXACT}.openai")
     assert line.endswith(f"take {QUICK}.openai")

@@ -26,21 +26,6 @@ def step(model, batch, **options):
     return model(model.prepare(batch, make_draws(batch)), 0.4, **options)
 
 
-def test_step_gives_six_losses_that_sum_to_the_total():
-    loss, logs = step(tiny_model(), make_batch())
-    parts = {name: logs[f"loss/{name}"] for name in LOSSES}
-    assert torch.allclose(loss, sum(parts.values()))
-    assert all(value.isfinite() and value > 0 for value in parts.values())
-
-
-def test_every_trainable_weight_gets_gradient_and_no_teacher_weight_does():
-    model = tiny_model()
-    step(model, make_batch())[0].backward()
-    without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    assert without == []
-    assert all(p.grad is None and not p.requires_grad for p in model.teacher.parameters())
-
-
 def test_text_never_reaches_the_clean_view_or_the_teachers_plain_pass():
     """Another caption leaves L_cls, the momentum ITC feature and the clean view's tokens bit-identical."""
     model = tiny_model(*NO_DROPOUT).eval()
@@ -92,24 +77,6 @@ def test_longer_padding_changes_no_loss():
     long = model(model.prepare(padded, draws), 0.4)[1]
     for name in LOSSES:
         assert long[f"loss/{name}"].item() == pytest.approx(short[f"loss/{name}"].item(), abs=1e-5), name
-
-
-def test_exactly_the_chosen_patches_are_masked():
-    model = tiny_model()
-    batch, draws = make_batch(), make_draws(make_batch())
-    masks = []
-
-    def keep(_, arguments, options):
-        masks.append(options.get("mask"))
-
-    hook = model.backbone.image_encoder.register_forward_pre_hook(keep, with_kwargs=True)
-    step(model, batch)
-    hook.remove()
-    chosen, _ = model.choose_patches(teacher_view(model, batch), draws.patches)
-    clean, masked = masks
-    assert clean is None and masked.sum(1).tolist() == [5] * 6
-    # The teacher's similarities are the same in both calls: it never drops anything.
-    assert torch.equal(masked, torch.zeros_like(masked).scatter(1, chosen, True))
 
 
 @pytest.mark.parametrize("target", ["encoding", "pixels", "dvae"])
@@ -177,6 +144,7 @@ def test_rows_without_a_legal_negative_are_left_out_and_counted():
 @pytest.mark.parametrize(
     "overrides",
     [
+        [],
         ["mim.target=none"],
         ["mim.target=pixels"],
         ["mim.target=pixels", "mim.masking=random"],
@@ -202,9 +170,11 @@ def test_every_switch_trains(overrides):
         model.after_step()
         first = first or loss.item()
     assert loss.item() < first
-    expected = {"none": LOSSES - {"cls", "patch"}, "pixels": LOSSES - {"cls"}}.get(model.mim.target, LOSSES)
-    assert {name[5:] for name in logs if name.startswith("loss/")} == expected
-    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    parts = {name[5:]: value for name, value in logs.items() if name.startswith("loss/")}
+    assert set(parts) == {"none": LOSSES - {"cls", "patch"}, "pixels": LOSSES - {"cls"}}.get(model.mim.target, LOSSES)
+    torch.testing.assert_close(loss.detach(), sum(parts.values()))
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
+    assert not any(p.requires_grad for p in model.teacher.parameters())
 
 
 def test_queue_is_filled_after_the_optimizer_step_with_momentum_features():

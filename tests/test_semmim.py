@@ -185,7 +185,9 @@ def truncated(folder):
     [
         ("retrieval", lambda m, f: m.encode_image("absent.png"), "absent.png: No such file"),
         ("retrieval", lambda m, f: m.encode_image([3]), "3 is no image"),
-        ("retrieval", lambda m, f: m.encode_image(torch.ones(3, 8, 32)), r"Tensor \(3, 8, 32\) is no image"),
+        ("retrieval", lambda m, f: m.encode_image(torch.rand(3, 32, 32)), r"Tensor \(3, 32, 32\) is no image"),
+        ("retrieval", lambda m, f: m.encode_image(m.preprocess(f / "0.png") * torch.nan), "image features are NaN"),
+        ("retrieval", lambda m, f: m.encode_image(Image.new("RGB", (0, 0))), "0 x 0 pixels"),
         ("retrieval", lambda m, f: m.encode_image(truncated(f)), "truncated.png: cannot be used"),
         ("retrieval", lambda m, f: m.encode_text(["a", "!?"]), "nothing is left"),
         ("retrieval", lambda m, f: m.encode_text("\udcff"), "surrogate"),
