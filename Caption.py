@@ -22,10 +22,10 @@ import torch
 from torch import nn
 
 from dataset import create_dataset
-from dataset.caption import CaptionCollate
+from dataset.caption import CaptionCollate, CaptionTrainDataset
 from dataset.text import Tokenizer
 from engine.config import CAPTION, Config
-from engine.finetune import Finetuning, finetune, run_stage
+from engine.finetune import Finetuning, run_stage
 from engine.loop import Progress
 from engine.run import Run
 from evaluation.caption import Captioner
@@ -37,13 +37,7 @@ from utils import UserError, run_main
 
 
 def main(argv: list[str] | None = None) -> None:
-    run_stage(__doc__, argv, CAPTION, build, train)
-
-
-def build(
-    backbone: SemMIM, tokenizer: Tokenizer, cfg: Config, device: torch.device, run: Run
-) -> tuple[CaptionModel, Captioner]:
-    return CaptionModel(backbone, tokenizer).to(device), Captioner(cfg, tokenizer, device, run)
+    run_stage(__doc__, argv, CaptionTask)
 
 
 class CaptionTask(Finetuning):
@@ -52,57 +46,49 @@ class CaptionTask(Finetuning):
     stage, score = CAPTION, "cider"
     count = staticmethod(count_tokens)
 
-    def __init__(self, model: CaptionModel, captioner: Captioner, objective: CrossEntropy | SelfCritical, run: Run):
-        super().__init__(model)
-        self.captioner, self.objective, self.run = captioner, objective, run
-        self.validate_first = isinstance(objective, SelfCritical)  # its gain is measured against what it starts from
+    def __init__(self, backbone: SemMIM, tokenizer: Tokenizer, cfg: Config, device: torch.device, run: Run):
+        model, captioner = CaptionModel(backbone, tokenizer).to(device), Captioner(cfg, tokenizer, device, run)
+        super().__init__(model, captioner, cfg, device, run)
+        self.tokenizer = tokenizer
+        self.validate_first = cfg.train.objective == "scst"  # its gain is measured against what it starts from
+
+    def begin_training(self):
+        cfg, datasets = self.cfg, self.evaluator.datasets
+        dataset = create_dataset("caption_train", cfg)
+        val = datasets.get("val") or create_dataset("caption_eval", cfg, "val")  # which refuses a missing one
+        check_images("data.val", sum(map(bool, val.references)), "by which the best epoch is chosen")
+        if cfg.train.objective == "cross_entropy":
+            self.objective = CrossEntropy(cfg.train.label_smoothing)
+        else:
+            self.objective = self.self_critical(dataset)
+        collate = CaptionCollate(self.tokenizer, cfg.text.max_tokens, cfg.text.max_prompt_tokens)
+        return dataset, collate, datasets
+
+    def self_critical(self, dataset: CaptionTrainDataset) -> SelfCritical:
+        """SCST with its reward, whose document frequencies are counted here."""
+        start, images, cfg = time.perf_counter(), len(dataset.paths), self.cfg
+        check_images("data.train", images, "the reward of train.objective: scst")
+        rewrite = rewriting("rewards on data.train", dataset.captions, self.tokenizer, self.run.info)
+        reward = CiderReward(self.tokenizer, map(dataset.references, range(images)), cfg.scst.eos, rewrite)
+        self.run.info(f"CIDEr-D: n-grams of {images} training images counted in {time.perf_counter() - start:.1f} s")
+        options = {key: cfg.scst[key] for key in ("mode", "samples", "baseline", "log_prob")}
+        lengths = {"min_tokens": cfg.generation.min_tokens, "max_tokens": cfg.generation.max_tokens}
+        return SelfCritical(reward, **options, **lengths)
 
     def loss(self, model: nn.Module, batch: dict, progress: Progress) -> tuple[torch.Tensor, dict]:
         return model(batch, self.objective)
 
     def validate(self, step: int) -> dict[str, float]:
-        found = self.captioner.validate(self.model)
+        found = self.evaluator.validate(self.model)
         self.run.log(step, {"cider": found}, "val")
         self.run.info(f"val at step {step}: CIDEr {found:.2f}")
         return {"cider": found}
 
 
-def train(
-    model: CaptionModel, captioner: Captioner, cfg: Config, device: torch.device, run: Run, resume_from: dict | None
-) -> None:
-    """Fine-tune; the model ends with the weights of the epoch with the best validation CIDEr."""
-    dataset = create_dataset("caption_train", cfg)
-    val = captioner.datasets.get("val") or create_dataset("caption_eval", cfg, "val")  # which refuses a missing one
-    if (count := sum(map(bool, val.references))) < 2:
-        raise UserError(
-            f"data.val: images with captions: {count}; the best epoch is chosen by CIDEr, which weighs words by how "
-            "many images have them and needs two or more"
-        )
-    task = CaptionTask(model, captioner, create_objective(cfg, dataset, captioner.tokenizer, run), run)
-    collate = CaptionCollate(captioner.tokenizer, cfg.text.max_tokens, cfg.text.max_prompt_tokens)
-    finetune(task, dataset, collate, cfg, run, device, resume_from, captioner.datasets)
-
-
-def create_objective(cfg, dataset, tokenizer, run):
-    """What `train.objective` names; for scst the reward's document frequencies are counted here."""
-    if cfg.train.objective == "cross_entropy":
-        return CrossEntropy(cfg.train.label_smoothing)
-    start = time.perf_counter()
-    images = len(dataset.paths)
-    if images < 2:
-        raise UserError(
-            "data.train: one image; CIDEr, the reward of train.objective: scst, weighs words by how many images have "
-            "them and needs two or more"
-        )
-    rewrite = rewriting("rewards on data.train", dataset.captions, tokenizer, run.info)
-    reward = CiderReward(tokenizer, map(dataset.references, range(images)), cfg.scst.eos, rewrite)
-    run.info(f"CIDEr-D: n-grams of {images} training images counted in {time.perf_counter() - start:.1f} s")
-    return SelfCritical(
-        reward,
-        **{key: cfg.scst[key] for key in ("mode", "samples", "baseline", "log_prob")},
-        min_tokens=cfg.generation.min_tokens,
-        max_tokens=cfg.generation.max_tokens,
-    )
+def check_images(key: str, count: int, use: str) -> None:
+    """UserError if CIDEr, of which each word weighs by how many images have it, is 0 by construction."""
+    if count < 2:
+        raise UserError(f"{key}: images with captions: {count}; CIDEr, {use}, needs two or more")
 
 
 if __name__ == "__main__":

@@ -60,20 +60,48 @@ def main(argv: list[str] | None = None) -> None:
             pretrained_vit = resume_from.get("pretrained_vit", pretrained_vit)
         run.describe(device, model.backbone.description)
         with run:
-            train(model.to(device), tokenizer, cfg, device, run, resume_from, pretrained_vit)
+            PretrainTask(model.to(device), tokenizer, cfg, device, run).train(resume_from, pretrained_vit)
 
 
 class PretrainTask(Task):
     """All losses of pre-training; after an epoch an image of its masks and, with `data.val`, a validation."""
 
     best: BestCheckpoint | None = None
-    validation: Validation | None = None
 
-    def __init__(self, model: PretrainModel, dataset, loader, tokenizer: Tokenizer, cfg: Config, run: Run, device):
-        self.model, self.dataset, self.loader = model, dataset, loader
-        self.tokenizer, self.cfg, self.run, self.device = tokenizer, cfg, run, device
+    def __init__(self, model: PretrainModel, tokenizer: Tokenizer, cfg: Config, device: torch.device, run: Run):
+        self.model, self.cfg, self.device, self.run = model, cfg, device, run
+        pixels = 8 * model.backbone.image_encoder.grid if cfg.mim.target == "dvae" else None
+        self.dataset = create_dataset("pretrain", cfg, codebook_size=pixels)
+        self.collate = PretrainCollate(tokenizer, cfg.text.max_tokens)
+        held_out = {"val": create_dataset("pretrain_eval", cfg, "val")} if cfg.data.val else {}
+        self.loader = create_train_loader(self.dataset, cfg, self.collate, device, held_out)
+        if len(self.dataset.paths) < 2:
+            entries = len(self.dataset)
+            raise UserError(f"data.train: all {entries} entries name one image, which leaves matching no negative")
+        self.validation = Validation(held_out["val"], tokenizer, cfg, device, run) if held_out else None
         self.notes = {"description": model.backbone.description, "stage": PRETRAIN.name}
         self.latest: dict[str, float | dict] = {}  # for metrics.json
+
+    def train(self, resume_from: dict | None, pretrained_vit: bool) -> None:
+        """Pre-train; the run is opened when all has been checked.
+
+        pretrained_vit: whether the image encoder starts from trained weights.
+        """
+        cfg, run = self.cfg, self.run
+        self.notes["pretrained_vit"] = pretrained_vit
+        if cfg.train.best == "val":
+            notes = {**self.notes, "config": cfg.to_dict()}
+            self.best = BestCheckpoint(run.dir, SCORE, notes, resumed=resume_from is not None)
+        training = start_training(self.model, self.loader, cfg, self.device, resume_from, pretrained_vit)
+        run.open()
+        run.about["precision"] = training.progress.precision
+        fit(training, self, run)
+        if "loss" in self.latest or not (run.dir / "metrics.json").exists():  # else --resume found no step left to make
+            run.write_metrics(self.latest)
+        if self.best and self.best.best:
+            best = self.best.best
+            run.info(f"best epoch {best['epoch']}: {SCORE} {best[SCORE]:.2f} on val; {self.best.path}")
+        run.info(f"done: {run.dir / 'checkpoint_last.pth'}")
 
     def prepare(self, batch: dict) -> dict:
         return self.model.prepare(batch)
@@ -88,8 +116,7 @@ class PretrainTask(Task):
     def after_epoch(self, progress: Progress) -> None:
         if self.cfg.train.images and is_main() and self.cfg.mim.target != "none":
             try:
-                image = masking_image(self.model, self.dataset, self.tokenizer, self.cfg.text.max_tokens, self.device)
-                self.run.image(progress.step, "masking", image)
+                self.run.image(progress.step, "masking", self.masking_image())
             except ImportError as error:
                 self.run.info(f"no image of the masking: {error} (pip install -r tools/requirements.txt)")
         if self.validation:
@@ -108,66 +135,28 @@ class PretrainTask(Task):
     def operations(self, batch: dict) -> float:
         return operations(self.model, *batch["input_ids"].shape)
 
+    @torch.no_grad()
+    def masking_image(self) -> torch.Tensor:
+        """[3, H, W] in [0, 1]: for some pairs both views, the mask, the patch-text similarity and the patterns."""
+        from torchvision.transforms.functional import to_pil_image  # here: torchvision takes a second to import
 
-def train(
-    model: PretrainModel,
-    tokenizer: Tokenizer,
-    cfg: Config,
-    device: torch.device,
-    run: Run,
-    resume_from: dict | None,
-    pretrained_vit: bool,
-) -> None:
-    """Pre-train; the run is opened when all has been checked.
+        from tools.visualize.figures import masking_figure, pixels
 
-    pretrained_vit: whether the image encoder starts from trained weights.
-    """
-    grid = model.backbone.image_encoder.grid
-    dataset = create_dataset("pretrain", cfg, codebook_size=8 * grid if cfg.mim.target == "dvae" else None)
-    held_out = {"val": create_dataset("pretrain_eval", cfg, "val")} if cfg.data.val else {}
-    loader = create_train_loader(dataset, cfg, PretrainCollate(tokenizer, cfg.text.max_tokens), device, held_out)
-    if len(dataset.paths) < 2:
-        raise UserError(f"data.train: all {len(dataset)} entries name one image, which leaves matching no negative")
-    task = PretrainTask(model, dataset, loader, tokenizer, cfg, run, device)
-    task.notes["pretrained_vit"] = pretrained_vit
-    if held_out:
-        task.validation = Validation(held_out["val"], tokenizer, cfg, device, run)
-    if cfg.train.best == "val":
-        task.best = BestCheckpoint(run.dir, SCORE, {**task.notes, "config": cfg.to_dict()}, resume_from)
-    training = start_training(model, loader, cfg, device, resume_from, pretrained_vit)
-    run.open()
-    run.about["precision"] = training.progress.precision
-    fit(training, task, run)
-    if "loss" in task.latest or not (run.dir / "metrics.json").exists():  # else --resume found no step left to make
-        run.write_metrics(task.latest)
-    if task.best and task.best.best:
-        best = task.best.best
-        run.info(f"best epoch {best['epoch']}: {SCORE} {best[SCORE]:.2f} on val; {task.best.path}")
-    run.info(f"done: {run.dir / 'checkpoint_last.pth'}")
-
-
-@torch.no_grad()
-def masking_image(model: PretrainModel, dataset, tokenizer, max_tokens: int, device) -> torch.Tensor:
-    """[3, H, W] in [0, 1]: for some pairs both views, the mask, the patch-text similarity and the patterns."""
-    from torchvision.transforms.functional import to_pil_image  # here: torchvision takes a second to import
-
-    from tools.visualize.figures import masking_figure, pixels
-
-    count = min(SHOWN, len(dataset))
-    samples = [dataset[(0, index * len(dataset) // count)] for index in range(count)]
-    batch = PretrainCollate(tokenizer, max_tokens)(samples)
-    with evaluating(model):
-        shown = model.inspect(normalized(to_device(batch, device)))
-    clean, views = (list(map(to_pil_image, batch[name])) for name in ("image1", "image2"))
-    figure = masking_figure(
-        views,
-        [sample["caption"] for sample in samples],
-        {"masked by the text" if shown["similarity"] is not None else "masked at random": shown["mask"]},
-        similarity=shown["similarity"],
-        patterns=shown["patterns"],
-        clean=clean,
-    )
-    return pixels(figure)
+        count = min(SHOWN, len(self.dataset))
+        samples = [self.dataset[(0, index * len(self.dataset) // count)] for index in range(count)]
+        batch = self.collate(samples)
+        with evaluating(self.model):
+            shown = self.model.inspect(normalized(to_device(batch, self.device)))
+        clean, views = (list(map(to_pil_image, batch[name])) for name in ("image1", "image2"))
+        figure = masking_figure(
+            views,
+            [sample["caption"] for sample in samples],
+            {"masked by the text" if shown["similarity"] is not None else "masked at random": shown["mask"]},
+            similarity=shown["similarity"],
+            patterns=shown["patterns"],
+            clean=clean,
+        )
+        return pixels(figure)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from dataset import create_dataset
 from dataset.pretrain import PretrainCollate
 from dataset.text import Tokenizer
 from engine.config import RETRIEVAL, Config
-from engine.finetune import Finetuning, finetune, run_stage
+from engine.finetune import Finetuning, run_stage
 from engine.loop import Progress
 from engine.run import Run
 from evaluation.retrieval import Ranker, better_order
@@ -32,22 +32,24 @@ from utils import run_main
 
 
 def main(argv: list[str] | None = None) -> None:
-    run_stage(__doc__, argv, RETRIEVAL, build, train, decoder=False)
-
-
-def build(backbone: SemMIM, tokenizer: Tokenizer, cfg: Config, device: torch.device, run: Run) -> tuple[SemMIM, Ranker]:
-    return backbone, Ranker(cfg, tokenizer, device, run)
+    run_stage(__doc__, argv, RetrievalTask)
 
 
 class RetrievalTask(Finetuning):
     """ITC and ITM; an epoch counts with the better of its two orders, whose name checkpoint_best.pth holds."""
 
-    stage, score = RETRIEVAL, "r_mean"
+    stage, score, decoder = RETRIEVAL, "r_mean", False
 
-    def __init__(self, model: RetrievalModel, ranker: Ranker, cfg: Config):
-        super().__init__(model)
-        self.ranker, self.cfg = ranker, cfg
-        ranker.dataset("val")  # read, and checked, before the first step
+    def __init__(self, backbone: SemMIM, tokenizer: Tokenizer, cfg: Config, device: torch.device, run: Run):
+        super().__init__(backbone, Ranker(cfg, tokenizer, device, run), cfg, device, run)
+        self.backbone = backbone
+
+    def begin_training(self):
+        self.model = RetrievalModel(self.backbone, self.cfg).to(self.device)
+        self.evaluator.dataset("val")  # read, and checked, before the first step
+        dataset = create_dataset("retrieval_train", self.cfg)
+        collate = PretrainCollate(self.evaluator.tokenizer, self.cfg.text.max_tokens)
+        return dataset, collate, self.evaluator.datasets
 
     def loss(self, model: nn.Module, batch: dict, progress: Progress) -> tuple[torch.Tensor, dict]:
         alpha = alpha_at(progress.step, progress.steps_per_epoch, self.cfg.itc.alpha, progress.done)
@@ -57,19 +59,12 @@ class RetrievalTask(Finetuning):
         self.model.after_step()
 
     def validate(self, step: int) -> dict[str, float | str]:
-        numbers = self.ranker.evaluate(self.model.backbone, "val", step)[0]
+        numbers = self.evaluator.evaluate(self.backbone, "val", step)[0]
         order, value = better_order(numbers, self.cfg.rerank.score)
         return {"r_mean": value, "order": order}
 
-
-def train(
-    backbone: SemMIM, ranker: Ranker, cfg: Config, device: torch.device, run: Run, resume_from: dict | None
-) -> None:
-    """Fine-tune; the backbone ends with the weights of the epoch with the best validation recall (mean of six)."""
-    task = RetrievalTask(RetrievalModel(backbone, cfg).to(device), ranker, cfg)
-    dataset = create_dataset("retrieval_train", cfg)
-    collate = PretrainCollate(ranker.tokenizer, cfg.text.max_tokens)
-    finetune(task, dataset, collate, cfg, run, device, resume_from, ranker.datasets)
+    def evaluate(self) -> None:
+        self.evaluator.evaluate_all(self.backbone)
 
 
 if __name__ == "__main__":

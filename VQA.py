@@ -17,7 +17,7 @@ from dataset import create_dataset
 from dataset.text import Tokenizer
 from dataset.vqa import VQACollate, question_limits
 from engine.config import VQA, Config
-from engine.finetune import Finetuning, finetune, run_stage
+from engine.finetune import Finetuning, run_stage
 from engine.loop import Progress
 from engine.run import Run
 from evaluation.vqa import Answerer, is_empty
@@ -27,48 +27,40 @@ from utils import UserError, run_main
 
 
 def main(argv: list[str] | None = None) -> None:
-    run_stage(__doc__, argv, VQA, build, train)
-
-
-def build(
-    backbone: SemMIM, tokenizer: Tokenizer, cfg: Config, device: torch.device, run: Run
-) -> tuple[VQAModel, Answerer]:
-    return VQAModel(backbone, tokenizer).to(device), Answerer(cfg, tokenizer, device, run)
+    run_stage(__doc__, argv, VQATask)
 
 
 class VQATask(Finetuning):
-    """The decoder learns to write the answers."""
+    """The decoder learns to write the answers; without data.val the last epoch is kept."""
 
     stage, score = VQA, "accuracy"
 
-    def __init__(self, model: VQAModel, answerer: Answerer):
-        super().__init__(model)
-        self.answerer = answerer
+    def __init__(self, backbone: SemMIM, tokenizer: Tokenizer, cfg: Config, device: torch.device, run: Run):
+        answerer = Answerer(cfg, tokenizer, device, run)
+        super().__init__(VQAModel(backbone, tokenizer).to(device), answerer, cfg, device, run)
+        self.tokenizer = tokenizer
+        self.held_out = {split: batches.dataset for split, batches in answerer.batches.items()}
+
+    def begin_training(self):
+        dataset = create_dataset("vqa_train", self.cfg)
+        if dataset.left_out:
+            which = "they are in data.val (data.train_on_minival: false)"
+            self.run.info(f"{dataset.left_out} training questions left out: {which}")
+        if val := self.held_out.get("val"):
+            if val.references is None:
+                raise UserError("data.val has no answers, which choose the best epoch; set data.official or val_scores")
+            if all(map(is_empty, val.references)):
+                raise UserError("data.val: all references are empty, which leaves nothing to choose the best epoch by")
+        collate = VQACollate(self.tokenizer, question_limits(self.cfg), self.cfg.text.max_answer_tokens)
+        return dataset, collate, self.held_out
 
     def loss(self, model: nn.Module, batch: dict, progress: Progress) -> tuple[torch.Tensor, dict]:
         return model(batch)
 
     def validate(self, step: int) -> dict[str, float] | None:
-        if "val" not in self.answerer.batches:
+        if "val" not in self.held_out:
             return None
-        return {"accuracy": self.answerer.evaluate(self.model, "val", step=step)["accuracy"]}
-
-
-def train(
-    model: VQAModel, answerer: Answerer, cfg: Config, device: torch.device, run: Run, resume_from: dict | None
-) -> None:
-    """Fine-tune; the model ends with the weights of the best epoch by validation accuracy (of the last without val)."""
-    dataset = create_dataset("vqa_train", cfg)
-    if dataset.left_out:
-        run.info(f"{dataset.left_out} training questions left out: they are in data.val (data.train_on_minival: false)")
-    val = answerer.batches.get("val")
-    if val is not None and val.dataset.references is None:
-        raise UserError("data.val has no answers to choose the best epoch by; name data.official or data.val_scores")
-    if val is not None and all(map(is_empty, val.dataset.references)):
-        raise UserError("data.val: all references are empty, which leaves nothing to choose the best epoch by")
-    collate = VQACollate(answerer.tokenizer, question_limits(cfg), cfg.text.max_answer_tokens)
-    held_out = {split: batches.dataset for split, batches in answerer.batches.items()}
-    finetune(VQATask(model, answerer), dataset, collate, cfg, run, device, resume_from, held_out)
+        return {"accuracy": self.evaluator.evaluate(self.model, "val", step=step)["accuracy"]}
 
 
 if __name__ == "__main__":

@@ -78,19 +78,15 @@ def load_last(folder: Path, keep: int) -> dict | None:
 class BestCheckpoint:
     """checkpoint_best.pth: the weights of the epoch with the highest validation score.
 
-    score: its name; notes: further entries of the file; resume_from: the checkpoint that a run continues, which may be
-    older than the file: the epoch that the weights are of is what the file says.
+    score: its name; notes: further entries of the file; resumed: whether a run continues, with what the file says of
+    the best epoch so far (without the file, it is chosen among those to come).
     """
 
-    def __init__(self, folder: Path, score: str, notes: dict, resume_from: dict | None = None):
-        self.score, self.notes = score, notes
-        self.path = folder / BEST
+    def __init__(self, folder: Path, score: str, notes: dict, resumed: bool = False):
+        self.score, self.notes, self.path = score, notes, folder / BEST
         self.best: dict = {}
-        if resume_from and resume_from.get("best"):
-            try:
-                self.best = load_checkpoint(self.path, required=("model", "best"))["best"]
-            except UserError as error:
-                logger.info("warning: the best epoch so far is lost: %s; it is chosen among those to come", error)
+        if resumed and self.path.exists():
+            self.best = load_checkpoint(self.path, required=("model", "best"))["best"]
 
     def offer(self, model: nn.Module, found: dict, step: int, epoch: int) -> None:
         """Keep the model of `epoch` (from 1) if its score is the best so far; called in all processes.
@@ -204,11 +200,6 @@ def position(
                 f"{progress.steps_per_epoch}: use the same data and the same global batch (train.batch_size x "
                 "train.accumulation x processes)"
             )
-        if progress.minutes is not None and found.get("seconds") is None:
-            raise UserError(
-                "--resume: train.minutes: the checkpoint is of a run by train.epochs or train.steps, which kept no "
-                "time; use one of them, or start a new run in another --output_dir with --checkpoint"
-            )
         load_exactly(unwrap(model), resume_from["model"], "--resume", "the checkpoint is of another model")
         settings = [{key: item for key, item in group.items() if key != "params"} for group in optimizer.param_groups]
         optimizer.load_state_dict(resume_from["optimizer"])
@@ -217,12 +208,12 @@ def position(
         for name in ("step", "epoch", "losses", "followed"):
             setattr(progress, name, found[name])
         if progress.minutes is not None:
-            progress.seconds = found["seconds"]
+            progress.seconds = found["seconds"] or 0.0  # of a run by epochs or steps, which counted none
         if len(resume_from["rng"]) == world_size():
             set_random_state(resume_from["rng"][rank()])
         if precision == "auto" and found["device"] == device.type:
             precision = found["precision"]
-        resume_from.clear()  # both hold the same weights by now; at full size the copy is 5 GB a process
+        resume_from.clear()  # at full size a copy of the weights is 5 GB a process
         logger.info("resumed at %s", progress)
     progress.precision = resolve_precision(precision, device)
     return progress

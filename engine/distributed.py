@@ -46,37 +46,27 @@ LOST = re.compile("(?is)gloo.*(by peer|broken pipe|timed out|timeout|socket clos
 def distributed(device: str = "auto") -> Iterator[torch.device]:
     """What a script works in: the process group, if torchrun started it, log lines and stop signals; gives the device.
 
-    Here a stop signal ends the script at once, by KeyboardInterrupt, except inside `stop_signals`: nothing is lost
-    before and after training, since every file is written whole or not at all. Further signals are ignored while the
-    script ends, as several senders may pass on one stop, up to the third Ctrl-C. Signals get their former handlers
-    back unless the script was stopped. After an error the group is left as it is: another process may wait in it.
+    A stop signal ends the script at once, by KeyboardInterrupt, except in training (`stop_signals`): nothing is lost
+    before and after it, since every file is written whole or not at all. After an error the group is left as it is:
+    another process may wait in it.
     """
-
-    def handler(number: int, _frame) -> None:
-        stop_requests.append(number)
-        if len(stop_requests) == 1 or stop_requests.count(signal.SIGINT) > 2:
-            raise KeyboardInterrupt("stopped outside of training; the same command with --resume continues")
-
     chosen = init_distributed(device)
-    previous = _listen(handler)
-    try:
-        yield chosen
-        leave_group()
-    except Stopped:
-        stop_requests.append(signal.SIGTERM)  # all is written already: signals that follow are ignored
-        leave_group()
-        raise
-    except RuntimeError as error:
-        if stop_requests:  # another process ended first, at the same signal
-            raise KeyboardInterrupt from None
-        if world_size() > 1 and LOST.search(str(error)):
-            line = f"error (process {rank()}): another process is gone ({one_line(error, 1000)})"
-            print(f"{line}; start again with --resume", file=sys.stderr, flush=True)
-            os._exit(2)  # without the group's farewell, which would wait for the lost process
-        raise
-    finally:
-        if not stop_requests:
-            _give_back(previous)
+    with stop_signals(at_once=True):
+        try:
+            yield chosen
+            leave_group()
+        except Stopped:
+            stop_requests.append(signal.SIGTERM)  # all is written already: signals that follow are ignored
+            leave_group()
+            raise
+        except RuntimeError as error:
+            if stop_requests:  # another process ended first, at the same signal
+                raise KeyboardInterrupt from None
+            if world_size() > 1 and LOST.search(str(error)):
+                line = f"error (process {rank()}): another process is gone ({one_line(error, 1000)})"
+                print(f"{line}; start again with --resume", file=sys.stderr, flush=True)
+                os._exit(2)  # without the group's farewell, which would wait for the lost process
+            raise
 
 
 def init_distributed(device: str = "auto") -> torch.device:
@@ -111,49 +101,40 @@ def _restarted() -> dict:
     return {"store": dist.PrefixStore(f"restart_{restarts}", store), "rank": number, "world_size": processes}
 
 
-# ------------------------------------------------------------------------------------------------------ stop signals
-
-
 @contextlib.contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
+def stop_signals(at_once: bool = False) -> Iterator[Callable[[], bool]]:
     """Give a function that says, alike in all processes, whether one of them got a stop signal.
 
     Stop signals are Ctrl-C's SIGINT, the SIGTERM of schedulers, the SIGUSR1 or SIGUSR2 that they can send some time
     before, and a closed terminal's SIGHUP (which stays ignored under nohup). The third SIGINT interrupts at once; the
     second does not, for torchrun passes on the Ctrl-C that the terminal has sent to every process already.
 
-    Raises Stopped at its end if a signal came after the function was called last.
+    at_once: the first signal raises KeyboardInterrupt, and those that follow while the script ends are ignored. Without
+    it, Stopped is raised at the end if a signal came after the function was called last.
     """
 
     def handler(number: int, _frame) -> None:
         stop_requests.append(number)
-        if stop_requests.count(signal.SIGINT) > 2:
-            raise KeyboardInterrupt
+        if stop_requests.count(signal.SIGINT) > 2 or (at_once and len(stop_requests) == 1):
+            raise KeyboardInterrupt("stopped outside of training; the same command with --resume continues")
 
     def stopping() -> bool:
         # by gloo, so that the GPU's queue is not waited for
         return bool(all_reduce_sum(torch.tensor(len(stop_requests))))
 
-    previous = _listen(handler)
-    try:
-        yield stopping
-        if stop_requests:
-            raise Stopped
-    finally:
-        _give_back(previous)
-
-
-def _listen(handler: Callable) -> dict[int, object]:
-    """Give the stop signals a handler; returns the handlers that they had."""
     stop_requests.clear()
     nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    return {number: signal.signal(number, handler) for number in STOP_SIGNALS if number != signal.SIGHUP or not nohup}
-
-
-def _give_back(previous: dict[int, object]) -> None:
-    for number, handler in previous.items():
-        signal.signal(number, handler)
-    stop_requests.clear()
+    numbers = [number for number in STOP_SIGNALS if number != signal.SIGHUP or not nohup]
+    previous = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield stopping
+        if stop_requests and not at_once:
+            raise Stopped
+    finally:
+        if not (at_once and stop_requests):
+            for number, former in previous.items():
+                signal.signal(number, former)
+            stop_requests.clear()
 
 
 # --------------------------------------------------------------------------------- the model and batches on devices

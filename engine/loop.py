@@ -170,7 +170,7 @@ def fit(training: Training, task: Task, run: Run) -> None:
                 window.done = progress.done
                 training.schedule.step(progress.step, window.done)
                 micro_batches = map(transfer, map(task.prepare, step_batches(batches, train.accumulation, task.count)))
-                train_step(model, micro_batches, training.optimizer, task, progress, train, window)
+                train_step(model, micro_batches, training, task, window)
                 progress.step += 1
                 task.after_step(progress)
                 last = progress.add_time(last)
@@ -222,20 +222,16 @@ def step_batches(batches: Iterator[dict], accumulation: int, count) -> Iterable[
     return [{**batch, "share": share} for batch, share in zip(step, shares.float(), strict=True)]
 
 
-def train_step(
-    model: nn.Module,
-    batches: Iterable[dict],
-    optimizer: torch.optim.Optimizer,
-    task: Task,
-    progress: Progress,
-    train: Config,
-    window: Window,
-) -> None:
-    """One optimizer step. A gradient that is not finite changes no weight; `window.check` reports it."""
+def train_step(model: nn.Module, batches: Iterable[dict], training: Training, task: Task, window: Window) -> None:
+    """One optimizer step. A gradient that is not finite changes no weight; `window.check` reports it.
+
+    model: the training's, in DistributedDataParallel if there are several processes.
+    """
+    optimizer, progress, train = training.optimizer, training.progress, window.run.config.train
     for micro, batch in enumerate(batches):
 
         def forward(batch: dict = batch) -> tuple[Tensor, dict]:
-            with autocast(window.device, progress.precision):
+            with autocast(training.device, progress.precision):
                 return task.loss(model, batch, progress)
 
         distributed = model is not unwrap(model)

@@ -78,13 +78,12 @@ class Window:
         batches = [item for item in batches if item[1]] or batches
         terms = sorted({name for _, names in batches for name in names}) or ["the gradient (but no loss)"]
         files = [path for paths, _ in batches for path in paths]
-        shown = ", ".join(files[:8]) + (", ..." if len(files) > 8 else "")
         if is_main():
             write_json(self.run.dir / "nonfinite.json", {"step": step, "not_finite": terms, "files": files})
         return UserError(
-            f"step {step}: not finite: {', '.join(terms)}; stopped, this step is not saved. The batch "
-            f"(all of it in {self.run.dir / 'nonfinite.json'}): {shown}. "
-            "Look at these files, or lower train.lr; --resume continues from the last checkpoint"
+            f"step {step}: not finite: {', '.join(terms)}; stopped, this step is not saved. Look at the batch's files "
+            f"({', '.join(files[:8])}; all in {self.run.dir / 'nonfinite.json'}), or lower train.lr; --resume "
+            "continues from the last checkpoint"
         )
 
     def log(self, progress: Progress, optimizer: torch.optim.Optimizer, more: Callable[[Progress, dict], dict]) -> None:
@@ -109,7 +108,7 @@ class Window:
         values |= {"pairs_per_second": self.pairs * world_size() / seconds, "data_wait": self.waited / seconds}
         values |= utilization(self.operations / seconds / 1e12, self.device, progress.precision)
         values |= {"memory_gib": peak_memory(self.device), "eta_seconds": eta}
-        values |= {"epoch": progress.step / progress.steps_per_epoch}
+        values["epoch"] = progress.step / progress.steps_per_epoch
         if progress.minutes is not None:
             values |= {"done": self.done, "minutes": progress.seconds / 60}
         values |= more(progress, values)

@@ -18,7 +18,7 @@ import utils
 from dataset.files import read_json
 from dataset.text import Tokenizer, checkpoint_tokenizer
 from engine.checkpoint import BEST, LAST
-from engine.config import STAGES, checked_config, lookup
+from engine.config import STAGES, lookup, merged_config
 from models.semmim import PREFIX, SemMIM, load_backbone
 from models.weights import find_or_download, read_weights
 from utils import UserError
@@ -78,7 +78,7 @@ def read(source: str | Path) -> Content:
     settings = utils.Config()
     for stage in KEPT if decoder else ("retrieval",):
         own = part(lookup(about, f"settings.{stage}"), KEPT[stage])
-        settings[stage] = part(checked_config(own, STAGES[stage], f"{path}: settings.{stage}"), KEPT[stage])
+        settings[stage] = part(merged_config([(f"{path}: settings.{stage}", own)], STAGES[stage]), KEPT[stage])
     tokenizer = checkpoint_tokenizer(vocabulary, rest["description"])
     metrics = read_json(run / METRICS) if (run / METRICS).is_file() else {}
     best = about.get("best") or {}

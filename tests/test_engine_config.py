@@ -63,7 +63,7 @@ def test_image_root_is_a_folder_a_map_or_none_in_every_stage(stage):
     assert root("data.image_root=/a") == "/a" and root("data.image_root=none") is None
     assert root("data.image_root=/a", "data.image_root={coco: /b, my_own: /c}") == {"coco": "/b", "my_own": "/c"}
     assert root("data.image_root=none", "data.image_root.vg=/d") == {"vg": "/d"}
-    for value in ("3", "[/a]", "{coco: 3}", "{}", "''", "true"):
+    for value in ("3", "[/a]", "true"):
         refused(lambda value=value: root("data.image_root=none", f"data.image_root={value}"), "data.image_root")
 
 
@@ -75,7 +75,6 @@ FILES = {
     "data: {cache_images: 1}": "run.yaml: data.cache_images is a number (1); true/false is expected",
     "seed: true": "run.yaml: seed is true/false (True); a number is expected",
     "data: {train: [a.json, 3]}": "run.yaml: data.train holds a number (3); text is expected",
-    "data: {image_prefix_map: {a/: 3}}": "data.image_prefix_map: {'a/': 3} must be a map of text to text",
     "- a\n- b": "run.yaml: a configuration is a map",
     "1: 2": "run.yaml: not a readable YAML file: a key is no text",
     "data: {image_prefix_map: {1.10: a}}": "run.yaml: not a readable YAML file: a key is no text",
@@ -111,7 +110,6 @@ OVERRIDES = {
     "train.minutes=soon": "train.minutes is text ('soon'); a number or null is expected",
     "train.lr=.nan": "--override train.lr=.nan: Out of range float",
     "train.lr=-1e-4": "train.lr is -0.0001; a number of at least 0 is needed",
-    "train.betas=[0.9, 1.0]": "train.betas: [0.9, 1.0] must be two numbers of at least 0 and below 1",
     "augment.crop_scale=[1, 0.2]": "augment.crop_scale: [1, 0.2] must be",
     "train.precision=fp16": "train.precision: 'fp16' must be one of auto, bf16, fp32",
     "model.image_encoder.image_size=1000000": "image_size is 1000000; a whole number from 1 to 4096 is needed",
@@ -123,7 +121,6 @@ OF_STAGES = {
     "generation.min_tokens=30": ("caption", "min_tokens 30 is above max_tokens 25"),
     "generation.mode=best": ("caption", "'best' is none of beam, greedy, sample"),
     "answer.length_penalty=x": ("vqa", "answer.length_penalty is text"),
-    "data.answer_weight={a: -1}": ("vqa", "'a': -1} must be a map of numbers of at least 0"),
 }
 
 

@@ -149,14 +149,13 @@ def test_a_resumed_training_by_minutes_counts_the_time_already_used(tmp_path, wa
     assert same(straight, resumed) and stopped.rates | resumed.rates == straight.rates
 
 
-def test_a_run_that_counted_no_time_does_not_go_on_by_minutes_but_one_by_minutes_by_steps(tmp_path, watch):
-    timed(tmp_path / "steps", watch, steps=3).go()
-    with pytest.raises(utils.UserError, match="train.minutes: the checkpoint is of a run by train.epochs"):
-        timed(tmp_path / "steps", watch, minutes=2.0, resume=True).go()
-    timed(tmp_path / "minutes", watch, minutes=0.5).go()
-    resumed = timed(tmp_path / "minutes", watch, steps=5, resume=True)
-    resumed.go()
-    assert resumed.steps_seen == [4, 5]
+def test_a_run_continues_by_another_kind_of_length(tmp_path, watch):
+    timed(tmp_path, watch, minutes=0.5).go()
+    by_steps = timed(tmp_path, watch, steps=5, resume=True)
+    by_steps.go()
+    by_time = timed(tmp_path, watch, minutes=0.5, resume=True)  # which counts from there
+    by_time.go()
+    assert (by_steps.steps_seen, by_time.steps_seen) == ([4, 5], [6, 7, 8])
 
 
 def by_two_clocks(rank, folder):

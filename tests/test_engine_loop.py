@@ -358,7 +358,7 @@ def test_two_processes(tmp_path):
         torch.testing.assert_close(results["counted"], over_tokens.weights(), atol=1e-6, rtol=0)
         order = torch.randperm(ENTRIES, generator=torch.Generator().manual_seed(0))[14:16].tolist()
         assert "step 3: not finite: bad, loss;" in results["error"]
-        assert f": {order[0]}.png, {order[1]}.png. Look" in results["error"]
+        assert f"({order[0]}.png, {order[1]}.png; all in" in results["error"]
         assert results["stopped"] == 3 and results["random_states"] == 2
         assert results["rows"].tolist() == [[1.0] * 3] * 2 + [[2.0] * 3] * 2
         # losses 1 * sum(k * row k) and 2 * sum(k * row k): row k gets 3 k

@@ -103,27 +103,18 @@ def test_nothing_whole_is_an_error_and_nothing_at_all_a_beginning(tmp_path):
     refused(lambda: load_last(tmp_path, 2), "no whole checkpoint is left")
 
 
-def test_a_missing_best_checkpoint_is_reported_before_training(tmp_path, caplog):
+def test_a_resumed_run_has_the_best_score_that_the_kept_weights_have(tmp_path):
     best, model = BestCheckpoint(tmp_path, "cider", {}), nn.Linear(2, 2)
-    best.offer(model, {"cider": 50.0, "beams": 3}, step=10, epoch=1)
-    assert BestCheckpoint(tmp_path, "cider", {}, {"best": best.best}).best == {"cider": 50.0, "beams": 3, "epoch": 1}
+    best.offer(model, {"cider": 60.0, "beams": 3}, step=20, epoch=2)
+    resumed = BestCheckpoint(tmp_path, "cider", {}, resumed=True)
+    resumed.offer(model, {"cider": 55.0}, step=20, epoch=2)  # with another learning rate
+    kept = load_checkpoint(tmp_path / "checkpoint_best.pth")["best"]
+    assert resumed.best == kept == {"cider": 60.0, "beams": 3, "epoch": 2}
     (tmp_path / "checkpoint_best.pth").unlink()
-    with caplog.at_level("INFO", "semmim"):
-        resumed = BestCheckpoint(tmp_path, "cider", {}, {"best": best.best})
-    assert "the best epoch so far is lost" in caplog.text and resumed.best == {}
+    resumed = BestCheckpoint(tmp_path, "cider", {}, resumed=True)
     resumed.restore(model)  # keeps the last weights
     resumed.offer(model, {"cider": 40.0}, step=20, epoch=2)
     assert load_checkpoint(tmp_path / "checkpoint_best.pth")["best"] == {"cider": 40.0, "epoch": 2}
-
-
-def test_after_a_kill_between_the_best_checkpoint_and_the_last_the_score_is_that_of_the_weights(tmp_path):
-    best, model = BestCheckpoint(tmp_path, "cider", {}), nn.Linear(2, 2)
-    best.offer(model, {"cider": 50.0}, step=10, epoch=1)
-    last = {"best": dict(best.best)}
-    best.offer(model, {"cider": 60.0}, step=20, epoch=2)
-    resumed = BestCheckpoint(tmp_path, "cider", {}, last)
-    resumed.offer(model, {"cider": 55.0}, step=20, epoch=2)  # with another learning rate
-    assert resumed.best == load_checkpoint(tmp_path / "checkpoint_best.pth")["best"] == {"cider": 60.0, "epoch": 2}
 
 
 def test_random_state_restores_every_generator(tmp_path):
