@@ -25,16 +25,7 @@ from evaluation.retrieval import SCORE, Validation
 from evaluation.sharded import evaluating
 from models.alignment import alpha_at
 from models.pretrain import PretrainModel, build_pretrain_model, operations, start_from
-from utils import (
-    UserError,
-    all_reduce_sum,
-    is_main,
-    load_checkpoint,
-    logger,
-    run_main,
-    seed_everything,
-    to_device,
-)
+from utils import UserError, all_reduce_sum, is_main, load_checkpoint, logger, run_main, seed_everything, to_device
 
 SHOWN = 4  # pairs in the image of an epoch, which fits on a screen
 

@@ -226,17 +226,14 @@ def load_checkpoint(path, required=("model",)) -> dict:
     torch writes a checksum (CRC-32) with every record and does not compare it when it reads: that is done here.
     """
     path = find_file(path, "checkpoint")
-    try:
-        with open_file(path) as file:
+    with open_file(path) as file:
+        try:
             if zipfile.is_zipfile(file) and (record := zipfile.ZipFile(file).testzip()):
                 raise ValueError(f"damaged: the checksum of its record {record!r} is wrong")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except Exception as error:  # whatever the bytes of a file that no run wrote make zipfile, torch or pickle raise
-        raise UserError(f"{path}: not a readable checkpoint ({reason(error)}); take another") from None
-    missing = [key for key in required if not isinstance(checkpoint, dict) or key not in checkpoint]
-    if missing:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever the bytes of a file that no run wrote make zipfile, torch or pickle raise
+            raise UserError(f"{path}: not a readable checkpoint ({reason(error)}); take another") from None
+    if missing := [key for key in required if not isinstance(checkpoint, dict) or key not in checkpoint]:
         raise UserError(f"{path}: not a checkpoint of this project (it has no entry {', '.join(missing)})")
     return checkpoint
 
@@ -338,10 +335,9 @@ def all_gather(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.detach()
     if world_size() == 1:
         return tensor
-    source = (tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor).contiguous()
-    parts = [torch.empty_like(source) for _ in range(world_size())]
-    dist.all_gather(parts, source)
-    return torch.cat(parts).to(tensor.dtype)
+    parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
 
 
 def gather_objects(item) -> list:
@@ -353,18 +349,9 @@ def gather_objects(item) -> list:
     return items
 
 
-def unwrap(model: torch.nn.Module) -> torch.nn.Module:
-    """The model itself, out of DistributedDataParallel if it is in there."""
-    return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
-
-
 def to_device(batch: dict, device: torch.device) -> dict:
     """The batch with its tensors on the device (copied asynchronously from pinned memory)."""
-
-    def move(item):
-        return item.to(device, non_blocking=True) if isinstance(item, torch.Tensor) else item
-
-    return {key: move(item) for key, item in batch.items()}
+    return {key: x.to(device, non_blocking=True) if isinstance(x, torch.Tensor) else x for key, x in batch.items()}
 
 
 # ------------------------------------------------------------------------------------------ random state, precision

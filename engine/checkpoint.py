@@ -15,24 +15,10 @@ import numpy as np
 import torch
 from torch import nn
 
+import utils
 from engine.config import Config
 from models.weights import load_exactly
-from utils import (
-    UserError,
-    all_reduce_sum,
-    clock,
-    is_main,
-    load_checkpoint,
-    logger,
-    on_main,
-    rank,
-    replacing,
-    resolve_precision,
-    save_checkpoint,
-    unwrap,
-    world_size,
-    write_checkpoint,
-)
+from utils import UserError, is_main, load_checkpoint, logger, rank, replacing, world_size
 
 LAST, BEST = "checkpoint_last.pth", "checkpoint_best.pth"
 ENTRIES = ("model", "optimizer", "progress", "rng", "config")  # of a checkpoint that can be resumed
@@ -46,7 +32,7 @@ def save_last(folder: Path, checkpoint: dict, keep: int) -> None:
     """
     last = folder / LAST
     with replacing(last) as temporary:
-        write_checkpoint(temporary, checkpoint)
+        utils.write_checkpoint(temporary, checkpoint)
         for number in range(keep - 1, 1, -1):
             if (newer := last_path(folder, number - 1)).exists():
                 os.replace(newer, last_path(folder, number))
@@ -95,8 +81,8 @@ class BestCheckpoint:
         """
         if found[self.score] > self.best.get(self.score, -math.inf):
             self.best = {**found, "epoch": epoch}
-            state = {"model": unwrap(model).state_dict(), "progress": {"step": step}, **self.state()}
-            on_main(lambda: save_checkpoint(self.path, state))  # no process reads the file before it is written
+            state = {"model": model.state_dict(), "progress": {"step": step}, **self.state()}
+            utils.on_main(lambda: utils.save_checkpoint(self.path, state))  # no process reads the file before
 
     def state(self) -> dict:
         """The entries of a checkpoint that say which epoch is the best."""
@@ -168,13 +154,14 @@ class Progress:
         now = time.perf_counter()
         if self.minutes is not None:
             used = self.seconds + now - since if is_main() else 0.0
-            self.seconds = all_reduce_sum(torch.tensor(used, dtype=torch.float64)).item()
+            self.seconds = utils.all_reduce_sum(torch.tensor(used, dtype=torch.float64)).item()
         return now
 
     def __str__(self) -> str:
         """Epoch, counted from 1, and step."""
         if self.minutes is not None:
-            return f"epoch {self.epoch + 1} step {self.step} {clock(self.seconds)}/{clock(60 * self.minutes)}"
+            used, whole = utils.clock(self.seconds), utils.clock(60 * self.minutes)
+            return f"epoch {self.epoch + 1} step {self.step} {used}/{whole}"
         epochs = math.ceil(self.total_steps / max(1, self.steps_per_epoch))
         return f"epoch {min(self.epoch + 1, epochs)}/{epochs} step {self.step}/{self.total_steps}"
 
@@ -189,19 +176,17 @@ def position(
 ) -> Progress:
     """The beginning of a training, or the position of the checkpoint `resume_from`, whose state is put in place.
 
-    The optimizer's settings (rates, decay) come from the configuration.
+    The optimizer's settings come from the configuration; the schedule sets its rates before every step.
     """
     progress, precision = Progress.start(train, batches), train.precision
     if resume_from is not None:
         found = resume_from["progress"]
         if progress.steps_per_epoch != found["steps_per_epoch"]:
-            raise UserError(
-                f"--resume: the checkpoint's epoch has {found['steps_per_epoch']} steps, this run's has "
-                f"{progress.steps_per_epoch}: use the same data and the same global batch (train.batch_size x "
-                "train.accumulation x processes)"
-            )
-        load_exactly(unwrap(model), resume_from["model"], "--resume", "the checkpoint is of another model")
-        settings = [{key: item for key, item in group.items() if key != "params"} for group in optimizer.param_groups]
+            problem = f"the checkpoint's epoch has {found['steps_per_epoch']} steps, this run's has"
+            raise UserError(f"--resume: {problem} {progress.steps_per_epoch}: use the same data and global batch")
+        load_exactly(model, resume_from["model"], "--resume", "the checkpoint is of another model")
+        own = ("params", "lr")
+        settings = [{key: x for key, x in group.items() if key not in own} for group in optimizer.param_groups]
         optimizer.load_state_dict(resume_from["optimizer"])
         for group, values in zip(optimizer.param_groups, settings, strict=True):
             group.update(values)
@@ -215,7 +200,7 @@ def position(
             precision = found["precision"]
         resume_from.clear()  # at full size a copy of the weights is 5 GB a process
         logger.info("resumed at %s", progress)
-    progress.precision = resolve_precision(precision, device)
+    progress.precision = utils.resolve_precision(precision, device)
     return progress
 
 

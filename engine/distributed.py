@@ -15,25 +15,11 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.distributed as dist
 
+import utils
 from dataset.transforms import normalized
 from engine.checkpoint import random_state_kept
 from models.bert import BertLayer
-from utils import (
-    STOP_SIGNALS,
-    Stopped,
-    UserError,
-    all_reduce_sum,
-    choose_device,
-    end_with_parent,
-    is_main,
-    leave_group,
-    logger,
-    one_line,
-    rank,
-    stop_requests,
-    to_device,
-    world_size,
-)
+from utils import STOP_SIGNALS, Stopped, UserError, is_main, leave_group, logger, rank, stop_requests, world_size
 
 # ------------------------------------------------------------------------------------------------------- the group
 
@@ -63,7 +49,7 @@ def distributed(device: str = "auto") -> Iterator[torch.device]:
             if stop_requests:  # another process ended first, at the same signal
                 raise KeyboardInterrupt from None
             if world_size() > 1 and LOST.search(str(error)):
-                line = f"error (process {rank()}): another process is gone ({one_line(error, 1000)})"
+                line = f"error (process {rank()}): another process is gone ({utils.one_line(error, 1000)})"
                 print(f"{line}; start again with --resume", file=sys.stderr, flush=True)
                 os._exit(2)  # without the group's farewell, which would wait for the lost process
             raise
@@ -74,7 +60,7 @@ def init_distributed(device: str = "auto") -> torch.device:
 
     CPU tensors travel by gloo, CUDA tensors by NCCL. Without torchrun there is one process and no group.
     """
-    device, local = choose_device(device), int(os.environ.get("LOCAL_RANK", "0"))
+    device, local = utils.choose_device(device), int(os.environ.get("LOCAL_RANK", "0"))
     if device == "cuda":
         if local >= (gpus := torch.cuda.device_count()):
             raise UserError(f"process {local} has no GPU: start torchrun with --nproc_per_node={gpus}")
@@ -82,7 +68,7 @@ def init_distributed(device: str = "auto") -> torch.device:
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", **_restarted())
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        end_with_parent(signal.SIGTERM)  # a killed torchrun would leave its processes behind, training on
+        utils.end_with_parent(signal.SIGTERM)  # a killed torchrun would leave its processes behind, training on
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
     logger.setLevel(logging.INFO if is_main() else logging.WARNING)
     return torch.device("cuda", local) if device == "cuda" else torch.device("cpu")
@@ -120,7 +106,7 @@ def stop_signals(at_once: bool = False) -> Iterator[Callable[[], bool]]:
 
     def stopping() -> bool:
         # by gloo, so that the GPU's queue is not waited for
-        return bool(all_reduce_sum(torch.tensor(len(stop_requests))))
+        return bool(utils.all_reduce_sum(torch.tensor(len(stop_requests))))
 
     stop_requests.clear()
     nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
@@ -151,7 +137,7 @@ def wrap_ddp(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     return ddp(model, device_ids=ids, gradient_as_bucket_view=True, find_unused_parameters=False, **options)
 
 
-def rehearse(model: torch.nn.Module, loss_fn: Callable[[], torch.Tensor]) -> None:
+def rehearse(model: torch.nn.Module, forward: Callable[[dict], tuple], batch: dict) -> None:
     """One forward and backward pass that leaves no trace but the order in which DDP packs gradients.
 
     DDP packs them in its own order in a process's first step and as they come in all later ones; the packing decides
@@ -159,7 +145,7 @@ def rehearse(model: torch.nn.Module, loss_fn: Callable[[], torch.Tensor]) -> Non
     """
     with random_state_kept():
         model.eval()  # no dropout, and the model remembers no features or teacher outputs of this pass
-        loss_fn().backward()
+        forward(batch)[0].backward()
         for parameter in model.parameters():
             parameter.grad = None
         model.train()
@@ -179,11 +165,11 @@ class Transfer:
 
     def __call__(self, batch: dict) -> dict:
         if self.stream is None:
-            return normalized(to_device(batch, self.device))
+            return normalized(utils.to_device(batch, self.device))
         computing = torch.cuda.current_stream(self.device)
         pinned = {key: item.pin_memory() if isinstance(item, torch.Tensor) else item for key, item in batch.items()}
         with torch.cuda.stream(self.stream):
-            moved = normalized(to_device(pinned, self.device))
+            moved = normalized(utils.to_device(pinned, self.device))
         computing.wait_stream(self.stream)
         for item in moved.values():
             if isinstance(item, torch.Tensor):

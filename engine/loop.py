@@ -11,33 +11,26 @@ import contextlib
 import dataclasses
 import itertools
 import math
+import resource
+import statistics
+import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+import utils
 from engine.checkpoint import Progress, position, random_state, save_last, set_random_state
 from engine.distributed import Transfer, compile_model, keep_freed_memory, rehearse, stop_signals, wrap_ddp
 from engine.run import Run
-from engine.window import Window
 from models.weights import check_finite
 from optim import create_optimizer
 from scheduler import WarmupCosine
-from utils import (
-    Config,
-    Stopped,
-    UserError,
-    all_reduce_sum,
-    autocast,
-    gather_objects,
-    logger,
-    on_main,
-    seed_everything,
-    unwrap,
-    world_size,
-)
+from utils import Stopped, UserError, all_reduce_sum, gather_objects, logger, world_size
+
+USUAL_STEPS = 50  # losses by which a jump is recognized
 
 
 class Task:
@@ -101,7 +94,7 @@ class Training:
 def start_training(
     model: nn.Module,
     loader: Iterable,
-    cfg: Config,
+    cfg: utils.Config,
     device: torch.device,
     resume_from: dict | None = None,
     pretrained_vit: bool = True,
@@ -113,10 +106,8 @@ def start_training(
     """
     train, batches = cfg.train, len(loader)
     if batches < train.accumulation:
-        raise UserError(
-            f"{len(loader.dataset)} training entries are too few for one step: lower train.batch_size "
-            f"(now {train.batch_size} per process) or train.accumulation (now {train.accumulation})"
-        )
+        few = f"{len(loader.dataset)} training entries are too few for one step"
+        raise UserError(f"{few}: lower train.batch_size ({train.batch_size}) or train.accumulation")
     if device.type == "cpu":
         keep_freed_memory()
     lr, lr_vit = train.lr, train.lr_vit if pretrained_vit else train.lr
@@ -135,13 +126,10 @@ def start_training(
     )
     data = loader.dataset.fingerprint()
     if resume_from and resume_from.get("data", data) != data:
-        raise UserError(
-            "--resume: data.train has other entries, or another order of them, than when the run was stopped; use "
-            "the same files, or start a new run in another --output_dir with --checkpoint"
-        )
-    seed_everything(cfg.seed)  # from here on every process draws its own noise
+        problem = "data.train has other entries, or another order of them, than when the run was stopped"
+        raise UserError(f"--resume: {problem}; use the same files, or start a new run with --checkpoint")
+    utils.seed_everything(cfg.seed)  # from here on every process draws its own noise
     progress = position(model, optimizer, batches, train, device, resume_from)
-    schedule.step(progress.step, progress.done)
     if train.compile:
         logger.info("train.compile: %d parts, in the first steps", compile_model(model))
     return Training(model, loader, optimizer, schedule, progress, device, data)
@@ -228,19 +216,19 @@ def train_step(model: nn.Module, batches: Iterable[dict], training: Training, ta
     model: the training's, in DistributedDataParallel if there are several processes.
     """
     optimizer, progress, train = training.optimizer, training.progress, window.run.config.train
+    distributed = model is not training.model
+
+    def forward(batch: dict) -> tuple[Tensor, dict]:
+        with utils.autocast(training.device, progress.precision):
+            return task.loss(model, batch, progress)
+
     for micro, batch in enumerate(batches):
-
-        def forward(batch: dict = batch) -> tuple[Tensor, dict]:
-            with autocast(training.device, progress.precision):
-                return task.loss(model, batch, progress)
-
-        distributed = model is not unwrap(model)
         if distributed and not window.rehearsed:
-            rehearse(model, lambda forward=forward: forward()[0])
+            rehearse(model, forward, batch)
             window.rehearsed = True
         sync = not distributed or micro == train.accumulation - 1
         with contextlib.nullcontext() if sync else model.no_sync():
-            loss, values = forward()
+            loss, values = forward(batch)
             (loss / train.accumulation).backward()
         window.add(progress.step, batch, loss, values, task.operations(batch))
     # the norm is the same in all processes, since they share their gradients
@@ -263,13 +251,10 @@ def save(training: Training, task: Task, run: Run, window: Window, stop: bool = 
     window.check(progress)
     if window.jump:
         step, loss, usual = window.jump
-        raise UserError(
-            f"the loss jumped from {usual:.4g} to {loss:.4g} in step {step} and stayed there: stopped, not saved. "
-            "Lower train.lr; --resume continues from the last checkpoint (if it jumps again at once, put "
-            "checkpoint_last_1.pth in its place)"
-        )
+        jump = f"the loss jumped from {usual:.4g} to {loss:.4g} in step {step} and stayed there"
+        raise UserError(f"{jump}: stopped, not saved. Lower train.lr; --resume continues from the last checkpoint")
     random_states, extra = gather_objects(random_state()), task.state()
-    on_main(lambda: _write(training, run, random_states, extra))
+    utils.on_main(lambda: _write(training, run, random_states, extra))
     if stop:
         run.info(f"stopped at {progress}; continue with --resume")
         raise Stopped
@@ -288,3 +273,148 @@ def _write(training: Training, run: Run, random_states: list[dict], extra: dict)
         **extra,
     }
     save_last(run.dir, checkpoint, run.config.train.keep_checkpoints)
+
+
+# ---------------------------------------------------------------------------------------------- the logging window
+
+
+class Window:
+    """What the steps since the last log line gave; scalars stay on the device, so that no step waits."""
+
+    def __init__(self, run: Run, device: torch.device):
+        self.run, self.device = run, device
+        self.jump: tuple[int, float, float] | None = None  # (step, loss, usual loss), while it lasts
+        self.rehearsed = False
+        self.done = 0.0  # the share of the training that was over before its last step, which rates are set by
+        self.restart()
+
+    def restart(self) -> None:
+        self.batches, self.norms, self.values = [], [], {}  # batches: (step, paths, {name: scalar})
+        self.checked = 0  # steps that `check` has seen
+        self.pairs, self.operations, self.waited, self.start = 0, 0.0, 0.0, time.perf_counter()
+
+    def add(self, step: int, batch: dict, loss: Tensor, values: dict, operations: float) -> None:
+        """What a micro-batch gave."""
+        scalars = {"loss": loss, **values}
+        scalars = {key: item.detach() if isinstance(item, Tensor) else item for key, item in scalars.items()}
+        for name, item in scalars.items():
+            self.values.setdefault(name, []).append(item)
+        paths = list(batch.get("paths", ()))
+        self.batches.append((step, paths, scalars))
+        self.operations += operations
+        self.pairs += len(paths) or len(next(item for item in batch.values() if isinstance(item, Tensor)))
+
+    def check(self, progress: Progress) -> None:
+        """Look, in all processes, at the losses and gradients since the last look.
+
+        Raises UserError if one is not finite. A loss that left its usual range sets `jump`, until one is back in it.
+        """
+        norms = self.norms[self.checked :]
+        if not norms:
+            return
+        batches = self.batches[self.checked * len(self.batches) // len(self.norms) :]
+        losses = torch.stack([scalars["loss"].float() for _, _, scalars in batches]).view(len(norms), -1).mean(1)
+        total = all_reduce_sum(torch.stack([losses, torch.stack(norms).float()])) / world_size()  # [2, steps]
+        losses, bad = total[0].tolist(), (~torch.isfinite(total).all(0)).nonzero().flatten().tolist()
+        self.checked = len(self.norms)
+        first = batches[0][0]
+        for step, loss in enumerate(losses[: bad[0] if bad else None], first):
+            if (usual := usual_if_far(progress.losses, loss)) is not None:
+                self.jump = self.jump or (step, loss, usual)
+            else:
+                self.jump, progress.losses = None, [*progress.losses[-USUAL_STEPS + 1 :], loss]
+        if bad:
+            raise self._not_finite(first + bad[0])
+
+    def _not_finite(self, step: int) -> UserError:
+        """The error of a step with a loss or gradient that is not finite; its batch goes into nonfinite.json."""
+        mine = [  # this process's micro-batches of that step: (files, names of what is not finite)
+            (paths, [key for key, item in scalars.items() if not math.isfinite(float(item))])
+            for at, paths, scalars in self.batches
+            if at == step
+        ]
+        batches = [item for items in gather_objects(mine) for item in items]
+        batches = [item for item in batches if item[1]] or batches
+        terms = sorted({name for _, names in batches for name in names}) or ["the gradient (but no loss)"]
+        files = [path for paths, _ in batches for path in paths]
+        if utils.is_main():
+            utils.write_json(self.run.dir / "nonfinite.json", {"step": step, "not_finite": terms, "files": files})
+        return UserError(
+            f"step {step}: not finite: {', '.join(terms)}; stopped, this step is not saved. Look at the batch's files "
+            f"({', '.join(files[:8])}; all in {self.run.dir / 'nonfinite.json'}), or lower train.lr; --resume "
+            "continues from the last checkpoint"
+        )
+
+    def log(self, progress: Progress, optimizer: torch.optim.Optimizer, more: Callable[[Progress, dict], dict]) -> None:
+        """One line of the log and the console for the steps since the last one; here the device is waited for.
+
+        more: adds values, given the progress and the means.
+        """
+        self.check(progress)
+        columns = {**self.values, "grad_norm": self.norms}
+        means = [
+            torch.stack([torch.as_tensor(item, device=self.device).float() for item in column]).mean()
+            for column in columns.values()
+        ]
+        means = all_reduce_sum(torch.stack(means)) / world_size()
+        values = dict(zip(columns, means.tolist(), strict=True))
+        seconds = time.perf_counter() - self.start
+        eta = progress.remaining(seconds / len(self.norms))
+        rates = {f"lr_{group.get('name', index)}": group["lr"] for index, group in enumerate(optimizer.param_groups)}
+        values |= rates
+        values |= {"pairs_per_second": self.pairs * world_size() / seconds, "data_wait": self.waited / seconds}
+        values |= utilization(self.operations / seconds / 1e12, self.device, progress.precision)
+        values |= {"memory_gib": peak_memory(self.device), "eta_seconds": eta}
+        values["epoch"] = progress.step / progress.steps_per_epoch
+        if progress.minutes is not None:
+            values |= {"done": self.done, "minutes": progress.seconds / 60}
+        values |= more(progress, values)
+        self.run.log(progress.step, values)
+        shown = " ".join(f"{key} {values[key]:.3g}" for key in [*self.values, "grad_norm", *rates] if "/" not in key)
+        speed = f"{values['pairs_per_second']:.1f} pairs/s, data {values['data_wait']:.0%}"
+        if "mfu" in values:
+            speed += f", MFU {values['mfu']:.0%}"
+        self.run.info(f"{progress}  {shown}  | {speed}, {values['memory_gib']:.1f} GiB, ETA {utils.clock(eta)}")
+        self.restart()
+
+
+def usual_if_far(losses: list[float], loss: float) -> float | None:
+    """The median of the last good losses if `loss` is far above it, else None.
+
+    Far: by more than 1, by more than the median itself and by ten times their median deviation, as no single bad batch
+    is. With fewer than three losses nothing is known yet.
+    """
+    if len(losses) < 3:
+        return None
+    middle = statistics.median(losses)
+    spread = statistics.median(abs(value - middle) for value in losses)
+    return middle if loss - middle > max(1.0, abs(middle), 10 * spread) else None
+
+
+# Peak TFLOP/s of dense matrix products (bf16, fp32), from NVIDIA's data sheets.
+PEAKS = {
+    "H100 PCIe": (756, 51),
+    "H100 NVL": (835, 60),
+    "H100": (989, 67),
+    "H200": (989, 67),
+    "A100": (312, 19.5),
+}
+
+
+def utilization(tflops: float, device: torch.device, precision: str) -> dict[str, float]:
+    """TFLOP/s of this process, and their share of its GPU's peak if that is known (MFU); {} for 0."""
+    peak = peak_tflops(torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", precision)
+    return {} if not tflops else {"tflops": tflops} if peak is None else {"tflops": tflops, "mfu": tflops / peak}
+
+
+def peak_tflops(device_name: str, precision: str) -> float | None:
+    """A GPU's peak of matrix products in `precision` (bf16 | fp32), None if it is not known."""
+    return next((peak[precision != "bf16"] for name, peak in PEAKS.items() if name in device_name), None)
+
+
+def peak_memory(device: torch.device) -> float:
+    """GiB: the GPU's allocated memory, or this process's resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

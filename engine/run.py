@@ -17,20 +17,10 @@ from pathlib import Path
 
 import torch
 
+import utils
 from engine.checkpoint import last_path, load_last, random_state_kept
 from engine.config import MAY_CHANGE, Config, differences, save_config
-from utils import (
-    ROOT,
-    UserError,
-    is_main,
-    logger,
-    on_main,
-    one_line,
-    replacing,
-    resolve_precision,
-    world_size,
-    write_json,
-)
+from utils import ROOT, UserError, is_main, logger, on_main, one_line, replacing, world_size, write_json
 
 LOCK, MARK = "run.lock", "SemMIM run: "  # a run's lock file, and how it begins
 # What a kill left of the files that a run writes as a whole.
@@ -60,29 +50,24 @@ def begin(args: argparse.Namespace, cfg: Config) -> tuple[Run, dict | None]:
         check_same_run(cfg, resume_from, args.other_ranks)
     elif resume:
         logger.info("--resume: no checkpoint in %s, starting", folder)
-    return Run(folder, cfg, resume, step), resume_from
+    return Run(folder, cfg, step), resume_from
 
 
 def check_same_run(config: dict, resume_from: dict, other_ranks: bool) -> None:
-    """Log how a run differs from the checkpoint it continues: in keys of MAY_CHANGE and, if `other_ranks`, in number of
-    processes and batches. Any other difference is a UserError: the run would silently become another one.
+    """Log how a run differs from the checkpoint it continues: in keys of MAY_CHANGE and, if `other_ranks` allows
+    another number of processes, in batches. Any other difference is a UserError: it would silently be another run.
     """
     before, may_change = len(resume_from["rng"]), MAY_CHANGE
-    if other_ranks:
-        may_change = MAY_CHANGE | {"train.batch_size", "train.accumulation"}
-    if other_ranks and before != world_size():
+    if before != world_size():
+        if not other_ranks:
+            problem = f"the checkpoint is of {before} processes, this run has {world_size()}"
+            raise UserError(f"--resume: {problem}; start as many, or add --other_ranks for another order of the data")
         logger.info("%d processes instead of %d: order of the data and random draws are new", world_size(), before)
-    elif before != world_size():
-        raise UserError(
-            f"--resume: the checkpoint is of {before} processes, this run has {world_size()}: start as many, or add "
-            "--other_ranks to continue with another order of the data and other random draws"
-        )
+        may_change = MAY_CHANGE | {"train.batch_size", "train.accumulation"}
     for key, (before, now) in differences(resume_from["config"], config).items():
         if not any(f"{key}.".startswith(f"{known}.") for known in may_change):
-            raise UserError(
-                f"--resume: {key} is {now!r}, but the checkpoint was trained with {before!r}; use the same value, or "
-                "start a new run in another --output_dir with --checkpoint"
-            )
+            problem = f"{key} is {now!r}, but the checkpoint was trained with {before!r}"
+            raise UserError(f"--resume: {problem}; use that, or start a new run with --checkpoint")
         logger.info("resumed with %s %r instead of %r", key, now, before)
 
 
@@ -93,14 +78,10 @@ def check_folder(folder: Path, used: bool) -> None:
     """
     names, path = sorted(os.listdir(folder)) if folder.is_dir() else [], folder / LOCK
     if names and not (path.is_file() and path.read_bytes().startswith(MARK.encode())):
-        raise UserError(
-            f"--output_dir {folder}: it holds {one_line(names[0])} and no run's {LOCK}: no run wrote it, so none "
-            "touches it; name a new or an empty folder"
-        )
+        found = f"it holds {one_line(names[0])} and no run's {LOCK}"
+        raise UserError(f"--output_dir {folder}: {found}, so no run touches it; name a new or an empty folder")
     if not used and names not in ([], [LOCK]):
-        raise UserError(
-            f"--output_dir {folder}: it holds an earlier run; add --resume to continue it, or name another folder"
-        )
+        raise UserError(f"--output_dir {folder}: it holds an earlier run; add --resume, or name another folder")
 
 
 def lock(path: Path):
@@ -130,12 +111,11 @@ class Run(contextlib.AbstractContextManager):
     `with run:` closes it, whatever ends the block. Nothing is touched before `open`, so that a start that fails on what
     can be checked leaves an earlier run alone.
 
-    resume: whether it continues an earlier run; step: from which, -1 without a checkpoint.
+    step: the one that training continues from, -1 without a checkpoint.
     """
 
-    def __init__(self, output_dir: str | os.PathLike, config: Config, resume: bool = False, step: int = -1):
-        self.dir, self.config = Path(output_dir).expanduser(), config
-        self.resume, self.step = resume, step
+    def __init__(self, output_dir: str | os.PathLike, config: Config, step: int = -1):
+        self.dir, self.config, self.step = Path(output_dir).expanduser(), config, step
         self.start, self.about = time.time(), {}
         self._lock = self._log = None
 
@@ -143,8 +123,8 @@ class Run(contextlib.AbstractContextManager):
         self.close()
 
     def open(self, evaluate: bool = False) -> None:
-        """Take the folder for this process, called in all processes; UserError if it cannot be had. Lines of the log
-        after the step that a resumed run continues from are removed; an evaluation continues the logs.
+        """Take the folder for this process, called in all processes; UserError if it cannot be had. Training removes
+        the log's lines after the step that it continues from; an evaluation continues the log.
         """
         on_main(lambda: self._open(evaluate))
 
@@ -155,7 +135,7 @@ class Run(contextlib.AbstractContextManager):
             for path in self.dir.iterdir():
                 if UNFINISHED.fullmatch(path.name):
                     path.unlink()
-            if self.resume:
+            if not evaluate:
                 forget_steps_after(self.step, self.dir / "log.jsonl")
             self._log = open(self.dir / "log.jsonl", "a", encoding="utf-8")
         except OSError as error:
@@ -198,7 +178,7 @@ class Run(contextlib.AbstractContextManager):
         """Note for metrics.json what numbers depend on beside data and weights; called in all processes, which agree on
         the precision. model: its description."""
         setting = self.config.train.precision
-        precision = resolve_precision(setting, device)
+        precision = utils.resolve_precision(setting, device)
         self.info(f"precision {precision} (train.precision: {setting}), on {device.type}")
         self.about = {
             "precision": precision,
@@ -231,7 +211,7 @@ class Run(contextlib.AbstractContextManager):
         """TensorBoard's writer, made at its first use."""
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
-        return SummaryWriter(str(self.dir / "tensorboard"), purge_step=self.step + 1 if self.resume else None)
+        return SummaryWriter(str(self.dir / "tensorboard"), purge_step=self.step + 1)
 
 
 def code_version() -> str:

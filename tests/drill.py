@@ -22,7 +22,6 @@ import os
 import random
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -38,6 +37,7 @@ from utils import ROOT
 sys.path.insert(0, str(Path(__file__).parent))  # for `python -m tests.drill`
 
 import stages  # noqa: E402
+from conftest import free_port  # noqa: E402
 
 FAILURES = ("key", "training image", "evaluation image", "loss", "disk")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": os.environ.get("PATH", "")}
@@ -152,9 +152,7 @@ class Drill:
 
     def start_alone(self, setting: Setting, out: Path, extra: Sequence[str] = (), **options) -> tuple[list, list]:
         """Start the ranks of a run without torchrun, which ends all of them when one fails; -> (logs, processes)"""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         command = self.command(dataclasses.replace(setting, ranks=1), out, extra)
         logs, ranks = [Path(f"{out}_{rank}.txt") for rank in range(setting.ranks)], []
         for rank, path in enumerate(logs):

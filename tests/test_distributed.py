@@ -21,7 +21,7 @@ from engine.distributed import compile_model, init_distributed, wrap_ddp
 from models import alignment
 from models.retrieval import RetrievalModel
 from optim import create_optimizer
-from utils import all_reduce_sum, gather_objects, is_main, leave_group, rank, unwrap, world_size
+from utils import all_reduce_sum, gather_objects, is_main, leave_group, rank, world_size
 
 GLOBAL_BATCH = 8
 CASES = {
@@ -65,7 +65,7 @@ def train(out: Path, stage: str, steps: int, *overrides: str) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        unwrap(wrapped).after_step()
+        model.after_step()
         losses = [value for name, value in sorted(logs.items()) if name.startswith("loss/")]
         history.append(all_reduce_sum(torch.stack(losses)) / world_size())
     if is_main():

@@ -6,11 +6,12 @@ import signal
 import pytest
 import torch
 from conftest import in_ranks, refused
+from drill import differing
 from torch import nn
 from torch.utils.data import DataLoader
 
 import utils
-from engine import window
+from engine import loop
 from engine.checkpoint import load_last
 from engine.config import Config
 from engine.loop import Progress, Task, Training, fit, position
@@ -86,7 +87,7 @@ class Trained(Task):
 
     def go(self):
         resume_from = load_last(self.run.dir, 2) if self.resume else None
-        self.run.resume, self.run.step = self.resume, resume_from["progress"]["step"] if resume_from else -1
+        self.run.step = resume_from["progress"]["step"] if resume_from else -1
         self.progress = position(self.model, self.optimizer, len(self.loader), self.cfg, CPU, resume_from)
         self.run.open()
         training = Training(self.model, self.loader, self.optimizer, self.schedule, self.progress, CPU)
@@ -144,14 +145,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(tmp_path, stop_at,
         stopped.go()
     resumed = Trained(tmp_path / "run", accumulation=accumulation, epochs=2 * accumulation, resume=True)
     resumed.go()
-    assert torch.equal(straight.weights(), resumed.weights())
+    assert differing(straight.checkpoint, resumed.checkpoint) == []
     assert not torch.equal(straight.weights(), stopped.weights())
     assert stopped.steps_seen + resumed.steps_seen == straight.steps_seen
     assert stopped.epochs_ended + resumed.epochs_ended == straight.epochs_ended
-    ours, theirs = (torch.load(t.checkpoint, weights_only=True) for t in (resumed, straight))
-    assert ours["progress"] == theirs["progress"] and ours["note"] == "kept"
-    for a, b in zip(ours["optimizer"]["state"].values(), theirs["optimizer"]["state"].values(), strict=True):
-        assert all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_counted_micro_batches_give_the_step_of_the_whole_batch_whose_loss_is_a_mean_over_tokens(tmp_path):
@@ -193,9 +190,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_files(tmp_path):
 
 def test_a_loss_that_doubles_is_a_jump_and_noise_is_none():
     usual = [4.0, 4.4, 3.8, 4.1, 4.2]
-    assert window.usual_if_far(usual, 18.0) == 4.1
-    assert window.usual_if_far(usual, 5.0) is None and window.usual_if_far(usual[:2], 1e9) is None
-    assert window.usual_if_far([-0.9, 0.8, -0.4, 0.6, 0.1], 1.0) is None  # around 0, as self-critical training has it
+    assert loop.usual_if_far(usual, 18.0) == 4.1
+    assert loop.usual_if_far(usual, 5.0) is None and loop.usual_if_far(usual[:2], 1e9) is None
+    assert loop.usual_if_far([-0.9, 0.8, -0.4, 0.6, 0.1], 1.0) is None  # around 0, as self-critical training has it
 
 
 def test_a_loss_that_jumps_and_stays_there_stops_the_run_and_the_last_good_checkpoint_stays(tmp_path):
@@ -266,7 +263,7 @@ def test_the_log_holds_interval_means_rates_and_speed(tmp_path):
 
 @pytest.mark.parametrize("peak", [None, 2.0])
 def test_the_log_holds_the_operations_of_a_second_and_their_share_of_a_known_peak(tmp_path, monkeypatch, peak):
-    monkeypatch.setattr(window, "peak_tflops", lambda name, precision: peak)
+    monkeypatch.setattr(loop, "peak_tflops", lambda name, precision: peak)
     trained = Trained(tmp_path, epochs=1)
     trained.operations = lambda batch: 1e9 * len(batch["x"])
     trained.go()
@@ -308,11 +305,9 @@ def _two_processes(rank, folder):
     from test_engine_length import by_two_clocks  # here, since it imports from this module
 
     results = {"by_time": by_two_clocks(rank, folder / "by_time")}
-    for accumulation in (1, 2):
-        loader = Loader(4 // (2 * accumulation))
-        trained = Trained(folder / f"run{accumulation}", dropout=0.0, loader=loader, accumulation=accumulation)
-        trained.go()
-        results[f"weights{accumulation}"] = trained.weights()
+    trained = Trained(folder / "run", dropout=0.0, loader=Loader(1), accumulation=2)
+    trained.go()
+    results["weights"] = trained.weights()
 
     options = {"dropout": 0.0, "loss_fn": mean_over_tokens, "count_fn": count}
     counted = Trained(folder / "counted", loader=Loader(1), accumulation=2, **options)
@@ -335,16 +330,14 @@ def _two_processes(rank, folder):
     results["random_states"] = len(utils.load_checkpoint(folder / "stop" / "checkpoint_last.pth")["rng"])
 
     x = torch.full((2, 3), float(rank + 1), requires_grad=True)
-    rows = all_gather_with_grad(x)
-    (rows * torch.arange(4.0)[:, None] * (rank + 1)).sum().backward()
-    results |= {"rows": rows.detach(), "grad": x.grad, "bools": utils.all_gather(torch.tensor([rank == 1]))}
-    results |= {"sum": utils.all_reduce_sum(torch.tensor(rank + 1)), "objects": utils.gather_objects({"r": rank})}
+    (all_gather_with_grad(x) * torch.arange(4.0)[:, None] * (rank + 1)).sum().backward()
+    results["grad"] = x.grad
     utils.gather_objects(None)  # wait for the other
     return results
 
 
 def test_two_processes(tmp_path):
-    """Starting processes is slow, so one pair checks all: training, stops, gathers."""
+    """Starting processes is slow, so one pair checks all: training, stops, a gather's gradient."""
     whole = Trained(tmp_path / "whole", dropout=0.0, loader=Loader(4))
     whole.go()
     over_tokens = Trained(tmp_path / "over_tokens", dropout=0.0, loader=Loader(4), loss_fn=mean_over_tokens)
@@ -353,18 +346,14 @@ def test_two_processes(tmp_path):
     by_time = [results["by_time"] for results in both]  # the main process's clock counts
     assert by_time[0] == by_time[1] and by_time[0]["step"] == 9 and by_time[0]["seconds"] == 90
     for rank, results in enumerate(both):
-        torch.testing.assert_close(results["weights1"], whole.weights(), atol=1e-6, rtol=0)
-        torch.testing.assert_close(results["weights2"], whole.weights(), atol=1e-6, rtol=0)
+        torch.testing.assert_close(results["weights"], whole.weights(), atol=1e-6, rtol=0)
         torch.testing.assert_close(results["counted"], over_tokens.weights(), atol=1e-6, rtol=0)
         order = torch.randperm(ENTRIES, generator=torch.Generator().manual_seed(0))[14:16].tolist()
         assert "step 3: not finite: bad, loss;" in results["error"]
         assert f"({order[0]}.png, {order[1]}.png; all in" in results["error"]
         assert results["stopped"] == 3 and results["random_states"] == 2
-        assert results["rows"].tolist() == [[1.0] * 3] * 2 + [[2.0] * 3] * 2
         # losses 1 * sum(k * row k) and 2 * sum(k * row k): row k gets 3 k
         assert results["grad"].tolist() == [[3.0 * (2 * rank + row)] * 3 for row in range(2)]
-        assert results["bools"].tolist() == [False, True] and results["sum"] == 3
-        assert results["objects"] == [{"r": 0}, {"r": 1}]
 
 
 def _stopped_and_resumed(rank, folder):

@@ -1,6 +1,5 @@
 """Stops outside of training steps: at once with exit code 130, and --resume goes on to the same end."""
 
-import contextlib
 import json
 import os
 import signal
@@ -23,16 +22,6 @@ def handlers():
     for number, handler in before.items():
         signal.signal(number, handler)
     utils.stop_requests.clear()
-
-
-@pytest.mark.parametrize("error", [None, utils.UserError("wrong")])
-def test_a_script_that_ends_by_itself_gives_the_signals_back(error):
-    before = [signal.getsignal(number) for number in utils.STOP_SIGNALS]
-    with contextlib.suppress(utils.UserError), distributed("cpu"):
-        assert [signal.getsignal(number) for number in utils.STOP_SIGNALS] != before
-        if error:
-            raise error
-    assert [signal.getsignal(number) for number in utils.STOP_SIGNALS] == before
 
 
 def test_training_waits_for_its_step_and_what_follows_it_does_not():

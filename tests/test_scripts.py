@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from drill import runs
 
 # Stands in for Python: a step's command is noted, and sleeps where the test wants it to.
 STAND_IN = """#!/usr/bin/env bash
@@ -45,15 +46,6 @@ def start(folder: Path, sleep_at: str, fail_at: str = "no step", **options) -> s
     return subprocess.Popen(["bash", "demo.sh"], cwd=folder, env=env, **options)
 
 
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended may stay as a zombie if nobody waits for it."""
-    try:
-        os.kill(pid, 0)
-        return not Path("/proc/self").exists() or ") Z " not in Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-
-
 def test_all_steps_run(demo):
     assert start(demo, "no step").wait(60) == 0
     commands = (demo / "commands").read_text()
@@ -68,7 +60,7 @@ def test_a_step_that_fails_says_so_and_ends_what_runs_beside_it(demo, broken, ot
     assert script.returncode != 0 and lines[-1] == "error: broken"
     assert "tools.report" not in (demo / "commands").read_text()
     if (demo / "sleeping").exists():
-        assert not any(map(alive, map(int, (demo / "sleeping").read_text().split())))
+        assert not any(map(runs, map(int, (demo / "sleeping").read_text().split())))
 
 
 @pytest.mark.parametrize("signals", [("TERM",), ("HUP", "TERM"), ("INT", "INT")], ids="-".join)
@@ -96,7 +88,7 @@ def stopped(folder: Path, sleep_at: str, processes: int, signals: tuple[str, ...
         assert script.wait(30) == 130
         commands = (folder / "commands").read_text()
         pids = [int(line) for line in sleeping.read_text().split()]
-        assert len(pids) == processes and not any(map(alive, pids))
+        assert len(pids) == processes and not any(map(runs, pids))
         time.sleep(0.2)
         assert (folder / "commands").read_text() == commands
     finally:

@@ -123,47 +123,44 @@ esac
 """
 
 
-def setup_venv(folder):
-    folder.mkdir(exist_ok=True)
+@pytest.fixture
+def setup_venv(tmp_path):
+    """A folder with a space and two lists of requirements, and a function that sets it up."""
+    folder = tmp_path / "a folder"
+    for name in ("requirements.txt", "tests/requirements-no-deps.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("torch\n")
     python = folder / "fake python3"
     python.write_text(FAKE_PYTHON)
     python.chmod(0o755)
     script = f"source '{ROOT}/tools/setup_venv.sh'; setup_venv requirements.txt tests/requirements-no-deps.txt"
     environment = {"PATH": os.environ["PATH"], "PYTHON": str(python)}
     command = ["bash", "-euo", "pipefail", "-c", script]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    return folder, lambda: subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
-def test_set_up_works_in_a_folder_with_spaces_and_installs_only_what_changed(tmp_path):
-    folder = tmp_path / "a folder"
-    (folder / "tests").mkdir(parents=True)
-    files = folder / "requirements.txt", folder / "tests" / "requirements-no-deps.txt"
-    for file in files:
-        file.write_text("torch\n")
-    first, second = setup_venv(folder), setup_venv(folder)
+def test_set_up_installs_only_what_changed(setup_venv):
+    folder, run = setup_venv
+    first, second = run(), run()
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
     assert "making .venv with Python 3.12.1" in first.stdout and second.stdout == ""
-    files[0].write_text("torch\ntimm\n")
-    third = setup_venv(folder)
+    (folder / "requirements.txt").write_text("torch\ntimm\n")
+    third = run()
     assert "installing requirements.txt" in third.stdout and "no-deps" not in third.stdout
-    calls = (folder / "pip.log").read_text().splitlines()
-    assert [call.split(" -r ")[1] for call in calls] == [
-        *("requirements.txt", "tests/requirements-no-deps.txt", "requirements.txt"),
-    ]
-    assert ["--no-deps" in call for call in calls] == [False, True, False]
+    calls = [call.split(" -r ") for call in (folder / "pip.log").read_text().splitlines()]
+    files = ["requirements.txt", "tests/requirements-no-deps.txt", "requirements.txt"]
+    assert [(file, "--no-deps" in options) for options, file in calls] == [(file, "no-deps" in file) for file in files]
 
 
-def test_set_up_removes_a_broken_environment_only_if_it_made_it(tmp_path):
-    for name in ("requirements.txt", "tests/requirements-no-deps.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("torch\n")
-    kept = tmp_path / ".venv" / "mine.txt"
+def test_set_up_removes_a_broken_environment_only_if_it_made_it(setup_venv):
+    folder, run = setup_venv
+    kept = folder / ".venv" / "mine.txt"
     kept.parent.mkdir()
     kept.write_text("of uv, without pip")
-    result = setup_venv(tmp_path)
+    result = run()
     assert result.returncode == 1 and "error: .venv has no working pip" in result.stderr and kept.exists()
     kept.with_name(".made-by-setup").touch()  # as after a kill in the middle
-    assert setup_venv(tmp_path).returncode == 0 and not kept.exists()
+    assert run().returncode == 0 and not kept.exists()
 
 
 def test_only_what_a_lost_process_causes_is_called_one():

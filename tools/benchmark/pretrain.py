@@ -17,7 +17,7 @@ from dataset.transforms import normalized
 from engine.checkpoint import save_last
 from engine.config import Config
 from engine.distributed import Transfer, compile_model, keep_freed_memory
-from engine.window import peak_tflops
+from engine.loop import peak_tflops
 from models.pretrain import PretrainModel, build_pretrain_model, operations
 from optim import create_optimizer
 from tools.benchmark.model import by_turns, meta_model, random_config, tokenizer_of

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from engine.window import peak_tflops
+from engine.loop import peak_tflops
 
 BANDWIDTH = {"H200": 4.8, "H100": 3.35, "A100": 2.04}  # TB/s of the 80 GB (A100, H100) and 141 GB (H200) SXM boards
 GEMM, MEMORY, LAUNCH = 0.7, 0.85, 3e-6  # shares of the peaks that kernels reach; seconds to start one
