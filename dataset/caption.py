@@ -62,11 +62,14 @@ class CaptionTrainDataset(CaptionedDataset):
         groups = self.start if per == "image" else None
         super().__init__((entry["image"] for entry in entries), texts, images, groups, seed=seed)
 
+    def references(self, image: int) -> list[str]:
+        """All captions of an image (by its number in `paths`), as they stand."""
+        return [self.captions[i] for i in range(self.start[image], self.start[image + 1])]
+
     def _sample(self, index: int, rng: random.Random) -> dict:
         caption = self.draw_caption(index, rng)
         image = int(self.image_of_caption[caption])
-        path = self.paths[image]
-        references = [self.captions[i] for i in range(self.start[image], self.start[image + 1])]
+        path, references = self.paths[image], self.references(image)
         text = target_text(self.captions[caption], self.language.lower)
         if not has_word(text):
             raise EmptyCaption(f"{one_line(path, 1000)}: an empty caption")
