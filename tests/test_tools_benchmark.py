@@ -54,7 +54,7 @@ def test_settings_are_timed_by_turns_on_equal_draws(capsys):
         pairs = case["pairs_per_second"] * case["seconds_of_a_step"]
         assert pairs == pytest.approx(case["pairs_of_a_step"], rel=0.05)
         assert case["mfu"] is None  # of a CPU's peak nothing is known
-    assert found["operations"]["_fused_adamw_"]["calls"] == 4 and found["operations"]["mm"]["share"] > 0.05
+    assert any("aten::_fused_adamw_" in line for line in found["operations_by_time"])
     assert run(capsys, *words, "", "train.clip_grad=0.5")["B_to_A"]["difference_of_first_loss"] == 0
 
 
@@ -62,11 +62,9 @@ def test_captions_are_as_long_as_real_ones_and_sorting_spares_padding():
     lengths = pretrain.caption_lengths(20_000, 25, torch.Generator().manual_seed(0))
     assert 12 < lengths.float().mean() < 13.5 and lengths.min() >= 3 and lengths.max() == 25
     tokens = {}
-    for bucket in (0, 8):
-        cfg = tiny_config("train.batch_size=128", f"data.bucket_batches={bucket}")
-        batches = pretrain.make_batches(cfg, TOKENIZER, 8)
-        assert all(batch["input_ids"].shape[1] == batch["attention_mask"].sum(1).max() for batch in batches)
-        tokens[bucket] = sum(batch["input_ids"].shape[1] for batch in batches) / 8
+    for window in (0, 8):
+        cfg = tiny_config("train.batch_size=128", f"data.bucket_batches={window}")
+        tokens[window] = sum(batch["input_ids"].shape[1] for batch in pretrain.make_batches(cfg, TOKENIZER, 8)) / 8
     assert tokens[0] > 24 and tokens[8] < 16
 
 
@@ -93,15 +91,14 @@ def test_the_loader_and_a_checkpoint_are_timed(capsys):
     assert found["gigabytes"] > 0 and found["seconds_per_gigabyte"] > 0
 
 
-def test_the_traced_step_has_the_operations_of_the_formula_and_no_wait_for_the_host():
+def test_the_traced_step_has_the_operations_of_the_formula():
     pairs = 256  # so many that draws of words even out
     overrides = [*TINY, "text.max_tokens=8", "data.bucket_batches=0", f"train.batch_size={pairs}"]
     found = pretrain.trace_step("configs/Pretrain.yaml", overrides)
     model_, cfg = model.meta_model("configs/Pretrain.yaml", overrides)
     tokens = pretrain.make_batches(cfg, model.tokenizer_of(cfg), 1)[0]["input_ids"].shape[1]
     assert sum(x.flops for x in found) == pytest.approx(operations(model_, pairs, tokens), rel=0.1)
-    names = {x.name for x in found}
-    assert "_fused_adamw_" in names and not names & {"nonzero", "_local_scalar_dense"}
+    assert "_fused_adamw_" in {x.name for x in found}
 
 
 def kernel(name, flops, reads, writes):
@@ -121,34 +118,26 @@ def test_the_roofline_adds_operations_traffic_and_launches_and_fuses_what_stands
     assert roofline.predict(found, 100, "cpu") == {}
 
 
-def test_the_summary_shows_measured_beside_predicted_figures():
-    machine = {"machine": "NVIDIA H100 80GB HBM3, torch 2.14"}
+def test_all_runs_every_benchmark_keeps_what_fails_and_shows_measured_beside_predicted(tmp_path, monkeypatch, capsys):
     case = {"settings": "train.compile=true", "pairs_per_second": 500.0, "predicted": {"pairs_per_second": 700}}
-    result = {
-        "pretrain_64": {"figures": {**machine, "cases": [case]}},
-        "retrieval": {"figures": {**machine, "pairs_per_second": 9, "predicted": {}}},
-        "caption": {"error": "out of memory"},
-    }
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in everything.summary(result).splitlines()]
-    assert rows[0] == [machine["machine"], "measured", "predicted"]
-    assert ["pretrain_64 train.compile=true: pairs_per_second", "500.0", "700"] in rows
-    assert ["retrieval: pairs_per_second", "9", "-"] in rows and ["caption", "out of memory", "-"] in rows
-
-
-def test_all_runs_every_benchmark_and_keeps_what_fails(tmp_path, monkeypatch, capsys):
-    good, bad = {"machine": "a CPU", "trainable_parameters": {}}, "error: no.yaml does not exist"
+    figures = {"machine": "an H100", "cases": [case, {"settings": "", "mfu": 0.2}]}
+    commands = {"pretrain_64": "pretrain", "bad": "params --config no.yaml"}
 
     def start(command, **_):
         failed = "no.yaml" in command
-        return SimpleNamespace(returncode=2 * failed, stdout=json.dumps(good), stderr=f"a line\n{bad}\n")
+        return SimpleNamespace(returncode=2 * failed, stdout=json.dumps(figures), stderr="a line\nno such file\n")
 
     monkeypatch.setattr(everything.subprocess, "run", start)
-    monkeypatch.setattr(everything, "commands", lambda device: {"good": "params", "bad": "params --config no.yaml"})
+    monkeypatch.setattr(everything, "commands", lambda device: commands)
     words = ["all", "--device", "cpu", "--folder", tmp_path / "new"]
     found = run(capsys, *words)
     assert found == {"machine": found["machine"], **json.loads((tmp_path / "new/all.json").read_text())}
-    assert found["good"]["figures"] == good and found["bad"]["error"] == bad
-    assert bad in (tmp_path / "new/summary.md").read_text()
+    assert found["pretrain_64"]["figures"] == figures and found["bad"]["error"] == "no such file"
+    lines = (tmp_path / "new/summary.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert rows[0] == ["an H100", "measured", "predicted"]
+    assert rows[2] == ["pretrain_64 train.compile=true: pairs_per_second", "500.0", "700"]
+    assert rows[3:] == [["pretrain_64: mfu", "0.2", "-"], ["bad", "no such file", "-"]]
     (tmp_path / "own").mkdir()
     (tmp_path / "own/all.json").touch()
     with pytest.raises(UserError, match="own: holds files that tools.benchmark did not write"):

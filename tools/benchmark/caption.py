@@ -1,10 +1,10 @@
 """`tools.benchmark caption`: captions per second of beam search, against transformers' generate."""
 
 import argparse
+import dataclasses
 
 import torch
 
-from models.bert import TextDecoder
 from models.generation import Generation, generate
 from models.semmim import build_backbone
 from tools.benchmark.model import by_turns, random_config, tokenizer_of
@@ -16,13 +16,18 @@ BEAMS, LENGTH = 5, 20  # of a search; tokens of a caption
 @torch.no_grad()
 def run_caption(args: argparse.Namespace, device: torch.device) -> dict:
     """Ours and transformers' on the same random decoder weights and memory by turns; their sentences are equal."""
-    from transformers import DynamicCache, EncoderDecoderCache  # here, as below: it takes seconds to import
+    # here: it takes seconds to import
+    from transformers import BertConfig, BertLMHeadModel, DynamicCache, EncoderDecoderCache
 
     cfg = random_config(args.config, args.override)
     tokens = tokenizer_of(cfg)
     torch.manual_seed(0)
     backbone = build_backbone(cfg, mlm_head=False)[0].to(device).eval()
-    decoder, theirs = backbone.decoder, transformers_decoder(backbone.decoder).to(device)
+    decoder = backbone.decoder
+    shape = {**dataclasses.asdict(decoder.config), "num_hidden_layers": len(decoder.encoder.layer)}
+    theirs = BertLMHeadModel(BertConfig(**shape, is_decoder=True, add_cross_attention=True)).to(device).eval()
+    weights = {key.removeprefix("bert."): value for key, value in theirs.state_dict().items()}
+    decoder.load_state_dict({key: weights[key] for key in decoder.state_dict()})
     memory_tokens = 2 + backbone.image_encoder.num_patches  # [CLS] of the image and of the empty prompt
     memory = torch.randn(args.images, memory_tokens, decoder.config.hidden_size, device=device)
     mask = torch.ones(memory.shape[:2], dtype=torch.int64, device=device)
@@ -58,20 +63,3 @@ def run_caption(args: argparse.Namespace, device: torch.device) -> dict:
         "ratio": round(speed["ours"] / speed["transformers"], 2),
         "equal_tokens": round(same.float().mean().item(), 4),
     }
-
-
-def transformers_decoder(decoder: TextDecoder) -> torch.nn.Module:
-    """transformers' BertLMHeadModel with cross-attention and the weights of ours."""
-    from transformers import BertConfig, BertLMHeadModel
-
-    shape = ("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings")
-    shape = {key: getattr(decoder.config, key) for key in (*shape, "type_vocab_size", "layer_norm_eps")}
-    layers = len(decoder.encoder.layer)
-    config = BertConfig(**shape, num_hidden_layers=layers, is_decoder=True, add_cross_attention=True)
-    model = BertLMHeadModel(config).eval()
-    own = decoder.state_dict()
-    state = {key: own.get(key.removeprefix("bert."), value) for key, value in model.state_dict().items()}
-    words = own["embeddings.word_embeddings.weight"]  # transformers names the tied tensors twice
-    state |= {"cls.predictions.decoder.weight": words, "cls.predictions.decoder.bias": own["cls.predictions.bias"]}
-    model.load_state_dict(state)
-    return model

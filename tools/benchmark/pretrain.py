@@ -26,7 +26,6 @@ from utils import autocast, resolve_precision
 
 # Mean and deviation of ln(word pieces), [CLS] included: 12.8 on average, as COCO's and the web's captions
 LENGTHS = (2.45, 0.45)
-LONGEST = 20  # operations that are listed
 BATCHES = (128, 64, 16)  # pairs of a GPU
 
 
@@ -45,10 +44,13 @@ def run_pretrain(args: argparse.Namespace, device: torch.device) -> dict:
         names = ("pairs_per_second", "cpu_seconds_of_a_step")
         result["B_to_A"] = {name: round(found[1][name] / found[0][name], 3) for name in names}
         result["B_to_A"]["difference_of_first_loss"] = found[1]["first_loss"] - found[0]["first_loss"]
-    result["operations"] = by_time(partial(cases[-1].step, args.batches // 2), device)
     if device.type == "cuda":  # of both, if there are two
         result["peak_memory_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
-    return result
+    with torch.profiler.profile() as profile:
+        cases[-1].step(args.batches // 2)
+    by = "self_cpu_time_total" if device.type == "cpu" else "self_device_time_total"
+    table = profile.key_averages().table(by, row_limit=20, max_name_column_width=40)
+    return {**result, "operations_by_time": table.splitlines()}
 
 
 class Case:
@@ -112,6 +114,7 @@ def run_roofline(args: argparse.Namespace, device: torch.device) -> dict:
 
 def trace_step(config: str, overrides: list[str]) -> list[Operation]:
     """The kernels of one whole optimizer step in bf16 on a GPU, without one."""
+    torch.manual_seed(0)
     model, cfg = meta_model(config, overrides)
     batches = make_batches(cfg, tokenizer_of(cfg), cfg.data.bucket_batches or 1)
     batch = model.prepare(batches[len(batches) // 2])  # of middle length
@@ -146,20 +149,6 @@ def train_step(
     return loss.detach()
 
 
-def by_time(function, device: torch.device) -> dict[str, dict]:
-    """{operation: its calls, ms, their share} of a call, the longest ones: of the GPU's time, or the CPU's."""
-    with torch.profiler.profile() as profile:
-        function()
-    time = "self_cpu_time_total" if device.type == "cpu" else "self_device_time_total"  # in us
-    found = {row.key: (row.count, getattr(row, time)) for row in profile.key_averages() if "aten::" in row.key}
-    whole = sum(spent for _, spent in found.values())
-    longest = sorted(found.items(), key=lambda item: -item[1][1])[:LONGEST]
-    return {
-        name.removeprefix("aten::"): {"calls": calls, "ms": round(spent / 1e3, 1), "share": round(spent / whole, 3)}
-        for name, (calls, spent) in longest
-    }
-
-
 def make_batches(cfg: Config, tokenizer: Tokenizer, count: int) -> list[dict]:
     """`count` batches of noise with captions of real lengths, sorted by length within `data.bucket_batches`."""
     generator = torch.Generator().manual_seed(0)
@@ -191,12 +180,9 @@ def run_checkpoint(args: argparse.Namespace, device: torch.device) -> dict:
     """Weights, AdamW's moments and queues, written as training does; into $TMPDIR, so name a folder on the disk."""
     case = Case(args.config, [*args.override, "train.batch_size=2"], 1, device)
     case.step(0)  # makes the moments
+    state = {"model": case.model.state_dict(), "optimizer": case.optimizer.state_dict()}
     with tempfile.TemporaryDirectory() as folder:
-
-        def save() -> None:
-            state = {"model": case.model.state_dict(), "optimizer": case.optimizer.state_dict()}
-            save_last(Path(folder), state, keep=1)
-
+        save = partial(save_last, Path(folder), state, keep=1)
         seconds, cpu = by_turns({"save": save}, args.repeats, device)["save"]
         gigabytes = sum(file.stat().st_size for file in Path(folder).iterdir()) / 1e9
     return {

@@ -83,19 +83,15 @@ def fused(operations: list[Operation]) -> list[Operation]:
     the chip."""
     last_use = {name: number for number, x in enumerate(operations) for name in x.reads}
     found: list[Operation] = []
-    number = 0
-    for product, group in itertools.groupby(operations, key=lambda x: bool(x.flops)):
-        group = list(group)
-        number += len(group)
+    for product, group in itertools.groupby(enumerate(operations), key=lambda item: bool(item[1].flops)):
+        numbers, kernels = zip(*group, strict=True)
         if product:
-            found += group
+            found += kernels
             continue
-        whole = Operation("fused", 0)
-        for x in group:
-            whole.reads |= {name: size for name, size in x.reads.items() if name not in whole.writes}
-            whole.writes |= x.writes
-        whole.writes = {name: size for name, size in whole.writes.items() if last_use.get(name, -1) >= number}
-        found.append(whole)
+        writes = {name: size for x in kernels for name, size in x.writes.items()}
+        reads = {name: size for x in kernels for name, size in x.reads.items() if name not in writes}
+        kept = {name: size for name, size in writes.items() if last_use.get(name, -1) > numbers[-1]}
+        found.append(Operation("fused", 0, reads, kept))
     return found
 
 
