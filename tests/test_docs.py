@@ -109,7 +109,9 @@ def test_an_ablation_on_one_gpu_a_row_keeps_the_global_batches():
     batches = []
     for arguments in (words[: words.index("--jobs")], words):
         options = ablate.parse_arguments(arguments)
-        batches.append(ablate.global_batches(ablate.plan(options)[0][0].stages, 8 // options.jobs))
+        stages = {stage.name: stage.settings.train for stage in ablate.plan(options)[0][0].stages}
+        gpus = 8 // options.jobs
+        batches.append({name: train.batch_size * train.accumulation * gpus for name, train in stages.items()})
     assert options.jobs == 8 and batches[1] == batches[0] == {"pretrain": 1024, "retrieval": 256, "vqa": 1024}
 
 

@@ -259,8 +259,8 @@ def test_an_ablation_without_answers_of_the_test_set_shows_vals_accuracy_and_say
     config = {**QUESTIONS, "data": {"test": [VQA]}, "seed": 1}
     (tmp_path / "semmim/seed_1/vqa/config.yaml").write_text(json.dumps(config))
     table = next(table for table in all_tables(tmp_path) if table.title.startswith("Table 4."))
-    assert row(table, "encoding (the paper)")["ours"] == "75.00" and "vqa on vqa" in table.notes[0]
-    assert "unknown model, val; of the test" in table.notes[0] and row(table, "w/o MIM")["ours"] == "not run"
+    assert row(table, "encoding (the paper)")["ours"] == "75.00" and row(table, "w/o MIM")["ours"] == "not run"
+    assert "vqa on vqa, unknown model" in table.notes[0]
 
 
 def test_table_8_counts_parameters_and_days(tmp_path):
@@ -290,7 +290,7 @@ def test_ablation_effects_are_paired_by_seed_and_mean_recalls_stand_apart(tmp_pa
     assert guided[3].endswith("(3)") and [guided[place] for place in (2, 4, 6, 8, 10, 12)] == ["-"] * 6
     assert next(cells for cells in found["Table 7"].rows if cells[0] == "6")[3:5] == ["not run", "-"]
     (note,) = found["Table 5"].notes
-    assert "Ours: retrieval on demo, fine-tuned and re-ranked; vqa on demo, test; of the test" in note
+    assert note.startswith("Ours: retrieval on demo, fine-tuned; vqa on demo, fine-tuned; re-ranked; of test")
     means = found["Table 4: this code by the mean of six recalls, fine-tuned"]
     assert row(means, "encoding (the paper)")["test effect"] == "-"
     none = row(means, "w/o MIM")
@@ -301,7 +301,7 @@ def test_ablation_effects_are_paired_by_seed_and_mean_recalls_stand_apart(tmp_pa
 # ----------------------------------------------------------------------------------------------------- the summary
 
 
-def test_the_summary_shows_losses_recalls_accuracies_and_files(tmp_path, capsys):
+def test_the_summary_shows_losses_recalls_and_accuracies(tmp_path, capsys):
     make_ablation(tmp_path, "a", 1, 50.0, 66.67)
     folder = tmp_path / "pretrain"
     folder.mkdir()
@@ -309,14 +309,10 @@ def test_the_summary_shows_losses_recalls_accuracies_and_files(tmp_path, capsys)
     steps = [
         {"step": step, "split": "train", "loss/itc": loss, "pairs_per_second": 9} for step, loss in ((1, 6.5), (9, 2.5))
     ]
-    steps[1]["teacher/patterns_in_use"] = 99.0
-    steps += [{"step": step, "split": "val", "itc_r_mean": value} for step, value in ((5, 20.04), (9, 31.26))]
     (folder / "log.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps) + '{"step": 10, "cut')
-    (folder / "checkpoint_last.pth").touch()
     report.main([str(tmp_path)])
     out = capsys.readouterr().out
-    assert "6.500 ->    2.500" in out and "99.00  patterns in use" in out
-    assert "val by ITC   20.0 (step 5), 31.3 (step 9)" in out and str(folder / "checkpoint_last.pth") in out
+    assert "step 9, 9 pairs/s" in out and "6.500 ->    2.500" in out
     assert all(out.count(f" {value}") >= 3 for value in ("50.00", "41.00")) and " 66.67 " in out
 
 
@@ -368,4 +364,4 @@ def test_the_page_holds_all_tables_curves_and_settings_and_needs_no_other_file(t
         assert all(f'id="{name}"' in text for name in re.findall(r'href="#(\w+)', text))
         assert [number for number in range(1, 9) if f"Table {number}." in text] == list(range(1, count + 1))
         assert text.count("data:image/png") == images and "masking_0000009" in text
-        assert re.search(r"train\.lr</td><td>[\d.e-]+</td><td>0\.5<", text)
+        assert "lr: 0.5" in text

@@ -14,18 +14,17 @@ OUTPUT/ROW/seed_N/ holds a folder and a console log per stage, and result.json w
 Finished stages are skipped, interrupted ones resume from their checkpoints; Ctrl-C stops all runs with a checkpoint.
 --jobs N divides this process's CPU cores, and the GPUs, among N runs; a run with several GPUs is started by torchrun,
 and a global batch is train.batch_size (per process) x train.accumulation x GPUs, so set accumulation: --override
-changes pre-training alone, --retrieval_override and --vqa_override the others. The batches are printed at the start.
+changes pre-training alone, --retrieval_override and --vqa_override the others.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 from engine.run import lock
 from models.weights import check_value
-from tools.ablate.plan import STAGES, Stage, plan
+from tools.ablate.plan import STAGES, plan
 from tools.ablate.running import divide_gpus, run_all, say
 from utils import UserError, own_folder, run_main
 
@@ -38,8 +37,6 @@ def main(argv: list[str] | None = None) -> None:
     slots = divide_gpus(args.jobs, args.device)
     with lock(own_folder(args.output, "tools.ablate") / ".tools.ablate"):
         say(*left_out, f"{len(runs)} runs, {len(slots)} side by side")
-        batches = global_batches(runs[0].stages, max(1, len(slots[0])))
-        say("global batch: " + ", ".join(f"{name} {batch:,}" for name, batch in batches.items()))
         failed = run_all(runs, slots, args.device)
     if failed:  # everything else is done
         raise UserError(f"{len(failed)} runs failed: {'; '.join(failed)}; the same command tries them again")
@@ -67,12 +64,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     args.tables = list(TABLES) if "all" in args.tables else sorted(set(args.tables))
     args.stages = [name for name in STAGES if name in args.stages]
     return args
-
-
-def global_batches(stages: Sequence[Stage], processes: int) -> dict[str, int]:
-    """{stage: samples of an optimizer step}, without the zero-shot stage, which trains nothing."""
-    trained = {stage.name: stage.settings.train for stage in stages if stage.name != "zeroshot"}
-    return {name: train.batch_size * train.accumulation * processes for name, train in trained.items()}
 
 
 if __name__ == "__main__":

@@ -106,12 +106,9 @@ def several(add, option: str, of_file: str) -> None:
     add(of_file, dest=option[2:], action="extend", type=read_lines, help="file with one a line")
 
 
-def load(args: argparse.Namespace, task: str) -> SemMIM:
-    """The model that the options name; UserError if it cannot do `task`."""
+def load(args: argparse.Namespace) -> SemMIM:
     options = {"device": args.device, "precision": args.precision, "batch_size": args.batch_size}
-    model = SemMIM.from_pretrained(args.checkpoint, **options)
-    model.needs(task)
-    return model
+    return SemMIM.from_pretrained(args.checkpoint, **options)
 
 
 def batches(model: SemMIM, paths: list[Path], label: str) -> Iterator[tuple[torch.Tensor, list[Path]]]:
@@ -129,7 +126,7 @@ def left_out(error: Exception) -> None:
 
 def caption(args: argparse.Namespace) -> Iterator[dict]:
     """A caption of every image."""
-    paths, model = find_images(args.images), load(args, "caption")
+    paths, model = find_images(args.images), load(args)
     options = {key: getattr(args, key) for key in WRITING if getattr(args, key) is not None}
     torch.manual_seed(args.seed)
     for images, names in batches(model, paths, "captioning"):
@@ -141,7 +138,7 @@ def vqa(args: argparse.Namespace) -> Iterator[dict]:
     """An answer to every question about every image."""
     if not args.question:
         raise utils.UserError("no question: give --question QUESTION or --questions FILE")
-    paths, model = find_images(args.images), load(args, "answer")
+    paths, model = find_images(args.images), load(args)
     options = {"labels": args.objects, "ocr": args.ocr, "answers": args.answers}
     for images, names in batches(model, paths, "answering"):
         for path, texts in zip(names, model.answer(images, args.question, **options), strict=True):
@@ -156,7 +153,7 @@ def retrieve(args: argparse.Namespace) -> Iterator[dict]:
         raise utils.UserError("no sentence: give --text SENTENCE or --texts FILE")
     # What was named decides, not what can be read: a folder of one image is still ranked for each sentence.
     images_ask = len(texts) > 1 and len(args.images) == 1 and not utils.find_file(args.images[0]).is_dir()
-    model, images = load(args, "match"), progress(paths, "encoding", "images")
+    model, images = load(args), progress(paths, "encoding", "images")
     found = model.search(images, texts, images_ask=images_ask, k=args.k, left_out=left_out)
     queries, items = (paths, texts) if images_ask else (texts, paths)
     if args.output and args.output.suffix == ".html":
@@ -175,7 +172,7 @@ def embed(args: argparse.Namespace) -> Iterable[dict]:
     texts, paths = args.text, find_images(args.images)
     if not texts and not paths:
         raise utils.UserError("nothing to embed: give images, --text SENTENCE or --texts FILE")
-    model, features, names = load(args, "match"), {}, {}
+    model, features, names = load(args), {}, {}
     if paths:
         found = [(model.encode_image(images), usable) for images, usable in batches(model, paths, "encoding")]
         features["image_features"] = torch.cat([rows for rows, _ in found]).numpy()
@@ -189,7 +186,7 @@ def embed(args: argparse.Namespace) -> Iterable[dict]:
 def classify(args: argparse.Namespace) -> Iterator[dict]:
     """The most probable classes of every image."""
     paths, classes = find_images(args.images), args.classes
-    for path, row in probabilities(load(args, "match"), paths, classes, args.template):
+    for path, row in probabilities(load(args), paths, classes, args.template):
         for place, number in enumerate(row.argsort(descending=True, stable=True)[: args.top].tolist(), 1):
             yield {"image": path, "place": place, "class": classes[number], "probability": round(row[number].item(), 6)}
 
@@ -214,7 +211,7 @@ def evaluate(args: argparse.Namespace) -> list[dict]:
         raise utils.UserError(f"{args.folder}: holds no folder of images for each of two or more classes")
     classes = class_names(list(images), args.names)
     labels = {path: number for number, paths in enumerate(images.values()) for path in paths}
-    paths, table = zip(*probabilities(load(args, "match"), list(labels), classes, args.template), strict=True)
+    paths, table = zip(*probabilities(load(args), list(labels), classes, args.template), strict=True)
     found, own = accuracies(torch.stack(table), torch.tensor([labels[path] for path in paths]))
     rows = [("images", len(paths)), ("classes", len(classes))]
     rows += [(name, f"{value:.2f}") for name, value in [*found.items(), *zip(classes, own, strict=True)]]

@@ -1,6 +1,6 @@
 """What the runs below a folder reached: a summary of each, or the paper's tables with this code's numbers.
 
-    python -m tools.report output/demo                        what each run reached, and its files
+    python -m tools.report output/demo                        what each run reached
     python -m tools.report output --format text               Tables 1 to 8 of the paper, ours beside them
     python -m tools.report output --format html --output report.html      a page: tables, curves, numbers, settings
     python -m tools.report output/ablation --format jsonl --output study.jsonl     all its numbers in one file,

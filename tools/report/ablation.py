@@ -46,12 +46,9 @@ class Ablations:
         return show(found, decimals, effect=True) if found else DASH
 
     def data(self) -> str:
-        """Which stages were run on what, VQA with the split of its accuracy."""
-        retrieval = {data_label(run) for run in self.all if run.stage == "retrieval"}
-        vqa = {f"{data_label(run)}, {vqa_split(run)}" for run in self.all if run.stage == "vqa"}
-        parts = [f"retrieval on {' and '.join(sorted(retrieval))}, {self.kind} and re-ranked"] if retrieval else []
-        parts += [f"vqa on {' and '.join(sorted(vqa))}"] if vqa else []
-        return "; ".join(parts) or "not run (tools.ablate)"
+        """What was run, and on which data."""
+        names = sorted({f"{run.stage} on {data_label(run)}, {run.kind}" for run in self.all})
+        return "; ".join(names) or "not run (tools.ablate)"
 
 
 def ablation_table(number: str, found: Ablations) -> Table:
@@ -68,17 +65,13 @@ def ablation_table(number: str, found: Ablations) -> Table:
             ours = cell(found.of(row["config"], stage), measure, decimals)
             cells += [printed(value, decimals), published, ours, found.effect(row, stage, measure, decimals)]
         rows.append(cells)
-    notes = [f"Ours: {found.data()}; of the test split, or of val without one. {NOTE}"]
+    notes = [f"Ours: {found.data()}; re-ranked; of test-dev or test, or of val without one. {NOTE}"]
     return Table(f"Table {number}. {paper['title']}", columns, rows, notes)
 
 
 def recall(key: str) -> Value:
     """coco_tr_r1 -> the re-ranked recall of a run."""
     return metric(f"itm_{key.removeprefix('coco_')}")
-
-
-def vqa_split(run: Run) -> str | None:
-    return "test-dev" if "test_dev" in run.metrics else run.split_of("accuracy")
 
 
 def vqa_accuracy(run: Run) -> float | str | None:

@@ -96,13 +96,12 @@ def layouts(images: Sequence[Image.Image], patterns: Tensor) -> list[np.ndarray]
 
 
 def crop(image: Image.Image, place: int, grid: int) -> np.ndarray:
-    """Patch number `place`, outlined in red, with its neighbors; at the border the crop moves inwards."""
-    shown, unit, count = picture(image).copy(), image.width // grid, min(grid, 3)
-    row, column = (at * unit for at in divmod(place, grid))
-    inner = shown[row + 1 : row + unit - 1, column + 1 : column + unit - 1].copy()
-    shown[row : row + unit, column : column + unit] = (1, 0, 0)
-    shown[row + 1 : row + unit - 1, column + 1 : column + unit - 1] = inner
-    top, left = (min(max(at - 1, 0), grid - count) * unit for at in divmod(place, grid))
+    """Patch number `place` with its neighbors, which are paler; at the border the crop moves inwards."""
+    place, unit, count = divmod(place, grid), image.width // grid, min(grid, 3)
+    pale = np.full((grid, grid), 0.6)
+    pale[place] = 0
+    shown = tinted(picture(image), np.ones((grid, grid, 3)), pale)
+    top, left = (min(max(at - 1, 0), grid - count) * unit for at in place)
     return shown[top : top + count * unit, left : left + count * unit]
 
 
