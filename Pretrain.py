@@ -133,21 +133,14 @@ class PretrainTask(Task):
 
         from tools.visualize.figures import masking_figure, pixels
 
-        count = min(SHOWN, len(self.dataset))
-        samples = [self.dataset[(0, index * len(self.dataset) // count)] for index in range(count)]
+        count, entries = min(SHOWN, len(self.dataset)), len(self.dataset)
+        samples = [self.dataset[(0, index * entries // count)] for index in range(count)]
         batch = self.collate(samples)
         with evaluating(self.model):
             shown = self.model.inspect(normalized(to_device(batch, self.device)))
         clean, views = (list(map(to_pil_image, batch[name])) for name in ("image1", "image2"))
-        figure = masking_figure(
-            views,
-            [sample["caption"] for sample in samples],
-            {"masked by the text" if shown["similarity"] is not None else "masked at random": shown["mask"]},
-            similarity=shown["similarity"],
-            patterns=shown["patterns"],
-            clean=clean,
-        )
-        return pixels(figure)
+        masks = {"masked at random" if shown["similarity"] is None else "masked by the text": shown.pop("mask")}
+        return pixels(masking_figure(views, [sample["caption"] for sample in samples], masks, **shown, clean=clean))
 
 
 if __name__ == "__main__":

@@ -90,14 +90,17 @@ def run_main(main: Callable[[], object]) -> None:
             logger.info("%s", stop)
     except BrokenPipeError:  # whoever read the output, such as `head`, has gone
         code = 141
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # at its end Python writes what is left
     except (UserError, OSError) as error:
-        code, line = 2, str(error)
+        code, line = 2, one_line(error, 4000)
         if isinstance(error, OSError):
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
                 raise
-            line = f"{one_line(error, 1000)}; make room, permit it, or write to another place"
+            line += "; make room, permit it, or write to another place"
         print("error:" if is_main() else f"error (process {rank()}):", line, file=sys.stderr, flush=True)
+    try:
+        sys.stdout.flush()
+    except OSError:  # the same, or its disk is full: Python would try again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 

@@ -186,7 +186,7 @@ def _merge(target: dict, values: dict, known: dict | None, source: str, prefix: 
 def kind(value) -> str:
     """What a value of JSON is, in words."""
     kinds = {bool: "true/false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a map"}
-    return kinds.get(type(value), "null")
+    return kinds.get(dict if isinstance(value, dict) else type(value), "null")
 
 
 def _is(value, kinds: Sequence[str]) -> bool:
@@ -203,6 +203,10 @@ def _check(config: Config, stage: Stage) -> None:
         for value in _values(config, key):
             if value not in known:
                 raise UserError(f"{key}: {shown(value)} must be one of {', '.join(known)}")
+    if (scale := lookup(config, "augment.crop_scale")) and (len(scale) != 2 or scale[0] > scale[1]):
+        raise UserError(f"augment.crop_scale: {scale} must be [smallest, largest], shares of the area")
+    if len(config.train.betas) != 2:
+        raise UserError(f"train.betas: {config.train.betas} must be two numbers")
     if sum(lookup(config, key) is not None for key in LENGTH) != 1:
         raise UserError(f"{', '.join(LENGTH)}: exactly one of them must have a value")
     stage.check(config)
@@ -234,6 +238,7 @@ RANGES = (  # smallest, largest, keys: also of each number in a list
     (3, 512, ("text.max_tokens",)),
     (0, 1, ("data.max_bad_share", "itc.alpha", "momentum", "mlm.probability", "mim.center_momentum")),
     (0, 1, ("train.label_smoothing",)),
+    (0, 1 - TINY, ("train.betas",)),
     (0, 10, ("augment.randaugment_magnitude",)),
     (0, ANY, ("train.lr", "train.lr_vit", "train.min_lr", "train.weight_decay", "train.clip_grad")),
     (TINY, ANY, ("train.minutes", "mim.mask_temperature", "mim.student_temperature", "mim.teacher_temperature")),

@@ -70,6 +70,7 @@ def init_distributed(device: str = "auto") -> torch.device:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         utils.end_with_parent(signal.SIGTERM)  # a killed torchrun would leave its processes behind, training on
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+    logging.raiseExceptions = False  # if the output's reader goes or its disk is full, training continues without it
     logger.setLevel(logging.INFO if is_main() else logging.WARNING)
     return torch.device("cuda", local) if device == "cuda" else torch.device("cpu")
 

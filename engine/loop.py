@@ -128,8 +128,14 @@ def start_training(
     if resume_from and resume_from.get("data", data) != data:
         problem = "data.train has other entries, or another order of them, than when the run was stopped"
         raise UserError(f"--resume: {problem}; use the same files, or start a new run with --checkpoint")
+    before = [group["lr"] for group in resume_from["optimizer"]["param_groups"]] if resume_from else []
     utils.seed_everything(cfg.seed)  # from here on every process draws its own noise
     progress = position(model, optimizer, batches, train, device, resume_from)
+    if before and not progress.over:
+        schedule.step(progress.step, progress.done)
+        rise = max(group["lr"] / max(1e-30, rate) for group, rate in zip(optimizer.param_groups, before, strict=True))
+        if rise > 1.01 and progress.step > train.warmup_steps:
+            logger.info("warning: --resume: a new length or new rates raise the learning rate %.3g times", rise)
     if train.compile:
         logger.info("train.compile: %d parts, in the first steps", compile_model(model))
     return Training(model, loader, optimizer, schedule, progress, device, data)

@@ -19,7 +19,7 @@ import torch
 
 import utils
 from engine.checkpoint import last_path, load_last, random_state_kept
-from engine.config import MAY_CHANGE, Config, differences, save_config
+from engine.config import MAY_CHANGE, Config, differences, read_yaml, save_config
 from utils import ROOT, UserError, is_main, logger, on_main, one_line, replacing, world_size, write_json
 
 LOCK, MARK = "run.lock", "SemMIM run: "  # a run's lock file, and how it begins
@@ -37,7 +37,7 @@ def begin(args: argparse.Namespace, cfg: Config) -> tuple[Run, dict | None]:
     checkpoint's configuration. Evaluation resumes nothing. Raises UserError if the folder is not a run's.
     """
     folder = Path(args.output_dir).expanduser()
-    on_main(lambda: check_folder(folder, args.resume or args.evaluate))
+    on_main(lambda: check_folder(folder, args.resume or args.evaluate, cfg))
     resume = args.resume and not args.evaluate
     resume_from = load_last(folder, cfg.train.keep_checkpoints) if resume else None
     step = resume_from["progress"]["step"] if resume_from else -1
@@ -71,10 +71,11 @@ def check_same_run(config: dict, resume_from: dict, other_ranks: bool) -> None:
         logger.info("resumed with %s %r instead of %r", key, now, before)
 
 
-def check_folder(folder: Path, used: bool) -> None:
+def check_folder(folder: Path, used: bool, config: dict) -> None:
     """Raise UserError if a run may not write into a folder; touches nothing.
 
-    A folder that is not empty must have the lock file of a run of this project and, unless `used`, nothing else.
+    A folder that is not empty must have the lock file of a run of this project and, unless `used`, nothing else. A
+    config.yaml in it must be of the same stage, that is have the keys of `config`.
     """
     names, path = sorted(os.listdir(folder)) if folder.is_dir() else [], folder / LOCK
     if names and not (path.is_file() and path.read_bytes().startswith(MARK.encode())):
@@ -82,6 +83,8 @@ def check_folder(folder: Path, used: bool) -> None:
         raise UserError(f"--output_dir {folder}: {found}, so no run touches it; name a new or an empty folder")
     if not used and names not in ([], [LOCK]):
         raise UserError(f"--output_dir {folder}: it holds an earlier run; add --resume, or name another folder")
+    if (known := folder / "config.yaml").exists() and read_yaml(known).keys() != config.keys():
+        raise UserError(f"--output_dir {folder}: it holds a run of another stage; name another folder")
 
 
 def lock(path: Path):

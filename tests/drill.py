@@ -286,13 +286,20 @@ def differing(expected, found, name: str = "") -> list[str]:
     return [] if type(expected) is type(found) and expected == found else [name]
 
 
-def all_failures(drill: Drill, stage: str) -> Iterator[tuple[Setting, dict, bool]]:
-    """(setting, result, whether it is as it must be) of every kind of error, number of ranks and of workers."""
-    for kind in [kind for kind in FAILURES if (stage, kind) != ("pretrain", "evaluation image")]:
-        for ranks, workers in itertools.product((1, 2), (0, 1, 4)):
-            result = {"kind": kind, **drill.fail(setting := Setting(stage, ranks, workers), kind)}
-            passed = result["codes"] == [2] * ranks and not result["alive"] and result["seconds"] < 15
-            yield setting, result, passed
+def trials(drill: Drill, args: argparse.Namespace) -> Iterator[tuple[Setting, dict, bool]]:
+    """(setting, result, whether it is as it must be) of what was asked for; `fail` tries ranks and workers itself."""
+    setting = Setting(args.stage, args.ranks, args.workers, args.epochs)
+    if args.what == "kill":
+        result = drill.kill(setting, (["moment", "write"] * args.kills)[: args.kills], drill.undisturbed(setting))
+        yield setting, result, not result["different"] and not result["leftovers"]
+    elif args.what == "stop":
+        result = drill.stop(setting, getattr(signal, f"SIG{args.signal}"))
+        yield setting, result, result["before"] <= result["last"] == result["saved"] and result["code"] != 0
+    else:
+        kinds = [kind for kind in FAILURES if (args.stage, kind) != ("pretrain", "evaluation image")]
+        for kind, ranks, workers in itertools.product(kinds, (1, 2), (0, 1, 4)):
+            result = {"kind": kind, **drill.fail(setting := Setting(args.stage, ranks, workers), kind)}
+            yield setting, result, result["codes"] == [2] * ranks and not result["alive"] and result["seconds"] < 15
 
 
 def main() -> int:
@@ -308,17 +315,8 @@ def main() -> int:
     args = parser.parse_args()
     folder = args.folder or Path(tempfile.mkdtemp(prefix="drill_"))
     folder.mkdir(parents=True, exist_ok=True)
-    drill, setting, failed = Drill(folder), Setting(args.stage, args.ranks, args.workers, args.epochs), 0
-    if args.what == "kill":
-        result = drill.kill(setting, (["moment", "write"] * args.kills)[: args.kills], drill.undisturbed(setting))
-        trials = [(setting, result, not result["different"] and not result["leftovers"])]
-    elif args.what == "stop":
-        result = drill.stop(setting, getattr(signal, f"SIG{args.signal}"))
-        steps_fit = result["before"] <= result["last"] == result["saved"]
-        trials = [(setting, result, steps_fit and result["code"] != 0)]
-    else:
-        trials = all_failures(drill, args.stage)
-    for setting, result, passed in trials:
+    failed = 0
+    for setting, result, passed in trials(Drill(folder), args):
         failed += not passed
         print("ok " if passed else "BAD", args.what, vars(setting), result, flush=True)
     return 1 if failed else 0

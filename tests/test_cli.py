@@ -96,6 +96,16 @@ def test_a_start_that_fails_touches_nothing_of_an_earlier_run(demo, trained, ove
     assert contents(trained, "run.lock") == before
 
 
+def test_a_resumed_run_warns_that_a_rate_rises(demo, trained, tmp_path, caplog):
+    train = functools.partial(pretrain, demo, tmp_path / "run", "train.lr_vit=1e-5")
+    train("train.epochs=1", flags=["--checkpoint", trained / "checkpoint_last.pth"])
+    with caplog.at_level("INFO", "semmim"):
+        train("train.epochs=1", flags=["--resume"])
+        assert "raise the learning rate" not in caplog.text
+        train("train.epochs=2", flags=["--resume"])  # the cosine at (3 - 2) / (4 - 2) and (4 - 2) / (8 - 2) of its way
+    assert caplog.text.count("raise the learning rate 1.49 times") == 1
+
+
 def test_other_entries_or_another_order_of_them_are_refused_on_resume(demo, tmp_path):
     entries = read(demo / "data/pretrain.json")
     for entry in entries:

@@ -1,4 +1,4 @@
-"""Two processes (gloo), of one node and of two, against one process with the same global batch, draws and negatives.
+"""Two processes (gloo) against one process with the same global batch, draws and negatives.
 
 Everything is in fp64: AdamW divides by the root of the squared gradient, which blows rounding noise up to whole steps
 where the exact gradient is zero (the biases of attention keys).
@@ -6,15 +6,13 @@ where the exact gradient is zero (the biases of attention keys).
 
 import multiprocessing
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import ROOT, free_port, in_ranks
+from conftest import in_ranks
 from tiny import NO_DROPOUT, draws_part, make_batch, make_draws, tiny_config, tiny_model
 
 from engine.distributed import compile_model, init_distributed, wrap_ddp
@@ -114,23 +112,6 @@ def test_a_step_of_one_graph_trains_alike_in_two_processes(two_ranks):
     torch.testing.assert_close(compiled["losses"], plain["losses"][:2], atol=1e-5, rtol=0)
 
 
-def test_two_nodes_of_one_process_equal_one_node_of_two_to_the_last_bit(tmp_path, two_ranks):
-    port, agents = free_port(), []
-    for node in range(2):  # as docs/speed.md: the first node's host holds the store
-        meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=steps"]
-        options = ["--nnodes=2", "--nproc_per_node=1", "--local-addr=localhost", "--rdzv-conf", f"is_host={node == 0}"]
-        torchrun = [sys.executable, "-m", "torch.distributed.run", *meeting, *options]
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-        command = [*torchrun, __file__, tmp_path / "out.pth"]
-        agents.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
-    said = [agent.communicate()[1] for agent in agents]
-    assert not any(agent.returncode for agent in agents), said[0][-3000:] + said[-1][-3000:]
-    one_node, two_nodes = two_ranks["pretrain"], results(tmp_path / "out.pth")
-    assert torch.equal(one_node["losses"], two_nodes["losses"])
-    for name, value in one_node["state"].items():
-        assert torch.equal(two_nodes["state"][name], value), name
-
-
 def join(number: int, restarts: int, port: int) -> None:
     """A process that torchrun has started: it meets the other one, and one of the two is killed."""
     agent = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": restarts, "GROUP_WORLD_SIZE": 1}
@@ -156,10 +137,3 @@ def test_processes_that_torchrun_restarts_do_not_wait_for_those_before_them():
             process.join(20)
             process.kill()
         assert [process.exitcode for process in processes] == [0, 0], restarts
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    init_distributed("cpu")
-    train(Path(sys.argv[1]), *CASES["pretrain"])
-    leave_group()

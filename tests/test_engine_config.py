@@ -110,6 +110,8 @@ OVERRIDES = {
     "train.lr=.nan": "--override train.lr=.nan: Out of range float",
     "train.lr=-1e-4": "train.lr is -0.0001; a number of at least 0 is needed",
     "augment.crop_scale=[0.2, 2]": "augment.crop_scale is 2; a number from 1e-09 to 1 is needed",
+    "augment.crop_scale=[1, 0.2]": "augment.crop_scale: [1, 0.2] must be [smallest, largest]",
+    "train.betas=[0.9, 1.0]": "train.betas is 1.0; a number from 0 to 1 is needed",
     "train.precision=fp16": "train.precision: 'fp16' must be one of auto, bf16, fp32",
     "model.image_encoder.image_size=1000000": "image_size is 1000000; a number from 1 to 4096 is needed",
     "train.batch_size=1": "leaves image-text matching no negative",

@@ -58,11 +58,24 @@ def test_a_name_is_shown_in_one_line_without_control_characters():
     assert utils.one_line("a\x1b[31m\nb.png") == "a\\x1b[31m b.png" and utils.shown("x" * 99) == f"'{'x' * 79} ..."
 
 
-def test_a_reader_that_goes_ends_a_tool_in_silence():
-    tool = "import utils\nutils.run_main(lambda: [print('a line', i) for i in range(20000)])\n"
-    command = ["bash", "-c", f'"{sys.executable}" -c "$TEXT" | head -1; exit ${{PIPESTATUS[0]}}']
-    done = subprocess.run(command, env={**os.environ, "TEXT": tool}, cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (141, "")
+TOOL = "import utils; utils.run_main(lambda: [print('a line', i) for i in range(20000)])"
+TRAINING = """import utils
+from engine.distributed import init_distributed
+init_distributed("cpu")
+def main():
+    for _ in range(2000): utils.logger.info("a line of the log")
+    raise utils.UserError("trained to the end")
+utils.run_main(main)"""
+
+
+@pytest.mark.parametrize(
+    "script, reader, ends",
+    [(TOOL, "| head -1", (141, "")), (TRAINING, ">/dev/full", (2, "error: trained to the end\n"))],
+)
+def test_a_reader_that_goes_ends_a_tool_in_silence_and_no_training(script, reader, ends):
+    command = ["bash", "-c", f'"{sys.executable}" -c "$TEXT" {reader}; exit ${{PIPESTATUS[0]}}']
+    done = subprocess.run(command, env={**os.environ, "TEXT": script}, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == ends
 
 
 # -------------------------------------------------------------------------------- precision, devices
