@@ -145,9 +145,10 @@ def caption_metrics(
     (`caption_words`, close to it) if Java is missing. A column that cannot be computed holds a line that says why and
     what to do, and costs no other one.
     """
-    java = shutil.which("java") is not None
     lists = {i: references[i] for i in results}, {i: [results[i]] for i in results}
-    tokens = tuple(map(ptb_tokens if java else python_tokens, lists))
+    tokens = tuple(map(ptb_tokens, lists)) if shutil.which("java") else (None,)
+    java = None not in tokens
+    tokens = tokens if java else tuple(map(python_tokens, lists))
     columns: dict[str, float | str] = {"tokenizer": "ptb" if java else "python"}
     with contextlib.redirect_stdout(io.StringIO()):  # pycocoevalcap prints
         columns |= dict(zip(("bleu1", "bleu2", "bleu3", "bleu4"), score(Bleu, tokens, 4), strict=True))
@@ -168,10 +169,15 @@ def python_tokens(texts: Mapping[str | int, Sequence[str]]) -> dict[str | int, l
     return {i: [caption_words(text) for text in group] for i, group in texts.items()}
 
 
-def ptb_tokens(texts: Mapping[str | int, Sequence[str]]) -> dict[str | int, list[str]]:
-    """The same by Stanford's tokenizer, which tells captions apart by lines: one line a caption, and none empty."""
+def ptb_tokens(texts: Mapping[str | int, Sequence[str]]) -> dict[str | int, list[str]] | None:
+    """The same by Stanford's tokenizer, which tells captions apart by lines: one line a caption, and none empty. None
+    if it does not run: its Java may be a stub, and its files lie in pycocoevalcap's folder, which may be read-only."""
     lines = {i: [{"caption": " ".join(apart(text).split()) or "."} for text in group] for i, group in texts.items()}
-    return PTBTokenizer().tokenize(lines)
+    try:
+        found = PTBTokenizer().tokenize(lines)
+    except (OSError, ValueError):
+        return None
+    return found if all(len(found.get(i, ())) == len(group) for i, group in texts.items()) else None
 
 
 def score(scorer: type, tokens: tuple[dict, dict], count: int = 1) -> list[float | str]:

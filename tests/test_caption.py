@@ -32,6 +32,16 @@ def caption_batch(captions=("a red dog", "two cats on a mat"), prompts=("", "an 
     return CaptionCollate(TOKENIZER, 25, 25)(samples)
 
 
+def memory_of(model, batch):
+    image_embeds = model.backbone.image_encoder(batch["image"])
+    return model.backbone.encode_memory(image_embeds, batch["prompt_ids"], batch["prompt_mask"])
+
+
+def log_probs_of(model, ids, memory, mask):
+    decoder = model.backbone.decoder
+    return decoder.lm_logits(decoder(ids, decoder.project_memory(memory), mask)).log_softmax(-1)
+
+
 # -------------------------------------------------------------------------------------------- model and losses
 
 
@@ -53,13 +63,7 @@ def test_the_memory_is_that_of_pre_training():
 def test_cross_entropy_is_the_mean_over_all_tokens_and_leaves_unused_parts_alone(smoothing):
     model, batch = tiny_captioner(), caption_batch()
     loss, logs = model(batch, CrossEntropy(smoothing))
-    image_embeds = model.backbone.image_encoder(batch["image"])
-    memory, mask = model.backbone.encode_memory(image_embeds, batch["prompt_ids"], batch["prompt_mask"])
-    projected = model.backbone.decoder.project_memory(memory)
-    logits = model.backbone.decoder.lm_logits(
-        model.backbone.decoder(batch["input_ids"], memory=projected, memory_mask=mask)
-    )
-    log_probs = logits.log_softmax(-1)
+    log_probs = log_probs_of(model, batch["input_ids"], *memory_of(model, batch))
     said = batch["target"] != IGNORE
     right = log_probs.gather(2, batch["target"].clamp(min=0)[..., None])[..., 0]
     smooth = log_probs.mean(-1)
@@ -86,17 +90,13 @@ def test_the_self_critical_loss_equals_the_hand_formula(log_prob):
     torch.manual_seed(4)
     loss, logs = model(batch, objective)
     sequences = seen[0]
-    image_embeds = model.backbone.image_encoder(batch["image"])
-    memory, mask = model.backbone.encode_memory(image_embeds, batch["prompt_ids"], batch["prompt_mask"])
+    memory, mask = memory_of(model, batch)
     total = 0.0
     baselines = [4.0, 3.5, 1.5, 0.0, 0.25, 0.25]
     for row, (ids, r, b) in enumerate(zip(sequences.tolist(), rewards.tolist(), baselines, strict=True)):
         ids = ids[: ids.index(TOKENIZER.sep_id) + 1] if TOKENIZER.sep_id in ids else ids
-        image = slice(row // 3, row // 3 + 1)
-        projected = model.backbone.decoder.project_memory(memory[image])
-        inputs = torch.tensor([[TOKENIZER.cls_id, *ids[:-1]]])
-        hidden = model.backbone.decoder(inputs, memory=projected, memory_mask=mask[image])
-        logits = model.backbone.decoder.lm_logits(hidden)[0]
+        image, inputs = slice(row // 3, row // 3 + 1), torch.tensor([[TOKENIZER.cls_id, *ids[:-1]]])
+        logits = log_probs_of(model, inputs, memory[image], mask[image])[0]
         logits[:2, TOKENIZER.sep_id] = -torch.inf
         log_p = getattr(logits.log_softmax(-1)[torch.arange(len(ids)), torch.tensor(ids)], log_prob)()
         total = total - (r - b) * log_p / 6

@@ -112,8 +112,13 @@ def test_metrics_equal_pycocoevalcap_called_directly(references, results, monkey
     assert isinstance(found["spice"], float) or "python -m pycocoevalcap.spice.get_stanford_models" in found["spice"]
 
 
-def test_without_java_the_rest_is_computed_with_python_words_and_marked(references, results, monkeypatch):
-    monkeypatch.setattr(caption.shutil, "which", lambda name: None)
+@pytest.mark.parametrize("java", ["absent", "a stub that fails"])
+def test_without_java_the_rest_is_computed_with_python_words_and_marked(
+    references, results, monkeypatch, tmp_path, java
+):
+    (tmp_path / "java").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "java").chmod(0o755 if java != "absent" else 0o644)
+    monkeypatch.setenv("PATH", str(tmp_path))
     found = caption.caption_metrics(references, results)
     assert found["tokenizer"] == "python" and found["cider"] == pytest.approx(cider(references, results))
     assert all(isinstance(found[name], float) for name in ("bleu1", "bleu4", "rouge_l"))
