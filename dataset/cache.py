@@ -6,6 +6,7 @@ digest of what it was made of. Later runs and the other processes of a machine m
 """
 
 import fcntl
+import glob
 import hashlib
 import json
 import logging
@@ -95,13 +96,15 @@ def load_pairs(source: Source) -> Pairs:
     folders = any(path.is_dir() for path in files)  # of images: no size and time tells what is in them
     if folders or sum(state.st_size for _, state in states) < CACHED_FROM:
         return Pairs(read_pairs(source))
-    content = [VERSION, str(source), os.getcwd(), [(name, state.st_size, state.st_mtime_ns) for name, state in states]]
-    digest = hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
+    made_of = [VERSION, *((state.st_size, state.st_mtime_ns) for _, state in states)]
     folder = make_folder(Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "semmim"))
-    path = folder / f"{files[0].stem}.{digest}.arrow"
+    name = f"{files[0].stem}.{_digest([str(source), os.getcwd(), [name for name, _ in states]])}"
+    path = folder / f"{name}.{_digest(made_of)}.arrow"
     with open(folder / "lock", "w") as lock:  # the first process of a machine makes the file, the others wait for it
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
+            for outdated in folder.glob(f"{glob.escape(name)}.*.arrow"):
+                outdated.unlink()
             with replacing(path) as temporary:
                 entries = read_pairs(source)
                 with pa.ipc.new_file(str(temporary), entries.schema) as file:
@@ -110,6 +113,10 @@ def load_pairs(source: Source) -> Pairs:
     pa.default_memory_pool().release_unused()
     log.info("%d entries of data.train in %s", len(entries), path)
     return Pairs(entries)
+
+
+def _digest(values: list) -> str:
+    return hashlib.blake2b(json.dumps(values).encode(), digest_size=8).hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------- images

@@ -168,9 +168,13 @@ def captions_beside(text: Path | None) -> list[tuple[int, str]]:
 
 def folder_entries(folder: Path) -> Iterator[tuple[Path, int, dict]]:
     """(text file, line, entry) of a folder of images, an entry a caption; images without one are warned of."""
-    without, captions = [], 0
+    without, captions, first = [], 0, {}
     for image, text in folder_images(folder):
         lines = captions_beside(text)
+        if lines and first.setdefault(text, image) != image:
+            raise UserError(
+                f"{text}: captions {first[text]} and {one_line(image)}; is one of them a mask? move it away"
+            )
         captions += len(lines)
         without += [] if lines else [image]
         for number, caption in lines:

@@ -93,7 +93,7 @@ class Loader:
         self.batches, self.dataset = batches, batches.dataset
         self.max_bad_share = max_bad_share
         self.visited, self.bad = 0, 0
-        self.first_bad: list[str] = []
+        self.first_bad: list[str] = []  # three lines
         # Forked workers share annotations and cached images; other start methods copy them.
         context = "fork" if num_workers and sys.platform == "linux" else None
         self._loader = DataLoader(
@@ -122,13 +122,12 @@ class Loader:
         self.visited += len(batch["paths"]) + len(batch["bad"])
         for line in batch["bad"]:
             self.bad += 1
-            if self.bad <= 10:
-                self.first_bad.append(line)
+            self.first_bad = [*self.first_bad, line][:3]
             if self.bad <= 10 or self.bad % 100 == 0:
                 log.warning("unusable sample %d of %d visited, replaced: %s", self.bad, self.visited, line)
         too_many = self.bad >= MIN_BAD and self.bad > self.max_bad_share * self.visited
         if too_many or batch.get("unusable"):
             raise UserError(
                 f"{self.bad} of {self.visited} visited samples are unusable, data.max_bad_share allows "
-                f"{self.max_bad_share:g}; check data.image_root and files: {'; '.join(self.first_bad[:3])}"
+                f"{self.max_bad_share:g}; check data.image_root and files: {'; '.join(self.first_bad)}"
             )

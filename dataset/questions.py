@@ -34,21 +34,31 @@ def load_training_questions(source: Source, left_out: Files = (), official: File
     the same id about the same image.
 
     official: annotation files for official question files that have none beside them.
-    Raises UserError naming file, entry and key, and if nothing remains.
+    Raises UserError naming file, entry and key; if an id of one data set names different images in `source` and
+    `left_out`; and if nothing remains.
     """
     convert = partial(_official_question, annotations=lambda path: {})
-    located = located_entries(replace(source, files=left_out), "vqa_eval", convert=convert)
-    held_out = {(entry["question_id"], entry["image"]) for _, entry in located}
+    held_out, image_of = set(), {}
+    for where, entry in located_entries(replace(source, files=left_out), "vqa_eval", convert=convert):
+        held_out.add((entry["question_id"], entry["image"]))
+        image_of[entry.get("dataset"), entry["question_id"]] = entry["image"], where
     entries, count = [], 0
     convert = partial(_official_question, annotations=cache(partial(_annotations, official=official)), required=True)
     for where, entry in located_entries(source, "vqa_train", convert=convert):
         _check_ocr(entry, where)
         if not any(map(has_word, strings(entry["answer"]))):
             raise UserError(f"{where}: 'answer' is blank")
-        if (entry.get("question_id"), entry["image"]) in held_out:
+        number, image = entry.get("question_id"), entry["image"]
+        if (number, image) in held_out:
             count += 1
-        else:
-            entries.append(entry)
+            continue
+        other, place = image_of.get((entry.get("dataset"), number), (image, ""))
+        if other != image:
+            raise UserError(
+                f"{where}: question_id {shown(number)} asks about {image}, but about {other} in {place}: a data set's "
+                "ids must be unique over data.train and data.val, so that validation is never trained on"
+            )
+        entries.append(entry)
     if not entries:
         raise UserError("data.train: all questions are those of data.val; set data.train_on_minival, or other files")
     return entries, count

@@ -17,11 +17,7 @@ from utils import ROOT
 
 folder = annotated.folder
 
-ENGLISH = [
-    "A man with a red helmet on a small moped on a dirt road.",
-    "Two zebras graze beside a wooden fence, in the evening.",
-    "A kitchen with stainless steel appliances and granite countertops",
-] * 40
+ENGLISH = ["A man with a red helmet on a small moped", "Two zebras graze beside a wooden fence in the evening"] * 60
 BERT = Tokenizer(ROOT / "configs/bert/vocab.txt")
 
 
@@ -43,8 +39,7 @@ CUT = [
 
 @pytest.mark.parametrize(("kind", "name", "limit", "cut"), CUT)
 def test_a_training_says_which_texts_are_cut_and_cannot_be_written(tmp_path, caplog, kind, name, limit, cut):
-    texts = [text.replace(",", "") for text in ENGLISH]
-    rows = [f"{i}.png,{i},{text},{text},a dog" for i, text in enumerate(texts)]
+    rows = [f"{i}.png,{i},{text},{text},a dog" for i, text in enumerate(ENGLISH)]
     (tmp_path / "train.csv").write_text("\n".join(["image,question_id,question,caption,answer", *rows]))
     changes = [f"data.train=[{tmp_path}/train.csv]", "data.image_root=none", "data.val=[]", "train.batch_size=8"]
     changes += ["data.num_workers=0", limit]

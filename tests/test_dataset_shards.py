@@ -52,10 +52,7 @@ def test_shards_as_img2dataset_writes_them_are_entries_like_all_others(folder):
     for i in (0, 27, 49):
         assert open_image(data.paths[i]).tobytes() == Image.open(io.BytesIO(jpeg(i))).convert("RGB").tobytes()
         assert data[i]["caption"] == f"caption {i}" and data[i]["bad"] == []
-    assert captions(dataset([folder / "00003.tar", folder / "00001.tar"]))[:11] == [
-        *(f"caption {i}" for i in range(30, 40)),
-        "caption 10",
-    ]
+    assert captions(dataset([folder / "00003.tar", folder / "00001.tar"]))[9:11] == ["caption 39", "caption 10"]
 
 
 def cut(path, share):
@@ -79,7 +76,6 @@ def test_what_is_no_shard_counts_as_a_damaged_one(folder, content, caplog):
     assert len(dataset(folder, max_bad_share=0.2)) == 40
     assert "00004.tar: damaged" in caplog.text
     refused(lambda: dataset(folder, max_bad_share=0.19), "0 of 40 samples and 1 of 5 shard(s)")
-    refused(lambda: dataset(folder / "00004.tar", max_bad_share=1.0), "of 1 shard(s) cannot be used")
     (folder / "00004.tar").write_bytes(bytes(10240))
     refused(lambda: dataset(folder / "00004.tar"), "1 shard(s) hold no sample")
 
@@ -122,16 +118,12 @@ def test_damage_after_the_headers_were_read_is_a_bad_sample(folder, no_hanging):
     at = int(data.paths[12].rpartition("@")[2].partition("+")[0])
     content[at : at + 100] = bytes(100)
     path.write_bytes(content[: len(content) * 3 // 4])
-    with pytest.raises(ImageError, match=r"00001.tar/000000012.jpg@\d+\+\d+: not an image"):
-        open_image(data.paths[12])
-    with pytest.raises(ImageError, match="the shard ends within this image"):
-        open_image(data.paths[19])
-    assert data[12]["bad"] and data[12]["path"] != data.paths[12] and data[13]["bad"] == []
-    with pytest.raises(ImageError, match="the shard ends within this image"):
-        open_image(f"{path}/0.jpg@0+{1 << 40}")
+    assert "00001.tar/000000012.jpg" in data[12]["bad"][0] and data[13]["bad"] == []
+    ended = "the shard ends within this image"
+    for image in (data.paths[19], f"{path}/0.jpg@0+{1 << 40}"):
+        with pytest.raises(ImageError, match=ended):
+            open_image(image)
     path.unlink()
-    with pytest.raises(ImageError, match="No such file"):
-        open_image(data.paths[13])
     os.mkfifo(path)
     with pytest.raises(ImageError, match="not a regular file"):
         open_image(data.paths[13])

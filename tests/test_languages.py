@@ -88,16 +88,12 @@ def test_words_of_scripts_without_spaces_are_their_characters():
     assert caption_words("cafe\u0301") == caption_words("café") == "café"
 
 
-@pytest.mark.parametrize("tokens", ["ptb", "python"])
-def test_all_metrics_take_the_same_way(tmp_path, monkeypatch, tokens):
+def test_all_metrics_take_the_same_way(tmp_path, monkeypatch):
     monkeypatch.setattr("evaluation.caption.Meteor", Rouge)  # METEOR's program takes ten seconds to start
-    if tokens == "python":
-        monkeypatch.setattr("evaluation.caption.shutil.which", lambda name: None)
+    monkeypatch.setattr("evaluation.caption.shutil.which", lambda name: None)
     groups = CAPTIONS["Chinese"]
     tokenizer = vocabulary(tmp_path, [text for group in groups for text in group])
     found = caption_metrics(*faultless(tokenizer, groups), spice=False)
-    if found["tokenizer"] != tokens:
-        pytest.skip("needs Java")
     assert found["bleu4"] == pytest.approx(100) and found["rouge_l"] == pytest.approx(100) and found["cider"] > 100
 
 
@@ -124,17 +120,12 @@ def test_an_answer_that_the_vocabulary_can_write_is_right(tmp_path, answer):
             assert vqa_accuracy(written, others, scoring) == 1
 
 
-@pytest.mark.parametrize("answer, plain", [("été", "ete"), ("Été", "ete"), ("Paris", "paris"), ("O'Neill", "o'neill")])
+@pytest.mark.parametrize("answer, plain", [("Été", "ete"), ("Paris", "paris"), ("O'Neill", "o'neill")])
 def test_an_answer_without_accents_or_capitals_is_right_if_the_vocabulary_has_none(answer, plain):
     rewrite = rewriting("val", [answer], TOKENIZER, print, answers=True)
-    for given, expected in (
-        (answer, 1),
-        ([answer] * 10, 1),
-        ([answer] * 9 + ["non"], 1),
-        ({answer: 0.9, plain: 0}, 0.9),
-    ):
-        assert vqa_accuracy(plain, rewritten_answers(given, rewrite)) == expected
-        assert vqa_accuracy(rewrite([answer])[0], rewritten_answers(given, rewrite)) == expected  # chosen from a list
+    for given, expected in ((answer, 1), ([answer] * 9 + ["non"], 1), ({answer: 0.9, plain: 0}, 0.9)):
+        for said in (plain, *rewrite([answer])):  # written, and chosen from a list
+            assert vqa_accuracy(said, rewritten_answers(given, rewrite)) == expected
 
 
 SETTINGS = ["data.image_root=none", "data.num_workers=0", "image_size=32", "train.precision=fp32", "data.test=[]"]
