@@ -64,9 +64,6 @@ def save(path: Path, number: int, size: tuple[int, int] = (96, 72), quality: int
     return path
 
 
-# ------------------------------------------------------------------------------------------------ Karpathy, COCO
-
-
 def karpathy_image(imgid: int, split: str, captions: list[str], cocoid: int | None = None, photo: int = 0) -> dict:
     sentences = [
         {"tokens": text.lower().split(), "raw": text, "imgid": imgid, "sentid": 100 * imgid + i}
@@ -120,9 +117,6 @@ def coco_captions(folder: Path, split: str, numbers: list[int], photos: dict[int
     return write_json(folder / "annotations" / f"captions_{split}.json", content)
 
 
-# ------------------------------------------------------------------------------------------------ Visual Genome
-
-
 def visual_genome(folder: Path, coco_ids: dict[int, int | None], flickr_ids: dict[int, int] | None = None) -> None:
     """One element an image, 100 x 100 pixels, whose regions are the phrases of `PHRASES`."""
     images, regions, pairs = [], [], []
@@ -151,9 +145,6 @@ PHRASES = [  # phrase, side of its square region in an image of 100 x 100
     ("clock", 90),
     (" ", 30),
 ]
-
-
-# ------------------------------------------------------------------------------------------------ NoCaps, VQA
 
 
 def nocaps(folder: Path, count: int = 4) -> Path:
@@ -186,9 +177,6 @@ def vqa_annotations(folder: Path, split: str, answers: dict[tuple[int, int], lis
         annotations.append({**kinds, "multiple_choice_answer": max(given, key=given.count), "answers": ten})
     content = {"info": {}, "data_subtype": split, "annotations": annotations, "data_type": "mscoco"}
     return write_json(folder / f"v2_mscoco_{split}_annotations.json", content)
-
-
-# ------------------------------------------------------------------------------------------------ img2dataset
 
 
 def img2dataset_sample(key: str, caption: str, url: str, image: bytes) -> dict[str, bytes]:

@@ -37,21 +37,18 @@ def check(folder, capsys):
 
     def check(stage="retrieval", *overrides, splits=("train", "val", "test"), options=(), workers="1"):
         files = [f"data.{split}=[{folder / split}.json]" for split in splits]
-        roots = [f"data.image_root={folder / 'images'}"] if stage != "vqa" else ["data.image_root.vqa=" + str(folder)]
         arguments = ["--config", f"configs/{STEMS[stage]}.yaml", "--workers", workers, *options]
-        arguments += ["--override", *files, *roots, *overrides]
+        arguments += ["--override", *files, f"data.image_root={folder / 'images'}", *overrides]
         faults = [": ".join(fault) for fault in check_data.check(check_data.parse_arguments(arguments))]
         return faults, capsys.readouterr().out
 
     return check
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_sound_data_have_no_fault(check, workers):
-    faults, report = check(workers=workers)
+def test_sound_data_have_no_fault(check):
+    faults, report = check(workers="2")
     assert faults == [] and "train  images: 12\n" in report and "val    items: 3\n" in report
-    shared = [line.partition("): ")[2] for line in report.splitlines() if "that training has too" in line]
-    assert shared == ["0 (0.00% of 3)"] * 6
+    assert report.count("images that training has too: 0 (0.00% of 3)") == 2
 
 
 def test_a_missing_and_a_broken_image_of_evaluation_are_faults(check, folder):
@@ -61,8 +58,8 @@ def test_a_missing_and_a_broken_image_of_evaluation_are_faults(check, folder):
     faults, report = check()
     found = [line.split(": ")[:2] for line in faults]
     assert found == [[split, "evaluation needs every image"] for split in ("val", "test")]
-    assert f"val    images missing: 1 (33.33% of 3); first: {folder}/images/b1.jpg\n" in report
-    assert "test   images unreadable: 1" in report and "c2.jpg (OSError: image file is truncated" in report
+    assert f"val    images missing or unreadable: 1 (33.33% of 3); first: {folder}/images/b1.jpg: No such" in report
+    assert f"test   images missing or unreadable: 1 (33.33% of 3); first: {folder}/images/c2.jpg: OSError" in report
 
 
 def test_training_stops_only_past_its_share(check, folder):
@@ -73,7 +70,7 @@ def test_training_stops_only_past_its_share(check, folder):
     assert not check("retrieval", "data.max_bad_share=0.5")[0]
     write(folder, "train", entries[:15])  # three of fifteen: too few to say something
     faults, report = check("retrieval", "data.max_bad_share=0.01")
-    assert not faults and "train  images missing: 3 " in report
+    assert not faults and "train  images missing or unreadable: 3 " in report
 
 
 def test_annotations_that_training_refuses_end_with_1_after_all_splits_are_checked(check, folder, capsys):
@@ -95,27 +92,16 @@ def test_copies_between_training_and_evaluation_also_of_another_stage_are_told_b
         "val: 1 of its 3 images are in training too: they measure memory",
         "test: 2 of its 3 images are in training too: they measure memory",
     ]
-    shared = [line.partition("; first: ")[2] for line in report.splitlines() if "training has too" in line]
-    pairs = ("b2", "b2"), ("c0", "a0"), ("c1", "a1")
-    same, copy, look_alike = (f"{images}/{a}.jpg = {images}/{b}.jpg" for a, b in pairs)
-    assert shared == [same, "", "", "", copy, look_alike]
+    assert f"has too: 1 (33.33% of 3); first: {images}/b2.jpg (the same path)\n" in report
+    copies = f"{images}/c0.jpg (a copy of it: {images}/a0.jpg), {images}/c1.jpg (a look-alike of it: {images}/a1.jpg)"
+    assert f"has too: 2 (66.67% of 3); first: {copies}\n" in report
     config = folder / "Retrieval_own.yaml"
     config.write_text(
         f"base: {ROOT}/configs/Retrieval_coco.yaml\n"
         f"data: {{val: [{folder}/val.json], test: [{folder}/test.json], image_root: {images}}}\n"
     )
     faults, report = check("pretrain", splits=("train",), options=("--against", str(config)))
-    assert "Retrieval_own test images that training has too (a copy): 1 (33.33% of 3)" in report and len(faults) == 2
-
-
-def test_vqas_questions_are_of_their_images(check, folder):
-    asked = {"question": "what is it", "dataset": "vqa", "answer": ["a dog"] * 10}
-    for split, names in (("train", ("a0", "a1")), ("val", ("b0",)), ("test", ("a1",))):
-        entries = [{"question_id": f"{split}{n}", "image": f"images/{n}.jpg", **asked} for n in names]
-        write(folder, split, entries)
-    faults, report = check("vqa", "data.val_scores=[]")
-    assert faults == ["test: 1 of its 1 images are in training too: they measure memory"]
-    assert "train  samples of an epoch: 2\ntrain  images: 2\n" in report
+    assert "Retrieval_own test images that training has too: 2 (66.67% of 3)" in report and len(faults) == 2
 
 
 def test_the_stage_follows_from_the_configuration(folder):

@@ -24,11 +24,10 @@ from dataset import create_dataset
 from dataset.loader import MIN_BAD
 from dataset.transforms import ImageError
 from engine.config import STAGES, load_config
-from tools.prepare.image_hash import COPY, LOOK_ALIKE, NO_FILE, KnownImages, fingerprints
+from tools.prepare.image_hash import KnownImages, fingerprints
 from utils import Config, UserError, one_line, run_main
 
 SHOWN = 3  # examples of each finding
-SAME_PATH = "the same path"
 MANY_SHARED = 0.01  # of a split's images: its numbers are then those of memory
 
 
@@ -78,10 +77,9 @@ def check(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
     marks = dict(fingerprints(every, args.workers, "opening validation and test images"))
     bad = {path: mark.reason for path, mark in marks.items() if isinstance(mark, ImageError)}
     for split, paths in held_out.items():
-        report_bad(split, paths, bad)
-        first = next((path for path in paths if path in bad), None)
+        first = report_bad(split, paths, bad)
         if first and split in own:
-            yield split, f"evaluation needs every image: {first}: {bad[first]} (check data.image_root)"
+            yield split, f"evaluation needs every image: {first} (check data.image_root)"
     if "train" in datasets:
         known = KnownImages({path: mark for path, mark in marks.items() if path not in bad})
         yield from check_training_images(datasets["train"], held_out, known, cfg, args.workers)
@@ -120,7 +118,7 @@ def check_training_images(
             bad[path] = mark.reason
         elif found := known.find(mark):
             copy, how = found
-            copies.setdefault(copy, (path, SAME_PATH if path == copy else how))
+            copies.setdefault(copy, "the same path" if path == copy else f"{how} of it: {path}")
     report_bad("train", paths, bad)
     image_of_entry = getattr(dataset, "image_of_caption", None)  # VQA's entries are questions
     image_of_entry = dataset.image_id if image_of_entry is None else image_of_entry
@@ -130,10 +128,8 @@ def check_training_images(
         share = f"{unusable / total:.2%} of the entries have no usable image"
         yield "train", f"{share}, data.max_bad_share allows {allowed:.2%}"
     for split, paths in held_out.items():
-        shared = [(path, *copies[path]) for path in paths if path in copies]
-        for what in (SAME_PATH, COPY, LOOK_ALIKE):
-            same = [f"{path} = {other}" for path, other, how in shared if how == what]
-            line(split, f"images that training has too ({what})", len(same), len(paths), same)
+        shared = [f"{path} ({copies[path]})" for path in paths if path in copies]
+        line(split, "images that training has too", len(shared), len(paths), shared)
         wanted = split == "val" and cfg.data.get("train_on_minival")
         if len(shared) > MANY_SHARED * len(paths) and not wanted:
             yield split, f"{len(shared)} of its {len(paths)} images are in training too: they measure memory"
@@ -145,11 +141,11 @@ def line(split: str, what: str, number: int, total: int = 0, examples: list[str]
     print(f"{split:6} {what}: {number:,}{share}{first}", flush=True)
 
 
-def report_bad(split: str, paths: list[str], bad: dict[str, str]) -> None:
-    missing = [path for path in paths if bad.get(path) == NO_FILE]
-    broken = [f"{path} ({bad[path]})" for path in paths if bad.get(path, NO_FILE) != NO_FILE]
-    line(split, "images missing", len(missing), len(paths), missing)
-    line(split, "images unreadable", len(broken), len(paths), broken)
+def report_bad(split: str, paths: list[str], bad: dict[str, str]) -> str | None:
+    """bad: {path: reason} of images that are missing or unreadable; the first of them, if there is one."""
+    broken = [f"{path}: {bad[path]}" for path in paths if path in bad]
+    line(split, "images missing or unreadable", len(broken), len(paths), broken)
+    return broken[0] if broken else None
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,15 +72,14 @@ def main(argv: list[str] | None = None) -> None:
     add("--max_bad_share", type=float, default=0.01, help="of images left out (default: %(default)s)")
     args = parser.parse_args(argv)
     check_value("--per_shard", args.per_shard, int)
-    check_value("--max_bad_share", args.max_bad_share, float, 0, 1)
     samples, total = find_samples(args)
     with whole_folder(args.output) as folder:
         written, failed, left_out = pack(progress(samples, "packing images", "images", total), folder, args.per_shard)
-        downloads = f", {failed} failed downloads" * bool(failed)
-        report = f"{len(left_out)} unreadable or without caption left out{downloads}: {'; '.join(left_out[:EXAMPLES])}"
+        report = f"{len(left_out)} unreadable or without caption left out, {failed} failed downloads"
+        report = "; ".join([report, *left_out[:EXAMPLES]])
         if not written or len(left_out) > args.max_bad_share * (total - failed):
             raise UserError(f"{report}; of {total}, --max_bad_share allows {args.max_bad_share:g}")
-    print(f"{written} images in {args.output}, {report}")
+    print(f"{written} images in {args.output}; {report}")
 
 
 def find_samples(args: argparse.Namespace) -> tuple[Iterable[Sample | str | None], int]:
@@ -163,13 +163,11 @@ def read_tables(tables: Mapping[Path, list[str]]) -> Iterator[Sample | str | Non
 def _read_rows(tables: Mapping[Path, list[str]]) -> Iterator[Sample | str | None]:
     """A sample of every row, or why it is none."""
     for path, columns in tables.items():
-        row = 0
         with opened_parquet(path) as file:
-            for batch in file.iter_batches(BATCH_ROWS, columns=columns):
-                for image, caption, *status in zip(*map(batch.column, columns), strict=True):
-                    failed = status and status[0].as_py() != SUCCESS
-                    yield None if failed else _sample(f"{path}: row {row}", image.as_py(), caption.as_py())
-                    row += 1
+            batches = file.iter_batches(BATCH_ROWS, columns=columns)
+            for number, row in enumerate(chain.from_iterable(batch.to_pylist() for batch in batches)):
+                image, caption, *status = (row[column] for column in columns)
+                yield None if status and status[0] != SUCCESS else _sample(f"{path}: row {number}", image, caption)
 
 
 def _sample(where: str, image: Any, caption: Any) -> Sample | str:
@@ -196,10 +194,9 @@ def format_ending(picture: Image.Image) -> str:
 @contextlib.contextmanager
 def opened_parquet(path: Path) -> Iterator[ParquetFile]:
     """What pyarrow raises on the file becomes a UserError."""
-    options = {"buffer_size": READ_BYTES, "pre_buffer": False, "page_checksum_verification": True}
     with open_file(path) as content:
         try:
-            with ParquetFile(content, **options) as file:
+            with ParquetFile(content, buffer_size=READ_BYTES, pre_buffer=False) as file:
                 yield file
         except (OSError, pyarrow.ArrowException) as error:
             raise UserError(f"{path}: not a readable parquet file ({reason(error)}); an incomplete download?") from None

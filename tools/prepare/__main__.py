@@ -5,10 +5,9 @@
 
 SOURCE holds the official files under their official names (or in folders directly in it); the error for missing files
 says where they are published. Run coco and flickr30k before the sets for pre-training, which leave out their validation
-and test images: by id always, and with --check_leaks by what the image files show. Counts of the files are printed
-beside the published ones, and differences are warnings; what is left out is counted and named. Files are in place only
-when they are whole, and a file that the tool did not write is never replaced. docs/reproduce.md has every step with its
-addresses.
+and test images: by id always, and with --check_leaks by what the image files show. A count that differs from the
+published one is a warning; what is left out is counted and named. Files are in place only when they are whole, and a
+file that the tool did not write is never replaced. docs/reproduce.md has every step with its addresses.
 """
 
 import argparse
@@ -57,7 +56,6 @@ def main(argv: list[str] | None = None) -> None:
     job = Job(options, options.output / images)
     try:
         module.prepare(job)
-        job.save()
     finally:  # what was found explains a failure too
         print(*job.report(), sep="\n", flush=True)
 

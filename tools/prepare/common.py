@@ -57,8 +57,8 @@ class Job:
     source: folder of the official files; output: the folder that configurations call data/; images: folder of the
     images; options: the command's arguments; prepared: OUTPUT/prepared, the tool's own folder.
 
-    OUTPUT/prepared/SET.json records what was found and [bytes, seconds] of every list that the preparations of the set
-    wrote. A list that is as it was left may be replaced; every other file is the user's, and is refused.
+    OUTPUT/prepared/SET.json has {file: [bytes, seconds]} of the lists that the set's preparations wrote. A list that is
+    as it was left may be replaced; every other file is the user's, and is refused.
     """
 
     def __init__(self, options: argparse.Namespace, images: Path):
@@ -68,7 +68,7 @@ class Job:
         self.lines: list[str] = []  # counts, notes and warnings
         self.left_out: dict[str, tuple[int, list[str]]] = {}  # kind: (how many, the first places)
         self._record = self.prepared / f"{self.name}.json"
-        self._written = read_json(self._record)["written"] if self._record.exists() else {}
+        self._written = read_json(self._record) if self._record.exists() else {}
 
     @contextlib.contextmanager
     def replacing(self, path: Path) -> Iterator[Path]:
@@ -80,7 +80,7 @@ class Job:
         with replacing(path) as temporary:
             yield temporary
         self._written[name] = _state(path)
-        self.save()
+        write_json(self._record, self._written)
 
     def write(self, name: str, entries: Iterable) -> int:
         """Write the JSON list OUTPUT/name, an entry a line, which is in place only when it is whole; its length.
@@ -94,10 +94,6 @@ class Job:
                 raise UserError(f"{path}: no entry is left to write; see what was left out")
         self.lines.append(f"{path}: {count:,} entries")
         return count
-
-    def save(self) -> None:
-        """Write the record."""
-        write_json(self._record, {"written": self._written, "report": self.report()})
 
     def has(self, image: str) -> bool:
         """Whether an image (a path in the images' folder) may be written: with --require_images it must exist."""

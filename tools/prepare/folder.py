@@ -43,8 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare(job: Job) -> None:
-    if not job.source.is_dir():
-        raise UserError(f"--source {job.source}: no such folder")
     if job.options.captions in (ALL_LINES, FIRST_LINE):
         found, ids = captions_beside_images(job), {}
     else:
@@ -110,7 +108,7 @@ def same_images(job: Job, captions: dict[str, list[str]]) -> list[list[str]]:
         else:
             readable[path] = mark
     if not readable:
-        raise UserError(f"--source {job.source}: no image with a caption that can be used; see what was left out")
+        raise UserError(f"--source {job.source}: no image with a caption can be used; see what was left out")
     numbers, crowd = group_images(list(readable.values()), max(FEW, int(LARGE * len(readable))))
     groups: dict[int, list[str]] = {}
     for path, number in zip(readable, numbers.tolist(), strict=True):

@@ -7,7 +7,6 @@ common. Copies (resized, JPEG at quality 40 to 80, brighter by 5%) are at most 0
 overlapping parts of a photo at least 0.13.
 """
 
-import errno
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,8 +29,6 @@ SIDE, LOW = 32, 8  # pixels of the small image, frequencies that are kept of eac
 RADIUS = 0.05  # how far copies may be apart
 MIN_CONTRAST = 4  # gray levels (standard deviation): a nearly even image looks like every other
 NEIGHBORS = 8  # look-alikes of an image that are looked at
-NO_FILE = os.strerror(errno.ENOENT)
-COPY, LOOK_ALIKE = "a copy", "a look-alike"  # the same bytes; the same image in other bytes
 
 
 class Fingerprint(NamedTuple):
@@ -41,11 +38,14 @@ class Fingerprint(NamedTuple):
     look: np.ndarray | None
 
 
-def fingerprint(path: str | Path) -> Fingerprint:
-    """Of an image file or an image in a shard. Raises ImageError if it is missing or no image."""
-    with opened(path) as image:
-        image.draft("RGB", (128, 128))  # a JPEG decoder then skips most of its work
-        gray = to_rgb(image).convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+def fingerprint(path: str | Path) -> Fingerprint | ImageError:
+    """Of an image file or an image in a shard; why there is none if it is missing or no image."""
+    try:
+        with opened(path) as image:
+            image.draft("RGB", (128, 128))  # a JPEG decoder then skips most of its work
+            gray = to_rgb(image).convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    except ImageError as error:
+        return error
     waves = dctn(np.asarray(gray, dtype=np.float32), norm="ortho")[:LOW, :LOW].ravel()[1:]
     length = np.linalg.norm(waves)
     look = waves / length if length >= MIN_CONTRAST * SIDE else None
@@ -55,14 +55,7 @@ def fingerprint(path: str | Path) -> Fingerprint:
 
 def fingerprints(paths: Sequence[str], workers: int, label: str) -> Iterator[tuple[str, Fingerprint | ImageError]]:
     """(path, its fingerprint or why it has none) in the paths' order, computed by `workers` processes."""
-    return progress(in_processes(_try_fingerprint, paths, workers), label, "images", len(paths))
-
-
-def _try_fingerprint(path: str) -> tuple[str, Fingerprint | ImageError]:
-    try:
-        return path, fingerprint(path)
-    except ImageError as error:
-        return path, error
+    return zip(paths, progress(in_processes(fingerprint, paths, workers), label, "images", len(paths)), strict=True)
 
 
 class KnownImages:
@@ -74,13 +67,13 @@ class KnownImages:
         self._looks = KDTree([marks[name].look for name in self._names]) if self._names else None
 
     def find(self, mark: Fingerprint) -> tuple[str, str] | None:
-        """(name, COPY or LOOK_ALIKE) of the known image that shows the same."""
+        """(name, "a copy" or, in other bytes, "a look-alike") of the known image that shows the same."""
         if mark.sha256 in self.by_bytes:
-            return self.by_bytes[mark.sha256], COPY
+            return self.by_bytes[mark.sha256], "a copy"
         if mark.look is None or self._looks is None:
             return None
         _, nearest = self._looks.query(mark.look, distance_upper_bound=RADIUS)
-        return (self._names[nearest], LOOK_ALIKE) if nearest < self._looks.n else None
+        return (self._names[nearest], "a look-alike") if nearest < self._looks.n else None
 
 
 def group_images(marks: Sequence[Fingerprint], most: int) -> tuple[np.ndarray, int]:

@@ -32,8 +32,8 @@ SPLIT_OF = {"restval": "train", "train": "train", "val": "val", "test": "test"}
 def prepare(job: Job) -> None:
     """Retrieval, captioning and pre-training files from Karpathy's; from COCO's own ones pre-training alone."""
     name, is_coco = f"dataset_{job.name}.json", job.name == "coco"
-    own = {f"captions_{split}.json": COCO_URL for split in COCO_SPLITS} if is_coco else {}
-    found = find_official(job.source, {}, {name: KARPATHY_URL, **own})
+    optional = {f"captions_{split}.json": COCO_URL for split in COCO_SPLITS} if is_coco else {}
+    found = find_official(job.source, {}, {name: KARPATHY_URL, **optional})
     files = {split: found[file] for split in COCO_SPLITS if (file := f"captions_{split}.json") in found}
     if files and name not in found:
         from_coco_captions(job, files)
@@ -45,7 +45,13 @@ def prepare(job: Job) -> None:
     held_out = [photo_of(job, entry, photos) for entry in entries if entry["split"] not in KARPATHY_TRAIN]
     content = {"name": job.name, "folder": str(job.images.resolve()), "images": held_out}
     write_json(held_out_file(job, job.name), content)
-    write_retrieval(job, entries)
+    for split in ("train", "val", "test"):
+        own = (entry for entry in entries if SPLIT_OF[entry["split"]] == split)
+        if split == "train":
+            listed = (pair for entry in own for pair in karpathy_pairs(entry, job.name))
+        else:
+            listed = (karpathy_image(entry, job.name) for entry in own)
+        job.write(f"{job.name}/annotations/{job.name}_{split}.json", listed)
     if is_coco:  # Karpathy's layout under its own name, where configs/Caption_coco.yaml looks for it
         job.write("coco/dataset_coco.json", ({"dataset": "coco", **entry} for entry in entries))
         held_out = HeldOut(job)
@@ -83,16 +89,6 @@ def photo_of(job: Job, entry: dict, photos: dict[int, int]) -> dict:
     if job.name == "coco":
         return {**image, "coco_id": entry["cocoid"], "flickr_id": photos.get(entry["cocoid"])}
     return {**image, "flickr_id": int(Path(entry["filename"]).stem)}
-
-
-def write_retrieval(job: Job, entries: list[dict]) -> None:
-    for split in ("train", "val", "test"):
-        part = [entry for entry in entries if SPLIT_OF[entry["split"]] == split]
-        if split == "train":
-            pairs = (pair for entry in part for pair in karpathy_pairs(entry, job.name))
-        else:
-            pairs = (karpathy_image(entry, job.name) for entry in part)
-        job.write(f"{job.name}/annotations/{job.name}_{split}.json", pairs)
 
 
 def from_coco_captions(job: Job, files: dict[str, Path]) -> None:

@@ -60,7 +60,9 @@ def prepare(job: Job) -> None:
         if (file := QUESTIONS.format(split)) in found:
             write_part(job, name, read_questions(job, found[file], split, None), extras)
     write_minival_scores(job, parts[True])
-    write_answer_list(job, answers)
+    common = [answer for answer, count in answers.most_common() if answer and count >= MIN_OCCURRENCES]
+    job.count("answers in the list", len(common), ANSWERS)
+    job.write("vqa/answer_list.json", common)
     if GENOME.keys() <= found.keys():
         images = visual_genome.read_images(job, found[visual_genome.IMAGES])
         visual_genome.write_questions(job, images, minival, found[visual_genome.QUESTIONS])
@@ -106,15 +108,13 @@ def read_questions(job: Job, path: Path, split: str, annotations: dict | None) -
     job.count(f"  images, {split}", len(images), PUBLISHED[split][1])
 
 
-def trainable(job: Job, entries: Iterator[dict]) -> Iterator[dict]:
+def trainable(job: Job, entries: Iterable[dict]) -> Iterator[dict]:
     """Those with a word in question and answers. Validation and the test server want an answer to every question."""
     for entry in entries:
-        if not clean_question(entry["question"]):
-            job.leave_out("question of training without a word", f"question {entry['question_id']}")
-        elif not any(answer.strip() for answer in entry["answer"]):
-            job.leave_out("question of training whose answers are all blank", f"question {entry['question_id']}")
-        else:
+        if clean_question(entry["question"]) and any(answer.strip() for answer in entry["answer"]):
             yield entry
+        else:
+            job.leave_out("question of training without a word in it or its answers", str(entry["question_id"]))
 
 
 def write_part(job: Job, part: str, entries: Iterable[dict], extras: dict[str, dict]) -> None:
@@ -136,9 +136,8 @@ def read_extras(files: list[Path], key: str) -> dict[int, str | list]:
         if isinstance(content, list):  # mPLUG's
             content = {entry["image"]: entry.get(key) for entry in content}
         for image, value in content.items():
-            extras[coco_number(image)] = (
-                "&&".join(value) if key == "object_label" and isinstance(value, list) else value
-            )
+            is_list = key == "object_label" and isinstance(value, list)
+            extras[coco_number(image)] = "&&".join(value) if is_list else value
     return extras
 
 
@@ -150,10 +149,3 @@ def write_minival_scores(job: Job, validation: list[dict]) -> None:
         label = {answer: round(leave_one_out(count), 6) for answer, count in Counter(entry["answer"]).items()}
         scores.append({"question_id": entry["question_id"], "label": label})
     job.write("vqa/minival.json", scores)
-
-
-def write_answer_list(job: Job, answers: Counter) -> None:
-    """The answers that are the most frequent one of at least nine questions of train and val, most common first."""
-    common = [answer for answer, count in answers.most_common() if answer and count >= MIN_OCCURRENCES]
-    job.count("answers in the list", len(common), ANSWERS)
-    job.write("vqa/answer_list.json", common)
