@@ -72,9 +72,10 @@ def test_only_images_on_disk_are_written_where_they_are_required(run, tmp_path):
     assert "left out: 4 x image that is not on disk" in out
 
 
-def test_what_a_preparation_needs_first_is_named_with_where_to_get_it(run, source):
+def test_what_a_preparation_needs_first_is_named_with_where_to_get_it(run, source, tmp_path):
     line = refused(lambda: run("vqa"), "annotations.json (https://visualqa.org/download.html)")
     assert "v2_OpenEnded_mscoco_train2014_questions.json (https://visualqa.org" in line
+    assert not (tmp_path / "data").exists()
     official.visual_genome(source, {1: None})
     refused(lambda: run("vg"), "run tools.prepare coco with --output")
     (source / "dataset_coco.json").unlink()

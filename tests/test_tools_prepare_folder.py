@@ -127,6 +127,7 @@ def test_what_cannot_be_used_is_counted_and_named_in_plain_lines(run, photos, tm
 
 def test_splits_leave_images_for_training(run):
     refused(lambda: run("--val", "20", "--test", "9"), "--val 20 and --test 9 leave fewer than two of 30 images")
+    refused(lambda: run("--val", "-5"), "--val is -5.0; a number of at least 0")
 
 
 def test_ids_are_cocos_numbers_if_all_names_have_one(run, photos, tmp_path):

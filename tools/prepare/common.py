@@ -64,23 +64,22 @@ class Job:
     def __init__(self, options: argparse.Namespace, images: Path):
         self.name, self.options = options.set, options
         self.source, self.output, self.images = options.source, options.output, images
-        self.prepared = own_folder(self.output / "prepared", "tools.prepare")
+        self.prepared = self.output / "prepared"
         self.lines: list[str] = []  # counts, notes and warnings
         self.left_out: dict[str, tuple[int, list[str]]] = {}  # kind: (how many, the first places)
-        self._record = self.prepared / f"{self.name}.json"
-        self._written = read_json(self._record) if self._record.exists() else {}
 
     @contextlib.contextmanager
     def replacing(self, path: Path) -> Iterator[Path]:
         """`utils.replacing` of a list below OUTPUT. Raises UserError if a file there is not the tool's own."""
-        name = os.path.relpath(path, self.output)
-        if os.path.lexists(path) and self._written.get(name) != _state(path):
+        name, record = os.path.relpath(path, self.output), self.prepared / f"{self.name}.json"
+        own_folder(self.prepared, "tools.prepare")
+        written = read_json(record) if record.exists() else {}
+        if os.path.lexists(path) and written.get(name) != _state(path):
             raise UserError(f"{path}: is not as tools.prepare wrote it; move it away, or name another --output")
         make_folder(path.parent)
         with replacing(path) as temporary:
             yield temporary
-        self._written[name] = _state(path)
-        write_json(self._record, self._written)
+        write_json(record, written | {name: _state(path)})
 
     def write(self, name: str, entries: Iterable) -> int:
         """Write the JSON list OUTPUT/name, an entry a line, which is in place only when it is whole; its length.

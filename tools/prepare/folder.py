@@ -22,6 +22,7 @@ from dataset.files import IMAGE_ENDINGS, captions_beside, folder_images
 from dataset.official import tidy
 from dataset.text import clean_caption
 from dataset.transforms import ImageError
+from models.weights import check_value
 from tools.prepare.common import Job
 from tools.prepare.image_hash import fingerprints, group_images
 from utils import UserError
@@ -126,6 +127,7 @@ def split(job: Job, groups: list[list[str]]) -> dict[str, list[str]]:
     room = {}
     for key, given in (("test", job.options.test), ("val", job.options.val)):
         share = min(SHARE, MOST / len(images)) if given is None else given
+        check_value(f"--{key}", share, float, 0)
         room[key] = round(share * len(images)) if share < 1 else int(share)
     if sum(room.values()) > len(images) - 2:
         raise UserError(
@@ -155,7 +157,8 @@ def write_splits(job: Job, captions: dict[str, list[str]], ids: dict, splits: di
     folder = os.path.relpath(source, output) if source.is_relative_to(output.parent) else str(source)
     for name, images in splits.items():
         if not images:
-            job.warn(f"no image for {name}: {name}.json is not written; remove it if an earlier preparation left one")
+            old = (job.output / f"{name}.json").exists()
+            job.warn(f"no image for {name}: {name}.json is not written{'; remove the earlier one' * old}")
             continue
         entries = []
         for image in images:

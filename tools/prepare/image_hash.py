@@ -29,6 +29,7 @@ SIDE, LOW = 32, 8  # pixels of the small image, frequencies that are kept of eac
 RADIUS = 0.05  # how far copies may be apart
 MIN_CONTRAST = 4  # gray levels (standard deviation): a nearly even image looks like every other
 NEIGHBORS = 8  # look-alikes of an image that are looked at
+SAMPLE = 100  # images whose look-alikes are counted among all
 
 
 class Fingerprint(NamedTuple):
@@ -84,8 +85,13 @@ def group_images(marks: Sequence[Fingerprint], most: int) -> tuple[np.ndarray, i
     _, first, same = np.unique([mark.sha256 for mark in marks], return_index=True, return_inverse=True)
     links = [np.stack([np.arange(len(marks)), first[same]])]  # every image to the first of its bytes
     places = np.array([place for place, mark in enumerate(marks) if mark.look is not None], dtype=int)
+    is_crowd = np.zeros(len(marks), dtype=bool)
     if len(places):
         looks = np.stack([marks[place].look for place in places])  # [n, 63]
+        near = looks @ looks[:: max(1, len(looks) // SAMPLE)].T > 1 - RADIUS**2 / 2  # cosines: [n, about SAMPLE]
+        is_crowd[places] = near[:, near.sum(axis=0) > most].any(axis=1)  # to search these would be quadratic
+        looks, places = looks[~is_crowd[places]], places[~is_crowd[places]]
+    if len(places):
         _, near = KDTree(looks).query(looks, NEIGHBORS + 1, distance_upper_bound=RADIUS, workers=-1)
         row, column = np.nonzero(near < len(looks))
         links.append(np.stack([places[row], places[near[row, column]]]))
@@ -93,5 +99,5 @@ def group_images(marks: Sequence[Fingerprint], most: int) -> tuple[np.ndarray, i
     graph = coo_array((np.ones(len(start), dtype=bool), (start, end)), shape=(len(marks), len(marks)))
     _, group = connected_components(graph, directed=False)
     sizes = np.bincount(group)
-    is_crowd = sizes[group] > most
+    is_crowd |= sizes[group] > most
     return np.where(is_crowd, len(sizes) + same, group), int(is_crowd.sum())

@@ -14,7 +14,7 @@ from dataset.official import (
 )
 from tools.prepare.common import Job, find_official
 from tools.prepare.held_out import HeldOut, flickr_photo, held_out_file
-from utils import write_json
+from utils import own_folder, write_json
 
 KARPATHY_URL = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
 COCO_URL = "http://images.cocodataset.org/annotations/annotations_trainval2014.zip"
@@ -44,6 +44,7 @@ def prepare(job: Job) -> None:
         photos |= {image["id"]: flickr_photo(image.get("flickr_url")) for image in json_list(path, "images")}
     held_out = [photo_of(job, entry, photos) for entry in entries if entry["split"] not in KARPATHY_TRAIN]
     content = {"name": job.name, "folder": str(job.images.resolve()), "images": held_out}
+    own_folder(job.prepared, "tools.prepare")
     write_json(held_out_file(job, job.name), content)
     for split in ("train", "val", "test"):
         own = (entry for entry in entries if SPLIT_OF[entry["split"]] == split)
