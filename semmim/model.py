@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial, wraps
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import utils
 from dataset.caption import prompt_text
 from dataset.text import clean_caption, clean_question, has_word
 from dataset.vqa import Parts, encode_answers, encode_questions, question_limits, question_parts
-from evaluation.ranking import finite
+from evaluation import ranking
 from models.caption import CaptionModel
 from models.generation import Generation, answer_options
 from models.vqa import VQAModel
@@ -22,7 +22,6 @@ from models.weights import check_value
 from semmim import files, inputs
 from semmim.card import card
 from semmim.inputs import Images, LeftOut, Texts
-from semmim.search import Hit, search
 from utils import UserError
 
 TEMPLATES = ("{}", "a {}", "an image of a {}", "a photo of a {}")  # of zero-shot classification
@@ -37,6 +36,18 @@ LEARNED = {
     "vqa": ("answer",),
     files.CONVERTED: ("match",),
 }
+
+
+@dataclass(frozen=True)
+class Hit:
+    """What was found for a query: the place of an image (or text) among those given, and its scores.
+
+    score: what the order is by, None below the first k; cosine: of the two encoders' features.
+    """
+
+    number: int
+    score: float | None
+    cosine: float
 
 
 def inference(method: Callable) -> Callable:
@@ -106,7 +117,7 @@ class SemMIM(nn.Module):
         """[N, E] float32, L2-normalized: a product with `encode_text`'s is the cosine that ITC was trained on."""
         self.needs("match")
         found = [self.backbone.encode_image(batch)[1].float().cpu() for batch, _ in self.batches(images)]
-        return finite(torch.cat(found), "image features")
+        return ranking.finite(torch.cat(found), "image features")
 
     @inference
     def encode_text(self, texts: Texts) -> Tensor:
@@ -116,7 +127,7 @@ class SemMIM(nn.Module):
         for start in range(0, len(cleaned), size):
             rows = self.tokenizer.encode(cleaned[start : start + size], self.settings.retrieval.text.max_tokens)
             found.append(self.backbone.encode_text(*(x.to(self.device) for x in rows))[1].float().cpu())
-        return finite(torch.cat(found), "text features")
+        return ranking.finite(torch.cat(found), "text features")
 
     def match(self, images: Images, texts: Texts) -> Tensor:
         """[N, T] float32: the probability that the fusion encoder gives to image n and text t being a pair.
@@ -125,7 +136,7 @@ class SemMIM(nn.Module):
         """
         self.needs("match")
         texts = self.clean(texts)
-        rows = search(self, self.batches(images), texts, True, len(texts), "itm+itc/t")
+        rows = self._search(images, texts, True, len(texts), "itm+itc/t")
         odds = torch.zeros(len(rows), len(texts))  # log-odds: what the cosine adds to the score is taken away
         for row, hits in zip(odds, rows, strict=True):
             for hit in hits:
@@ -150,7 +161,41 @@ class SemMIM(nn.Module):
         score, most = self.order()
         k = most if k is None else k
         check_value("k", k, int, low=0)
-        return search(self, self.batches(images, left_out), self.clean(texts), images_ask, k, score)
+        return self._search(images, self.clean(texts), images_ask, k, score, left_out)
+
+    def _search(
+        self, images: Images, texts: list[str], images_ask: bool, k: int, score: str, left_out: LeftOut | None = None
+    ) -> list[list[Hit]]:
+        """The items of every query, best first, in the two stages of evaluation/ranking.py.
+
+        texts: cleaned; k: candidates to re-rank, 0: none; score: of evaluation.ranking.SCORES.
+        """
+        places: list[int] = []  # of the images that can be read
+
+        def numbered() -> Iterator[tuple[Tensor, Tensor]]:  # without gaps
+            for batch, some in self.batches(images, left_out):
+                places.extend(some)
+                yield batch, torch.arange(len(places) - len(some), len(places))
+
+        rows = self.tokenizer.encode(texts, self.settings.retrieval.text.max_tokens)
+        options = {"device": self.device, "precision": self.precision, "tokens": k > 0}
+        encoded = ranking.extract_features(self.backbone, numbered(), None, *rows, **options)
+        of_images, of_texts = (part.feats for part in encoded)
+        asking, asked = (of_images, of_texts) if images_ask else (of_texts, of_images)
+        cosines, ids = (asking @ asked.T).cpu().sort(dim=1, descending=True, stable=True)  # [Q, C]
+        scores = cosines[:, :0]
+        if k:  # of one direction
+            some = ranking.Candidates(ids[:, :k], cosines[:, :k], ids[:, 0])
+            none = ranking.Candidates(ids.new_zeros(len(asked), 0), torch.zeros(len(asked), 0), ids[:0, 0])
+            both = (some, none) if images_ask else (none, some)
+            found = ranking.rerank(self.backbone, *encoded, *both, score=score, precision=self.precision)
+            scores = found[not images_ask]
+        numbers, hits = list(range(len(texts))) if images_ask else places, []
+        for row, cosine, scored in zip(ids.tolist(), cosines.tolist(), scores.tolist(), strict=True):
+            best = [Hit(numbers[i], s, c) for i, c, s in zip(row[:k], cosine[:k], scored, strict=True)]
+            rest = [Hit(numbers[i], None, c) for i, c in zip(row[k:], cosine[k:], strict=True)]
+            hits.append(sorted(best, key=lambda hit: -hit.score) + rest)  # stable: equal scores by cosine
+        return hits
 
     def order(self) -> tuple[str, int]:
         """(the score that re-ranks, the candidates that it re-ranks; 0: the cosine orders alone), as the checkpoint

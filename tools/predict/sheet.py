@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dataset.transforms import open_image
 from semmim import SemMIM
-from semmim.search import Hit
+from semmim.model import Hit
 from tools import pages
 
 THUMBNAIL = 256  # pixels of the longer side
