@@ -48,7 +48,6 @@ IDENTIFIERS = {"question_id", "image_id", "img_id", "cocoid", "imgid"}
 WHOLE_NUMBER = re.compile(  # COCO's twelve digits, too; pandas writes 139.0 if an id of the column is missing
     r"((?=[0-9]{12}$)[0-9]+|0|-?[1-9][0-9]{0,17})(?:\.0+)?"
 )
-COCO_NAME = re.compile(r"(?:COCO_\w+_|(?:^|/)(?=\d{12}\.))0*(\d{1,18})\.\w+$")  # of 2014, and of 2017: twelve digits
 
 
 @dataclass(frozen=True)
@@ -70,23 +69,19 @@ class Source:
 
 
 class Place(NamedTuple):
-    """Where an entry stands, in errors "FILE: entry 3", "FILE: line 4" or "FILE: sample KEY".
+    """Where an entry stands: "entry 3", "line 4" or "sample KEY" of a file.
 
     header: the texts that an official file holds beside its list (`dataset` of Karpathy's, `data_subtype` of VQA's);
     folder: that of the file, None if the entry's `image` is the path to open, as in a shard or a folder of images.
     """
 
     path: Path
-    unit: str
-    number: int | str
+    entry: str
     header: Mapping[str, str] = {}
     folder: str | None = None
 
     def __str__(self) -> str:
-        return one_line(f"{self.path}: {self.unit} {self.number}", 1000)
-
-
-# ------------------------------------------------------------------------------------------------- all kinds
+        return one_line(f"{self.path}: {self.entry}", 1000)
 
 
 def load_annotations(source: Source, kind: str) -> list[dict]:
@@ -142,15 +137,15 @@ def _elements(source: Source) -> Iterator[tuple[Place, Any]]:
         path = path.resolve() if path.is_dir() else path.parent.resolve() / path.name
         if shards := shard_files(path):
             for shard, key, entry in shard_entries(shards, source.max_bad_share):
-                yield Place(shard, "sample", key), entry
+                yield Place(shard, f"sample {key}"), entry
         elif path.is_dir():
             for text, number, entry in folder_entries(path):
-                yield Place(text, "line", number), entry
+                yield Place(text, f"line {number}"), entry
         else:
             header, unit, elements = _read_list(path)
             number, folder = None, str(path.parent)
             for number, element in elements:
-                yield Place(path, unit, number, header, folder), element
+                yield Place(path, f"{unit} {number}", header, folder), element
             if number is None:
                 raise UserError(f"{path}: holds no entry")
 
@@ -254,9 +249,6 @@ def _each_once(located: list[tuple[Place, dict]]) -> None:
             raise UserError(f"{second}: {image} and its captions stand in {first} already; evaluate each entry once")
 
 
-# ------------------------------------------------------------------------------------------------- retrieval
-
-
 def load_pairs(source: Source) -> list[tuple[str, str]]:
     """(path of an image, caption) of all pairs to fine-tune retrieval on; Karpathy's captions as prepared lists have
     them."""
@@ -274,9 +266,6 @@ def load_candidates(source: Source, split: str) -> list[tuple[str, str]]:
     located = list(located_entries(source, "retrieval_eval", split))
     _each_once(located)
     return [(entry["image"], text) for _, entry in located for text in strings(entry["caption"])]
-
-
-# ------------------------------------------------------------------------------------------------- captioning
 
 
 def load_captions(source: Source, split: str) -> list[dict]:
@@ -316,8 +305,8 @@ def load_captions(source: Source, split: str) -> list[dict]:
 def _image_id(name: str) -> int | str:
     """COCO's number in the name of an image, else the name."""
     name = os.path.normpath(member_name(name))
-    number = COCO_NAME.search(name)
-    return int(number[1]) if number else name
+    number = official.coco_number(name)
+    return name if number is None else number
 
 
 def split_labels(object_label: str) -> list[str]:

@@ -1,16 +1,15 @@
 """Captioning: images with reference captions, for training and for evaluation."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from dataset.annotations import Source, load_captions
 from dataset.cache import StringTable
-from dataset.common import CaptionedDataset, Collate, EmptyCaption, EvalDataset, starts
+from dataset.common import CaptionedDataset, Collate, EmptyCaption, EvalDataset, Transform, starts
 from dataset.text import LOWER_CASE, Language, Tokenizer, has_word
 from dataset.transforms import Augment, stack_pixels
 from dataset.vqa import encode_answers
@@ -92,7 +91,7 @@ class CaptionEvalDataset(EvalDataset):
     def __init__(
         self,
         source: Source,
-        transform: Callable[[Image.Image], Tensor],
+        transform: Transform,
         split: str,
         *,
         prompt: str = "",

@@ -15,6 +15,7 @@ from dataset.transforms import ImageError, open_image
 from utils import UserError, one_line, shown
 
 REPLACEMENT_TRIES = 20
+Transform = Callable[[Image.Image], Tensor]  # of an image to evaluate: [3,S,S] float32
 
 
 class EmptyCaption(Exception):
@@ -32,7 +33,7 @@ class TrainDataset(Dataset):
     paths: of the images, each once; cache_images: keep the decoded images in memory.
     """
 
-    def __init__(self, paths: Iterable[str], seed: int, cache_images: bool = False):
+    def __init__(self, paths: Iterable[str], seed: int = 0, cache_images: bool = False):
         self.paths = paths if isinstance(paths, StringTable) else StringTable(paths)
         self.seed = seed
         self.decoded = decoded_images(self.paths) if cache_images else None
@@ -75,7 +76,7 @@ class CaptionedDataset(TrainDataset):
 
     captions, image_of_caption [captions]: the texts as they stand, and the number of each one's image in `paths`.
     groups [visits + 1]: a visit draws a caption from a group, which begins there among the captions; None: a visit is
-    of one caption.
+    of one caption. options: of TrainDataset.
     """
 
     def __init__(
@@ -84,12 +85,10 @@ class CaptionedDataset(TrainDataset):
         captions: StringTable,
         image_of_caption: np.ndarray,
         groups: np.ndarray | None,
-        *,
-        seed: int = 0,
-        cache_images: bool = False,
+        **options,
     ):
         self.captions, self.image_of_caption, self.groups = captions, image_of_caption, groups
-        super().__init__(paths, seed, cache_images)
+        super().__init__(paths, **options)
 
     def __len__(self) -> int:
         return len(self.captions) if self.groups is None else len(self.groups) - 1
@@ -115,7 +114,7 @@ class EvalDataset(Dataset):
     """The images of a split: `dataset[i]` is (image i as float32 [3,S,S], i); none is replaced, so that results stay
     comparable: one that cannot be read is a UserError."""
 
-    def __init__(self, images: list[str], transform: Callable[[Image.Image], Tensor]):
+    def __init__(self, images: list[str], transform: Transform):
         self.images, self.transform = images, transform
 
     def __len__(self) -> int:
@@ -142,7 +141,7 @@ class Collate:
         return {**self.batch(samples), **places}
 
 
-def read_for_evaluation(path: str, transform: Callable[[Image.Image], Tensor]) -> Tensor:
+def read_for_evaluation(path: str, transform: Transform) -> Tensor:
     """`transform` of an image, [3, S, S]; UserError if it cannot be read."""
     try:
         return transform(open_image(path))

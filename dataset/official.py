@@ -15,10 +15,7 @@ FLICKR30K_FOLDER = "flickr30k-images"  # dataset_flickr30k.json names files only
 ANNOTATORS = 10  # of a VQA question
 
 VQA_SPLIT = re.compile(r"(train2014|val2014|test2015|test-dev2015)")
-COCO_NUMBER = re.compile(r"(?:^|/)(?:COCO_\w+_)?0*(\d+)\.\w+$")
-
-
-# ------------------------------------------------------------------------------------------------ texts and names
+COCO_NAME = re.compile(r"(?:COCO_\w+_|(?:^|/)(?=\d{12}\.))0*(\d{1,18})\.\w+$")  # of 2014, and of 2017: twelve digits
 
 
 def tidy(text: str) -> str:
@@ -30,7 +27,7 @@ def tidy(text: str) -> str:
 
 def coco_number(path: str) -> int | None:
     """COCO's image id from a file name of 2014 (COCO_val2014_000000391895.jpg) or 2017 (000000391895.jpg)."""
-    found = COCO_NUMBER.search(path)
+    found = COCO_NAME.search(path)
     return int(found[1]) if found else None
 
 
@@ -42,9 +39,6 @@ def needed(entry: Mapping, key: str, kind: type | tuple[type, ...]):
     if not isinstance(entry[key], kind) or isinstance(entry[key], bool):
         raise ValueError(f"{key!r} is {type(entry[key]).__name__}")
     return entry[key]
-
-
-# ------------------------------------------------------------------------------------------------ Karpathy's files
 
 
 def is_karpathy(entry: Mapping) -> bool:
@@ -84,9 +78,6 @@ def karpathy_image(entry: Mapping, name: str) -> dict:
     """The image with all captions that are not blank, as they stand."""
     captions = [caption for caption in karpathy_captions(entry) if caption]
     return {"image": karpathy_path(entry, name), "caption": captions, "dataset": name}
-
-
-# ------------------------------------------------------------------------------------------------ VQA v2
 
 
 def is_vqa_question(entry: Mapping) -> bool:

@@ -1,7 +1,6 @@
 """Image-text retrieval: pairs for fine-tuning, and the whole candidate set of a split for evaluation."""
 
 import random
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from dataset.annotations import Source, load_candidates, load_pairs
 from dataset.cache import StringTable
-from dataset.common import EvalDataset, numbered
+from dataset.common import EvalDataset, Transform, numbered
 from dataset.pretrain import PairDataset
 from dataset.text import LOWER_CASE, Language, clean_caption
 from dataset.transforms import Augment
@@ -52,13 +51,7 @@ class RetrievalEvalDataset(EvalDataset):
     """
 
     def __init__(
-        self,
-        source: Source,
-        transform: Callable[[Image.Image], Tensor],
-        split: str,
-        *,
-        max_words: int = 30,
-        language: Language = LOWER_CASE,
+        self, source: Source, transform: Transform, split: str, max_words: int = 30, language: Language = LOWER_CASE
     ):
         pairs = load_candidates(source, split)
         number = numbered(image for image, _ in pairs)

@@ -59,9 +59,8 @@ DIRECTIONS = """
     lewej prawej lewo prawo lewa prawa lewy prawy lewym prawym solda sağda soldaki sağdaki solunda sağında
     يسار يمين اليسار اليمين बाएं बाईं बायें दाएं दाईं दायें 左 右 왼쪽 오른쪽 왼손 오른손 좌측 우측 ซ้าย ขวา
 """.split()
-WITHIN_WORDS = re.compile(
-    f"{IDEOGRAPH}|[\u0600-\u06ff\u0900-\u097f\u0e00-\u0eff\uac00-\ud7a3]"
-)  # with what is appended
+# Scripts in which words stand together, or have something appended
+WITHIN_WORDS = re.compile(f"{IDEOGRAPH}|[\u0600-\u06ff\u0900-\u097f\u0e00-\u0eff\uac00-\ud7a3]")
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from dataset.annotations import Files, Source, strings
 from dataset.cache import StringTable
-from dataset.common import Collate, EmptyCaption, TrainDataset, numbered, read_for_evaluation, starts
+from dataset.common import Collate, EmptyCaption, TrainDataset, Transform, numbered, read_for_evaluation, starts
 from dataset.questions import load_questions, load_references, load_training_questions
 from dataset.text import LOWER_CASE, Language, Tokenizer, clean_question, has_word
 from dataset.transforms import Augment, stack_pixels
@@ -37,11 +36,9 @@ def question_parts(
 
 def weighted_answers(entry: dict, answer_weight: Mapping[str, float]) -> dict[str, float]:
     """{answer: the share of annotators who gave it, times the weight of the entry's data set (1 if not named)}."""
-    answers = strings(entry["answer"])
+    answers = [answer.strip() for answer in strings(entry["answer"])]
     weight = answer_weight.get(entry.get("dataset"), 1.0)
-    return {
-        answer: weight * count / len(answers) for answer, count in Counter(a.strip() for a in answers).items() if answer
-    }
+    return {answer: weight * count / len(answers) for answer, count in Counter(answers).items() if answer}
 
 
 class VQATrainDataset(TrainDataset):
@@ -91,15 +88,15 @@ class VQATrainDataset(TrainDataset):
         question, ocr, labels = (column[index] for column in self.parts)
         if not has_word(question):
             raise EmptyCaption(f"{one_line(path, 1000)}: a question without a word")
-        places = slice(self.answer_start[index], self.answer_start[index + 1])
-        answers = [self.answers[place] for place in range(places.start, places.stop)]
+        first, end = self.answer_start[index], self.answer_start[index + 1]
+        answers = [self.answers[place] for place in range(first, end)]
         # a mirror swaps left and right, and spoils what is written in the image
         allow_flip = not ocr and self.language.may_flip(" ".join([question, *answers]))
         return {
             "image": self.transform(self.read_image(image_id), rng, allow_flip),
             "parts": (question, ocr, labels),
             "answers": answers,
-            "weights": self.weights[places].tolist(),
+            "weights": self.weights[first:end].tolist(),
             "path": path,
         }
 
@@ -163,26 +160,17 @@ def encode_answers(tokenizer: Tokenizer, answers: Sequence[str], max_tokens: int
     return inputs, tokenizer.pad(targets)[0], mask
 
 
-# ------------------------------------------------------------------------------------------------- evaluation
-
-
 class VQAEvalDataset(Dataset):
     """All questions of a split. Nothing is replaced here: an unreadable image is a UserError.
 
-    official, score_files: further files with answers, see `load_references`. Either all questions have answers or none.
+    parts: entry -> Parts (see `question_parts`); official, score_files: further files with answers.
 
-    ids: question ids; paths: images; parts: see `question_parts`; references, answer_types, question_types, source
-    (where the references come from): see `load_references`.
+    ids: question ids; paths: images; parts: of each question; references, answer_types, question_types, source (where
+    the references come from): see `load_references`.
     """
 
     def __init__(
-        self,
-        source: Source,
-        transform: Callable[[Image.Image], Tensor],
-        parts: Callable[[dict], Parts] = question_parts,
-        *,
-        official: Files = (),
-        score_files: Files = (),
+        self, source: Source, transform: Transform, parts=question_parts, official: Files = (), score_files: Files = ()
     ):
         entries = load_questions(source)
         self.ids = [entry["question_id"] for entry in entries]

@@ -49,14 +49,6 @@ def test_object_labels_follow_the_prompt_once_each(folder):
     assert make("caption_eval", file, object_labels=True).prompts == ["dog frisbee"]
 
 
-def test_an_epoch_of_images_draws_one_of_each_images_captions(folder):
-    entries = [{"image": "a.png", "caption": list("wxyz"), "image_id": 1}, {"image": "b.png", "caption": "v"}]
-    data = make("caption_train", write(folder, entries), per="image")
-    assert len(data) == 2 and data[1]["caption"] == "v"
-    drawn = {data[(epoch, 0)]["caption"] for epoch in range(40)}
-    assert drawn == set("wxyz") and data[(3, 0)]["caption"] == data[(3, 0)]["caption"]
-
-
 def test_nocaps_keeps_domains_and_ids(folder):
     entries = [
         {"image": "a.png", "img_id": 5, "caption": ["x"], "domain": "near-domain"},

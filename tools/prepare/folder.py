@@ -17,9 +17,9 @@ import os
 import random
 from collections.abc import Iterable
 
-from dataset.annotations import COCO_NAME, Source, located_entries, strings
+from dataset.annotations import Source, located_entries, strings
 from dataset.files import IMAGE_ENDINGS, captions_beside, folder_images
-from dataset.official import tidy
+from dataset.official import coco_number, tidy
 from dataset.text import clean_caption
 from dataset.transforms import ImageError
 from models.weights import check_value
@@ -146,7 +146,7 @@ def split(job: Job, groups: list[list[str]]) -> dict[str, list[str]]:
 def image_ids(job: Job, images: Iterable[str]) -> dict[str, str | int]:
     """{image: COCO's number in its name, if all have one of their own, else its path below SOURCE}"""
     below = {image: os.path.relpath(image, job.source) for image in images}
-    numbers = {image: int(found[1]) for image, name in below.items() if (found := COCO_NAME.search(name))}
+    numbers = {image: number for image, name in below.items() if (number := coco_number(name)) is not None}
     return numbers if len(set(numbers.values())) == len(below) else below
 
 
