@@ -57,10 +57,8 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             if line.strip():
                 yield number, json.loads(line)
         except (ValueError, RecursionError) as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else one_line(error)
-            raise UserError(
-                f"{path}: line {number} is no JSON object ({reason}); a list? name the file .json"
-            ) from None
+            problem = f"line {number} is no JSON object ({one_line(error)})"
+            raise UserError(f"{path}: {problem}; a list? name the file .json") from None
 
 
 # ------------------------------------------------------------------------------------------------- lines and tables
@@ -76,8 +74,6 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise UserError(f"{path}: line {number}: byte 0x{byte:02x} is not UTF-8 text; save the file as UTF-8") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def token_lines(path: Path) -> Iterator[tuple[int, dict]]:
@@ -98,37 +94,30 @@ def table_rows(path: Path) -> Iterator[tuple[int, dict]]:
     A cell holds text, or a JSON list of texts (["a dog", "a black dog"]); an empty one is a missing key. A row is one
     line: a quotation mark that is never closed would take the next rows into its cell.
     """
-    separators = SEPARATORS[path.suffix.lower()]
-    names = next((line for _, line in text_lines(path) if line.strip()), "")
-    separator = next((mark for mark in separators if mark in names), separators[0])
-    rows = csv.reader((line for _, line in text_lines(path)), delimiter=separator, strict=True)
-    columns, line = None, 1
-    try:
-        for row in rows:
-            if rows.line_num > line:
-                raise UserError(
-                    f"{path}: lines {line} to {rows.line_num} are one row by their quotation marks, a row must be one "
-                    'line; write "" for a mark inside a quoted cell, or JSON lines for texts of several lines'
-                )
-            line = rows.line_num + 1
-            if not any(map(str.strip, row)):  # a blank line
-                continue
-            if columns is None:
-                columns = [name.strip() for name in row]
-                if twice := [name for name, count in Counter(columns).items() if name and count > 1]:
-                    raise UserError(f"{path}: names the column {twice[0]!r} twice; a caption more is a row more")
-                continue
-            if len(row) != len(columns):
-                raise UserError(
-                    f"{path}: line {rows.line_num} has {len(row)} cells, but there are {len(columns)} columns; a cell "
-                    f"with {separator!r} in it needs quotes"
-                )
-            yield rows.line_num, {name: _value(cell) for name, cell in zip(columns, row, strict=True) if cell}
-    except csv.Error as error:
-        raise UserError(
-            f"{path}: line {line} is no row ({error}); a cell that begins with a quote needs quotes around it, and "
-            "two for each in it"
-        ) from None
+    columns, separators = None, SEPARATORS[path.suffix.lower()]
+    for number, line in text_lines(path):
+        if columns is None:
+            separator = next((mark for mark in separators if mark in line), separators[0])
+        try:
+            cells = next(csv.reader([line], delimiter=separator, strict=True))
+        except csv.Error as error:
+            raise UserError(
+                f"{path}: line {number} is no row ({error}); a cell that begins with a quote needs quotes around it, "
+                "and two for each in it; texts of several lines need JSON lines"
+            ) from None
+        if not any(map(str.strip, cells)):  # a blank line
+            continue
+        if columns is None:
+            columns = [name.strip() for name in cells]
+            if twice := [name for name, count in Counter(columns).items() if name and count > 1]:
+                raise UserError(f"{path}: names the column {twice[0]!r} twice; a caption more is a row more")
+        elif len(cells) != len(columns):
+            raise UserError(
+                f"{path}: line {number} has {len(cells)} cells, but there are {len(columns)} columns; a cell with "
+                f"{separator!r} in it needs quotes"
+            )
+        else:
+            yield number, {name: _value(cell) for name, cell in zip(columns, cells, strict=True) if cell}
 
 
 def _value(cell: str) -> str | list:

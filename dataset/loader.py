@@ -82,13 +82,7 @@ class Loader:
     """
 
     def __init__(
-        self,
-        batches: BatchIndices,
-        collate: Callable[[list], dict],
-        *,
-        num_workers: int = 0,
-        pin_memory: bool = False,
-        max_bad_share: float = 0.01,
+        self, batches: BatchIndices, collate: Callable, *, max_bad_share=0.01, num_workers=0, pin_memory=False
     ):
         self.batches, self.dataset = batches, batches.dataset
         self.max_bad_share = max_bad_share

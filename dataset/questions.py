@@ -11,18 +11,7 @@ from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
-from dataset.annotations import (
-    IDENTIFIER,
-    Files,
-    Place,
-    Source,
-    check_kind,
-    check_texts,
-    file_list,
-    located_entries,
-    strings,
-    whole_number,
-)
+from dataset.annotations import Files, Place, Source, check_texts, file_list, located_entries, strings, whole_number
 from dataset.files import json_list
 from dataset.official import ANNOTATORS, is_vqa_question, vqa_annotation_name, vqa_entry, vqa_split
 from dataset.text import has_word
@@ -113,11 +102,11 @@ def _official_question(
     """
     if not is_vqa_question(entry):
         return entry
-    check_kind(entry.get("question_id"), "question_id", IDENTIFIER, where)
-    annotation = annotations(where.path).get(entry["question_id"])
+    number = entry.get("question_id")
+    annotation = annotations(where.path).get(number)
     if annotation is None and required:
         raise UserError(
-            f"{where}: question_id {shown(entry['question_id'])} has no annotation, thus no answer; put "
+            f"{where}: question_id {shown(number)} has no annotation, thus no answer; put "
             f"{vqa_annotation_name(where.path.name)} beside the file, or name it in data.official"
         )
     return vqa_entry(entry, annotation, vqa_split(where.header, where.path.name))

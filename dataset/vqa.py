@@ -45,7 +45,8 @@ class VQATrainDataset(TrainDataset):
     """Questions for fine-tuning; an epoch visits every entry once. VQACollate makes batches of its samples.
 
     parts: entry -> the texts that the encoder reads (see `question_parts`); answer_weight: {data set: weight of its
-    answers}; left_out, official: see `load_training_questions`; `.left_out` is the number of questions left out.
+    answers}; left_out, official: see `load_training_questions`; `.left_out` is the number of questions left out;
+    options: of TrainDataset.
 
     A sample is a dict: image [3,S,S], parts, answers (list of strings), weights (list of numbers), path, bad.
     """
@@ -56,12 +57,11 @@ class VQATrainDataset(TrainDataset):
         transform: Augment,
         parts: Callable[[dict], Parts] = question_parts,
         *,
-        seed: int = 0,
         answer_weight: Mapping[str, float] | None = None,
         language: Language = LOWER_CASE,
         left_out: Files = (),
         official: Files = (),
-        cache_images: bool = False,
+        **options,
     ):
         entries, self.left_out = load_training_questions(source, left_out, official)
         image_ids = numbered(entry["image"] for entry in entries)
@@ -73,7 +73,7 @@ class VQATrainDataset(TrainDataset):
         self.weights = np.array([weight for group in answers for weight in group.values()], dtype=np.float32)
         self.answer_start = starts(answers)  # [entries + 1]
         self.transform, self.language = transform, language
-        super().__init__(image_ids, seed, cache_images)
+        super().__init__(image_ids, **options)
 
     def __len__(self) -> int:
         return len(self.image_id)

@@ -12,7 +12,6 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from hypothesis import HealthCheck, settings  # noqa: E402
 
 from engine.distributed import init_distributed  # noqa: E402
 from utils import UserError, leave_group, seed_everything  # noqa: E402
@@ -21,15 +20,6 @@ torch.set_num_threads(1)
 # Background jobs of a shell ignore SIGINT, and under nohup SIGHUP; the processes of tests would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-# The same examples at every run: drawn anew, they would make the test command a lottery. Edge cases are among them.
-settings.register_profile(
-    "tests",
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")

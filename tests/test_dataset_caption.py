@@ -30,23 +30,14 @@ KARPATHY = {
 def test_karpathys_file_gives_train_with_restval_and_the_asked_evaluation_split(folder):
     (folder / "val2014").symlink_to(folder)
     file = write(folder, KARPATHY)
-    train = make("caption_train", file)
+    train = make("caption_train", file, prompt="An image of", object_labels=True)
     assert [train[i]["caption"] for i in range(len(train))] == ["a a one.", "a two", "a b one.", "b two"]
-    assert train[3]["references"] == ["A b one.", "b two"] and train[3]["path"] == str(
-        folder / "b.png"
-    )  # where the link leads
+    assert train[3]["references"] == ["A b one.", "b two"] and train[3]["prompt"] == "an image of dog frisbee"
     for split, name in (("val", "c"), ("test", "d")):
-        data = CaptionEvalDataset(Source(file), square(8), split)
-        assert data.images == [str(folder / f"{name}.png")] and len(data.references[0]) == 2
+        data = CaptionEvalDataset(Source(file), square(8), split, object_labels=True)
+        assert data.images == [str(folder / f"{name}.png")] and len(data.references[0]) == 2  # where the link leads
+        assert data.prompts == ["dog frisbee"]
     assert data.ids == [13]
-
-
-def test_object_labels_follow_the_prompt_once_each(folder):
-    (folder / "val2014").symlink_to(folder)
-    file = write(folder, KARPATHY)
-    data = make("caption_train", file, prompt="An image of", object_labels=True)
-    assert data[0]["prompt"] == "an image of dog frisbee"
-    assert make("caption_eval", file, object_labels=True).prompts == ["dog frisbee"]
 
 
 def test_nocaps_keeps_domains_and_ids(folder):

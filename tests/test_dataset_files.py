@@ -113,7 +113,11 @@ BAD = [
     ("t.csv", "image,caption\na.png,x, y\n", "line 2 has 3 cells, but there are 2 columns"),
     ("t.csv", f'image,caption\n{GOOD_LINE}b.png,"open\nc.png,y\n', "line 3 is no row (unexpected end of data); a cell"),
     ("t.csv", 'image,caption\na.png,"x" y\n', "line 2 is no row ("),
-    ("t.csv", 'image,caption\na.png,"Hi\nb.png,x\nc.png,He said "\n', "lines 2 to 4 are one row"),
+    (
+        "t.csv",
+        'image,caption\na.png,"Hi\nb.png,x\nc.png,He said "\n',
+        "line 2 is no row (unexpected end of data); a cell",
+    ),
     ("t.csv", "image,caption\na.png,[not a list\nb.png,\n", "line 3 has no 'caption'"),
     ("t.csv", f"image,caption\n{GOOD_LINE}b.png,Caf".encode() + b"\xe9\n", "line 3: byte 0xe9 is not UTF-8 text"),
     ("t.jsonl", PAIR + '\n{"image"\n', "line 3 is no JSON object ("),

@@ -57,10 +57,7 @@ def files(key, *names):
 
 def content(dataset):
     """All texts, numbers and paths of a data set."""
-    tables = {
-        name: value for name, value in vars(dataset).items() if isinstance(value, StringTable | np.ndarray | list)
-    }
-    return {name: listed(value) for name, value in tables.items()}
+    return {key: listed(x) for key, x in vars(dataset).items() if isinstance(x, StringTable | np.ndarray | list)}
 
 
 def listed(value):
@@ -109,23 +106,17 @@ def test_annotations_elsewhere_are_named_by_data_official(project):
     assert len(official.open_set("vqa_train", *options, files("official", elsewhere))) == 9
 
 
-def changed(path, change):
+WRONG = [  # file, its list, what is changed in the second entry, message
+    (QUESTIONS, "questions", {"question_id": 77}, "entry 1: question_id 77 has no annotation"),
+    (QUESTIONS, "questions", {"image_id": "x9"}, "entry 1: 'image_id' is str"),
+    (ANNOTATIONS, "annotations", {"answers": None}, "entry 1 is not as expected"),
+]
+
+
+@pytest.mark.parametrize(("name", "key", "change", "message"), WRONG)
+def test_what_is_wrong_in_a_pair_is_one_line_that_names_file_and_entry(project, name, key, change, message):
+    path = project / name.format("train2014")
     content = json.loads(path.read_text())
-    change(content)
+    content[key][1].update(change)
     path.write_text(json.dumps(content))
-
-
-@pytest.mark.parametrize(
-    "of, change, message",
-    [
-        ("questions", lambda c: c["questions"][1].pop("question_id"), "entry 1: 'question_id' is NoneType"),
-        ("questions", lambda c: c["questions"][1].update(question_id=77), "entry 1: question_id 77 has no annotation"),
-        ("questions", lambda c: c["questions"][1].update(image_id="x9"), "entry 1: 'image_id' is str"),
-        ("annotations", lambda c: c["annotations"][1].pop("answers"), "entry 1 is not as expected"),
-    ],
-)
-def test_what_is_wrong_in_a_pair_is_one_line_that_names_file_and_entry(project, of, change, message):
-    name = {"questions": QUESTIONS, "annotations": ANNOTATIONS}[of].format("train2014")
-    changed(project / name, change)
-    own = files("train", project / TRAIN)
-    refused(lambda: official.open_set("vqa_train", IMAGES, own, NO_VAL), project, message)
+    refused(lambda: official.open_set("vqa_train", IMAGES, files("train", project / TRAIN), NO_VAL), path, message)

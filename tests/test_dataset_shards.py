@@ -70,16 +70,6 @@ def test_a_shard_that_is_cut_gives_the_samples_before_the_cut(folder, caplog):
     assert "00002.tar: damaged (ends within a file that begins at byte" in caplog.text
 
 
-@pytest.mark.parametrize("content", [b"", b"oops" * 1000])
-def test_what_is_no_shard_counts_as_a_damaged_one(folder, content, caplog):
-    (folder / "00004.tar").write_bytes(content)
-    assert len(dataset(folder, max_bad_share=0.2)) == 40
-    assert "00004.tar: damaged" in caplog.text
-    refused(lambda: dataset(folder, max_bad_share=0.19), "0 of 40 samples and 1 of 5 shard(s)")
-    (folder / "00004.tar").write_bytes(bytes(10240))
-    refused(lambda: dataset(folder / "00004.tar"), "1 shard(s) hold no sample")
-
-
 def header(kind, size):
     """A tar header that says that its file has `size` (bytes as they stand there) bytes."""
     member = tarfile.TarInfo("x")
