@@ -176,7 +176,7 @@ def _read_list(path: Path) -> tuple[dict[str, str], str, Iterable[tuple[int, Any
 
 def _plain(read: dict, columns: Mapping[str, str]) -> dict:
     """An entry under this project's keys, without those that are null or an empty list, its ids as numbers."""
-    entry = {key: value for key, value in read.items() if value is not None and (value != [] or key == "sentences")}
+    entry = {key: value for key, value in read.items() if value is not None and value != []}
     entry |= {key: entry[name] for key, name in columns.items() if name in entry}
     return entry | {key: whole_number(entry[key]) for key in IDENTIFIERS & entry.keys()}
 

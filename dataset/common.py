@@ -28,7 +28,7 @@ class TrainDataset(Dataset):
 
     A subclass has `__len__`, `caption_lengths(epoch, visits [N]) -> [N]` (to sort by) and `_sample(index, rng) -> dict`
     with the key `path`. If that raises ImageError or EmptyCaption, another index is drawn; `bad` has a line for each
-    that was replaced, and is the sample's only key if no replacement was found either.
+    that was replaced. UserError if no replacement can be used either.
 
     paths: of the images, each once; cache_images: keep the decoded images in memory.
     """
@@ -48,7 +48,10 @@ class TrainDataset(Dataset):
             except (ImageError, EmptyCaption) as error:
                 bad.append(str(error))
                 index = rng.randrange(len(self))
-        return {"bad": bad}
+        raise UserError(
+            f"{len(bad)} samples drawn one after another are unusable; check data.image_root and files: "
+            f"{'; '.join(bad[:3])}"
+        )
 
     def fingerprint(self) -> str:
         """Of all texts and numbers in the order of the entries, which a resumed run must find as they were; not of the
@@ -125,20 +128,12 @@ class EvalDataset(Dataset):
 
 
 class Collate:
-    """List of samples -> batch dict, with `paths` and `bad` (lists of str); of samples without a replacement only
-    these and `unusable`: the loader then stops the run.
-
-    A subclass has `tokenizer` and `batch(samples) -> dict`.
-    """
+    """List of samples -> batch dict, with `paths` and `bad` (lists of str). A subclass has `tokenizer` and
+    `batch(samples) -> dict`."""
 
     def __call__(self, samples: list[dict]) -> dict:
-        places = {
-            "paths": [sample["path"] for sample in samples if "path" in sample],
-            "bad": [line for sample in samples for line in sample["bad"]],
-        }
-        if len(places["paths"]) < len(samples):
-            return {**places, "unusable": True}
-        return {**self.batch(samples), **places}
+        bad = [line for sample in samples for line in sample["bad"]]
+        return {**self.batch(samples), "paths": [sample["path"] for sample in samples], "bad": bad}
 
 
 def read_for_evaluation(path: str, transform: Transform) -> Tensor:

@@ -119,8 +119,7 @@ class Loader:
             self.first_bad = [*self.first_bad, line][:3]
             if self.bad <= 10 or self.bad % 100 == 0:
                 log.warning("unusable sample %d of %d visited, replaced: %s", self.bad, self.visited, line)
-        too_many = self.bad >= MIN_BAD and self.bad > self.max_bad_share * self.visited
-        if too_many or batch.get("unusable"):
+        if self.bad >= MIN_BAD and self.bad > self.max_bad_share * self.visited:
             raise UserError(
                 f"{self.bad} of {self.visited} visited samples are unusable, data.max_bad_share allows "
                 f"{self.max_bad_share:g}; check data.image_root and files: {'; '.join(self.first_bad)}"

@@ -106,6 +106,12 @@ def test_the_run_stops_past_the_allowed_share_of_bad_samples(tmp_path, caplog):
     assert "unusable sample 1 of" in caplog.text
 
 
+def test_a_set_without_a_usable_image_stops_at_its_first_sample(tmp_path):
+    data = pairs_set(write_pairs(tmp_path, pairs(4), [f"{i}.png" for i in range(4)]), image_size=8)
+    with pytest.raises(UserError, match=r"21 samples drawn one after another are unusable; check data.image_root"):
+        data[0]
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_batches_hold_pixels_also_those_that_workers_share(tmp_path, workers):
     data = pairs_set(write_pairs(tmp_path, pairs(4)), image_size=16, codebook_size=8)
