@@ -1,9 +1,9 @@
 """Pre-training's entries in memory and in their Arrow file, against reading all entries one by one."""
 
 import json
-import multiprocessing
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -76,25 +76,15 @@ def test_of_files_that_changed_another_file_is_made(files, tmp_path, monkeypatch
     assert len(kept(tmp_path)) == 1
 
 
-def load_slowly(source, queue):
-    read = cache.read_pairs
+def test_of_those_that_load_a_list_at_once_one_reads_and_the_others_wait(files, monkeypatch):
+    read, reads = cache.read_pairs, []
 
     def slowly(source):
-        queue.put("read")
+        reads.append(source)
         time.sleep(0.3)
         return read(source)
 
-    cache.read_pairs = slowly
-    queue.put(listed(cache.load_pairs(source)) == expected(source))
-
-
-def test_of_the_processes_of_a_machine_one_reads_and_the_others_wait(files):
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    processes = [context.Process(target=load_slowly, args=(Source(files), queue)) for _ in range(3)]
-    for process in processes:
-        process.start()
-    told = [queue.get(timeout=30) for _ in range(4)]
-    for process in processes:
-        process.join()
-    assert sorted(map(str, told)) == ["True", "True", "True", "read"] and queue.empty()
+    monkeypatch.setattr(cache, "read_pairs", slowly)
+    with ThreadPoolExecutor(3) as pool:
+        found = [listed(pairs) for pairs in pool.map(cache.load_pairs, [Source(files)] * 3)]
+    assert len(reads) == 1 and found == [expected(Source(files))] * 3
