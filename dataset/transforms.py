@@ -11,7 +11,7 @@ import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -126,10 +126,63 @@ def _gray_to_8_bit(image: Image.Image, png: bool) -> Image.Image:
 # Empty areas are filled with gray 128 as there.
 
 GRAY = (128, 128, 128)
+_GRAY = torch.tensor([*GRAY, 255], dtype=torch.uint8).view(torch.int32)
 
 
 def _affine(image: Image.Image, *matrix: float) -> Image.Image:
     return image.transform(image.size, Image.Transform.AFFINE, matrix, BILINEAR, fillcolor=GRAY)
+
+
+def _shear(image: Image.Image, x: float, y: float) -> Image.Image:
+    """`_affine(image, 1, x, 0, y, 1, 0)`, x or y being 0, in 0.4 of its time."""
+    origins = _shear_origins(image.size, x, y)
+    return _between(image, *origins) if origins else _affine(image, 1, x, 0, y, 1, 0)
+
+
+@lru_cache(maxsize=16)
+def _shear_origins(size: tuple[int, int], x: float, y: float) -> tuple[Tensor, np.ndarray] | None:
+    """`places` and `share` of `_between`; None if it then makes of noise something else than this machine's Pillow, as
+    one compiled to fuse products and sums may do in the last bit."""
+    width, height = size
+    columns, rows = np.arange(width), np.arange(height)[:, None]
+    along, across = (rows, columns) if y else (columns, rows)
+    limit, step, start = (height, width, columns) if y else (width, 1, rows * width)
+    origin = (along + 0.5) + (x or y) * (across + 0.5)
+    first = np.floor(origin - 0.5)
+    share = origin - 0.5 - first
+    pair = [np.clip(first + i, 0, limit - 1) * step + start for i in (0, 1)]
+    places = np.where((origin < 0) | (origin >= limit), width * height, pair)
+    places = torch.from_numpy(places.astype(np.int32))
+    noise = Image.frombytes("RGB", size, random.Random(0).randbytes(3 * width * height))
+    equal = _between(noise, places, share).tobytes() == _affine(noise, 1, x, 0, y, 1, 0).tobytes()
+    return (places, share) if equal else None
+
+
+def _between(image: Image.Image, places: Tensor, share: np.ndarray) -> Image.Image:
+    """Colors between two pixels each. places: their numbers [2,H,W] int32, H * W for gray; share: of the second, [H,W].
+
+    Computed as by Pillow, in double precision and cut to integers.
+    """
+    pixels = torch.cat((_in_memory(image).view(torch.int32).flatten(), _GRAY))  # [H*W+1]
+    pair = pixels.index_select(0, places.flatten()).numpy().reshape(places.shape)
+    made = pair[0].view(np.uint8).reshape(*share.shape, 4)
+    for channel in range(3):
+        first, second = pair >> 8 * channel & 255
+        values = (second - first) * share
+        values += first
+        made[..., channel] = values
+    return _from_memory(torch.from_numpy(made))
+
+
+def _sharpen(image: Image.Image, factor: float) -> Image.Image:
+    """`ImageEnhance.Sharpness` in half of its time: its filter, a mean of 3 x 3 pixels that counts the middle five
+    times and leaves the border, is exact in integers."""
+    smooth = _in_memory(image).numpy().copy()  # [H,W,4]
+    values = smooth.astype(np.uint16)
+    rows = values[:-2] + values[1:-1] + values[2:]
+    sums = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * values[1:-1, 1:-1]
+    smooth[1:-1, 1:-1] = (sums + 6) // 13
+    return Image.blend(_from_memory(torch.from_numpy(smooth)), image, factor)
 
 
 def _translate(image: Image.Image, x: float, y: float) -> Image.Image:
@@ -145,12 +198,12 @@ PHOTOMETRIC = {  # name: operation(image, value)
     "Identity": lambda image, value: image,
     "AutoContrast": lambda image, value: ImageOps.autocontrast(image),
     "Brightness": lambda image, value: ImageEnhance.Brightness(image).enhance(value),
-    "Sharpness": lambda image, value: ImageEnhance.Sharpness(image).enhance(value),
+    "Sharpness": lambda image, value: _sharpen(image, value),
     "Equalize": lambda image, value: ImageOps.equalize(image),
 }
 GEOMETRIC = {
-    "ShearX": lambda image, value: _affine(image, 1, value, 0, 0, 1, 0),
-    "ShearY": lambda image, value: _affine(image, 1, 0, 0, value, 1, 0),
+    "ShearX": lambda image, value: _shear(image, value, 0),
+    "ShearY": lambda image, value: _shear(image, 0, value),
     "TranslateX": lambda image, value: _translate(image, value * image.width, 0),
     "TranslateY": lambda image, value: _translate(image, 0, value * image.height),
     "Rotate": lambda image, value: image.rotate(value, BILINEAR, fillcolor=GRAY),
@@ -254,21 +307,19 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def _in_memory(image: Image.Image) -> Tensor:
-    """RGB image to uint8 [H,W,4] in the image's own memory (the fourth is padding), or, if that has more than one block
-    (of 16 MiB), a copy [H,W,3]."""
+    """RGB image to uint8 [H,W,4] (the fourth is padding) in the image's own memory or, if that has more than one block
+    (of 16 MiB), a copy."""
     try:
         return torch.from_dlpack(pa.array(image).values).view(image.height, image.width, 4)
     except ValueError:
-        return torch.from_numpy(np.array(image))
+        return torch.from_numpy(np.array(image.convert("RGBX")))
 
 
 def _from_memory(pixels: Tensor) -> Image.Image:
     """The reverse of `_in_memory`."""
-    height, width, channels = pixels.shape
-    if channels == 3:
-        return Image.fromarray(pixels.numpy())
+    height, width, _ = pixels.shape
     values = pa.UInt8Array.from_buffers(pa.uint8(), pixels.numel(), [None, pa.py_buffer(pixels.numpy())])
-    return Image.fromarrow(pa.FixedSizeListArray.from_arrays(values, channels), "RGB", (width, height))
+    return Image.fromarrow(pa.FixedSizeListArray.from_arrays(values, 4), "RGB", (width, height))
 
 
 class Augment:
@@ -319,7 +370,7 @@ class Augment:
     def _crop(self, image: Image.Image, box: tuple[int, int, int, int], size: int, flipped: bool) -> Image.Image:
         if self.resize == "torch":
             # Of a batch with the channels last in memory, for which torch has a fast kernel.
-            pixels = _in_memory(image.crop(box))[None].permute(0, 3, 1, 2)  # [1,3 or 4,h,w]
+            pixels = _in_memory(image.crop(box))[None].permute(0, 3, 1, 2)  # [1,4,h,w]
             crop = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True)
             view = _from_memory(crop[0].permute(1, 2, 0))
         else:
