@@ -147,8 +147,6 @@ def test_shears_and_sharpness_are_pillows_to_the_last_bit(name, size):
             assert transforms.OPERATIONS[name](image, value).tobytes() == PILLOWS[name](image, value).tobytes()
             if name != "Sharpness":  # and it was not Pillow's own
                 assert transforms._shear_origins(size, *((value, 0) if name == "ShearX" else (0, value)))
-                size, *((value, 0) if name == "ShearX" else (0, value))
-            )  # not by Pillow
 
 
 def test_pillow_shears_if_ours_differs_from_it(monkeypatch):
