@@ -90,6 +90,7 @@ def test_the_documents_commands_lead_from_the_downloads_to_sound_data(downloads,
     assert "run tools.prepare" not in out  # nothing that a later step needs is missing
     asked = {entry["image"] for entry in json.loads(Path("data/vqa/vg_qa.json").read_text())}
     assert asked == {"VG_100K_2/1.jpg", "VG_100K/2.jpg", "VG_100K_2/3.jpg"}  # not 4, an image of the minival
+    assert Path("data/vqa/answer_list.json").is_file()  # which the check does not read
     save_images()
     for step in commands("check_data"):
         check_data.main([*step, "--workers", "1"])  # would leave by SystemExit
