@@ -96,7 +96,7 @@ def located_entries(
 
     kind: a key of KINDS: which keys an entry must have. split: "train", "val" or "test", for files that name an entry's
     `split`, as Karpathy's: those of this one alone; at least one. convert: what makes an entry of this kind of one of
-    another layout at a place; its ValueErrors say what is missing.
+    another layout at a place.
     Raises UserError naming the file, the entry's number and the key.
     """
     splits, found = official.KARPATHY_SPLITS.get(split), False
@@ -110,8 +110,8 @@ def located_entries(
                 read |= official.karpathy_image(read, official.karpathy_set(read, where.header))
             entry = _plain(read, source.columns)
             entry = convert(entry, where) if convert else entry
-        except ValueError as error:
-            raise UserError(f"{where}: {error}") from None
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(f"{where} is not as expected ({type(error).__name__}: {one_line(error)})") from None
         _check(entry, kind, where)
         path = entry["image"] if where.folder is None else _image_path(entry, where, source, find_folder)
         found = True

@@ -2,7 +2,7 @@
 
 Covered: Karpathy's dataset_coco.json and dataset_flickr30k.json, and VQA v2; `python -m tools.prepare` reads further
 ones. Each function takes one object of such a file and returns entries in the layouts that dataset/annotations.py
-reads. What an object lacks is a ValueError in a few words; the caller knows file and place.
+reads.
 """
 
 import html
@@ -31,16 +31,6 @@ def coco_number(path: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def needed(entry: Mapping, key: str, kind: type | tuple[type, ...]):
-    if not isinstance(entry, Mapping):
-        raise ValueError("is no object")
-    if key not in entry:
-        raise ValueError(f"has no {key!r}")
-    if not isinstance(entry[key], kind) or isinstance(entry[key], bool):
-        raise ValueError(f"{key!r} is {type(entry[key]).__name__}")
-    return entry[key]
-
-
 def is_karpathy(entry: Mapping) -> bool:
     """Whether an entry is of Karpathy's layout."""
     return "sentences" in entry and "filename" in entry
@@ -54,22 +44,18 @@ def karpathy_set(entry: Mapping, header: Mapping) -> str:
 def karpathy_path(entry: Mapping, name: str) -> str:
     """Path of an image of the data set `name` below the images' root: in its `filepath` (COCO: train2014, val2014),
     else in the folder of that data set's download."""
-    file = needed(entry, "filename", str)
-    folder = needed(entry, "filepath", str) if entry.get("filepath") else FLICKR30K_FOLDER * (name == "flickr30k")
-    return f"{folder}/{file}" if folder else file
+    folder = entry.get("filepath") or FLICKR30K_FOLDER * (name == "flickr30k")
+    return f"{folder}/{entry['filename']}" if folder else entry["filename"]
 
 
 def karpathy_captions(entry: Mapping) -> list[str]:
     """The captions as they stand, without white space at their ends; blank ones are kept as ""."""
-    sentences = needed(entry, "sentences", list)
-    if not all(isinstance(sentence, Mapping) and isinstance(sentence.get("raw"), str) for sentence in sentences):
-        raise ValueError("'sentences' must be a list of {\"raw\": text}")
-    return [sentence["raw"].strip() for sentence in sentences]
+    return [sentence["raw"].strip() for sentence in entry["sentences"]]
 
 
 def karpathy_pairs(entry: Mapping, name: str) -> list[dict]:
     """Retrieval training entries, one a caption that is not blank; image_id as ALBEF's: coco_391895, flickr30k_17."""
-    number = needed(entry, "imgid" if entry.get("cocoid") is None else "cocoid", int)
+    number = entry["imgid"] if entry.get("cocoid") is None else entry["cocoid"]
     pair = {"image": karpathy_path(entry, name), "image_id": f"{name}_{number}", "dataset": name}
     return [{**pair, "caption": text} for caption in karpathy_captions(entry) if (text := tidy(caption))]
 
@@ -105,12 +91,12 @@ def vqa_entry(question: Mapping, annotation: Mapping | None, split: str) -> dict
     """
     folder = "test2015" if split.startswith("test") else split
     entry = {
-        "question_id": needed(question, "question_id", int),
-        "question": tidy(needed(question, "question", str)),
-        "image": f"{folder}/COCO_{folder}_{needed(question, 'image_id', int):012d}.jpg",
+        "question_id": question["question_id"],
+        "question": tidy(question["question"]),
+        "image": f"{folder}/COCO_{folder}_{question['image_id']:012d}.jpg",
         "dataset": "vqa",
     }
     if annotation is not None:
-        entry["answer"] = [needed(item, "answer", str) for item in needed(annotation, "answers", list)]
+        entry["answer"] = [item["answer"] for item in annotation["answers"]]
         entry |= {key: annotation[key] for key in ("answer_type", "question_type") if annotation.get(key)}
     return entry

@@ -15,7 +15,7 @@ from dataset.annotations import Files, Place, Source, check_texts, file_list, lo
 from dataset.files import json_list
 from dataset.official import ANNOTATORS, is_vqa_question, vqa_annotation_name, vqa_entry, vqa_split
 from dataset.text import has_word
-from utils import UserError, find_file, shown
+from utils import UserError, find_file, one_line, shown
 
 
 def load_training_questions(source: Source, left_out: Files = (), official: Files = ()) -> tuple[list[dict], int]:
@@ -32,7 +32,7 @@ def load_training_questions(source: Source, left_out: Files = (), official: File
         held_out.add((entry["question_id"], entry["image"]))
         image_of[entry.get("dataset"), entry["question_id"]] = entry["image"], where
     entries, count = [], 0
-    convert = partial(_official_question, annotations=cache(partial(_annotations, official=official)), required=True)
+    convert = partial(_official_question, annotations=cache(partial(_annotations, official=official)))
     for where, entry in located_entries(source, "vqa_train", convert=convert):
         _check_ocr(entry, where)
         if not any(map(has_word, strings(entry["answer"]))):
@@ -93,22 +93,12 @@ def read_answer_list(path: str | Path) -> list[str]:
 # ------------------------------------------------------------------------------------------------- official questions
 
 
-def _official_question(
-    entry: dict, where: Place, annotations: Callable[[Path], Mapping], required: bool = False
-) -> dict:
-    """An entry of an official question file with its answers; one of another layout as it is.
-
-    annotations: question file -> {question id: annotation}; required: a question without one is a UserError.
-    """
+def _official_question(entry: dict, where: Place, annotations: Callable[[Path], Mapping]) -> dict:
+    """An entry of an official question file with its answers; one of another layout as it is. annotations: question
+    file -> {question id: annotation}."""
     if not is_vqa_question(entry):
         return entry
-    number = entry.get("question_id")
-    annotation = annotations(where.path).get(number)
-    if annotation is None and required:
-        raise UserError(
-            f"{where}: question_id {shown(number)} has no annotation, thus no answer; put "
-            f"{vqa_annotation_name(where.path.name)} beside the file, or name it in data.official"
-        )
+    annotation = annotations(where.path).get(entry["question_id"])
     return vqa_entry(entry, annotation, vqa_split(where.header, where.path.name))
 
 
@@ -178,5 +168,5 @@ def _by_id(files: Files, key: str | None, answers_of: Callable[[dict], list[str]
             try:
                 found[whole_number(entry["question_id"])] = {**entry, "reference": answers_of(entry)}
             except (KeyError, TypeError, AttributeError, ValueError) as error:
-                raise UserError(f"{where} is not as expected ({shown(error)})") from None
+                raise UserError(f"{where} is not as expected ({type(error).__name__}: {one_line(error)})") from None
     return found

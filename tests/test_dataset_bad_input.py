@@ -85,7 +85,7 @@ VALUES = [
     ("retrieval_eval", {"caption": []}, " has no 'caption'"),
     ("retrieval_eval", {"caption": ["x", HALF]}, ": a text holds '\\ud83d', half of a surrogate"),
     ("caption_eval", {"image_id": True}, ": 'image_id' is bool, it must be a string or a whole number"),
-    ("caption_eval", {"filename": "b.png", "sentences": [{"raw": 3}]}, ": 'sentences' must be"),
+    ("caption_eval", {"filename": "b.png", "sentences": [{"raw": 3}]}, " is not as expected (AttributeError: "),
     ("caption_eval", {"domain": "inside"}, ": 'domain' is 'inside', it must be one of in, near, out"),
     ("vqa_train", {"answer": [" ", "\x00"]}, ": 'answer' is blank"),
     ("vqa_train", {"ocr": "stop"}, ": 'ocr' must be a list"),
@@ -113,7 +113,7 @@ def test_a_file_without_the_asked_split_is_refused(folder, stage):
 
 
 BAD_SCORES = [
-    ([{"label": {"a": 1}}], "entry 0 is not as expected (KeyError('question_id'))"),
+    ([{"label": {"a": 1}}], "entry 0 is not as expected (KeyError: 'question_id')"),
     ([{"question_id": 0, "label": {HALF: 1}}], "entry 0: a text holds"),
     ({"annotations": []}, "holds no JSON list"),
 ]

@@ -101,14 +101,14 @@ def test_annotations_elsewhere_are_named_by_data_official(project):
     elsewhere = project / "answers.json"
     (project / ANNOTATIONS.format("train2014")).rename(elsewhere)
     options = [IMAGES, NO_VAL, files("train", project / TRAIN)]
-    missing = "train2014_questions.json: entry 0: question_id 1 has no annotation, thus no answer; put v2_mscoco_train"
+    missing = "train2014_questions.json: entry 0 has no 'answer'"
     refused(lambda: official.open_set("vqa_train", *options), missing)
     assert len(official.open_set("vqa_train", *options, files("official", elsewhere))) == 9
 
 
 WRONG = [  # file, its list, what is changed in the second entry, message
-    (QUESTIONS, "questions", {"question_id": 77}, "entry 1: question_id 77 has no annotation"),
-    (QUESTIONS, "questions", {"image_id": "x9"}, "entry 1: 'image_id' is str"),
+    (QUESTIONS, "questions", {"question_id": 77}, "entry 1 has no 'answer'"),
+    (QUESTIONS, "questions", {"image_id": "x9"}, "entry 1 is not as expected (ValueError: "),
     (ANNOTATIONS, "annotations", {"answers": None}, "entry 1 is not as expected"),
 ]
 
