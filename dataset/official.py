@@ -48,27 +48,17 @@ def karpathy_path(entry: Mapping, name: str) -> str:
     return f"{folder}/{entry['filename']}" if folder else entry["filename"]
 
 
-def karpathy_captions(entry: Mapping) -> list[str]:
-    """The captions as they stand, without white space at their ends; blank ones are kept as ""."""
-    return [sentence["raw"].strip() for sentence in entry["sentences"]]
-
-
 def karpathy_pairs(entry: Mapping, name: str) -> list[dict]:
     """Retrieval training entries, one a caption that is not blank; image_id as ALBEF's: coco_391895, flickr30k_17."""
     number = entry["imgid"] if entry.get("cocoid") is None else entry["cocoid"]
     pair = {"image": karpathy_path(entry, name), "image_id": f"{name}_{number}", "dataset": name}
-    return [{**pair, "caption": text} for caption in karpathy_captions(entry) if (text := tidy(caption))]
+    return [{**pair, "caption": text} for sentence in entry["sentences"] if (text := tidy(sentence["raw"]))]
 
 
 def karpathy_image(entry: Mapping, name: str) -> dict:
-    """The image with all captions that are not blank, as they stand."""
-    captions = [caption for caption in karpathy_captions(entry) if caption]
+    """The image with all captions that are not blank, as they stand but for white space at their ends."""
+    captions = [text for sentence in entry["sentences"] if (text := sentence["raw"].strip())]
     return {"image": karpathy_path(entry, name), "caption": captions, "dataset": name}
-
-
-def is_vqa_question(entry: Mapping) -> bool:
-    """Whether an entry is of an official question file: it names its image by number."""
-    return "question" in entry and "image_id" in entry and "image" not in entry
 
 
 def vqa_split(header: Mapping, file_name: str) -> str:
@@ -77,11 +67,6 @@ def vqa_split(header: Mapping, file_name: str) -> str:
     if not found:
         raise ValueError("has no 'image', and neither 'data_subtype' nor the file's name says which split is meant")
     return found[1]
-
-
-def vqa_annotation_name(file_name: str) -> str:
-    """v2_OpenEnded_mscoco_train2014_questions.json -> v2_mscoco_train2014_annotations.json"""
-    return file_name.replace("OpenEnded_", "").replace("_questions", "_annotations")
 
 
 def vqa_entry(question: Mapping, annotation: Mapping | None, split: str) -> dict:

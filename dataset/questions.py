@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dataset.annotations import Files, Place, Source, check_texts, file_list, located_entries, strings, whole_number
 from dataset.files import json_list
-from dataset.official import ANNOTATORS, is_vqa_question, vqa_annotation_name, vqa_entry, vqa_split
+from dataset.official import ANNOTATORS, vqa_entry, vqa_split
 from dataset.text import has_word
 from utils import UserError, find_file, one_line, shown
 
@@ -96,7 +96,7 @@ def read_answer_list(path: str | Path) -> list[str]:
 def _official_question(entry: dict, where: Place, annotations: Callable[[Path], Mapping]) -> dict:
     """An entry of an official question file with its answers; one of another layout as it is. annotations: question
     file -> {question id: annotation}."""
-    if not is_vqa_question(entry):
+    if "image" in entry or "image_id" not in entry:  # by which official questions name their image
         return entry
     annotation = annotations(where.path).get(entry["question_id"])
     return vqa_entry(entry, annotation, vqa_split(where.header, where.path.name))
@@ -104,7 +104,7 @@ def _official_question(entry: dict, where: Place, annotations: Callable[[Path], 
 
 def _annotations(path: Path, official: Files = ()) -> dict:
     """{question id: annotation} for the question file `path`, of the annotations beside it, else of `official`."""
-    pair = path.with_name(vqa_annotation_name(path.name))
+    pair = path.with_name(path.name.replace("OpenEnded_", "").replace("_questions", "_annotations"))
     return _by_id([pair] if pair != path and pair.is_file() else official, "annotations", _official_answers)
 
 
