@@ -24,8 +24,8 @@ LeftOut = Callable[[ImageError], object]  # called with each image that cannot b
 
 def several_images(images: Images) -> Iterable[AnyImage]:
     """One image alone as a list of one; a tensor [N, 3, S, S] is N images."""
-    is_one = isinstance(images, str | Path | Image.Image) or getattr(images, "ndim", 4) == 3
-    return [images] if is_one else images
+    is_many = isinstance(images, Iterable) and not isinstance(images, str | Path) and getattr(images, "ndim", 4) == 4
+    return images if is_many else [images]
 
 
 class Preprocessed(Tensor):
@@ -91,7 +91,7 @@ def read_batches(
 
 def several_texts(texts: Texts, what: str = "text") -> list[str]:
     """One text alone as a list of one; UserError if anything is no text. what: its name in the error."""
-    texts = [texts] if isinstance(texts, str) else list(texts)
+    texts = [texts] if isinstance(texts, str) or not isinstance(texts, Iterable) else list(texts)
     if wrong := [text for text in texts if not isinstance(text, str)]:
         raise UserError(f"{what}: {shown(wrong[0])} is no text; give a string or several")
     return texts

@@ -21,7 +21,7 @@ from models.vqa import VQAModel
 from models.weights import check_value
 from semmim import files, inputs
 from semmim.card import card
-from semmim.inputs import Images, LeftOut, Texts
+from semmim.inputs import Images, LeftOut, Preprocessed, Texts
 from utils import UserError
 
 TEMPLATES = ("{}", "a {}", "an image of a {}", "a photo of a {}")  # of zero-shot classification
@@ -75,6 +75,7 @@ class SemMIM(nn.Module):
         self.content = content
         self.backbone, self.tokenizer = content.backbone, content.tokenizer
         self.settings, self.stage = content.settings, content.stage
+        check_value("batch_size", batch_size, int)
         self.precision, self.batch_size = precision, batch_size
         self.preprocess = partial(inputs.read_image, size=self.backbone.image_encoder.image_size)
         self._warned: set[str] = set()
@@ -116,7 +117,7 @@ class SemMIM(nn.Module):
     def encode_image(self, images: Images) -> Tensor:
         """[N, E] float32, L2-normalized: a product with `encode_text`'s is the cosine that ITC was trained on."""
         self.needs("match")
-        found = [self.backbone.encode_image(batch)[1].float().cpu() for batch, _ in self.batches(images)]
+        found = [self.backbone.encode_image(batch)[1].float().cpu() for batch, _ in self._read(images)]
         return ranking.finite(torch.cat(found), "image features")
 
     @inference
@@ -173,7 +174,7 @@ class SemMIM(nn.Module):
         places: list[int] = []  # of the images that can be read
 
         def numbered() -> Iterator[tuple[Tensor, Tensor]]:  # without gaps
-            for batch, some in self.batches(images, left_out):
+            for batch, some in self._read(images, left_out):
                 places.extend(some)
                 yield batch, torch.arange(len(places) - len(some), len(places))
 
@@ -251,7 +252,7 @@ class SemMIM(nn.Module):
         self._note_cut("prompts", [text], self.tokenizer.room(settings.text.max_prompt_tokens))
         ids, _ = self.tokenizer.encode([text], settings.text.max_prompt_tokens)  # one for all: nothing is padded
         model, found, count = CaptionModel(self.backbone, self.tokenizer), [], written.num_return
-        for batch, _ in self.batches(images):
+        for batch, _ in self._read(images):
             sequences, _ = model.generate(batch, ids.expand(len(batch), -1).to(self.device), None, written)
             found += [self.tokenizer.decode_caption(row) for row in sequences.tolist()]
         return found if count == 1 else [found[i : i + count] for i in range(0, len(found), count)]
@@ -284,7 +285,7 @@ class SemMIM(nn.Module):
             inputs.several_texts(questions, "question"), labels, " ".join(inputs.several_texts(ocr, "ocr"))
         )
         rows = [encode_questions(self.tokenizer, [part], question_limits(settings))[0] for part in parts]  # [1, L] each
-        for batch, _ in self.batches(images):
+        for batch, _ in self._read(images):
             image_embeds, table = self.backbone.image_encoder(batch), []  # one row a question
             for ids in rows:  # one for all images: nothing is padded
                 ids = ids.expand(len(batch), -1).to(self.device)
@@ -313,11 +314,17 @@ class SemMIM(nn.Module):
 
     # ----------------------------------------------------------------------------------------------------- batches
 
-    def batches(self, images: Images, left_out: LeftOut | None = None) -> Iterator[tuple[Tensor, list[int]]]:
-        """(preprocessed images [n, 3, S, S] on the device, which every other call takes, their places), read while they
-        are used. left_out: called with the error of each image that cannot be read; None: a UserError instead."""
+    def batches(self, images: Images, left_out: LeftOut | None = None) -> Iterator[tuple[Preprocessed, list[int]]]:
+        """(preprocessed images [n, 3, S, S], which every other call takes, their places), read while they are used.
+
+        left_out: called with the error of each image that cannot be read; None: a UserError instead.
+        """
         size = self.backbone.image_encoder.image_size
-        for batch, places in inputs.read_batches(inputs.several_images(images), size, self.batch_size, left_out):
+        return inputs.read_batches(inputs.several_images(images), size, self.batch_size, left_out)
+
+    def _read(self, images: Images, left_out: LeftOut | None = None) -> Iterator[tuple[Tensor, list[int]]]:
+        """The batches as plain tensors on the device."""
+        for batch, places in self.batches(images, left_out):
             yield batch.as_subclass(Tensor).to(self.device), places
 
     def clean(self, texts: Texts) -> list[str]:
