@@ -225,6 +225,7 @@ KINDS = {  # of keys that may be of other kinds than their default, and of maps 
     "data.image_root": ("text", "a map", "null"),  # one folder, or one for each of the entries' data sets
     "data.answer_weight": ("a map",),
     "mim.codebook": ("text", "null"),
+    "augment.randaugment_magnitude": ("a number",),
     **dict.fromkeys(("train.epochs", "train.steps", "mim.inject_from"), ("a whole number", "null")),
     **dict.fromkeys(("train.minutes", "itm.temperature"), ("a number", "null")),
 }
