@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import torch
 
+VIT = "backbone.image_encoder."
 # Learned tokens of the image encoder; like a bias, each is one vector for every image.
 TOKENS = ("mask_token", "cls_token")
 
 
 def create_optimizer(
-    model: torch.nn.Module,
-    *,
-    lr: float,
-    lr_vit: float,
-    weight_decay: float,
-    betas=(0.9, 0.999),
-    vit_prefix: str = "backbone.image_encoder.",
+    model: torch.nn.Module, *, lr: float, lr_vit: float, weight_decay: float, betas=(0.9, 0.999)
 ) -> torch.optim.AdamW:
     """AdamW over the parameters that require a gradient (the paper, Section 4.2: two rates, decay 0.02).
 
-    `lr_vit` is for the pre-trained image encoder, that is for names starting with `vit_prefix`; all else, and
+    `lr_vit` is for the pre-trained image encoder, that is for names starting with `VIT`; all else, and
     the [MASK] token, which no image encoder is published with, learns at `lr`. No decay for tensors of at
     most one dimension (biases, norms, temperature) and the [CLS] and [MASK] tokens. Every group has a `name`
     (vit or rest) and its `peak_lr`, which the schedule scales.
@@ -29,7 +24,7 @@ def create_optimizer(
         if not parameter.requires_grad:
             continue
         last = name.rsplit(".", 1)[-1]
-        family = "vit" if name.startswith(vit_prefix) and last != "mask_token" else "rest"
+        family = "vit" if name.startswith(VIT) and last != "mask_token" else "rest"
         decay = 0.0 if parameter.ndim <= 1 or last in TOKENS else float(weight_decay)
         groups.setdefault((family, decay), []).append(parameter)
     rates = {"vit": lr_vit, "rest": lr}

@@ -295,20 +295,16 @@ class Window:
         self.restart()
 
     def restart(self) -> None:
-        self.batches, self.norms, self.values = [], [], {}  # batches: (step, paths, {name: scalar})
+        self.batches, self.norms = [], []  # batches: (step, paths, {name: scalar})
         self.checked = 0  # steps that `check` has seen
-        self.pairs, self.operations, self.waited, self.start = 0, 0.0, 0.0, time.perf_counter()
+        self.operations, self.waited, self.start = 0.0, 0.0, time.perf_counter()
 
     def add(self, step: int, batch: dict, loss: Tensor, values: dict, operations: float) -> None:
         """What a micro-batch gave."""
         scalars = {"loss": loss, **values}
         scalars = {key: item.detach() if isinstance(item, Tensor) else item for key, item in scalars.items()}
-        for name, item in scalars.items():
-            self.values.setdefault(name, []).append(item)
-        paths = list(batch.get("paths", ()))
-        self.batches.append((step, paths, scalars))
+        self.batches.append((step, list(batch["paths"]), scalars))
         self.operations += operations
-        self.pairs += len(paths) or len(next(item for item in batch.values() if isinstance(item, Tensor)))
 
     def check(self, progress: Progress) -> None:
         """Look, in all processes, at the losses and gradients since the last look.
@@ -357,18 +353,20 @@ class Window:
         more: adds values, given the progress and the means.
         """
         self.check(progress)
-        columns = {**self.values, "grad_norm": self.norms}
+        names = self.batches[0][2]
+        columns = {name: [scalars[name] for _, _, scalars in self.batches] for name in names}
+        columns["grad_norm"] = self.norms
         means = [
             torch.stack([torch.as_tensor(item, device=self.device).float() for item in column]).mean()
             for column in columns.values()
         ]
         means = all_reduce_sum(torch.stack(means)) / world_size()
         values = dict(zip(columns, means.tolist(), strict=True))
-        seconds = time.perf_counter() - self.start
+        seconds, pairs = time.perf_counter() - self.start, sum(len(paths) for _, paths, _ in self.batches)
         eta = progress.remaining(seconds / len(self.norms))
         rates = {f"lr_{group.get('name', index)}": group["lr"] for index, group in enumerate(optimizer.param_groups)}
         values |= rates
-        values |= {"pairs_per_second": self.pairs * world_size() / seconds, "data_wait": self.waited / seconds}
+        values |= {"pairs_per_second": pairs * world_size() / seconds, "data_wait": self.waited / seconds}
         values |= utilization(self.operations / seconds / 1e12, self.device, progress.precision)
         values |= {"memory_gib": peak_memory(self.device), "eta_seconds": eta}
         values["epoch"] = progress.step / progress.steps_per_epoch
@@ -376,7 +374,7 @@ class Window:
             values |= {"done": self.done, "minutes": progress.seconds / 60}
         values |= more(progress, values)
         self.run.log(progress.step, values)
-        shown = " ".join(f"{key} {values[key]:.3g}" for key in [*self.values, "grad_norm", *rates] if "/" not in key)
+        shown = " ".join(f"{key} {values[key]:.3g}" for key in [*columns, *rates] if "/" not in key)
         speed = f"{values['pairs_per_second']:.1f} pairs/s, data {values['data_wait']:.0%}"
         if "mfu" in values:
             speed += f", MFU {values['mfu']:.0%}"
