@@ -243,33 +243,26 @@ def test_the_third_ctrl_c_interrupts_at_once(tmp_path):
     assert len(presses) == 2 and trained.steps_seen == [] and not trained.checkpoint.exists()
 
 
-def test_the_log_holds_interval_means_rates_and_speed(tmp_path):
-    trained = Trained(tmp_path, dropout=0.0, epochs=1)
+@pytest.mark.parametrize("peak", [None, 2.0])
+def test_the_log_holds_interval_means_rates_speed_and_the_share_of_a_known_peak(tmp_path, monkeypatch, peak):
+    monkeypatch.setattr(loop, "peak_tflops", lambda name, precision: peak)
     losses = []
 
     def loss_fn(*args):
         losses.append(mean_squared_error(*args)[0].item())
         return mean_squared_error(*args)
 
-    trained.loss_fn = loss_fn
+    trained = Trained(tmp_path, dropout=0.0, epochs=1, loss_fn=loss_fn)
+    trained.operations = lambda batch: 1e9 * len(batch["x"])
     trained.go()
     lines = trained.logged()
     assert [line["step"] for line in lines] == [2, 4, 6]
     assert lines[1]["mse"] == pytest.approx((losses[2] + losses[3]) / 2)
     assert lines[1]["lr_0"] == 0.01 / 4 and lines[1]["debug/constant"] == 2.0 and lines[2]["eta_seconds"] == 0
     assert lines[0]["pairs_per_second"] > 0 and 0 <= lines[0]["data_wait"] <= 1 and lines[0]["grad_norm"] > 0
+    assert lines[0]["tflops"] == pytest.approx(1e9 * lines[0]["pairs_per_second"] / 1e12)
+    assert lines[0].get("mfu") == (peak and lines[0]["tflops"] / peak)
     assert list((tmp_path / "tensorboard").glob("events*"))
-
-
-@pytest.mark.parametrize("peak", [None, 2.0])
-def test_the_log_holds_the_operations_of_a_second_and_their_share_of_a_known_peak(tmp_path, monkeypatch, peak):
-    monkeypatch.setattr(loop, "peak_tflops", lambda name, precision: peak)
-    trained = Trained(tmp_path, epochs=1)
-    trained.operations = lambda batch: 1e9 * len(batch["x"])
-    trained.go()
-    for line in trained.logged():
-        assert line["tflops"] == pytest.approx(1e9 * line["pairs_per_second"] / 1e12)
-        assert line.get("mfu") == (peak and line["tflops"] / peak)
 
 
 def test_rates_and_decay_of_the_configuration_hold_on_resume(tmp_path):
