@@ -73,7 +73,6 @@ def reason(error: Exception) -> str:
 
 
 STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP]
-EXIT_STOPPED = 130  # exit code of a run that a signal stopped: its checkpoint is written, --resume continues
 stop_requests: list[int] = []  # stop signals that have come, see engine.distributed; long work looks here now and then
 
 
@@ -85,7 +84,7 @@ def run_main(main: Callable[[], object]) -> None:
     try:
         main()
     except (Stopped, KeyboardInterrupt) as stop:
-        code = EXIT_STOPPED
+        code = 130  # training has written its checkpoint, and --resume continues
         if str(stop):
             logger.info("%s", stop)
     except BrokenPipeError:  # whoever read the output, such as `head`, has gone

@@ -19,6 +19,12 @@ from engine.run import Run, begin, check_folder, check_same_run, code_version
 from utils import UserError, as_config, load_checkpoint
 
 
+def config(**values) -> Config:
+    data = {"image_root": {"vg": "a"}}
+    train = {"tracker": "none", "keep_checkpoints": 2, "lr": 1.0}
+    return as_config({"seed": 3, "momentum": 0.5, "data": data, "train": train, **values})
+
+
 def checkpoint(step: int) -> dict:
     """A small checkpoint of one process that can be resumed."""
     return {
@@ -26,15 +32,8 @@ def checkpoint(step: int) -> dict:
         "optimizer": {"state": {}, "param_groups": []},
         "progress": {"step": step},
         "rng": [random_state()],
-        "config": {
-            **{"seed": 3, "momentum": 0.5, "data": {"image_root": {"vg": "a"}}},
-            "train": {"lr": 1.0, "keep_checkpoints": 2},
-        },
+        "config": config().to_dict(),
     }
-
-
-def config(**values) -> Config:
-    return as_config({"seed": 3, "train": {"tracker": "none", "keep_checkpoints": 2}, **values})
 
 
 def start(folder, seed=3, evaluate=False, resume=False, step=-1):
@@ -118,8 +117,8 @@ def test_a_resumed_run_has_the_best_score_that_the_kept_weights_have(tmp_path):
 def test_a_resumed_run_keeps_its_seed_and_says_what_changed(tmp_path, caplog):
     start(tmp_path).close()
     save_last(tmp_path, checkpoint(4), 2)
-    train = {"lr": 0.5, "keep_checkpoints": 2}
-    cfg = config(seed=9, momentum=0.5, train=train, data={"image_root": {"vg": "b"}})
+    cfg = config(seed=9, data={"image_root": {"vg": "b"}})
+    cfg.train.lr = 0.5
     with caplog.at_level("INFO", "semmim"):
         run, found = begin(asked(tmp_path), cfg)
     assert run.step == found["progress"]["step"] == 4 and cfg.seed == 3

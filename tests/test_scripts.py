@@ -63,21 +63,17 @@ def test_a_step_that_fails_says_so_and_ends_what_runs_beside_it(demo, broken, ot
         assert not any(map(runs, map(int, (demo / "sleeping").read_text().split())))
 
 
-@pytest.mark.parametrize("signals", [("TERM",), ("HUP", "TERM"), ("INT", "INT")], ids="-".join)
 @pytest.mark.parametrize(
-    ("step", "processes"), [("tools.demo", 1), ("--evaluate", 1), ("checkpoint_last.pth --resume", 2)]
+    ("sleep_at", "processes", "signals"),
+    [
+        ("tools.demo", 1, ("HUP", "TERM")),
+        ("--evaluate", 1, ("TERM",)),
+        ("checkpoint_last.pth --resume", 2, ("INT", "INT")),
+        ("torch.distributed.run", 3, ("TERM",)),
+    ],
 )
-def test_a_signal_ends_what_runs_and_nothing_more_starts(demo, step, processes, signals):
-    stopped(demo, step, processes, signals)
-
-
-def test_a_signal_ends_torchrun_and_its_processes(demo):
-    stopped(demo, "torch.distributed.run", 3, ("TERM",))
-
-
-def stopped(folder: Path, sleep_at: str, processes: int, signals: tuple[str, ...]) -> None:
-    """Start demo.sh, stop it once so many processes sleep, and see that none of them is left."""
-    script, sleeping = start(folder, sleep_at), folder / "sleeping"
+def test_a_signal_ends_what_runs_and_nothing_more_starts(demo, sleep_at, processes, signals):
+    script, sleeping = start(demo, sleep_at), demo / "sleeping"
     try:
         deadline = time.monotonic() + 60
         while not (sleeping.exists() and len(sleeping.read_text().splitlines()) >= processes):
@@ -86,10 +82,10 @@ def stopped(folder: Path, sleep_at: str, processes: int, signals: tuple[str, ...
         for name in signals:
             script.send_signal(getattr(signal, f"SIG{name}"))
         assert script.wait(30) == 130
-        commands = (folder / "commands").read_text()
+        commands = (demo / "commands").read_text()
         pids = [int(line) for line in sleeping.read_text().split()]
         assert len(pids) == processes and not any(map(runs, pids))
         time.sleep(0.2)
-        assert (folder / "commands").read_text() == commands
+        assert (demo / "commands").read_text() == commands
     finally:
         script.kill()
