@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from models.losses import mask_tokens, split_prefix, token_mean
+from models.losses import mask_tokens, split_prefix
 from utils import IGNORE
 
 CLS, SEP, PAD, MASK = 101, 102, 0, 103
@@ -71,13 +71,3 @@ def test_split_prefix_is_uniform_over_cuts_and_leaves_at_least_one_piece():
     counts = torch.bincount(prefix.sum(1) - 1, minlength=4)
     assert len(counts) == 4 and chisquare(counts).pvalue > 0.001
     assert ((target != IGNORE).sum(1) == 4 - (prefix.sum(1) - 1) + 1).all()
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_the_mean_over_tokens_is_that_of_negative_log_probabilities(smoothing):
-    logits = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))
-    rows = enumerate([1, 0, 6, 3])
-    log_probs = (logits - logits.exp().sum(1, keepdim=True).log()).tolist()
-    expected = [-(1 - smoothing) * log_probs[row][t] - smoothing * sum(log_probs[row]) / 7 for row, t in rows]
-    loss = token_mean(logits, torch.tensor([1, 0, 6, 3]), torch.tensor(4), smoothing)
-    assert loss.item() == pytest.approx(sum(expected) / 4, abs=1e-5)

@@ -133,13 +133,6 @@ def test_monitors_of_a_one_hot_teacher_tell_one_pattern_for_all_from_one_for_eac
     assert monitors(spread, uniform_student) == pytest.approx([0, math.log(4), math.log(3)], abs=1e-6)
 
 
-def test_monitors_of_a_uniform_teacher_are_at_ln_k_and_the_kl_is_the_students():
-    probs = torch.full((2, 3, 8), 1 / 8)  # [B, M, K], as for patches
-    student = torch.tensor([0.5] + [0.5 / 7] * 7)
-    kl = sum(1 / 8 * math.log(1 / 8 / q) for q in student.tolist())
-    assert monitors(probs, student.expand(2, 3, -1)) == pytest.approx([math.log(8), kl, math.log(8)], abs=1e-6)
-
-
 def test_relevant_share_counts_masked_patches_on_the_top_quarter():
     similarity = torch.tensor([[8.0, 7, 6, 5, 4, 3, 2, 1]])  # the top quarter: patches 0 and 1
     assert relevant_share(similarity, torch.tensor([[1, 5]])).item() == 0.5
