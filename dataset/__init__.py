@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from dataset.advice import report_texts, warn_of_shared_images
 from dataset.annotations import Source, file_list
-from dataset.caption import CaptionEvalDataset, CaptionTrainDataset
+from dataset.caption import CaptionEvalDataset, CaptionTrainDataset, entry_prompt
 from dataset.common import Collate
 from dataset.loader import BatchIndices, Loader
 from dataset.pretrain import PretrainDataset
@@ -33,14 +33,16 @@ def create_dataset(kind: str, cfg, split: str | None = None, codebook_size: int 
     source = Source(data[key], data.image_root, data.image_prefix_map, data.get("max_bad_share", 0.01))
     language = Language(Tokenizer(cfg.text.vocab).lower, tuple(cfg.augment.direction_words))
     size = cfg.model.image_encoder.image_size if stage == "pretrain" else cfg.image_size
-    prompt = {"prompt": cfg.text.prompt, "object_labels": cfg.text.object_labels} if stage == "caption" else {}
+    if stage == "caption":
+        text = {"prompt": cfg.text.prompt, "object_labels": cfg.text.object_labels, "lower": language.lower}
+        prompt = partial(entry_prompt, **text)
     if stage == "vqa":
         limits = {"max_ocr_words": cfg.text.max_ocr_words, "lower": language.lower}
         parts = partial(question_parts, ocr=data.ocr, labels=data.labels, **limits)
     if kind.endswith("_eval"):
         transform = test_transform(size)
         if stage == "caption":
-            return CaptionEvalDataset(source, transform, split, language=language, **prompt)
+            return CaptionEvalDataset(source, transform, split, prompt)
         if stage == "vqa":
             scores = data.val_scores if split == "val" else []
             return VQAEvalDataset(source, transform, parts, official=data.official, score_files=scores)
@@ -49,7 +51,7 @@ def create_dataset(kind: str, cfg, split: str | None = None, codebook_size: int 
     augment = Augment(size, a.crop_scale, a.flip, a.randaugment_ops, a.randaugment_magnitude, codebook_size, a.resize)
     options = {"seed": cfg.seed, "language": language}
     if stage == "caption":
-        return CaptionTrainDataset(source, augment, per=data.per, **prompt, **options)
+        return CaptionTrainDataset(source, augment, prompt, per=data.per, **options)
     options["cache_images"] = data.cache_images
     if stage == "vqa":
         files = {"left_out": [] if data.train_on_minival else data.val, "official": data.official}

@@ -10,7 +10,7 @@ from torch import Tensor
 from dataset.annotations import Source, load_captions
 from dataset.cache import StringTable
 from dataset.common import CaptionedDataset, Collate, EmptyCaption, EvalDataset, Transform, starts
-from dataset.text import LOWER_CASE, Language, Tokenizer, has_word
+from dataset.text import LOWER_CASE, Tokenizer, has_word
 from dataset.transforms import Augment, stack_pixels
 from dataset.vqa import encode_answers
 from utils import IGNORE, UserError, one_line
@@ -27,32 +27,29 @@ def prompt_text(prompt: str, labels: Sequence[str], lower: bool = True) -> str:
     return text.lower() if lower else text
 
 
+def entry_prompt(entry: dict, prompt: str = "", object_labels: bool = False, lower: bool = True) -> str:
+    """The prompt of an entry of `load_captions`. object_labels: whether it names the entry's labels."""
+    return prompt_text(prompt, entry["labels"] if object_labels else (), lower)
+
+
 class CaptionTrainDataset(CaptionedDataset):
     """Images and captions to learn from.
 
-    per: "caption", an epoch visits every (image, caption); "image", every image with one of its captions
-    drawn. object_labels: whether the prompt names the entry's labels.
+    prompt: entry -> what the text encoder reads, see `entry_prompt`; per: "caption", an epoch visits every (image,
+    caption); "image", every image with one of its captions drawn.
 
     A sample is a dict: image [3,S,S], caption (as `target_text` has it), prompt, references (all captions of the image,
     as they stand), path, bad.
     """
 
     def __init__(
-        self,
-        source: Source,
-        transform: Augment,
-        *,
-        seed: int = 0,
-        per: str = "caption",
-        prompt: str = "",
-        object_labels: bool = False,
-        language: Language = LOWER_CASE,
+        self, source: Source, transform: Augment, prompt=entry_prompt, per="caption", language=LOWER_CASE, seed: int = 0
     ):
         entries = [entry for entry in load_captions(source, "train") if entry["captions"]]
         if not entries:
             raise UserError(f"{source.files}: no entry has a caption to learn from")
         captions = [entry["captions"] for entry in entries]
-        self.prompts = StringTable(prompts(entries, prompt, object_labels, language))
+        self.prompts = StringTable(map(prompt, entries))
         self.start = starts(captions)  # [images + 1], an image's captions
         self.language = language
         self.transform = transform
@@ -88,27 +85,13 @@ class CaptionEvalDataset(EvalDataset):
     images, ids, prompts: of each image; references: its captions; domains: NoCaps' in, near or out, else None.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        transform: Transform,
-        split: str,
-        *,
-        prompt: str = "",
-        object_labels: bool = False,
-        language: Language = LOWER_CASE,
-    ):
+    def __init__(self, source: Source, transform: Transform, split: str, prompt=entry_prompt):
         entries = load_captions(source, split)
         super().__init__([entry["image"] for entry in entries], transform)
         self.ids = [entry["image_id"] for entry in entries]
         self.references = [entry["captions"] for entry in entries]
         self.domains = [entry["domain"] for entry in entries]
-        self.prompts = prompts(entries, prompt, object_labels, language)
-
-
-def prompts(entries: list[dict], prompt: str, object_labels: bool, language: Language) -> list[str]:
-    """What the text encoder reads of each entry."""
-    return [prompt_text(prompt, entry["labels"] if object_labels else (), language.lower) for entry in entries]
+        self.prompts = list(map(prompt, entries))
 
 
 class CaptionCollate(Collate):

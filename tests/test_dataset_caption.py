@@ -1,10 +1,12 @@
+from functools import partial
+
 import annotated
 import torch
 from annotated import make, write
 from tiny import TOKENIZER
 
 from dataset.annotations import Source
-from dataset.caption import CaptionCollate, CaptionEvalDataset, caption_tokens
+from dataset.caption import CaptionCollate, CaptionEvalDataset, caption_tokens, entry_prompt
 from dataset.loader import BatchIndices, Loader
 from dataset.transforms import test_transform as square  # not collected as a test
 from utils import IGNORE
@@ -30,11 +32,11 @@ KARPATHY = {
 def test_karpathys_file_gives_train_with_restval_and_the_asked_evaluation_split(folder):
     (folder / "val2014").symlink_to(folder)
     file = write(folder, KARPATHY)
-    train = make("caption_train", file, prompt="An image of", object_labels=True)
+    train = make("caption_train", file, prompt=partial(entry_prompt, prompt="An image of", object_labels=True))
     assert [train[i]["caption"] for i in range(len(train))] == ["a a one.", "a two", "a b one.", "b two"]
     assert train[3]["references"] == ["A b one.", "b two"] and train[3]["prompt"] == "an image of dog frisbee"
     for split, name in (("val", "c"), ("test", "d")):
-        data = CaptionEvalDataset(Source(file), square(8), split, object_labels=True)
+        data = CaptionEvalDataset(Source(file), square(8), split, partial(entry_prompt, object_labels=True))
         assert data.images == [str(folder / f"{name}.png")] and len(data.references[0]) == 2  # where the link leads
         assert data.prompts == ["dog frisbee"]
     assert data.ids == [13]
@@ -62,7 +64,7 @@ def test_targets_are_the_words_and_sep_and_a_cut_caption_does_not_end():
 def test_batches_hold_prompts_captions_and_references_and_replace_broken_images(folder):
     (folder / "b.png").write_bytes(b"oops")
     entries = [{"image": f"{name}.png", "caption": [f"a {name}"]} for name in "abc"]
-    data = make("caption_train", write(folder, entries), prompt="look")
+    data = make("caption_train", write(folder, entries), prompt=lambda entry: "look")
     (batch,) = Loader(BatchIndices(data, 3), CaptionCollate(TOKENIZER, 25, 25))
     assert batch["image"].shape == (3, 3, 8, 8) and batch["prompt_ids"].shape == (3, 2)
     assert batch["input_ids"].shape == batch["target"].shape == (3, 3)
