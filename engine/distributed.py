@@ -18,7 +18,6 @@ import torch.distributed as dist
 import utils
 from dataset.transforms import normalized
 from engine.checkpoint import random_state_kept
-from models.bert import BertLayer
 from utils import STOP_SIGNALS, Stopped, UserError, is_main, leave_group, logger, rank, stop_requests, world_size
 
 # ------------------------------------------------------------------------------------------------------- the group
@@ -189,23 +188,14 @@ def keep_freed_memory() -> None:
         mallopt(mmap_max, 0)  # and every tensor lies in it
 
 
-VARIANTS = 64  # of a layer's code: with and without gradient, mask, memory, `rows` and `keep`, at several lengths
+def compile_model(model: torch.nn.Module, backend: str | Callable = "inductor") -> None:
+    """Put a step's forward pass through torch.compile, in place, as one graph (an error if it is not).
 
-
-def compile_model(model: torch.nn.Module, backend: str | Callable = "inductor") -> int:
-    """Put a model's forward pass through torch.compile, in place; returns how many parts that are.
-
-    A model with `one_graph` is compiled whole, as one graph (an error if it is not), in which element-wise operations
-    join across layers; collectives are in it, and DistributedDataParallel cuts it by its buckets of gradients. Of any
-    other model every layer of the image encoders and text stacks is compiled, and layers of one kind share their code.
-    Parameters, their names and checkpoints stay what they are; lengths that vary are traced once as such. Evaluation
-    and generation run uncompiled (see `evaluation.sharded.evaluating`).
+    Element-wise operations join across layers; collectives are in the graph, and DistributedDataParallel cuts it by its
+    buckets of gradients. Parameters, their names and checkpoints stay what they are; lengths that vary are traced once
+    as such. Validation and generation call other methods and run uncompiled.
     """
-    from timm.models.vision_transformer import Block  # here: timm takes two seconds to import (see models.semmim)
-
-    torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
-    whole = getattr(model, "one_graph", False)
-    parts = [model] if whole else [part for part in model.modules() if isinstance(part, Block | BertLayer)]
-    for part in parts:
-        part.compile(backend=backend, fullgraph=whole)
-    return len(parts)
+    if not getattr(model, "one_graph", False):
+        raise UserError("train.compile: only a pre-training step is one graph; set it to false in this stage")
+    torch._dynamo.config.recompile_limit = 64  # variants by what a batch has: padding, lengths, shares that are done
+    model.compile(backend=backend, fullgraph=True)

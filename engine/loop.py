@@ -137,7 +137,7 @@ def start_training(
         if rise > 1.01 and progress.step > train.warmup_steps:
             logger.info("warning: --resume: a new length or new rates raise the learning rate %.3g times", rise)
     if train.compile:
-        logger.info("train.compile: %d parts, in the first steps", compile_model(model))
+        compile_model(model)
     return Training(model, loader, optimizer, schedule, progress, device, data)
 
 
@@ -259,26 +259,21 @@ def save(training: Training, task: Task, run: Run, window: Window, stop: bool = 
         step, loss, usual = window.jump
         jump = f"the loss jumped from {usual:.4g} to {loss:.4g} in step {step} and stayed there"
         raise UserError(f"{jump}: stopped, not saved. Lower train.lr; --resume continues from the last checkpoint")
-    random_states, extra = gather_objects(random_state()), task.state()
-    utils.on_main(lambda: _write(training, run, random_states, extra))
-    if stop:
-        run.info(f"stopped at {progress}; continue with --resume")
-        raise Stopped
-
-
-def _write(training: Training, run: Run, random_states: list[dict], extra: dict) -> None:
-    state, step = training.model.state_dict(), training.progress.step
-    check_finite(state, f"step {step}", "not saved. Lower train.lr; --resume continues from the last checkpoint")
+    state, advice = training.model.state_dict(), "Lower train.lr; --resume continues from the last checkpoint"
+    check_finite(state, f"step {progress.step}", f"not saved. {advice}")
     checkpoint = {
         "model": state,
         "optimizer": training.optimizer.state_dict(),
-        "progress": {**dataclasses.asdict(training.progress), "device": training.device.type},
-        "rng": random_states,
+        "progress": {**dataclasses.asdict(progress), "device": training.device.type},
+        "rng": gather_objects(random_state()),
         "config": run.config.to_dict(),
         "data": training.data,
-        **extra,
+        **task.state(),
     }
-    save_last(run.dir, checkpoint, run.config.train.keep_checkpoints)
+    utils.on_main(lambda: save_last(run.dir, checkpoint, run.config.train.keep_checkpoints))
+    if stop:
+        run.info(f"stopped at {progress}; continue with --resume")
+        raise Stopped
 
 
 # ---------------------------------------------------------------------------------------------- the logging window

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import shutil
 import socket
 import subprocess
 import time
@@ -20,7 +21,7 @@ import torch
 import utils
 from engine.checkpoint import last_path, load_last, random_state_kept
 from engine.config import MAY_CHANGE, Config, differences, read_yaml, save_config
-from utils import ROOT, UserError, is_main, logger, on_main, one_line, replacing, world_size, write_json
+from utils import ROOT, UserError, is_main, logger, on_main, one_line, open_file, replacing, world_size, write_json
 
 LOCK, MARK = "run.lock", "SemMIM run: "  # a run's lock file, and how it begins
 # What a kill left of the files that a run writes as a whole.
@@ -220,17 +221,19 @@ class Run(contextlib.AbstractContextManager):
 def code_version() -> str:
     """The commit of the code, with a + if files differ from it; "unknown" without git."""
     git = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-    with contextlib.suppress(OSError):  # no git
-        done = subprocess.run(git, capture_output=True, text=True)
-        if done.returncode == 0 and (ROOT / ".git").exists():
-            return done.stdout.strip()
-    return "unknown"
+    if not (ROOT / ".git").exists() or not shutil.which("git"):
+        return "unknown"
+    return subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 def forget_steps_after(step: int, log: Path) -> None:
     """Drop the lines after `step` from log.jsonl: a killed run logged steps, and epochs, that it did not save."""
+    if not log.exists():
+        return
     kept = []
-    for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else ():
+    with open_file(log) as file:
+        lines = file.read().decode(errors="replace").splitlines()
+    for line in lines:
         with contextlib.suppress(ValueError, TypeError, KeyError):  # a line that a kill or a full disk cut off
             if json.loads(line)["step"] <= step:
                 kept.append(f"{line}\n")

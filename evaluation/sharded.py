@@ -100,14 +100,10 @@ class Gathered:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, and afterwards in the mode that it was in.
-
-    Compiled layers (`train.compile`) run as they are: an evaluation's shapes would be compiled for a few batches each.
-    """
+    """The model in eval mode, and afterwards in the mode that it was in."""
     training = model.training
     model.eval()
     try:
-        with torch.compiler.set_stance("force_eager"):
-            yield
+        yield
     finally:
         model.train(training)

@@ -4,12 +4,10 @@ import copy
 
 import pytest
 import torch
+from conftest import refused
 from tiny import NO_DROPOUT, make_batch, make_draws, tiny_model
 
 from engine.distributed import compile_model
-from evaluation.sharded import evaluating
-from models.caption import CaptionModel
-from models.generation import Generation
 
 CLIP = "model.image_encoder.name=vit_base_patch16_clip_quickgelu_224"
 
@@ -57,7 +55,7 @@ def test_a_pre_training_step_is_one_graph_with_the_same_losses_and_gradients(ove
     plain = tiny_model(*NO_DROPOUT, CLIP, *SMALL, *overrides).train()
     compiled, graphs = copy.deepcopy(plain), Graphs()
     names = list(compiled.state_dict())
-    assert compile_model(compiled, graphs) == 1
+    compile_model(compiled, graphs)
     counts = []
     for seed in range(3):  # captions of several lengths, other weights of soft targets and shares that are done
         for ours, expected in zip(one_step(compiled, seed), one_step(plain, seed), strict=True):
@@ -68,23 +66,5 @@ def test_a_pre_training_step_is_one_graph_with_the_same_losses_and_gradients(ove
     torch.testing.assert_close(compiled.state_dict(), plain.state_dict())
 
 
-def test_of_another_model_every_layer_is_compiled():
-    plain, batch = tiny_model(*NO_DROPOUT).backbone, make_batch()
-    compiled, graphs = copy.deepcopy(plain), Graphs()
-    assert compile_model(compiled, graphs) == 3 + 1 + 1 + 1
-    found = [
-        net.encode_memory(net.image_encoder(batch["image1"]), batch["input_ids"], batch["attention_mask"])[0]
-        for net in (compiled, plain)
-    ]
-    torch.testing.assert_close(*found, atol=1e-5, rtol=0)
-    assert graphs.count > 2
-
-
-def test_evaluation_and_generation_run_uncompiled():
-    model, batch, graphs = tiny_model(*NO_DROPOUT), make_batch(), Graphs()
-    captioner = CaptionModel(model.backbone, model.tokens)
-    compile_model(captioner, graphs)
-    with evaluating(captioner):
-        options = Generation("greedy", max_tokens=3)
-        captioner.generate(batch["image1"], batch["input_ids"], batch["attention_mask"], options)
-    assert graphs.count == 0
+def test_a_stage_whose_step_is_no_single_graph_is_refused():
+    refused(lambda: compile_model(tiny_model().backbone), "train.compile: only a pre-training step")

@@ -51,7 +51,7 @@ def test_attention_without_padding_may_take_the_flash_kernel():
     assert not refused and masked == 3
 
 
-def test_compiled_layers_give_the_losses_of_plain_ones():
+def test_a_compiled_step_gives_the_losses_of_a_plain_one():
     model = tiny_model(*NO_DROPOUT).cuda()
     batch = to_device(model.prepare(make_batch(), make_draws(make_batch())), torch.device("cuda"))
     expected = model(batch, 0.4)[0]
