@@ -8,24 +8,24 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import refused
+from conftest import ROOT, refused
 from PIL import Image
 from scipy import stats
 
-from engine.config import PRETRAIN, load_config, save_config
+from engine.config import PRETRAIN, load_config
 from models.semmim import describe
 from tools.report import __main__ as report
 from tools.report import ablation, runs
-from tools.report.ablation import Ablations
+from tools.report.ablation import Ablations, vqa_accuracy
+from tools.report.runs import Run
 from tools.report.tables import PAPER, Table
-from utils import UserError
 
 PARAMETERS = {"image_encoder": 80_000_000, "encoding_head": 5_000_000, "total": 85_000_000}
-RETRIEVAL, QUESTIONS = {"rerank": {"k": 4}, "seed": 42}, {"answer": {}, "seed": 42}
-COCO, FLICKR = "data/coco/annotations/coco_test.json", "data/flickr30k/annotations/flickr30k_test.json"
-DEMO = "output/demo/data/retrieval_test.json"
 MODEL = json.loads(json.dumps(describe(load_config(PRETRAIN.schema, (), PRETRAIN))))  # the paper's
-STUDIES = sorted((Path(__file__).parent.parent / "docs/study").glob("ablation*.jsonl"))
+OTHER = {**MODEL, "text_layers": 2}
+SCORES = {"bleu4": 39.0, "meteor": 30.0, "cider": 131.0, "spice": "not computed: it needs Java"}
+ANSWERS = {"accuracy": 75.0, "constant": 40.0}
+TYPES = dict.fromkeys(("by_answer_type", "by_question_type", "constant_by_question_type"), {})
 
 
 @pytest.fixture(autouse=True)
@@ -33,19 +33,13 @@ def parameters(monkeypatch):
     monkeypatch.setattr(report, "trainable_parameters", lambda config: PARAMETERS)
 
 
-def make_run(folder: Path, test_file: str, metrics: dict, config: dict | None = None, trained: bool = True, **files):
-    """A run's folder as the scripts leave it, of the paper's model if the metrics name no other."""
-    folder.mkdir(parents=True)
-    settings = {**(RETRIEVAL if config is None else config), "data": {"test": [test_file]}}
-    (folder / "config.yaml").write_text(json.dumps(settings))  # JSON is YAML
-    (folder / "metrics.json").write_text(json.dumps(metrics and {"run": {"model": MODEL}, **metrics}))
-    entries = [{"step": 5, "split": "train", "loss": 3.5, "loss/cls": 1.0, "pairs_per_second": 40.0}] if trained else []
-    (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    for name, content in files.items():
-        (folder / f"{name}.json").write_text(json.dumps(content))
+def make_run(stage="retrieval", data="demo", metrics=None, kind="fine-tuned", seed=1, model=MODEL, **more) -> Run:
+    folder, settings = (more.pop(key, default) for key, default in (("folder", f"x/{data}"), ("settings", "a")))
+    metrics = {**(metrics or {}), "run": {"model": model}}
+    return Run(Path(folder), stage, kind, data, seed, settings, metrics, **more)
 
 
-def recalls(value: float, images: int = 5000) -> dict:
+def recalls(value: float, images: int = 5000, split: str = "test") -> dict:
     """metrics.json of retrieval: r1 = value, r5 = value + 1, r10 = value + 2; image retrieval 10 lower."""
     row = {
         f"{side}_r{k}": value + place - 10 * (side == "ir")
@@ -54,21 +48,29 @@ def recalls(value: float, images: int = 5000) -> dict:
     }
     row["r_mean"] = statistics.fmean(row.values())
     stages = {f"{stage}_{key}": x for stage in ("itm", "itc", "chance") for key, x in row.items()}
-    return {"test": {**stages, "images": images, "texts": 50, "seconds": 2.0}}
+    return {split: {**stages, "images": images, "texts": 50, "seconds": 2.0}}
 
 
-def make_ablation(folder: Path, name: str, seed: int, tr: float, vqa: float) -> None:
-    run = folder / name / f"seed_{seed}"
-    make_run(run / "retrieval", "x/demo/data/retrieval_test.json", recalls(tr), {**RETRIEVAL, "seed": seed})
-    kinds = dict.fromkeys(("by_answer_type", "by_question_type", "constant_by_question_type"), {})
-    answers = {"test": {"accuracy": vqa, "constant": 30.0, "questions": 3, **kinds}}
-    make_run(run / "vqa", "x/demo/data/vqa_test.json", answers, {"answer": {}, "seed": seed})
-    result = {"row": name, "seed": seed, "stages": {"retrieval": {}, "vqa": {}}}
-    (run / "result.json").write_text(json.dumps(result))
+def write_run(folder: Path, config: dict, metrics: dict, log: str = "") -> Path:
+    """A run's folder as the scripts leave it."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(json.dumps({"seed": 1, "data": {"test": ["data/demo/test.json"]}, **config}))
+    (folder / "log.jsonl").write_text(log)
+    if metrics:
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    return folder
 
 
-def all_tables(folder: Path, **options) -> list[Table]:
-    return report.all_tables(runs.find_runs(folder), SimpleNamespace(**{"pairs_per_second": None, "gpus": 1} | options))
+TRAINED = "".join(
+    json.dumps({"step": step, "split": "train", "loss/itc": loss, "pairs_per_second": 9}) + "\n"
+    for step, loss in ((1, 6.5), (9, 2.5))
+)
+
+
+def tables(*found: Run, **options) -> dict[str, Table]:
+    """{title up to its first point, or whole: table}"""
+    options = SimpleNamespace(**{"pairs_per_second": None, "gpus": 1} | options)
+    return {table.title.partition(".")[0]: table for table in report.all_tables(list(found), options)}
 
 
 def row(table: Table, name: str) -> dict[str, str]:
@@ -82,10 +84,10 @@ def row(table: Table, name: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     "path, name",
     [
-        (COCO, "coco"),
-        (FLICKR, "flickr"),
+        ("data/coco/annotations/coco_test.json", "coco"),
+        ("data/flickr30k/annotations/flickr30k_test.json", "flickr"),
         ("/disk/VQAv2/annotations/test.json", "vqa"),
-        (DEMO, "demo"),
+        ("output/demo/data/retrieval_test.json", "demo"),
         ("data/mine/vqa_test.json", "mine"),
         ("test.json", "test"),
     ],
@@ -94,19 +96,35 @@ def test_the_data_set_is_recognized_by_the_test_files_folder(path, name):
     assert runs.data_name({"train": ["a/b.json"], "test": [path]}) == name
 
 
-def test_runs_without_numbers_and_folders_of_other_programs_are_left_out(tmp_path):
-    make_run(tmp_path / "a", COCO, recalls(80.0))
-    make_run(tmp_path / "b", COCO, {})
-    make_run(tmp_path / "other", COCO, recalls(80.0), {"seed": 1})
-    assert [run.folder.name for run in runs.find_runs(tmp_path)] == ["a"]
+def test_folders_are_read_as_the_scripts_leave_them_without_those_of_other_programs(tmp_path):
+    write_run(tmp_path / "a", {"rerank": {}}, recalls(80.0))
+    write_run(tmp_path / "b", {"rerank": {}, "seed": 2}, recalls(80.0), TRAINED + '{"step": 10, "cut')
+    write_run(tmp_path / "c", {"scst": {}, "train": {"objective": "xe"}}, {"test": SCORES}, TRAINED)
+    write_run(tmp_path / "d", {"scst": {}, "train": {"objective": "scst"}}, {"test": SCORES}, TRAINED)
+    vqa = write_run(tmp_path / "e/vqa", {"answer": {}}, {"val": ANSWERS}, TRAINED)
+    (vqa / "server.json").write_text('{"test_dev": 78.0}')
+    (vqa.parent / "result.json").write_text('{"row": "semmim"}')
+    write_run(tmp_path / "unfinished", {"mim": {}}, {})
+    write_run(tmp_path / "other", {}, recalls(80.0))
+    found = runs.find_runs(tmp_path)
+    assert [(run.stage, run.kind, run.seed) for run in found] == [
+        ("retrieval", "zero-shot", 1),
+        ("retrieval", "fine-tuned", 2),
+        ("caption", "CE", 1),
+        ("caption", "CIDEr opt.", 1),
+        ("vqa", "fine-tuned", 1),
+    ]
+    assert found[4].row == "semmim" and vqa_accuracy(found[4]) == 78.0 and found[0].settings == found[1].settings
     (tmp_path / "empty").mkdir()
-    refused(lambda: report.main([str(tmp_path / "empty")]), "no run in it")
+    refused(lambda: runs.find_runs(tmp_path / "empty"), "no run in it")
 
 
 def test_a_studys_table_gives_the_tables_of_its_folder(tmp_path, capsys):
     for name in ("semmim", "table4_none", "table6_15"):
         for seed in (1, 2):
-            make_ablation(tmp_path / "study", name, seed, 50.0 + seed * len(name), 70.0)
+            folder = tmp_path / "study" / name / f"seed_{seed}"
+            write_run(folder / "retrieval", {"rerank": {}, "seed": seed}, recalls(50.0 + seed * len(name)), TRAINED)
+            (folder / "result.json").write_text(json.dumps({"row": name}))
     report.main([str(tmp_path / "study"), "--format", "jsonl", "--output", str(tmp_path / "study.jsonl")])
     printed = []
     for source in ("study.jsonl", "study"):
@@ -117,7 +135,7 @@ def test_a_studys_table_gives_the_tables_of_its_folder(tmp_path, capsys):
     refused(lambda: report.main([str(tmp_path / "bad.jsonl")]), "bad.jsonl: no table of runs")
 
 
-@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("study", sorted((ROOT / "docs/study").glob("ablation*.jsonl")), ids=lambda path: path.stem)
 def test_the_studies_have_three_seeds_of_ten_rows(study):
     found = Ablations(runs.find_runs(study), "zero-shot")
     rows = {row["config"] for number in ablation.NUMBERS for row in PAPER[number]["rows"]} - {"table4_dvae"}
@@ -140,12 +158,19 @@ def test_an_effect_is_marked_if_a_t_test_says_so(count):
     assert runs.show([5.0], 1, effect=True) == "+5.0" and runs.show([0.0, 0.0], 1, effect=True) == "+0.0 ± 0.0 (2)"
 
 
+def test_only_seeds_of_equal_settings_kind_and_model_are_one_experiment_and_a_repeated_seed_is_another():
+    one = [make_run(seed=1), make_run(seed=2)]
+    apart = [make_run(seed=2), make_run(settings="b"), make_run(kind="zero-shot"), make_run(model=OTHER)]
+    ablations = [make_run(row="semmim", settings="c"), make_run(row="table4_none", settings="d")]
+    found = runs.groups([*one, *apart, *ablations, make_run("vqa")], "retrieval")
+    assert found == [one, *([run] for run in apart), [ablations[0]]]
+
+
 # ---------------------------------------------------------------------------------------------------------- the tables
 
 
-def test_table_1_shows_all_published_rows_ours_and_the_difference(tmp_path):
-    make_run(tmp_path / "coco", COCO, recalls(80.5))
-    table = all_tables(tmp_path)[0]
+def test_table_1_shows_all_published_rows_ours_and_the_difference():
+    table = tables(make_run(data="coco", metrics=recalls(80.5)))["Table 1"]
     assert [cells[0] for cells in table.rows[:13]] == [entry["name"] for entry in PAPER["1"]["rows"]]
     assert row(table, "OSCAR (Li et al., 2020)")["Flickr30K TR R@1"] == "-"
     assert row(table, "SemMIM (the paper)")["COCO TR R@1"] == "81.5"
@@ -155,168 +180,118 @@ def test_table_1_shows_all_published_rows_ours_and_the_difference(tmp_path):
     assert ours["Flickr30K TR R@1"] == "not run" and difference["Flickr30K TR R@1"] == "-"
 
 
-def test_seeds_share_a_row_and_other_settings_and_repeated_seeds_get_their_own(tmp_path):
-    for seed, value in ((1, 80.0), (2, 81.0)):
-        make_run(tmp_path / f"a{seed}", COCO, recalls(value), {**RETRIEVAL, "seed": seed})
-    make_run(tmp_path / "again", COCO, recalls(99.0), {**RETRIEVAL, "seed": 2})
-    make_run(tmp_path / "b", COCO, recalls(70.0), {"rerank": {"k": 9}, "seed": 1})
-    make_run(tmp_path / "f", FLICKR, recalls(90.0, 1000))
-    ours = [cells for cells in all_tables(tmp_path)[0].rows if cells[0].startswith("this code")]
-    assert [cells[2] for cells in ours] == ["80.5 ± 0.7 (2)", "99.0", "70.0"]
-    assert [cells[8] for cells in ours] == ["90.0", "not run", "not run"]
-    assert "a1 and" in ours[0][0] and ours[2][0].endswith("/b")
+def test_every_experiment_has_a_row_with_the_spread_of_its_seeds():
+    found = [make_run(data="coco", metrics=recalls(value), seed=seed) for seed, value in ((1, 80.0), (2, 81.0))]
+    found += [make_run(data="coco", metrics=recalls(70.0), settings="b", folder="x/b")]
+    found += [make_run(data="flickr", metrics=recalls(90.0, 1000), settings="f")]
+    ours = [cells for cells in tables(*found)["Table 1"].rows if cells[0].startswith("this code")]
+    assert [cells[2] for cells in ours] == ["80.5 ± 0.7 (2)", "70.0"]
+    assert [cells[8] for cells in ours] == ["90.0", "not run"]
+    assert "x/coco and 2 more" in ours[0][0] and ours[1][0].endswith("x/b")
 
 
-def test_other_kinds_and_models_are_no_seeds_of_one_experiment(tmp_path):
-    other = {**recalls(50.0), "run": {"model": {**MODEL, "text_layers": 2}}}
-    for seed, (metrics, trained) in enumerate([(recalls(80.0), True), (recalls(60.0), False), (other, True)]):
-        make_run(tmp_path / f"{seed}", DEMO, metrics, {**RETRIEVAL, "seed": seed}, trained)
-    assert [cells[3] for cells in all_tables(tmp_path)[1].rows[::3]] == ["80.0", "60.0", "50.0"]
-
-
-SCORES = {"bleu4": 39.0, "meteor": 30.0, "cider": 131.0, "spice": "not computed: it needs Java"}
-ANSWERS = {"val": {"accuracy": 75.0, "constant": 40.0}, "test": {"questions": 9}}
-VQA = "data/vqa/vqa_test_ocr.json"
-
-
-def test_captioning_and_question_answering_fill_their_columns(tmp_path):
-    for name, objective in (("ce", "xe"), ("scst", "scst")):
-        scores = {"test": {**SCORES, "images": 5000}}
-        make_run(tmp_path / name, COCO, scores, {"scst": {}, "seed": 1, "train": {"objective": objective}})
+def test_captioning_and_question_answering_fill_their_columns():
+    scores = {"test": {**SCORES, "images": 5000}}
+    found = [make_run("caption", "coco", scores, kind) for kind in ("CE", "CIDEr opt.")]
     nocaps = {"val": {**SCORES, "cider": 98.0, "images": 4500}}
-    make_run(tmp_path / "nocaps", "data/nocaps/nocaps_val.json", nocaps, {"scst": {}, "seed": 1}, trained=False)
-    server = {"test_dev": 78.0, "test_std": 78.5}
-    make_run(tmp_path / "vqa", VQA, ANSWERS, QUESTIONS, server=server)
-    by_title = {table.title[:7]: table for table in reversed(all_tables(tmp_path))}
-    captions, questions = row(by_title["Table 2"], "this code"), row(by_title["Table 3"], "this code")
+    found.append(make_run("caption", "nocaps", nocaps, "zero-shot"))
+    found.append(make_run("vqa", "vqa", {"test_dev": {"server": 78.0}, "test_std": {"server": 78.5}}))
+    shown = tables(*found)
+    captions, questions = row(shown["Table 2"], "this code"), row(shown["Table 3"], "this code")
     assert [captions[name] for name in ("CE C", "CIDEr opt. C", "NoCaps C")] == ["131.0", "131.0", "98.0"]
     assert captions["CE S"] == "not computed"
     assert [questions["test-dev"], questions["test-std"]] == ["78.00", "78.50"]
-    difference = row(by_title["Table 3"], "difference to the paper")
+    difference = row(shown["Table 3"], "difference to the paper")
     assert [difference["test-dev"], difference["test-std"]] == ["-0.12", "+0.32"]
 
 
-def test_zero_shot_and_other_data_stand_apart_from_the_papers_columns(tmp_path):
-    make_run(tmp_path / "zero", COCO, recalls(60.0), trained=False)
-    make_run(tmp_path / "demo", DEMO, recalls(20.0))
-    make_run(tmp_path / "own", FLICKR, {"test": {**SCORES, "images": 1000}}, {"scst": {}, "seed": 1, "train": {}})
-    first, other, *further = all_tables(tmp_path)
-    assert row(first, "this code")["COCO TR R@1"] == "not run"
-    shown = [cells[1:4] for cells in other.rows if cells[1]]
-    assert shown == [["demo", "fine-tuned", "20.0"], ["coco", "zero-shot", "60.0"]]
-    captions = next(table for table in further if table.title == "Table 2 on other data")
-    assert row(captions, f"{tmp_path.name}/own")["C"] == "131.0"
-
-
-def test_answers_of_a_model_that_was_only_evaluated_stand_apart_with_every_split_that_has_an_accuracy(tmp_path):
-    server = {"test_dev": 77.5, "test_std": 77.25}
-    make_run(tmp_path / "vqa", VQA, ANSWERS, QUESTIONS, trained=False, server=server)
-    first, other = (table for table in all_tables(tmp_path) if table.title.startswith("Table 3"))
-    assert row(first, "this code")["test-dev"] == "not run"
-    expected = [["val", "75.00", "40.00"], ["test-dev", "77.50", "-"], ["test-std", "77.25", "-"]]
-    assert [cells[3:] for cells in other.rows] == expected
-
-
-def test_zero_shot_recalls_of_an_ablation_stand_beside_the_fine_tuned_ones(tmp_path):
-    for name, value in (("semmim", 50.0), ("table4_none", 45.0)):
-        make_ablation(tmp_path, name, 1, value, 70.0)
-        folder = tmp_path / name / "seed_1"
-        make_run(folder / "zeroshot", DEMO, recalls(value - 20), {**RETRIEVAL, "seed": 1}, trained=False)
-        stages = dict.fromkeys(("zeroshot", "retrieval", "vqa"), {})
-        (folder / "result.json").write_text(json.dumps({"row": name, "seed": 1, "stages": stages}))
-    found = {table.title: table for table in all_tables(tmp_path)}
-    titles = [f"Table 4: this code by the mean of six recalls, {kind}" for kind in ("fine-tuned", "zero-shot")]
-    assert [row(found[title], "w/o MIM")["test re-ranked"] for title in titles] == ["41.0", "21.0"]
-
-
 @pytest.mark.parametrize(
-    "metrics, why",
+    "data, changes, label",
     [
-        (recalls(80.5, 10), "10 images"),
-        ({"val": recalls(80.5)["test"]}, "no test"),
-        ({**recalls(80.5), "run": {"model": {**MODEL, "text_layers": 2}}}, "another model"),
-        ({**recalls(80.5), "run": {}}, "unknown model"),
+        ("demo", {}, "demo"),
+        ("coco", {"kind": "zero-shot"}, "coco"),
+        ("coco", {"metrics": recalls(80.5, 10)}, "coco, 10 images"),
+        ("coco", {"metrics": recalls(80.5, split="val")}, "coco, no test"),
+        ("coco", {"model": OTHER}, "coco, another model"),
+        ("coco", {"model": None}, "coco, unknown model"),
     ],
 )
-def test_other_images_and_other_models_stand_apart_from_the_papers_columns(tmp_path, metrics, why):
-    make_run(tmp_path / "coco", COCO, metrics)
-    make_run(tmp_path / "vqa", VQA, {**metrics, **ANSWERS}, QUESTIONS, server={"test_dev": 78.0})
-    found = all_tables(tmp_path)
-    costs = next(table for table in found if table.title.startswith("Table 8."))
-    assert row(found[0], "this code")["COCO TR R@1"] == row(costs, "this code")["COCO TR R@1"] == "not run"
-    assert found[1].rows[0][1:4] == [f"coco, {why}", "fine-tuned", "80.5"]
-    if "model" in why:
-        table = next(table for table in found if table.title.startswith("Table 3:"))
-        assert [cells[1:5] for cells in table.rows] == [
-            [f"vqa, {why}", "fine-tuned", "val", "75.00"],
-            [f"vqa, {why}", "fine-tuned", "test-dev", "78.00"],
-        ]
+def test_other_data_images_kinds_and_models_stand_apart_from_the_papers_columns(data, changes, label):
+    found = tables(make_run(**{"data": data, "metrics": recalls(80.5), **changes}))
+    assert row(found["Table 1"], "this code")["COCO TR R@1"] == "not run"
+    assert row(found["Table 8"], "this code")["COCO TR R@1"] == "not run"
+    kind = changes.get("kind", "fine-tuned")
+    assert found["Table 1 on other data, and zero-shot"].rows[0][1:4] == [label, kind, "80.5"]
 
 
-def test_an_ablation_without_answers_of_the_test_set_shows_vals_accuracy_and_says_so(tmp_path):
-    make_ablation(tmp_path, "semmim", 1, 50.0, 70.0)
-    (tmp_path / "semmim/seed_1/vqa/metrics.json").write_text(json.dumps(ANSWERS))
-    config = {**QUESTIONS, "data": {"test": [VQA]}, "seed": 1}
-    (tmp_path / "semmim/seed_1/vqa/config.yaml").write_text(json.dumps(config))
-    table = next(table for table in all_tables(tmp_path) if table.title.startswith("Table 4."))
-    assert row(table, "encoding (the paper)")["ours"] == "75.00" and row(table, "w/o MIM")["ours"] == "not run"
-    assert "vqa on vqa, unknown model" in table.notes[0]
+def test_scores_of_other_captions_and_every_split_of_questions_have_tables():
+    metrics = {"val": ANSWERS, "test": {"questions": 9}, "test_dev": {"server": 77.5}}
+    found = tables(make_run("caption", "flickr", {"test": SCORES}, "CE"), make_run("vqa", "vqa", metrics, "zero-shot"))
+    assert row(found["Table 2 on other data"], "x/flickr")["C"] == "131.0"
+    assert row(found["Table 3"], "this code")["test-dev"] == "not run"
+    splits = found["Table 3: all splits, and other data"].rows
+    assert [cells[3:] for cells in splits] == [["val", "75.00", "40.00"], ["test-dev", "77.50", "-"]]
 
 
-def test_table_8_counts_parameters_and_days(tmp_path):
-    make_run(tmp_path / "coco", COCO, recalls(80.5))
-    costs, parameters = all_tables(tmp_path, pairs_per_second=800.0, gpus=8)[-2:]  # 5.1M x 20 / 100 / 86,400 days
-    ours = row(costs, "this code")
+def test_table_8_counts_parameters_and_days():
+    coco = make_run(data="coco", metrics=recalls(80.5))
+    found = tables(coco, pairs_per_second=800.0, gpus=8)  # 5.1M x 20 / 100 / 86,400 days
+    ours = row(found["Table 8"], "this code")
     assert ours["parameters"] == "85.0M" and ours["GPU days"] == "11.8" and ours["COCO TR R@1"] == "80.5"
-    assert row(parameters, "total without the encoding head")["parameters"] == "80,000,000"
-    assert "36.9 pairs/s per GPU" in costs.notes[0]
-    assert row(all_tables(tmp_path)[-2], "this code")["GPU days"] == "not run"
+    modules = found["Table 8: trainable parameters per module"]
+    assert row(modules, "total without the encoding head")["parameters"] == "80,000,000"
+    assert "36.9 pairs/s per GPU" in found["Table 8"].notes[0]
+    assert row(tables(coco)["Table 8"], "this code")["GPU days"] == "not run"
 
 
-# ------------------------------------------------------------------------------------------------------- the ablations
+def ablations(name: str, seed: int, recall: float, vqa: float, kind: str = "fine-tuned") -> list[Run]:
+    more = {"seed": seed, "row": name, "folder": f"{name}/seed_{seed}/stage"}
+    answers = {"test": {**ANSWERS, "accuracy": vqa}}
+    return [make_run(metrics=recalls(recall), kind=kind, **more), make_run("vqa", metrics=answers, **more)]
 
 
-def test_ablation_effects_are_paired_by_seed_and_mean_recalls_stand_apart(tmp_path):
+def test_ablation_effects_are_paired_by_seed_and_mean_recalls_stand_apart():
+    found = []
     for seed, best in ((1, 50.0), (2, 60.0), (3, 10.0)):
-        make_ablation(tmp_path, "semmim", seed, best, 70.0)
-        make_ablation(tmp_path, "table4_none", seed, best - 2 - seed, 70.0)  # differences of -3, -4, -5: t = 6.9
+        found += ablations("semmim", seed, best, 70.0)
+        found += ablations("table4_none", seed, best - 2 - seed, 70.0)  # differences of -3, -4, -5: t = 6.9
     for seed, value in ((1, 48.0), (2, 59.0)):
-        make_ablation(tmp_path, "table5_random", seed, value, 69.0 + seed)
-    found = {table.title.partition(".")[0]: table for table in all_tables(tmp_path)}
-    random, guided = found["Table 5"].rows
+        found += ablations("table5_random", seed, value, 69.0 + seed)
+    shown = tables(*found)
+    random, guided = shown["Table 5"].rows
     assert random[0] == "random" and random[1:3] == ["81.0", "-0.5"]
     assert random[3] == "53.5 ± 7.8 (2)" and random[4] == "-1.5 ± 0.7 (2)"  # -2 and -1, not against all three
     assert random[-2:] == ["70.50 ± 0.71 (2)", "+0.50 ± 0.71 (2)"]
     assert guided[3].endswith("(3)") and [guided[place] for place in (2, 4, 6, 8, 10, 12)] == ["-"] * 6
-    assert next(cells for cells in found["Table 7"].rows if cells[0] == "6")[3:5] == ["not run", "-"]
-    (note,) = found["Table 5"].notes
-    assert note.startswith("Ours: retrieval on demo, fine-tuned; vqa on demo, fine-tuned; re-ranked; of test")
-    means = found["Table 4: this code by the mean of six recalls, fine-tuned"]
+    assert next(cells for cells in shown["Table 7"].rows if cells[0] == "6")[3:5] == ["not run", "-"]
+    (note,) = shown["Table 5"].notes
+    assert note.startswith("Ours: retrieval on demo, fine-tuned; vqa on demo, fine-tuned;")
+    means = shown["Table 4: this code by the mean of six recalls, fine-tuned"]
     assert row(means, "encoding (the paper)")["test effect"] == "-"
     none = row(means, "w/o MIM")
     assert none["test effect"] == "-4.0* ± 1.0 (3)" and none["val effect"] == "-"
     assert none["test re-ranked"] == none["test by ITC"] == f"32.0 ± {statistics.stdev([43, 52, 1]):.1f} (3)"
 
 
-# ----------------------------------------------------------------------------------------------------- the summary
+def test_zero_shot_recalls_of_an_ablation_stand_beside_the_fine_tuned_ones():
+    found = []
+    for name, value in (("semmim", 50.0), ("table4_none", 45.0)):
+        found += ablations(name, 1, value, 70.0) + ablations(name, 1, value - 20, 70.0, "zero-shot")
+    titles = [f"Table 4: this code by the mean of six recalls, {kind}" for kind in ("fine-tuned", "zero-shot")]
+    assert [row(tables(*found)[title], "w/o MIM")["test re-ranked"] for title in titles] == ["41.0", "21.0"]
+
+
+# ------------------------------------------------------------------------------------------ summary, formats and pages
 
 
 def test_the_summary_shows_losses_recalls_and_accuracies(tmp_path, capsys):
-    make_ablation(tmp_path, "a", 1, 50.0, 66.67)
-    folder = tmp_path / "pretrain"
-    folder.mkdir()
-    (folder / "config.yaml").write_text("seed: 1\nmim: {}\ndata: {train: [a/b.json]}\n")
-    steps = [
-        {"step": step, "split": "train", "loss/itc": loss, "pairs_per_second": 9} for step, loss in ((1, 6.5), (9, 2.5))
-    ]
-    (folder / "log.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps) + '{"step": 10, "cut')
+    write_run(tmp_path / "pretrain", {"mim": {}}, {}, TRAINED)
+    write_run(tmp_path / "retrieval", {"rerank": {}}, recalls(50.0))
+    write_run(tmp_path / "vqa", {"answer": {}}, {"test": {**ANSWERS, "questions": 3, **TYPES}})
     report.main([str(tmp_path)])
     out = capsys.readouterr().out
     assert "step 9, 9 pairs/s" in out and "6.500 ->    2.500" in out
-    assert all(out.count(f" {value}") >= 3 for value in ("50.00", "41.00")) and " 66.67 " in out
-
-
-# ------------------------------------------------------------------------------------------------- formats and pages
+    assert all(out.count(f" {value}") >= 3 for value in ("50.00", "41.00")) and " 75.00 " in out
 
 
 def test_latex_is_escaped_and_title_and_notes_are_comments():
@@ -326,42 +301,29 @@ def test_latex_is_escaped_and_title_and_notes_are_comments():
 
 
 @pytest.mark.parametrize("kind", report.FORMATS)
-def test_every_format_shows_all_tables_and_can_go_to_a_file(tmp_path, capsys, kind):
-    make_run(tmp_path / "coco", COCO, recalls(80.5))
+def test_every_format_shows_all_tables_and_can_go_to_a_new_file(tmp_path, capsys, kind):
+    write_run(tmp_path / "run", {"rerank": {}}, recalls(80.5))
     report.main([str(tmp_path), "--format", kind])
-    shown = capsys.readouterr().out
+    shown, output = capsys.readouterr().out, tmp_path / "new/folder/tables"
     assert [number for number in range(1, 9) if f"Table {number}." in shown] == list(range(1, 9))
-    output = tmp_path / "new/folder/tables"
-    report.main([str(tmp_path), "--format", kind, "--output", str(output)])
+    arguments = [str(tmp_path), "--format", kind, "--output", str(output)]
+    report.main(arguments)
     assert output.read_text() == shown and [path.name for path in output.parent.iterdir()] == ["tables"]
+    refused(lambda: report.main(arguments), "exists already")
 
 
-def test_a_page_is_written_to_a_new_file_alone(tmp_path):
-    make_run(tmp_path / "coco", COCO, recalls(80.5))
-    (tmp_path / "mine.html").write_text("the user's")
-    with pytest.raises(UserError, match="exists already"):
-        report.main([str(tmp_path), "--format", "html", "--output", str(tmp_path / "mine.html")])
-    assert (tmp_path / "mine.html").read_text() == "the user's"
-    refused(lambda: report.main([str(tmp_path), "--format", "html"]), "needs --output")
-
-
-def test_the_page_holds_all_tables_curves_and_settings_and_needs_no_other_file(tmp_path):
-    make_ablation(tmp_path, "semmim", 1, 50.0, 70.0)
-    make_ablation(tmp_path, "table4_none", 1, 45.0, 70.0)
-    make_run(tmp_path / "<i>zero", DEMO, recalls(20.0))
-    folder = tmp_path / "pretrain"
-    (folder / "images").mkdir(parents=True)
-    save_config(load_config(PRETRAIN.schema, ["train.lr=0.5"], PRETRAIN), folder / "config.yaml")
-    (folder / "log.jsonl").write_text(
-        "".join(f'{{"step": {n}, "split": "train", "pairs_per_second": 9, "loss": {n}}}\n' for n in (1, 2))
-    )
+def test_the_page_holds_tables_curves_and_settings_and_needs_no_other_file(tmp_path):
+    write_run(tmp_path / "<i>zero", {"rerank": {}}, recalls(20.0))
+    folder = write_run(tmp_path / "pretrain", {"mim": {}, "lr": 0.5}, {}, TRAINED)
+    (folder / "images").mkdir()
     Image.new("RGB", (90, 50), "gray").save(folder / "images/masking_0000009.png")
-    for runs_of, count, images in ((tmp_path, 8, 2 + 1), (folder, 0, 2)):  # curves; the image
+    for runs_of, count in ((tmp_path, 8), (folder, 0)):
         report.main([str(runs_of), "--format", "html", "--output", str(tmp_path / f"{count}.html")])
         text = (tmp_path / f"{count}.html").read_text()
         assert "http" not in re.sub(r"base64,[^\"]*", "", text) and "<i>" not in text
         assert text.startswith("<!doctype html>") and 'name="viewport" content="width=device-width' in text
         assert all(f'id="{name}"' in text for name in re.findall(r'href="#(\w+)', text))
         assert [number for number in range(1, 9) if f"Table {number}." in text] == list(range(1, count + 1))
-        assert text.count("data:image/png") == images and "masking_0000009" in text
-        assert "lr: 0.5" in text
+        assert text.count("data:image/png") == 2 and "masking_0000009" in text  # curves, the image
+        assert "&#34;lr&#34;: 0.5" in text
+    refused(lambda: report.main([str(tmp_path), "--format", "html"]), "needs --output")
