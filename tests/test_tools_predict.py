@@ -18,6 +18,7 @@ from models.caption import CaptionModel
 from models.semmim import build_backbone
 from semmim import SemMIM
 from tools.predict import __main__ as predict
+from tools.predict.files import write_rows
 from utils import UserError, load_checkpoint, save_checkpoint, write_json
 
 TEXTS = ["a red bus", "two dogs", "nothing at all"]
@@ -78,10 +79,8 @@ def test_every_question_is_answered_about_every_image(folder, run, tmp_path):
     options = [word for question in questions for word in ("--question", question)]
     assert run("vqa", folder / "images", *options)[0] == found
     (tmp_path / "answers.txt").write_text("dog\ntwo\n")
-    assert run("vqa", paths[0], "--question", "is it red?", "--answers", tmp_path / "answers.txt")[0][0][2] in (
-        "dog",
-        "two",
-    )
+    chosen, _ = run("vqa", folder / "images", *options, "--answers", tmp_path / "answers.txt")
+    assert {answer for _, _, answer in chosen} <= {"dog", "two"}
 
 
 def test_the_order_that_was_better_on_val_is_taken(folder, run, tmp_path):
@@ -100,13 +99,10 @@ def test_a_folder_is_ranked_for_each_sentence_whatever_can_be_read_in_it(folder,
     for name, content in (("1", "a"), ("2", None), ("3", "b"), ("4", "a")):  # numbers must not shift
         data = (folder / "images" / f"{content}.png").read_bytes() if content else b"no image"
         (tmp_path / f"{name}.png").write_bytes(data)
-    found = []
-    for size in ("64", "2"):
-        printed, _ = run("retrieve", tmp_path, "--text", "a red bus", "--text", "x", "--batch_size", size)
-        found.append({(query, item): float(score) for query, _, item, score, _ in printed})
-    assert {item for _, item in found[0]} == {str(tmp_path / f"{name}.png") for name in "134"} and len(found[0]) == 6
-    assert found[1] == pytest.approx(found[0], abs=1e-4)
-    assert found[0]["x", str(tmp_path / "1.png")] == found[0]["x", str(tmp_path / "4.png")]
+    printed, _ = run("retrieve", tmp_path, "--text", "a red bus", "--text", "x", "--batch_size", "2")
+    found = {(query, item): float(score) for query, _, item, score, _ in printed}
+    assert {item for _, item in found} == {str(tmp_path / f"{name}.png") for name in "134"} and len(found) == 6
+    assert found["x", str(tmp_path / "1.png")] == pytest.approx(found["x", str(tmp_path / "4.png")], abs=1e-4)
 
 
 def test_zero_shot_accuracy_is_that_of_the_classes_that_are_most_probable(folder, run, tmp_path):
@@ -126,8 +122,8 @@ def test_zero_shot_accuracy_is_that_of_the_classes_that_are_most_probable(folder
 
 
 def test_what_numbers_the_folders_is_no_part_of_the_names_of_classes_and_never_all_of_it():
-    for names in (["n01440764", "n01443537", "n02102040"], ["0", "1", "10"]):
-        refused(lambda names=names: predict.class_names(names, None), "without --names FILE")
+    for names in (["n01440764", "n01443537", "n02102040"], ["0", "1", "10"], ["class_1", "class_2", "dog"]):
+        refused(lambda names=names: predict.class_names(names, None), "differ in their numbers alone", "--names FILE")
     for names in (["boeing 737-200", "A310", "DC-10"], ["7 up", "737 boeing", "dog"], ["3d printer", "4x4 car"]):
         assert predict.class_names(names, None) == names
     birds, dogs = ["001.Black_footed_Albatross", "002.Laysan_Albatross"], ["n02085620-Chihuahua", "n02085782-pug"]
@@ -135,13 +131,9 @@ def test_what_numbers_the_folders_is_no_part_of_the_names_of_classes_and_never_a
     assert predict.class_names(dogs, None) == ["Chihuahua", "pug"]
 
 
-def test_names_that_the_vocabulary_cannot_tell_apart_are_refused_and_unknown_ones_are_named(folder, run, capsys):
-    with pytest.raises(UserError, match="'Bus' and 'bus' read the same with this vocabulary"):
-        run("classify", folder / "images", "--classes", "dog", "Bus", "bus")
-    capsys.readouterr()
-    predict.main(
-        ["classify", str(folder / "images"), "--classes", "dog", "🐕", "--checkpoint", str(folder / "pre.pth")]
-    )
+def test_classes_with_parts_that_the_vocabulary_lacks_are_named(folder, capsys):
+    options = ["--classes", "dog", "🐕", "--checkpoint", str(folder / "pre.pth")]
+    predict.main(["classify", str(folder / "images"), *options])
     assert "note: 1 of 2 names have parts that the vocabulary lacks, such as 🐕" in capsys.readouterr().err
 
 
@@ -210,15 +202,22 @@ def test_wrong_options_are_one_line(folder, run, arguments, message):
         run(*(places.get(word, word) for word in arguments))
 
 
+def test_a_cell_that_would_be_a_formula_is_text_and_a_name_that_is_no_utf8_ends_nothing(tmp_path):
+    names = ["=1+1", "+1", "@x", "a=1", "\udcff"]
+    write_rows(({"image": Path(name), "score": -0.5} for name in names), tmp_path / "rows.csv")
+    assert [row["image"] for row in rows(tmp_path / "rows.csv")] == ["'=1+1", "'+1", "'@x", "a=1", "?"]
+    assert {row["score"] for row in rows(tmp_path / "rows.csv")} == {"-0.5"}
+
+
 def test_the_sheet_shows_both_scores_what_was_left_out_and_names_as_plain_text(folder, tmp_path, capsys):
     for name in ("a & b.png", "<c>.png"):
         (tmp_path / name).write_bytes((folder / "images" / "a.png").read_bytes())
-    (tmp_path / "bad.png").write_bytes(b"no image")
+    (tmp_path / "bad\x1b[31m.png").write_bytes(b"no image")
     command = ["retrieve", str(tmp_path), "--text", "a <red> bus", "--text", "x", "--k", "1"]
     command += ["--output", str(tmp_path / "sheet.html"), "--checkpoint", str(folder / "pre.pth"), "--device", "cpu"]
     predict.main(command)
     printed, page = capsys.readouterr(), (tmp_path / "sheet.html").read_text(encoding="utf-8")
-    assert "left out: " in printed.err and "bad.png" in printed.err
+    assert "left out: " in printed.err and "bad" in printed.err and "\x1b" not in printed.err
     head, first, _ = re.split(r'<h2 id="q\d">', page)
     assert "(1 more could not be read), by each of 2 queries" in head and "of the first 1 by cosine" in head
     assert "a &lt;red&gt;" in first and "<red>" not in page and "<c>" not in page and 'href="a%20%26%20b.png"' in first

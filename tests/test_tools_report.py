@@ -103,7 +103,8 @@ def test_folders_are_read_as_the_scripts_leave_them_without_those_of_other_progr
     write_run(tmp_path / "d", {"scst": {}, "train": {"objective": "scst"}}, {"test": SCORES}, TRAINED)
     vqa = write_run(tmp_path / "e/vqa", {"answer": {}}, {"val": ANSWERS}, TRAINED)
     (vqa / "server.json").write_text('{"test_dev": 78.0}')
-    (vqa.parent / "result.json").write_text('{"row": "semmim"}')
+    (vqa.parent / "result.json").write_text('{"row": "semmim", "stages": {"vqa": {}}}')
+    write_run(vqa.parent / "retrieval", {"rerank": {}}, recalls(50.0))  # whose evaluation has not ended
     write_run(tmp_path / "unfinished", {"mim": {}}, {})
     write_run(tmp_path / "other", {}, recalls(80.0))
     found = runs.find_runs(tmp_path)
@@ -124,7 +125,7 @@ def test_a_studys_table_gives_the_tables_of_its_folder(tmp_path, capsys):
         for seed in (1, 2):
             folder = tmp_path / "study" / name / f"seed_{seed}"
             write_run(folder / "retrieval", {"rerank": {}, "seed": seed}, recalls(50.0 + seed * len(name)), TRAINED)
-            (folder / "result.json").write_text(json.dumps({"row": name}))
+            (folder / "result.json").write_text(json.dumps({"row": name, "stages": {"retrieval": {}}}))
     report.main([str(tmp_path / "study"), "--format", "jsonl", "--output", str(tmp_path / "study.jsonl")])
     printed = []
     for source in ("study.jsonl", "study"):

@@ -13,7 +13,7 @@ from tools.demo import scenes
 from tools.visualize import __main__ as visualize
 from tools.visualize import encodings, figures
 from tools.visualize import scenes as numbers
-from utils import UserError, save_checkpoint
+from utils import save_checkpoint
 
 
 def write_checkpoint(path, *overrides, stage="pretrain") -> None:
@@ -60,11 +60,7 @@ def test_models_without_an_encoding_head_or_a_teacher(tmp_path, overrides):
     assert "figure2_encoding_head.png" not in files and "masking.png" in files
 
 
-def test_wrong_input_is_one_line(tmp_path):
-    write_checkpoint(tmp_path / "checkpoint.pth")
-    refused(lambda: draw(tmp_path / "checkpoint.pth", "--images", 0), "--images")
-    with pytest.raises(UserError, match=r"checkpoint.pth: no folder to write into \(File exists\)"):
-        draw(tmp_path / "checkpoint.pth", "--output", tmp_path / "checkpoint.pth")
+def test_a_checkpoint_of_another_stage_is_refused(tmp_path):
     write_checkpoint(tmp_path / "vqa.pth", stage="vqa")
     refused(lambda: draw(tmp_path / "vqa.pth"), "a checkpoint of vqa; the figures need one of Pretrain.py")
 

@@ -22,7 +22,8 @@ def write(path: Path, template: str, **values) -> None:
     environment.filters["image"] = data_uri
     style = (HERE / "page.css").read_text(encoding="utf-8")
     with replacing(path) as temporary:
-        temporary.write_text(environment.get_template(template).render(style=style, **values), encoding="utf-8")
+        text = environment.get_template(template).render(style=style, **values)
+        temporary.write_text(text, encoding="utf-8", errors="replace")  # names may be no UTF-8
 
 
 def data_uri(image) -> str:
@@ -40,4 +41,4 @@ def data_uri(image) -> str:
 
 def relative(path: Path, page: Path) -> str:
     """The address of a file for a link on a page."""
-    return urllib.parse.quote(os.path.relpath(path, page.parent))
+    return urllib.parse.quote(os.fsencode(os.path.relpath(path, page.parent)))

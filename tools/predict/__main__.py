@@ -26,14 +26,13 @@ import utils
 from dataset.files import read_json
 from models.generation import MODES
 from semmim import SemMIM
-from semmim.inputs import choices
 from semmim.model import TEMPLATES, K
 from tools.predict.files import find_images, images_in, note, output_path, read_lines, write_features, write_rows
 from tools.predict.sheet import write_sheet
 from tools.prepare.common import progress
 
 ROWS = (".jsonl", ".csv")  # files of rows
-NUMBER = re.compile(r"n?\d+([-._ ]+|$)")  # 001.Black_footed_Albatross, n02085620-Chihuahua, n01440764
+NUMBER = re.compile(r"n?\d+[-._ ]+(?=.*[^\W\d_])")  # 001.Black_footed_Albatross, n02085620-Chihuahua
 WRITING = ("mode", "beams", "min_tokens", "max_tokens", "length_penalty", "top_k", "top_p", "temperature")
 
 
@@ -237,10 +236,12 @@ def class_names(folders: list[str], file: str | None) -> list[str]:
         names = read_json(utils.find_file(file, "--names"))
         if missing := [name for name in folders if name not in names]:
             raise utils.UserError(f"--names {file}: has no name for the folder {missing[0]}")
-        return choices([names[name] for name in folders], "--names")
-    if all(map(NUMBER.match, folders)):  # where a number is all, choices refuses what is left
+        return [names[name] for name in folders]
+    if len({re.sub(r"\d+", "", name) for name in folders}) < len(folders):  # n01440764, n02102040, or 0, 1, 10
+        raise utils.UserError("folders differ in their numbers alone, a class is found by its words; give --names FILE")
+    if all(map(NUMBER.match, folders)):
         folders = [NUMBER.sub("", name, count=1) for name in folders]
-    return choices([name.replace("_", " ") for name in folders], "names of folders, without --names FILE")
+    return [name.replace("_", " ") for name in folders]
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from tqdm import tqdm
 import utils
 from dataset.files import IMAGE_ENDINGS, folder_images, text_lines
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what begins a formula in a spreadsheet
+
 
 def find_images(names: Sequence[str]) -> list[Path]:
     """The files named, and those in the folders named, each once."""
@@ -52,17 +54,18 @@ def write_rows(rows: Iterable[dict], path: Path | None) -> None:
     what it has found. The file is opened when there is a first row."""
     if path is None:
         for row in rows:
-            tqdm.write("\t".join("-" if x is None else str(x) for x in row.values()))
+            tqdm.write("\t".join("-" if x is None else utils.printable(str(x)) for x in row.values()))
         return
     rows = iter(rows)
     first = next(rows, {})
-    with open(path, "w", encoding="utf-8", newline="") as file:
+    with open(path, "w", encoding="utf-8", errors="replace", newline="") as file:  # names may be no UTF-8
         table = csv.DictWriter(file, list(first)) if path.suffix == ".csv" else None
         if table:
             table.writeheader()
         for row in itertools.chain([first], rows):
             if table:
-                table.writerow(row)
+                texts = {key: str(x) for key, x in row.items() if isinstance(x, str | Path)}
+                table.writerow(row | {key: f"'{x}" for key, x in texts.items() if x.startswith(FORMULA)})
             else:
                 file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
     note(f"wrote {path}")
@@ -76,4 +79,4 @@ def write_features(path: Path, features: dict[str, np.ndarray], names: dict[str,
 
 def note(line: object) -> None:
     """A line that is no result, on stderr."""
-    tqdm.write(str(line), file=sys.stderr)
+    tqdm.write(utils.printable(str(line)), file=sys.stderr)

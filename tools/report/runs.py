@@ -61,10 +61,11 @@ def find_runs(path: Path, unfinished: bool = False) -> list[Run]:
 
 
 def read_run(folder: Path) -> Run | None:
-    """The run in a folder; None for other programs' folders."""
+    """The run in a folder; None for a stage of an ablation that has not ended, and for other programs' folders."""
     config = read_yaml(folder / "config.yaml")
     stage = next((stage for key, stage in STAGE_OF_KEY.items() if key in config), None)
-    if stage is None:
+    result = read_if_there(folder.parent / "result.json")  # of tools.ablate
+    if stage is None or (result and folder.name not in result["stages"]):
         return None
     metrics = read_if_there(folder / "metrics.json")
     for split, accuracy in read_if_there(folder / "server.json").items():  # of the VQA evaluation server
@@ -83,7 +84,7 @@ def read_run(folder: Path) -> Run | None:
         seed=config["seed"],
         settings=hashlib.sha1(same.encode()).hexdigest()[:12],
         metrics=metrics,
-        row=read_if_there(folder.parent / "result.json").get("row"),  # of tools.ablate
+        row=result.get("row"),
     )
 
 
