@@ -56,12 +56,6 @@ def test_every_command_is_accepted(line, monkeypatch):
         assert load_config(words[words.index("--config") + 1], [word for word in given if "=" in word], stage)
 
 
-def test_five_commands_lead_from_a_folder_to_a_search_page():
-    own = PAGES["README.md"].partition("\n## Your own images\n")[2].partition("\n## ")[0]
-    names = [re.match(r"(?:-m )?(\S+)", line)[1] for line in commands(own)]
-    assert names == ["tools.prepare", "Pretrain.py", "Caption.py", "tools.predict", "tools.predict"]
-
-
 def test_every_link_to_a_section_leads_to_its_heading():
     for name, text in PAGES.items():
         for file, anchor in re.findall(r"\]\(([\w./-]*)#([^)]+)\)", text):

@@ -71,20 +71,6 @@ def test_examples_are_the_clearest_and_at_most_two_of_an_image():
     assert encodings.Clustering(assignment, score).examples(1, 4) == [(0, 1), (1, 3), (0, 2), (1, 0)]
 
 
-def test_labels_of_patches_follow_the_scene():
-    scene = scenes.make_scene(0, 3)
-    caption = scenes.captions(scene)[0]
-    known = numbers.patch_labels([scene], [caption], 64, 8)
-    named = scenes.named_objects(scene, caption)
-    for patch, place in enumerate(scenes.patch_objects(scene, 64, 8)):
-        shown = {name: labels[patch] for name, labels in known.items() if labels[patch]}
-        if place >= 0:
-            assert f"{shown['color']} {shown['class']}" == scene.objects[place].label and shown["object"] == "object"
-            assert shown["kind"] == ("named" if named[place] else "unnamed")
-        else:
-            assert shown == {"object": "background", "background": scene.background, "kind": "background"}
-
-
 def test_a_perfect_clustering_agrees_with_its_labels_and_a_shuffled_one_does_not():
     chosen = [scenes.make_scene(2, index) for index in range(12)]
     known = numbers.patch_labels(chosen, [scenes.captions(scene)[0] for scene in chosen], 64, 8)
@@ -112,11 +98,3 @@ def test_patterns_and_similarity_are_those_that_pre_training_shows():
     similarity, patterns = encodings.encode(model, batch["image2"], batch["input_ids"], batch["attention_mask"])
     assert torch.equal(patterns.assignment, shown["patterns"]) and patterns.score.max() <= 1
     assert torch.allclose(similarity, shown["similarity"], atol=1e-6)
-
-
-def test_guided_masks_prefer_similar_patches():
-    similarity = torch.zeros(200, 16)
-    similarity[:, :4] = 1.0
-    uniform = torch.rand(200, 16, generator=torch.Generator().manual_seed(0))
-    guided, random = (encodings.draw_masks(similarity, 0.25, 0.07, uniform, guided=on) for on in (True, False))
-    assert guided[:, :4].float().mean() > 0.99 and abs(random[:, :4].float().mean() - 0.25) < 0.05

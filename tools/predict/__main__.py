@@ -156,7 +156,7 @@ def retrieve(args: argparse.Namespace) -> Iterator[dict]:
     found = model.search(images, texts, images_ask=images_ask, k=args.k, left_out=left_out)
     queries, items = (paths, texts) if images_ask else (texts, paths)
     if args.output and args.output.suffix == ".html":
-        write_sheet(args.output, args.checkpoint, model, queries, items, found, args.top)
+        write_sheet(args, model, queries, items, found)
         note(f"wrote {args.output}")
     for query, hits in zip(queries, found, strict=True):
         for place, hit in enumerate(hits[: args.top], 1):

@@ -1,5 +1,6 @@
 """The search sheet of `tools.predict retrieve --output sheet.html`: one page for all queries, thumbnails in it."""
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,20 +15,14 @@ Item = Path | str
 
 
 def write_sheet(
-    path: Path,
-    checkpoint: str,
-    model: SemMIM,
-    queries: Sequence[Item],
-    items: Sequence[Item],
-    found: Sequence[Sequence[Hit]],
-    top: int,
+    args: Namespace, model: SemMIM, queries: Sequence[Item], items: Sequence[Item], found: Sequence[Sequence[Hit]]
 ) -> None:
-    """What was searched and how, then a section a query with its `top` items, of those that the hits' numbers count."""
+    """What was searched and how, then a section a query with its first items, which the hits' numbers count."""
     pages.write(
-        path,
+        args.output,
         "predict/sheet.html",
         title="Search results",
-        checkpoint=checkpoint,
+        checkpoint=args.checkpoint,
         stage=model.stage,
         items="images" if isinstance(items[0], Path) else "sentences",
         asked=len(found[0]),
@@ -35,7 +30,7 @@ def write_sheet(
         k=sum(hit.score is not None for hit in found[0]),
         by=SCORES[model.order()[0]],
         queries=[
-            (shown(query, path), [(hit, shown(items[hit.number], path)) for hit in hits[:top]])
+            (shown(query, args.output), [(hit, shown(items[hit.number], args.output)) for hit in hits[: args.top]])
             for query, hits in zip(queries, found, strict=True)
         ],
     )
