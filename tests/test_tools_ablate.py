@@ -14,7 +14,7 @@ from conftest import refused
 
 from engine.config import arguments as script_arguments
 from tools.ablate import __main__ as ablate
-from tools.ablate import plan, running
+from tools.ablate import running
 from utils import Stopped, UserError, make_folder
 
 BASE = "configs/demo/Pretrain.yaml"
@@ -56,10 +56,10 @@ def arguments(tmp_path, *more) -> list[str]:
 
 
 def test_start_layers_scale_with_depth():
-    assert [plan.scaled_layer(layer, 12) for layer in (1, 6, 9, 12)] == [1, 6, 9, 12]
-    assert [plan.scaled_layer(layer, 6) for layer in (1, 6, 9, 12)] == [1, 3, 5, 6]
-    assert [plan.scaled_layer(layer, 24) for layer in (1, 6, 9, 12)] == [2, 12, 18, 24]
-    assert [plan.scaled_layer(layer, 2) for layer in (1, 6, 9, 12)] == [1, 1, 2, 2]
+    assert [ablate.scaled_layer(layer, 12) for layer in (1, 6, 9, 12)] == [1, 6, 9, 12]
+    assert [ablate.scaled_layer(layer, 6) for layer in (1, 6, 9, 12)] == [1, 3, 5, 6]
+    assert [ablate.scaled_layer(layer, 24) for layer in (1, 6, 9, 12)] == [2, 12, 18, 24]
+    assert [ablate.scaled_layer(layer, 2) for layer in (1, 6, 9, 12)] == [1, 1, 2, 2]
 
 
 def test_every_row_runs_once_a_seed_a_failed_one_is_named_and_tried_again_and_the_others_go_on(tmp_path, fake):
@@ -120,7 +120,7 @@ def test_as_many_runs_as_slots_go_side_by_side(tmp_path, monkeypatch, fake):
 
 def test_a_stage_uses_its_gpus_and_resumes_from_its_checkpoint(tmp_path):
     parsed = ablate.parse_arguments(arguments(tmp_path, 5, "--seeds", 1, "--stages", "zeroshot", "retrieval"))
-    run = plan.plan(parsed)[0][1]
+    run = ablate.plan(parsed)[0][1]
     pretrain, zeroshot, retrieval = (running.command(run, stage, 2, "auto") for stage in run.stages)
     for words in (pretrain, zeroshot, retrieval):
         script_arguments("", words[words.index("--config") :])  # which the scripts accept
@@ -158,7 +158,7 @@ def test_a_signal_ends_the_running_stage_starts_no_other_and_the_next_call_resum
         ablate.main(arguments(tmp_path, 5, "--seeds", 1))
     assert not started[1].exists() and not (tmp_path / "out/semmim/seed_42/result.json").exists()
     assert (tmp_path / "out/semmim/seed_42/pretrain/checkpoint_last.pth").exists()  # its process was waited for
-    monkeypatch.setattr(plan, "rows_of", lambda tables: ["semmim"])
+    monkeypatch.setattr(ablate, "rows_of", lambda tables: ["semmim"])
     ablate.main(arguments(tmp_path, 5, "--seeds", 1))
     lines = (tmp_path / "out/semmim/seed_42/pretrain.log").read_text().splitlines()
     assert lines == [f"{torch.get_num_threads()} 4"] * 2

@@ -12,7 +12,6 @@ from tiny import make_batch, save_codebook, tiny_config, tiny_model
 from tools.demo import scenes
 from tools.visualize import __main__ as visualize
 from tools.visualize import encodings, figures
-from tools.visualize import scenes as numbers
 from utils import save_checkpoint
 
 
@@ -73,12 +72,12 @@ def test_examples_are_the_clearest_and_at_most_two_of_an_image():
 
 def test_a_perfect_clustering_agrees_with_its_labels_and_a_shuffled_one_does_not():
     chosen = [scenes.make_scene(2, index) for index in range(12)]
-    known = numbers.patch_labels(chosen, [scenes.captions(scene)[0] for scene in chosen], 64, 8)
+    known = visualize.patch_labels(chosen, [scenes.captions(scene)[0] for scene in chosen], 64, 8)
     _, flat = np.unique(np.char.add(known["color"], known["background"]), return_inverse=True)
-    found = numbers.agreement(flat, known)
+    found = visualize.agreement(flat, known)
     assert found["color"] == found["background"] == pytest.approx(1) and found["class"] < 0.5
-    shuffled = numbers.agreement(np.random.default_rng(0).permutation(flat), known)
-    assert all(abs(shuffled[label]) < 0.1 for label in numbers.LABELS)
+    shuffled = visualize.agreement(np.random.default_rng(0).permutation(flat), known)
+    assert all(abs(shuffled[label]) < 0.1 for label in visualize.LABELS)
 
 
 def test_the_masking_figure_hides_the_masked_patches():

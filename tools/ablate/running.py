@@ -1,4 +1,4 @@
-"""How tools.ablate runs its stages: some side by side, each with its share of cores and GPUs; a second call resumes."""
+"""A study's runs, and how tools.ablate works on them: some side by side, each with its share of cores and GPUs."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from dataset.files import read_json
 from engine.config import differences
 from engine.distributed import stop_signals
-from tools.ablate.plan import STAGES, AblationRun, Stage
-from utils import ROOT, UserError, clock, make_folder, one_line, stop_requests, write_json
+from utils import ROOT, Config, UserError, clock, make_folder, one_line, stop_requests, write_json
 
+STAGES = {"pretrain": "Pretrain.py", "zeroshot": "Retrieval.py", "retrieval": "Retrieval.py", "vqa": "VQA.py"}
 # Settings that change no number: finished stages stay finished when one of them differs.
 HARMLESS = (
     "data.num_workers",
@@ -29,6 +31,26 @@ HARMLESS = (
     "mim.codebook",
 )
 Gpus = list[str]
+
+
+@dataclass
+class Stage:
+    """One script's run: its name in STAGES, configuration file, overrides and the configuration that they give."""
+
+    name: str
+    config: str
+    overrides: list[str]
+    settings: Config
+
+
+@dataclass
+class AblationRun:
+    """A row with a seed: everything that happens in one folder, in order."""
+
+    row: str
+    seed: int
+    folder: Path
+    stages: list[Stage]
 
 
 def divide_gpus(jobs: int, device: str) -> list[Gpus]:

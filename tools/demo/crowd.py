@@ -121,9 +121,8 @@ def masked_shares(masks: Tensor, named: Tensor) -> dict[str, float]:
 
 def measure(args: argparse.Namespace) -> None:
     from semmim import SemMIM  # here and below: `write` needs neither models nor clusters
-    from tools.visualize.__main__ import load_model
+    from tools.visualize.__main__ import DRAWS, load_model
     from tools.visualize.encodings import draw_masks, encode
-    from tools.visualize.scenes import DRAWS
 
     pretrained, tokenizer, max_tokens, _ = load_model(args.checkpoint, torch.device("cpu"))
     mim, size, grid = (

@@ -27,8 +27,16 @@ from dataset.files import read_json
 from models.generation import MODES
 from semmim import SemMIM
 from semmim.model import TEMPLATES, K
-from tools.predict.files import find_images, images_in, note, output_path, read_lines, write_features, write_rows
-from tools.predict.sheet import write_sheet
+from tools.predict.files import (
+    find_images,
+    images_in,
+    note,
+    output_path,
+    read_lines,
+    write_features,
+    write_rows,
+    write_sheet,
+)
 from tools.prepare.common import progress
 
 ROWS = (".jsonl", ".csv")  # files of rows

@@ -1,9 +1,10 @@
-"""What the commands of tools/predict share: images in folders, files of lines, rows and features, lines on stderr."""
+"""What the commands of tools/predict read and write: images in folders, lines, rows, features, the search sheet."""
 
 import csv
 import itertools
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,7 +13,14 @@ from tqdm import tqdm
 
 import utils
 from dataset.files import IMAGE_ENDINGS, folder_images, text_lines
+from dataset.transforms import open_image
+from semmim import SemMIM
+from semmim.model import Hit
+from tools import pages
 
+THUMBNAIL = 256  # pixels of the longer side
+SCORES = {"itm": "match", "itm+itc": "match + cosine", "itm+itc/t": "match + cosine / temperature"}
+Item = Path | str
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what begins a formula in a spreadsheet
 
 
@@ -80,3 +88,34 @@ def write_features(path: Path, features: dict[str, np.ndarray], names: dict[str,
 def note(line: object) -> None:
     """A line that is no result, on stderr."""
     tqdm.write(utils.printable(str(line)), file=sys.stderr)
+
+
+def write_sheet(
+    args: Namespace, model: SemMIM, queries: Sequence[Item], items: Sequence[Item], found: Sequence[Sequence[Hit]]
+) -> None:
+    """What was searched and how, then a section a query with its first items, which the hits' numbers count."""
+    pages.write(
+        args.output,
+        "predict/sheet.html",
+        title="Search results",
+        checkpoint=args.checkpoint,
+        stage=model.stage,
+        items="images" if isinstance(items[0], Path) else "sentences",
+        asked=len(found[0]),
+        left_out=len(items) - len(found[0]),
+        k=sum(hit.score is not None for hit in found[0]),
+        by=SCORES[model.order()[0]],
+        queries=[
+            (shown(query, args.output), [(hit, shown(items[hit.number], args.output)) for hit in hits[: args.top]])
+            for query, hits in zip(queries, found, strict=True)
+        ],
+    )
+
+
+def shown(item: Item, page: Path) -> dict[str, str]:
+    """What the template needs of a sentence or an image; the image is a link, by its place relative to the page."""
+    if isinstance(item, str):
+        return {"name": item, "thumbnail": ""}
+    image = open_image(item)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    return {"name": item.name, "thumbnail": pages.data_uri(image), "address": pages.relative(item, page)}

@@ -18,11 +18,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from tabulate import tabulate
+from torch import Tensor
 
 from dataset.annotations import Source, load_annotations
 from dataset.common import EmptyCaption, usable_caption
@@ -33,11 +36,15 @@ from models.pretrain import PretrainModel, build_pretrain_model
 from models.weights import check_value, load_exactly
 from tools.demo import scenes
 from tools.visualize import encodings
-from tools.visualize.scenes import Labels, patch_labels, scene_numbers
 from utils import UserError, as_config, choose_device, load_checkpoint, own_folder, run_main, write_json
 
 SHOWN = 6  # images of Figure 3 and of the masks
 SEED = 0  # of scenes, masks and k-means
+DRAWS = 20  # masks per image behind the share of masked patches on named objects
+KINDS = ("named", "unnamed", "background")  # of a patch: an object that the caption names, another one, none
+LABELS = ("object", "class", "color", "background")
+# {labelling, or "kind": the name of each of B * N patches, "" if the labelling is not about it}
+Labels = dict[str, np.ndarray]
 OURS, PIXELS, DVAE = "encoding head", "k-means of pixels", "dvae"
 
 
@@ -136,6 +143,52 @@ def read_samples(source: Source, count: int, size: int, max_words: int) -> tuple
     if not images:
         raise UserError("--data: no entry has a readable image and a caption (see --image_root)")
     return images, captions
+
+
+def patch_labels(shown: Sequence[scenes.Scene], captions: Sequence[str], size: int, grid: int) -> Labels:
+    rows = []
+    for scene, caption in zip(shown, captions, strict=True):
+        named = scenes.named_objects(scene, caption)
+        for place in scenes.patch_objects(scene, size, grid):
+            if place < 0:
+                rows.append(("background", "", "", scene.background, "background"))
+            else:
+                o = scene.objects[place]
+                rows.append(("object", o.shape, o.color, "", "named" if named[place] else "unnamed"))
+    return dict(zip((*LABELS, "kind"), np.array(rows).T, strict=True))
+
+
+def agreement(clusters: np.ndarray, known: Labels) -> dict[str, float]:
+    """Adjusted mutual information (0 by chance, 1 if equal) with each labelling; the number of clusters, [B * N]."""
+    from sklearn.metrics import adjusted_mutual_info_score  # here: scikit-learn takes two seconds to import
+
+    found: dict[str, float] = {"clusters": len(np.unique(clusters))}
+    for name in LABELS:
+        counts = known[name] != ""
+        found[name] = float(adjusted_mutual_info_score(known[name][counts], clusters[counts]))
+    return found
+
+
+def scene_numbers(
+    known: Labels, similarity: Tensor, clusterings: dict[str, Tensor], masking: tuple[float, float], seed: int
+) -> dict:
+    """Agreement of each clustering with the labels; where masked patches lie.
+
+    similarity: [B, N] of each patch with the caption; clusterings: {name: [B, N]}; masking: ratio and temperature of
+    the draw.
+    """
+    rows = {name: agreement(clusters.flatten().numpy(), known) for name, clusters in clusterings.items()}
+    kinds = known["kind"].reshape(similarity.shape)
+    shares = {"all patches": kind_shares(kinds)}
+    uniform = torch.rand((DRAWS, *similarity.shape), generator=torch.Generator().manual_seed(seed))
+    for name, guided in (("masked at random", False), ("masked by the text", True)):
+        masks = [encodings.draw_masks(similarity, *masking, draw, guided).numpy() for draw in uniform]
+        shares[name] = kind_shares(np.concatenate([kinds[mask] for mask in masks]))
+    return {"images": len(kinds), "patches": kinds.size, "agreement": rows, "masked": shares}
+
+
+def kind_shares(kinds: np.ndarray) -> dict[str, float]:
+    return {kind: float((kinds == kind).mean()) for kind in KINDS}
 
 
 if __name__ == "__main__":
