@@ -37,6 +37,8 @@ def main(argv: list[str] | None = None) -> None:
     folder = find_file(args.folder)
     runs = find_runs(folder, unfinished=args.format in ("summary", "html"))
     if args.format == "html":
+        if folder.is_file():
+            raise UserError(f"{folder}: html needs the folders of the runs")
         from tools.report.pages import write_page  # here: matplotlib and jinja2 take half a second to import
 
         tables = all_tables([run for run in runs if run.metrics], args) if len(runs) > 1 else []
