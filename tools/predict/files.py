@@ -62,7 +62,7 @@ def write_rows(rows: Iterable[dict], path: Path | None) -> None:
     what it has found. The file is opened when there is a first row."""
     if path is None:
         for row in rows:
-            tqdm.write("\t".join("-" if x is None else utils.printable(str(x)) for x in row.values()))
+            tqdm.write("\t".join("-" if x is None else utils.one_line(x, 1000) for x in row.values()))
         return
     rows = iter(rows)
     first = next(rows, {})
@@ -87,7 +87,7 @@ def write_features(path: Path, features: dict[str, np.ndarray], names: dict[str,
 
 def note(line: object) -> None:
     """A line that is no result, on stderr."""
-    tqdm.write(utils.printable(str(line)), file=sys.stderr)
+    tqdm.write(utils.one_line(line, 1000), file=sys.stderr)
 
 
 def write_sheet(
