@@ -136,6 +136,9 @@ def retrieval_tables(runs: list[Run]) -> list[Table]:
 
 def caption_tables(runs: list[Run]) -> list[Table]:
     table, others = published("2", runs, "caption", metric)
+    pairs = ((run, key) for run in runs for key in SCORES if run.stage == "caption")
+    reasons = {f"{SCORES[key]}: {run.number(key)}" for run, key in pairs if isinstance(run.number(key), str)}
+    table.notes += sorted(reasons)
     rows = [[*labels(group), *(cell(group, metric(key), 1) for key in SCORES)] for group in others]
     other = Table("Table 2 on other data", ["run", "data", "kind", *SCORES.values()], rows, [SPLIT])
     return [table, other] if rows else [table]
