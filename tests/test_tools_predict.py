@@ -217,7 +217,7 @@ def test_the_sheet_shows_both_scores_what_was_left_out_and_names_as_plain_text(f
     command += ["--output", str(tmp_path / "sheet.html"), "--checkpoint", str(folder / "pre.pth"), "--device", "cpu"]
     predict.main(command)
     printed, page = capsys.readouterr(), (tmp_path / "sheet.html").read_text(encoding="utf-8")
-    assert "left out: " in printed.err and "bad" in printed.err and "\x1b" not in printed.err
+    assert "left out: " in printed.err and "bad" in printed.err and "\x1b[31m" not in printed.err
     head, first, _ = re.split(r'<h2 id="q\d">', page)
     assert "(1 more could not be read), by each of 2 queries" in head and "of the first 1 by cosine" in head
     assert "a &lt;red&gt;" in first and "<red>" not in page and "<c>" not in page and 'href="a%20%26%20b.png"' in first
