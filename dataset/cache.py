@@ -59,9 +59,6 @@ class StringTable:
         return pc.utf8_length(self.array.cast(pa.large_string())).to_numpy()
 
 
-# ------------------------------------------------------------------------------------------------- entries
-
-
 class Pairs:
     """Pre-training's entries. image_id [entries] int32: number of the entry's image in `paths`, counted by first
     appearance; caption_start [entries + 1] int64: where its captions begin in `captions`."""
@@ -117,9 +114,6 @@ def load_pairs(source: Source) -> Pairs:
 
 def _digest(values: list) -> str:
     return hashlib.blake2b(json.dumps(values).encode(), digest_size=8).hexdigest()
-
-
-# ------------------------------------------------------------------------------------------------- images
 
 
 def decoded_images(paths: StringTable) -> list[np.ndarray | None]:

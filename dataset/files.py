@@ -26,9 +26,6 @@ CAPTION_NUMBER = re.compile(r"#\d+$")  # 1000092795.jpg#0: the first of an image
 PARQUET_PROBLEM = "parquet is not read here; pack it into tar shards with tools.shards (VQA: write JSON lines)"
 
 
-# ------------------------------------------------------------------------------------------------- JSON
-
-
 def read_json(path: Path) -> Any:
     """The content of a JSON file, with or without a byte order mark."""
     try:
@@ -59,9 +56,6 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
         except (ValueError, RecursionError) as error:
             problem = f"line {number} is no JSON object ({one_line(error)})"
             raise UserError(f"{path}: {problem}; a list? name the file .json") from None
-
-
-# ------------------------------------------------------------------------------------------------- lines and tables
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -132,9 +126,6 @@ LINES = {  # ending: reader(path) -> (line, entry) of a file of lines
     **dict.fromkeys((".txt", ".token"), token_lines),
     **dict.fromkeys(SEPARATORS, table_rows),
 }
-
-
-# ------------------------------------------------------------------------------------------------- folders
 
 
 def folder_images(folder: Path) -> Iterator[tuple[str, Path | None]]:

@@ -90,9 +90,6 @@ def read_answer_list(path: str | Path) -> list[str]:
     return answers
 
 
-# ------------------------------------------------------------------------------------------------- official questions
-
-
 def _official_question(entry: dict, where: Place, annotations: Callable[[Path], Mapping]) -> dict:
     """An entry of an official question file with its answers; one of another layout as it is. annotations: question
     file -> {question id: annotation}."""
@@ -106,9 +103,6 @@ def _annotations(path: Path, official: Files = ()) -> dict:
     """{question id: annotation} for the question file `path`, of the annotations beside it, else of `official`."""
     pair = path.with_name(path.name.replace("OpenEnded_", "").replace("_questions", "_annotations"))
     return _by_id([pair] if pair != path and pair.is_file() else official, "annotations", _official_answers)
-
-
-# ------------------------------------------------------------------------------------------------- references
 
 
 def load_references(

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("no_hanging")
 
 @pytest.mark.parametrize(
     ("content", "part"),
-    [(b"", "lacks [PAD]"), (b"\xff\xfe", "cannot be read"), (b"a\nb\n", "lacks [PAD]"), (None, "not a regular file")],
+    [(b"", "lacks [PAD]"), (b"\xff\xfe", "is not UTF-8"), (b"a\nb\n", "lacks [PAD]"), (None, "not a regular file")],
 )
 def test_a_vocabulary(tmp_path, content, part):
     path = tmp_path / "vocab.txt"

@@ -6,10 +6,9 @@ import os
 import annotated
 import conftest
 import pytest
-from annotated import EVAL, TRAIN, entry, make, write
+from annotated import TRAIN, entry, make, write
 from official_files import open_set
 from pycocotools.coco import COCO
-from torch.utils.data import DataLoader
 
 folder = annotated.folder
 pytestmark = pytest.mark.usefixtures("no_hanging")
@@ -60,14 +59,6 @@ def test_files_and_folders_that_are_missing(folder):
     refused("vqa_eval", split, "data.image_root.vqa: ", "does not exist", image_root={"vqa": str(folder / "gone")})
 
 
-@pytest.mark.parametrize("stage", EVAL)
-def test_an_image_that_cannot_be_read_stops_evaluation_with_one_line(folder, stage):
-    (folder / "b.png").unlink()
-    data = make(stage, write(folder, [entry(0), entry(1)]))
-    line = f"{folder / 'b.png'}: No such file"
-    conftest.refused(lambda: list(DataLoader(data, batch_size=None)), line, "evaluation needs every image")
-
-
 # ------------------------------------------------------------------------------------------------- values
 
 
@@ -110,19 +101,6 @@ def test_a_data_set_that_image_root_does_not_know(folder, name):
 def test_a_file_without_the_asked_split_is_refused(folder, stage):
     split, wanted = ("test", "train or restval") if stage.endswith("train") else ("train", "val")
     refused(stage, write(folder, [entry(0, split=split)]), f"split.json: no entry has the split {wanted}")
-
-
-BAD_SCORES = [
-    ([{"label": {"a": 1}}], "entry 0 is not as expected (KeyError: 'question_id')"),
-    ([{"question_id": 0, "label": {HALF: 1}}], "entry 0: a text holds"),
-    ({"annotations": []}, "holds no JSON list"),
-]
-
-
-@pytest.mark.parametrize(("content", "message"), BAD_SCORES)
-def test_files_of_scores_are_checked(folder, content, message):
-    scores = write(folder, content, "scores.json")
-    refused("vqa_eval", write(folder, [entry(0)]), "scores.json: ", message, score_files=[scores])
 
 
 # ------------------------------------------------------------------------------------------------- ids

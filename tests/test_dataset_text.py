@@ -44,20 +44,13 @@ def test_word_pieces_equal_transformers_own_encoding(tokenizer):
     assert tokenizer.word_pieces(texts) == [oracle.encode(text, add_special_tokens=False) for text in texts]
 
 
-def test_encoding_starts_with_cls_and_has_no_sep(tokenizer):
-    ids, mask = tokenizer.encode(["a dog", "a very small dog"], 25)
-    assert ids.shape == mask.shape == (2, 5)
-    assert (ids[:, 0] == tokenizer.cls_id).all()
-    assert not (ids == tokenizer.sep_id).any()
-    assert mask.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
-    assert ids[0, 3:].tolist() == [tokenizer.pad_id] * 2
-
-
-def test_sep_is_added_on_request_and_survives_truncation():
-    ids, mask = Tokenizer(VOCAB, sep=True).encode(["a dog", "one two three four five six"], 5)
-    assert ids.shape == (2, 5)
-    assert ids[0].tolist()[3] == ids[1].tolist()[4] == 102
-    assert mask.sum(1).tolist() == [4, 5]
+def test_encoding_starts_with_cls_and_has_a_sep_on_request_alone_which_survives_truncation(tokenizer):
+    texts = ["a dog", "one two three four five six"]
+    ids, mask = tokenizer.encode(texts, 5)
+    assert (ids[:, 0] == tokenizer.cls_id).all() and not (ids == tokenizer.sep_id).any()
+    assert mask.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]] and ids[0, 3:].tolist() == [tokenizer.pad_id] * 2
+    ids, mask = Tokenizer(VOCAB, sep=True).encode(texts, 5)
+    assert ids[0, 3] == ids[1, 4] == tokenizer.sep_id and mask.sum(1).tolist() == [4, 5]
 
 
 def test_a_text_that_names_a_special_token_means_its_characters(tokenizer):

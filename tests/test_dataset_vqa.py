@@ -36,18 +36,14 @@ def words(ids):
     return " ".join(vocab[i] for i in ids.tolist())
 
 
-def test_question_ocr_and_labels_are_joined_by_separators():
+def test_question_ocr_and_labels_are_joined_by_separators_and_an_empty_part_has_none():
     ocr = [[[0, 0], "STOP!"], [[1, 1], "Sign"]]
     parts = question_parts({"question": "What does it say?", "ocr": ocr, "object_label": "dog&&red sign"})
-    ids, mask = encode_questions(TOKENIZER, [parts], LIMITS)
-    assert words(ids[0]) == "[CLS] what does it say [SEP] stop sign [SEP] dog red sign"
-    assert mask.all()
-
-
-def test_an_empty_part_has_no_separator():
-    ids, mask = encode_questions(TOKENIZER, [("what", "", "dog"), ("what", "stop", ""), ("", "", "")], LIMITS)
-    rows = [words(row[m.bool()]) for row, m in zip(ids, mask, strict=True)]
-    assert rows == ["[CLS] what [SEP] dog", "[CLS] what [SEP] stop", "[CLS]"]
+    ids, mask = encode_questions(TOKENIZER, [parts, ("what", "", "dog"), ("what", "stop", ""), ("", "", "")], LIMITS)
+    assert [words(row[m.bool()]) for row, m in zip(ids, mask, strict=True)] == [
+        "[CLS] what does it say [SEP] stop sign [SEP] dog red sign",
+        *("[CLS] what [SEP] dog", "[CLS] what [SEP] stop", "[CLS]"),
+    ]
 
 
 def test_a_question_without_a_word_is_evaluated_since_every_one_needs_an_answer_but_not_trained_on(folder):
