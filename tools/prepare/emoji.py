@@ -37,7 +37,8 @@ def prepare(job: Job) -> None:
     found = find_official(job.source, {file: f"{REGISTRY}/{file.rpartition('-')[0]}/-/{file}" for file in packages})
     captions = read_captions(found[NAMES[0]])
     splits: dict[str, list[dict]] = {"train": [], "val": [], "test": []}
-    split_of = held_out()
+    held_out = HELD_OUT.read_text(encoding="utf-8").split()  # val or test, name of one of Twemoji's images, ...
+    split_of = dict(zip(held_out[1::2], held_out[::2], strict=True))
     for artist, (package, folder) in ARTISTS.items():
         names = unpack(job, artist, found[package], folder, captions)
         job.count(f"images, {artist}", len(names), COUNTS[artist])
@@ -90,9 +91,3 @@ def unpack(job: Job, artist: str, package: Path, folder: str, captions: dict) ->
                 else:
                     job.leave_out("image whose name is not known", f"{artist}/{path.name}")
     return sorted(os.listdir(output))
-
-
-def held_out() -> dict[str, str]:
-    """{name of one of Twemoji's images: val or test}"""
-    lines = HELD_OUT.read_text(encoding="utf-8").split()
-    return dict(zip(lines[1::2], lines[::2], strict=True))

@@ -37,25 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def prepare(job: Job) -> None:
     found = find_official(job.source, dict.fromkeys((IMAGES, REGIONS), GENOME_URL), {REFS: REFCOCO_URL})
     images = read_images(job, found[IMAGES])
-    held_out = held_out_images(job, found.get(REFS))
-    allowed = held_out.spare(image for image in images.values() if job.has(image["image"]))
-    write_regions(job, {image["image_id"]: image for image in allowed}, held_out, found[REGIONS])
-
-
-def held_out_images(job: Job, refs: Path | None) -> HeldOut:
-    """COCO's, Flickr30K's and RefCOCO+'s evaluation images: the first of ALBEF's filters."""
     held_out = HeldOut(job)
-    if not held_out.coco:
-        raise UserError(
-            f"COCO's test images are not known: run tools.prepare coco with --output {job.output} first "
-            "(about half of Visual Genome's images are COCO's)"
-        )
-    if refs:
-        evaluated = (number for number, split in read_refs(refs) if split != "train")
+    if not held_out.coco:  # about half of the images are COCO's
+        raise UserError(f"COCO's test images are not known: run tools.prepare coco with --output {job.output} first")
+    if REFS in found:
+        evaluated = (number for number, split in read_refs(found[REFS]) if split != "train")
         held_out.coco = dict.fromkeys(evaluated, "RefCOCO+ evaluation") | held_out.coco
     else:
         job.warn(f"{REFS} of RefCOCO+ is not there ({REFCOCO_URL}): its evaluation images stay in")
-    return held_out
+    allowed = held_out.spare(image for image in images.values() if job.has(image["image"]))
+    write_regions(job, {image["image_id"]: image for image in allowed}, held_out, found[REGIONS])
 
 
 def read_images(job: Job, path: Path) -> dict[int, dict]:

@@ -43,9 +43,7 @@ def prepare(job: Job) -> None:
         write_addresses(job, list(cc3m_rows(job.source) if job.name == "cc3m" else sbu_rows(job.source)))
         return
     if not shard_names(job.images):
-        raise UserError(
-            f"{job.images}: holds no shard of img2dataset, which downloads the list that --addresses writes"
-        )
+        raise UserError(f"{job.images}: holds no shard of img2dataset, which downloads what --addresses lists")
     held_out = HeldOut(job)
     held_out.write_pairs((photo["image"], photo["caption"]) for photo in held_out.spare(downloaded_photos(job)))
 
@@ -53,8 +51,7 @@ def prepare(job: Job) -> None:
 def cc3m_rows(source: Path) -> Iterator[tuple[str, str]]:
     """(caption, address) of every line; quotation marks are characters like any other."""
     for line in read_lines(find_official(source, {CC3M_NAME: CC3M_URL})[CC3M_NAME]):
-        caption, _, address = line.partition("\t")
-        yield caption, address
+        yield tuple(line.split("\t"))
 
 
 def sbu_rows(source: Path) -> Iterator[tuple[str, str]]:
