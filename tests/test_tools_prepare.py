@@ -159,3 +159,5 @@ def test_object_labels_and_words_are_joined_by_image(run, vqa_source, tmp_path, 
     entry = read(tmp_path / "data/vqa/vqa_train_ocr.json")[0]
     assert entry["object_label"] == "kite&&sky" and [word for _, word in entry["ocr"]] == ["STOP", "now"]
     assert ("object_label" in read(tmp_path / "data/vqa/vqa_minival_ocr.json")[0]) == (layout == "map")
+    official.write_json(paths[0], {"391895": ["dog"]})
+    refused(lambda: run("vqa", "--objects", str(paths[0])), "o.json: 391895 names no image of COCO's")

@@ -101,10 +101,10 @@ class Job:
         self.leave_out("image that is not on disk", image)
         return False
 
-    def count(self, what: str, number: int, published: int | None = None, rounded: int = 1) -> None:
-        """A number of the files; a difference from the published one (known to `rounded`) is a warning."""
+    def count(self, what: str, number: int, published: int | None = None) -> None:
+        """A number of the files; a difference from the published one is a warning."""
         text = f"{what}: {number:,}"
-        if published is None or abs(number - published) <= rounded // 2:
+        if published in (None, number):
             self.lines.append(text)
         else:
             difference = f"{abs(number - published):,} {'more' if number > published else 'fewer'}"

@@ -82,12 +82,12 @@ class HeldOut:
             else:
                 yield photo
 
-    def write_pairs(self, pairs: Iterable[tuple[str, str]], published: int | None = None) -> int:
+    def write_pairs(self, pairs: Iterable[tuple[str, str]]) -> int:
         """Write OUTPUT/pretrain/SET.json of (image, caption), whose images `spare` gave; their number."""
         prefix = os.path.relpath(self.job.images, self.job.output / "pretrain")
         entries = ({"image": f"{prefix}/{image}", "caption": caption} for image, caption in pairs)
         written = self.job.write(f"pretrain/{self.job.name}.json", entries)
-        self.job.count("pairs written for pre-training", written, published, rounded=1_000)
+        self.job.count("pairs written for pre-training", written)
         return written
 
     def _copies(self, images: Iterable[str]) -> dict[str, str]:

@@ -7,7 +7,6 @@ from tools.prepare.common import Job, find_official
 
 NAME = "nocaps_val_4500_captions.json"
 URL = "https://nocaps.org/download; https://nocaps.s3.amazonaws.com/nocaps_val_4500_captions.json"
-IMAGES, CAPTIONS = 4_500, 45_000
 DOMAINS = {"in-domain": 648, "near-domain": 2_938, "out-domain": 914}  # images of each, as published
 
 
@@ -24,8 +23,8 @@ def prepare(job: Job) -> None:
         entry = {"image": image["file_name"], "img_id": image["id"], "dataset": "nocaps"}
         entry |= {key: image[key] for key in ("open_images_id", "domain") if key in image}
         entries.append({**entry, "caption": captions[image["id"]]})
-    job.count("images", len(entries), IMAGES)
-    job.count("captions", sum(len(entry["caption"]) for entry in entries), CAPTIONS)
+    job.count("images", len(entries), 4_500)
+    job.count("captions", sum(len(entry["caption"]) for entry in entries), 45_000)
     domains = Counter(entry.get("domain") for entry in entries)
     for domain, published in DOMAINS.items():
         job.count(f"images, {domain}", domains[domain], published)

@@ -85,8 +85,8 @@ def write_regions(job: Job, images: dict[int, dict], held_out: HeldOut, path: Pa
         shares = np.array([share for *_, share in kept], dtype=np.float32)
         smallest = float(np.partition(shares, place)[place])
     large = ((images[number]["image"], phrase) for number, phrase, share in kept if share >= smallest)
-    written = held_out.write_pairs(large, ALBEF_CAPTIONS)
-    job.count("region descriptions", counts["listed"], 5_400_000, rounded=100_000)
+    written = held_out.write_pairs(large)
+    job.count("region descriptions", counts["listed"])
     job.count("  filter: of images left out", counts["left out"])
     job.count(f"  filter: fewer than {options.min_words} words", counts["short"])
     job.count("  filter: repeated at the same image", counts["repeated"])
@@ -133,6 +133,6 @@ def write_questions(job: Job, images: dict[int, dict], held_out: set[int], path:
                     job.leave_out("question or answer without a word", f"question {pair['qa_id']}")
 
     written = job.write(VG_QA, entries())
-    job.count("Visual Genome's questions", counts["listed"], 1_400_000, rounded=100_000)
+    job.count("Visual Genome's questions", counts["listed"])
     job.count("Visual Genome's questions of validation images, left out", counts["left out"])
     job.count("Visual Genome's questions written", written)

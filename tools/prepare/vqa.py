@@ -136,8 +136,10 @@ def read_extras(files: list[Path], key: str) -> dict[int, str | list]:
         if isinstance(content, list):  # mPLUG's
             content = {entry["image"]: entry.get(key) for entry in content}
         for image, value in content.items():
+            if (number := coco_number(image)) is None:
+                raise UserError(f"{path}: {image} names no image of COCO's (COCO_val2014_000000391895.jpg)")
             is_list = key == "object_label" and isinstance(value, list)
-            extras[coco_number(image)] = "&&".join(value) if is_list else value
+            extras[number] = "&&".join(value) if is_list else value
     return extras
 
 

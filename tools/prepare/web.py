@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
-from dataset.files import read_json
+from dataset.files import IMAGE_ENDINGS, read_json
 from dataset.official import tidy
 from dataset.shards import shard_members
 from dataset.text import clean_caption
@@ -31,7 +31,6 @@ SBU_NAME = "sbu-captions-all.json"
 SBU_LINES = ("SBU_captioned_photo_dataset_urls.txt", "SBU_captioned_photo_dataset_captions.txt")
 PUBLISHED = {"cc3m": 3_318_333, "sbu": 1_000_000}
 SHARD = re.compile(r"\d{5,}")
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
