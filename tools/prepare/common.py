@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -33,8 +32,7 @@ def find_official(source: Path, names: dict[str, str], optional: dict[str, str] 
 
 def progress(items: Iterable, label: str, unit: str, total: int | None = None) -> Iterable:
     """The items, with a progress line on stderr for work that takes more than a second."""
-    every = 0.5 if sys.stderr.isatty() else 10  # seconds
-    return tqdm(items, one_line(label), total, unit=f" {unit}", mininterval=every, delay=1, leave=False)
+    return tqdm(items, label, total, unit=f" {unit}", mininterval=2, delay=1, leave=False)
 
 
 @contextlib.contextmanager

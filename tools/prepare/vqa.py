@@ -34,7 +34,6 @@ PUBLISHED = {  # questions, images
     "test2015": (447_793, 81_434),
     "test-dev2015": (107_394, None),
 }
-MINIVAL_IMAGES = 5_000
 ANSWERS, MIN_OCCURRENCES = 3_129, 9  # the list of Anderson et al. 2018: answers of nine questions and more
 
 
@@ -83,7 +82,7 @@ def minival_images(job: Job, path: Path | None) -> set[int]:
             f"or run tools.prepare coco with --output {job.output} first (then Karpathy's val is taken)"
         )
     job.lines.append(f"validation images: {path or karpathy}")
-    job.count("images, minival", len(images), MINIVAL_IMAGES)
+    job.count("images, minival", len(images), 5_000)
     return images
 
 
