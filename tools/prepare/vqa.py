@@ -28,12 +28,7 @@ OFFICIAL = {
 GENOME = dict.fromkeys((visual_genome.IMAGES, visual_genome.QUESTIONS), visual_genome.GENOME_URL)
 MINIVAL = "minival.json"
 MINIVAL_URL = "https://nlp.cs.unc.edu/data/lxmert_data/vqa/minival.json"
-PUBLISHED = {  # questions, images
-    "train2014": (443_757, 82_783),
-    "val2014": (214_354, 40_504),
-    "test2015": (447_793, 81_434),
-    "test-dev2015": (107_394, None),
-}
+PUBLISHED = {"train2014": 443_757, "val2014": 214_354, "test2015": 447_793, "test-dev2015": 107_394}  # questions
 ANSWERS, MIN_OCCURRENCES = 3_129, 9  # the list of Anderson et al. 2018: answers of nine questions and more
 
 
@@ -97,14 +92,12 @@ def annotated(job: Job, found: dict[str, Path], split: str, answers: Counter) ->
 
 def read_questions(job: Job, path: Path, split: str, annotations: dict | None) -> Iterator[dict]:
     """The entries of a question file; annotations: {question id: annotation}, None of test."""
-    images = Counter()  # and their questions
-    for question in json_list(path, "questions"):
+    questions = json_list(path, "questions")
+    job.count(f"questions, {split}", len(questions), PUBLISHED[split])
+    for question in questions:
         entry = vqa_entry(question, annotations and annotations[question["question_id"]], split)
-        images[entry["image"]] += 1
         if job.has(entry["image"]):
             yield entry
-    job.count(f"questions, {split}", images.total(), PUBLISHED[split][0])
-    job.count(f"  images, {split}", len(images), PUBLISHED[split][1])
 
 
 def trainable(job: Job, entries: Iterable[dict]) -> Iterator[dict]:
