@@ -107,7 +107,10 @@ def located_entries(
             continue
         try:
             if splits and official.is_karpathy(read):
-                read |= official.karpathy_image(read, official.karpathy_set(read, where.header))
+                name = (
+                    read.get("dataset") or where.header.get("dataset") or ("coco" if "cocoid" in read else "karpathy")
+                )
+                read |= official.karpathy_image(read, name)
             entry = _plain(read, source.columns)
             entry = convert(entry, where) if convert else entry
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -169,9 +172,6 @@ def _read_list(path: Path) -> tuple[dict[str, str], str, Iterable[tuple[int, Any
         )
     header = {key: value for key, value in content.items() if isinstance(value, str)}
     return header, "entry", enumerate(content[lists[0]])
-
-
-# ------------------------------------------------------------------------------------------------- checks
 
 
 def _plain(read: dict, columns: Mapping[str, str]) -> dict:

@@ -36,11 +36,6 @@ def is_karpathy(entry: Mapping) -> bool:
     return "sentences" in entry and "filename" in entry
 
 
-def karpathy_set(entry: Mapping, header: Mapping) -> str:
-    """The data set of an entry: its own `dataset`, else the file's; "karpathy" if nothing says it."""
-    return entry.get("dataset") or header.get("dataset") or ("coco" if "cocoid" in entry else "karpathy")
-
-
 def karpathy_path(entry: Mapping, name: str) -> str:
     """Path of an image of the data set `name` below the images' root: in its `filepath` (COCO: train2014, val2014),
     else in the folder of that data set's download."""
