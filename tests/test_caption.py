@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import in_ranks, refused
+from conftest import in_ranks
 from stages import log_lines, read, run
 from tiny import NO_DROPOUT, TOKENIZER, make_batch, tiny_config
 
@@ -130,11 +130,6 @@ def test_gradients_in_bf16_reach_the_decoder_after_generation():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in queries)
 
 
-@pytest.mark.parametrize("options", [{"baseline": "best"}, {"samples": 1}, {"mode": "greedy"}, {"min_tokens": 99}])
-def test_a_senseless_option_is_an_error(options):
-    refused(lambda: SelfCritical(lambda s, r: None, **options))
-
-
 # ------------------------------------------------------------------------------------------------ command line
 
 
@@ -169,13 +164,6 @@ def test_cross_entropy_then_scst_write_what_a_run_promises(demo, tmp_path):
     assert {"reward", "reward_spread", "tokens", "time/reward_seconds"} <= set(line)
     assert line["time/reward_seconds"] > 0 and line["tokens"] <= 8
     assert log_lines(second, "val")[0]["step"] == 0  # where it started from
-
-
-@pytest.mark.usefixtures("no_java")
-def test_a_pre_trained_checkpoint_captions_zero_shot(demo, tmp_path):
-    caption(demo, tmp_path / "run", flags=["--evaluate", "--checkpoint", demo / "model.pth"])
-    assert len(read(tmp_path / "run/caption_result.json")) == 7
-    assert read(tmp_path / "run/metrics.json")["val"]["images"] == 9
 
 
 def caption_in_rank(_rank, *given):

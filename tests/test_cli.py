@@ -9,7 +9,6 @@ from conftest import contents, refused
 from stages import log_lines, read, run
 from tiny import save_codebook
 
-from tools import shards
 from utils import load_checkpoint
 
 pretrain = functools.partial(run, "pretrain")
@@ -51,15 +50,6 @@ def test_a_new_run_starts_from_the_weights_of_a_checkpoint(demo, tmp_path):
     pretrain(demo, tmp_path / "second", "train.epochs=2", "train.lr=1e-4", "train.lr_vit=1e-5", flags=["--resume"])
     groups = load_checkpoint(tmp_path / "second/checkpoint_last.pth")["optimizer"]["param_groups"]
     assert {(group["name"], group["peak_lr"]) for group in groups} == {("vit", 1e-5), ("rest", 1e-4)}
-
-
-def test_training_from_shards_is_training_from_files(demo, tmp_path):
-    shards.main(["--data", str(demo / "data/pretrain.json"), "--output", str(tmp_path / "shards"), "--per_shard", "5"])
-    runs = [pretrain(demo, tmp_path / "files"), pretrain(demo, tmp_path / "packed", f"data.train=[{tmp_path}/shards]")]
-    losses = [[{key: x for key, x in line.items() if "loss" in key} for line in log_lines(run)] for run in runs]
-    assert losses[0] == losses[1] and len(losses[0]) == 8
-    weights = [load_checkpoint(run / "checkpoint_last.pth")["model"] for run in runs]
-    torch.testing.assert_close(*weights, atol=0, rtol=0)
 
 
 def test_one_image_in_all_entries_is_refused(demo, tmp_path):

@@ -5,7 +5,6 @@ import torch
 from tiny import (
     CAPTIONS,
     NO_DROPOUT,
-    TOKENIZER,
     draws_part,
     make_batch,
     make_draws,
@@ -15,8 +14,6 @@ from tiny import (
 )
 
 from models.alignment import negative_temperature
-from models.pretrain import build_pretrain_model
-from utils import UserError
 
 LOSSES = {"cls", "patch", "itc", "itm", "mlm", "plm"}
 
@@ -195,17 +192,3 @@ def test_temperature_is_clamped_after_a_step():
         model.backbone.log_temperature.fill_(5.0)
     model.after_step()
     assert model.backbone.temperature().item() == pytest.approx(0.5)
-
-
-@pytest.mark.parametrize(
-    ("override", "key"),
-    [
-        ("mim.inject_from=4", "mim.inject_from"),
-        ("itm.temperature=0", "itm.temperature"),
-        ("mim.target=dvae", "mim.codebook"),
-        ("model.bert.args={hidden_size: 48, num_attention_heads: 2, intermediate_size: 64}", "hidden_size"),
-    ],
-)
-def test_wrong_values_are_refused_with_the_key(override, key):
-    with pytest.raises(UserError, match=key):
-        build_pretrain_model(tiny_config(override), TOKENIZER)

@@ -1,7 +1,6 @@
 """Answering against slow, obvious references; VQA.py as a command, in one to three processes."""
 
 import functools
-import json
 
 import pytest
 import torch
@@ -166,12 +165,3 @@ def test_a_missing_or_unfit_checkpoint_is_named(demo, tmp_path):
     state["model"] = {key: value for key, value in state["model"].items() if ".decoder." not in key}
     utils.save_checkpoint(tmp_path / "retrieval.pth", state)
     refused(lambda: vqa(demo, tmp_path / "run", flags=["--checkpoint", tmp_path / "retrieval.pth"]), "no decoder")
-
-
-def test_validation_without_answers_cannot_choose_an_epoch(demo, tmp_path):
-    entries = read(demo / "data/vqa_val.json")
-    for entry in entries:
-        entry["image"] = str(demo / "data" / entry["image"])
-        del entry["answer"]
-    (tmp_path / "val.json").write_text(json.dumps(entries))
-    refused(lambda: vqa(demo, tmp_path / "run", f"data.val=[{tmp_path}/val.json]"), "data.val has no answers")
