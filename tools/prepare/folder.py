@@ -15,7 +15,6 @@ show the same (the same bytes, or the same image in another size or compression)
 import argparse
 import os
 import random
-from collections.abc import Iterable
 
 from dataset.annotations import Source, located_entries, strings
 from dataset.files import IMAGE_ENDINGS, captions_beside, folder_images
@@ -50,7 +49,7 @@ def prepare(job: Job) -> None:
         found, ids = captions_of_file(job)
     captions = usable_captions(job, found)
     splits = split(job, same_images(job, captions))
-    write_splits(job, captions, image_ids(job, captions) | ids, splits)
+    write_splits(job, captions, ids, splits)
 
 
 def captions_beside_images(job: Job) -> dict[str, list[str]]:
@@ -143,16 +142,13 @@ def split(job: Job, groups: list[list[str]]) -> dict[str, list[str]]:
     return {name: sorted(part, key=place.__getitem__) for name, part in splits.items()}
 
 
-def image_ids(job: Job, images: Iterable[str]) -> dict[str, str | int]:
-    """{image: COCO's number in its name, if all have one of their own, else its path below SOURCE}"""
-    below = {image: os.path.relpath(image, job.source) for image in images}
-    numbers = {image: number for image, name in below.items() if (number := coco_number(name)) is not None}
-    return numbers if len(set(numbers.values())) == len(below) else below
-
-
 def write_splits(job: Job, captions: dict[str, list[str]], ids: dict, splits: dict[str, list[str]]) -> None:
     """train.json, val.json and test.json. Paths are relative to the lists, or absolute if SOURCE is not below OUTPUT's
-    parent folder."""
+    parent folder. ids: the captions' file's; of others COCO's number in the name, if all names have one of their own,
+    else the path below SOURCE."""
+    below = {image: os.path.relpath(image, job.source) for image in captions}
+    numbers = {image: number for image, name in below.items() if (number := coco_number(name)) is not None}
+    ids = (numbers if len(set(numbers.values())) == len(below) else below) | ids
     source, output = job.source.resolve(), job.output.resolve()
     folder = os.path.relpath(source, output) if source.is_relative_to(output.parent) else str(source)
     for name, images in splits.items():
@@ -162,8 +158,7 @@ def write_splits(job: Job, captions: dict[str, list[str]], ids: dict, splits: di
             continue
         entries = []
         for image in images:
-            path = os.path.normpath(os.path.join(folder, os.path.relpath(image, job.source)))
-            entry = {"image": path, "image_id": ids[image]}
+            entry = {"image": os.path.normpath(os.path.join(folder, below[image])), "image_id": ids[image]}
             for texts in captions[image] if name == "train" else [captions[image]]:
                 entries.append({**entry, "caption": texts})
         job.write(f"{name}.json", entries)

@@ -76,8 +76,7 @@ def minival_images(job: Job, path: Path | None) -> set[int]:
             f"the 5,000 validation images are not known: put {MINIVAL} ({MINIVAL_URL}) into --source {job.source}, "
             f"or run tools.prepare coco with --output {job.output} first (then Karpathy's val is taken)"
         )
-    job.lines.append(f"validation images: {path or karpathy}")
-    job.count("images, minival", len(images), 5_000)
+    job.count(f"images, minival ({path or karpathy})", len(images), 5_000)
     return images
 
 
