@@ -73,6 +73,7 @@ def create_train_loader(
     report_texts(dataset, cfg, collate.tokenizer)
     warn_of_shared_images(dataset, held_out or {})
     data, ranks = cfg.data, {"rank": rank(), "world_size": world_size()}
-    batches = BatchIndices(dataset, cfg.train.batch_size, seed=cfg.seed, bucket_batches=data.bucket_batches, **ranks)
+    sorting = {"bucket_batches": data.bucket_batches, "length_workers": min(1, data.num_workers)}
+    batches = BatchIndices(dataset, cfg.train.batch_size, seed=cfg.seed, **sorting, **ranks)
     workers = {"num_workers": data.num_workers, "pin_memory": device.type == "cuda"}
     return Loader(batches, collate, max_bad_share=data.max_bad_share, **workers)

@@ -19,16 +19,23 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from dataset import official
 from dataset.files import LINES, PARQUET_PROBLEM, folder_entries, read_json
 from dataset.shards import member_name, shard_entries, shard_files
 from utils import HALF_SURROGATE, UserError, find_file, one_line, shown
 
+Columns = tuple[pa.Array, pa.Array, np.ndarray]  # see `pair_chunks`
 Files = str | Path | Sequence[str | Path]
 
+CHUNK = 2048  # entries held as Python's objects at a time
 TEXT, TEXTS, IDENTIFIER = (str,), (str, list), (str, int)  # kinds of values; a list is one of texts
 NAMES = {str: "a string", list: "a list of strings", int: "a whole number"}
 # The keys that an entry must have, and those that may be missing or empty; other keys are kept as they are.
@@ -69,19 +76,20 @@ class Source:
 
 
 class Place(NamedTuple):
-    """Where an entry stands: "entry 3", "line 4" or "sample KEY" of a file.
+    """Where an entry stands: `unit` and `number` are "entry" and 3, "line" and 4, or "sample" and its key.
 
     header: the texts that an official file holds beside its list (`dataset` of Karpathy's, `data_subtype` of VQA's);
     folder: that of the file, None if the entry's `image` is the path to open, as in a shard or a folder of images.
     """
 
     path: Path
-    entry: str
+    unit: str
+    number: int | str = ""
     header: Mapping[str, str] = {}
     folder: str | None = None
 
     def __str__(self) -> str:
-        return one_line(f"{self.path}: {self.entry}", 1000)
+        return one_line(f"{self.path}: {self.unit} {self.number}", 1000)
 
 
 def load_annotations(source: Source, kind: str) -> list[dict]:
@@ -90,18 +98,23 @@ def load_annotations(source: Source, kind: str) -> list[dict]:
 
 
 def located_entries(
-    source: Source, kind: str, split: str | None = None, convert: Callable[[dict, Place], dict] | None = None
+    source: Source,
+    kind: str,
+    split: str | None = None,
+    convert: Callable[[dict, Place], dict] | None = None,
+    elements: Iterable[tuple[Place, int | str, Any]] | None = None,
 ) -> Iterator[tuple[Place, dict]]:
     """(place, entry) of all files, `image` the path to open, `name` what the file calls it.
 
     kind: a key of KINDS: which keys an entry must have. split: "train", "val" or "test", for files that name an entry's
     `split`, as Karpathy's: those of this one alone; at least one. convert: what makes an entry of this kind of one of
-    another layout at a place.
+    another layout at a place. elements: those of `_elements` to take; None: all.
     Raises UserError naming the file, the entry's number and the key.
     """
     splits, found = official.KARPATHY_SPLITS.get(split), False
     find_folder = cache(lambda folder, key: str(find_file(folder, key).resolve()))
-    for where, read in _elements(source):
+    for file, number, read in _elements(source) if elements is None else elements:
+        where = file._replace(number=number)
         check_texts(read, where)
         if splits and read.get("split", splits[0]) not in splits:
             continue
@@ -123,6 +136,46 @@ def located_entries(
         raise UserError(f"{source.files}: no entry has the split {' or '.join(splits)}")
 
 
+def pair_chunks(source: Source) -> Iterator[Columns]:
+    """The entries for pre-training in chunks: (paths to open [n], binary; their captions one after the other; the
+    number of each entry's captions [n]). They are what `located_entries` yields, in a fifth of its time."""
+    root, plain = source.image_root, not (source.image_prefix_map or source.columns)
+    if isinstance(root, str | Path):
+        root = str(find_file(root, "data.image_root").resolve())
+    elements = _elements(source)
+    while chunk := list(islice(elements, CHUNK)):
+        columns = _plain_columns(chunk, root) if plain and not isinstance(root, Mapping) else None
+        if columns is None:
+            entries = [entry for _, entry in located_entries(source, "pretrain", elements=chunk)]
+            paths = pa.array([os.fsencode(entry["image"]) for entry in entries], pa.large_binary())
+            groups = [strings(entry["caption"]) for entry in entries]
+            texts = pa.array([text for group in groups for text in group], pa.large_string())
+            columns = paths, texts, np.array([len(group) for group in groups], np.int64)
+        yield columns
+
+
+def _plain_columns(chunk: list[tuple[Place, int | str, Any]], root: str | None) -> Columns | None:
+    """A chunk of one file, if each entry has a caption and an image whose folder no link or .. leads away from.
+
+    Arrow takes no column with anything but strings that can be encoded: no entry needs to be looked at by itself.
+    """
+    file = chunk[0][0]
+    if file.folder is None or chunk[-1][0] is not file:
+        return None
+    try:
+        images, captions = (pa.array([x[key] for _, _, x in chunk], pa.large_string()) for key in ("image", "caption"))
+        start, separator = (pa.scalar(text, pa.large_string()) for text in (os.path.join(root or file.folder, ""), ""))
+        inside = pc.binary_join_element_wise(start, images, separator)
+        paths = pc.if_else(pc.starts_with(images, os.sep), images, inside)
+        folders = pc.unique(pc.replace_substring_regex(paths, "/[^/]*$", "")).to_pylist()
+        plain = not images.null_count + captions.null_count and all(_real_folder(name) == name for name in folders)
+    except (KeyError, TypeError, ValueError, pa.ArrowException):
+        return None
+    if not plain or pc.any(pc.match_substring_regex(images, "^$|\\x00")).as_py():
+        return None
+    return paths.cast(pa.large_binary()), captions, np.ones(len(chunk), np.int64)
+
+
 def file_list(files: Files) -> Sequence[str | Path]:
     """One path or several, as several."""
     return [files] if isinstance(files, str | Path) else files
@@ -133,22 +186,22 @@ def strings(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
 
 
-def _elements(source: Source) -> Iterator[tuple[Place, Any]]:
-    """(place, element) of every list, table, folder and shard."""
+def _elements(source: Source) -> Iterator[tuple[Place, int | str, Any]]:
+    """(place without its number, number, element) of every list, table, folder and shard."""
     for name in file_list(source.files):
         path = find_file(name, "annotation file")
         path = path.resolve() if path.is_dir() else path.parent.resolve() / path.name
         if shards := shard_files(path):
             for shard, key, entry in shard_entries(shards, source.max_bad_share):
-                yield Place(shard, f"sample {key}"), entry
+                yield Place(shard, "sample"), key, entry
         elif path.is_dir():
             for text, number, entry in folder_entries(path):
-                yield Place(text, f"line {number}"), entry
+                yield Place(text, "line"), number, entry
         else:
             header, unit, elements = _read_list(path)
-            number, folder = None, str(path.parent)
+            number, file = None, Place(path, unit, header=header, folder=str(path.parent))
             for number, element in elements:
-                yield Place(path, f"{unit} {number}", header, folder), element
+                yield file, number, element
             if number is None:
                 raise UserError(f"{path}: holds no entry")
 

@@ -14,14 +14,13 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dataset.annotations import Source, file_list, located_entries, strings
+from dataset.annotations import Source, file_list, pair_chunks
 from dataset.shards import shard_files
 from dataset.transforms import ImageError, open_image
 from utils import find_file, make_folder, replacing
@@ -30,7 +29,6 @@ log = logging.getLogger("semmim")
 pa.set_memory_pool(pa.system_memory_pool())  # others keep what was needed to read millions of entries
 
 CACHED_FROM = 50_000_000  # bytes of annotation files; fewer are read in seconds
-CHUNK = 2048  # entries held as Python's objects at a time
 VERSION = 6  # of what the Arrow file holds: to be raised with every change of what is read, checked or stored
 
 
@@ -71,17 +69,14 @@ class Pairs:
 
 def read_pairs(source: Source) -> pa.Table:
     """The entries of pre-training's files: `image`, the path to open (numbered in a dictionary), and `captions`."""
-    images, captions, counts = [], [], [0]
-    located = located_entries(source, "pretrain")
-    while chunk := list(islice(located, CHUNK)):
-        groups = [strings(entry["caption"]) for _, entry in chunk]
-        paths = pa.array([os.fsencode(entry["image"]) for _, entry in chunk], pa.large_binary())
+    images, captions, counts = [], [], [[0]]
+    for paths, texts, numbers in pair_chunks(source):
         images.append(paths.dictionary_encode())
-        captions.append(pa.array([text for group in groups for text in group], pa.large_string()))
-        counts += map(len, groups)
+        captions.append(texts)
+        counts.append(numbers)
     captions = pa.chunked_array(captions).combine_chunks()  # one after the other: a copy of both would be held
     images = pa.chunked_array(images).unify_dictionaries().combine_chunks()
-    starts = pa.array(np.cumsum(counts, dtype=np.int64))
+    starts = pa.array(np.cumsum(np.concatenate(counts), dtype=np.int64))
     return pa.table({"image": images, "captions": pa.LargeListArray.from_arrays(starts, captions)})
 
 

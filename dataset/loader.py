@@ -7,8 +7,8 @@ on the number of workers or on where it was resumed.
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from itertools import islice
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -27,6 +27,7 @@ class BatchIndices(Sampler):
     has the same number of batches.
     bucket_batches: sort the captions by length within this many global batches, so that a batch holds captions of
     similar length and little padding; needs `dataset.caption_lengths(epoch, visits)`. 0: do not sort.
+    length_workers: processes that look at the captions of the next window meanwhile, 0 or 1.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class BatchIndices(Sampler):
         rank: int = 0,
         world_size: int = 1,
         bucket_batches: int = 0,
+        length_workers: int = 0,
     ):
         if len(dataset) < batch_size * world_size:
             raise UserError(
@@ -46,7 +48,7 @@ class BatchIndices(Sampler):
             )
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.rank, self.step = rank, batch_size * world_size  # step: entries of a global batch
-        self.bucket_batches = bucket_batches
+        self.bucket_batches, self.length_workers = bucket_batches, length_workers
         self.epoch = self.start_batch = 0
 
     def __len__(self) -> int:
@@ -61,16 +63,47 @@ class BatchIndices(Sampler):
         batches = order.view(-1, self.step)  # [batches, step]
         if self.bucket_batches:
             batches = self._bucketed(batches, epoch, generator)
-        for batch in islice(batches, self.start_batch, None):
+        else:
+            batches = batches[self.start_batch :]
+        for batch in batches:
             yield [(epoch, i) for i in batch[first : first + self.batch_size].tolist()]
 
     def _bucketed(self, batches: torch.Tensor, epoch: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
         """Sorted by caption length within windows; the batches of a window and the entries of a batch are shuffled."""
-        for window in batches.split(self.bucket_batches):
-            lengths = torch.from_numpy(self.dataset.caption_lengths(epoch, window.flatten().numpy()))
-            by_length = window.flatten()[lengths.argsort(stable=True)].view(window.shape)
+        windows = batches.split(self.bucket_batches)
+        skipped = self.start_batch // self.bucket_batches  # windows of which only the random numbers are drawn
+        found = DataLoader(
+            CaptionLengths(self.dataset),
+            batch_size=None,
+            sampler=((epoch, window.flatten().numpy()) for window in windows[skipped:]),
+            prefetch_factor=1 if self.length_workers else None,
+            generator=torch.Generator(),  # else a number would be drawn from the training's
+            **worker_options(self.length_workers),
+        )
+        lengths = iter(found)
+        for number, window in enumerate(windows):
             within = torch.rand(window.shape, generator=generator).argsort(1)
-            yield from by_length.gather(1, within)[torch.randperm(len(window), generator=generator)]
+            shuffled = torch.randperm(len(window), generator=generator)
+            if number >= skipped:
+                by_length = window.flatten()[next(lengths).argsort(stable=True)].view(window.shape)
+                begin = self.start_batch - number * self.bucket_batches if number == skipped else 0
+                yield from by_length.gather(1, within)[shuffled][begin:]
+
+
+class CaptionLengths(Dataset):
+    """`lengths[(epoch, visits [N])]`: how long the captions of these visits are, [N]."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, item: tuple[int, np.ndarray]) -> torch.Tensor:
+        return torch.from_numpy(self.dataset.caption_lengths(*item))
+
+
+def worker_options(num_workers: int) -> dict:
+    """A DataLoader's. Forked workers share annotations and cached images; other start methods copy them."""
+    context = "fork" if num_workers and sys.platform == "linux" else None
+    return {"num_workers": num_workers, "multiprocessing_context": context, "worker_init_fn": child_signals}
 
 
 class Loader:
@@ -88,17 +121,13 @@ class Loader:
         self.max_bad_share = max_bad_share
         self.visited, self.bad = 0, 0
         self.first_bad: list[str] = []  # three lines
-        # Forked workers share annotations and cached images; other start methods copy them.
-        context = "fork" if num_workers and sys.platform == "linux" else None
         self._loader = DataLoader(
             self.dataset,
             batch_sampler=batches,
             collate_fn=collate,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
-            num_workers=num_workers,
-            multiprocessing_context=context,
-            worker_init_fn=child_signals,
+            **worker_options(num_workers),
         )
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:

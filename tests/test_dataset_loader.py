@@ -48,13 +48,14 @@ def test_an_epoch_visits_every_entry_once_in_an_order_of_seed_and_epoch():
     assert one != indices(batches(21, epoch=2)) and one != indices(batches(21, epoch=1, seed=1))
 
 
-@pytest.mark.parametrize("bucket", [0, 4])
-def test_ranks_split_the_global_batches_of_one_process_and_continue_at_any(bucket):
+@pytest.mark.parametrize("bucket, workers", [(0, 0), (4, 0), (4, 1)])
+def test_ranks_split_the_global_batches_of_one_process_and_continue_at_any(bucket, workers):
     alone = batches(103, 6, epoch=2, bucket_batches=bucket)
     ranks = [batches(103, 3, epoch=2, rank=rank, world_size=2, bucket_batches=bucket) for rank in (0, 1)]
     assert alone == [first + second for first, second in zip(*ranks, strict=True)]
     for start in (1, 4, 6, 17):
-        assert batches(103, 6, epoch=2, start_batch=start, bucket_batches=bucket) == alone[start:]
+        again = batches(103, 6, epoch=2, start_batch=start, bucket_batches=bucket, length_workers=workers)
+        assert again == alone[start:]
 
 
 def test_workers_go_on_with_the_next_epoch_and_its_length_is_unchanged():
