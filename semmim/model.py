@@ -111,6 +111,12 @@ class SemMIM(nn.Module):
         """Stays in eval mode, whatever the module does that holds this one: dropout would change every result."""
         return super().train(False)
 
+    def _apply(self, function: Callable, recurse: bool = True) -> "SemMIM":
+        """What `to`, `cuda`, `half`, ... do to every tensor."""
+        if function(torch.zeros(1)).dtype != torch.float32:
+            raise UserError('the weights stay in fp32; for speed load the model with precision="bf16"')
+        return super()._apply(function, recurse)
+
     # ------------------------------------------------------------------------------- features, matching, retrieval
 
     @inference

@@ -1,6 +1,7 @@
 """How long a GPU would take for what ran, by a roofline over its kernels, and fake tensors that take a GPU's ways."""
 
 import itertools
+from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -66,7 +67,11 @@ def predict(operations: list[Operation], count: int, device_name: str, unit: str
     if bandwidth is None:
         return {}
     ideal = sum(x.flops for x in operations) / peak_tflops(device_name, "bf16") / 1e12  # seconds
-    moved = sum(sum(x.reads.values()) + sum(x.writes.values()) for x in operations if not x.flops)
+    traffic: Counter[str] = Counter()
+    for x in operations:
+        if not x.flops:
+            traffic[x.name] += sum(x.reads.values()) + sum(x.writes.values())
+    moved = traffic.total()
     parts = {"gemm": ideal / GEMM, "memory": moved / MEMORY / bandwidth / 1e12, "launches": LAUNCH * len(operations)}
     seconds = sum(parts.values())
     return {
@@ -74,6 +79,7 @@ def predict(operations: list[Operation], count: int, device_name: str, unit: str
         "mfu": round(ideal / seconds, 3),
         "ms": {part: round(1e3 * time, 1) for part, time in parts.items()},
         "gigabytes": round(moved / 1e9, 1),
+        "most_bytes": {name: round(size / 1e9, 2) for name, size in traffic.most_common(8)},
         "kernels": len(operations),
     }
 
