@@ -49,7 +49,10 @@ def prepare(job: Job) -> None:
 
 def cc3m_rows(source: Path) -> Iterator[tuple[str, str]]:
     """(caption, address) of every line; quotation marks are characters like any other."""
-    for line in read_lines(find_official(source, {CC3M_NAME: CC3M_URL})[CC3M_NAME]):
+    path = find_official(source, {CC3M_NAME: CC3M_URL})[CC3M_NAME]
+    for number, line in enumerate(read_lines(path), 1):
+        if line.count("\t") != 1:
+            raise UserError(f"{path}: line {number} is no caption and address; an incomplete download?")
         yield tuple(line.split("\t"))
 
 
