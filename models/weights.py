@@ -4,7 +4,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import zip_longest
 from pathlib import Path
 
@@ -129,12 +129,11 @@ def check_weights(
     source: str | os.PathLike,
     advice: str,
     lacking: str | None = None,
-    shown: Callable[[str], str] = str,
 ) -> None:
     """UserError unless `weights` have the very names and shapes of `own`, a module's state dict.
 
     source: the file, which the one line names first; advice: what to do, with which it ends; lacking: prefix of the
-    names that may be missing; shown: how a name is called in the file, if it was renamed.
+    names that may be missing.
     """
     missing = [name for name in own if name not in weights and not (lacking and name.startswith(lacking))]
     left_over = [name for name in weights if name not in own]
@@ -144,7 +143,7 @@ def check_weights(
             name, others = names[0], len(names) - 1
             problem = problem or f"has the shape {list(weights[name].shape)} instead of {list(own[name].shape)}"
             more = f" (and {others} more)" if others else ""
-            raise UserError(f"{source}: {one_line(shown(name))} {problem}{more}; {advice}")
+            raise UserError(f"{source}: {one_line(name)} {problem}{more}; {advice}")
 
 
 def check_vocabulary(path: Path, vocab: str | os.PathLike) -> str:
