@@ -4,10 +4,9 @@ import json
 
 import pytest
 import torch
-from tiny import NO_DROPOUT, TOKENIZER, make_batch, make_draws, tiny_config, tiny_model
+from tiny import tiny_config, tiny_model
 
-from dataset.transforms import to_pixels
-from tools.demo import crowd, injection, scenes
+from tools.demo import crowd, scenes
 from utils import ROOT, save_checkpoint
 
 SHOWN = [crowd.make_scene(3, index, size=96) for index in range(100)]
@@ -67,40 +66,3 @@ def test_random_weights_measure_chance_on_scenes_that_are_not_written(tmp_path, 
     for name, values in crowd.ATTRIBUTES.items():
         assert found[name] == pytest.approx(100 / len(values), abs=12)
     assert found["masked"]["of the named"] == pytest.approx(30, abs=4)
-
-
-# ---------------------------------------------------------------- degraded views and other texts
-
-
-def test_what_is_occluded_is_the_third_of_the_named_object():
-    captions = [crowd.captions(scene)[0] for scene in SHOWN[:8]]
-    images = torch.stack([to_pixels(scenes.render(scene, 96)) for scene in SHOWN[:8]])
-    views = {
-        view: injection.degrade(images, captions, view, torch.Generator().manual_seed(0)).int()
-        for view in injection.VIEWS
-    }
-    assert torch.equal(views["whole"], images.int())
-    cells = (views["occluded"] - views["blurred"]).abs().view(8, 3, 3, 32, 3, 32).amax((1, 3, 5)).flatten(1)
-    objects = [scene.objects[0].place for scene in SHOWN[:8]]
-    assert [crowd.ATTRIBUTES["place"][cell] for cell in cells.argmax(1)] == objects
-    assert (cells > 0).sum() == 8
-
-
-def test_a_text_without_the_object_says_where_something_is():
-    found = injection.injected_texts(["we see a small red circle on the left"], "where")
-    assert found == ["we see a object on the left"]
-
-
-@pytest.mark.parametrize("text", injection.TEXTS)
-def test_another_text_reaches_the_patches_of_view_2_and_no_other_loss(text):
-    overrides = "itc.negatives=batch", *NO_DROPOUT
-    captions = [crowd.captions(scene)[0] for scene in SHOWN[:6]]
-    batch = make_batch(captions=captions)
-    plain, other = tiny_model(*overrides), tiny_model(*overrides)
-    other.__class__ = injection.PretrainModel
-    batch["injected_ids"], batch["injected_mask"] = TOKENIZER.encode(injection.injected_texts(captions, text), 25)
-    draws = make_draws(batch)
-    (_, expected), (_, found) = (model(model.prepare(batch, draws), 0.4) for model in (plain, other))
-    for name in ("cls", "itc", "itm", "mlm", "plm"):
-        assert torch.equal(found[f"loss/{name}"], expected[f"loss/{name}"])
-    assert torch.equal(found["loss/patch"], expected["loss/patch"]) == (text == "own")
