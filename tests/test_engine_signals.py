@@ -8,7 +8,7 @@ import pytest
 from drill import Drill, Setting, differing, last_step
 
 import utils
-from engine.distributed import distributed, stop_signals
+from engine.distributed import distributed
 from evaluation import caption as caption_evaluation
 from evaluation import cider
 from models.caption import CaptionModel
@@ -22,15 +22,6 @@ def handlers():
     for number, handler in before.items():
         signal.signal(number, handler)
     utils.stop_requests.clear()
-
-
-def test_training_waits_for_its_step_and_what_follows_it_does_not():
-    with pytest.raises(KeyboardInterrupt), distributed("cpu"):
-        with pytest.raises(utils.Stopped), stop_signals() as stopping:
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert stopping()
-            raise utils.Stopped
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_a_second_signal_while_a_stopped_script_ends_changes_nothing(monkeypatch):
