@@ -128,16 +128,6 @@ def test_every_word_is_in_berts_vocabulary_and_in_the_demos_own_part_of_it():
     assert words - set(own) == set()
 
 
-def test_a_caption_names_what_its_words_say():
-    for scene, other in zip(MANY[:60], MANY[1:61], strict=True):
-        for caption in scenes.captions(scene) + scenes.captions(other):  # its own name all objects, another's few
-            words = caption.replace(",", "").split()
-            pairs = set(zip(words, words[1:], strict=False))
-            named = scenes.named_objects(scene, caption)
-            assert named == [(o.color, o.shape) in pairs for o in scene.objects]
-            assert all(named) or caption not in scenes.captions(scene)
-
-
 # ---------------------------------------------------------------- scenes and pictures
 
 
@@ -261,8 +251,6 @@ def test_files_have_the_published_formats(tmp_path):
     data = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
     assert len(data["pretrain"]) == 20 and len(data["pretrain"][0]["caption"]) == 5
     assert len(data["retrieval_train"]) == 100 and isinstance(data["retrieval_train"][0]["caption"], str)
-    assert len(data["retrieval_test"]) == len(data["caption_test"]) == 8
-    assert all(len(entry["caption"]) == 5 for entry in data["retrieval_test"] + data["caption_val"])
     questions = data["vqa_train"] + data["vqa_val"] + data["vqa_test"]
     assert len({entry["question_id"] for entry in questions}) == len(questions) == 4 * 33
     for entry in questions:

@@ -19,7 +19,7 @@ from models.semmim import build_backbone
 from semmim import SemMIM
 from tools.predict import __main__ as predict
 from tools.predict.files import write_rows
-from utils import UserError, load_checkpoint, save_checkpoint, write_json
+from utils import load_checkpoint, save_checkpoint, write_json
 
 TEXTS = ["a red bus", "two dogs", "nothing at all"]
 
@@ -198,8 +198,7 @@ def test_every_commands_rows_are_what_it_prints(folder, run, tmp_path, command):
 )
 def test_wrong_options_are_one_line(folder, run, arguments, message):
     places = {"a.png": folder / "images" / "a.png", "pre.pth": folder / "pre.pth"}
-    with pytest.raises(UserError, match=re.escape(message)):
-        run(*(places.get(word, word) for word in arguments))
+    refused(lambda: run(*(places.get(word, word) for word in arguments)), message)
 
 
 def test_a_cell_that_would_be_a_formula_is_text_and_a_name_that_is_no_utf8_ends_nothing(tmp_path):

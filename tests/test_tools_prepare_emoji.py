@@ -5,7 +5,6 @@ import json
 import official_files as official
 import pytest
 
-from tools.prepare import __main__ as prepare
 from tools.prepare import emoji
 
 NAMES = [
@@ -21,9 +20,12 @@ NAMES = [
 IMAGES = ["0023-fe0f-20e3", "1f0cf", "1f44b-1f3fb", "1f44b"]
 
 
+run = official.run
+
+
 @pytest.fixture
-def command(tmp_path, monkeypatch):
-    """The command on the three packages, of whose second artist two images are held out."""
+def source(tmp_path, monkeypatch):
+    """A folder of the three packages, of whose second artist two images are held out."""
     folder = tmp_path / "downloads"
     folder.mkdir()
     official.pack(
@@ -36,13 +38,11 @@ def command(tmp_path, monkeypatch):
         official.pack(folder / package, files, "w:gz")
     (tmp_path / "held_out.txt").write_text("val 1f0cf\ntest 1f44b\n")
     monkeypatch.setattr(emoji, "HELD_OUT", tmp_path / "held_out.txt")
-    return ["emoji", "--source", str(folder), "--output", str(tmp_path / "emoji")]
+    return folder
 
 
-def test_the_packages_become_the_lists_that_the_configurations_name(command, tmp_path, capsys):
-    output = tmp_path / "emoji"
-    prepare.main(command)
-    out = capsys.readouterr().out
+def test_the_packages_become_the_lists_that_the_configurations_name(run, tmp_path):
+    out, output = run("emoji"), tmp_path / "data"
     joker = ["an emoji of joker", "joker", "joker, card", "joker, game", "joker, wildcard"]
     assert official.read(output / "caption_val.json") == [
         {"image": "images/twemoji/1f0cf.png", "image_id": "twemoji/1f0cf", "caption": joker}

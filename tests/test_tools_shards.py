@@ -65,15 +65,8 @@ def structs(contents):
     return [{"bytes": content, "path": f"{i}.jpg"} for i, content in enumerate(contents)]
 
 
-LAYOUTS = {
-    "struct": ("image", structs, "caption"),
-    "binary": ("jpg", list, "captions"),
-}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_training_from_packed_parquet_is_training_from_the_same_files(tmp_path, layout):
-    image, images, caption = LAYOUTS[layout]
+@pytest.mark.parametrize(("image", "images", "caption"), [("image", structs, "caption"), ("jpg", list, "captions")])
+def test_training_from_packed_parquet_is_training_from_the_same_files(tmp_path, image, images, caption):
     lists = [[text] if isinstance(text, str) else text for text in CAPTIONS]
     (tmp_path / "parts").mkdir()
     for name, part in {"b": slice(4, 7), "a": slice(0, 4)}.items():
