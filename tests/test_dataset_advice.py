@@ -7,18 +7,18 @@ import annotated
 import pytest
 import torch
 from annotated import entry, make, write
+from tiny import TOKENIZER as BERT
 
 from dataset import create_dataset, create_train_loader
 from dataset.advice import Texts, warn_of_cut_texts, warn_of_shared_images
 from dataset.pretrain import PretrainCollate
-from dataset.text import Tokenizer, clean_caption
+from dataset.text import clean_caption
 from engine.config import STAGES, load_config
 from utils import ROOT
 
 folder = annotated.folder
 
 ENGLISH = ["A man with a red helmet on a small moped", "Two zebras graze beside a wooden fence in the evening"] * 60
-BERT = Tokenizer(ROOT / "configs/bert/vocab.txt")
 
 
 def test_the_share_of_cut_texts_counts_word_pieces_and_words_of_texts_from_everywhere():

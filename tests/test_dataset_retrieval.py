@@ -2,10 +2,10 @@ import annotated
 import pytest
 import torch
 from annotated import make, write
+from tiny import TOKENIZER
 
 from dataset.loader import BatchIndices, Loader
 from dataset.pretrain import PretrainCollate
-from dataset.text import Tokenizer
 
 folder = annotated.folder
 
@@ -14,20 +14,6 @@ CANDIDATES = [
     {"image": "b.png", "caption": "a cat"},
     {"image": "a.png", "caption": ["a third"], "image_id": 7},
 ]
-
-
-def test_a_list_of_captions_is_a_pair_a_caption(folder):
-    entries = [{"image": "a.png", "caption": ["one", "two words"], "image_id": 7}]
-    entries += [
-        {"image": "b.png", "caption": "three", "image_id": 8},
-        {"image": "a.png", "caption": "4", "image_id": 7},
-    ]
-    data = make("retrieval_train", write(folder, entries))
-    samples = [data[i] for i in range(len(data))]
-    assert [sample["caption"] for sample in samples] == ["one", "two words", "three", "4"]
-    assert [sample["image_id"] for sample in samples] == [0, 0, 1, 0]
-    assert [sample["path"][-5:] for sample in samples] == ["a.png", "a.png", "b.png", "a.png"]
-    assert len(data.paths) == 2
 
 
 def test_an_epoch_may_visit_every_image_with_one_of_its_captions(folder):
@@ -53,7 +39,7 @@ def test_lengths_for_bucketing_are_those_of_the_captions_that_will_be_read(folde
         read = [len(data[(epoch, i)]["caption"]) for i in visits]
         assert data.caption_lengths(epoch, visits).tolist() == read
     data = make("retrieval_train", write(folder, entries))
-    collate = PretrainCollate(Tokenizer("configs/bert/vocab.txt"), 30)
+    collate = PretrainCollate(TOKENIZER, 30)
     lengths = [batch["input_ids"].shape[1] for batch in Loader(BatchIndices(data, 3, bucket_batches=2), collate)]
     assert sorted(lengths) == [2, 11]  # [CLS] and words: the short captions are not padded to the long ones
 

@@ -1,32 +1,24 @@
 """Tar shards against the tarfile module and against the same entries as annotation files and images."""
 
 import io
-import json
 import os
 import tarfile
 
 import pytest
 from conftest import refused
-from official_files import pack
+from official_files import img2dataset_sample, jpeg, pack
 from PIL import Image
-from tiny import encoded, noise
 
 from dataset.annotations import Source
 from dataset.pretrain import PretrainDataset
 from dataset.transforms import Augment, ImageError, PretrainViews, open_image
 
 
-def jpeg(number=0):
-    return encoded(noise(24, 20, number))
-
-
 def samples(first, count):
     """Files of samples as img2dataset writes them."""
     files = {}
     for i in range(first, first + count):
-        content = {"caption": f"caption {i}", "url": f"http://x/{i}", "key": f"{i:09d}", "status": "success"}
-        files |= {f"{i:09d}.jpg": jpeg(i), f"{i:09d}.json": json.dumps(content).encode()}
-        files[f"{i:09d}.txt"] = content["caption"].encode()
+        files |= img2dataset_sample(f"{i:09d}", f"caption {i}", f"http://x/{i}", jpeg(i))
     return files
 
 
@@ -134,7 +126,7 @@ NAMES = [  # files of a shard (images are named by their ending), captions of it
 @pytest.mark.parametrize(("names", "kept", "lost"), NAMES)
 def test_names_with_several_dots_and_images_lose_no_sample_uncounted(tmp_path, caplog, names, kept, lost):
     content = {"txt": str.encode, "json": lambda name: b"{}"}
-    files = {name: content.get(name.lower().rpartition(".")[2], lambda name: jpeg())(name) for name in names.split()}
+    files = {name: content.get(name.lower().rpartition(".")[2], lambda name: jpeg(0))(name) for name in names.split()}
     path = pack(tmp_path / "x.tar", files)
     data = dataset(path, max_bad_share=1.0)
     assert captions(data) == kept and not any("mask" in data.paths[i] for i in range(len(data.paths)))

@@ -2,16 +2,11 @@ import json
 
 import pytest
 from conftest import ROOT, refused
-from tiny import tiny_model
+from tiny import TOKENIZER, tiny_model
 
 from dataset.text import Tokenizer, checkpoint_tokenizer, clean_caption, clean_question
 
 VOCAB = "configs/bert/vocab.txt"
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return Tokenizer(VOCAB)
 
 
 @pytest.mark.parametrize(
@@ -35,27 +30,27 @@ def test_questions_keep_the_person_placeholder_as_albef_does():
     assert clean_question("a b c d", 2) == "a b"
 
 
-def test_word_pieces_equal_transformers_own_encoding(tokenizer):
+def test_word_pieces_equal_transformers_own_encoding():
     from transformers import BertTokenizerFast
 
     lines = open(VOCAB, encoding="utf-8").read().split("\n")[:-1]
     oracle = BertTokenizerFast(vocab={line: i for i, line in enumerate(lines)})
     texts = ["a red dog", "unbelievably naïve emoji", "中文 and 42 flags", ""]
-    assert tokenizer.word_pieces(texts) == [oracle.encode(text, add_special_tokens=False) for text in texts]
+    assert TOKENIZER.word_pieces(texts) == [oracle.encode(text, add_special_tokens=False) for text in texts]
 
 
-def test_encoding_starts_with_cls_and_has_a_sep_on_request_alone_which_survives_truncation(tokenizer):
+def test_encoding_starts_with_cls_and_has_a_sep_on_request_alone_which_survives_truncation():
     texts = ["a dog", "one two three four five six"]
-    ids, mask = tokenizer.encode(texts, 5)
-    assert (ids[:, 0] == tokenizer.cls_id).all() and not (ids == tokenizer.sep_id).any()
-    assert mask.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]] and ids[0, 3:].tolist() == [tokenizer.pad_id] * 2
+    ids, mask = TOKENIZER.encode(texts, 5)
+    assert (ids[:, 0] == TOKENIZER.cls_id).all() and not (ids == TOKENIZER.sep_id).any()
+    assert mask.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]] and ids[0, 3:].tolist() == [TOKENIZER.pad_id] * 2
     ids, mask = Tokenizer(VOCAB, sep=True).encode(texts, 5)
-    assert ids[0, 3] == ids[1, 4] == tokenizer.sep_id and mask.sum(1).tolist() == [4, 5]
+    assert ids[0, 3] == ids[1, 4] == TOKENIZER.sep_id and mask.sum(1).tolist() == [4, 5]
 
 
-def test_a_text_that_names_a_special_token_means_its_characters(tokenizer):
-    (ids,) = tokenizer.word_pieces(["what [SEP] is it[MASK]"])
-    assert tokenizer.names(ids) == ["what", "[", "sep", "]", "is", "it", "[", "mask", "]"]
+def test_a_text_that_names_a_special_token_means_its_characters():
+    (ids,) = TOKENIZER.word_pieces(["what [SEP] is it[MASK]"])
+    assert TOKENIZER.names(ids) == ["what", "[", "sep", "]", "is", "it", "[", "mask", "]"]
 
 
 def test_a_checkpoint_trained_with_another_vocabulary_of_whatever_size_or_another_case_is_refused(tmp_path):

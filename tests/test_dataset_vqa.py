@@ -6,12 +6,11 @@ import torch
 from annotated import make, write
 from conftest import refused
 from official_files import vqa_annotations
+from tiny import TOKENIZER
 
 from dataset.questions import read_answer_list
-from dataset.text import Tokenizer
 from dataset.vqa import EvalBatches, VQACollate, encode_questions, question_parts
 
-TOKENIZER = Tokenizer("configs/bert/vocab.txt")
 LIMITS = (30, 25, 22)
 TEN = ["yes"] * 6 + ["no"] * 3 + ["maybe"]
 
@@ -32,8 +31,7 @@ def eval_set(folder, entries, **options):
 
 
 def words(ids):
-    vocab = open("configs/bert/vocab.txt", encoding="utf-8").read().split("\n")
-    return " ".join(vocab[i] for i in ids.tolist())
+    return " ".join(TOKENIZER.names(ids.tolist()))
 
 
 def test_question_ocr_and_labels_are_joined_by_separators_and_an_empty_part_has_none():
@@ -78,6 +76,8 @@ def test_a_batch_has_every_answer_beside_its_question(folder):
     data = train_set(folder, entries)
     batch = collate([data[0], data[1]])
     assert batch["image"].shape == (2, 3, 8, 8) and batch["input_ids"].shape == (2, 5)
+    assert batch["attention_mask"].sum(1).tolist() == [4, 5]
+    assert collate([data[0], data[0]])["attention_mask"] is None  # where nothing is padded
     assert batch["answer_rows"].tolist() == [0, 0, 0, 1]
     assert batch["answer_weights"].tolist() == pytest.approx([0.6, 0.3, 0.1, 1.0])
     assert words(batch["answer_ids"][3]) == "[CLS] t - shirt"

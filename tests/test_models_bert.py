@@ -54,16 +54,6 @@ def close(result, expected, atol=1e-4):
     torch.testing.assert_close(result, expected, atol=atol, rtol=0)
 
 
-def random_fusion():
-    torch.manual_seed(0)
-    return perturb(FusionEncoder(CONFIG, 2))
-
-
-def random_decoder():
-    torch.manual_seed(0)
-    return perturb(TextDecoder(CONFIG, 2))
-
-
 # ------------------------------------------------------------------------------- numbers against transformers
 
 
@@ -127,8 +117,7 @@ def test_mlm_head_equals_bert_for_masked_lm(tmp_path):
 @torch.no_grad()
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 def test_padding_does_not_matter(bf16):
-    torch.manual_seed(0)
-    encoder, fusion = perturb(TextEncoder(CONFIG, 2)), random_fusion()
+    encoder, fusion = perturb(TextEncoder(CONFIG, 2)), perturb(FusionEncoder(CONFIG, 2))
     (ids, mask), image = text(), memory()
 
     def run(ids, mask):
@@ -144,7 +133,7 @@ def test_padding_does_not_matter(bf16):
 
 @pytest.mark.parametrize("masked", [False, True], ids=["whole memory", "masked memory"])
 def test_rows_groups_and_repeated_images_agree_in_value_and_gradient(masked):
-    decoder, (ids, _) = random_decoder(), text(rows=6)
+    decoder, (ids, _) = perturb(TextDecoder(CONFIG, 2)), text(rows=6)
     memory_mask = torch.ones(2, 5, dtype=torch.int64)
     if masked:
         memory_mask[0, 2:] = 0
@@ -164,7 +153,7 @@ def test_rows_groups_and_repeated_images_agree_in_value_and_gradient(masked):
 
 @torch.no_grad()
 def test_keep_gives_the_leading_tokens_of_the_full_result():
-    fusion, (_, mask), image = random_fusion(), text(), memory()
+    fusion, (_, mask), image = perturb(FusionEncoder(CONFIG, 2)), text(), memory()
     hidden, kv = torch.randn(4, 9, 32), fusion.project_memory(image)
     close(fusion(hidden, mask, kv, keep=1), fusion(hidden, mask, kv)[:, :1], atol=1e-6)
 
@@ -173,7 +162,6 @@ def test_keep_gives_the_leading_tokens_of_the_full_result():
 
 
 def test_dropout_drops_the_configured_share_of_embeddings_and_attention_weights():
-    torch.manual_seed(0)
     encoder = TextEncoder(BertConfig(**SHAPE, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.2), 1).train()
     x = encoder.embeddings(torch.randint(0, 60, (400, 40)))  # [400, 40, 32]
     assert abs((x == 0).float().mean().item() - 0.1) < 0.002  # 4.8 standard deviations
@@ -213,7 +201,7 @@ def whole_model(text_layers=2, fusion_layers=2, decoder_layers=4):
     return *stacks, LMHead(CONFIG)
 
 
-def checkpoint(tmp_path, layers=5, name="pytorch_model.bin", change=lambda weights: weights, config=True):
+def checkpoint(tmp_path, layers=5, name="pytorch_model.bin", change=lambda weights: weights):
     """A published-style BertForMaskedLM folder; -> its path and the state dict as saved."""
     weights = perturb(BertForMaskedLM(hf_config(layers))).state_dict()
     weights = {k: v.clone().contiguous() for k, v in weights.items()}
@@ -221,8 +209,7 @@ def checkpoint(tmp_path, layers=5, name="pytorch_model.bin", change=lambda weigh
     weights["bert.embeddings.position_ids"] = torch.arange(40)[None]
     weights = change(weights)
     (save_file if name.endswith("safetensors") else torch.save)(weights, tmp_path / name)
-    if config:
-        hf_config(layers).save_pretrained(tmp_path)
+    hf_config(layers).save_pretrained(tmp_path)
     return str(tmp_path), weights
 
 

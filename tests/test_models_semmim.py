@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from conftest import refused
+from conftest import keys_of, refused
 
 from engine.config import PRETRAIN, load_config
 from models.bert import BertConfig
@@ -31,20 +31,13 @@ WITHOUT_A_SHAPE = (
 ODD = (None, True, "x", "", [], {}, -1, 0, 7, 2.5, 10**6, 10**30, -1e300, float("nan"), float("inf"), torch.ones(2))
 
 
-def fields(values: dict, path: tuple = ()) -> list[tuple]:
-    """The paths of all entries, those of maps included."""
-    found = []
-    for key, value in values.items():
-        found += [(*path, key), *(fields(value, (*path, key)) if isinstance(value, dict) else [])]
-    return found
-
-
-def changed(path: tuple, value) -> dict:
+def changed(key: str, value) -> dict:
+    """The description with another value of a dotted key."""
     description = copy.deepcopy(DESCRIPTION)
-    place = description
-    for key in path[:-1]:
-        place = place[key]
-    place[path[-1]] = value
+    place, (*maps, last) = description, key.split(".")
+    for name in maps:
+        place = place[name]
+    place[last] = value
     return description
 
 
@@ -57,16 +50,16 @@ def load(description, weights):
     return load_backbone("a.pth", loaded={"model": weights, "description": description}, decoder=True)
 
 
-@pytest.mark.parametrize("path", fields(DESCRIPTION), ids=".".join)
-def test_an_odd_value_in_a_description_is_one_line_soon_and_without_memory(weights, path):
+@pytest.mark.parametrize("key", keys_of(DESCRIPTION))
+def test_an_odd_value_in_a_description_is_one_line_soon_and_without_memory(weights, key):
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     for value in ODD:
         try:
-            backbone, _, _ = load(changed(path, value), weights)
+            backbone, _, _ = load(changed(key, value), weights)
         except UserError as error:
             assert str(error).startswith("a.pth: ") and "\n" not in str(error), value
         else:
-            assert path[-1] in WITHOUT_A_SHAPE or value is True, value  # which is 1
+            assert key.rpartition(".")[2] in WITHOUT_A_SHAPE or value is True, value  # which is 1
             assert backbone.eval().encode_text(torch.ones(1, 3, dtype=torch.long), None)[1].isfinite().all(), value
     assert time.process_time() - start < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
@@ -88,7 +81,7 @@ def test_no_door_lets_an_argument_through_that_loads_or_builds_something_else(
 
     (tmp_path / "notes.bin").write_bytes(pickle.dumps(Touch()))
     monkeypatch.chdir(tmp_path)
-    description = changed(("image_encoder", "args", name), value)
+    description = changed(f"image_encoder.args.{name}", value)
     refused(lambda: load(description, weights), f"{name}: ", "cannot be set here")
     cfg = load_config(PRETRAIN.schema, ["model.image_encoder.weights=random", "model.bert.weights=random"], PRETRAIN)
     cfg.model.image_encoder.args[name] = value
@@ -98,7 +91,7 @@ def test_no_door_lets_an_argument_through_that_loads_or_builds_something_else(
 
 @pytest.mark.parametrize("name", ["hf-hub:timm/vit_tiny_patch16_224", "./vit_tiny_patch16_224", "vit_tiny.a/b"])
 def test_a_name_that_is_no_vision_transformer_of_timms_is_refused(weights, name):
-    refused(lambda: load(changed(("image_encoder", "name"), name), weights), "has no Vision Transformer")
+    refused(lambda: load(changed("image_encoder.name", name), weights), "has no Vision Transformer")
 
 
 def test_heads_that_rank_compute_in_fp32_under_autocast():
@@ -126,12 +119,6 @@ def test_the_check_draws_no_random_number_and_a_stage_may_leave_parts_out(weight
 
 TEXT_PROJ = "backbone.text_proj.weight"
 TAMPERED = {  # what: (the weights that take the place of those of the model, other entries, the end of the line)
-    "not finite": (
-        {TEXT_PROJ: torch.full((16, 32), float("nan"))},
-        {},
-        "text_proj.weight holds values",
-    ),
-    "another shape": ({TEXT_PROJ: torch.ones(1, 32)}, {}, "text_proj.weight has the shape"),
     "expanded without bound": ({TEXT_PROJ: torch.ones(1).expand(10**9, 10**6)}, {}, "text_proj.weight has the shape"),
     "weights without a place": ({}, {"description": DESCRIPTION | {"text_layers": 1}}, "has no place"),
     "no map": ({}, {"model": None}, "its entry model is not what"),

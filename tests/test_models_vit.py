@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import refused
 from safetensors.torch import save_file
 from tiny import tiny_config
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
 from models.semmim import build_backbone
 from models.vit import ImageEncoder, to_timm
-from utils import UserError
 
 NAME = "vit_base_patch16_clip_quickgelu_224"
 TINY = {"embed_dim": 32, "depth": 3, "num_heads": 2}
@@ -219,15 +219,13 @@ def test_checkpointing_recomputes_every_layer_in_the_backward_pass_and_changes_n
     "options, words",
     [
         ({"image_size": 60}, "60 is not divisible by the patch size 16"),
-        ({"name": "vit_base_patch16_reg4_gap_256"}, r"one \[CLS\] token"),
+        ({"name": "vit_base_patch16_reg4_gap_256"}, "one [CLS] token"),
         ({"args": {"patch_drop_rate": 0.1}}, "patch_drop_rate"),
     ],
 )
 def test_a_wrong_setting_is_a_one_line_error(options, words):
     settings = {"name": NAME, "image_size": 64, "args": TINY, **options}
-    with pytest.raises(UserError, match=words) as caught:
-        ImageEncoder(**settings)
-    assert "\n" not in str(caught.value)
+    refused(lambda: ImageEncoder(**settings), words)
 
 
 def test_random_positions_begin_as_asked_for():

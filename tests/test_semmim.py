@@ -25,7 +25,7 @@ from models.semmim import build_backbone, load_backbone
 from models.vqa import VQAModel
 from semmim import SemMIM, files
 from tools import export
-from utils import UserError, save_checkpoint, write_json
+from utils import save_checkpoint, write_json
 
 CPU = torch.device("cpu")
 TEXTS = ["A red bus, here!", "two dogs", "a-b c"]
@@ -185,7 +185,7 @@ def truncated(folder):
     [
         ("retrieval", lambda m, f: m.encode_image("absent.png"), "absent.png: No such file"),
         ("retrieval", lambda m, f: m.encode_image([3]), "3 is no image"),
-        ("retrieval", lambda m, f: m.encode_image(torch.rand(3, 32, 32)), r"Tensor \(3, 32, 32\) is no image"),
+        ("retrieval", lambda m, f: m.encode_image(torch.rand(3, 32, 32)), "Tensor (3, 32, 32) is no image"),
         ("retrieval", lambda m, f: m.encode_image(m.preprocess(f / "0.png") * torch.nan), "image features are NaN"),
         ("retrieval", lambda m, f: m.encode_image(Image.new("RGB", (0, 0))), "0 x 0 pixels"),
         ("retrieval", lambda m, f: m.encode_image(truncated(f)), "truncated.png: cannot be used"),
@@ -197,14 +197,11 @@ def truncated(folder):
         ("retrieval", lambda m, f: m.classify(f / "0.png", ["dog", "dog"]), "no choice"),
         ("caption", lambda m, f: m.encode_image(f / "0.png"), "take a checkpoint of Pretrain.py or Retrieval.py"),
         ("caption", lambda m, f: m.caption(f / "0.png", num_return=9), "at most 5 sentences"),
-        ("vqa", lambda m, f: m.answer(f / "0.png", "what?", answers="yes"), "answers: .* no choice"),
-        ("retrieval", lambda m, f: m.save_pretrained(f), "something else than an exported model"),
+        ("vqa", lambda m, f: m.answer(f / "0.png", "what?", answers="yes"), "are no choice"),
     ],
 )
 def test_wrong_input_is_one_line(folder, stage, wrong, message):
-    with pytest.raises(UserError, match=message) as error:
-        wrong(loaded(folder, stage), folder)
-    assert "\n" not in str(error.value)
+    refused(lambda: wrong(loaded(folder, stage), folder), message)
 
 
 def test_texts_that_are_cut_are_counted_in_one_line(folder, caplog):
@@ -277,9 +274,6 @@ def test_every_stages_export_gives_the_same_as_its_checkpoint_elsewhere(folder, 
     model = SemMIM.from_pretrained("moved")
     assert uses(model, images(folder)) == expected
     assert (model.stage, model.content.step) == (stage, 7)
-    if stage in ("caption", "vqa"):
-        with pytest.raises(UserError, match="moved (.*) take a checkpoint of Pretrain.py or Retrieval.py"):
-            model.encode_text(TEXTS)
     model.save_pretrained("moved")  # onto itself
     model.save_pretrained("again")
     for name in ("config.json", "model.safetensors", "vocab.txt", "README.md"):
@@ -313,8 +307,7 @@ def test_an_export_in_the_hubs_cache_is_loaded_by_its_name_as_its_card_says(fold
 def test_a_damaged_folder_is_one_line(folder, tmp_path, name, damage, message):
     loaded(folder, "retrieval").save_pretrained(tmp_path)
     (tmp_path / name).unlink() if damage is None else (tmp_path / name).write_bytes(damage)
-    with pytest.raises(UserError, match=message):
-        SemMIM.from_pretrained(tmp_path)
+    refused(lambda: SemMIM.from_pretrained(tmp_path), message)
 
 
 def test_an_export_that_was_killed_is_written_again(folder, tmp_path, monkeypatch):

@@ -3,14 +3,12 @@
 import pytest
 import torch
 from timm.layers.activations import QuickGELU as PlainQuickGELU
-from tiny import NO_DROPOUT, TOKENIZER, make_batch, make_draws, tiny_model
+from tiny import NO_DROPOUT, make_batch, make_draws, tiny_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dataset import transforms
-from dataset.pretrain import PretrainCollate
 from dataset.transforms import normalized
-from dataset.vqa import VQACollate
 from models import bert
 from models.tensors import QuickGELU
 
@@ -113,28 +111,6 @@ def test_causal_attention_equals_the_masked_one_in_value_and_gradient(monkeypatc
         results.append([out, *torch.autograd.grad(out.square().sum(), (q, k, v))])
     for ours, masked in zip(*results, strict=True):
         torch.testing.assert_close(ours, masked, atol=1e-5, rtol=0)
-
-
-def sample(caption):
-    about = {"caption": caption, "image_id": 0, "path": "", "bad": [], "cut": False}
-    return {"image1": torch.zeros(3, 4, 4, dtype=torch.uint8), **about}
-
-
-def test_collate_functions_say_whether_anything_is_padded():
-    collate = PretrainCollate(TOKENIZER, 25)
-    assert collate([sample("a dog"), sample("a cat")])["padded"] is False
-    assert collate([sample("a dog"), sample("a black cat")])["padded"] is True
-
-    def asked(*questions):
-        samples = [
-            {"image": torch.zeros(3, 4, 4, dtype=torch.uint8), "parts": (text, "", ""), "answers": ["yes"]}
-            | {"weights": [1.0], "path": "", "bad": []}
-            for text in questions
-        ]
-        return VQACollate(TOKENIZER, (20, 0, 0), 5)(samples)["attention_mask"]
-
-    assert asked("who is it", "what is it") is None
-    assert asked("who is it", "is it").sum().item() == 4 + 3
 
 
 @pytest.mark.parametrize("dropout", [(), NO_DROPOUT], ids=["dropout", "no dropout"])
