@@ -96,6 +96,8 @@ def run_main(main: Callable[[], object]) -> None:
                 raise
             line += "; make room, permit it, or write to another place"
         print("error:" if is_main() else f"error (process {rank()}):", line, file=sys.stderr, flush=True)
+    finally:
+        end_children()  # or torch, at Python's end, would wait ten seconds for each
     try:
         sys.stdout.flush()
     except OSError:  # the same, or its disk is full: Python would try again at its end
