@@ -92,11 +92,17 @@ def warn_of_cut_texts(datasets: Mapping[str, Any], cfg: Any, tokenizer: Tokenize
 
 
 def warn_of_shared_images(dataset: Any, held_out: Mapping[str, Any]) -> None:
-    """Log how many images each split of `held_out` {split: data set} shares with the training set `dataset`."""
-    for split, other in held_out.items():
-        own = set(map(os.fsencode, other.images if hasattr(other, "images") else other.paths))
+    """Log how many images each split of `held_out` {split: data set} shares with the training set `dataset`, and val
+    with test: the best epoch would be chosen on test."""
+    images = {
+        split: set(map(os.fsencode, other.images if hasattr(other, "images") else other.paths))
+        for split, other in held_out.items()
+    }
+    for split, own in images.items():
         is_shared = pc.is_in(dataset.paths.array, value_set=pa.array(list(own), pa.large_binary()))
         if shared := dataset.paths.array.filter(is_shared).to_pylist():
             counts = f"{split}: {len(shared)} of {len(own)} images are in data.train"
             first = one_line(os.fsdecode(shared[0]), 1000)
             log.warning("warning: %s: its numbers are not of new ones (first: %s)", counts, first)
+    if both := images.get("val", set()) & images.get("test", set()):
+        log.warning("warning: %d images are in data.val and data.test: test takes part in choosing the epoch", len(both))

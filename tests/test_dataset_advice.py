@@ -72,6 +72,6 @@ def test_images_that_training_and_evaluation_share_are_counted(folder, caplog, s
     files = {split: write(folder, [entry(n) for n in numbers], f"{split}.json") for split, numbers in splits.items()}
     held_out = {split: make(f"{stage}_eval", file) for split, file in files.items()}
     warn_of_shared_images(train, held_out)
-    test, dev = caplog.messages
+    test, dev, both = caplog.messages
     assert "test: 1 of 2 images are in data.train" in test and str(folder / "b.png") in test
-    assert "dev: 2 of 2 images are in data.train" in dev
+    assert "dev: 2 of 2 images are in data.train" in dev and "1 images are in data.val and data.test" in both

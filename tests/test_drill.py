@@ -37,7 +37,7 @@ def test_a_stop_signal_leaves_a_checkpoint_of_the_last_step(drill, name, ranks, 
 
 @pytest.mark.parametrize(
     "stage, kind, ranks, workers",
-    [("vqa", "evaluation image", 2, 1), ("pretrain", "training image", 2, 4), ("pretrain", "disk", 1, 0)],
+    [("vqa", "evaluation image", 2, 4), ("pretrain", "training image", 2, 4), ("pretrain", "disk", 1, 0)],
 )
 def test_an_error_ends_all_processes_within_seconds(drill, stage, kind, ranks, workers):
     result = drill.fail(Setting(stage, ranks, workers), kind)
