@@ -105,4 +105,4 @@ def warn_of_shared_images(dataset: Any, held_out: Mapping[str, Any]) -> None:
             first = one_line(os.fsdecode(shared[0]), 1000)
             log.warning("warning: %s: its numbers are not of new ones (first: %s)", counts, first)
     if both := images.get("val", set()) & images.get("test", set()):
-        log.warning("warning: %d images are in data.val and data.test: test takes part in choosing the epoch", len(both))
+        log.warning("warning: %d images are in data.val and data.test: test helps to choose the epoch", len(both))
