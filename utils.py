@@ -139,7 +139,8 @@ def find_file(path: str | os.PathLike, what: str = "file") -> Path:
     for folder in (Path(), ROOT):
         if os.path.exists(folder / path):
             return folder / path
-    raise UserError(f"{what}: {one_line(path, 1000)} does not exist (looked in {Path.cwd()} and {ROOT})")
+    places = " and ".join(dict.fromkeys(map(str, (Path.cwd(), ROOT))))
+    raise UserError(f"{what}: {one_line(path, 1000)} does not exist (looked in {places})")
 
 
 def open_file(path: str | os.PathLike) -> BinaryIO:
