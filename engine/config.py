@@ -233,6 +233,7 @@ ANY, TINY = sys.float_info.max, 1e-9
 RANGES = (  # smallest, largest, keys: also of each number in a list
     (1, ANY, ("train.epochs", "train.steps", "train.batch_size", "train.accumulation", "train.log_every")),
     (1, ANY, ("train.keep_checkpoints", "scst.samples", "rerank.k", "eval.images", "eval.batch_size")),
+    (0, 2**62, ("seed",)),
     (1, 4096, ("image_size", "model.image_encoder.image_size")),
     (1, 512, ("text.max_prompt_tokens", "text.max_question_tokens", "text.max_ocr_tokens")),  # BERT's positions
     (1, 512, ("text.max_label_tokens", "text.max_answer_tokens")),

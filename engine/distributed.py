@@ -59,12 +59,15 @@ def init_distributed(device: str = "auto") -> torch.device:
 
     CPU tensors travel by gloo, CUDA tensors by NCCL. Without torchrun there is one process and no group.
     """
-    device, local = utils.choose_device(device), int(os.environ.get("LOCAL_RANK", "0"))
+    number, processes, local = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if not f"{number or 0}{processes or 0}{local or 0}".isdigit() or int(number or 0) >= int(processes or 2**62):
+        raise UserError(f"RANK={number} WORLD_SIZE={processes} LOCAL_RANK={local}: no process of a group; use torchrun")
+    device, local = utils.choose_device(device), int(local or 0)
     if device == "cuda":
         if local >= (gpus := torch.cuda.device_count()):
             raise UserError(f"process {local} has no GPU: start torchrun with --nproc_per_node={gpus}")
         torch.cuda.set_device(local)
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized():
+    if number and processes and not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", **_restarted())
     if "TORCHELASTIC_RUN_ID" in os.environ:
         utils.end_with_parent(signal.SIGTERM)  # a killed torchrun would leave its processes behind, training on

@@ -21,6 +21,7 @@ import torch
 import utils
 from engine.checkpoint import last_path, load_last, random_state_kept
 from engine.config import MAY_CHANGE, Config, differences, read_yaml, save_config
+from models.weights import check_value
 from utils import ROOT, UserError, is_main, logger, on_main, one_line, open_file, replacing, world_size, write_json
 
 LOCK, MARK = "run.lock", "SemMIM run: "  # a run's lock file, and how it begins
@@ -43,6 +44,7 @@ def begin(args: argparse.Namespace, cfg: Config) -> tuple[Run, dict | None]:
     resume_from = load_last(folder, cfg.train.keep_checkpoints) if resume else None
     step = resume_from["progress"]["step"] if resume_from else -1
     if args.seed is not None:
+        check_value("--seed", args.seed, int, 0, 2**62)
         cfg.seed = args.seed
     elif resume_from:
         cfg.seed = resume_from["config"]["seed"]

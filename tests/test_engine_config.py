@@ -101,6 +101,7 @@ OVERRIDES = {
     "seed=\x1b[31mred\x1b[0m": "--override seed=",
     "x" * 3000 + "=1": "unknown key",
     "seed": "--override seed: write it as key.sub=value",
+    "seed=-5": "seed is -5; a number from 0",
     "seed.a=1": "--override seed.a=1: seed is a map",
     "train.epochs=2.5": "train.epochs is a number (2.5); a whole number or null is expected",
     "train.epochs=none": "exactly one of them must have a value",

@@ -92,6 +92,13 @@ def test_asking_for_a_missing_gpu_is_an_error():
     refused(lambda: init_distributed("cuda"), "--device cuda: torch sees no GPU")
 
 
+@pytest.mark.parametrize("place", [("0", "1", "x"), ("x", "2", "0"), ("2", "2", "0")])
+def test_a_place_in_no_group_is_refused_before_anybody_is_waited_for(monkeypatch, place):
+    for name, value in zip(("RANK", "WORLD_SIZE", "LOCAL_RANK"), place, strict=True):
+        monkeypatch.setenv(name, value)
+    refused(lambda: init_distributed("cpu"), "RANK={} WORLD_SIZE={} LOCAL_RANK={}: ".format(*place))
+
+
 # ---------------------------------------------------------------------------- the run's folder, checkpoints
 
 
