@@ -198,7 +198,7 @@ PHOTOMETRIC = {  # name: operation(image, value)
     "Identity": lambda image, value: image,
     "AutoContrast": lambda image, value: ImageOps.autocontrast(image),
     "Brightness": lambda image, value: ImageEnhance.Brightness(image).enhance(value),
-    "Sharpness": lambda image, value: _sharpen(image, value),
+    "Sharpness": _sharpen,
     "Equalize": lambda image, value: ImageOps.equalize(image),
 }
 GEOMETRIC = {
