@@ -5,6 +5,7 @@ import json
 import official_files as official
 import pytest
 
+from tools.demo.words import content_words, recall_by_words
 from tools.prepare import emoji
 
 NAMES = [
@@ -63,6 +64,36 @@ def test_the_packages_become_the_lists_that_the_configurations_name(run, tmp_pat
     }
     assert "left out: 1 x image whose name is not known; first: twemoji/ffff.png" in out
     assert "warning: images, noto: 4, 3,782 fewer than the published 3,786" in out
+
+
+def test_a_third_artist_is_for_training_and_a_fourth_for_the_test(run, source, tmp_path):
+    for package, images, _ in emoji.MORE.values():
+        names = {f"{images}/1F0CF.png": b"x", f"{images}/ffff.webp": b"x", f"{images}/1f44b.webp": b"x"}
+        official.pack(source / package, names, "w:gz")
+    out, output = run("emoji"), tmp_path / "data"
+    hand = ["an emoji of waving hand", "waving hand", "waving hand, bye"]
+    entry = {"image": "images/emojione/1f44b.webp", "image_id": "emojione/1f44b", "caption": hand}
+    assert official.read(output / "pretrain_emojione.json")[1] == entry
+    asked = [entry["caption"] for entry in official.read(output / "retrieval_fluent.json")]
+    assert asked == [["an emoji of joker"], ["an emoji of waving hand"]]
+    assert (
+        "left out: 3 x image whose name is not known; first: twemoji/ffff.png, emojione/ffff.webp, fluent/ffff.webp"
+        in out
+    )
+
+
+def test_recall_by_what_a_caption_asks_for():
+    assert [content_words(text) for text in ("an emoji of joker", "man: medium-dark skin tone", "of the")] == [1, 3, 0]
+    one, two, long = "joker", "waving hand", "a red bus on a long road to an old town"
+    pairs = [("1.png", one), ("2.png", two), ("3.png", long)]
+    result = {
+        "text_retrieval": [{"query": f"{n}.png", "ranked": [best]} for n, best in enumerate([one, one, long], 1)],
+        "image_retrieval": [
+            {"query": caption, "ranked": [f"{best}.png", "1.png"]}
+            for (_, caption), best in zip(pairs, [3, 2, 3], strict=True)
+        ],
+    }
+    assert recall_by_words(result, pairs) == {1: [1, 50], 2: [1, 50], 5: [1, 100]}
 
 
 def test_the_list_of_held_out_names_is_the_one_of_the_published_numbers():

@@ -1,6 +1,7 @@
-"""Emoji of two artists with their English names, from three packages of npm.
+"""Emoji of two artists with their English names, from three packages of npm, and of two more if they are there.
 
     npm pack emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0 emojibase-data@17.0.0
+    npm pack emojione@2.2.7 @lobehub/fluent-emoji-3d@1.1.0  # the two more
     python -m tools.prepare emoji --source . --output data/emoji
 
 SOURCE is the folder of these .tgz files; without npm, curl -O the addresses that the tool names. Writes images/noto and
@@ -8,8 +9,12 @@ images/twemoji (7,572 images of 64 x 64), pretrain.json, retrieval_train.json, r
 caption_{val,test}.json. Training has all of Noto's images and 85% of Twemoji's; validation (226) and test (353) are
 Twemoji's images of the other names, which were drawn once: tools/prepare/emoji_held_out.txt lists them.
 
-Noto Emoji is under the Apache license 2.0; Twemoji under CC-BY 4.0, copyright Twitter, Inc. and other contributors; the
-names are emojibase's (MIT) from Unicode's CLDR.
+Of EmojiOne it writes pretrain_emojione.json (1,800 images), of Fluent Emoji retrieval_fluent.json (3,374): a third
+artist to train on, and one to test on whom no training has seen.
+
+Noto Emoji is under the Apache license 2.0; Twemoji under CC-BY 4.0, copyright Twitter, Inc. and other contributors;
+EmojiOne 2 under CC-BY 4.0, copyright Ranks.com; Fluent Emoji under the MIT license, copyright Microsoft. The names are
+emojibase's (MIT) from Unicode's CLDR.
 """
 
 import json
@@ -24,6 +29,10 @@ ARTISTS = {  # name here: (package, its folder of images)
     "noto": ("emoji-datasource-google-16.0.0.tgz", "package/img/google/64"),
     "twemoji": ("emoji-datasource-twitter-16.0.0.tgz", "package/img/twitter/64"),
 }
+MORE = {  # the same of artists that may be missing, and where their images go
+    "emojione": ("emojione-2.2.7.tgz", "package/assets/png", "pretrain"),
+    "fluent": ("lobehub-fluent-emoji-3d-1.1.0.tgz", "package/assets", "retrieval"),
+}
 NAMES = ("emojibase-data-17.0.0.tgz", "package/en/data.json")
 HELD_OUT = Path(__file__).with_name("emoji_held_out.txt")
 TAGS = 3  # keywords of an image, at most
@@ -34,7 +43,8 @@ NO_TEXT_STYLE = "-fe0f"  # a selector that the packages write in different place
 def prepare(job: Job) -> None:
     """Unpack the images and write the lists that configs/emoji name."""
     packages = [NAMES[0], *(package for package, _ in ARTISTS.values())]
-    found = find_official(job.source, {file: f"{REGISTRY}/{file.rpartition('-')[0]}/-/{file}" for file in packages})
+    addresses = {file: f"{REGISTRY}/{file.rpartition('-')[0]}/-/{file}" for file in packages}
+    found = find_official(job.source, addresses, {package: REGISTRY for package, _, _ in MORE.values()})
     captions = read_captions(found[NAMES[0]])
     splits: dict[str, list[dict]] = {"train": [], "val": [], "test": []}
     held_out = HELD_OUT.read_text(encoding="utf-8").split()  # val or test, name of one of Twemoji's images, ...
@@ -45,8 +55,7 @@ def prepare(job: Job) -> None:
         for name in names:
             stem = name.removesuffix(".png")
             split = split_of.get(stem, "train") if artist == "twemoji" else "train"
-            image = {"image": f"images/{artist}/{name}", "image_id": f"{artist}/{stem}"}
-            splits[split].append({**image, "caption": captions[key_of(stem)]})
+            splits[split].append(entry_of(artist, name, captions))
     train = splits["train"]
     job.write("pretrain.json", ({"image": entry["image"], "caption": entry["caption"]} for entry in train))
     pairs = ({**entry, "caption": caption} for entry in train for caption in entry["caption"])
@@ -56,6 +65,17 @@ def prepare(job: Job) -> None:
         if split != "train":
             job.write(f"retrieval_{split}.json", ({**entry, "caption": entry["caption"][:1]} for entry in entries))
             job.write(f"caption_{split}.json", entries)
+    for artist, (package, folder, task) in MORE.items():
+        if package in found:
+            names = unpack(job, artist, found[package], folder, captions)
+            entries, asked = [entry_of(artist, name, captions) for name in names], 1 if task == "retrieval" else None
+            job.write(f"{task}_{artist}.json", ({**entry, "caption": entry["caption"][:asked]} for entry in entries))
+
+
+def entry_of(artist: str, name: str, captions: dict[str, list[str]]) -> dict:
+    """An image with all captions of its emoji."""
+    stem = Path(name).stem
+    return {"image": f"images/{artist}/{name}", "image_id": f"{artist}/{stem}", "caption": captions[key_of(stem)]}
 
 
 def key_of(name: str) -> str:
@@ -84,7 +104,7 @@ def unpack(job: Job, artist: str, package: Path, folder: str, captions: dict) ->
         with tarfile.open(package) as tar, whole_folder(output) as partial:
             for member in tar:
                 path = Path(member.name)
-                if str(path.parent) != folder or path.suffix != ".png":
+                if str(path.parent) != folder or path.suffix not in (".png", ".webp"):
                     continue
                 if key_of(path.stem) in captions:
                     (partial / path.name).write_bytes(tar.extractfile(member).read())
