@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.tensors import fp32
+from models.tensors import Linear, fp32, linear
 from models.weights import (
     architecture_beside,
     check_value,
@@ -189,9 +189,9 @@ class SelfAttention(nn.Module):
     def __init__(self, config: BertConfig):
         super().__init__()
         self.heads, self.drop_share = config.num_attention_heads, config.attention_probs_dropout_prob
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key = nn.Linear(config.hidden_size, config.hidden_size)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.query = Linear(config.hidden_size, config.hidden_size)
+        self.key = Linear(config.hidden_size, config.hidden_size)
+        self.value = Linear(config.hidden_size, config.hidden_size)
 
     def split(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, H, L, d]"""
@@ -207,7 +207,7 @@ class AttentionOutput(nn.Module):
 
     def __init__(self, config: BertConfig, inner: int | None = None):
         super().__init__()
-        self.dense = nn.Linear(inner or config.hidden_size, config.hidden_size)
+        self.dense = Linear(inner or config.hidden_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -250,7 +250,7 @@ class BertLayer(nn.Module):
         self.attention = Attention(config)
         if cross:
             self.crossattention = Attention(config)
-        self.intermediate = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.intermediate_size)})
+        self.intermediate = nn.ModuleDict({"dense": Linear(config.hidden_size, config.intermediate_size)})
         self.output = AttentionOutput(config, inner=config.intermediate_size)
 
     def forward(
@@ -371,7 +371,7 @@ class LMHead(nn.Module):
 
     def __init__(self, config: BertConfig):
         super().__init__()
-        dense = nn.Linear(config.hidden_size, config.hidden_size)
+        dense = Linear(config.hidden_size, config.hidden_size)
         norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.transform = nn.ModuleDict({"dense": dense, "LayerNorm": norm})
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
@@ -380,7 +380,7 @@ class LMHead(nn.Module):
     def forward(self, hidden: Tensor, word_embeddings: Tensor) -> Tensor:
         """hidden: [..., D]; word_embeddings: [V, D], the weight that the head is tied to -> [..., V]"""
         x = self.transform["LayerNorm"](F.gelu(self.transform["dense"](hidden)))
-        return F.linear(x, word_embeddings, self.bias)
+        return linear(x, word_embeddings, self.bias)
 
 
 class TextEncoder(nn.Module):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.tensors import fp32, full_precision, take
+from models.tensors import Linear, fp32, full_precision, linear, take
 from models.weights import find_weights, load_exactly, read_architecture, read_weights
 from utils import UserError, all_reduce_sum, find_file
 
@@ -29,8 +29,8 @@ class EncodingHead(nn.Module):
     def __init__(self, width: int, hidden: int, patterns: int, normalize: bool = True):
         super().__init__()
         self.normalize = normalize
-        self.hidden = nn.Linear(width, hidden)
-        self.output = nn.Linear(hidden, patterns, bias=not normalize)
+        self.hidden = Linear(width, hidden)
+        self.output = Linear(hidden, patterns, bias=not normalize)
         for layer in (self.hidden, self.output):
             nn.init.trunc_normal_(layer.weight, std=0.02)
             if layer.bias is not None:
@@ -41,7 +41,7 @@ class EncodingHead(nn.Module):
         hidden = F.gelu(self.hidden(tokens))
         if not self.normalize:
             return self.output(hidden)
-        return F.linear(F.normalize(hidden, dim=-1), F.normalize(self.output.weight, dim=-1))
+        return linear(F.normalize(hidden, dim=-1), F.normalize(self.output.weight, dim=-1))
 
 
 # ------------------------------------------------------------------------------------------------ Which patches to mask

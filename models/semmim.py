@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.bert import BertConfig, FusionEncoder, LMHead, TextDecoder, TextEncoder, load_bert_weights
-from models.tensors import full_precision
+from models.tensors import Linear, full_precision
 from models.weights import check_weights, load_exactly
 from utils import Config, UserError, find_file, load_checkpoint, reason, shown
 
@@ -64,9 +64,9 @@ class SemMIM(nn.Module):
         self.fusion_encoder = FusionEncoder(bert, description["fusion_layers"])
         self.decoder = TextDecoder(bert, description["decoder_layers"]) if decoder else None
         self.mlm_head = LMHead(bert) if mlm_head else None
-        self.vision_proj = nn.Linear(width, description["embed_dim"])
-        self.text_proj = nn.Linear(width, description["embed_dim"])
-        self.itm_head = nn.Linear(width, 2)  # index 1: the pair matches
+        self.vision_proj = Linear(width, description["embed_dim"])
+        self.text_proj = Linear(width, description["embed_dim"])
+        self.itm_head = Linear(width, 2)  # index 1: the pair matches
         # The logarithm is learned: a raw temperature moves by about one learning rate a step, far too fast at 1e-3.
         self.log_temperature = nn.Parameter(torch.tensor(math.log(description["temperature"])))
 

@@ -1,10 +1,12 @@
 """Small tensor functions that the models share."""
 
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
+from pathlib import Path
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils import all_gather, all_reduce_sum, rank, world_size
@@ -69,6 +71,54 @@ class QuickGELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return _QuickGELU.apply(x)
+
+
+@cache
+def onednn_is_faster() -> bool:
+    """Whether oneDNN multiplies fp32 matrices faster than MKL, which torch takes: MKL leaves AVX-512 unused on AMD's
+    processors (docs/speed.md)."""
+    if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+
+
+class OneDNNLinear(torch.autograd.Function):
+    """F.linear of fp32 tensors on a CPU by oneDNN. [..., I], [O, I], [O] or None -> [..., O]"""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return onednn_product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (x, weight), (of_x, of_weight, of_bias) = ctx.saved_tensors, ctx.needs_input_grad
+        rows = grad.flatten(0, -2)  # [R, O]
+        return (
+            onednn_product(grad, weight.t()) if of_x else None,
+            onednn_product(rows.t(), x.flatten(0, -2).t()) if of_weight else None,
+            rows.sum(0) if of_bias else None,
+        )
+
+
+def onednn_product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[..., I], [O, I] -> a @ b.T + bias, [..., O]"""
+    return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """F.linear, in fp32 on a CPU by the faster library. [..., I], [O, I], [O] -> [..., O]"""
+    plain = x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
+    if plain or not x.dtype == weight.dtype == torch.float32 or not onednn_is_faster():
+        return F.linear(x, weight, bias)
+    return OneDNNLinear.apply(x, weight, bias)
+
+
+class Linear(nn.Linear):
+    """nn.Linear through `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
 
 class _AllGather(torch.autograd.Function):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.bert import attention, padding_mask
-from models.tensors import QuickGELU
+from models.tensors import Linear, QuickGELU
 from models.weights import architecture_beside, check_value, find_weights, load_exactly, read_weights
 from utils import UserError, one_line, reason, shown
 
@@ -205,6 +205,9 @@ def create_vit(name: str, image_size: int, args: dict, weights: str = "random") 
     except Exception as error:  # timm checks little: any of its layers may stumble over a value
         what = f"get the hub weights of {name}" if pretrained else f"build {name} with args {shown(args)}"
         raise UserError(f"model.image_encoder: timm cannot {what} ({reason(error)})") from None
+    for part in vit.modules():
+        if type(part) is nn.Linear:
+            part.__class__ = Linear
     for block in vit.blocks:
         if isinstance(block.mlp.act, SlowQuickGELU):
             block.mlp.act = QuickGELU()

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dataset import transforms
 from dataset.transforms import normalized
 from models import bert
-from models.tensors import QuickGELU
+from models.tensors import Linear, QuickGELU
 
 CLIP = "model.image_encoder.name=vit_base_patch16_clip_quickgelu_224"
 
@@ -90,6 +90,27 @@ def test_quickgelu_has_the_values_and_gradients_of_timm_and_keeps_one_tensor_for
     expected.backward(upstream)
     torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-6, rtol=1e-5)
     assert len(kept) == 1
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+@pytest.mark.parametrize("bias", [True, False])
+def test_onednn_multiplies_as_torch_does_in_value_and_gradients(monkeypatch, bias):
+    monkeypatch.setattr("models.tensors.onednn_is_faster", lambda: True)
+    layer = Linear(48, 80, bias=bias)
+    x = torch.randn(5, 7, 96)[..., ::2].requires_grad_()  # not contiguous
+    upstream = torch.randn(5, 80, 7).transpose(1, 2)
+    exact = [part.detach().double().requires_grad_() for part in (x, *layer.parameters())]
+    expected = torch.nn.functional.linear(*exact)
+    result = layer(x)
+    assert result.grad_fn.name() == "OneDNNLinearBackward"
+    result.backward(upstream)
+    expected.backward(upstream.double())
+    torch.testing.assert_close(result.double(), expected, atol=1e-5, rtol=1e-5)
+    for ours, theirs in zip((x, *layer.parameters()), exact, strict=True):
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, atol=1e-5, rtol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    assert layer.double()(x.double()).dtype == torch.float64
 
 
 def test_a_step_without_masks_where_nothing_is_padded_is_that_with_them():
