@@ -1,7 +1,7 @@
 """What the model costs, as JSON on standard output.
 
     python -m tools.benchmark params --config configs/Pretrain.yaml
-    python -m tools.benchmark pretrain --compare train.compile=false train.compile=true
+    python -m tools.benchmark pretrain --override train.compile=true
     python -m tools.benchmark retrieval --config configs/demo/Pretrain.yaml
     python -m tools.benchmark caption --override model.image_encoder.image_size=384
     python -m tools.benchmark loader
@@ -9,7 +9,7 @@
 
 params: trainable parameters of the pre-training model per module, and operations of a pair; it takes no memory.
 pretrain: pairs per second of whole pre-training steps on noise with captions of real lengths, the share of the peak
-    that is reached (MFU), peak memory, the operations by time; `--compare A B` alternates two settings.
+    that is reached (MFU), peak memory, the operations by time.
 retrieval: pairs per second of re-ranking as one batched job, beside the loop over queries (ALBEF's way, every text
     padded to 30 tokens) on equal weights and candidates, whose scores must agree.
 caption: captions per second of beam search (the decoder's part, given the image's tokens) beside transformers'
@@ -71,8 +71,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         options.add_argument("--override", nargs="*", action="extend", default=[], metavar="KEY.SUB=VALUE")
         options.add_argument("--repeats", type=int, default=3, help="timed runs, of which the median counts")
     command["pretrain"].add_argument("--batches", type=int, default=8, help="of different lengths")
-    two = {"nargs": 2, "default": [""], "metavar": ("A", "B")}
-    command["pretrain"].add_argument("--compare", **two, help="two settings by turns, overrides in quotes")
     command["retrieval"].add_argument("--images", type=int, default=600, help="with five captions each")
     command["caption"].add_argument("--images", type=int, default=8, help="of a batch")
     command["loader"].add_argument("--pairs", type=int, default=512, help="of an epoch")

@@ -1,6 +1,7 @@
 """`tools.benchmark all`: every benchmark in a process of its own, and the table of docs/speed.md."""
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -18,13 +19,14 @@ HEADLINES = ("pairs_per_second", "captions_per_second", "mfu", "ms_of_cpu_per_pa
 
 def commands(device: str) -> dict[str, str]:
     """{name: words}: at the paper's size on a GPU, at the demo's, at which a step takes a second, on a CPU."""
-    config, large, compare, batches = DEMO, "", "", (32,)
+    config, large, settings, batches = DEMO, "", ("",), (32,)
     if device == "cuda":
         config, large, batches = BASE, "--override model.image_encoder.image_size=384", BATCHES
-        compare = "--compare train.compile=false train.compile=true"
+        settings = ("train.compile=false", "train.compile=true")
     found = {"params": "params", "loader": "loader", "checkpoint": f"checkpoint --config {config}"}
-    for n in batches:
-        found[f"pretrain_{n}"] = f"pretrain --config {config} --override train.batch_size={n} {compare}"
+    for n, setting in itertools.product(batches, settings):
+        name = f"pretrain_{n} {setting}".strip()
+        found[name] = f"pretrain --config {config} --override train.batch_size={n} {setting}"
     found["retrieval"] = f"retrieval --config {config} --images 200 {large}"
     found["caption"] = f"caption --config {config} {large}"
     return found
@@ -58,8 +60,6 @@ def summary(result: dict) -> str:
             rows.append([name, found["error"], None])
             continue
         figures = found["figures"]
-        machine = figures["machine"]
-        for case in figures.get("cases", [figures]):
-            title, predicted = f"{name} {case.get('settings', '')}".strip(), case.get("predicted", {})
-            rows += [[f"{title}: {key}", case[key], predicted.get(key)] for key in HEADLINES if key in case]
+        machine, predicted = figures["machine"], figures.get("predicted", {})
+        rows += [[f"{name}: {key}", figures[key], predicted.get(key)] for key in HEADLINES if key in figures]
     return tabulate(rows, [machine, "measured", "predicted"], "pipe", disable_numparse=True, missingval="-")

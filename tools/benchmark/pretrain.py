@@ -3,7 +3,6 @@ training waits for its checkpoint."""
 
 import argparse
 import math
-import shlex
 import statistics
 import tempfile
 from functools import partial
@@ -30,24 +29,30 @@ BATCHES = (128, 64, 16)  # pairs of a GPU
 
 
 def run_pretrain(args: argparse.Namespace, device: torch.device) -> dict:
-    """Steps of training without the loader, those of both settings of `--compare` by turns. Figures are means over
-    batches, whose lengths differ."""
-    cases = [Case(args.config, [*args.override, *shlex.split(own)], args.batches, device) for own in args.compare]
-    sides = {(case, number): partial(case.step, number) for number in range(args.batches) for case in cases}
-    times = by_turns(sides, args.repeats, device)
-    found = []
-    for case, settings in zip(cases, args.compare, strict=True):
-        seconds, cpu = map(statistics.mean, zip(*(times[case, number] for number in range(args.batches)), strict=True))
-        found.append({"settings": settings, **case.figures(seconds, cpu)})
-    result: dict = {"cases": found}
-    if len(found) == 2:
-        names = ("pairs_per_second", "cpu_seconds_of_a_step")
-        result["B_to_A"] = {name: round(found[1][name] / found[0][name], 3) for name in names}
-        result["B_to_A"]["difference_of_first_loss"] = found[1]["first_loss"] - found[0]["first_loss"]
-    if device.type == "cuda":  # of both, if there are two
+    """Steps of training without the loader. Figures are means over batches, whose lengths differ."""
+    case = Case(args.config, args.override, args.batches, device)
+    times = by_turns({number: partial(case.step, number) for number in range(args.batches)}, args.repeats, device)
+    seconds, cpu = map(statistics.mean, zip(*times.values(), strict=True))
+    pairs, lengths = case.cfg.train.batch_size, [batch["input_ids"].shape[1] for batch in case.batches]
+    counted = statistics.mean(operations(case.model, pairs, length) for length in lengths)  # of a step
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    peak = peak_tflops(name, case.precision)
+    result = {
+        "precision": case.precision,
+        "pairs_of_a_step": pairs,
+        "tokens_of_a_row": round(statistics.mean(lengths), 2),
+        "seconds_of_a_step": round(seconds, 4),
+        "cpu_seconds_of_a_step": round(cpu, 4),
+        "pairs_per_second": round(pairs / seconds, 2),
+        "gflop_of_a_pair": round(counted / pairs / 1e9, 2),
+        "mfu": round(counted / seconds / peak / 1e12, 4) if peak else None,
+    }
+    if device.type == "cuda":
         result["peak_memory_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
+        kernels = trace_step(args.config, args.override)
+        result["predicted"] = predict(fused(kernels) if case.cfg.train.compile else kernels, pairs, name)
     with torch.profiler.profile() as profile:
-        cases[-1].step(args.batches // 2)
+        case.step(args.batches // 2)
     by = "self_cpu_time_total" if device.type == "cpu" else "self_device_time_total"
     table = profile.key_averages().table(by, row_limit=20, max_name_column_width=40)
     return {**result, "operations_by_time": table.splitlines()}
@@ -59,7 +64,6 @@ class Case:
     def __init__(self, config: str, overrides: list[str], batches: int, device: torch.device):
         if device.type == "cpu":
             keep_freed_memory()  # as training does
-        self.config, self.overrides, self.device = config, overrides, device
         self.cfg = random_config(config, overrides)
         self.precision = resolve_precision(self.cfg.train.precision, device)
         tokenizer = tokenizer_of(self.cfg)
@@ -69,35 +73,12 @@ class Case:
         if self.cfg.train.compile:
             compile_model(self.model)
         self.batches, self.transfer = make_batches(self.cfg, tokenizer, batches), Transfer(device)
-        self.losses: list[Tensor] = []
 
     def step(self, number: int) -> None:
-        """One step on batch `number`, with the same draws whatever the case."""
+        """One step on batch `number`, with the same draws each time."""
         torch.manual_seed(number)
         batch = self.transfer(self.model.prepare(self.batches[number]))
-        self.losses.append(train_step(self.model, self.optimizer, batch, self.cfg, self.precision))
-
-    def figures(self, seconds: float, cpu: float) -> dict:
-        """From the seconds, and those of CPU time, of a step."""
-        pairs, lengths = self.cfg.train.batch_size, [batch["input_ids"].shape[1] for batch in self.batches]
-        counted = statistics.mean(operations(self.model, pairs, length) for length in lengths)  # of a step
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        peak = peak_tflops(name, self.precision)
-        figures = {
-            "precision": self.precision,
-            "pairs_of_a_step": pairs,
-            "tokens_of_a_row": round(statistics.mean(lengths), 2),
-            "seconds_of_a_step": round(seconds, 4),
-            "cpu_seconds_of_a_step": round(cpu, 4),
-            "pairs_per_second": round(pairs / seconds, 2),
-            "gflop_of_a_pair": round(counted / pairs / 1e9, 2),
-            "mfu": round(counted / seconds / peak / 1e12, 4) if peak else None,
-            "first_loss": float(self.losses[0]),
-        }
-        if self.device.type == "cuda":
-            kernels = trace_step(self.config, self.overrides)
-            figures["predicted"] = predict(fused(kernels) if self.cfg.train.compile else kernels, pairs, name)
-        return figures
+        train_step(self.model, self.optimizer, batch, self.cfg, self.precision)
 
 
 def run_roofline(args: argparse.Namespace, device: torch.device) -> dict:
@@ -137,8 +118,8 @@ def make_optimizer(model: PretrainModel, cfg: Config) -> torch.optim.Optimizer:
 
 def train_step(
     model: PretrainModel, optimizer: torch.optim.Optimizer, batch: dict, cfg: Config, precision: str
-) -> Tensor:
-    """Forward, backward, clipping, AdamW, teacher and queue, as engine.loop has them -> the loss."""
+) -> None:
+    """Forward, backward, clipping, AdamW, teacher and queue, as engine.loop has them."""
     with autocast(batch["input_ids"].device, precision):
         loss, _ = model(batch, cfg.itc.alpha)
     loss.backward()
@@ -146,7 +127,6 @@ def train_step(
     optimizer.step()
     optimizer.zero_grad()
     model.after_step()
-    return loss.detach()
 
 
 def make_batches(cfg: Config, tokenizer: Tokenizer, count: int) -> list[dict]:
