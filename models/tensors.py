@@ -8,10 +8,12 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from utils import all_gather, all_reduce_sum, rank, world_size
 
 T = TypeVar("T")
+ONEDNN_PRODUCTS = 2**21  # of two numbers: below, its calls cost more than they save
 
 
 def fp32(x: T) -> T:
@@ -75,22 +77,27 @@ class QuickGELU(nn.Module):
 
 @cache
 def onednn_is_faster() -> bool:
-    """Whether oneDNN multiplies fp32 matrices faster than MKL, which torch takes: MKL leaves AVX-512 unused on AMD's
-    processors (docs/speed.md)."""
-    if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
+    """Whether oneDNN multiplies large fp32 matrices faster than MKL, which torch takes: MKL leaves AVX-512 unused on
+    AMD's processors (docs/speed.md)."""
+    processor = Path("/proc/cpuinfo")
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not processor.is_file():
         return False
-    return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    return torch.backends.mkldnn.is_available() and "AuthenticAMD" in processor.read_text(encoding="utf-8")
 
 
 class OneDNNLinear(torch.autograd.Function):
     """F.linear of fp32 tensors on a CPU by oneDNN. [..., I], [O, I], [O] or None -> [..., O]"""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return onednn_product(x, weight, bias)
 
     @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x, weight), (of_x, of_weight, of_bias) = ctx.saved_tensors, ctx.needs_input_grad
         rows = grad.flatten(0, -2)  # [R, O]
@@ -107,11 +114,13 @@ def onednn_product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """F.linear, in fp32 on a CPU by the faster library. [..., I], [O, I], [O] -> [..., O]"""
-    plain = x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
-    if plain or not x.dtype == weight.dtype == torch.float32 or not onednn_is_faster():
+    """F.linear, of large fp32 matrices on a CPU by the faster library. [..., I], [O, I], [O] -> [..., O]"""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    exact = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+    if traced or not exact or torch.is_autocast_enabled("cpu") or not onednn_is_faster():
         return F.linear(x, weight, bias)
-    return OneDNNLinear.apply(x, weight, bias)
+    large = x.dim() > 1 and x.numel() * len(weight) >= ONEDNN_PRODUCTS and x.shape[-1] == weight.shape[-1]
+    return OneDNNLinear.apply(x, weight, bias) if large else F.linear(x, weight, bias)
 
 
 class Linear(nn.Linear):

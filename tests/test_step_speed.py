@@ -92,13 +92,18 @@ def test_quickgelu_has_the_values_and_gradients_of_timm_and_keeps_one_tensor_for
     assert len(kept) == 1
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
-@pytest.mark.parametrize("bias", [True, False])
-def test_onednn_multiplies_as_torch_does_in_value_and_gradients(monkeypatch, bias):
+@pytest.fixture
+def onednn(monkeypatch):
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("torch without oneDNN")
     monkeypatch.setattr("models.tensors.onednn_is_faster", lambda: True)
-    layer = Linear(48, 80, bias=bias)
-    x = torch.randn(5, 7, 96)[..., ::2].requires_grad_()  # not contiguous
-    upstream = torch.randn(5, 80, 7).transpose(1, 2)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_onednn_multiplies_as_torch_does_in_value_and_gradients(onednn, bias):
+    layer = Linear(96, 80, bias=bias)
+    x = torch.randn(50, 7, 192)[..., ::2].requires_grad_()  # not contiguous
+    upstream = torch.randn(50, 80, 7).transpose(1, 2)
     exact = [part.detach().double().requires_grad_() for part in (x, *layer.parameters())]
     expected = torch.nn.functional.linear(*exact)
     result = layer(x)
@@ -107,10 +112,32 @@ def test_onednn_multiplies_as_torch_does_in_value_and_gradients(monkeypatch, bia
     expected.backward(upstream.double())
     torch.testing.assert_close(result.double(), expected, atol=1e-5, rtol=1e-5)
     for ours, theirs in zip((x, *layer.parameters()), exact, strict=True):
-        torch.testing.assert_close(ours.grad.double(), theirs.grad, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, atol=1e-4, rtol=1e-5)
+    layer.weight.requires_grad_(False)
+    x.grad = None
+    layer(x).backward(upstream)
+    torch.testing.assert_close(x.grad.double(), exact[0].grad, atol=1e-4, rtol=1e-5)
+
+
+def test_onednn_is_left_out_where_torch_can_more_or_is_faster(onednn):
+    layer, x = Linear(96, 80), torch.randn(400, 96)
+    assert layer(x).grad_fn.name() == "OneDNNLinearBackward"
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
+    for other in (x[:0], x[:5], x[0], torch.randn(0, 400, 96)):
+        assert layer(other).shape == (*other.shape[:-1], 80)
+        assert layer(other).grad_fn.name() != "OneDNNLinearBackward"
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        layer(torch.randn(400, 95))
     assert layer.double()(x.double()).dtype == torch.float64
+
+
+def test_all_large_products_of_a_model_are_onednns(onednn, monkeypatch):
+    monkeypatch.setattr("models.tensors.ONEDNN_PRODUCTS", 1)
+    model, found = tiny_model(), []
+    monkeypatch.setattr("models.tensors.F.linear", lambda *args: found.append(args))
+    step(model, make_batch())
+    assert not found
 
 
 def test_a_step_without_masks_where_nothing_is_padded_is_that_with_them():

@@ -14,7 +14,7 @@ from pathlib import Path
 from dataset import create_dataset
 from dataset.files import read_json
 from engine.config import RETRIEVAL, load_config
-from utils import run_main
+from utils import UserError, run_main
 
 FUNCTION_WORDS = frozenset("a an and at for in of off on or the to with emoji skin tone".split())  # the last: emoji's
 MOST = 5  # captions of more content words count here
@@ -27,9 +27,11 @@ def content_words(caption: str) -> int:
 def recall_by_words(result: dict[str, list[dict]], pairs: list[tuple[str, str]]) -> dict[int, list[float]]:
     """{content words: [captions, R@1]} of one split of retrieval_result.json.
 
-    pairs: (image, caption) of the split, one caption an image.
+    pairs: (image, caption) of the split. Raises UserError unless every image has one caption.
     """
     caption_of, true = dict(pairs), set(pairs)
+    if len(caption_of) != len(pairs):
+        raise UserError("data.test: has images with several captions; recall by words needs one of each")
     found = [(caption_of[row["query"]], (row["query"], row["ranked"][0])) for row in result["text_retrieval"]]
     found += [(row["query"], (row["ranked"][0], row["query"])) for row in result["image_retrieval"]]
     hits: dict[int, list[bool]] = {}

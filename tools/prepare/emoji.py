@@ -10,7 +10,8 @@ caption_{val,test}.json. Training has all of Noto's images and 85% of Twemoji's;
 Twemoji's images of the other names, which were drawn once: tools/prepare/emoji_held_out.txt lists them.
 
 Of EmojiOne it writes pretrain_emojione.json (1,800 images), of Fluent Emoji retrieval_fluent.json (3,374): a third
-artist to train on, and one to test on whom no training has seen.
+artist to train on, and one to test on whom no training has seen. Their files are emojione-2.2.7.tgz and
+lobehub-fluent-emoji-3d-1.1.0.tgz, as `npm pack` names them.
 
 Noto Emoji is under the Apache license 2.0; Twemoji under CC-BY 4.0, copyright Twitter, Inc. and other contributors;
 EmojiOne 2 under CC-BY 4.0, copyright Ranks.com; Fluent Emoji under the MIT license, copyright Microsoft. The names are
@@ -36,7 +37,8 @@ MORE = {  # the same of artists that may be missing, and where their images go
 NAMES = ("emojibase-data-17.0.0.tgz", "package/en/data.json")
 HELD_OUT = Path(__file__).with_name("emoji_held_out.txt")
 TAGS = 3  # keywords of an image, at most
-COUNTS = {"noto": 3786, "twemoji": 3786, "train": 6993, "pairs": 30_345, "val": 226, "test": 353}  # of these packages
+COUNTS = {"noto": 3786, "twemoji": 3786, "emojione": 1800, "fluent": 3374}  # images of these packages
+COUNTS |= {"train": 6993, "pairs": 30_345, "val": 226, "test": 353}
 NO_TEXT_STYLE = "-fe0f"  # a selector that the packages write in different places
 
 
@@ -66,9 +68,12 @@ def prepare(job: Job) -> None:
             job.write(f"retrieval_{split}.json", ({**entry, "caption": entry["caption"][:1]} for entry in entries))
             job.write(f"caption_{split}.json", entries)
     for artist, (package, folder, task) in MORE.items():
-        if package in found:
+        if package not in found:
+            job.lines.append(f"{artist}: left out, as --source has no {package}")
+        else:
             names = unpack(job, artist, found[package], folder, captions)
             entries, asked = [entry_of(artist, name, captions) for name in names], 1 if task == "retrieval" else None
+            job.count(f"images, {artist}", len(names), COUNTS[artist])
             job.write(f"{task}_{artist}.json", ({**entry, "caption": entry["caption"][:asked]} for entry in entries))
 
 
