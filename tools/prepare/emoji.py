@@ -14,7 +14,7 @@ artist to train on, and one to test on whom no training has seen. Their files ar
 lobehub-fluent-emoji-3d-1.1.0.tgz, as `npm pack` names them.
 
 Noto Emoji is under the Apache license 2.0; Twemoji under CC-BY 4.0, copyright Twitter, Inc. and other contributors;
-EmojiOne 2 under CC-BY 4.0, copyright Ranks.com; Fluent Emoji under the MIT license, copyright Microsoft. The names are
+EmojiOne 2 under CC-BY 4.0 by its license, CC-BY-SA 4.0 by its package; Fluent Emoji, of Microsoft, MIT. The names are
 emojibase's (MIT) from Unicode's CLDR.
 """
 
