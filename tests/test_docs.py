@@ -110,17 +110,13 @@ def test_an_ablation_on_one_gpu_a_row_keeps_the_global_batches():
 
 
 def test_the_rows_of_the_tables_are_the_papers():
-    def printed(number: str, paper_row: dict) -> list[str]:
-        return report_tables.printed_row(PAPER[number], paper_row)
-
-    one, two, three = (printed(number, {"values": report_tables.paper_values(PAPER[number])}) for number in "123")
+    tables = [PAPER[number] for number in "123"]
+    one, two, three = (
+        report_tables.printed_row(table, {"values": report_tables.paper_values(table)}) for table in tables
+    )
     halves = [", ".join(" / ".join(one[start : start + 3]) for start in (at, at + 3)) for at in (0, 6)]
     for expected in (*halves, ", ".join(two[:4]), ", ".join(two[4:8]), ", ".join(two[8:]), ", ".join(three)):
         assert f"| {expected} |" in ROAD_OUT
-    for number in "4567":
-        line = next(line for line in ROAD_OUT.splitlines() if line.startswith(f"| {number}, "))
-        rows = [" / ".join(printed(number, row)) for row in PAPER[number]["rows"]]
-        assert re.findall(r"[\d.]+ / [\d.]+ / [\d.]+", line) == rows
 
 
 def test_pre_trainings_cost_is_that_of_the_default_order_as_on_the_page_of_speeds():
