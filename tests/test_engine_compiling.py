@@ -33,7 +33,7 @@ class Graphs:
 
 def one_step(model, seed):
     batch = make_batch(seed=seed)
-    loss, logs = model(model.prepare(batch, make_draws(batch, seed)), 0.1 * seed, done=0.2 * seed)
+    loss, logs = model(model.prepare(batch, make_draws(batch, seed)), 0.1 * seed, done=0.15 * seed)
     model.zero_grad()
     loss.backward()
     model.after_step()
