@@ -89,12 +89,9 @@ class OneDNNLinear(torch.autograd.Function):
     """F.linear of fp32 tensors on a CPU by oneDNN. [..., I], [O, I], [O] or None -> [..., O]"""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
         return onednn_product(x, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
     @once_differentiable
@@ -119,8 +116,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     exact = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
     if traced or not exact or torch.is_autocast_enabled("cpu") or not onednn_is_faster():
         return F.linear(x, weight, bias)
-    large = x.dim() > 1 and x.numel() * len(weight) >= ONEDNN_PRODUCTS and x.shape[-1] == weight.shape[-1]
-    return OneDNNLinear.apply(x, weight, bias) if large else F.linear(x, weight, bias)
+    fits = x.dim() > 1 and x.shape[-1] == weight.shape[-1] and (bias is None or bias.is_contiguous())
+    large = x.numel() * len(weight) >= ONEDNN_PRODUCTS
+    return OneDNNLinear.apply(x, weight, bias) if fits and large else F.linear(x, weight, bias)
 
 
 class Linear(nn.Linear):

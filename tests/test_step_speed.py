@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dataset import transforms
 from dataset.transforms import normalized
 from models import bert
-from models.tensors import Linear, QuickGELU
+from models.tensors import Linear, QuickGELU, linear
 
 CLIP = "model.image_encoder.name=vit_base_patch16_clip_quickgelu_224"
 
@@ -127,6 +127,8 @@ def test_onednn_is_left_out_where_torch_can_more_or_is_faster(onednn):
     for other in (x[:0], x[:5], x[0], torch.randn(0, 400, 96)):
         assert layer(other).shape == (*other.shape[:-1], 80)
         assert layer(other).grad_fn.name() != "OneDNNLinearBackward"
+    spread = torch.randn(160)[::2]  # whose stride oneDNN would pass over
+    assert linear(x, layer.weight, spread).equal(torch.nn.functional.linear(x, layer.weight, spread))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         layer(torch.randn(400, 95))
     assert layer.double()(x.double()).dtype == torch.float64

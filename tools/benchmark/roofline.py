@@ -134,5 +134,6 @@ def pretending():
 
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     texts, images = (mock.patch.object(module, "attention", flash_attention) for module in (bert, vit))
-    with texts, images, fake, LikeCuda():
+    products = mock.patch("models.tensors.onednn_is_faster", lambda: False)  # a CPU's
+    with texts, images, products, fake, LikeCuda():
         yield fake

@@ -21,7 +21,7 @@ MOST = 5  # captions of more content words count here
 
 
 def content_words(caption: str) -> int:
-    return sum(word not in FUNCTION_WORDS for word in re.findall(r"\w+", caption.lower()))
+    return sum(word not in FUNCTION_WORDS for word in re.findall(r"[\w’]+", caption.lower()))
 
 
 def recall_by_words(result: dict[str, list[dict]], pairs: list[tuple[str, str]]) -> dict[int, list[float]]:

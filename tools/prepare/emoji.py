@@ -11,11 +11,7 @@ Twemoji's images of the other names, which were drawn once: tools/prepare/emoji_
 
 Of EmojiOne it writes pretrain_emojione.json (1,800 images), of Fluent Emoji retrieval_fluent.json (3,374): a third
 artist to train on, and one to test on whom no training has seen. Their files are emojione-2.2.7.tgz and
-lobehub-fluent-emoji-3d-1.1.0.tgz, as `npm pack` names them.
-
-Noto Emoji is under the Apache license 2.0; Twemoji under CC-BY 4.0, copyright Twitter, Inc. and other contributors;
-EmojiOne 2 under CC-BY 4.0 by its license, CC-BY-SA 4.0 by its package; Fluent Emoji, of Microsoft, MIT. The names are
-emojibase's (MIT) from Unicode's CLDR.
+lobehub-fluent-emoji-3d-1.1.0.tgz, as `npm pack` names them. Licenses: docs/data.md.
 """
 
 import json
