@@ -7,9 +7,7 @@ source tools/setup_venv.sh
 setup_venv requirements.txt tools/requirements.txt
 python=.venv/bin/python
 demo=output/demo
-# Pre-training runs in two processes of one thread, and of the stages after it two run side by side. One process of two
-# threads is a sixth faster, but torch's last bits, and with them the recalls, then differ from run to run.
-export OMP_NUM_THREADS=1
+export OMP_NUM_THREADS=1  # of the stages after pre-training two run side by side
 
 # For `run` and `start`: script, its configuration, the run's folder, the checkpoint to start from.
 # --resume resumes if the run's folder holds a checkpoint, otherwise it starts.
@@ -20,9 +18,8 @@ train() {
 echo "== 1. Data: images of simple scenes, captions, questions, boxes"
 run $python -m tools.demo --output $demo/data --train 8000 --val 300 --test 600 --size 72
 
-echo "== 2. Pre-training: all six losses (configs/demo/Pretrain.yaml), 16 pairs a process"
-run $python -m torch.distributed.run --standalone --nproc_per_node=2 Pretrain.py --device cpu \
-    --config configs/demo/Pretrain.yaml --output_dir $demo/pretrain --resume --override train.batch_size=16
+echo "== 2. Pre-training: all six losses (configs/demo/Pretrain.yaml)"
+OMP_NUM_THREADS=2 run $python Pretrain.py --config configs/demo/Pretrain.yaml --output_dir $demo/pretrain --resume
 
 echo "== 3. Zero-shot retrieval: contrastive ranking, then re-ranking by the fusion encoder"
 run $python Retrieval.py --config configs/demo/Retrieval.yaml --output_dir $demo/zeroshot \

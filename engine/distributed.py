@@ -180,15 +180,20 @@ class Transfer:
         return moved
 
 
-def keep_freed_memory() -> None:
-    """Keep what the tensors of a step free for those of the next; the kernel would take it back and clear it again.
+def prepare_cpu() -> None:
+    """What training on a CPU sets in its process.
 
-    Changes glibc's malloc (mallopt(3)); without it nothing happens.
+    Keep what the tensors of a step free for those of the next; the kernel would take it back and clear it again
+    (glibc's malloc, mallopt(3); without it nothing happens). And let several threads add up gradients in one order:
+    rows that are used twice, as a caption that is two images' negative, get a gradient from each use, which torch
+    otherwise adds as they come, so that last bits, and after hundreds of steps recalls, differ from run to run.
     """
     trim_threshold, mmap_max = -1, -4
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(trim_threshold, -1)  # the heap never shrinks
         mallopt(mmap_max, 0)  # and every tensor lies in it
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # which only finds bugs, and takes time
 
 
 def compile_model(model: torch.nn.Module, backend: str | Callable = "inductor") -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import utils
 from engine.checkpoint import Progress, position, random_state, save_last, set_random_state
-from engine.distributed import Transfer, compile_model, keep_freed_memory, rehearse, stop_signals, wrap_ddp
+from engine.distributed import Transfer, compile_model, prepare_cpu, rehearse, stop_signals, wrap_ddp
 from engine.run import Run
 from models.weights import check_finite
 from optim import create_optimizer
@@ -109,7 +109,7 @@ def start_training(
         few = f"{len(loader.dataset)} training entries are too few for one step"
         raise UserError(f"{few}: lower train.batch_size ({train.batch_size}) or train.accumulation")
     if device.type == "cpu":
-        keep_freed_memory()
+        prepare_cpu()
     lr, lr_vit = train.lr, train.lr_vit if pretrained_vit else train.lr
     optimizer = create_optimizer(model, lr=lr, lr_vit=lr_vit, weight_decay=train.weight_decay, betas=train.betas)
     steps = Progress.start(train, batches).total_steps

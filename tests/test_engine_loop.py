@@ -14,6 +14,7 @@ import utils
 from engine import loop
 from engine.checkpoint import load_last
 from engine.config import Config
+from engine.distributed import prepare_cpu
 from engine.loop import Progress, Task, Training, fit, position
 from engine.run import Run
 from models.losses import global_count, rank_share
@@ -376,3 +377,19 @@ def test_three_and_four_processes_resume_bit_by_bit(tmp_path, count, steps):
     for results in in_processes(count, _stopped_and_resumed, tmp_path):
         assert torch.equal(results["straight"], results["resumed"])
         assert results["steps"] == steps
+
+
+def test_several_threads_of_a_cpu_add_up_gradients_in_one_order():
+    prepare_cpu()
+    torch.manual_seed(0)
+    rows, once = torch.randint(0, 3, (4000,)), torch.randn(4000, 64)  # each row is used a thousand times
+    torch.set_num_threads(2)
+    try:
+        gradients = []
+        for _ in range(20):
+            table = torch.zeros(3, 64, requires_grad=True)
+            table[rows].backward(once)
+            gradients.append(table.grad)
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(gradients[0], gradient) for gradient in gradients)

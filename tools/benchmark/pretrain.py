@@ -15,7 +15,7 @@ from dataset.text import Tokenizer
 from dataset.transforms import normalized
 from engine.checkpoint import save_last
 from engine.config import Config
-from engine.distributed import Transfer, compile_model, keep_freed_memory
+from engine.distributed import Transfer, compile_model, prepare_cpu
 from engine.loop import peak_tflops
 from models.pretrain import PretrainModel, build_pretrain_model, operations
 from optim import create_optimizer
@@ -63,7 +63,7 @@ class Case:
 
     def __init__(self, config: str, overrides: list[str], batches: int, device: torch.device):
         if device.type == "cpu":
-            keep_freed_memory()  # as training does
+            prepare_cpu()  # as training does
         self.cfg = random_config(config, overrides)
         self.precision = resolve_precision(self.cfg.train.precision, device)
         tokenizer = tokenizer_of(self.cfg)
