@@ -59,12 +59,6 @@ def test_a_caption_without_a_mistake_scores_as_the_reference_itself_with_a_vocab
     assert cider(references, said) == pytest.approx(itself) and itself > 100
 
 
-def documented() -> dict[str, list[str]]:
-    """The cells of the table of languages in docs/data.md."""
-    rows = [row.strip("| ").split("|") for row in (ROOT / "docs/data.md").read_text(encoding="utf-8").splitlines()]
-    return {row[0].strip(): row[1:] for row in rows if row[0].strip() in CAPTIONS}
-
-
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_with_bert_s_english_vocabulary_a_caption_without_a_mistake_scores_as_the_letters_allow_and_is_documented(
     language,
@@ -79,7 +73,7 @@ def test_with_bert_s_english_vocabulary_a_caption_without_a_mistake_scores_as_th
     else:
         assert found == pytest.approx(itself) and itself > 300
     if language in LANGUAGES[:7]:
-        assert float(documented()[language][-1]) == pytest.approx(found, abs=0.51)
+        assert f"{language} {found:.0f}" in (ROOT / "docs/data.md").read_text(encoding="utf-8")
 
 
 def test_words_of_scripts_without_spaces_are_their_characters():
