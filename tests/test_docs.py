@@ -19,7 +19,8 @@ PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README
 ROAD_OUT = PAGES["reproduce.md"].partition("\n## Training and results\n")[2]
 STAGE_OF_SCRIPT = {"Pretrain": "pretrain", "Retrieval": "retrieval", "Caption": "caption", "VQA": "vqa"}
 PAPER = report_tables.PAPER
-LOOPS = {"config": "VQA", "seed": "42", "size": "96", "masking": "random"}  # a value of each variable of a loop
+# A value of each variable of a loop.
+LOOPS = {"config": "VQA", "seed": "42", "size": "96", "masking": "random", "target": "pixels"}
 
 
 def commands(text: str) -> list[str]:

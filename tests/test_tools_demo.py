@@ -146,6 +146,15 @@ def drawn(scene, o, size):
     return np.abs(np.asarray(scenes.render(alone, size), int) - np.asarray(scenes.render(bare, size), int)).sum(-1) > 30
 
 
+def test_a_texture_lies_under_the_objects():
+    for scene in MANY[:20]:
+        plain, textured = (np.asarray(scenes.render(scene, 72, texture), int) for texture in (0, 80))
+        ground = np.array(scenes.patch_objects(scene, 72, 72, least=0.01)).reshape(72, 72) == -1
+        inside = np.array(scenes.patch_objects(scene, 72, 72, least=1)).reshape(72, 72) >= 0
+        moved = np.abs(textured - plain)
+        assert 15 < moved[ground].mean() < 45 and not moved[inside].any()
+
+
 @pytest.mark.parametrize("size", [64, 225])
 def test_boxes_lie_apart_and_hold_exactly_the_pixels_of_their_objects(size):
     for scene in MANY[:60]:

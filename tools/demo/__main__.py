@@ -33,6 +33,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--test", type=int, default=600, help="images in the test split")
     add("--size", type=int, default=64, help="side of an image in pixels")
     add("--seed", type=int, default=0, help="another seed, other scenes")
+    add("--texture", type=int, default=0, help="strength of a texture on the backgrounds, in levels of 255")
     add("--questions_per_scene", type=int, default=4, help="questions asked about an image")
     add("--workers", type=int, default=os.cpu_count(), help="processes; the result is the same")
     return parser.parse_args(argv)
@@ -42,6 +43,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     counts = {split: getattr(args, split) for split in scenes.SPLITS}
     meta = {"counts": counts, **{key: getattr(args, key) for key in ("size", "seed", "questions_per_scene")}}
+    if args.texture:
+        meta["texture"] = args.texture
     if (args.output / META).is_file() and read_json(args.output / META) == meta:
         print(f"demo data is already in {args.output}")
         return
@@ -70,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
 def draw(index: int, args: argparse.Namespace, folder: Path, split: str) -> tuple[dict, list[dict], list[dict]]:
     """Draws and saves one scene -> its entry for captioning, its questions, its boxes."""
     scene, image = scenes.make_scene(args.seed, index), f"images/{split}/{index:07d}.png"
-    scenes.render(scene, args.size).save(folder / image)
+    scenes.render(scene, args.size, args.texture).save(folder / image)
     labels = "&&".join(o.label for o in scene.objects)  # as mPLUG writes a detector's
     captioned = {"image": image, "caption": scenes.captions(scene), "image_id": index, "object_label": labels}
     asked = [

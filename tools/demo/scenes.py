@@ -37,6 +37,7 @@ SPLITS = ("train", "val", "test")
 
 MAX_WORDS = 24  # of a caption, commas counted; with [CLS] the 25 tokens of pre-training
 SIGN_SHARE = 0.4  # scenes with a sign, of those with more than one object
+GRAIN = 3  # pixels of a texture's grain
 SUPERSAMPLE = 4  # objects are drawn this many times too large and reduced
 
 
@@ -403,10 +404,13 @@ QUESTIONS = {
 # ---------------------------------------------------------------- pictures
 
 
-def render(scene: Scene, size: int) -> Image.Image:
-    """The scene as an RGB picture of size x size pixels; each object stays inside its `pixel_box`."""
+def render(scene: Scene, size: int, texture: float = 0) -> Image.Image:
+    """The scene as an RGB picture of size x size pixels; each object stays inside its `pixel_box`.
+
+    `texture`: how strong colored grains cover the background, as levels of 255 (a uniform deviation up to it).
+    """
     rng = scene.rng("paint")
-    picture = _paint_background(scene, size, np.random.default_rng(rng.getrandbits(64)))
+    picture = _paint_background(scene, size, texture, np.random.default_rng(rng.getrandbits(64)))
     for o in scene.objects:
         x0, y0, x1, y1 = o.pixel_box(size)
         paint, mask = _paint_object(o, x1 - x0, y1 - y0, rng)
@@ -430,12 +434,14 @@ def patch_objects(scene: Scene, size: int, grid: int, least: float = 0.25) -> li
     return np.where(covered.max(0) >= least, covered.argmax(0), -1).flatten().tolist()
 
 
-def _paint_background(scene: Scene, size: int, rng: np.random.Generator) -> Image.Image:
+def _paint_background(scene: Scene, size: int, texture: float, rng: np.random.Generator) -> Image.Image:
     color = np.asarray(BACKGROUNDS[scene.background], np.float32) + rng.uniform(-10, 10, 3).astype(np.float32)
     pixels = np.tile(color, (size, size, 1))
     if scene.finish == "cloudy":
         coarse = Image.fromarray(rng.uniform(-45, 45, (5, 5)).astype(np.float32))
         pixels += np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))[..., None]
+    grains = rng.uniform(-texture, texture, (size // GRAIN + 1, size // GRAIN + 1, 3)).repeat(GRAIN, 0).repeat(GRAIN, 1)
+    pixels += grains[:size, :size]
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
