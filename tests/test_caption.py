@@ -158,7 +158,7 @@ def caption_in_rank(_rank, *given):
 
 
 @pytest.mark.usefixtures("no_java")
-def test_two_processes_train_and_caption_every_image_once_and_a_long_judgement_keeps_no_process_waiting(
+def test_two_processes_train_and_caption_every_image_once_and_a_long_judgment_keeps_no_process_waiting(
     demo, tmp_path, monkeypatch
 ):
     """Nine and seven images in batches of four; scst and cross-entropy reach every weight, or training would stop.

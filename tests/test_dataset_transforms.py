@@ -65,7 +65,7 @@ def test_exif_orientation_is_applied(tmp_path):
 # ------------------------------------------------------------------------------------------ views
 
 
-def test_normalisation_and_the_test_transform_are_torchvisions():
+def test_normalization_and_the_test_transform_are_torchvisions():
     image = noise(50, 30)
     to_unit = v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)])
     oracle = v2.Compose([to_unit, v2.Normalize(CLIP_MEAN, CLIP_STD)])
@@ -74,7 +74,7 @@ def test_normalisation_and_the_test_transform_are_torchvisions():
     torch.testing.assert_close(transforms.test_transform(32)(image), transforms.to_tensor(resized))
 
 
-def test_normalising_on_the_device_gives_what_normalising_an_image_gives_to_the_last_digit():
+def test_normalizing_on_the_device_gives_what_normalizing_an_image_gives_to_the_last_digit():
     levels = Image.fromarray(np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3))
     for group in ([levels], [noise(40, 24), noise(40, 24).point(lambda value: 255 - value)]):
         pixels = [transforms.to_pixels(image) for image in group]
@@ -169,7 +169,7 @@ def test_the_codebook_image_shares_crop_flip_and_geometry_with_the_second_view()
         view, codebook = Augment(64, (0.7, 1.0), codebook_size=32).with_codebook(spot, random.Random(seed))
         codebook = transforms.normalized({"codebook_image": codebook})["codebook_image"]
         assert codebook.shape == (3, 32, 32) and 0 <= codebook.min() and codebook.max() <= 1
-        if codebook.max() > 0.9 and not ((codebook[0] > 0.45) & (codebook[0] < 0.55)).any():  # no grey filling
+        if codebook.max() > 0.9 and not ((codebook[0] > 0.45) & (codebook[0] < 0.55)).any():  # no gray filling
             torch.testing.assert_close(center(view), center(codebook), rtol=0, atol=0.03)
             checked += 1
     assert checked > 15

@@ -1,4 +1,4 @@
-"""The official VQA accuracy against its definition, answer normalisation against cases checked by hand; `Answerer`."""
+"""The official VQA accuracy against its definition, answer normalization against cases checked by hand; `Answerer`."""
 
 import itertools
 import json
@@ -12,7 +12,7 @@ from engine.config import VQA, load_config
 from evaluation import vqa
 
 # Rule: (answer, what the official program makes of it), worked out mark by mark from its rules.
-NORMALISED = {
+NORMALIZED = {
     "lower case, white space": [("light\nblue", "light blue"), ("", ""), ("café", "café")],
     "digits for number words, zero to ten and none": [("two", "2"), ("none", "0"), ("twenty one", "twenty 1")],
     "articles": [("the dog", "dog"), ("A man and an apple", "man and apple")],
@@ -28,9 +28,9 @@ NORMALISED = {
 }
 
 
-@pytest.mark.parametrize("rule", NORMALISED)
-def test_normalised_as_the_official_program_does(rule):
-    for answer, expected in NORMALISED[rule]:
+@pytest.mark.parametrize("rule", NORMALIZED)
+def test_normalized_as_the_official_program_does(rule):
+    for answer, expected in NORMALIZED[rule]:
         assert vqa.normalize_answer(answer) == expected
 
 
@@ -87,7 +87,7 @@ def test_both_versions_of_the_official_program_are_followed_to_the_letter(predic
         *[(answer, empty, 0) for empty in ({}, "", " ", [""], [" "] * 10) for answer in ("", "a", "yes")],
     ],
 )
-def test_single_answers_match_normalised_scores_are_looked_up_and_empty_ones_give_nothing(
+def test_single_answers_match_normalized_scores_are_looked_up_and_empty_ones_give_nothing(
     prediction, reference, expected, scoring
 ):
     assert vqa.vqa_accuracy(prediction, reference, scoring) == expected

@@ -18,11 +18,11 @@ SIZE = 256
 MANY = [scenes.make_scene(3, index) for index in range(400)]
 CONFIGS = Path(__file__).parent.parent / "configs"
 
-COLOUR = "red|yellow|green|blue"
+COLOR = "red|yellow|green|blue"
 SHAPE = "circle|square|triangle|star|cross|ring|sign"
 PHRASE = re.compile(
     rf"(?P<article>an?|the) (?:(?P<size>small|large) )?"
-    rf"(?P<color>{COLOUR}) (?P<shape>{SHAPE})(?: that says (?P<word>\w+))?"
+    rf"(?P<color>{COLOR}) (?P<shape>{SHAPE})(?: that says (?P<word>\w+))?"
 )
 REL = r"((?:above|below)(?: and to the (?:left|right) of)?|to the (?:left|right) of)"
 CORNERS = r"in the (?:top|bottom) (?:left|right) corner"
@@ -199,19 +199,19 @@ def truth_of(question, scene):
 
     answers = {
         rf"What color is the ({SHAPE})\?": lambda m: the_only(o.color for o in there if o.shape == m[1]),
-        rf"What shape is the ({COLOUR}) object\?": lambda m: the_only(o.shape for o in there if o.color == m[1]),
+        rf"What shape is the ({COLOR}) object\?": lambda m: the_only(o.shape for o in there if o.color == m[1]),
         rf"What shape is {REL} the ([\w ]+)\?": lambda m: the_only(
             o.shape for o in there if relation_holds(boxes[o.label], boxes[m[2]], m[1])
         ),
         r"How many objects are there\?": lambda m: str(len(there)),
-        rf"How many ({COLOUR}) objects are there\?": lambda m: str(sum(o.color == m[1] for o in there)),
+        rf"How many ({COLOR}) objects are there\?": lambda m: str(sum(o.color == m[1] for o in there)),
         rf"How many ({SHAPE})e?s are there\?": lambda m: str(sum(o.shape == m[1] for o in there)),
         r"Is there an? ([\w ]+)\?": lambda m: yes(m[1] in objects),
-        rf"Is the ((?:{COLOUR}) \w+) (small|large)\?": lambda m: yes(m[2] == objects[m[1]].size),
+        rf"Is the ((?:{COLOR}) \w+) (small|large)\?": lambda m: yes(m[2] == objects[m[1]].size),
         rf"Is the ([\w ]+?) {REL} the ([\w ]+)\?": lambda m: yes(relation_holds(boxes[m[1]], boxes[m[3]], m[2])),
         r"Where is the ([\w ]+)\?": lambda m: the_only(place for place in places if place_holds(boxes[m[1]], place)),
         r"What color is the background\?": lambda m: scene.background,
-        rf"What does the (?:(?:{COLOUR}) )?sign say\?": lambda m: the_only(o.word for o in there if o.word),
+        rf"What does the (?:(?:{COLOR}) )?sign say\?": lambda m: the_only(o.word for o in there if o.word),
     }
     return the_only(found(m) for pattern, found in answers.items() if (m := re.fullmatch(pattern, question)))
 

@@ -114,7 +114,7 @@ def gray_images(folder: Path, count: int) -> list[str]:
 
 def gray_level(images: Tensor) -> Tensor:
     """[n, 3, S, S] -> [n] the number of each of `gray_images`"""
-    mean, std = 0.48145466, 0.26862954  # of the red channel, as CLIP normalises
+    mean, std = 0.48145466, 0.26862954  # of the red channel, as CLIP normalizes
     return ((images[:, 0].mean((1, 2)) * std + mean) * 255 / 20).round().long()
 
 
