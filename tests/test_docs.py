@@ -20,7 +20,7 @@ ROAD_OUT = PAGES["reproduce.md"].partition("\n## Training and results\n")[2]
 STAGE_OF_SCRIPT = {"Pretrain": "pretrain", "Retrieval": "retrieval", "Caption": "caption", "VQA": "vqa"}
 PAPER = report_tables.PAPER
 # A value of each variable of a loop.
-LOOPS = {"config": "VQA", "seed": "42", "size": "96", "masking": "random", "target": "pixels"}
+LOOPS = {"config": "VQA", "seed": "42", "size": "96", "masking": "random", "target": "pixels", "texture": "80"}
 
 
 def commands(text: str) -> list[str]:
