@@ -131,6 +131,12 @@ def test_every_word_is_in_berts_vocabulary_and_in_the_demos_own_part_of_it():
 # ---------------------------------------------------------------- scenes and pictures
 
 
+@pytest.mark.parametrize("option", ["--train=-1", "--val=3001", "--test=6001", "--size=8", "--texture=256"])
+def test_numbers_that_no_data_can_have_are_refused_before_work(tmp_path, option):
+    with pytest.raises(UserError, match=option.replace("=", " is ")):
+        make_demo_data.main(["--output", str(tmp_path), option])
+
+
 def test_splits_share_no_scene_and_evaluation_repeats_none():
     counts = {"train": 3000, "val": 300, "test": 600}
     chosen = scenes.plan(0, counts)

@@ -190,6 +190,7 @@ def test_every_commands_rows_are_what_it_prints(folder, run, tmp_path, command):
         (["caption", "a.png", "--output", "x.txt"], "--output x.txt: the name must end in .jsonl or .csv"),
         (["caption", "absent.png"], "absent.png"),
         (["vqa", "a.png"], "no question"),
+        (["retrieve", "a.png", "--text", "x", "--top", "-1"], "--top is -1; a whole number of at least 1"),
         (["retrieve", "a.png"], "no sentence"),
         (["retrieve", "pre.pth", "--text", "x"], "none of the 1 images can be read"),
         (["embed", "--output", "x.npz"], "nothing to embed"),

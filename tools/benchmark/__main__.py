@@ -30,6 +30,7 @@ from pathlib import Path
 
 import torch
 
+from models.weights import check_value
 from tools.benchmark.caption import run_caption
 from tools.benchmark.everything import BASE, run_all
 from tools.benchmark.loader import run_loader
@@ -52,6 +53,8 @@ RUN = {
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
+    for option in {"repeats", "batches", "images", "pairs"} & vars(args).keys():
+        check_value(f"--{option}", getattr(args, option), int)
     logging.basicConfig(stream=sys.stderr)  # standard output holds nothing but the JSON
     device = torch.device(choose_device(args.device))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"

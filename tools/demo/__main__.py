@@ -16,11 +16,20 @@ from functools import partial
 from pathlib import Path
 
 from dataset.files import read_json
+from models.weights import check_value
 from tools.demo import scenes
 from tools.prepare.common import progress, whole_folder
 from utils import in_processes, run_main, write_json
 
 META = "meta.json"
+RANGES = {  # smallest and largest value of an option
+    "train": (0, 10**7),
+    "val": (0, 3000),  # evaluation repeats no scene, and some 4,500 for val and 9,000 for test are all that differ
+    "test": (0, 6000),
+    "size": (16, 4096),
+    "texture": (0, 255),
+    "questions_per_scene": (0, 100),  # their ids are index * 100 + number
+}
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -41,9 +50,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
+    for option, limits in RANGES.items():
+        check_value(f"--{option}", getattr(args, option), int, *limits)
     counts = {split: getattr(args, split) for split in scenes.SPLITS}
     meta = {"counts": counts, **{key: getattr(args, key) for key in ("size", "seed", "questions_per_scene")}}
-    if args.texture:
+    if args.texture:  # only then, so that folders from before the option still match
         meta["texture"] = args.texture
     if (args.output / META).is_file() and read_json(args.output / META) == meta:
         print(f"demo data is already in {args.output}")

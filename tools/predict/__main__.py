@@ -25,6 +25,7 @@ import torch
 import utils
 from dataset.files import read_json
 from models.generation import MODES
+from models.weights import check_value
 from semmim import SemMIM
 from semmim.model import TEMPLATES, K
 from tools.predict.files import (
@@ -46,6 +47,8 @@ WRITING = ("mode", "beams", "min_tokens", "max_tokens", "length_penalty", "top_k
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
+    if "top" in args:
+        check_value("--top", args.top, int)
     args.output = output_path(args.output, args.endings)
     write_rows(args.run(args), args.output if args.output and args.output.suffix in ROWS else None)
 

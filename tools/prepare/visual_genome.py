@@ -16,6 +16,7 @@ import numpy as np
 from dataset.files import json_list
 from dataset.official import tidy
 from dataset.text import clean_caption, clean_question
+from models.weights import check_value
 from tools.prepare.common import Job, find_official
 from tools.prepare.held_out import HeldOut, read_refs
 from utils import UserError
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare(job: Job) -> None:
+    check_value("--captions", job.options.captions, int)
     found = find_official(job.source, dict.fromkeys((IMAGES, REGIONS), GENOME_URL), {REFS: REFCOCO_URL})
     images = read_images(job, found[IMAGES])
     held_out = HeldOut(job)
