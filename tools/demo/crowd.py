@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from dataset.transforms import to_tensor
-from models.weights import check_value
 from tools.demo import scenes
 from tools.prepare.common import progress, whole_folder
 from utils import run_main, write_json
@@ -72,7 +71,6 @@ def captions(scene: scenes.Scene) -> list[str]:
 
 
 def write(args: argparse.Namespace) -> None:
-    check_value("--size", args.size, int, 3 * max(PIXELS.values()))
     with whole_folder(args.output) as folder:
         (folder / "images").mkdir()
         entries = []

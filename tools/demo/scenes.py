@@ -440,8 +440,9 @@ def _paint_background(scene: Scene, size: int, texture: float, rng: np.random.Ge
     if scene.finish == "cloudy":
         coarse = Image.fromarray(rng.uniform(-45, 45, (5, 5)).astype(np.float32))
         pixels += np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))[..., None]
-    grains = rng.uniform(-texture, texture, (size // GRAIN + 1, size // GRAIN + 1, 3)).repeat(GRAIN, 0).repeat(GRAIN, 1)
-    pixels += grains[:size, :size]
+    if texture:
+        grains = rng.uniform(-texture, texture, (size // GRAIN + 1, size // GRAIN + 1, 3))
+        pixels += grains.repeat(GRAIN, 0).repeat(GRAIN, 1)[:size, :size]
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
